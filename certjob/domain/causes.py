@@ -1,4 +1,4 @@
-"""Why a push or a message was not delivered, as operators read it: one sentence and one action for each cause.
+"""Why something needs attention, as operators read it: one sentence and one action for each cause.
 
 `alerts`, its JSON and `explain` use these texts. A coordinator's digest has its own sentence for each cause, in
 ``certjob/mail/messages/digest.<language>.words``.
@@ -15,21 +15,32 @@ from certjob.errors import Cause
 class Advice:
     """What an operator is told about one cause."""
 
-    cause: Cause
+    cause: str
     why: str
     action: str
-    """What to do. ``advise`` fills in ``{resync}``, ``{next_try}``, ``{message}`` and ``{address}``."""
+    """What to do. ``advise`` fills in ``{resync}``, ``{next_try}``, ``{message}``, ``{address}``, ``{command}`` and
+    ``{alert}``."""
     says_all: bool = False
     """The technical text adds nothing."""
+    is_for_all: bool = False
+    """One thing is wrong for everyone, so the action is needed once."""
 
     def advise(
-        self, *, resync: str = "", next_try: str = "", message: Literal["reminder", "digest"] = "reminder"
+        self,
+        *,
+        resync: str = "",
+        next_try: str = "",
+        message: Literal["reminder", "digest"] = "reminder",
+        command: str = "",
+        alert: str = "ALERT",
     ) -> str:
         """Return what to do.
 
-        ``resync`` is the command to type, ``next_try`` when certjob tries again, ``message`` what was not delivered.
+        ``resync`` and ``command`` are commands to type, the latter lets through what a guard holds. ``next_try`` is
+        when certjob tries again, ``message`` what was not delivered, ``alert`` the alert's id.
         """
-        filled: str = self.action.format(resync=resync, next_try=next_try, message=message, address=_ADDRESS[message])
+        words = {"resync": resync, "next_try": next_try, "command": command, "alert": alert}
+        filled: str = self.action.format(**words, message=message, address=_ADDRESS[message])
         return filled
 
     @property
@@ -44,7 +55,7 @@ _ADDRESS: Final = {
 }
 """Where the address of a message's recipient is corrected."""
 
-_ADVICE: Final[Mapping[Cause, Advice]] = {
+_ADVICE: Final[Mapping[str, Advice]] = {
     advice.cause: advice
     for advice in (
         Advice(
@@ -79,6 +90,7 @@ _ADVICE: Final[Mapping[Cause, Advice]] = {
             why="The portal cannot be updated for anyone.",
             action="Correct the setting, the key or the Edge Function, test it with `certjob check`, then run "
             "`certjob alerts --retry-all`.",
+            is_for_all=True,
         ),
         Advice(
             cause=Cause.NO_ADDRESS,
@@ -103,6 +115,47 @@ _ADVICE: Final[Mapping[Cause, Advice]] = {
             action="If the reason is the address, correct it {address}; otherwise ask the administrator of the mail "
             "server.",
         ),
+        *(
+            Advice(
+                cause=what,
+                why="{error}",
+                action="Check the clock and the last import. If the import was wrong, correct it and run `certjob "
+                "run`. If the changes are right, run `{command}`.",
+                says_all=True,
+            )
+            for what in ("pauses", "returns", "reminders")
+        ),
+        Advice(
+            cause="portal",
+            why="{error}",
+            action="Look at the portal. If these mentors are visible there, correct the function's settings. If they "
+            "are really hidden, run `{command}`.",
+            says_all=True,
+        ),
+        Advice(cause="not_reviewed", why="{error}", action="Fix the cause, then run {resync}.", says_all=True),
+        Advice(
+            cause="hide_by_hand",
+            why="certjob can no longer hide this contact.",
+            action="Hide it in Dynamics, then run `certjob acknowledge {alert} --because TEXT`.",
+            says_all=True,
+        ),
+        Advice(
+            cause="unknown_contact",
+            why="Visible on the portal, but no mentor of an organisation with a portal has this contact.",
+            action="Hide it in Dynamics, or run `certjob acknowledge {alert} --because TEXT`.",
+        ),
+        Advice(
+            cause="not_read",
+            why="{error}",
+            action="Run `certjob reconcile`, then check its cron line.",
+            says_all=True,
+        ),
+        Advice(
+            cause="not_run",
+            why="{error}",
+            action="Run `certjob run`, then check cron.",
+            says_all=True,
+        ),
     )
 }
 
@@ -110,6 +163,7 @@ NEVER_TRIED: Final = Advice(
     cause=Cause.PORTAL_STOPPED,
     why="Not tried for over an hour.",
     action="Check that cron starts `certjob deliver`; running it now clears the queue.",
+    is_for_all=True,
 )
 """For a push that no delivery has reached."""
 
@@ -118,48 +172,23 @@ NO_MAIL_AT_ALL: Final = Advice(
     why="The mail server accepts no messages.",
     action="Correct the CERTJOB_NOTIFY_ settings or the server, test them with `certjob check`, then run "
     "`certjob deliver`.",
+    is_for_all=True,
 )
 """For messages that wait, rather than one that was refused."""
 
-_BY_KIND: Final = {"permanent": Cause.CHANGE_REFUSED, "stage": Cause.PORTAL_STOPPED}
-"""For a failure whose stored cause is unknown to this certjob."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PushState:
-    """The facts that decide why a push is still open."""
-
-    status: str
-    """``pending`` or ``blocked``."""
-    rounds: int
-    """How often this value was tried; 0 after a newer value or a correction."""
-    failure_kind: str | None
-    """``transient``, ``permanent``, ``stage``; None: nothing has failed."""
-    code: str | None
-    """The stored cause; None: nothing has failed."""
-    is_claimed: bool
-    """A run is working on it."""
-    has_contact_id: bool
-    has_new_contact_id: bool
-    """It was changed since the last review."""
-
-
-def advise_on_push(push: PushState) -> Advice:
-    """Return the advice for the first cause that applies."""
-    if push.is_claimed:
-        return _ADVICE[Cause.QUEUED]
-    if not push.has_contact_id:
-        return _ADVICE[Cause.NO_CONTACT_ID]
-    if push.has_new_contact_id and not push.rounds:
-        return _ADVICE[Cause.QUEUED]
-    if push.failure_kind is None and push.code is None and push.status == "pending":
+def advise_on_push(cause: str, *, error: str | None) -> Advice:
+    """Return the advice for an open push; without an error no delivery has reached it."""
+    if cause == Cause.PORTAL_STOPPED and error is None:
         return NEVER_TRIED
-    if push.failure_kind in {"transient", "permanent"} and push.status == "pending" and not push.rounds:
-        return _ADVICE[Cause.QUEUED]
-    kind = "permanent" if push.status == "blocked" else push.failure_kind
-    return _ADVICE[Cause.parse(push.code) or _BY_KIND.get(kind or "", Cause.PORTAL_DOWN)]
+    return _ADVICE.get(cause, _ADVICE[Cause.PORTAL_STOPPED])
 
 
 def advise_on_message(code: str | None) -> Advice:
     """Return the advice for a reminder or a digest that was not delivered."""
-    return _ADVICE[Cause.parse(code) or Cause.MAIL_STOPPED]
+    return _ADVICE.get(code or "", _ADVICE[Cause.MAIL_STOPPED])
+
+
+def advise_on(cause: str) -> Advice:
+    """Return the advice for any other alert."""
+    return _ADVICE[cause]

@@ -35,13 +35,18 @@ class Hold:
     """Of them, those who may be shown first; at most 50 are stored."""
 
     @property
-    def command(self) -> str:
-        """The command that lets it through."""
-        if self.what == "portal":
-            return "certjob reconcile --allow-mass-change"
-        return f"certjob run --organisation {self.organisation} --allow-mass-change"
-
-    @property
     def line(self) -> str:
         """What is held, why, and what to do, in one line."""
-        return f"{self.organisation}: {self.reason}. Check {_WHAT_TO_CHECK[self.what]}, then `{self.command}`"
+        return in_words(self.what, self.organisation, self.reason)
+
+
+def in_words(what: str, organisation: str, reason: str) -> str:
+    """Return what is held, why, and what to do, in one line."""
+    return f"{organisation}: {reason}. Check {_WHAT_TO_CHECK[what]}, then `{command(what, organisation)}`"
+
+
+def command(what: str, organisation: str) -> str:
+    """Return the command that lets through what a guard holds."""
+    if what == "portal":
+        return "certjob reconcile --allow-mass-change"
+    return f"certjob run --organisation {organisation} --allow-mass-change"

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from certjob.portal.comparison import Comparison
-from certjob.review.plan import LOCKED, MAY_STAY_VISIBLE, ReviewCounts
+from certjob.review.plan import LOCKED, ReviewCounts
 
 _MOST_NAMES = 5
 
@@ -24,18 +24,11 @@ def differing(comparison: Comparison) -> list[str]:
     return lines
 
 
-def named(review: ReviewCounts, *, only_lost_portal: bool) -> list[str]:
+def named(review: ReviewCounts) -> list[str]:
     """The mentors that need attention, by id: the first few of each kind (the JSON document has all)."""
-    lines: list[str] = []
-    if not only_lost_portal:
-        broken = [f"{mentor_id} ({reason})" for mentor_id, reason in review.broken.items()]
-        lines += _listed(review.skipped, f"mentor was skipped ({LOCKED})", f"mentors were skipped ({LOCKED})")
-        lines += _listed(broken, "mentor is broken", "mentors are broken")
-    return lines + _listed(
-        review.may_stay_visible,
-        f"mentor may stay visible ({MAY_STAY_VISIBLE})",
-        f"mentors may stay visible ({MAY_STAY_VISIBLE})",
-    )
+    broken = [f"{mentor_id} ({reason})" for mentor_id, reason in review.broken.items()]
+    lines = _listed(review.skipped, f"mentor was skipped ({LOCKED})", f"mentors were skipped ({LOCKED})")
+    return lines + _listed(broken, "mentor is broken", "mentors are broken")
 
 
 def counted(number: int, singular: str, plural: str, *, see_alerts: bool = False) -> list[str]:

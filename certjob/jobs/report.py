@@ -117,7 +117,7 @@ class RunReport:
         attention = self.attention
         lines: list[str] = []
         if attention is None or attention.counts[Kind.HELD].new or not only_new:
-            lines += dict.fromkeys([*self.held, *(hold.line for hold in (attention.held if attention else ()))])
+            lines += self.held if attention is None else attention.held
         quiet = only_new or self.review is None  # deliver every 15 minutes does not repeat itself
         lines += [
             str(stop)
@@ -126,7 +126,7 @@ class RunReport:
         ]
         if self.review is not None:
             is_old = only_new and attention is not None and not attention.counts[Kind.NEVER_REVIEWED].new
-            lines += named(self.review, only_lost_portal=is_old)
+            lines += [] if is_old else named(self.review)
         if attention is not None:
             lines += self._of_the_list(attention, only_new=only_new)
         return lines + self._of_this_run()

@@ -1,7 +1,7 @@
 """What a coordinator's daily page says: read as of one moment, in the words that its templates use."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import date, datetime, timedelta, tzinfo
 from typing import Any
 from uuid import UUID
@@ -9,7 +9,7 @@ from uuid import UUID
 from certjob import database
 from certjob.database import Connection
 from certjob.domain import rules
-from certjob.domain.causes import PushState, advise_on_message, advise_on_push
+from certjob.domain.causes import advise_on_message
 from certjob.facts import reading
 from certjob.mail.messages.content import write_date, write_moment
 from certjob.redaction import one_line
@@ -117,8 +117,6 @@ def read_digest(connection: Connection, digest_id: int, *, today: date, zone: tz
         + [f"ends:{expires_on}:{member_no}:{kind}" for expires_on, _, member_no, kind in expiring]
     )
     is_week_over = last is None or (today - last).days >= REPORTED_AGAIN_AFTER_DAYS
-    for row in pushes:
-        row["cause"] = advise_on_push(PushState(**{each.name: row.pop(each.name) for each in fields(PushState)})).cause
     for row in paused:
         mentor = mentors.get(row["id"])
         lapsed = rules.lapsed_certificates(mentor, today) if mentor is not None else ()

@@ -65,16 +65,15 @@ class PortalSyncService:
         parameters = {"run_id": self._run_id}
         return persist(self._connection, lambda: database.execute(self._connection, "reopen_portal_events", parameters))
 
-    def withdraw(self, mentor_ids: Sequence[UUID]) -> dict[UUID, bool]:
+    def withdraw(self, mentor_ids: Sequence[UUID]) -> set[UUID]:
         """Withdraw what is open for mentors of organisations without a portal, inside the caller's transaction.
 
-        Returns the mentors for whom something was open, each with whether they moved here to be hidden: the portal of
-        the organisation they came from may go on showing them.
+        Returns the mentors for whom something was open. A withdrawn hide stays an alert: someone must hide by hand.
         """
         if not mentor_ids:
-            return {}
+            return set()
         rows = database.fetch(self._connection, "withdraw_portal_events", {"mentor_ids": list(mentor_ids)})
-        withdrawn: dict[UUID, bool] = dict(rows)
+        withdrawn = {row[0] for row in rows}
         if withdrawn:
             self._resolve(sorted(withdrawn))
         return withdrawn

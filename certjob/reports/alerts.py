@@ -1,184 +1,97 @@
 """What needs attention, in full: the list that certjob/review/attention.py counts."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+import shlex
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, date, datetime
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 from certjob import database
 from certjob.database import Connection
-from certjob.domain.causes import Advice, advise_on_message, advise_on_push
-from certjob.reports.open_pushes import OpenPush, read_open_pushes, resync_command
-from certjob.review.held import StoredHold, read_held
+from certjob.domain import holds
+from certjob.domain.causes import NO_MAIL_AT_ALL, Advice, advise_on, advise_on_message, advise_on_push
+from certjob.review.attention import Kind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HeldMentor:
-    """One of those whom a guard holds."""
+class Alert:
+    """One thing that needs attention, as the function ``current_alerts`` returns it."""
 
-    mentor_id: UUID
-    member_no: str
-    full_name: str
-    """The member number where there is no name."""
-    may_be_shown: bool
-    """To be hidden, and perhaps still shown on the portal."""
-
-
-@dataclass(slots=True, kw_only=True)
-class HeldAlert(StoredHold):
-    """An organisation for which the guards hold something back."""
-
-    some: Sequence[HeldMentor]
-    """Those whose ids are stored."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReviewProblem:
-    """A mentor whom no run could review."""
-
-    mentor_id: UUID
-    organisation_id: UUID
-    organisation: str
-    member_no: str
-    full_name: str
-    """The member number where there is no name."""
-    error: str
-    """Why."""
-    since: datetime
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WaitingMail:
-    """Reminders, or digests, that have waited for more than a day."""
-
-    what: str
-    """``reminders`` or ``digests``."""
-    number: int
-    since: datetime
-    """Since when the oldest has waited."""
-    error: str | None
-    """Why the mail stage stopped last; None: it has not stopped in the last runs."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UnknownContact:
-    """A contact that the portal shows, and that is no mentor's of an organisation with a portal."""
-
-    contact_id: UUID
-    since: datetime
-    """When a reading first found it."""
+    alert_id: str
+    """Such as ``hlf:may_be_visible:M1042``."""
+    kind: Kind
+    organisation_id: UUID | None
+    organisation: str | None
+    """The slug."""
     mentor_id: UUID | None
-    """Whose it is in an organisation without a portal; None: nobody's."""
     member_no: str | None
     full_name: str | None
-    organisation: str | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OldReading:
-    """The portal was read once, and not in the last three days."""
-
-    read_at: datetime
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FailedReminder:
-    """A reminder that was not delivered: refused, until somebody corrects something, or deferred for over a day."""
-
-    reminder_id: int
-    mentor_id: UUID
-    organisation_id: UUID
-    organisation: str
-    member_no: str
-    full_name: str
-    threshold_days: int
-    cert_id: UUID
-    expires_on: date
+    """The member number where there is no name; for a digest the coordinator's name or address."""
+    row_id: int | None
+    """The row of ``portal_sync_events``, ``cert_notification_log`` or ``coordinator_digests``."""
+    since: datetime
+    """When it became an alert."""
+    sentence: str
+    """What it is; the dashboard shows the same."""
+    cause: str
+    """What the reader can do something about; see `certjob.domain.causes`."""
     error: str | None
-    code: str | None
-    attempts: int
-    queued_at: datetime
+    """The technical reason."""
+    state: str
+    """``waiting`` (until ``next_attempt_at``), ``being_sent``, or ``stopped`` until someone acts."""
     next_attempt_at: datetime | None
-    """None: it is not tried again before somebody corrects something."""
+    last_failed_at: datetime | None
+    calls: int | None
+    """Calls made to the portal for it."""
+    number: int | None
+    """How many mentors a guard holds; how many certificates have ended since the last full run."""
+    day: date | None
+    """The certificate's last day, the digest's day, or the day of the last full run or reading of the portal."""
+    acknowledged_until: date | None
+    acknowledged_because: str | None
+
+    @property
+    def advice(self) -> Advice:
+        """Why it needs attention, and what to do."""
+        match self.kind:
+            case Kind.MAY_BE_VISIBLE | Kind.MAY_BE_HIDDEN:
+                advice = advise_on_push(self.cause, error=self.error)
+            case Kind.FAILED_REMINDERS | Kind.FAILED_DIGESTS:
+                advice = advise_on_message(self.cause)
+            case Kind.WAITING_REMINDERS | Kind.WAITING_DIGESTS:
+                advice = NO_MAIL_AT_ALL
+            case _:
+                advice = advise_on(self.cause)
+        return replace(advice, why=advice.why.format(error=self.error))
+
+    def what_to_do(self, *, next_try: str, others: bool = False) -> str:
+        """Return what to do about it, and with ``others`` about more of them.
+
+        ``next_try`` is when certjob tries again.
+        """
+        message: Literal["reminder", "digest"] = "digest" if self.kind is Kind.FAILED_DIGESTS else "reminder"
+        return self.advice.advise(
+            resync=resync_command(self.member_no or "", self.organisation or "") + (" and so on" if others else ""),
+            next_try=next_try,
+            message=message,
+            command=holds.command(self.cause, self.organisation or ""),
+            alert=shlex.quote(self.alert_id),
+        )
+
+    def to_document(self) -> dict[str, Any]:
+        """Return its object in the JSON document."""
+        at = self.next_attempt_at
+        next_try = f"after {at.astimezone(UTC):%Y-%m-%d %H:%M} UTC" if at else ""
+        return asdict(self) | {"why": self.advice.why, "what_to_do": self.what_to_do(next_try=next_try)}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FailedDigest:
-    """A coordinator's daily mail that was not delivered and is not tried again before the next night."""
-
-    digest_id: int
-    coordinator_id: UUID
-    organisation_id: UUID
-    organisation: str
-    full_name: str
-    """The address where there is no name."""
-    digest_on: date
-    error: str | None
-    code: str | None
-    attempts: int
-    queued_at: datetime
+def read_alerts(connection: Connection, *, today: date, acknowledged: bool = False) -> list[Alert]:
+    """Return what needs attention, the most harmful first, then the oldest; or what is acknowledged."""
+    rows = database.fetch(connection, "read_alerts", {"today": today, "acknowledged": acknowledged}, into=dict)
+    alerts = [Alert(**row | {"kind": Kind(row["kind"])}) for row in rows]
+    return sorted(alerts, key=lambda alert: list(Kind).index(alert.kind))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Alerts:
-    """All that needs attention, at one moment."""
-
-    held: Sequence[HeldAlert] = ()
-    """Who may be shown on a portal first."""
-    never_reviewed: Sequence[ReviewProblem] = ()
-    """Oldest first, as the following."""
-    pushes: Sequence[OpenPush] = ()
-    """Hides first, then oldest first."""
-    unknown_contacts: Sequence[UnknownContact] = ()
-    """Oldest first."""
-    portal_not_read: Sequence[OldReading] = ()
-    """One, or none."""
-    failed_reminders: Sequence[FailedReminder] = ()
-    failed_digests: Sequence[FailedDigest] = ()
-    waiting_mail: Sequence[WaitingMail] = ()
-
-    def __len__(self) -> int:
-        return sum(len(getattr(self, each.name)) for each in fields(self))
-
-    def to_document(self) -> dict[str, list[dict[str, Any]]]:
-        """Return the same for a program; each push and each mail has in words why it waits and what to do."""
-        document: dict[str, list[dict[str, Any]]] = asdict(self)
-        for held, row in zip(self.held, document["held"], strict=True):
-            row["command"] = held.command
-            del row["mentor_ids"]
-        document["alerts"] = document.pop("pushes")
-        for push, row in zip(self.pushes, document["alerts"], strict=True):
-            next_try = f"after {push.next_attempt_at.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
-            resync = resync_command(push.member_no, push.organisation)
-            row.update(_in_words(advise_on_push(push), resync=resync, next_try=next_try))
-        for row in document["failed_reminders"]:
-            row.update(_in_words(advise_on_message(row["code"])))
-        for row in document["failed_digests"]:
-            row.update(_in_words(advise_on_message(row["code"]), message="digest"))
-        return document
-
-
-def _in_words(advice: Advice, **details: Any) -> dict[str, str]:
-    return {"code": advice.cause, "why": advice.why, "what_to_do": advice.advise(**details)}
-
-
-def read_alerts(connection: Connection, *, today: date) -> Alerts:
-    """Read what needs attention: short statements, nothing is kept open between or after them."""
-    return Alerts(
-        held=list(_read_held(connection)),
-        never_reviewed=database.fetch(connection, "read_review_problems", into=ReviewProblem),
-        pushes=read_open_pushes(connection),
-        unknown_contacts=database.fetch(connection, "read_unknown_contacts", into=UnknownContact),
-        portal_not_read=database.fetch(connection, "read_old_reading", into=OldReading),
-        failed_reminders=database.fetch(connection, "read_failed_reminders", {"today": today}, into=FailedReminder),
-        failed_digests=database.fetch(connection, "read_failed_digests", into=FailedDigest),
-        waiting_mail=database.fetch(connection, "read_waiting_mail", into=WaitingMail),
-    )
-
-
-def _read_held(connection: Connection) -> Iterator[HeldAlert]:
-    for held in read_held(connection):
-        which = {"ids": list(held.mentor_ids), "may_be_shown": held.may_be_shown}
-        some = database.fetch(connection, "read_held_mentors", which, into=HeldMentor)
-        yield HeldAlert(**asdict(held), some=some)
+def resync_command(member_no: str, organisation: str) -> str:
+    """Return the command that pushes one mentor now, in backquotes; two organisations may have the same number."""
+    return f"`certjob resync {shlex.quote(member_no)} --organisation {organisation}`"

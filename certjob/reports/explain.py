@@ -18,7 +18,7 @@ from certjob.errors import BrokenMentorError, UnknownMentorError
 from certjob.facts import reading
 from certjob.mail.reminders import find_new_reminders
 from certjob.reports.logged_reminders import LoggedReminder, read_logged_reminders
-from certjob.reports.open_pushes import OpenPush, read_open_pushes
+from certjob.reports.open_pushes import OpenPush, read_open_push
 from certjob.review.days import last_run_date, looks_at_everybody
 from certjob.review.guards import MassChangeGuard
 
@@ -146,7 +146,7 @@ def explain(connection: Connection, mentor_id: UUID, *, today: date, zone: tzinf
         person, mentor = people[0], read.mentors[0]
         now, reminders = database.clock(connection), read_logged_reminders(connection, mentor_id)
         portal = Portal(
-            push=next(iter(read_open_pushes(connection, mentor_id=mentor_id)), None),
+            push=read_open_push(connection, mentor_id),
             **database.fetch(connection, "read_portal_history", parameters, into=dict)[0],
         )
         everybody = looks_at_everybody(connection, today)

@@ -73,6 +73,8 @@ class SystemStatus:
     """Today's first, with whoever is overdue."""
     alerts: dict[str, int]
     """How much `certjob alerts` shows of each kind."""
+    overdue: str
+    """That no full run has finished for 26 hours, and what has ended since; empty if one has."""
     without_certificate: int
     mail_waits_until: datetime | None
     """When CERTJOB_MAIL_HOURS let it go; None: no mail waits for that."""
@@ -103,6 +105,7 @@ def read_status(
         open_work = read_open_work(connection)
         good_runs = database.fetch(connection, "read_last_good_run", into=GoodRun)
         runs = {"silence": SILENCE, "limit": RUNS_PER_COMMAND}
+        attention = read_attention(connection, today=today)
         return SystemStatus(
             now=database.clock(connection),
             today=today,
@@ -111,7 +114,8 @@ def read_status(
             runs=database.fetch(connection, "list_last_runs", runs, into=Run),
             backlog=open_work,
             coming=_read_coming(connection, today),
-            alerts=read_attention(connection, today=today).numbers,
+            alerts=attention.numbers,
+            overdue=attention.overdue,
             without_certificate=_count_without_certificate(connection, today),
             mail_waits_until=mail_waits_until if any(open_work[kind].pending for kind in MAIL_KINDS) else None,
         )

@@ -1,6 +1,6 @@
 """What needs attention, counted: one list, which alerts, status, digests and a run at its end all read.
 
-The list is the database's view ``attention``.
+The list is what the database's function ``current_alerts`` returns.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,12 +10,13 @@ from enum import StrEnum
 
 from certjob import database
 from certjob.database import Connection
-from certjob.review.held import StoredHold, read_held
+from certjob.domain import holds
 
 
 class Kind(StrEnum):
     """The kinds of alerts, the most harmful first."""
 
+    NO_FULL_RUN = "no_full_run"
     HELD = "held"
     NEVER_REVIEWED = "never_reviewed"
     MAY_BE_VISIBLE = "may_be_visible"
@@ -29,6 +30,7 @@ class Kind(StrEnum):
 
 
 WORDS: Mapping[Kind, tuple[str, str]] = {
+    Kind.NO_FULL_RUN: ("full run is overdue", "full runs are overdue"),
     Kind.HELD: ("organisation is held", "organisations are held"),
     Kind.NEVER_REVIEWED: ("mentor could not be reviewed", "mentors could not be reviewed"),
     Kind.MAY_BE_VISIBLE: ("mentor may still be visible on the portal", "mentors may still be visible on the portal"),
@@ -60,8 +62,12 @@ class Attention:
     """Every kind, the most harmful first."""
     read_at: datetime
     """By the database's clock."""
-    held: Sequence[StoredHold] = ()
-    """What the guards hold, whichever run held it."""
+    acknowledged: int = 0
+    """How many someone knows about; they are counted nowhere else."""
+    held: Sequence[str] = ()
+    """A line for each hold of a guard, whichever run held it."""
+    overdue: str = ""
+    """That no full run has finished for 26 hours, since when, and what has ended since; empty if one has."""
 
     @property
     def numbers(self) -> dict[str, int]:
@@ -70,19 +76,21 @@ class Attention:
 
     def lines(self, *, only_new: bool = False) -> dict[Kind, str]:
         """Return one line for each kind; ``only_new`` leaves out what was there before."""
-        return {
-            kind: f"{_words(kind, count.number)}{_how_many_new(count) if only_new else ''}; see `certjob alerts`"
+        lines = {
+            kind: f"{in_words(kind, count.number)}{_how_many_new(count) if only_new else ''}; see `certjob alerts`"
             for kind, count in self.counts.items()
             if (count.new if only_new else count.number)
         }
+        return lines | ({Kind.NO_FULL_RUN: self.overdue} if Kind.NO_FULL_RUN in lines else {})
 
 
 def summarize(numbers: Mapping[str, int]) -> str:
     """Return how much there is of each kind, in one line; empty if there is nothing."""
-    return ", ".join(_words(Kind(kind), number) for kind, number in numbers.items() if number)
+    return ", ".join(in_words(Kind(kind), number) for kind, number in numbers.items() if number)
 
 
-def _words(kind: Kind, number: int) -> str:
+def in_words(kind: Kind, number: int) -> str:
+    """Return how many there are of a kind."""
     singular, plural = WORDS[kind]
     return f"{number:,} {singular if number == 1 else plural}"
 
@@ -95,6 +103,12 @@ def read_attention(connection: Connection, *, today: date, new_since: datetime |
     """Count what needs attention, and what of it is new since a moment (None: all of it)."""
     read_at = database.clock(connection)
     rows = database.fetch(connection, "count_attention", {"today": today, "new_since": new_since or "-infinity"})
-    found = {Kind(kind): Count(number=number, new=new) for kind, number, new in rows}
-    counts = {kind: found.get(kind, Count()) for kind in Kind}
-    return Attention(counts=counts, read_at=read_at, held=read_held(connection) if counts[Kind.HELD].number else ())
+    found = {Kind(kind): Count(number=number, new=new) for kind, number, new, _ in rows}
+    told = database.fetch(connection, "read_told_alerts", {"today": today})
+    return Attention(
+        counts={kind: found.get(kind, Count()) for kind in Kind},
+        read_at=read_at,
+        acknowledged=sum(acknowledged for *_, acknowledged in rows),
+        held=[holds.in_words(what, organisation, error) for kind, organisation, what, error in told if kind == "held"],
+        overdue="".join(f"{error}; run `certjob run`, then check cron" for kind, *_, error in told if kind != "held"),
+    )

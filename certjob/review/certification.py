@@ -191,7 +191,6 @@ class CertificationManagementService:
         for decision in written.decisions:
             counts.add(decision)
         counts.reminders_queued += len(written.queued_for)
-        counts.may_stay_visible += written.may_stay_visible
         self._staying_due |= written.staying_due
         self._guard.record(written.decisions, queued_reminders=written.queued_for)
         self._guard.store(run_id=self._run_id)

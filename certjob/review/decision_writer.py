@@ -22,7 +22,6 @@ class Written:
     staying_due: frozenset[UUID] = frozenset()
     queued_for: Sequence[UUID] = ()
     """The organisation of each queued reminder."""
-    may_stay_visible: Sequence[UUID] = ()
 
 
 class DecisionWriter:
@@ -65,7 +64,6 @@ class DecisionWriter:
             decisions=decisions,
             staying_due=held,
             queued_for=[organisations[mentor_id] for mentor_id in queued],
-            may_stay_visible=[mentor_id for mentor_id, may_stay_visible in withdrawn.items() if may_stay_visible],
         )
 
     def _write_transitions(self, decisions: Sequence[Decision]) -> None:

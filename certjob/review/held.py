@@ -1,8 +1,7 @@
 """What the guards hold back, as it is stored: ``alerts`` and digests tell of it until it is over."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import date
 from uuid import UUID
 
 from certjob import database
@@ -11,20 +10,6 @@ from certjob.domain.holds import Hold
 
 MOST_IDS = 50
 """The ids of at most this many held mentors are stored."""
-
-
-@dataclass(slots=True, kw_only=True)
-class StoredHold(Hold):
-    """A hold as it was when it was held last."""
-
-    name: str
-    """The organisation's."""
-    since: datetime
-
-
-def read_held(connection: Connection) -> list[StoredHold]:
-    """Read what the guards hold, whoever may be shown on a portal first."""
-    return database.fetch(connection, "read_held_reviews", into=StoredHold)
 
 
 def store_hold(connection: Connection, hold: Hold, *, today: date, run_id: UUID) -> None:

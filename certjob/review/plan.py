@@ -39,9 +39,6 @@ def due_decisions(
 
 
 LOCKED = "still due at the end of the run: locked by another session, or changed since; the next run does this review"
-MAY_STAY_VISIBLE = (
-    "the organisation has no portal any more and the hide was withdrawn; hide by hand whom it still shows"
-)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -59,8 +56,6 @@ class ReviewCounts:
     skipped: list[UUID] = field(default_factory=list)
     """Mentors who were still due at the end."""
     broken: dict[UUID, str] = field(default_factory=dict)
-    may_stay_visible: list[UUID] = field(default_factory=list)
-    """Mentors who moved to an organisation without a portal before they were hidden on the other one's."""
 
     def add(self, decision: Decision) -> None:
         """Count one reviewed mentor."""
@@ -74,9 +69,5 @@ class ReviewCounts:
 
     @property
     def problems(self) -> list[tuple[UUID, str]]:
-        """Skipped and broken mentors, and those whom a portal may go on showing, each with the reason."""
-        return [
-            *((mentor_id, LOCKED) for mentor_id in self.skipped),
-            *self.broken.items(),
-            *((mentor_id, MAY_STAY_VISIBLE) for mentor_id in self.may_stay_visible),
-        ]
+        """Skipped and broken mentors, each with the reason."""
+        return [*((mentor_id, LOCKED) for mentor_id in self.skipped), *self.broken.items()]

@@ -98,6 +98,8 @@ CREATE UNIQUE INDEX portal_sync_events_one_open_per_mentor ON certjob.portal_syn
 CREATE INDEX portal_sync_events_due_idx ON certjob.portal_sync_events ((attempts > 0), visible, next_attempt_at)
     WHERE status = 'pending';
 CREATE INDEX portal_sync_events_mentor_id_idx ON certjob.portal_sync_events (mentor_id);
+CREATE INDEX portal_sync_events_withdrawn_idx ON certjob.portal_sync_events (mentor_id)
+    WHERE status = 'withdrawn' AND NOT visible;
 CREATE INDEX portal_sync_events_in_flight_idx ON certjob.portal_sync_events (claim_contact_id)
     WHERE claim_token IS NOT NULL;
 CREATE INDEX portal_sync_events_unknown_idx ON certjob.portal_sync_events (claim_contact_id)

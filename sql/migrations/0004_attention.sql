@@ -1,103 +1,300 @@
 -- What needs attention. The commands, the digest and the dashboard all ask these views, so that they agree.
 
--- The open pushes that failed, or that have been waiting for an hour. A time in the future was written by a wrong
--- clock; it must not hide the push until then.
-CREATE VIEW certjob.portal_alerts WITH (security_invoker = true) AS
+-- The open pushes, each with what a reader can do about it.
+--   cause     the first that applies; certjob/errors.py and docs/json.md list them
+--   since     when the push became an alert, or will
+--   is_alert  it failed, or has been waiting for an hour. A time in the future was written by a wrong clock; it must
+--             not hide the push until then.
+CREATE VIEW certjob.open_pushes WITH (security_invoker = true) AS
 SELECT
     e.id AS event_id,
     e.mentor_id,
     m.organisation_id,
-    m.member_no,
-    coalesce(m.full_name, m.member_no) AS full_name,
     e.visible,
-    CASE WHEN e.visible
-        THEN 'Dynamics sync pending — mentor may still be hidden on portal'
-        ELSE 'Dynamics sync pending — mentor may still be visible on portal'
-    END AS sentence,
-    coalesce(f.error, e.last_error) AS error,
-    coalesce(f.attempts, 0) AS attempts,
+    e.status,
+    e.attempts AS rounds,
     e.wanted_at,
+    least(e.wanted_at + interval '1 hour', f.created_at) AS since,
+    f.id IS NOT NULL OR e.wanted_at < now() - interval '1 hour' OR e.wanted_at > now() + interval '1 hour' AS is_alert,
+    claim.is_live AS is_claimed,
+    CASE
+        WHEN claim.is_live THEN 'queued'
+        WHEN m.dynamics_contact_id IS NULL THEN 'no_contact_id'
+        -- A trigger forgets portal_visible when the contact ID changes. The next review sets it.
+        WHEN m.portal_visible IS NULL AND e.attempts = 0 THEN 'queued'
+        -- No delivery has reached it.
+        WHEN f.id IS NULL AND e.last_error IS NULL AND e.status = 'pending' THEN 'portal_stopped'
+        -- It was reopened after a failure of its own.
+        WHEN f.kind IN ('transient', 'permanent') AND e.status = 'pending' AND e.attempts = 0 THEN 'queued'
+        WHEN f.id IS NOT NULL THEN coalesce(f.failure_code, 'change_refused')
+        ELSE coalesce(e.failure_code, 'change_refused')
+    END AS cause,
+    coalesce(f.error, e.last_error) AS error,
+    coalesce(f.attempts, 0) AS calls,
+    f.created_at AS failing_since,
     f.last_failed_at,
-    CASE WHEN f.id IS NOT NULL THEN f.failure_code WHEN e.last_error IS NOT NULL THEN e.failure_code END AS code
+    e.next_attempt_at
 FROM certjob.portal_sync_events AS e
 JOIN certjob.mentors AS m ON m.id = e.mentor_id
 LEFT JOIN certjob.dynamics_sync_failures AS f ON f.mentor_id = e.mentor_id AND f.resolved_at IS NULL
-WHERE e.status IN ('pending', 'blocked')
-    AND (f.id IS NOT NULL OR e.wanted_at < now() - interval '1 hour' OR e.wanted_at > now() + interval '1 hour')
-ORDER BY e.visible, e.wanted_at, e.id;
+CROSS JOIN LATERAL (SELECT e.claim_token IS NOT NULL AND e.next_attempt_at > now() AS is_live) AS claim
+WHERE e.status IN ('pending', 'blocked');
 
--- One row for each thing that needs attention:
---   kind      what it is; a new kind also needs a member of Kind in certjob/review/attention.py
---   row_id    its row in the table of the kind
---   alert_id  stays the same as long as it is the same thing
---   since     when it became an alert
---   until     the last day on which it matters; null: as long as the row exists
+-- One row for each thing that a coordinator can do something about.
+--   alert_id         <organisation>:<kind>:<member number, or what is held>
+--   kind             a new kind also needs a member of Kind in certjob/review/attention.py
+--   row_id           its row in the table of the kind
+--   since            when it became an alert
+--   until            the last day on which it matters; null: as long as the row exists
+--   cause            what a reader can do about it
+--   state            waiting (until next_attempt_at), being_sent, or stopped until someone acts
+--   number           how many mentors a guard holds
+--   day              the last day of the certificate that a reminder is about
 -- Held and unreviewed mentors count only while one of them is due on that day: two runs that cross leave nothing
 -- behind. The planner knows nothing about such small tables. LIMIT 1 and OFFSET 0 make it look each mentor up by an
 -- index.
-CREATE VIEW certjob.attention WITH (security_invoker = true) AS
+CREATE VIEW certjob.alerts WITH (security_invoker = true) AS
 SELECT
-    'held' AS kind,
-    h.organisation_id,
-    NULL::uuid AS mentor_id,
-    NULL::bigint AS row_id,
-    'held:' || h.what AS alert_id,
-    h.since,
-    NULL::date AS until
-FROM certjob.held_reviews AS h
-LEFT JOIN LATERAL (
-    SELECT m.id FROM certjob.mentors AS m
-    WHERE m.organisation_id = h.organisation_id AND m.review_on <= h.as_of
-    ORDER BY m.review_on, m.id
-    LIMIT 1
-) AS due ON true
-WHERE h.what = 'portal' OR due.id IS NOT NULL
-UNION ALL
-SELECT 'never_reviewed', m.organisation_id, p.mentor_id, NULL, 'problem:' || p.mentor_id, p.since, NULL
-FROM certjob.review_problems AS p
-CROSS JOIN LATERAL (
-    SELECT o.organisation_id FROM certjob.mentors AS o WHERE o.id = p.mentor_id AND o.review_on <= p.as_of OFFSET 0
-) AS m
-UNION ALL
-SELECT
-    CASE WHEN a.visible THEN 'may_be_hidden' ELSE 'may_be_visible' END,
+    o.slug || ':' || a.kind || ':' || coalesce(m.member_no, a.cause) AS alert_id,
+    a.kind,
     a.organisation_id,
+    o.slug AS organisation,
     a.mentor_id,
-    a.event_id,
-    'push:' || a.event_id || CASE WHEN a.visible THEN ':true' ELSE ':false' END,
-    least(a.wanted_at + interval '1 hour', (
-        SELECT f.created_at FROM certjob.dynamics_sync_failures AS f
-        WHERE f.mentor_id = a.mentor_id AND f.resolved_at IS NULL
-    )),
-    NULL
-FROM certjob.portal_alerts AS a
-UNION ALL
-SELECT 'unknown_contacts', NULL, NULL, NULL, 'contact:' || u.contact_id, u.first_seen_at, NULL
-FROM certjob.portal_unknown_contacts AS u
-WHERE u.gone_at IS NULL AND u.accepted_at IS NULL
-UNION ALL
-SELECT 'portal_not_read', NULL, NULL, NULL, 'reading', r.read_at + interval '3 days', NULL
-FROM certjob.portal_last_reading AS r
-WHERE r.read_at < now() - interval '3 days'
-    AND EXISTS (SELECT FROM certjob.organisations AS o WHERE o.portal IS NOT NULL)
-UNION ALL
--- Counted from the day of the threshold, or from the day it was queued if that is later, as after an import.
-SELECT 'failed_reminders', m.organisation_id, l.mentor_id, l.id, 'reminder:' || l.id || ':' || l.queued_at::text,
-    l.next_attempt_at, greatest(l.expires_on - l.threshold_days, l.queued_at::date) + 14
-FROM certjob.cert_notification_log AS l
-CROSS JOIN LATERAL (SELECT o.organisation_id FROM certjob.mentors AS o WHERE o.id = l.mentor_id OFFSET 0) AS m
-WHERE l.status = 'failed'
-UNION ALL
--- A deferred reminder, as for a full mailbox, is tried again until it is too late for it.
-SELECT CASE WHEN l.failure_code = 'mail_delayed' THEN 'failed_reminders' ELSE 'waiting_reminders' END, m.organisation_id,
-    l.mentor_id, l.id, 'reminder:' || l.id || ':' || l.queued_at::text, l.queued_at + interval '1 day', NULL
-FROM certjob.cert_notification_log AS l
-CROSS JOIN LATERAL (SELECT o.organisation_id FROM certjob.mentors AS o WHERE o.id = l.mentor_id OFFSET 0) AS m
-WHERE l.status = 'pending' AND l.queued_at < now() - interval '1 day'
-UNION ALL
-SELECT CASE d.status WHEN 'failed' THEN 'failed_digests' ELSE 'waiting_digests' END, c.organisation_id, NULL, d.id,
-    'digest:' || d.id || ':' || d.digest_on,
-    CASE d.status WHEN 'failed' THEN d.next_attempt_at ELSE d.queued_at + interval '1 day' END, NULL
-FROM certjob.coordinator_digests AS d
-JOIN certjob.coordinators AS c ON c.id = d.coordinator_id
-WHERE d.status = 'failed' OR (d.status = 'pending' AND d.queued_at < now() - interval '1 day');
+    m.member_no,
+    coalesce(m.full_name, m.member_no) AS full_name,
+    a.row_id,
+    a.since,
+    a.until,
+    CASE a.kind
+        WHEN 'may_be_visible' THEN 'Dynamics sync pending — mentor may still be visible on portal'
+        WHEN 'may_be_hidden' THEN 'Dynamics sync pending — mentor may still be hidden on portal'
+        WHEN 'held' THEN 'Too many changes at once, held until someone decides'
+        WHEN 'never_reviewed' THEN 'Not reviewed — mentor may still be visible on portal'
+        WHEN 'failed_reminders' THEN 'Reminder not delivered'
+        WHEN 'waiting_reminders' THEN 'Reminder has waited for more than a day'
+    END AS sentence,
+    a.cause,
+    a.error,
+    a.state,
+    a.next_attempt_at,
+    a.last_failed_at,
+    a.calls,
+    a.number,
+    a.day
+FROM (
+    SELECT
+        'held' AS kind,
+        h.organisation_id,
+        NULL::uuid AS mentor_id,
+        NULL::bigint AS row_id,
+        h.since,
+        NULL::date AS until,
+        h.what AS cause,
+        h.reason AS error,
+        'stopped' AS state,
+        NULL::timestamptz AS next_attempt_at,
+        NULL::timestamptz AS last_failed_at,
+        NULL::integer AS calls,
+        h.mentors AS number,
+        NULL::date AS day
+    FROM certjob.held_reviews AS h
+    LEFT JOIN LATERAL (
+        SELECT m.id FROM certjob.mentors AS m
+        WHERE m.organisation_id = h.organisation_id AND m.review_on <= h.as_of
+        ORDER BY m.review_on, m.id
+        LIMIT 1
+    ) AS due ON true
+    WHERE h.what = 'portal' OR due.id IS NOT NULL
+    UNION ALL
+    SELECT 'never_reviewed', m.organisation_id, p.mentor_id, NULL, p.since, NULL, 'not_reviewed', p.reason, 'waiting',
+        NULL, NULL, NULL, NULL, NULL
+    FROM certjob.review_problems AS p
+    CROSS JOIN LATERAL (
+        SELECT o.organisation_id FROM certjob.mentors AS o WHERE o.id = p.mentor_id AND o.review_on <= p.as_of OFFSET 0
+    ) AS m
+    UNION ALL
+    SELECT CASE WHEN p.visible THEN 'may_be_hidden' ELSE 'may_be_visible' END, p.organisation_id, p.mentor_id,
+        p.event_id, p.since, NULL, p.cause, p.error,
+        CASE WHEN p.is_claimed THEN 'being_sent' WHEN p.status = 'blocked' THEN 'stopped' ELSE 'waiting' END,
+        p.next_attempt_at, p.last_failed_at, p.calls, NULL, NULL
+    FROM certjob.open_pushes AS p
+    WHERE p.is_alert
+    UNION ALL
+    -- The organisation lost its portal, or the mentor moved to one without, while a hide was open: no one else hides
+    -- the mentor. A later push or the end of the pause makes it good.
+    SELECT 'may_be_visible', m.organisation_id, e.mentor_id, e.id, e.wanted_at, NULL, 'hide_by_hand', e.last_error,
+        'stopped', NULL, NULL, NULL, NULL, NULL
+    FROM certjob.portal_sync_events AS e
+    CROSS JOIN LATERAL (
+        SELECT o.organisation_id FROM certjob.mentors AS o
+        WHERE o.id = e.mentor_id
+            AND (
+                o.left_at IS NOT NULL
+                OR o.certified_until < current_date
+                OR EXISTS (SELECT FROM certjob.mentor_pauses AS p WHERE p.mentor_id = o.id AND p.lifted_at IS NULL)
+            )
+        OFFSET 0
+    ) AS m
+    WHERE e.status = 'withdrawn' AND NOT e.visible
+        AND NOT EXISTS (
+            SELECT FROM certjob.portal_sync_events AS later WHERE later.mentor_id = e.mentor_id AND later.id > e.id
+        )
+    UNION ALL
+    -- Counted from the day of the threshold, or from the day it was queued if that is later, as after an import.
+    SELECT 'failed_reminders', m.organisation_id, l.mentor_id, l.id, l.next_attempt_at,
+        greatest(l.expires_on - l.threshold_days, l.queued_at::date) + 14, l.failure_code, l.last_error, 'stopped',
+        NULL, NULL, NULL, NULL, l.expires_on
+    FROM certjob.cert_notification_log AS l
+    CROSS JOIN LATERAL (SELECT o.organisation_id FROM certjob.mentors AS o WHERE o.id = l.mentor_id OFFSET 0) AS m
+    WHERE l.status = 'failed'
+    UNION ALL
+    -- A deferred reminder, as for a full mailbox, is tried again until it is too late for it.
+    SELECT CASE WHEN l.failure_code = 'mail_delayed' THEN 'failed_reminders' ELSE 'waiting_reminders' END,
+        m.organisation_id, l.mentor_id, l.id, l.queued_at + interval '1 day', NULL,
+        coalesce(l.failure_code, 'mail_stopped'), l.last_error,
+        CASE WHEN l.claim_token IS NOT NULL AND l.next_attempt_at > now() THEN 'being_sent' ELSE 'waiting' END,
+        l.next_attempt_at, NULL, NULL, NULL, l.expires_on
+    FROM certjob.cert_notification_log AS l
+    CROSS JOIN LATERAL (SELECT o.organisation_id FROM certjob.mentors AS o WHERE o.id = l.mentor_id OFFSET 0) AS m
+    WHERE l.status = 'pending' AND l.queued_at < now() - interval '1 day'
+) AS a
+JOIN certjob.organisations AS o ON o.id = a.organisation_id
+LEFT JOIN LATERAL (
+    SELECT n.member_no, n.full_name FROM certjob.mentors AS n WHERE n.id = a.mentor_id OFFSET 0
+) AS m ON true;
+
+-- An alert that someone knows about: it is left out of lists, exit codes and digests up to a day. Only `certjob
+-- acknowledge` writes here.
+CREATE TABLE certjob.acknowledgements (
+    alert_id text PRIMARY KEY,
+    cause text NOT NULL,
+    number integer,
+    because text NOT NULL CHECK (because <> '' AND length(because) <= 1000),
+    until date,
+    acknowledged_by text NOT NULL,
+    acknowledged_at timestamptz DEFAULT now() NOT NULL,
+    ended_at timestamptz
+);
+ALTER TABLE certjob.acknowledgements ENABLE ROW LEVEL SECURITY;
+COMMENT ON COLUMN certjob.acknowledgements.cause IS 'the alert''s: with another cause, or another number, it returns';
+COMMENT ON COLUMN certjob.acknowledgements.until IS 'the last day; null: until the cause changes';
+COMMENT ON COLUMN certjob.acknowledgements.ended_at IS 'when a run found the alert with another cause or number';
+
+-- All alerts on a day: those of the view, and those that only an operator can do something about.
+--   number           also: how many certificates have ended since the last full run
+--   day              also: the day of the digest, of the last full run, or of the last reading of the portal
+--   is_acknowledged  someone knows about it, up to acknowledged_until
+CREATE FUNCTION certjob.current_alerts(today date) RETURNS TABLE (
+    alert_id text, kind text, organisation_id uuid, organisation text, mentor_id uuid, member_no text, full_name text,
+    row_id bigint, since timestamptz, sentence text, cause text, error text, state text, next_attempt_at timestamptz,
+    last_failed_at timestamptz, calls integer, number integer, day date, is_acknowledged boolean,
+    acknowledged_until date, acknowledged_because text
+)
+LANGUAGE sql STABLE
+BEGIN ATOMIC
+    WITH operator_alerts AS (
+        SELECT 'no_full_run' AS kind, last_run.as_of AS day, coalesce(last_run.as_of::text, 'never') AS what,
+            NULL::uuid AS organisation_id, NULL AS organisation, NULL::uuid AS mentor_id, NULL AS member_no,
+            NULL AS full_name, NULL::bigint AS row_id,
+            coalesce(last_run.finished_at, first_run.finished_at) + interval '26 hours' AS since,
+            'No full run' AS sentence, 'not_run' AS cause,
+            coalesce('No full run since ' || to_char(last_run.as_of, 'FMDD FMMonth YYYY'), 'No full run has finished')
+                || CASE ended.number
+                    WHEN 0 THEN ''
+                    WHEN 1 THEN '; 1 certificate has ended since, and that mentor may still be visible'
+                    ELSE '; ' || ended.number || ' certificates have ended since, and those mentors may still be visible'
+                END AS error,
+            ended.number
+        FROM (SELECT min(r.finished_at) AS finished_at FROM certjob.job_runs AS r) AS first_run
+        LEFT JOIN LATERAL (
+            SELECT r.as_of, r.finished_at FROM certjob.job_runs AS r
+            WHERE r.command = 'run' AND r.organisation IS NULL AND r.outcome IN ('ok', 'attention')
+                AND r.finished_at <= now() + interval '1 minute'  -- a later one was recorded by a wrong clock
+            ORDER BY r.finished_at DESC
+            LIMIT 1
+        ) AS last_run ON true
+        CROSS JOIN LATERAL (
+            SELECT count(*)::integer AS number
+            FROM certjob.certificates AS c
+            JOIN certjob.mentors AS m ON m.id = c.mentor_id
+            JOIN certjob.organisations AS o ON o.id = m.organisation_id
+            WHERE c.expires_on >= last_run.as_of AND c.expires_on < today
+                AND c.status IN ('valid', 'expiring') AND c.revoked_at IS NULL
+                AND m.left_at IS NULL AND o.portal IS NOT NULL
+        ) AS ended
+        WHERE coalesce(last_run.finished_at, first_run.finished_at) < now() - interval '26 hours'
+        UNION ALL
+        -- A mentor of an organisation without a portal may have the contact.
+        SELECT 'unknown_contacts', NULL, u.contact_id::text, NULL, owner.organisation, owner.mentor_id, owner.member_no,
+            owner.full_name, NULL, u.first_seen_at, 'Contact of no mentor is visible on portal', 'unknown_contact',
+            NULL, NULL
+        FROM certjob.portal_unknown_contacts AS u
+        LEFT JOIN LATERAL (
+            SELECT o.slug AS organisation, m.id AS mentor_id, m.member_no,
+                coalesce(m.full_name, m.member_no) AS full_name
+            FROM certjob.organisations AS o
+            JOIN certjob.mentors AS m ON m.organisation_id = o.id AND m.dynamics_contact_id = u.contact_id
+            ORDER BY o.slug
+            LIMIT 1
+        ) AS owner ON true
+        WHERE u.gone_at IS NULL AND u.accepted_at IS NULL
+        UNION ALL
+        SELECT 'portal_not_read', last_reading.at::date, coalesce(last_reading.at::date::text, 'never'), NULL, NULL,
+            NULL, NULL, NULL, NULL, coalesce(last_reading.at, first_push.at) + interval '3 days',
+            'Portal not read for three days', 'not_read',
+            coalesce('The portal was last read on ' || to_char(last_reading.at, 'FMDD FMMonth YYYY'),
+                'The portal has never been read'),
+            NULL
+        FROM (SELECT max(r.read_at) AS at FROM certjob.portal_last_reading AS r) AS last_reading
+        CROSS JOIN LATERAL (
+            SELECT min(e.delivered_at) AS at FROM certjob.portal_sync_events AS e
+            WHERE last_reading.at IS NULL AND e.status = 'delivered'
+        ) AS first_push
+        WHERE coalesce(last_reading.at, first_push.at) < now() - interval '3 days'
+            AND EXISTS (SELECT FROM certjob.organisations AS o WHERE o.portal IS NOT NULL)
+        UNION ALL
+        SELECT CASE d.status WHEN 'failed' THEN 'failed_digests' ELSE 'waiting_digests' END, d.digest_on,
+            d.digest_on::text, c.organisation_id, o.slug, NULL, NULL, coalesce(c.full_name, c.email), d.id,
+            CASE d.status WHEN 'failed' THEN d.next_attempt_at ELSE d.queued_at + interval '1 day' END,
+            CASE d.status WHEN 'failed' THEN 'Digest not delivered' ELSE 'Digest has waited for more than a day' END,
+            coalesce(d.failure_code, 'mail_stopped'), d.last_error, NULL
+        FROM certjob.coordinator_digests AS d
+        JOIN certjob.coordinators AS c ON c.id = d.coordinator_id
+        JOIN certjob.organisations AS o ON o.id = c.organisation_id
+        WHERE d.status = 'failed' OR (d.status = 'pending' AND d.queued_at < now() - interval '1 day')
+    ), mail_stop AS (
+        -- Why the mail stage stopped, unless a later run has sent mail.
+        SELECT r.counts ->> 'mail_stop' AS reason
+        FROM (
+            SELECT j.counts, j.finished_at FROM certjob.job_runs AS j
+            WHERE j.command IN ('run', 'deliver') AND j.finished_at IS NOT NULL
+            ORDER BY j.finished_at DESC
+            LIMIT 200
+        ) AS r
+        WHERE r.counts ->> 'mail_stop' IS NOT NULL OR r.counts #>> '{reminders,sent}' <> '0'
+            OR r.counts #>> '{digests,sent}' <> '0'
+        ORDER BY r.finished_at DESC
+        LIMIT 1
+    ), every_alert AS (
+        SELECT a.alert_id, a.kind, a.organisation_id, a.organisation, a.mentor_id, a.member_no, a.full_name, a.row_id,
+            a.since, a.sentence, a.cause, a.error, a.state, a.next_attempt_at, a.last_failed_at, a.calls, a.number,
+            a.day
+        FROM certjob.alerts AS a
+        WHERE a.until IS NULL OR a.until >= today
+        UNION ALL
+        SELECT coalesce(CASE WHEN a.kind <> 'unknown_contacts' THEN a.organisation END, '-') || ':' || a.kind || ':'
+                || a.what,
+            a.kind, a.organisation_id, a.organisation, a.mentor_id, a.member_no, a.full_name, a.row_id, a.since,
+            a.sentence, a.cause, a.error, 'stopped', NULL, NULL, NULL, a.number, a.day
+        FROM operator_alerts AS a
+    )
+    SELECT a.alert_id, a.kind, a.organisation_id, a.organisation, a.mentor_id, a.member_no, a.full_name, a.row_id,
+        greatest(a.since, k.ended_at, CASE WHEN k.until < today THEN k.until + 1 END), a.sentence, a.cause,
+        CASE WHEN a.kind LIKE 'waiting%' THEN coalesce((SELECT reason FROM mail_stop), a.error) ELSE a.error END,
+        a.state, a.next_attempt_at, a.last_failed_at, a.calls, a.number, a.day,
+        k.alert_id IS NOT NULL AND k.ended_at IS NULL AND (k.until IS NULL OR k.until >= today)
+            AND k.cause = a.cause AND k.number IS NOT DISTINCT FROM a.number,
+        k.until, k.because
+    FROM every_alert AS a
+    LEFT JOIN certjob.acknowledgements AS k ON k.alert_id = a.alert_id;
+END;

@@ -49,13 +49,15 @@ BEGIN
     GRANT INSERT, UPDATE, DELETE ON certjob.cert_notification_log, certjob.portal_sync_events,
         certjob.dynamics_sync_failures, certjob.coordinator_digests, certjob.job_runs, certjob.held_reviews,
         certjob.review_problems, certjob.portal_unknown_contacts TO certjob_worker;
-    GRANT INSERT, UPDATE ON certjob.portal_last_reading TO certjob_worker;
-    GRANT EXECUTE ON FUNCTION certjob.prune(timestamptz, integer) TO certjob_worker;
+    GRANT INSERT, UPDATE ON certjob.portal_last_reading, certjob.acknowledgements TO certjob_worker;
+    GRANT EXECUTE ON FUNCTION certjob.prune(timestamptz, integer),
+        certjob.current_alerts(date) TO certjob_worker;
 
     -- The app's server writes no derived column. It may set ids and keys, because an upsert names them.
     IF to_regrole('service_role') IS NOT NULL THEN
         GRANT USAGE ON SCHEMA certjob TO service_role;
         GRANT SELECT ON ALL TABLES IN SCHEMA certjob TO service_role;
+        GRANT EXECUTE ON FUNCTION certjob.current_alerts(date) TO service_role;
         GRANT INSERT, UPDATE, DELETE ON certjob.organisations, certjob.coordinators TO service_role;
         GRANT INSERT (id, organisation_id, member_no, full_name, email, locale, dynamics_contact_id, left_at),
             UPDATE (id, organisation_id, member_no, full_name, email, locale, dynamics_contact_id, left_at), DELETE
@@ -75,7 +77,7 @@ BEGIN
         GRANT SELECT ON certjob.organisations, certjob.coordinators, certjob.mentors, certjob.certificates,
             certjob.mentor_pauses, certjob.certificate_transitions, certjob.cert_notification_log,
             certjob.portal_sync_events, certjob.dynamics_sync_failures, certjob.held_reviews, certjob.review_problems,
-            certjob.portal_alerts TO authenticated;
+            certjob.alerts, certjob.open_pushes TO authenticated;
         GRANT UPDATE (full_name, email, locale, dynamics_contact_id, left_at) ON certjob.mentors TO authenticated;
         GRANT INSERT (id, mentor_id, kind, issued_on, expires_on, revoked_at),
             UPDATE (mentor_id, kind, issued_on, expires_on, revoked_at) ON certjob.certificates TO authenticated;

@@ -140,7 +140,7 @@ def test_a_process_that_stood_still_writes_nothing_over_a_newer_value(
     assert facts.rows("SELECT count(*) FROM dynamics_sync_failures") == [(0,)]
     assert portal.visible == {CONTACT: shown}
     if not shown:  # nothing in the database knows of it, until the portal is read
-        assert facts.rows("SELECT count(*) FROM portal_alerts") == [(0,)]
+        assert facts.rows("SELECT count(*) FROM alerts") == [(0,)]
         do_all(here, "reconcile")
         assert portal.visible == {CONTACT: True}
 

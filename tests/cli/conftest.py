@@ -7,7 +7,8 @@ from uuid import UUID
 
 import pytest
 
-from certjob.reports.open_pushes import OpenPush
+from certjob.reports.alerts import Alert
+from certjob.review.attention import Kind
 from tests.conftest import Certjob
 from tests.support.command_line import Finished, run_in_process
 
@@ -34,12 +35,14 @@ def anywhere(bare_environment: dict[str, str], tmp_path: Path) -> Certjob:
     return run
 
 
-def push(full_name: str = "Kari Nordmann", *, days: float = 2, **changes: Any) -> OpenPush:
-    """A mentor who may still be visible, since so long before that morning: the portal does not know the contact."""
-    times = dict.fromkeys(("failing_since", "last_failed_at", "next_attempt_at"), MORNING)
-    who = {"event_id": 1, "mentor_id": UUID(int=7), "organisation_id": UUID(int=1), "organisation": "hlf"}
-    what = {"visible": False, "sentence": VISIBLE, "wanted_at": MORNING - timedelta(days=days), "calls": 1, "rounds": 1}
-    why = {"error": "404", "code": "contact_not_found", "failure_kind": "permanent", "status": "blocked"}
-    flags = {"is_claimed": False, "has_contact_id": True, "has_new_contact_id": False}
-    values: dict[str, Any] = {"member_no": "M1001", "full_name": full_name, **times, **who, **what, **why, **flags}
-    return OpenPush(**values | changes)
+def alert(full_name: str = "Kari Nordmann", *, days: float = 2, **changes: Any) -> Alert:
+    """A mentor who may still be visible, since so long before that morning: Dynamics does not know the contact."""
+    member_no = changes.get("member_no", "M1001")
+    kind = Kind(changes.get("kind", Kind.MAY_BE_VISIBLE))
+    who = {"alert_id": f"hlf:{kind}:{member_no}", "member_no": member_no, "full_name": full_name, "organisation": "hlf"}
+    ids = {"mentor_id": UUID(int=7), "organisation_id": UUID(int=1), "row_id": 1}
+    times = {"since": MORNING - timedelta(days=days), "last_failed_at": MORNING, "next_attempt_at": MORNING}
+    why = {"sentence": VISIBLE, "cause": "contact_not_found", "error": "404", "state": "stopped", "calls": 1}
+    unused = dict.fromkeys(("number", "day", "acknowledged_until", "acknowledged_because"))
+    values: dict[str, Any] = {"kind": kind, **who, **ids, **times, **why, **unused}
+    return Alert(**values | changes)

@@ -8,7 +8,7 @@ from tests.support.supabase import CUSTOM_SCHEMA_GUIDE
 
 WORKER, COORDINATOR, SERVER = "certjob_worker", "authenticated", "service_role"
 
-READ_BY_COORDINATORS = {*READABLE, "held_reviews", "review_problems"}
+READ_BY_COORDINATORS = {*READABLE, "held_reviews", "open_pushes", "review_problems"}
 """What the app may look at. certjob's worker may look at everything; sequences need no right."""
 
 DECIDED = {
@@ -28,6 +28,7 @@ DELETED = (
 """Where the worker may delete. Of facts it writes certain columns only."""
 
 CALLABLE = {
+    "current_alerts": [WORKER, SERVER],
     "coordinator_organisation_id": [COORDINATOR],
     "prune": [WORKER],
     "request_portal_resync": [COORDINATOR],

@@ -201,11 +201,10 @@ USES = {
     " coordinator_digests_sent_idx",
     "read_certificate_notes": "certificate_transitions_mentor_id_idx",
     "lock_due_reminders": "cert_notification_log_due_idx",
-    "read_failed_reminders": "cert_notification_log_failed_idx",
     "lock_due_portal_events": "portal_sync_events_due_idx portal_sync_events_in_flight_idx",
     "read_portal_history": "portal_sync_events_mentor_id_idx dynamics_sync_failures_mentor_id_idx",
     "settle_portal_events": "portal_sync_events_unknown_idx",
-    "read_unknown_contacts": "portal_unknown_contacts_open_idx",
+    "read_alerts": "cert_notification_log_failed_idx portal_sync_events_withdrawn_idx portal_unknown_contacts_open_idx",
     "lock_due_digests": "coordinator_digests_due_idx",
     "find_later_run": "job_runs_as_of_idx",
     "find_later_full_run": "job_runs_as_of_idx",
@@ -221,9 +220,14 @@ def test_every_index_is_needed_and_is_used(connection: Connection) -> None:
     connection.execute("SET enable_seqscan = off; SET enable_bitmapscan = off")
     named: dict[str, object] = {"today": today(), "mentor_id": TOKEN, "after_review": "-infinity", "limit": 100}
     named |= {"overlap_days": 2, "first_page_days": 30}
-    named |= {"after_id": TOKEN, "organisation_id": None, "held": [], "ids": None, "within_days": 30} | settled(
-        7, status="delivered"
-    )
+    named |= {
+        "after_id": TOKEN,
+        "organisation_id": None,
+        "held": [],
+        "ids": None,
+        "within_days": 30,
+        "acknowledged": False,
+    } | settled(7, status="delivered")
 
     used = {index for name in USES for index in USES[name].split() if f" {index} " in plan_of(connection, name, named)}
 

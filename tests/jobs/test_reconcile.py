@@ -225,9 +225,11 @@ def test_nobody_visible_is_held_until_the_flag_lets_it_through(scene: Scene, cer
     assert scene.rows("SELECT gone_at FROM portal_unknown_contacts") == [(None,)]
     command = "certjob reconcile --allow-mass-change"
     assert f"`{command}`" in report.held[0]
-    documents = read_alerts(scene.connection, today=TODAY).to_document()["held"]
-    assert {(each["what"], each["mentors"], each["command"]) for each in documents} == {("portal", 7, command)}
-    assert "Held: b: 7 mentors would be shown again" in certjob("alerts").stdout
+    held = [alert for alert in read_alerts(scene.connection, today=TODAY) if alert.kind == "held"]
+    assert {(each.cause, each.number) for each in held} == {("portal", 7)}
+    lines = certjob("alerts").stdout
+    assert f"{held[0].sentence}: b:held:portal, " in lines
+    assert f"run `{command}`" in lines
     since = "SELECT organisation_id, since FROM held_reviews ORDER BY organisation_id"
     began = scene.rows(since)
     assert (scene.reconcile().held, scene.rows(since)) == (report.held, began)
@@ -290,9 +292,9 @@ def test_contacts_of_no_mentor_are_alerts_until_they_are_gone_or_accepted(scene:
     scene.portal.visible |= dict.fromkeys(some, True)
     assert differences(scene) == {"unknown": 7}
     page = certjob("alerts")
-    assert (page.returncode, page.stdout.count("certjob reconcile --accept")) == (3, 7)
-    documents = read_alerts(scene.connection, today=TODAY).to_document()["unknown_contacts"]
-    assert {each["contact_id"]: each["organisation"] for each in documents} == {theirs: "nhf"} | dict.fromkeys(staff)
+    assert (page.returncode, page.stdout.count("what to do: Hide it in Dynamics, or run")) == (3, 7)
+    alerts = {alert.alert_id: alert.organisation for alert in read_alerts(scene.connection, today=TODAY)}
+    assert alerts == {f"-:unknown_contacts:{each}": "nhf" if each == theirs else None for each in some}
     accept = ("reconcile", "--accept", str(theirs), "--because", "the office")
     for option in ("--dry-run", "--allow-mass-change"):  # neither has a meaning there, and a dry run writes nothing
         refused = certjob(*accept, option)
@@ -395,6 +397,6 @@ def test_a_dry_run_writes_nothing_and_explain_tells_what_the_portal_showed(scene
     assert "the mentor was visible" in certjob("explain", "M1001").stdout
     assert "the mentor was not visible" in certjob("explain", "M1002").stdout
     scene.run_sql("UPDATE portal_last_reading SET read_at = now() - interval '73 hours'")
-    assert "run `certjob reconcile`" in certjob("alerts").stdout
+    assert "Run `certjob reconcile`" in certjob("alerts").stdout
     report = scene.night(scene.portal, today=TODAY + timedelta(days=3))
     assert "1 portal was not read for three days; see `certjob alerts`" in report.reasons

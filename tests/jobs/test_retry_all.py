@@ -30,7 +30,7 @@ def test_blocked_and_delayed_pushes_go_out_and_nothing_is_mailed(scene: Scene) -
     assert scene.rows(OPEN) == [("blocked", 1, 1), ("pending", 1, 1)]
     scene.run_sql("UPDATE portal_sync_events SET wanted_at = now() - interval '3 days'")
     assert retry_all(scene).outcome == "attention"
-    old = "SELECT count(*) FROM portal_alerts WHERE wanted_at < now() - interval '2 days'"
+    old = "SELECT count(*) FROM alerts WHERE since < now() - interval '2 days'"
     assert scene.rows(old) == [(2,)]
     scene.portal.default = ok()
 
@@ -97,12 +97,12 @@ def test_the_command_shows_what_is_left(scene: Scene, certjob: Certjob, ways_out
 
     assert no_url.returncode == 3
     assert "portal: CERTJOB_PORTAL_URL is not set; the pushes stay pending" in no_url.stderr
-    assert no_url.stdout.count(": CERTJOB_PORTAL_URL is not set; what to do: Correct the setting") == 2
+    assert no_url.stdout.count(": CERTJOB_PORTAL_URL is not set; what to do: Correct the setting") == 1
     assert_one_line(stuck, "2 portal pushes failed\n", code=3, command="certjob alerts")
     assert stuck.stdout.count("Dynamics sync pending — mentor may still be visible on portal") == 2
     document = json.loads(half.stdout)
     assert (half.returncode, document["outcome"], document["command"]) == (3, "attention", "alerts")
     assert (document["portal"]["delivered"], document["portal"]["blocked"]) == (1, 1)
     (alert,) = document["alerts"]
-    assert (alert["code"], alert["why"]) == ("contact_not_found", "Dynamics has no contact with this ID.")
+    assert (alert["cause"], alert["why"]) == ("contact_not_found", "Dynamics has no contact with this ID.")
     assert (mended.returncode, mended.stdout, mended.stderr) == (0, "", "")

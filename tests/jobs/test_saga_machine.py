@@ -53,7 +53,7 @@ NEVER = {
         SELECT mentor_id FROM dynamics_sync_failures WHERE resolved_at IS NULL AND mentor_id NOT IN ({OPEN_EVENTS})""",
     "a blocked event that nobody is told of": """
         SELECT mentor_id FROM portal_sync_events WHERE status = 'blocked' AND id NOT IN (
-            SELECT event_id FROM portal_alerts WHERE last_failed_at IS NOT NULL)""",
+            SELECT row_id FROM alerts WHERE last_failed_at IS NOT NULL)""",
     "a wanted value without its event": """
         SELECT m.id FROM mentors AS m LEFT JOIN LATERAL (
             SELECT visible, status FROM portal_sync_events WHERE mentor_id = m.id ORDER BY id DESC LIMIT 1
@@ -81,7 +81,8 @@ NEVER = {
 UNSEEN_HIDES = """
     SELECT e.mentor_id FROM portal_sync_events AS e JOIN mentors AS m ON m.id = e.mentor_id
     JOIN organisations AS o ON o.id = m.organisation_id AND o.portal IS NOT NULL
-    WHERE e.status IN ('pending', 'blocked') AND NOT e.visible AND e.id NOT IN (SELECT event_id FROM portal_alerts)"""
+    WHERE e.status IN ('pending', 'blocked') AND NOT e.visible
+        AND NOT EXISTS (SELECT FROM alerts WHERE row_id = e.id)"""
 WHAT_MUST_NOT_BE = " UNION ALL ".join(
     f"SELECT '{what}', id::text FROM ({find}) AS f (id)" for what, find in NEVER.items()
 )

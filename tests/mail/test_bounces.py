@@ -48,7 +48,7 @@ def test_a_reminder_has_failed_until_the_address_is_corrected(
     assert take_report(scene.connection, write(sent, KARI)) is Verdict.BOUNCED
 
     assert scene.rows(ROWS) == BOUNCED
-    (alert,) = read_alerts(scene.connection, today=TODAY).failed_reminders
+    (alert,) = read_alerts(scene.connection, today=TODAY)
     assert str(alert.error).startswith("the mail came back (5.")
     assert (" 550 5.1.1" in str(alert.error), "kari" in str(alert.error)) == (True, False)
     assert "postadressen er feil eller kan ikke brukes." in one(scene, "digest", 1).text
@@ -151,7 +151,7 @@ def test_a_digest_reports_the_same_to_the_corrected_address(connection: Connecti
     assert [take_report(connection, report).value for report in reports] == ["not_ours", "bounced", "not_ours"]
 
     assert desk.rows("SELECT status FROM coordinator_digests ORDER BY id") == [("failed",), ("superseded",)]
-    assert [alert.code for alert in read_alerts(connection, today=TODAY).failed_digests] == ["wrong_address"]
+    assert [alert.cause for alert in read_alerts(connection, today=TODAY)] == ["wrong_address"]
     desk.execute("UPDATE coordinators SET email = 'berit.n@example.org'")
     again = one(desk, "digest", 1)
     assert (again.to, "Ola Hansen" in again.text, "Per Berg" in again.text) == ("berit.n@example.org", True, True)

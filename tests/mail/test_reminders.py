@@ -7,7 +7,6 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from certjob import database
 from certjob.database import Connection
 from certjob.domain.models import Decision
 from certjob.errors import RecipientDeferredError
@@ -328,9 +327,7 @@ def test_one_that_failed_is_shown_though_its_threshold_is_long_past(scene: Scene
     scene.night()
 
     scene.execute("UPDATE cert_notification_log SET queued_at = %s", TODAY)
-    days = [{"today": day(number)} for number in (0, 14, 15)]
-    shown = [database.fetch(scene.connection, "read_failed_reminders", each) for each in days]
-    assert [len(rows) for rows in shown] == [2, 2, 0]
+    assert [len(read_alerts(scene.connection, today=day(number))) for number in (0, 14, 15)] == [2, 2, 0]
 
 
 @pytest.mark.usefixtures("kari")
@@ -340,7 +337,7 @@ def test_one_that_is_put_off_for_a_day_is_told_to_people_once(scene: Scene) -> N
     scene.coordinator()
 
     def shown() -> list[str | None]:
-        reminders = read_alerts(scene.connection, today=TODAY).failed_reminders
+        reminders = [alert for alert in read_alerts(scene.connection, today=TODAY) if alert.kind == "failed_reminders"]
         assert read_attention(scene.connection, today=TODAY).counts[Kind.FAILED_REMINDERS].number == len(reminders)
         return [reminder.error for reminder in reminders]
 

@@ -134,7 +134,7 @@ def test_what_concerns_everybody_blocks_nobody_and_the_next_run_delivers(scene: 
     assert len(scene.portal.requests) == 2
     assert (scene.counts, scene.portal.visible) == (PortalCounts(delivered=1), {first: False})
     assert (scene.rows(UNTOUCHED), scene.rows(STATUSES)) == ([(32,)], [("delivered", 1), ("pending", 32)])
-    alerts = "SELECT attempts, count(*) FROM portal_alerts WHERE NOT visible AND error LIKE '%%401 unauth%%' GROUP BY 1"
+    alerts = "SELECT calls, count(*) FROM open_pushes WHERE NOT visible AND error LIKE '%%401 unauth%%' GROUP BY 1"
     assert scene.rows(alerts) == [(0, 29)]
 
     scene.portal.decide = None

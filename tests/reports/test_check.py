@@ -248,7 +248,7 @@ def test_a_login_is_told_which_rights_it_lacks(check: Check, connection: Connect
         ("DROP POLICY worker ON certificates", ": certificates; "),
         ("ALTER POLICY worker ON job_runs WITH CHECK (false)", "job_runs"),
         ("REVOKE INSERT ON job_runs FROM certjob_worker", "lacks INSERT on job_runs"),
-        ("REVOKE SELECT ON portal_alerts FROM certjob_worker", "SELECT on portal_alerts"),
+        ("REVOKE SELECT ON alerts FROM certjob_worker", "SELECT on alerts"),
     ):
         connection.execute(change.encode())
         check.says(2, "rights", phrase, CERTJOB_DATABASE_URL=worker)

@@ -15,7 +15,7 @@ DENIED = psycopg.errors.InsufficientPrivilege
 
 _READABLE = (
     "organisations coordinators mentors certificates mentor_pauses certificate_transitions cert_notification_log"
-    " portal_sync_events dynamics_sync_failures portal_alerts"
+    " portal_sync_events dynamics_sync_failures alerts"
 )
 READABLE = tuple(_READABLE.split())
 

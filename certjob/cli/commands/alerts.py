@@ -36,19 +36,20 @@ def alerts(
     from certjob.cli.documents import print_document
     from certjob.cli.pages import alerts as alerts_page
     from certjob.errors import Outcome
-    from certjob.reports import alerts as alerts_views
+    from certjob.reports import alerts as alerts_reports
 
     report = None
     with call.session(interruptible=not retry_all) as opened:
         if retry_all:
             report = _retry_all(opened)
-        found = alerts_views.read_alerts(opened.connection, today=opened.settings.today)
-        outcome = Outcome.ATTENTION if len(found) else Outcome.OK
+        found = alerts_reports.read_alerts(opened.connection, today=opened.settings.today)
+        outcome = Outcome.ATTENTION if found else Outcome.OK
         if report is not None and report.outcome is not Outcome.OK:
             outcome = report.outcome
         if call.json:
             document = report.to_document() if report is not None else {}
-            print_document(opened.connection, document | {"outcome": outcome, **found.to_document()})
+            document |= {"outcome": outcome, "alerts": [alert.to_document() for alert in found]}
+            print_document(opened.connection, document)
         else:
             alerts_page.show_alerts(opened.output, found, now=datetime.now(opened.settings.zone))
     return call.end(outcome, report.reasons if report is not None else ())

@@ -3,16 +3,18 @@
 ``now`` is in the zone in which times are shown.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from itertools import groupby
+from operator import attrgetter
 from typing import Final
 
-from certjob.cli.pages.alert_sections import Group, Row, Section, describe, moment
 from certjob.cli.terminal.lines import PageLine, wrap
 from certjob.cli.terminal.output import Output
-from certjob.domain.explanations import number
+from certjob.domain.explanations import day_words, number
 from certjob.redaction import harmless
-from certjob.reports.alerts import Alerts
+from certjob.reports.alerts import Alert
+from certjob.review.attention import Kind, in_words
 
 MOST_ROWS: Final = 20
 """A page names so many of those who share a cause; --json has all of them."""
@@ -20,8 +22,34 @@ _LINES_BELOW: Final = 2
 """The shell's, below a page."""
 NOTHING: Final = "All clear: nothing needs attention."
 
+_NOT_SENT: Final = "It was not sent: the mail server does not accept it, or `certjob deliver` does not run."
+SECTIONS: Final[Mapping[Kind, tuple[str, str]]] = {
+    Kind.NO_FULL_RUN: ("red", "No mentor has been paused or hidden since then, whatever has expired."),
+    Kind.HELD: ("red", "certjob does not make these changes until someone decides."),
+    Kind.NEVER_REVIEWED: (
+        "red",
+        "certjob does not know whether they are certified. They may be shown although they must not be.",
+    ),
+    Kind.MAY_BE_VISIBLE: (
+        "red",
+        "They must not be visible, but the portal has not confirmed that it hides them: people may still find them "
+        "there. If it cannot wait, hide them by hand in Dynamics.",
+    ),
+    Kind.UNKNOWN_CONTACTS: ("yellow", "certjob reads the portal every night. It hides no contact of a stranger."),
+    Kind.PORTAL_NOT_READ: ("yellow", "certjob does not know whether someone has changed the portal by hand."),
+    Kind.MAY_BE_HIDDEN: (
+        "yellow",
+        "They may meet people again, but the portal has not confirmed that it shows them.",
+    ),
+    Kind.FAILED_REMINDERS: ("", "The mail about their certificate has not reached these mentors."),
+    Kind.FAILED_DIGESTS: ("", "These coordinators do not hear what happens to their mentors."),
+    Kind.WAITING_REMINDERS: ("yellow", _NOT_SENT),
+    Kind.WAITING_DIGESTS: ("yellow", _NOT_SENT),
+}
+"""The colour of the line with their number, and the line below it."""
 
-def show_alerts(output: Output, alerts: Alerts, *, now: datetime) -> None:
+
+def show_alerts(output: Output, alerts: Sequence[Alert], *, now: datetime) -> None:
     """Print the page on a terminal, one whole line per alert off it."""
     if not output.on_terminal:
         for line in plain_lines(alerts, now=now):
@@ -30,94 +58,132 @@ def show_alerts(output: Output, alerts: Alerts, *, now: datetime) -> None:
     if not alerts:
         output.out.print(NOTHING)
     texts = list(wrap(output.out, page_lines(alerts, now=now)))
-    if len(texts) > output.out.height - _LINES_BELOW:  # what is worst has scrolled away
-        texts += wrap(output.out, [PageLine(text=""), *map(_heading, describe(alerts, now=now))])
+    if len(texts) > output.out.height - _LINES_BELOW:  # the most harmful has scrolled away
+        texts += wrap(output.out, [PageLine(text=""), *(_heading(*section) for section in _sections(alerts))])
     output.show_texts(texts)
 
 
-def plain_lines(alerts: Alerts, *, now: datetime) -> Iterator[str]:
-    """Yield one line per alert with everything in it, for programs and logs; none changes because time passes."""
+def plain_lines(alerts: Sequence[Alert], *, now: datetime) -> Iterator[str]:
+    """Yield one line per alert with everything in it, for programs and logs; none changes because time passes.
 
-    def since(at: datetime | None) -> str:
-        return f"since {at.astimezone(now.tzinfo):%Y-%m-%d %H:%M}" if at else ""
+    What is wrong for everyone is said once, before those whom it concerns.
+    """
+    for group in (group for _, section in _sections(alerts) for group in _groups(section)):
+        advice = group[0].advice
+        if advice.is_for_all:
+            why = ": ".join(filter(None, [advice.why.removesuffix("."), _technical_reason(group[0])]))
+            yield harmless(f"{why}; what to do: {_do(group, now=now)}".removesuffix("."))
+        for alert in group:
+            since = f"since {alert.since.astimezone(now.tzinfo):%Y-%m-%d %H:%M}"
+            calls = number(alert.calls, "call") if alert.calls else ""
+            line = f"{alert.sentence}: {', '.join(filter(None, [_who(alert), _about(alert), since, calls]))}"
+            if not advice.is_for_all:
+                line += f": {(_technical_reason(alert) or advice.why).removesuffix('.')}"
+            if not (advice.is_for_all or advice.is_tried_automatically):
+                line += f"; what to do: {_do([alert], now=now).removesuffix('.')}"
+            yield harmless(line)
 
-    for section in describe(alerts, now=now):
-        for group in section.groups:
-            if not group.rows:
-                said = ", ".join(filter(None, [group.why, since(group.since)]))
-                yield _plain_line(section, "; ".join([said, *group.details]), do=group.do)
-            for row in group.rows:
-                calls = number(row.calls, "call") if row.calls else ""
-                said = ", ".join(filter(None, [row.who, row.about, since(row.since), calls]))
-                yield _plain_line(section, f"{said}: {(row.error or group.why).rstrip('.')}", do=row.do)
 
-
-def _plain_line(section: Section, said: str, *, do: str) -> str:
-    return harmless(f"{section.label}: {said}" + (f"; what to do: {do.rstrip('.')}" if do else ""))
-
-
-def page_lines(alerts: Alerts, *, now: datetime) -> list[PageLine]:
+def page_lines(alerts: Sequence[Alert], *, now: datetime) -> list[PageLine]:
     """Return the page. Of those who share a cause whoever has waited longest is named first."""
-    lines = [line for section in describe(alerts, now=now) for line in _section(section, now=now)]
-    return lines[1:]  # each section begins with an empty line
+    lines: list[PageLine] = []
+    for kind, section in _sections(alerts):
+        lines += [PageLine(text=""), _heading(kind, section)]
+        if kind in (Kind.MAY_BE_VISIBLE, Kind.MAY_BE_HIDDEN):
+            lines.append(PageLine(text=section[0].sentence, style=SECTIONS[kind][0]))
+        lines.append(PageLine(text=SECTIONS[kind][1]))
+        for group in _groups(section):
+            lines += [PageLine(text=""), *_group(group, now=now)]
+    return lines[1:]
 
 
-def _heading(section: Section) -> PageLine:
-    return PageLine(text=section.heading, style=f"bold {section.colour}")
+def _sections(alerts: Sequence[Alert]) -> list[tuple[Kind, list[Alert]]]:
+    return [(kind, list(same)) for kind, same in groupby(alerts, key=attrgetter("kind"))]
 
 
-def _section(section: Section, *, now: datetime) -> Iterator[PageLine]:
-    yield PageLine(text="")
-    yield _heading(section)
-    if section.sentence:
-        yield PageLine(text=section.sentence, style=section.colour)
-    yield PageLine(text=section.meaning)
-    for group in section.groups:
-        yield PageLine(text="")
-        yield from _group(group, now=now)
+def _groups(section: Sequence[Alert]) -> list[list[Alert]]:
+    """Return those who share a cause together, in the order in which each cause first appears."""
+    groups: dict[tuple[str, str | None], list[Alert]] = {}
+    for alert in section:
+        groups.setdefault((alert.advice.why, alert.error if alert.advice.is_for_all else None), []).append(alert)
+    return list(groups.values())
 
 
-def _group(group: Group, *, now: datetime) -> Iterator[PageLine]:
-    """Why, what to do, who; the technical reason once if it is the same for all."""
-    why = f"{group.why} ({number(len(group.rows), group.noun)})" if len(group.rows) > 1 else group.why
-    yield PageLine(text=why + _since(group.since, now, before=", "), style="bold", indent=2)
-    if group.do:
-        yield PageLine(head="What to do: ", text=group.do, indent=2)
-    for detail in group.details:
-        yield PageLine(head=detail, text="", bullet="- ", indent=4)
-    is_same = len({row.error for row in group.rows}) == 1
-    for row in group.rows[:MOST_ROWS]:
-        text = f": {row.about}" if row.about else _since(row.since, now, before=": ")
-        yield PageLine(head=row.who, text=text, bullet="- ", indent=4)
-        if row.error and not is_same:
-            yield _technical([row], now=now, indent=6)
-    if len(group.rows) > MOST_ROWS:
-        left = len(group.rows) - MOST_ROWS
-        yield PageLine(text=f"… and {left:,} more; `certjob alerts --json` lists all", indent=4)
-    if is_same and group.rows[0].error:
-        yield _technical(group.rows, now=now, indent=4)
+def _heading(kind: Kind, section: Sequence[Alert]) -> PageLine:
+    return PageLine(text=in_words(kind, len(section)), style=f"bold {SECTIONS[kind][0]}")
 
 
-def _technical(rows: Sequence[Row], *, now: datetime, indent: int) -> PageLine:
-    """The technical reason, and when it was last so."""
-    failed_at = max((row.failed_at for row in rows if row.failed_at is not None), default=None)
-    said = f"Last failure {moment(failed_at, now=now)}" if failed_at else "Reason"
-    return PageLine(text=f"{said}: {rows[0].error}", style="dim", indent=indent)
+def _group(group: Sequence[Alert], *, now: datetime) -> Iterator[PageLine]:
+    """Yield why, what to do, and who; the technical reason once if it is the same for all."""
+    advice = group[0].advice
+    yield PageLine(text=f"{advice.why} ({len(group):,})" if len(group) > 1 else advice.why, style="bold", indent=2)
+    yield PageLine(head="What to do: ", text=_do(group, now=now), indent=2)
+    is_same = len({alert.error for alert in group}) == 1
+    for alert in group[:MOST_ROWS]:
+        since = f"since {moment(alert.since, now=now)}, {_duration(now, alert.since)}"
+        yield PageLine(head=_who(alert), text=f": {_about(alert) or since}", bullet="- ", indent=4)
+        if not is_same:
+            yield from _technical([alert], now=now, indent=6)
+    if len(group) > MOST_ROWS:
+        yield PageLine(text=f"… and {len(group) - MOST_ROWS:,} more; `certjob alerts --json` lists all", indent=4)
+    if is_same:
+        yield from _technical(group, now=now, indent=4)
 
 
-def _since(at: datetime | None, now: datetime, *, before: str) -> str:
-    if at is None:
-        return ""
-    elapsed = now.astimezone(UTC) - at.astimezone(UTC)  # within one zone Python ignores a change of the clocks
-    return f"{before}since {moment(at, now=now)}, {_duration(elapsed)}"
+def _technical(group: Sequence[Alert], *, now: datetime, indent: int) -> Iterator[PageLine]:
+    """Yield the technical reason, and when it was last so."""
+    if reason := _technical_reason(group[0]):
+        failed_at = max((alert.last_failed_at for alert in group if alert.last_failed_at), default=None)
+        said = f"Last failure {moment(failed_at, now=now)}" if failed_at else "Reason"
+        yield PageLine(text=f"{said}: {reason}", style="dim", indent=indent)
 
 
-def _duration(elapsed: timedelta) -> str:
+def _technical_reason(alert: Alert) -> str | None:
+    return None if alert.advice.says_all else alert.error
+
+
+def _do(group: Sequence[Alert], *, now: datetime) -> str:
+    """Return what to do, with the command for the first of them, and the time of the first next try."""
+    at = min((alert.next_attempt_at for alert in group if alert.next_attempt_at), default=now)
+    return group[0].what_to_do(next_try=next_try(at, now=now), others=len(group) > 1)
+
+
+def _who(alert: Alert) -> str:
+    """Return the alert's id, which has the organisation and the member number, and the name."""
+    return alert.alert_id + (f", {alert.full_name}" if alert.full_name not in (None, alert.member_no) else "")
+
+
+def _about(alert: Alert) -> str:
+    match alert.kind:
+        case Kind.FAILED_REMINDERS | Kind.WAITING_REMINDERS if alert.day:
+            return f"certificate until {alert.day.day} {alert.day:%B} {alert.day.year:04}"
+        case Kind.UNKNOWN_CONTACTS if alert.mentor_id:
+            return f"{alert.member_no} of {alert.organisation}, which has no portal"
+    return ""
+
+
+def next_try(at: datetime, *, now: datetime) -> str:
+    """Return when certjob tries again automatically, as the end of a sentence."""
+    if at <= now:
+        return "when `certjob deliver` runs next, normally every 15 minutes"
+    local = at.astimezone(now.tzinfo)
+    on = "" if local.date() == now.date() else f"on {day_words(local.date(), now.date())} "
+    return f"{on}at {local:%H:%M}, or soon after"
+
+
+def moment(at: datetime, *, now: datetime) -> str:
+    """Return a time of day with its day, as people write it."""
+    local = at.astimezone(now.tzinfo)
+    return f"{'today' if local.date() == now.date() else day_words(local.date(), now.date())} {local:%H:%M}"
+
+
+def _duration(now: datetime, since: datetime) -> str:
     """Return how long something has lasted, in its largest unit, rounded down.
 
-    >>> _duration(timedelta(hours=47)), _duration(timedelta(seconds=-3))
-    ('1 day', 'just now')
+    >>> _duration(datetime(2026, 3, 10, tzinfo=UTC), datetime(2026, 3, 8, 1, tzinfo=UTC))
+    '1 day'
     """
+    elapsed = now.astimezone(UTC) - since.astimezone(UTC)  # within one zone Python ignores a change of the clocks
     for unit, length in (("day", timedelta(days=1)), ("hour", timedelta(hours=1)), ("minute", timedelta(minutes=1))):
         if elapsed >= length:
             return number(elapsed // length, unit)

@@ -4,16 +4,17 @@ from collections.abc import Callable, Iterator
 from datetime import date, datetime, tzinfo
 from typing import Final
 
-from certjob.cli.pages.alert_sections import next_try
+from certjob.cli.pages.alerts import next_try
 from certjob.cli.terminal.lines import PageLine
 from certjob.cli.terminal.output import Output
 from certjob.domain.addresses import parse_address
 from certjob.domain.causes import NEVER_TRIED, advise_on_message, advise_on_push
 from certjob.domain.explanations import day_words, number, reason_words, threshold_words
 from certjob.domain.models import OWN_PAUSE_REASON, Status
+from certjob.reports.alerts import resync_command
 from certjob.reports.explain import ExplainedCertificate, Explanation, Pause, Portal
 from certjob.reports.logged_reminders import LoggedReminder
-from certjob.reports.open_pushes import OpenPush, resync_command
+from certjob.reports.open_pushes import OpenPush
 
 _Moment = Callable[[datetime], str]
 _STYLES: Final = {Status.EXPIRED: "red", Status.REVOKED: "red", Status.EXPIRING: "bold"}
@@ -208,20 +209,20 @@ def _portal_lines(
     if portal.has_portal and explained.mentor.dynamics_contact_id is None:
         yield _item("there is no contact ID: nothing can be pushed; add it in the app", style="red")
     if portal.push is not None:
-        yield from _push_lines(portal.push, moment, now=explained.now.astimezone(zone))
+        resync = resync_command(explained.mentor.member_no, explained.mentor.organisation)
+        yield from _push_lines(portal.push, moment, resync=resync, now=explained.now.astimezone(zone))
     if portal.resolved_failures:
         yield _item(f"{number(portal.resolved_failures, 'earlier failure')}, resolved", style="dim")
 
 
-def _push_lines(push: OpenPush, moment: _Moment, *, now: datetime) -> Iterator[PageLine]:
+def _push_lines(push: OpenPush, moment: _Moment, *, resync: str, now: datetime) -> Iterator[PageLine]:
     verb, may_be = ("show", "hidden") if push.visible else ("hide", "visible")
     text = f"waiting since {moment(push.wanted_at)} for the portal to {verb} this mentor; may still be {may_be}"
     yield _item(text, style="magenta" if push.visible else "red")
-    advice = advise_on_push(push)
+    advice = advise_on_push(push.cause, error=push.error)
     if advice is NEVER_TRIED:
         yield _detail("It goes out with the next `certjob run` or `certjob deliver`.")
     else:
-        resync = resync_command(push.member_no, push.organisation)
         yield _detail(advice.why)
         yield _detail(
             advice.advise(resync=resync, next_try=next_try(push.next_attempt_at, now=now)), head="What to do: "

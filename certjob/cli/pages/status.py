@@ -10,7 +10,7 @@ from certjob.cli.terminal.output import Output, clean, new_table
 from certjob.domain.explanations import number
 from certjob.outbox.open_work import OpenWork
 from certjob.reports.status import Run, SystemStatus
-from certjob.review.attention import summarize
+from certjob.review.attention import Kind, summarize
 
 _OUTCOMES = {"ok": "green", "attention": "yellow", "failed": "bold red", "died": "bold red", "running": "cyan"}
 _SORTS = {"portal_hides": "hides", "portal_shows": "shows", "reminders": "reminders", "digests": "digests"}
@@ -32,11 +32,10 @@ def show_status(output: Output, status: SystemStatus, *, zone: tzinfo) -> None:
 
 def closing_line(status: SystemStatus, *, zone: tzinfo) -> str | None:
     """Return why the command exits with 3; None when the nights run and nothing needs attention."""
-    summary = summarize(status.alerts)
-    alerts = f"{summary}; see `certjob alerts`" if summary else None
-    if not status.stale:
-        return alerts
-    return f"{_why_stale(status, zone=zone)}{f'. Also {alerts}' if alerts else ''}"
+    summary = summarize({kind: number for kind, number in status.alerts.items() if kind != Kind.NO_FULL_RUN})
+    alerts = f"{summary}; see `certjob alerts`" if summary else ""
+    stale = status.overdue or (_why_stale(status, zone=zone) if status.stale else "")
+    return ". Also ".join(filter(None, [stale, alerts])) or None
 
 
 def _why_stale(status: SystemStatus, *, zone: tzinfo) -> str:

@@ -35,7 +35,7 @@ NEEDED_RIGHTS = {
     "dynamics_sync_failures": ("SELECT", "INSERT", "UPDATE"),
     "coordinator_digests": ("SELECT", "INSERT", "UPDATE"),
     "job_runs": ("SELECT", "INSERT", "UPDATE"),
-    "portal_alerts": ("SELECT",),
+    "alerts": ("SELECT",),
 }
 """What the nightly job does in each table; `load`, `organisation set` and `db migrate` need more."""
 

@@ -50,29 +50,25 @@ WHERE m.organisation_id = %(organisation_id)s
     )
 
 -- name: read_pending_pushes
--- What the portal may still show wrongly: the same view as the alerts, with what decides why it waits. Whether a run is
--- working on it is over before the mail is read.
-SELECT a.full_name AS name, a.member_no, a.visible, a.sentence, a.wanted_at AS since, a.code, e.status,
-    e.attempts AS rounds, f.kind AS failure_kind, false AS is_claimed,
-    m.dynamics_contact_id IS NOT NULL AS has_contact_id, m.portal_visible IS NULL AS has_new_contact_id,
-    'push:' || a.event_id || ':' || a.visible::text AS key
-FROM portal_alerts AS a
-JOIN portal_sync_events AS e ON e.id = a.event_id
-JOIN mentors AS m ON m.id = a.mentor_id
-LEFT JOIN dynamics_sync_failures AS f ON f.mentor_id = a.mentor_id AND f.resolved_at IS NULL
-WHERE a.organisation_id = %(organisation_id)s
+-- Mentors whom the portal may still show, or hide, wrongly, as the alerts have them.
+SELECT full_name AS name, member_no, kind = 'may_be_hidden' AS visible, sentence, since, cause,
+    alert_id || ':' || row_id || CASE cause WHEN 'hide_by_hand' THEN ':by_hand' ELSE '' END AS key
+FROM current_alerts(%(today)s)
+WHERE kind IN ('may_be_visible', 'may_be_hidden')
+    AND organisation_id = %(organisation_id)s
+    AND NOT is_acknowledged
 
 -- name: read_undelivered_reminders
 -- Reminders that failed, or have waited for more than a day, as long as the alerts show them. A reminder that fails again
 -- after a correction has a new key.
 SELECT coalesce(m.full_name, m.member_no) AS name, m.member_no, l.expires_on, l.failure_code AS code,
-    a.alert_id || ':' || extract(epoch FROM a.since) AS key
-FROM attention AS a
+    a.alert_id || ':' || a.row_id || ':' || extract(epoch FROM a.since) AS key
+FROM current_alerts(%(today)s) AS a
 JOIN cert_notification_log AS l ON l.id = a.row_id
 JOIN mentors AS m ON m.id = l.mentor_id
 WHERE a.kind IN ('failed_reminders', 'waiting_reminders')
-    AND (a.until IS NULL OR a.until >= %(today)s)
     AND a.organisation_id = %(organisation_id)s
+    AND NOT a.is_acknowledged
 ORDER BY l.next_attempt_at, l.id
 
 -- name: read_held_back
@@ -86,16 +82,14 @@ SELECT h.what, h.since, h.mentors, CASE h.what WHEN 'reminders' THEN 0 ELSE h.en
         ORDER BY n.number
     ) AS names,
     a.alert_id || ':' || extract(epoch FROM a.since) AS key
-FROM attention AS a
-JOIN held_reviews AS h ON h.organisation_id = a.organisation_id AND a.alert_id = 'held:' || h.what
-WHERE a.kind = 'held' AND a.organisation_id = %(organisation_id)s
+FROM current_alerts(%(today)s) AS a
+JOIN held_reviews AS h ON h.organisation_id = a.organisation_id AND h.what = a.cause
+WHERE a.kind = 'held' AND a.organisation_id = %(organisation_id)s AND NOT a.is_acknowledged
 ORDER BY h.since, h.what
 
 -- name: read_unreviewed_mentors
 -- Whom no run could review.
-SELECT coalesce(m.full_name, m.member_no) AS name, m.member_no, a.since,
-    a.alert_id || ':' || extract(epoch FROM a.since) AS key
-FROM attention AS a
-JOIN mentors AS m ON m.id = a.mentor_id
-WHERE a.kind = 'never_reviewed' AND a.organisation_id = %(organisation_id)s
-ORDER BY name, m.member_no
+SELECT full_name AS name, member_no, since, alert_id || ':' || extract(epoch FROM since) AS key
+FROM current_alerts(%(today)s)
+WHERE kind = 'never_reviewed' AND organisation_id = %(organisation_id)s AND NOT is_acknowledged
+ORDER BY name, member_no

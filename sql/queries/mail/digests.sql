@@ -43,8 +43,8 @@ WITH reader AS MATERIALIZED (
         AND c.revoked_at IS NULL
     UNION
     SELECT organisation_id, 'infinity', NULL
-    FROM attention
-    WHERE kind NOT IN ('failed_digests', 'waiting_digests') AND (until IS NULL OR until >= %(today)s)
+    FROM current_alerts(%(today)s)
+    WHERE kind NOT IN ('failed_digests', 'waiting_digests') AND NOT is_acknowledged
 )
 INSERT INTO coordinator_digests AS d (coordinator_id, digest_on)
 SELECT r.id, %(today)s

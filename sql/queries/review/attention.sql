@@ -1,19 +1,17 @@
 -- name: count_attention
--- What needs attention by kind, and how much of it is new since a moment.
-SELECT kind, count(*) AS number, count(*) FILTER (WHERE since > %(new_since)s::timestamptz) AS new
-FROM attention
-WHERE until IS NULL OR until >= %(today)s
+-- What needs attention by kind, how much of it is new since a moment, and how much is acknowledged.
+SELECT kind, count(*) FILTER (WHERE NOT is_acknowledged) AS number,
+    count(*) FILTER (WHERE NOT is_acknowledged AND since > %(new_since)s::timestamptz) AS new,
+    count(*) FILTER (WHERE is_acknowledged) AS acknowledged
+FROM current_alerts(%(today)s)
 GROUP BY kind
 
--- name: read_held_reviews
--- What the guards hold, the organisation with most people whom the portal may show first. Who may be shown stands first
--- among the ids, so their number says which they are.
-SELECT h.organisation_id, o.slug AS organisation, o.name, h.what, h.since, h.reason, h.mentors, h.ended_by_calendar,
-    h.facts_changed, h.may_be_shown, h.mentor_ids
-FROM held_reviews AS h
-JOIN organisations AS o ON o.id = h.organisation_id
-JOIN attention AS a ON a.kind = 'held' AND a.organisation_id = h.organisation_id AND a.alert_id = 'held:' || h.what
-ORDER BY h.may_be_shown DESC, h.since, o.slug, h.what
+-- name: read_told_alerts
+-- The alerts that a run tells in words of their own: what the guards hold, and that no full run has finished.
+SELECT kind, organisation, cause, error
+FROM current_alerts(%(today)s)
+WHERE kind IN ('held', 'no_full_run') AND NOT is_acknowledged
+ORDER BY since, organisation, cause
 
 -- name: count_held_mentors
 -- Of some mentors who are held, what the alert has to say about each: whether it was the calendar that made them due, and
