@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta, tzinfo
+from hashlib import sha256
 from typing import Any
 from uuid import UUID
 
@@ -96,7 +97,7 @@ def read_digest(connection: Connection, digest_id: int, *, today: date, zone: tz
         return database.fetch(connection, name, window | {"within_days": EXPIRING_WITHIN_DAYS}, into=dict)
 
     def new(rows: Sequence[_Row]) -> list[_Row]:
-        return [row for row in rows if row["key"] not in coordinator.reported]
+        return [row for row in rows if _hash(row["key"]) not in coordinator.reported]
 
     paused, returned = read("read_paused_mentors"), read("read_returned_mentors")
     held, unreviewed = read("read_held_back"), read("read_unreviewed_mentors")
@@ -112,7 +113,8 @@ def read_digest(connection: Connection, digest_id: int, *, today: date, zone: tz
     )
     still_open = [row["key"] for row in (*pushes, *held, *unreviewed, *undelivered)]
     keys = frozenset(
-        [row["key"] for row in (*paused, *returned)]
+        _hash(key)
+        for key in [row["key"] for row in (*paused, *returned)]
         + still_open
         + [f"ends:{expires_on}:{member_no}:{kind}" for expires_on, _, member_no, kind in expiring]
     )
@@ -154,6 +156,11 @@ def read_digest(connection: Connection, digest_id: int, *, today: date, zone: tz
         keys=keys,
         has_news=not keys <= set(coordinator.reported) or (bool(still_open) and is_week_over),
     )
+
+
+def _hash(key: str) -> str:
+    """Return a key as it is stored: without the member number, because a page outlives an erased mentor."""
+    return sha256(key.encode()).hexdigest()[:16]
 
 
 def _in_words(value: Any, *, locale: str, zone: tzinfo) -> Any:
