@@ -228,6 +228,7 @@ def delivery_from(settings: "Settings", *, deadline_seconds: float | None = None
         app_url=settings.app_url or "",
         templates_dir=settings.templates_dir,
         zone=settings.zone,
+        today=lambda: settings.today,
         deadline_seconds=deadline_seconds or DELIVER_SECONDS,
     )
 

@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, tzinfo
+from datetime import UTC, date, datetime, tzinfo
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from uuid import UUID
@@ -74,6 +74,8 @@ class Delivery:
     """Where the app is; digests link to it."""
     zone: tzinfo = UTC
     """In which times are written."""
+    today: Callable[[], date] = lambda: date.min
+    """The day it is now; a run that goes on after midnight pushes no show that was true only until then."""
     policy: RetryPolicy = PORTAL_POLICY
     concurrency: int = CONCURRENCY
     longest_pause_seconds: float = LONGEST_PAUSE_SECONDS
@@ -93,10 +95,12 @@ class Deliveries:
         progress: Progress,
         organisation_id: UUID | None = None,
         portal: PortalSyncService | None = None,
+        wrong_day: StageStop | None = None,
     ) -> None:
         """What happens is noted in ``report``; ``organisation_id`` is the only one whose digests are queued.
 
-        ``portal`` says what is claimed and pushed, unless that is everything due.
+        ``portal`` says what is claimed and pushed, unless that is everything due. With ``wrong_day``, the reason why
+        the day cannot be believed, only hides go out.
         """
         self._connection = connection
         self._report = report
@@ -105,20 +109,18 @@ class Deliveries:
         self._progress = progress
         self._organisation_id = organisation_id
         self._portal = portal or PortalSyncService(connection, run_id=report.run_id)
+        self._wrong_day = wrong_day
+        if wrong_day is not None:
+            report.stopped.append(wrong_day)
 
-    def deliver(self, *, no_mail: StageStop | None = None) -> None:
-        """Push, then send reminders, then digests; with ``no_mail`` no mail is sent, for that reason.
-
-        Raises StoppedBySignalError after a signal.
-        """
+    def deliver(self) -> None:
+        """Push, then send reminders, then digests. Raises StoppedBySignalError after a signal."""
         ends_at = time.monotonic() + self._delivery.deadline_seconds
         try:
             with Calls(self._stop) as calls:
                 self._run("portal", lambda: self._push(calls, seconds=self._delivery.deadline_seconds * PORTAL_SHARE))
-                if no_mail is None:
+                if self._wrong_day is None:
                     self._send_mail(calls, ends_at=ends_at)
-                else:
-                    self._report.stopped.append(no_mail)
         except StoppedBySignalError:
             # The next run may be stopped in the same way: what happened in this one is queued now.
             with contextlib.suppress(psycopg.Error, DatabaseUnavailableError):
@@ -174,6 +176,7 @@ class Deliveries:
             stop=self._stop,
             make_portal=delivery.make_portal,
             policy=delivery.policy,
+            today=lambda: None if self._wrong_day else max(report.today, delivery.today()),
             concurrency=delivery.concurrency,
             longest_pause_seconds=delivery.longest_pause_seconds,
             on_progress=self._progress.phase("Pushing to the portal"),

@@ -18,7 +18,7 @@ from certjob.outbox.open_work import read_open_work
 from certjob.portal.sync import PortalSyncService
 from certjob.review import plan
 from certjob.review.certification import CertificationManagementService
-from certjob.review.days import looks_at_everybody, refuse_wrong_day, why_no_mail
+from certjob.review.days import looks_at_everybody, refuse_wrong_day, why_wrong_day
 from certjob.review.guards import MassChangeGuard
 from certjob.review.plan import ReviewCounts
 from certjob.stopping import StopFlag
@@ -34,20 +34,32 @@ def deliver(
     accept_date: date | None = None,
     run_id: UUID | None = None,
 ) -> RunReport:
-    """Deliver what is queued and due, reviewing nobody: the background job between the nights.
+    """Deliver what is queued and due: the background job between the nights.
 
-    No mail goes out on a day that cannot be believed: another one than the database server's, or one before the last
-    run's, unless it is the ``accept_date``.
+    It first reviews the due mentors who have an open push: a show that is not true any more becomes a hide. On a day
+    that cannot be believed (not the database server's, or before the last run's, unless it is the ``accept_date``) it
+    reviews no one and pushes hides only.
     """
     report = RunReport(
         command="deliver", run_id=run_id or uuid4(), today=today, reminders=MailCounts(), digests=MailCounts()
     )
-    no_mail = why_no_mail(connection, today, zone=delivery.zone, accept_date=accept_date)
+    wrong_day = why_wrong_day(connection, today, zone=delivery.zone, accept_date=accept_date)
     report.known_stops = _last_stops(connection)
     with recorded(connection, report, progress=progress) as beating:
-        deliveries = Deliveries(connection, report, delivery=delivery, stop=stop, progress=beating)
-        deliveries.deliver(no_mail=no_mail)
+        if wrong_day is None:
+            _review_open_pushes(connection, report, stop=stop)
+        deliveries = Deliveries(connection, report, delivery=delivery, stop=stop, progress=beating, wrong_day=wrong_day)
+        deliveries.deliver()
     return report
+
+
+def _review_open_pushes(connection: Connection, report: RunReport, *, stop: StopFlag) -> None:
+    """Review the due mentors who have an open push, with the guard; the next run reports the others."""
+    guard = MassChangeGuard(connection, today=report.today, allow_mass_change=False)
+    service = CertificationManagementService(
+        connection, today=report.today, run_id=report.run_id, guard=guard, stop=stop
+    )
+    service.apply_open_pushes()
 
 
 def _last_stops(connection: Connection) -> frozenset[str]:
@@ -134,11 +146,17 @@ def retry_all(
     progress: Progress,
     run_id: UUID | None = None,
 ) -> RunReport:
-    """Reopen every open push, blocked ones too, whatever its retry time says, and push them; no mail is sent."""
+    """Reopen every open push, blocked ones too, whatever its retry time says, and push them; no mail is sent.
+
+    As ``deliver`` does, it first reviews the due mentors among them, and on a wrong day pushes hides only.
+    """
     report = RunReport(command="alerts", run_id=run_id or uuid4(), today=today)
+    wrong_day = why_wrong_day(connection, today, zone=delivery.zone, accept_date=None)
     with recorded(connection, report, progress=progress) as beating:
+        if wrong_day is None:
+            _review_open_pushes(connection, report, stop=stop)
         report.reopened = PortalSyncService(connection, run_id=report.run_id).reopen_all()
-        Deliveries(connection, report, delivery=delivery, stop=stop, progress=beating).push()
+        Deliveries(connection, report, delivery=delivery, stop=stop, progress=beating, wrong_day=wrong_day).push()
     return report
 
 

@@ -62,8 +62,8 @@ class _OneMentor(PortalSyncService):
         self.error: DynamicsSyncException | None = None
         """Why the push did not succeed."""
 
-    def claim(self, limit: int) -> list[tuple[PortalEvent, Lease]]:
-        return [] if self.is_pushed else self.claim_mentor(self._mentor_id)
+    def claim(self, limit: int, *, today: date | None) -> list[tuple[PortalEvent, Lease]]:
+        return [] if self.is_pushed else self.claim_mentor(self._mentor_id, today=today)
 
     def settle(self, push: Push, counts: PortalCounts) -> Answer:
         answer = super().settle(push, counts)

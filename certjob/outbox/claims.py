@@ -112,8 +112,9 @@ class Outbox(Generic[Item]):
     def claim(self, lock: str, parameters: dict[str, object]) -> tuple[list[Item], Lease]:
         """Claim what the statement ``lock`` locks, in its order, each row with a fresh token; committed on return.
 
-        That statement only locks. A second one reads the rest, such as the contact to call for, in a newer snapshot: a
-        row may have changed while the first one waited for it. When none can be claimed any more, it looks again.
+        That statement only locks. A second one, claim_<table>, reads the rest, such as the contact to call for, in a
+        newer snapshot: a row may have changed meanwhile. If none can be claimed any more, it looks again. Both get the
+        parameters.
         """
         for _ in range(_CLAIM_TRIES):
             items, lease = self._claim(lock, parameters)
@@ -129,7 +130,7 @@ class Outbox(Generic[Item]):
             if not rows:
                 return None, lease
             ids = [row[0] for row in rows]
-            claim = {"ids": ids, "token": uuid4(), "lease_seconds": self._lease_seconds}
+            claim = parameters | {"ids": ids, "token": uuid4(), "lease_seconds": self._lease_seconds}
             items = database.fetch(self._connection, f"claim_{self._table}", claim, into=self._item)
         return sorted(items, key=lambda item: ids.index(item.id)), lease
 

@@ -7,6 +7,7 @@ next, not behind a hundred others. While the database is used the calls under wa
 import asyncio
 import time
 from collections.abc import Callable
+from datetime import date
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -42,16 +43,19 @@ class PortalStage:
         stop: StopFlag,
         make_portal: "Callable[[], HLFDynamicsSyncService]",
         policy: RetryPolicy,
+        today: Callable[[], date | None],
         concurrency: int = CONCURRENCY,
         longest_pause_seconds: float = LONGEST_PAUSE_SECONDS,
         on_progress: Callable[[int], None] | None = None,
         counts: PortalCounts,
     ) -> None:
+        """``today`` is asked before each claim. None: the day cannot be believed, so only hides are pushed."""
         self._service = service
         self._calls = calls
         self._stop = stop
         self._make_portal = make_portal
         self._policy = policy
+        self._today = today
         self._concurrency = concurrency
         self._longest_pause_seconds = longest_pause_seconds
         self._on_progress = on_progress
@@ -98,7 +102,7 @@ class PortalStage:
         if time.monotonic() < self._begin_at:
             return True
         try:
-            claimed = self._service.claim(free)
+            claimed = self._service.claim(free, today=self._today())
         except psycopg.Error as error:
             self._crash = error
             return False

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import date
 from uuid import UUID
 
 from certjob import database
@@ -85,14 +86,17 @@ class PortalSyncService:
         """
         return persist(self._connection, lambda: database.execute(self._connection, "take_back_portal_claims"))
 
-    def claim(self, limit: int) -> list[tuple[PortalEvent, Lease]]:
-        """Claim due events: untried hides, untried shows, retried hides, retried shows."""
-        events, lease = self._outbox.claim("lock_due_portal_events", {"limit": limit})
+    def claim(self, limit: int, *, today: date | None) -> list[tuple[PortalEvent, Lease]]:
+        """Claim due events: untried hides, untried shows, retried hides, retried shows.
+
+        A show is claimed only if the mentor needs no review before ``today`` is over; without a day, none is.
+        """
+        events, lease = self._outbox.claim("lock_due_portal_events", {"limit": limit, "today": today})
         return [(event, lease) for event in events]
 
-    def claim_mentor(self, mentor_id: UUID) -> list[tuple[PortalEvent, Lease]]:
+    def claim_mentor(self, mentor_id: UUID, *, today: date | None) -> list[tuple[PortalEvent, Lease]]:
         """Claim one mentor's open event whatever its retry time; not while another run holds it."""
-        events, lease = self._outbox.claim("lock_portal_event", {"mentor_id": mentor_id})
+        events, lease = self._outbox.claim("lock_portal_event", {"mentor_id": mentor_id, "today": today})
         return [(event, lease) for event in events]
 
     def settle(self, push: Push, counts: PortalCounts) -> Answer:

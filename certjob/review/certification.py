@@ -82,6 +82,12 @@ class CertificationManagementService:
         self._store_problems(organisation_id)
         return self.counts
 
+    def apply_open_pushes(self) -> None:
+        """Review the due mentors who have an open push, once. Raises StoppedBySignalError between chunks."""
+        rows = database.fetch(self._connection, "find_due_open_pushes", {"today": self._today})
+        if rows:
+            self._pass(None, ids=[mentor_id for (mentor_id,) in rows])
+
     def review_one(self, mentor_id: UUID, *, then: Callable[[Decision], None]) -> bool:
         """Review one mentor, due or not, in its own transaction; ``then`` writes in it too, last.
 

@@ -39,8 +39,8 @@ def refuse_wrong_day(connection: Connection, today: date, *, zone: tzinfo, accep
         raise ConfigurationError(message, next_step="correct the clock of this machine, or give its date")
 
 
-def why_no_mail(connection: Connection, today: date, *, zone: tzinfo, accept_date: date | None) -> StageStop | None:
-    """Return why no mail may go out today; None when it may. A push goes by no date, so pushing goes on.
+def why_wrong_day(connection: Connection, today: date, *, zone: tzinfo, accept_date: date | None) -> StageStop | None:
+    """Return why this day cannot be believed, so that only hides may go out; None if it can.
 
     Raises ConfigurationError if ``accept_date`` is not today.
     """
@@ -50,7 +50,8 @@ def why_no_mail(connection: Connection, today: date, *, zone: tzinfo, accept_dat
     try:
         refuse_wrong_day(connection, today, zone=zone, accept_date=accept_date)
     except ConfigurationError as error:
-        return StageStop(stage="mail", code=StageEnd.CLOCKS_DISAGREE, reason=f"{error}; until then no mail is sent")
+        reason = f"{error}; until then no mail is sent and no mentor is shown on the portal"
+        return StageStop(stage="mail", code=StageEnd.CLOCKS_DISAGREE, reason=reason)
     return None
 
 

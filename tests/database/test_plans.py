@@ -123,7 +123,7 @@ def test_a_claim_and_a_settle_touch_their_batch_whatever_else_is_there(connectio
         connection.execute(change.encode())
         noted.clear()
         with connection.transaction(force_rollback=True):
-            events = PortalSyncService(connection, run_id=TOKEN).claim(100)
+            events = PortalSyncService(connection, run_id=TOKEN).claim(100, today=today())
             reminder, _ = reminder_mail(connection, today=today()).claim()
             assert len(events) == 100
             assert reminder is not None

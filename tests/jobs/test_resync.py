@@ -181,7 +181,7 @@ def test_a_call_of_another_run_that_does_not_end_is_not_waited_for_for_ever(scen
     """The version is raised, so the other run pushes the new value next; that run may have died, so it is an alert."""
     scene.wish(scene.mentor(), visible=False)
     review(scene.connection)
-    ((theirs, _),) = PortalSyncService(scene.other, run_id=uuid4()).claim_mentor(expired)
+    ((theirs, _),) = PortalSyncService(scene.other, run_id=uuid4()).claim_mentor(expired, today=TODAY)
     scene.run_sql("UPDATE mentors SET left_at = now() WHERE id = %s", expired)
     portal = FlakyPortal()
 

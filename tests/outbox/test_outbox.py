@@ -26,7 +26,7 @@ class PortalOutbox(Outbox[PortalEvent]):
         super().__init__(connection, table="portal_events", item=PortalEvent, lease_seconds=120)
 
     def claim_due(self) -> list[PortalEvent]:
-        return self.claim("lock_due_portal_events", {"limit": 100})[0]
+        return self.claim("lock_due_portal_events", {"limit": 100, "today": TODAY})[0]
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ def test_a_lease_is_counted_from_before_the_claim_was_sent(mine: PortalOutbox, m
     moments, clock = iter([50.0, 150.0]), claims.lease_clock
     monkeypatch.setattr(claims, "lease_clock", lambda: next(moments))
 
-    _, lease = mine.claim("lock_due_portal_events", {"limit": 1})
+    _, lease = mine.claim("lock_due_portal_events", {"limit": 1, "today": TODAY})
 
     assert lease.claimed_at == 50.0
     assert not lease.fits(20)

@@ -14,6 +14,7 @@ from certjob.errors import PermanentPortalError, PortalCallError, TransientPorta
 from certjob.outbox.claims import Answer
 from certjob.portal.push import Push, PushOutcome
 from certjob.portal.sync import PortalCounts, PortalSyncService
+from tests.support.facts import TODAY
 from tests.support.intents import claim, review
 from tests.support.nights import FlakyPortal, in_background, night
 from tests.support.scene import NEXT_YEAR, YESTERDAY, Scene
@@ -113,17 +114,17 @@ def test_a_call_whose_lease_is_over_is_not_waited_for(scene: Scene) -> None:
     """Its process is gone. A resync goes on, too."""
     contact = uuid4()
     first, second = scene.mentor(contact_id=contact), scene.mentor()
-    scene.wish(first, visible=True)
+    scene.wish(first, visible=False)
     scene.claim()
     scene.run_sql(CORRECT_ONE, None, first)
     scene.run_sql(CORRECT_ONE, contact, second)
     scene.wish(second, visible=False)
-    assert (scene.claim(), scene.service.claim_mentor(second)) == ([], [])
+    assert (scene.claim(), scene.service.claim_mentor(second, today=TODAY)) == ([], [])
 
     scene.run_out()
     with scene.other.transaction(force_rollback=True):
         resyncing = PortalSyncService(scene.other, run_id=uuid4())
-        assert all(resyncing.claim_mentor(mentor) for mentor in (first, second))
+        assert all(resyncing.claim_mentor(mentor, today=TODAY) for mentor in (first, second))
 
     assert second in {event.mentor_id for event in scene.claim()}
 

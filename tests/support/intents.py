@@ -14,7 +14,7 @@ from tests.support.facts import TODAY, Facts
 
 def claim(connection: Connection, *, limit: int = 100) -> list[PortalEvent]:
     """Claim what is due, as another run would."""
-    return [event for event, _ in PortalSyncService(connection, run_id=uuid4()).claim(limit)]
+    return [event for event, _ in PortalSyncService(connection, run_id=uuid4()).claim(limit, today=TODAY)]
 
 
 def backlog(facts: Facts, count: int, *, visible: bool = False) -> list[UUID]:
@@ -22,8 +22,8 @@ def backlog(facts: Facts, count: int, *, visible: bool = False) -> list[UUID]:
     organisation = facts.organisation(f"hlf-{uuid4().hex[:8]}")
     contacts = [uuid4() for _ in range(count)]
     facts.connection.execute(
-        "INSERT INTO mentors (organisation_id, member_no, email, dynamics_contact_id, portal_visible)"
-        " SELECT %s, 'B' || n, 'b' || n || '@example.org', contact, %s"
+        "INSERT INTO mentors (organisation_id, member_no, email, dynamics_contact_id, portal_visible, review_on)"
+        " SELECT %s, 'B' || n, 'b' || n || '@example.org', contact, %s, '9999-12-31'"
         " FROM unnest(%s::uuid[]) WITH ORDINALITY AS c (contact, n)",
         (organisation, visible, contacts),
     )

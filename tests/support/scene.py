@@ -97,6 +97,7 @@ class Scene:
         """Want one mentor shown or hidden, as a review does."""
         with database.transaction(self.connection):
             self.service.queue([(mentor_id, visible)])
+            self.connection.execute("UPDATE mentors SET review_on = '9999-12-31' WHERE id = %s", (mentor_id,))
 
     def claim(self, limit: int = 100) -> list[PortalEvent]:
         return intents.claim(self.connection, limit=limit)
@@ -172,7 +173,13 @@ class Scene:
         connection, stop, counts = connection or self.connection, stop or StopFlag(), PortalCounts()
         service = service or PortalSyncService(connection, run_id=uuid4())
         make_portal = delivery(portal=target or self.portal).make_portal
-        defaults = {"make_portal": make_portal, "policy": quick_policy(), "concurrency": 1, "counts": counts}
+        defaults = {
+            "make_portal": make_portal,
+            "policy": quick_policy(),
+            "concurrency": 1,
+            "counts": counts,
+            "today": lambda: TODAY,
+        }
         self.counts = counts
         with Calls(stop) as calls:
             stage = PortalStage(service, calls=calls, stop=stop, **defaults | options)

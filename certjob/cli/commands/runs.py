@@ -103,6 +103,7 @@ def deliver(
 ) -> int:
     """Deliver what is queued and due, portal first, then mail: the background job between the nightly runs.
 
+    It first reviews the due mentors who have an open push, so that no outdated push goes out.
     Exits 3 only if something failed for the first time or for another reason, or if a stage stopped for a new reason.
     """
     from certjob.jobs import nightly

@@ -14,14 +14,15 @@ FROM left_behind
 WHERE e.id = left_behind.id
 
 -- name: lock_due_portal_events
--- Untried hides, untried shows, retried hides, retried shows: hides that never succeed do not delay the others. Not while
--- a call for the contact is in flight: the contact may have been another mentor's when that call began. The review
+-- Untried hides, untried shows, retried hides, retried shows: hides that never succeed do not delay the others. A show of
+-- a mentor who is due waits for the review, because it may not be true any more; without a day (null) all shows wait. Not
+-- while a call for the contact is in flight: the contact may have been another mentor's when that call began. The review
 -- withdraws an event of an organisation that has lost its portal.
 SELECT e.id
 FROM portal_sync_events AS e
 -- OFFSET 0 and the count keep the planner from joining all mentors, or all calls in flight, with each event.
 CROSS JOIN LATERAL (
-    SELECT o.portal IS NOT NULL AS has_portal, (
+    SELECT o.portal IS NOT NULL AS has_portal, m.review_on > %(today)s::date AS is_reviewed, (
             SELECT count(*)
             FROM portal_sync_events AS flying
             WHERE flying.claim_contact_id = m.dynamics_contact_id
@@ -33,19 +34,24 @@ CROSS JOIN LATERAL (
     WHERE m.id = e.mentor_id
     OFFSET 0
 ) AS m
-WHERE e.status = 'pending' AND e.next_attempt_at <= now() AND m.has_portal AND m.calls_in_flight = 0
+WHERE e.status = 'pending'
+    AND e.next_attempt_at <= now()
+    AND m.has_portal
+    AND (NOT e.visible OR m.is_reviewed)
+    AND m.calls_in_flight = 0
 ORDER BY e.attempts > 0, e.visible, e.next_attempt_at
 LIMIT %(limit)s
 FOR NO KEY UPDATE OF e SKIP LOCKED
 
 -- name: lock_portal_event
--- One mentor's open event for a resync, whatever its retry time, and also a blocked one. Not while another run holds a
--- live lease on it or calls for its contact.
+-- One mentor's open event for a resync, whatever its retry time, and also a blocked one; a show only as above. Not while
+-- another run holds a live lease on it or calls for its contact.
 SELECT e.id
 FROM portal_sync_events AS e
 JOIN mentors AS m ON m.id = e.mentor_id
 WHERE e.mentor_id = %(mentor_id)s
     AND e.status IN ('pending', 'blocked')
+    AND (NOT e.visible OR m.review_on > %(today)s::date)
     AND NOT (e.claim_token IS NOT NULL AND e.next_attempt_at > now())
     AND NOT EXISTS (
         SELECT
@@ -57,8 +63,8 @@ WHERE e.mentor_id = %(mentor_id)s
 FOR NO KEY UPDATE OF e SKIP LOCKED
 
 -- name: claim_portal_events
--- The events that the statement before has locked, with the contacts of a newer snapshot; so it asks again whether a call
--- for the contact is in flight. Committed before any call is made: after a crash the lease runs out.
+-- The events that the statement before has locked, with the mentors of a newer snapshot; so it asks again whether a show
+-- is true and a call for the contact in flight. Committed before any call is made: after a crash the lease runs out.
 UPDATE portal_sync_events AS e
 SET claim_token = %(token)s,
     claim_contact_id = m.dynamics_contact_id,
@@ -69,6 +75,7 @@ JOIN organisations AS o ON o.id = m.organisation_id
 WHERE e.id = ANY (%(ids)b::bigint[])
     AND m.id = e.mentor_id
     AND o.portal IS NOT NULL
+    AND (NOT e.visible OR m.review_on > %(today)s::date)
     AND (
         SELECT count(*)
         FROM portal_sync_events AS flying

@@ -10,6 +10,13 @@ WHERE review_on <= %(today)s
 ORDER BY review_on, id
 LIMIT 10000
 
+-- name: find_due_open_pushes
+-- The due mentors with an open push: its value may not be true any more.
+SELECT m.id
+FROM portal_sync_events AS e
+CROSS JOIN LATERAL (SELECT m.id FROM mentors AS m WHERE m.id = e.mentor_id AND m.review_on <= %(today)s OFFSET 0) AS m
+WHERE e.status IN ('pending', 'blocked')
+
 -- name: lock_due_mentors
 -- One chunk of due mentors (or of those with the given ids), locked and nothing else: facts read in the locking statement
 -- could be older than the lock. Other runs' mentors are skipped, so several runs share the work; FOR NO KEY UPDATE lets
