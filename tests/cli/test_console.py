@@ -19,7 +19,7 @@ from certjob.cli import entry
 from certjob.cli.pages.night import show_plan
 from certjob.cli.terminal.lines import PageLine, wrap
 from certjob.cli.terminal.logs import JsonFormatter, TextFormatter, traceback_lines
-from certjob.cli.terminal.output import Output, show_rows
+from certjob.cli.terminal.output import Output
 from certjob.cli.terminal.plain import print_error, print_json
 from certjob.database import Connection
 from certjob.domain import rules
@@ -158,25 +158,38 @@ def test_a_plan_says_what_would_change_cut_on_a_terminal_and_whole_off_it(capsys
     assert "M1001 Kari Nordmann expired, 6 renewed, expiring open 7 days before (last day in 4 days) hide hlf" in cut
 
 
-def test_progress_leaves_room_for_ctrl_c_and_says_at_once_that_it_is_stopping() -> None:
-    """After a line as wide as the terminal, ^C would begin another one, and the first one would never be erased.
-
-    The call in hand may take seconds: without a word people press it again, or kill -9. A night does not count
-    beforehand: no "0/?".
-    """
+def test_progress_leaves_room_for_ctrl_c_and_says_that_it_stops() -> None:
+    """A full line would push ^C onto a line that is never erased; no total is shown before it is known."""
     stop = StopFlag()
     output = Output(quiet=False, stop=stop)
     output.interactive, output.err = True, terminal(80)[0].out
 
     with output.progress() as progress:
         progress.phase("Reading rows")(120_000)
-        progress.phase("Loading rows")(20_000, 120_000)
+        progress.phase("Loading rows", count=lambda: 120_000)(20_000)
         stop.set()
 
     text = without_escapes(output.err.file.getvalue())  # type: ignore[attr-defined]
     assert 40 < max(map(cell_len, text.splitlines())) <= 74
     assert any("Loading rows" in line and "20,000 of 120,000, stopping" in line for line in text.splitlines())
     assert ("120,000" in text, "/?" in text) == (True, False)
+
+
+def test_finished_phase_stands_still_with_its_number() -> None:
+    """A phase ends when the next one begins; what was not done is visible from the total."""
+    output = Output(quiet=False)
+    output.interactive, output.err = True, terminal(80)[0].out
+
+    with output.progress() as progress:
+        progress.phase("Reviewing mentors")(120)
+        progress.phase("Sending reminders", count=lambda: 91)(89)
+        progress.phase("Sending digests")
+        reviewing, reminders, digests = progress.tasks
+        shown = [progress.make_tasks_table([task]).columns[-1] for task in (reviewing, reminders)]
+        texts = [str(next(iter(column.cells))) for column in shown]
+
+    assert (reviewing.finished, reminders.stop_time is not None, digests.stop_time) == (True, True, None)
+    assert texts == ["120", "89 of 91"]
 
 
 def test_mentors_whom_a_run_skipped_or_found_broken_are_named() -> None:
@@ -210,14 +223,32 @@ def test_a_page_is_wrapped_around_its_commands() -> None:
 
 
 def test_rows_are_tabs_off_a_terminal_and_a_table_on_it(capsys: pytest.CaptureFixture[str]) -> None:
-    """A tab inside a cell would shift the columns: it is a space."""
+    """A tab inside a cell would shift the columns, so it becomes a space."""
     output, shown = terminal(80)
     for each in (OFF, output):
-        show_rows(each, ("Name", "Number"), [("a\tb", 1), ("[x]", None)])
+        each.show_rows(("Name", ">Number"), [("a\tb", 1), ("[x]", None)])
 
-    assert capsys.readouterr().out == "a b\t1\n[x]\tNone\n"
+    assert capsys.readouterr().out == "a b\t1\n[x]\t\n"
     assert flat(shown.getvalue()).startswith("Name Number")
-    assert "[x]   None" in shown.getvalue()
+    assert "[x]" in shown.getvalue()
+
+
+@pytest.mark.parametrize("columns", [50, 80, 120])
+def test_table_keeps_numbers_and_dates_whole_and_a_column_free(columns: int) -> None:
+    """Long texts are wrapped between words or cut; a wide letter in the last column starts no new line."""
+    output, shown = terminal(columns)
+    headings = ("=Last day", ">Days", "=No.", "Name", "Kind", "Org")
+    rows = [
+        ("2026-12-31", "1,234 ago", "M1001234", "Zebulon Østenfjellheim-Kristoffersen", "k" * 40, "personforbund-" * 4),
+        ("2026-01-01", "5", "M1", "北京" * 12, "likeperson", "hlf"),
+    ]
+
+    output.show_table(headings, rows)
+
+    lines = shown.getvalue().splitlines()
+    assert all(cell_len(line) < columns for line in lines)
+    for whole in ("2026-12-31", "1,234 ago", "M1001234", "2026-01-01"):
+        assert sum(whole in line for line in lines) == 1
 
 
 # Whole commands on terminals of 80 columns and more: no word is broken.
@@ -253,6 +284,7 @@ def test_no_word_is_broken_no_line_too_wide_and_no_command_parted(
 
     _, shown = on_terminal(["explain", "zebulon"], environment=environment, folder=tmp_path, columns=60)
     off = here("explain", "zebulon").stderr
-    assert shown.startswith("\r\x1b[1;31mcertjob explain: ")  # at the edge, over an echoed ^C
+    assert shown.startswith("\rcertjob explain: \x1b[")  # at the edge, over an echoed ^C; only the word is coloured
     assert all(cell_len(line) <= 60 for line in without_escapes(shown).splitlines())
-    assert (flat(without_escapes(shown)), off.count("\n")) == (off.rstrip(), 1)
+    assert flat(without_escapes(shown)) == off.rstrip().replace("explain: ", "explain: error: ")
+    assert off.count("\n") == 1

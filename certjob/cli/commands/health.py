@@ -41,14 +41,18 @@ def check(
         settings, problems = survey_settings(call.env_file)
         set_up_logs(verbose=call.verbose, log_format=settings.log_format)
         output = console.Output(quiet=call.quiet)
-        for finding in everything.check_everything(settings, problems=problems, test_to=send_test):
-            found.append(finding)
-            if not (call.json or (call.quiet and finding.verdict is Verdict.OK)):
-                checks_page.show_finding(output, finding)
+        with output.progress() as progress:
+            advance = progress.phase("Checking")
+            for finding in everything.check_everything(settings, problems=problems, test_to=send_test):
+                found.append(finding)
+                advance(len(found))
     code = exit_code_of(found)
     if call.json:
         outcome = {0: "ok", 3: "attention"}.get(code, "failed")
         plain.print_json({"outcome": outcome, "checks": [finding.to_document() for finding in found]})
+    else:
+        shown = [finding for finding in found if finding.verdict is not Verdict.OK] if call.quiet else found
+        checks_page.show_findings(output, shown)
     reason = checks_page.closing_line(found)
     if reason is not None:
         say = plain.print_attention if code == 3 else plain.print_error

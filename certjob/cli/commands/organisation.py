@@ -112,7 +112,6 @@ def organisation_set(
 @app.command("show", without=("quiet",), short_help="Show all that can be set of an organisation.")
 def organisation_show(call: Call, slug: Slug) -> int:
     """Show all that can be set of an organisation, and its coordinators with the language of their daily mail."""
-    from certjob.cli.terminal import output as console
     from certjob.cli.terminal import plain
     from certjob.facts import organisations
 
@@ -121,7 +120,7 @@ def organisation_show(call: Call, slug: Slug) -> int:
     if call.json:
         plain.print_json({"outcome": "ok"} | _to_document(details))
         return 0
-    console.show_rows(opened.output, ("What", slug), _rows(details, mail_from=opened.settings.mail_from))
+    opened.output.show_rows(("=What", slug), _rows(details, mail_from=opened.settings.mail_from))
     return 0
 
 
@@ -149,7 +148,6 @@ def _rows(details: "OrganisationDetails", *, mail_from: str | None) -> Iterator[
 @app.command("list", without=("quiet",))
 def organisation_list(call: Call) -> int:
     """List the organisations with their rules."""
-    from certjob.cli.terminal import output as console
     from certjob.cli.terminal import plain
     from certjob.facts import organisations
 
@@ -159,8 +157,7 @@ def organisation_list(call: Call) -> int:
         plain.print_json({"outcome": "ok", "organisations": list(map(_to_document, rows))})
         return 0
     headings = ("Slug", "Name", "Portal", "Thresholds", ">Coordinators", ">Mentors")
-    console.show_rows(
-        opened.output,
+    opened.output.show_rows(
         headings,
         [
             (

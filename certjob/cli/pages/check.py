@@ -1,20 +1,29 @@
-"""`certjob check`: one line per thing that was looked at, the verdict first."""
+"""`certjob check`: one line for each finding, problems first."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Final
 
 from certjob.cli.terminal.lines import PageLine
 from certjob.cli.terminal.output import Output
+from certjob.cli.terminal.plain import ERROR_STYLE, WARNING_STYLE
 from certjob.reports.check.findings import Finding, Verdict
 
-_STYLES = {Verdict.OK: "green", Verdict.WARN: "yellow", Verdict.FAIL: "bold red", Verdict.SKIP: "dim"}
+_STYLES: Final = {Verdict.FAIL: ERROR_STYLE, Verdict.WARN: WARNING_STYLE}
+_ORDER: Final = (Verdict.FAIL, Verdict.WARN, Verdict.SKIP, Verdict.OK)
 
 
-def show_finding(output: Output, finding: Finding) -> None:
-    """Print one line: coloured and wrapped on a terminal, whole off it."""
-    bullet, style = f"{finding.verdict:<4}  ", _STYLES[finding.verdict]
-    line = PageLine(bullet=bullet, bullet_style=style, head=f"{finding.check}: ", text=finding.text)
-    output.show_lines([line])
+def show_findings(output: Output, findings: Sequence[Finding]) -> None:
+    """Print the findings, the worst first."""
+    output.show_lines(
+        PageLine(
+            bullet=f"{finding.verdict:<4}  ",
+            bullet_style=_STYLES.get(finding.verdict, ""),
+            head=f"{finding.check}: ",
+            text=finding.text,
+        )
+        for finding in sorted(findings, key=lambda finding: _ORDER.index(finding.verdict))
+    )
 
 
 def closing_line(findings: Iterable[Finding]) -> str | None:
@@ -23,9 +32,9 @@ def closing_line(findings: Iterable[Finding]) -> str | None:
     if not counts.keys() - {Verdict.OK}:
         return None
     words = {
-        Verdict.OK: "ok",
-        Verdict.WARN: "warning" if counts[Verdict.WARN] == 1 else "warnings",
         Verdict.FAIL: "failed",
+        Verdict.WARN: "warning" if counts[Verdict.WARN] == 1 else "warnings",
         Verdict.SKIP: "not checked",
+        Verdict.OK: "ok",
     }
     return ", ".join(f"{counts[verdict]} {word}" for verdict, word in words.items() if counts[verdict])

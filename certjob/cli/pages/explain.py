@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Iterator
 from datetime import date, datetime, tzinfo
-from typing import Final
 
 from certjob.cli.pages.alerts import next_try
 from certjob.cli.terminal.lines import PageLine
 from certjob.cli.terminal.output import Output
+from certjob.cli.terminal.plain import WARNING_STYLE
 from certjob.domain.addresses import parse_address
 from certjob.domain.causes import NEVER_TRIED, advise_on_message, advise_on_push
 from certjob.domain.explanations import day_words, number, reason_words, threshold_words
@@ -17,7 +17,6 @@ from certjob.reports.logged_reminders import LoggedReminder
 from certjob.reports.open_pushes import OpenPush
 
 _Moment = Callable[[datetime], str]
-_STYLES: Final = {Status.EXPIRED: "red", Status.REVOKED: "red", Status.EXPIRING: "bold"}
 
 
 def show_explanation(output: Output, explained: Explanation, *, zone: tzinfo) -> None:
@@ -37,7 +36,7 @@ def page_lines(explained: Explanation, *, zone: tzinfo) -> Iterator[PageLine]:
     yield PageLine(text=f"{name}, {person.organisation_name}", style="bold")
     yield PageLine(text=f"{_activity(explained, zone=zone)} {_certification(explained)}")
     for warning in _warnings(explained):
-        yield PageLine(text=warning, style="bold magenta")
+        yield PageLine(text=warning, bullet="warning: ", bullet_style=WARNING_STYLE)
     yield PageLine(text="")
     coming = explained.next
     text = f"{coming.when}: {'; '.join(coming.what)}." if coming else "nothing, as long as no fact changes."
@@ -86,12 +85,12 @@ def _warnings(explained: Explanation) -> Iterator[str]:
         yield f"A run holds something back: {held}"
 
 
-def _item(text: str, *, head: str = "", style: str = "") -> PageLine:
-    return PageLine(text=text, head=head, style=style, bullet="- ", indent=2)
+def _item(text: str, *, head: str = "") -> PageLine:
+    return PageLine(text=text, head=head, bullet="- ", indent=2)
 
 
-def _detail(text: str, *, head: str = "", style: str = "") -> PageLine:
-    return PageLine(text=text, head=head, style=style, indent=4)
+def _detail(text: str, *, head: str = "") -> PageLine:
+    return PageLine(text=text, head=head, indent=4)
 
 
 def _certificate_lines(explained: Explanation) -> Iterator[PageLine]:
@@ -100,7 +99,7 @@ def _certificate_lines(explained: Explanation) -> Iterator[PageLine]:
     for each in explained.certificates:
         optional = ", optional" if each.optional else ""
         span = f"{_whole_date(each.issued_on)} to {_whole_date(each.expires_on)}"
-        yield _item("", head=f"{each.kind}{optional}, {span}: {each.status}", style=_STYLES.get(each.status, ""))
+        yield _item("", head=f"{each.kind}{optional}, {span}: {each.status}")
         yield _detail(each.because + _stored(each, today=explained.today))
 
 
@@ -123,7 +122,7 @@ def _pause_lines(explained: Explanation, moment: _Moment) -> Iterator[PageLine]:
         else:
             by = f" by {pause.lifted_by}" if pause.lifted_by else ""
             text = f"earlier: {reason_words(pause.reason)}, {since}, lifted {moment(pause.lifted_at)}{by}"
-            yield _item(text, style="dim")
+            yield _item(text)
 
 
 def _lifted_when(pause: Pause, *, has_left: bool) -> str:
@@ -139,7 +138,7 @@ def _reminder_lines(explained: Explanation, moment: _Moment) -> Iterator[PageLin
     for row in explained.reminders:
         kind = kinds.get(row.certificate_id, "a deleted certificate")
         which = f"{kind} until {day_words(row.expires_on, today)}, {threshold_words(row.threshold_days)}"
-        yield _item(f"{which}: {_outcome(row, moment)}", style="red" if row.status == "failed" else "")
+        yield _item(f"{which}: {_outcome(row, moment)}")
     for each in explained.certificates:
         if each.no_reminder_because is not None:
             until = day_words(each.expires_on, today)
@@ -147,7 +146,7 @@ def _reminder_lines(explained: Explanation, moment: _Moment) -> Iterator[PageLin
     problem = address_problem(explained.mentor.email)
     if problem:
         text = f"{problem}: nothing can be sent; enter one in the app, and what failed is sent automatically"
-        yield _item(text, style="red")
+        yield _item(text)
 
 
 def address_problem(email: str | None) -> str | None:
@@ -207,18 +206,18 @@ def _portal_lines(
         saw = "visible" if portal.was_shown else "not visible"
         yield _item(f"the portal was last read {moment(portal.read_at)}: the mentor was {saw}")
     if portal.has_portal and explained.mentor.dynamics_contact_id is None:
-        yield _item("there is no contact ID: nothing can be pushed; add it in the app", style="red")
+        yield _item("there is no contact ID: nothing can be pushed; add it in the app")
     if portal.push is not None:
         resync = resync_command(explained.mentor.member_no, explained.mentor.organisation)
         yield from _push_lines(portal.push, moment, resync=resync, now=explained.now.astimezone(zone))
     if portal.resolved_failures:
-        yield _item(f"{number(portal.resolved_failures, 'earlier failure')}, resolved", style="dim")
+        yield _item(f"{number(portal.resolved_failures, 'earlier failure')}, resolved")
 
 
 def _push_lines(push: OpenPush, moment: _Moment, *, resync: str, now: datetime) -> Iterator[PageLine]:
     verb, may_be = ("show", "hidden") if push.visible else ("hide", "visible")
     text = f"waiting since {moment(push.wanted_at)} for the portal to {verb} this mentor; may still be {may_be}"
-    yield _item(text, style="magenta" if push.visible else "red")
+    yield _item(text)
     advice = advise_on_push(push.cause, error=push.error)
     if advice is NEVER_TRIED:
         yield _detail("It goes out with the next `certjob run` or `certjob deliver`.")
@@ -230,4 +229,4 @@ def _push_lines(push: OpenPush, moment: _Moment, *, resync: str, now: datetime) 
     if push.error:
         calls = f", {number(push.calls, 'call')} so far" if push.calls else ""
         when = f" {moment(push.last_failed_at)}" if push.last_failed_at else ""
-        yield _detail(f"Last failure{when}{calls}: {push.error}", style="dim")
+        yield _detail(f"Last failure{when}{calls}: {push.error}")

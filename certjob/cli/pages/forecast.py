@@ -4,7 +4,7 @@ from dataclasses import asdict
 from typing import Final
 
 from certjob.cli.documents import left_out
-from certjob.cli.terminal.output import Output, show_rows
+from certjob.cli.terminal.output import Output
 from certjob.reports.forecast import MEASURES, Forecast
 
 LONGEST_BAR: Final = 10
@@ -19,7 +19,7 @@ def show_forecast(output: Output, forecast: Forecast) -> None:
     for week in forecast.weeks:
         bar = sign * max(1, round(LONGEST_BAR * week.expiries / most)) if week.expiries else ""
         rows.append((*asdict(week).values(), bar))
-    show_rows(output, ("Week", "From", "To", *(f">{measure.capitalize()}" for measure in MEASURES), ""), rows)
+    output.show_rows(("=Week", "=From", "=To", *(f">{measure.capitalize()}" for measure in MEASURES), "="), rows)
 
 
 def to_document(forecast: Forecast, *, organisation: str | None) -> dict[str, object]:

@@ -5,13 +5,11 @@ from dataclasses import asdict, fields
 from datetime import date
 from typing import Any, Final
 
-from rich.text import Text
-
 from certjob.cli.documents import left_out
 from certjob.cli.terminal.csv_output import print_csv
-from certjob.cli.terminal.output import Output, clean, new_table
+from certjob.cli.terminal.output import Output
 from certjob.domain.explanations import number, reason_words
-from certjob.domain.models import OWN_PAUSE_REASON, Status
+from certjob.domain.models import OWN_PAUSE_REASON
 from certjob.redaction import harmless
 from certjob.reports.listing import ListedCertificate, Listing
 
@@ -19,15 +17,6 @@ COLUMNS: Final = tuple(each.name for each in fields(ListedCertificate))
 """Of the CSV; the JSON document has the same keys."""
 MOST_ROWS: Final = 200
 """A table on a terminal has at most this many rows; CSV and JSON have all."""
-
-_STYLES: Final = {
-    Status.EXPIRED: "red",
-    Status.REVOKED: "red",
-    Status.EXPIRING: "bold",
-    Status.RENEWED: "dim",
-    Status.UPCOMING: "dim",
-    None: "red",
-}
 
 
 def show_list(output: Output, rows: Sequence[ListedCertificate]) -> None:
@@ -40,14 +29,13 @@ def show_list(output: Output, rows: Sequence[ListedCertificate]) -> None:
         return
     shown = rows[:MOST_ROWS]
     slug, *others = {row.organisation for row in shown}
-    table = new_table("Last day", ">Days", "Status", "No.", "Name", "Kind", *(["Org"] if others else []))
-    table.columns[1].no_wrap = True
-    for row in shown:
-        cells = [row.expires_on, days_left_words(row.days_left), row.member_no, row.full_name, row.kind]
-        cells += [row.organisation] if others else []
-        last_day, days, *rest = (clean(cell or "") for cell in cells)
-        table.add_row(last_day, days, Text(_status(row), style=_STYLES.get(row.status, "")), *rest)
-    output.show_table(table)
+    cells = [
+        [row.expires_on, days_left_words(row.days_left), _status(row), row.member_no, row.full_name, row.kind]
+        + ([row.organisation] if others else [])
+        for row in shown
+    ]
+    headings = ("=Last day", ">Days", "Status", "=No.", "Name", "Kind", *(["Org"] if others else []))
+    output.show_table(headings, cells)
     if len(rows) > MOST_ROWS:
         output.result(f"… and {len(rows) - MOST_ROWS:,} more; --csv prints all of them")
     else:

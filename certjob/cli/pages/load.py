@@ -2,7 +2,6 @@
 
 from dataclasses import asdict
 
-from certjob.cli.terminal import output as console
 from certjob.cli.terminal import plain
 from certjob.cli.terminal.output import Output
 from certjob.facts.loading import LoadReport
@@ -18,7 +17,7 @@ def show(output: Output, report: LoadReport, *, json: bool, dry_run: bool) -> No
     elif output.interactive or dry_run:
         names = ("rows", "skipped", "mentors_added", "mentors_changed", "certificates_added", "certificates_changed")
         rows = [(name.replace("_", " "), f"{document[name]:,}") for name in names if document[name]]
-        console.show_rows(output, ("What", ">Number"), rows)
+        output.show_rows(("What", ">Number"), rows)
     for problem in report.problems:
         say = plain.print_warning if problem.is_warning else plain.print_attention
         say(COMMAND, f"line {problem.line}: {problem.column}: {problem.reason}")

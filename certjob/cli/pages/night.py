@@ -6,7 +6,7 @@ from datetime import date
 from uuid import UUID
 
 from certjob.cli.terminal.lines import PageLine
-from certjob.cli.terminal.output import Output, clean, new_table
+from certjob.cli.terminal.output import Output
 from certjob.domain.explanations import distance_words, reason_words, threshold_words
 from certjob.domain.models import PauseChange, Reminder, Status
 from certjob.facts.lookup import MentorName
@@ -37,18 +37,15 @@ def _show_changes(output: Output, changes: Sequence[PlannedChange], *, today: da
     shown = changes[:MOST_PLANNED_ROWS]
     names = find_names([change.decision.mentor_id for change in shown])
     slug, *others = {change.decision.organisation.slug for change in changes}  # of those left out, too
-    table = new_table(
-        *("No.", "Name", "Certificates", "Pause", "Reminder", "Portal", *(["Org"] if others else [])),
-        title=f"What `certjob run` would do on {today}" + ("" if others else f" for {slug}"),
-    )
+    rows = []
     for change in shown:
         decision = change.decision
-        hides = decision.pause is PauseChange.OPEN or (decision.push and not decision.visible)
         name = names.get(decision.mentor_id)
-        cells = [decision.member_no, (name and name.full_name) or "", *_planned_cells(change, today=today).values()]
-        cells += [decision.organisation.slug] if others else []
-        table.add_row(*map(clean, cells), style="red" if hides else "")
-    output.show_table(table)
+        cells = [decision.member_no, name and name.full_name, *_planned_cells(change, today=today).values()]
+        rows.append(cells + ([decision.organisation.slug] if others else []))
+    headings = ("=No.", "Name", "Certificates", "Pause", "Reminder", "Portal", *(["Org"] if others else []))
+    title = f"What `certjob run` would do on {today}" + ("" if others else f" for {slug}")
+    output.show_table(headings, rows, title=title)
 
 
 def _show_rest(output: Output, number: int) -> None:
@@ -64,11 +61,7 @@ def show_totals(output: Output, report: RunReport) -> None:
         return
     names = {"run": "Night", "reconcile": "Comparison with the portal"}
     what = "Plan" if report.dry_run and report.command == "run" else names.get(report.command, "Delivery")
-    table = new_table("", "", title=f"{what} of {report.today}")
-    table.show_header = False
-    for name, figures in rows:
-        table.add_row(name, figures)
-    output.show_table(table)
+    output.show_table(("=", ""), rows, title=f"{what} of {report.today}", header=False)
 
 
 def show_differences(output: Output, report: RunReport, *, find_names: FindNames) -> None:

@@ -3,16 +3,13 @@
 from collections.abc import Iterator, Sequence
 from datetime import datetime, tzinfo
 
-from rich.text import Text
-
 from certjob.cli.terminal.lines import PageLine, wrap
-from certjob.cli.terminal.output import Output, clean, new_table
+from certjob.cli.terminal.output import Output
 from certjob.domain.explanations import number
 from certjob.outbox.open_work import OpenWork
 from certjob.reports.status import Run, SystemStatus
 from certjob.review.attention import Kind, summarize
 
-_OUTCOMES = {"ok": "green", "attention": "yellow", "failed": "bold red", "died": "bold red", "running": "cyan"}
 _SORTS = {"portal_hides": "hides", "portal_shows": "shows", "reminders": "reminders", "digests": "digests"}
 _STATES = ("open", "due", "later", "busy", "blocked")
 _MOST_RUNS, _FEWEST_RUNS = 7, 3
@@ -51,26 +48,20 @@ def _why_stale(status: SystemStatus, *, zone: tzinfo) -> str:
 
 def _show_screen(output: Output, status: SystemStatus, *, zone: tzinfo) -> None:
     """Print whether the nights run, what waits, the last runs, and what comes."""
-    style = "bold red" if status.stale else ""
-    output.show_lines([PageLine(head="Last good night: ", text=_last_good(status, zone), style=style)])
+    output.show_lines([PageLine(head="Last good night: ", text=_last_good(status, zone))])
     output.out.print()
-    waiting = new_table("What waits", *(f">{state.capitalize()}" for state in _STATES), "Oldest")
-    for name, work in status.backlog.items():
-        oldest = _moment(work.oldest_at, zone) if work.oldest_at else ""
-        waiting.add_row(_SORTS[name], *(f"{count:,}" for count in _numbers(work)), oldest)
-    output.show_table(waiting)
+    waiting = [
+        (_SORTS[name], *(f"{count:,}" for count in _numbers(work)), work.oldest_at and _moment(work.oldest_at, zone))
+        for name, work in status.backlog.items()
+    ]
+    output.show_table(("What waits", *(f">{state.capitalize()}" for state in _STATES), "=Oldest"), waiting)
     figures = [PageLine(head=f"{name}: ", text=text) for name, text in _figures(status, zone)]
     closing = [PageLine(text=f"certjob status: {line}") for line in [closing_line(status, zone=zone)] if line]
     below = len(list(wrap(output.out, [*figures, *closing])))
     most = max(_FEWEST_RUNS, min(_MOST_RUNS, output.out.height - _OTHER_LINES - below))
     output.out.print()
-    runs = new_table("Last runs", "Command", "Outcome", "Took", "Host")
-    for run in _most_telling(status.runs, most=most):
-        started, command, outcome, took, host = map(clean, _run_cells(run, zone))
-        runs.add_row(started, command, Text(outcome, _OUTCOMES[outcome]), took, host)
-    if not status.runs:
-        runs.add_row("none")
-    output.show_table(runs)
+    runs = [_run_cells(run, zone) for run in _most_telling(status.runs, most=most)]
+    output.show_table(("=Last runs", "Command", "Outcome", "=Took", "Host"), runs or [("none", "", "", "", "")])
     output.out.print()
     output.show_lines(figures)
 

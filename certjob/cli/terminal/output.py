@@ -7,9 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.markup import escape
+from rich.console import Console, RenderableType
 from rich.progress import (
     BarColumn,
     Progress,
@@ -19,22 +17,18 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
 )
-from rich.table import Column, Table
+from rich.table import Column
 from rich.text import Text
 
-from certjob.cli.terminal.lines import PageLine, keep_words_whole, wrap
+from certjob.cli.terminal.lines import PageLine, wrap
 from certjob.cli.terminal.logs import logs_steps, writes_json
 from certjob.cli.terminal.plain import print_result
+from certjob.cli.terminal.tables import lay_out
 from certjob.redaction import harmless
 from certjob.stopping import StopFlag
 
 _BAR = 8
 """Cells; a longer one would leave no room on 80 columns for the ^C that a terminal echoes."""
-
-
-def clean(text: object) -> str:
-    """Return text from the database as one harmless line in which Rich finds no markup."""
-    return escape(harmless(text))
 
 
 class Output:
@@ -55,7 +49,7 @@ class Output:
     def line(self, text: str) -> None:
         """Print a line for a person who watches; nothing off a terminal or with -q."""
         if self.interactive:
-            self.err.print(clean(text))
+            self.err.print(Text(harmless(text)))
 
     def result(self, text: str) -> None:
         """Print a line that was asked for, whole."""
@@ -78,18 +72,27 @@ class Output:
         for text in texts:
             self.out.print(text, soft_wrap=True)
 
-    def show_table(self, table: Table) -> None:
-        """Print a table on a terminal, no word of it broken where the terminal has the room."""
-        keep_words_whole(self.out, table)
-        if table.title is not None:
-            self.out.print(Text(str(table.title), style="bold"))
-            table.title = None
-        self.out.print(table)
+    def show_table(
+        self, headings: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "", header: bool = True
+    ) -> None:
+        """Print a table on a terminal; see ``lay_out`` for the headings. An empty cell is None or ``""``."""
+        cells = [["" if cell is None else harmless(cell) for cell in row] for row in rows]
+        if title:
+            self.out.print(Text(title, style="bold"))
+        self.out.print(lay_out(headings, cells, width=self.out.width, header=header))
+
+    def show_rows(self, headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+        """Print a table on a terminal, tab-separated lines off it."""
+        if self.on_terminal:
+            self.show_table(headings, rows)
+            return
+        for row in rows:
+            print_result("\t".join("" if cell is None else harmless(cell) for cell in row))
 
     def progress(self) -> "Phases":
         """Show progress in a ``with`` block; nothing off a terminal, nor where -v logs each phase on it."""
         return Phases(
-            SpinnerColumn(),
+            _RunningColumn(),
             TextColumn("{task.description}"),
             BarColumn(_BAR),
             TimeElapsedColumn(),
@@ -100,8 +103,16 @@ class Output:
         )
 
 
+class _RunningColumn(SpinnerColumn):
+    """A spinner that stands still once its phase has ended."""
+
+    def render(self, task: Task) -> RenderableType:
+        """Return the spinner's current picture."""
+        return " " if task.stop_time is not None else super().render(task)
+
+
 class _DoneColumn(ProgressColumn):
-    """How many are done; of how many, and how long the rest takes, where that is known; that it is being stopped."""
+    """The number done, the total and the remaining time if they are known, and whether the command is stopping."""
 
     def __init__(self, stop: StopFlag) -> None:
         super().__init__(table_column=Column(no_wrap=True))
@@ -111,7 +122,9 @@ class _DoneColumn(ProgressColumn):
         """Return the number."""
         total = f" of {task.total:,.0f}" if task.total is not None else ""
         rest = ""
-        if self._stop.is_set():
+        if task.stop_time is not None:
+            total = total if task.completed != task.total else ""
+        elif self._stop.is_set():
             rest = ", stopping"
         elif total and task.time_remaining is not None:
             rest = f", about {timedelta(seconds=int(task.time_remaining))} left"
@@ -119,37 +132,20 @@ class _DoneColumn(ProgressColumn):
 
 
 class Phases(Progress):
-    """One line per phase of a run."""
+    """One line for each phase of a command. A phase ends when the next one begins, and its line then stands still."""
 
-    def phase(self, name: str) -> Callable[..., None]:
-        """Begin a phase; a night does not know its length before, so that an empty one pays for no count.
+    def phase(self, name: str, *, count: Callable[[], int] | None = None) -> Callable[[int], None]:
+        """Begin a phase and return the function that takes the number done.
 
-        What it returns takes the number done, and the total once that is known.
+        ``count`` returns the total. It is called only on a terminal, because counting costs time.
         """
-        task = self.add_task(name, total=None)
+        for task in self.tasks:
+            if task.total is None:
+                self.update(task.id, total=task.completed)
+            self.stop_task(task.id)
+        phase = self.add_task(name, total=count() if count is not None and not self.disable else None)
 
-        def advance(done: int, total: int | None = None) -> None:
-            self.update(task, completed=done, total=total)
+        def advance(done: int) -> None:
+            self.update(phase, completed=done)
 
         return advance
-
-
-def new_table(*headings: str, title: str | None = None) -> Table:
-    """Return an empty table in the one style that all have; a heading that begins with ``>`` is over numbers."""
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), title=title)
-    for heading in headings:
-        number = heading.startswith(">")
-        table.add_column(heading.removeprefix(">"), justify="right" if number else "left", overflow="fold")
-    return table
-
-
-def show_rows(output: Output, headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table on a terminal, tab-separated lines off it."""
-    if not output.on_terminal:
-        for row in rows:
-            print_result("\t".join(harmless(cell) for cell in row))
-        return
-    table = new_table(*headings)
-    for row in rows:
-        table.add_row(*map(clean, row))
-    output.show_table(table)

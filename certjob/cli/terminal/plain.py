@@ -5,6 +5,7 @@ import logging
 import re
 import sys
 from datetime import UTC, date, datetime
+from typing import Final
 
 from certjob.cli.terminal.logs import traceback_lines, writes_json
 from certjob.redaction import harmless, without_secrets
@@ -24,22 +25,24 @@ def print_json(document: object) -> None:
     print_result(_UNSEEN.sub(lambda match: json.dumps(match[0])[1:-1], text))
 
 
-def print_error(command: str, message: str, *, error: BaseException | None = None) -> None:
-    """Say why a command failed: one line on stderr, a JSON one of level error if the log is JSON.
+ERROR_STYLE: Final = "bold #ffffff on #af0000"
+WARNING_STYLE: Final = "#000000 on #ffd75f"
+"""Each brings its own background, so that it can be read on every palette (contrast 7.9 and 15)."""
 
-    With ``error`` its traceback follows.
-    """
+
+def print_error(command: str, message: str, *, error: BaseException | None = None) -> None:
+    """Print why a command failed, with the traceback of ``error``: one line on stderr, JSON if the log is JSON."""
     _say(logging.ERROR, command, message, event="failed", error=error)
 
 
 def print_attention(command: str, message: str) -> None:
-    """Print why somebody has to act (exit 3): one line on stderr, whatever -q says."""
+    """Print why someone has to act (exit 3): one line on stderr, whatever -q says."""
     _say(logging.WARNING, command, message, event="attention")
 
 
 def print_warning(command: str, message: str) -> None:
     """Print a warning about something beside the work: the exit code does not show it."""
-    _say(logging.WARNING, command, message, event="warning", prefix="warning: ")
+    _say(logging.WARNING, command, message, event="warning")
 
 
 def print_note(command: str, message: str) -> None:
@@ -47,39 +50,39 @@ def print_note(command: str, message: str) -> None:
     _say(logging.INFO, command, message, event="note")
 
 
-_STYLES = {logging.ERROR: "bold red", logging.WARNING: "bold magenta"}
-"""Colours that can be read on black and on white."""
-
-
-def _say(
-    level: int, command: str, message: str, *, event: str, prefix: str = "", error: BaseException | None = None
-) -> None:
+def _say(level: int, command: str, message: str, *, event: str, error: BaseException | None = None) -> None:
     line = without_secrets(" ".join(harmless(message).split()))
     if writes_json():
         logger = logging.getLogger("certjob")
-        about = {"command": command, "event": event}
         trace = (type(error), error, error.__traceback__) if error is not None else None
-        # No level holds it back: -q leaves out what is well, never why the exit code is not 0.
+        # Not logger.log(): no level may suppress the reason for an exit code.
+        about = {"command": command, "event": event}
         logger.handle(logger.makeRecord(logger.name, level, "", 0, line, (), trace, extra=about))
         return
-    _print_message(f"{command}: {prefix}{line}", style=_STYLES.get(level, ""))
+    if sys.stderr.isatty():
+        _print_on_terminal(level, command, line)
+    else:
+        print(f"{command}: {'warning: ' if event == 'warning' else ''}{line}", file=sys.stderr)  # noqa: T201
     if error is not None:
         print(*traceback_lines(error), sep="\n", file=sys.stderr)  # noqa: T201
 
 
-def _print_message(text: str, *, style: str) -> None:
-    """Print a line on stderr: wrapped and in colour for a person, whole for a program."""
-    if not sys.stderr.isatty():
-        print(text, file=sys.stderr)  # noqa: T201
-        return
+def _print_on_terminal(level: int, command: str, line: str) -> None:
+    """Print a line for a person: wrapped, and with a word for its level, which alone is coloured."""
     from rich.console import Console
 
     from certjob.cli.terminal.lines import PageLine, wrap
 
+    word, style = _WORDS.get(level, ("", ""))
     console = Console(stderr=True, highlight=False, emoji=False)
     print("\r", end="", file=sys.stderr)  # noqa: T201 - over the ^C that the terminal has echoed
-    for piece in wrap(console, [PageLine(text=text, style=style)]):
+    for number, piece in enumerate(wrap(console, [PageLine(text=f"{command}: {word}{line}")])):
+        if word and not number:
+            piece.stylize(style, len(command) + 2, len(command) + 1 + len(word))
         console.print(piece, soft_wrap=True)
+
+
+_WORDS: Final = {logging.ERROR: ("error: ", ERROR_STYLE), logging.WARNING: ("warning: ", WARNING_STYLE)}
 
 
 def _as_json(value: object) -> str:

@@ -45,7 +45,9 @@ def check_everything(
     ``problems`` are the errors of settings that are wrong, by variable; ``settings`` goes without those.
     ``test_to`` is a valid address that gets a test message.
     """
-    yield from _check_settings(settings, problems=problems)
+    for problem in problems.values():
+        yield fail("settings", problem.message, next_step=problem.next_step or "correct it; see docs/settings.md")
+    yield from _check_variable_names(settings)
     yield ok("time zone", f"{settings.time_zone}, where today is {settings.today}")
     organisations = yield from _check_database(settings)
     yield from _check_portal(settings, problems=problems, organisations=organisations)
@@ -54,17 +56,20 @@ def check_everything(
     yield from _check_monitoring(settings)
     if test_to is not None:
         yield _send_test(settings, problems=problems, to=test_to)
+    yield from _list_settings(settings, problems=problems)
 
 
-def _check_settings(settings: Settings, *, problems: Mapping[str, ConfigurationError]) -> Iterator[Finding]:
-    names = {f"CERTJOB_{name.upper()}": name for name in type(settings).model_fields}
-    for problem in problems.values():
-        yield fail("settings", problem.message, next_step=problem.next_step or "correct it; see docs/settings.md")
+def _check_variable_names(settings: Settings) -> Iterator[Finding]:
+    names = [f"CERTJOB_{name.upper()}" for name in type(settings).model_fields]
     for variable in sorted(set(os.environ) - {*names, "CERTJOB_ENV_FILE"}):
         if variable.startswith("CERTJOB_"):
             near = difflib.get_close_matches(variable, names, n=1, cutoff=0.7)
             step = f"did you mean {near[0]}?" if near else "remove it; see docs/settings.md"
             yield warn("settings", f"{variable} is not a setting of certjob", next_step=step)
+
+
+def _list_settings(settings: Settings, *, problems: Mapping[str, ConfigurationError]) -> Iterator[Finding]:
+    names = {f"CERTJOB_{name.upper()}": name for name in type(settings).model_fields}
     right = [variable for variable in names if variable not in problems]
     given = [variable for variable in right if names[variable] in settings.model_fields_set]
     yield ok("settings", f"set: {', '.join(given) or 'none'}")
@@ -218,5 +223,5 @@ def _check_monitoring(settings: Settings) -> Iterator[Finding]:
     if settings.ping_url is not None:
         yield ok("ping", "its address has the right shape; only `certjob run` calls it")
     else:
-        step = "set CERTJOB_PING_URL; until then nobody notices when no run happens"
+        step = "set CERTJOB_PING_URL; until then, a missed run goes unnoticed"
         yield warn("monitoring", "no external monitor is configured", next_step=step)
