@@ -219,7 +219,7 @@ def test_those_without_a_certificate_are_counted_and_not_one_is_missed(connectio
 
 
 def test_on_a_terminal_it_is_one_screen(status: Status, facts: Facts, on_terminal: OnTerminal) -> None:
-    """24 lines with the prompt, whatever has happened; what matters first; NO_COLOR takes the colour of the one coloured word."""
+    """It has 24 lines with the prompt, whatever has happened; NO_COLOR removes the one colour."""
     for hours in range(1, 9):
         for command in ("run", "deliver", "resync", "alerts"):
             status.ran(hours * HOUR, command=command, host="night-1.drift.example.org")
