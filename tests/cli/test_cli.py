@@ -158,11 +158,13 @@ def test_an_alert_off_a_terminal_is_one_whole_line(certjob: Certjob, facts: Fact
     elsewhere = certjob("alerts", CERTJOB_TIME_ZONE="Pacific/Auckland")
 
     assert (result.returncode, result.stderr) == (3, "")
-    for line, since in zip(result.stdout.splitlines(), ("2026-01-16 00:30", "2026-07-16 01:30"), strict=True):
+    for_all, *lines = result.stdout.splitlines()
+    assert for_all.startswith("Not tried for over an hour; what to do: ")
+    for line, since in zip(lines, ("2026-01-16 01:30", "2026-07-16 02:30"), strict=True):
         assert (line.startswith(f"{VISIBLE}: "), f", since {since}" in line, line.isprintable()) == (True,) * 3
     assert long_name.strip() in result.stdout
     assert "[red]M[/red]" in result.stdout
-    assert "since 2026-01-16 12:30" in elsewhere.stdout
+    assert "since 2026-01-16 13:30" in elsewhere.stdout
 
 
 COLOUR = re.compile(r"\x1b\[(?:\d+;)*(?:3[0-8]|4[0-8]|9[0-7]|10[0-7])(?:;\d+)*m")
