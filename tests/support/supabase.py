@@ -26,7 +26,10 @@ CREATE FUNCTION auth.uid() RETURNS uuid LANGUAGE sql STABLE AS $$
     )::uuid
 $$;
 CREATE PUBLICATION supabase_realtime;
--- Whatever is made in public is open to the app's roles, unless its maker takes that away.
+"""
+
+_DEFAULT_PRIVILEGES = """
+-- Until 30 October 2026 Supabase granted everything on new objects in public to the app's roles.
 ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT ALL ON TABLES TO anon, authenticated, service_role;
 ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT ALL ON SEQUENCES TO anon, authenticated, service_role;
 ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT ALL ON FUNCTIONS TO anon, authenticated, service_role;
@@ -52,10 +55,12 @@ def create_roles(connection: Connection) -> None:
             connection.execute(sql.SQL("CREATE ROLE {} " + options).format(sql.Identifier(name)))
 
 
-def set_up(connection: Connection) -> None:
-    """Give a database Supabase's shape."""
+def set_up(connection: Connection, *, default_privileges: bool = True) -> None:
+    """Give a database Supabase's shape; ``default_privileges`` are those of projects before 30 October 2026."""
     create_roles(connection)
     connection.execute(_SET_UP)
+    if default_privileges:
+        connection.execute(_DEFAULT_PRIVILEGES)
 
 
 @contextmanager

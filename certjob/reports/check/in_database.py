@@ -167,7 +167,13 @@ def _check_rights(connection: Connection, *, user_name: str) -> Iterator[Finding
     if filtered:
         message = f"row-level security may hide rows from the database user {user_name}: {', '.join(filtered)}"
         yield fail("rights", message, next_step=step)
-    if not missing and not filtered:
+    excess = database.fetch(connection, "list_excess_rights")
+    if excess:
+        listed = ", ".join(f"{role}: {what} on {name}" for role, what, name in excess[:3])
+        more = f" and {len(excess) - 3} more" if len(excess) > 3 else ""
+        message = f"roles of the app may do more than certjob grants: {listed}{more}"
+        yield fail("rights", message, next_step="as the tables' owner, run `certjob db migrate`")
+    if not missing and not filtered and not excess:
         yield ok("rights", f"the database user {user_name} sees and may write what a night needs")
 
 

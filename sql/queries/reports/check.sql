@@ -54,6 +54,55 @@ WHERE row_security_active(class.oid)
     )
 ORDER BY class.relname::text
 
+-- name: list_excess_rights
+-- Rights of Supabase's roles, or of everyone, that set_up_rights does not grant. Its grants to the role authenticated are
+-- repeated here. With others a coordinator could change a derived column, such as the day of the next review.
+WITH granted (role, what, object, columns) AS (
+    SELECT acl.grantee, acl.privilege_type, class.relname::text, NULL::text
+    FROM pg_class AS class
+    CROSS JOIN LATERAL aclexplode(class.relacl) AS acl
+    WHERE class.relnamespace = 'certjob'::regnamespace
+    UNION ALL
+    SELECT acl.grantee, acl.privilege_type, class.relname::text, attribute.attname::text
+    FROM pg_class AS class
+    JOIN pg_attribute AS attribute ON attribute.attrelid = class.oid
+    CROSS JOIN LATERAL aclexplode(attribute.attacl) AS acl
+    WHERE class.relnamespace = 'certjob'::regnamespace
+    UNION ALL
+    SELECT acl.grantee, acl.privilege_type, function.proname::text, NULL
+    FROM pg_proc AS function
+    CROSS JOIN LATERAL aclexplode(coalesce(function.proacl, acldefault('f', function.proowner))) AS acl
+    WHERE function.pronamespace IN ('certjob'::regnamespace, 'certjob_private'::regnamespace)
+    UNION ALL
+    SELECT acl.grantee, acl.privilege_type, 'the schema ' || schema.nspname, NULL
+    FROM pg_namespace AS schema
+    CROSS JOIN LATERAL aclexplode(schema.nspacl) AS acl
+    WHERE schema.nspname IN ('certjob', 'certjob_private')
+), allowed (what, objects, columns) AS (
+    VALUES
+        ('USAGE', '{the schema certjob}'::text[], '{}'::text[]),
+        ('SELECT', '{organisations,coordinators,mentors,certificates,mentor_pauses,certificate_transitions}', '{}'),
+        ('SELECT', '{cert_notification_log,portal_sync_events,dynamics_sync_failures,held_reviews}', '{}'),
+        ('SELECT', '{review_problems,alerts,open_pushes}', '{}'),
+        ('UPDATE', '{mentors}', '{full_name,email,locale,dynamics_contact_id,left_at}'),
+        ('INSERT', '{certificates}', '{id,mentor_id,kind,issued_on,expires_on,revoked_at}'),
+        ('UPDATE', '{certificates}', '{mentor_id,kind,issued_on,expires_on,revoked_at}'),
+        ('INSERT', '{mentor_pauses}', '{id,mentor_id,reason,actor,paused_at}'),
+        ('UPDATE', '{mentor_pauses}', '{lifted_at,lifted_by}'),
+        ('EXECUTE', '{request_portal_resync,coordinator_organisation_id,user_id}', '{}')
+)
+SELECT DISTINCT coalesce(role.rolname::text, 'everyone') AS role, granted.what, granted.object
+FROM granted
+LEFT JOIN pg_roles AS role ON role.oid = granted.role
+WHERE (granted.role = 0 OR role.rolname IN ('anon', 'authenticated'))
+    AND NOT EXISTS (
+        SELECT FROM allowed
+        WHERE role.rolname = 'authenticated' AND allowed.what = granted.what
+            AND granted.object = ANY (allowed.objects)
+            AND (allowed.columns = '{}' OR granted.columns = ANY (allowed.columns))
+    )
+ORDER BY 1, 2, 3
+
 -- name: list_setup_gaps
 -- What an organisation still lacks, as far as one can see from outside.
 SELECT
