@@ -31,7 +31,7 @@ def test_after_a_restore_nobody_is_mailed_about_what_was_mailed_before(facts: Fa
     night(connection, day, deliver=False)
     assert facts.rows("SELECT count(*) FROM cert_notification_log WHERE status = 'pending'") == [(4,)]
 
-    connection.execute(statement("UPDATE cert_notification_log\n"))
+    connection.execute(statement("UPDATE certjob.cert_notification_log\n"))
     night(connection, day, portal=portal, channel=channel)
     connection.execute("UPDATE mentors SET review_on = '-infinity'")
     night(connection, day, portal=portal, channel=channel)
@@ -83,3 +83,12 @@ def test_work_put_off_by_a_wrong_clock_is_due_again(facts: Facts, connection: Co
     assert list(portal.visible.values()) == [False]
     assert sorted(message.kind for message in channel.sent) == ["digest", "reminder"]
     assert facts.rows("SELECT count(*) FROM job_runs WHERE finished_at > now()") == [(0,)]
+
+
+def test_the_statements_name_the_schema(connection: Connection) -> None:
+    """A psql session of an app that has a table of mentors, too, must never change that one."""
+    connection.execute("SET search_path = pg_catalog")
+    for beginning in ("UPDATE certjob.cert_notification_log\n", "WITH pushes AS", "SELECT pid, usename"):
+        connection.execute(b"EXPLAIN " + statement(beginning))
+    for typed in re.findall("`((?:UPDATE|DELETE FROM) [^`]*)`", PAGE):
+        connection.execute(f"EXPLAIN {typed}".replace("'…'", "gen_random_uuid()").encode())
