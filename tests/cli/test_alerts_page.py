@@ -104,6 +104,7 @@ def test_alerts_page_has_the_most_harmful_first_then_the_oldest() -> None:
         "There is no e-mail address. (2) What to do:",
         "Eva: certificate until 2 December 2026 Reason: in the server's words",
         "1 digest was not delivered",
+        ":smile:\\: of 2 December 2026",
         "2 reminders have waited for more than a day",
         "Kim: certificate until 2 December 2026",
     )

@@ -154,9 +154,12 @@ def _who(alert: Alert) -> str:
 
 
 def _about(alert: Alert) -> str:
+    day = f"{alert.day.day} {alert.day:%B} {alert.day.year:04}" if alert.day else ""
     match alert.kind:
-        case Kind.FAILED_REMINDERS | Kind.WAITING_REMINDERS if alert.day:
-            return f"certificate until {alert.day.day} {alert.day:%B} {alert.day.year:04}"
+        case Kind.FAILED_REMINDERS | Kind.WAITING_REMINDERS:
+            return f"certificate until {day}"
+        case Kind.FAILED_DIGESTS | Kind.WAITING_DIGESTS:
+            return f"of {day}"
         case Kind.UNKNOWN_CONTACTS if alert.mentor_id:
             return f"{alert.member_no} of {alert.organisation}, which has no portal"
     return ""
