@@ -50,6 +50,8 @@ class Cause(StrEnum):
     """It was not its turn: the time was over, or another run is pushing."""
     PORTAL_STOPPED = "portal_stopped"
     """No push can succeed: the key, the address, the function or certjob itself is wrong."""
+    HIDE_BY_HAND = "hide_by_hand"
+    """The organisation lost its portal while a hide was open."""
 
     NO_ADDRESS = "no_address"
     """There is no e-mail address."""

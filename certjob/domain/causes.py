@@ -134,7 +134,7 @@ _ADVICE: Final[Mapping[str, Advice]] = {
         ),
         Advice(cause="not_reviewed", why="{error}", action="Fix the cause, then run {resync}.", says_all=True),
         Advice(
-            cause="hide_by_hand",
+            cause=Cause.HIDE_BY_HAND,
             why="certjob can no longer hide this contact.",
             action="Hide it in Dynamics, then run `certjob acknowledge {alert} --because TEXT`.",
             says_all=True,

@@ -98,6 +98,7 @@ def _note_attention(connection: Connection, report: RunReport, *, organisation: 
             last = database.fetch(connection, "read_last_report", {"organisation": organisation})
             last_on, read_at = last[0] if last else (None, None)
             report.is_first_today = last_on != report.today
+            database.execute(connection, "end_acknowledgements", {"today": report.today})
             report.attention = read_attention(connection, today=report.today, new_since=read_at)
     except database.CONTENTION:
         report.stopped.append(StageStop(stage="alerts", code=StageEnd.LOCKED, reason=_NOT_READ))

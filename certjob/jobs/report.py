@@ -110,8 +110,13 @@ class RunReport:
 
     @property
     def news(self) -> list[str]:
-        """The same, without what an earlier run of the same day has reported: an hourly run does not repeat itself."""
-        return self._lines(only_new=not (self.is_first_today or self.crashed or self.attention is None))
+        """The same, without what an earlier run of the same day has reported: an hourly run does not repeat itself.
+
+        Beside other lines it says how much is acknowledged.
+        """
+        lines = self._lines(only_new=not (self.is_first_today or self.crashed or self.attention is None))
+        number = self.attention.acknowledged if self.attention is not None else 0
+        return [*lines, f"{number:,} acknowledged; see `certjob alerts --acknowledged`"] if lines and number else lines
 
     def _lines(self, *, only_new: bool) -> list[str]:
         attention = self.attention
@@ -223,6 +228,7 @@ class RunReport:
             document["held"] = self.held
         if self.attention is not None:
             document["alerts"] = self.attention.numbers
+            document["acknowledged"] = self.attention.acknowledged
         document["stopped"] = [str(stop) for stop in self.stopped]
         if self.crashed:
             crashes = [str(stop) for stop in self.stopped if stop.code is StageEnd.CRASH]

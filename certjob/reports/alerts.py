@@ -48,6 +48,7 @@ class Alert:
     day: date | None
     """The certificate's last day, the digest's day, or the day of the last full run or reading of the portal."""
     acknowledged_until: date | None
+    """The last day; None: it is not acknowledged, or until the cause changes."""
     acknowledged_because: str | None
 
     @property
@@ -90,6 +91,11 @@ def read_alerts(connection: Connection, *, today: date, acknowledged: bool = Fal
     rows = database.fetch(connection, "read_alerts", {"today": today, "acknowledged": acknowledged}, into=dict)
     alerts = [Alert(**row | {"kind": Kind(row["kind"])}) for row in rows]
     return sorted(alerts, key=lambda alert: list(Kind).index(alert.kind))
+
+
+def count_acknowledged(connection: Connection, *, today: date) -> int:
+    """Return how many alerts someone has acknowledged."""
+    return int(database.fetch_value(connection, "count_acknowledged", {"today": today}))
 
 
 def resync_command(member_no: str, organisation: str) -> str:

@@ -73,6 +73,8 @@ class SystemStatus:
     """Today's first, with whoever is overdue."""
     alerts: dict[str, int]
     """How much `certjob alerts` shows of each kind."""
+    acknowledged: int
+    """How many alerts someone has acknowledged; they are counted nowhere else."""
     overdue: str
     """That no full run has finished for 26 hours, and what has ended since; empty if one has."""
     without_certificate: int
@@ -115,6 +117,7 @@ def read_status(
             backlog=open_work,
             coming=_read_coming(connection, today),
             alerts=attention.numbers,
+            acknowledged=attention.acknowledged,
             overdue=attention.overdue,
             without_certificate=_count_without_certificate(connection, today),
             mail_waits_until=mail_waits_until if any(open_work[kind].pending for kind in MAIL_KINDS) else None,

@@ -202,7 +202,8 @@ BEGIN ATOMIC
                 || CASE ended.number
                     WHEN 0 THEN ''
                     WHEN 1 THEN '; 1 certificate has ended since, and that mentor may still be visible'
-                    ELSE '; ' || ended.number || ' certificates have ended since, and those mentors may still be visible'
+                    ELSE '; ' || ended.number
+                        || ' certificates have ended since, and those mentors may still be visible'
                 END AS error,
             ended.number
         FROM (SELECT min(r.finished_at) AS finished_at FROM certjob.job_runs AS r) AS first_run
@@ -293,7 +294,7 @@ BEGIN ATOMIC
         CASE WHEN a.kind LIKE 'waiting%' THEN coalesce((SELECT reason FROM mail_stop), a.error) ELSE a.error END,
         a.state, a.next_attempt_at, a.last_failed_at, a.calls, a.number, a.day,
         k.alert_id IS NOT NULL AND k.ended_at IS NULL AND (k.until IS NULL OR k.until >= today)
-            AND k.cause = a.cause AND k.number IS NOT DISTINCT FROM a.number,
+            AND k.cause = a.cause AND k.number IS NOT DISTINCT FROM CASE a.kind WHEN 'held' THEN a.number END,
         k.until, k.because
     FROM every_alert AS a
     LEFT JOIN certjob.acknowledgements AS k ON k.alert_id = a.alert_id;

@@ -130,6 +130,11 @@ BEGIN
         DELETE FROM certjob.portal_sync_events WHERE id = ANY (ARRAY(
             SELECT e.id FROM certjob.portal_sync_events AS e
             WHERE e.status IN ('delivered', 'withdrawn')
+                -- A withdrawn hide is an alert until a later push.
+                AND (e.status = 'delivered' OR e.visible OR EXISTS (
+                    SELECT FROM certjob.portal_sync_events AS later
+                    WHERE later.mentor_id = e.mentor_id AND later.id > e.id
+                ))
                 AND greatest(e.wanted_at, e.next_attempt_at, e.delivered_at) < before
                 AND NOT EXISTS (
                     SELECT FROM certjob.dynamics_sync_failures AS f WHERE f.event_id = e.id AND f.resolved_at IS NULL
@@ -204,10 +209,12 @@ BEGIN
                 )
             LIMIT row_limit FOR UPDATE SKIP LOCKED
         )) RETURNING 1
+    ), acknowledgements AS (
+        DELETE FROM certjob.acknowledgements AS k WHERE k.until < before_on OR k.ended_at < before RETURNING 1
     )
     SELECT count(*) INTO deleted FROM (
         TABLE failures UNION ALL TABLE events UNION ALL TABLE transitions UNION ALL TABLE reminders
-        UNION ALL TABLE digests UNION ALL TABLE runs
+        UNION ALL TABLE digests UNION ALL TABLE runs UNION ALL TABLE acknowledgements
     ) AS rows;
     RETURN deleted;
 END

@@ -48,8 +48,8 @@ BEGIN
     GRANT INSERT, DELETE ON certjob.certificate_transitions TO certjob_worker;
     GRANT INSERT, UPDATE, DELETE ON certjob.cert_notification_log, certjob.portal_sync_events,
         certjob.dynamics_sync_failures, certjob.coordinator_digests, certjob.job_runs, certjob.held_reviews,
-        certjob.review_problems, certjob.portal_unknown_contacts TO certjob_worker;
-    GRANT INSERT, UPDATE ON certjob.portal_last_reading, certjob.acknowledgements TO certjob_worker;
+        certjob.review_problems, certjob.portal_unknown_contacts, certjob.acknowledgements TO certjob_worker;
+    GRANT INSERT, UPDATE ON certjob.portal_last_reading TO certjob_worker;
     GRANT EXECUTE ON FUNCTION certjob.prune(timestamptz, integer),
         certjob.current_alerts(date) TO certjob_worker;
 

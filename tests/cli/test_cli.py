@@ -230,7 +230,7 @@ def test_help_describes_every_option_in_80_columns(anywhere: Certjob, words: tup
 
 
 NEEDED = {"resync": "M1", "preview": "M1", "explain": "M1", "set": "hlf", "show": "hlf", "load": "x.csv"}
-NEEDED |= {"prune": "--older-than=3y"}
+NEEDED |= {"acknowledge": "hlf:held:pauses", "prune": "--older-than=3y"}
 
 
 @pytest.mark.parametrize("words", [words for words in EVERYTHING if not hasattr(EVERYTHING[words], "commands")])

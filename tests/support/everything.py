@@ -39,6 +39,7 @@ STEPS = """
 3 check --json
 3 status
 3 status --json
+0 acknowledge hlf:failed_reminders:M3 --because holiday --until {tomorrow}
 0 db prune --older-than 3y --json
 """
 """From the first file to a quiet night: exit codes and commands. The portal is down at first; M3 has no address."""
@@ -56,7 +57,7 @@ def do_everything(url: str, *, facts: Facts, environment: Mapping[str, str], fol
     (folder / "renewed.csv").write_text(
         f"{header}hlf,M1,,kari@example.org,{contact_id},likeperson,2026-01-02,2032-02-03\n"
     )
-    steps = [line.partition(" ") for line in STEPS.strip().splitlines()]
+    steps = [line.partition(" ") for line in STEPS.format(tomorrow=today() + timedelta(days=1)).strip().splitlines()]
     here = facts.connection.info.dbname  # `check` warns of other tests' logins, which are the whole server's
     facts.connection.execute(f"REVOKE CONNECT ON DATABASE {here} FROM PUBLIC".encode())
 

@@ -49,18 +49,20 @@ SECTIONS: Final[Mapping[Kind, tuple[str, str]]] = {
 """The colour of the line with their number, and the line below it."""
 
 
-def show_alerts(output: Output, alerts: Sequence[Alert], *, now: datetime) -> None:
-    """Print the page on a terminal, one whole line per alert off it."""
-    if not output.on_terminal:
+def show_alerts(output: Output, alerts: Sequence[Alert], *, now: datetime, acknowledged: int = 0) -> None:
+    """Print the page on a terminal, one whole line per alert off it; then how many others are acknowledged."""
+    if output.on_terminal:
+        if not alerts:
+            output.out.print(NOTHING)
+        texts = list(wrap(output.out, page_lines(alerts, now=now)))
+        if len(texts) > output.out.height - _LINES_BELOW:  # the most harmful has scrolled away
+            texts += wrap(output.out, [PageLine(text=""), *(_heading(*section) for section in _sections(alerts))])
+        output.show_texts(texts)
+    else:
         for line in plain_lines(alerts, now=now):
             output.result(line)
-        return
-    if not alerts:
-        output.out.print(NOTHING)
-    texts = list(wrap(output.out, page_lines(alerts, now=now)))
-    if len(texts) > output.out.height - _LINES_BELOW:  # the most harmful has scrolled away
-        texts += wrap(output.out, [PageLine(text=""), *(_heading(*section) for section in _sections(alerts))])
-    output.show_texts(texts)
+    if acknowledged:
+        output.text(f"{acknowledged:,} acknowledged; see `certjob alerts --acknowledged`")
 
 
 def plain_lines(alerts: Sequence[Alert], *, now: datetime) -> Iterator[str]:
@@ -76,7 +78,8 @@ def plain_lines(alerts: Sequence[Alert], *, now: datetime) -> Iterator[str]:
         for alert in group:
             since = f"since {alert.since.astimezone(now.tzinfo):%Y-%m-%d %H:%M}"
             calls = number(alert.calls, "call") if alert.calls else ""
-            line = f"{alert.sentence}: {', '.join(filter(None, [_who(alert), _about(alert), since, calls]))}"
+            parts = [_who(alert), _about(alert), since, calls, _acknowledged(alert)]
+            line = f"{alert.sentence}: {', '.join(filter(None, parts))}"
             if not advice.is_for_all:
                 line += f": {(_technical_reason(alert) or advice.why).removesuffix('.')}"
             if not (advice.is_for_all or advice.is_tried_automatically):
@@ -122,6 +125,8 @@ def _group(group: Sequence[Alert], *, now: datetime) -> Iterator[PageLine]:
     for alert in group[:MOST_ROWS]:
         since = f"since {moment(alert.since, now=now)}, {_duration(now, alert.since)}"
         yield PageLine(head=_who(alert), text=f": {_about(alert) or since}", bullet="- ", indent=4)
+        if acknowledged := _acknowledged(alert):
+            yield PageLine(text=acknowledged, indent=6)
         if not is_same:
             yield from _technical([alert], now=now, indent=6)
     if len(group) > MOST_ROWS:
@@ -163,6 +168,13 @@ def _about(alert: Alert) -> str:
         case Kind.UNKNOWN_CONTACTS if alert.mentor_id:
             return f"{alert.member_no} of {alert.organisation}, which has no portal"
     return ""
+
+
+def _acknowledged(alert: Alert) -> str:
+    if alert.acknowledged_because is None:
+        return ""
+    until = f" until {alert.acknowledged_until}" if alert.acknowledged_until else ""
+    return f"acknowledged{until}: {alert.acknowledged_because}"
 
 
 def next_try(at: datetime, *, now: datetime) -> str:

@@ -137,6 +137,8 @@ def _totals(report: RunReport) -> Iterator[tuple[str, str]]:
         said = ", ".join(f"{value:,} {word.removesuffix('s') if value == 1 else word}" for word, value in words)
         if said or (figures and part != "digests"):  # most nights have none, and no plan has any
             yield part, said or "nothing"
+    if document.get("acknowledged"):
+        yield "acknowledged", f"{document['acknowledged']:,} of the alerts"
     if document.get("mail_waits_until"):
         yield "mail", f"waits until {report.mail_waits_until:%H:%M} (CERTJOB_MAIL_HOURS)"
 

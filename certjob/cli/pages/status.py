@@ -104,6 +104,8 @@ def _figures(status: SystemStatus, zone: tzinfo) -> Iterator[tuple[str, str]]:
     if status.without_certificate:
         mentors = number(status.without_certificate, "active mentor")
         yield "Without any certificate", f"{mentors}, hidden on every portal"
+    if status.acknowledged:
+        yield "Acknowledged", f"{number(status.acknowledged, 'alert')}; see `certjob alerts --acknowledged`"
     if status.mail_waits_until is not None:
         yield "Mail waits until", f"{_moment(status.mail_waits_until, zone)} (CERTJOB_MAIL_HOURS)"
 

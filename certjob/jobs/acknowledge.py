@@ -1,0 +1,38 @@
+"""Acknowledge an alert: someone knows about it, so it is left out of lists, exit codes and digests up to a day."""
+
+import os
+from datetime import date, timedelta
+
+from certjob import database
+from certjob.database import Connection, persist
+from certjob.errors import UsageError
+
+LONGEST_DAYS = 31
+
+_WITHOUT_END = ("hide_by_hand", "unknown_contact")
+"""Nothing that certjob does ends these, so they may be acknowledged for as long as the cause stays."""
+
+
+def acknowledge(connection: Connection, alert_id: str, *, because: str, until: date | None, today: date) -> str:
+    """Note that someone knows about an alert, committed on return; return the name of this machine's user.
+
+    It holds for the alert and its cause. Raises UsageError if there is no such alert, or for a day that is not allowed.
+    """
+    if not because.strip():
+        message = "--because has no text"
+        raise UsageError(message, next_step="say why nothing has to be done about it now")
+    causes = {row[0] for row in database.fetch(connection, "read_alert_causes", {"today": today, "alert_id": alert_id})}
+    if not causes:
+        message = f"there is no alert {alert_id[:300]!r}"
+        raise UsageError(message, next_step="`certjob alerts` prints their ids")
+    last = today + timedelta(days=LONGEST_DAYS)
+    if until is None and not causes <= {*_WITHOUT_END}:
+        message = "--until is missing"
+        raise UsageError(message, next_step=f"give a day up to {last}")
+    if until is not None and not today <= until <= last:
+        message = f"{until} is not a day from {today} to {last}"
+        raise UsageError(message, next_step="acknowledge the alert again when that day is over")
+    who = os.environ.get("LOGNAME") or os.environ.get("USER") or f"user {os.geteuid()}"
+    parameters = {"today": today, "alert_id": alert_id, "until": until, "because": because.strip()[:1000], "who": who}
+    persist(connection, lambda: database.execute(connection, "acknowledge_alert", parameters))
+    return who
