@@ -18,6 +18,7 @@ from certjob import database
 from certjob.database import Connection, persist
 from certjob.domain.addresses import parse_address
 from certjob.mail.channels.server_text import readable
+from certjob.mail.reminder_mail import reminder_key
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ LARGEST_REPORT_OCTETS = 1_000_000
 """A mail of ours has a tenth of that, and a report returns it at most once."""
 
 _OUR_MESSAGE_ID = re.compile(
-    r"<certjob-(?:reminder-(?P<reminder>[0-9]{1,18})-(?P<cycle>[0-9]{1,9})"
+    r"<certjob-(?:(?P<key>reminder-(?P<reminder>[0-9]{1,18})-[0-9a-f]{8})"
     r"|digest-(?P<digest>[0-9]{1,18})-[0-9]{1,9}-[0-9a-f]{8})@[^<>@\s]+>"
 )
 _RETURNED = frozenset({"message/rfc822", "text/rfc822-headers", "message/global", "message/global-headers"})
@@ -122,9 +123,17 @@ def _returned_id(parts: Sequence[Message]) -> str:
 
 
 def _note_reminder(connection: Connection, about: re.Match[str], failed: Sequence[tuple[str, str]]) -> bool:
-    row: dict[str, object] = {"id": int(about["reminder"]), "cycle": int(about["cycle"])}
+    row: dict[str, object] = {"id": int(about["reminder"])}
     error = _error(database.fetch_value(connection, "hold_reminders", row), failed)
-    return error is not None and bool(database.execute(connection, "bounce_reminder", row | {"error": error}))
+    if error is None:
+        return False
+    ((mentor_id, threshold_days, expires_on),) = database.fetch(connection, "read_returned_reminder", row)
+    key = reminder_key(
+        int(about["reminder"]), mentor_id=mentor_id, threshold_days=threshold_days, expires_on=expires_on
+    )
+    if key != about["key"]:  # about another last day, or from before a restore
+        return False
+    return bool(database.execute(connection, "bounce_reminder", row | {"error": error}))
 
 
 def _note_digest(connection: Connection, about: re.Match[str], failed: Sequence[tuple[str, str]]) -> bool:

@@ -6,7 +6,6 @@ without a mail server lead to one digest. A run that dies before it queues loses
 
 from dataclasses import dataclass
 from datetime import date, tzinfo
-from hashlib import sha256
 from uuid import UUID
 
 from certjob import database
@@ -19,7 +18,7 @@ from certjob.mail.digest_contents import (
     Digest,
     read_digest,
 )
-from certjob.mail.message import OutgoingMessage
+from certjob.mail.message import OutgoingMessage, key_hash
 from certjob.mail.messages.templates import Templates
 from certjob.mail.queue import MailQueue, Writer
 from certjob.outbox.claims import ClaimedRow
@@ -108,5 +107,4 @@ def digest_key(item: QueuedDigest, coordinator: Coordinator) -> str:
 
     Each attempt has its own, because it may say more than the one before; a possible repeat says so.
     """
-    about = sha256(f"{coordinator.id}:{coordinator.digest_on}".encode()).hexdigest()[:8]
-    return f"digest-{item.id}-{item.attempts}-{about}"
+    return f"digest-{item.id}-{item.attempts}-{key_hash(coordinator.id, coordinator.digest_on)}"

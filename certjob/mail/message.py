@@ -9,6 +9,7 @@ from email.mime.multipart import MIMEMultipart
 from email.mime.text import MIMEText
 from email.policy import compat32
 from email.utils import format_datetime, formataddr
+from hashlib import sha256
 from typing import Protocol
 from uuid import UUID
 
@@ -153,6 +154,11 @@ def _quoted(name: str) -> str:
 def _is_plain(text: str) -> bool:
     """Whether a header can hold it without encoding, and nobody decodes it into something else."""
     return text.isascii() and text.isprintable() and "=?" not in text
+
+
+def key_hash(*about: object) -> str:
+    """Return the part of an idempotency key that says what the message is about."""
+    return sha256(":".join(map(str, about)).encode()).hexdigest()[:8]
 
 
 def message_id(key: str, *, sender: MailAddress) -> str:

@@ -8,7 +8,7 @@ from certjob import database
 from certjob.domain import rules
 from certjob.domain.models import OWN_PAUSE_REASON, Reminder
 from certjob.facts import reading
-from certjob.mail.message import OutgoingMessage
+from certjob.mail.message import OutgoingMessage, key_hash
 from certjob.mail.messages.content import Recipient, reminder_words
 from certjob.mail.messages.templates import Templates
 from certjob.mail.queue import MailQueue, Writer
@@ -24,8 +24,6 @@ class QueuedReminder(ClaimedRow):
     expires_on: date
     maybe_sent: bool
     """An earlier attempt's outcome is unknown: the message must say that it may be a repeat."""
-    cycle: int
-    """How many dates the row was about before; the same again for a date that comes back."""
 
 
 class ReminderMail(MailQueue[QueuedReminder]):
@@ -51,7 +49,12 @@ class ReminderMail(MailQueue[QueuedReminder]):
             return lambda: reminder_message(
                 due,
                 recipient,
-                key=reminder_key(item.id, cycle=item.cycle),
+                key=reminder_key(
+                    item.id,
+                    mentor_id=item.mentor_id,
+                    threshold_days=item.threshold_days,
+                    expires_on=item.expires_on,
+                ),
                 repeat=item.maybe_sent,
                 today=self._today,
                 templates=self._templates,
@@ -108,6 +111,9 @@ def reminder_message(
     )
 
 
-def reminder_key(log_id: int, *, cycle: int) -> str:
-    """Return what a reminder is known by outside: the same on every repeat, another one after an extension."""
-    return f"reminder-{log_id}-{cycle}"
+def reminder_key(log_id: int, *, mentor_id: UUID, threshold_days: int, expires_on: date) -> str:
+    """Return the idempotency key of a reminder: the same on every repeat, another one for another last day.
+
+    After a restore the row of another reminder can have the same id, not the same key.
+    """
+    return f"reminder-{log_id}-{key_hash(mentor_id, threshold_days, expires_on)}"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from certjob.database import Connection
 from certjob.domain.models import Reminder
+from certjob.mail.reminder_mail import reminder_key
 from tests.chaos.faults import Action
 from tests.chaos.outside import Taken
 from tests.chaos.strikes import Strike
@@ -146,18 +147,19 @@ def intent_complaints(connection: Connection, play: "Play") -> Iterator[str]:
 
 def reminder_complaints(connection: Connection, play: "Play") -> Iterator[str]:
     """Each due reminder was received; none was that was never due; a second copy says so and has the same id."""
-    # Whom and what each Message-ID is about: the log's row, and how often it was re-armed by then.
+    # Whom and what each Message-ID is about.
     log = """
-        SELECT format('<certjob-reminder-%s-%s', l.id, c.number - 1), m.email,
-            l.cert_id, l.threshold_days, (c.cycle ->> 'expires_on')::date
+        SELECT l.id, l.mentor_id, m.email, l.cert_id, l.threshold_days, (c.cycle ->> 'expires_on')::date
         FROM cert_notification_log AS l
         JOIN mentors AS m ON m.id = l.mentor_id
-        CROSS JOIN jsonb_array_elements(l.history || jsonb_build_object('expires_on', l.expires_on))
-            WITH ORDINALITY AS c (cycle, number)
+        CROSS JOIN jsonb_array_elements(l.history || jsonb_build_object('expires_on', l.expires_on)) AS c (cycle)
     """
     cycles = {
-        message_id: (email, Reminder(cert_id=cert_id, threshold_days=threshold, expires_on=day))
-        for message_id, email, cert_id, threshold, day in connection.execute(log.encode())
+        f"<certjob-{reminder_key(row_id, mentor_id=mentor_id, threshold_days=threshold, expires_on=day)}": (
+            email,
+            Reminder(cert_id=cert_id, threshold_days=threshold, expires_on=day),
+        )
+        for row_id, mentor_id, email, cert_id, threshold, day in connection.execute(log.encode())
     }
     received: dict[Reminder, list[Taken]] = defaultdict(list)
     for message in play.postbox.taken:

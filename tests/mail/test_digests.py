@@ -306,6 +306,19 @@ def test_each_attempt_has_its_own_message_id(desk: Scene) -> None:
     assert "Har du allerede fått denne oversikten?" in tried[1].text
 
 
+def test_a_digest_after_a_restore_has_a_key_of_its_own(desk: Scene) -> None:
+    """The restored sequence gives the digest of another day or coordinator the same id."""
+    keys = set()
+    for number in range(2):
+        desk.ended("Kari")
+        keys |= {page.idempotency_key for page in desk.pages(number)}
+        desk.execute("DELETE FROM coordinator_digests")
+        desk.execute("ALTER TABLE coordinator_digests ALTER COLUMN id RESTART")
+
+    assert {key.rpartition("-")[0] for key in keys} == {"digest-1-1"}
+    assert len(keys) == 2
+
+
 def test_a_page_that_was_sent_on_a_wrong_clock_hides_nothing(desk: Scene) -> None:
     """Neither its day nor the day of a pause in 2130 makes anyone wait for 2130."""
     desk.ended("Kari")

@@ -25,10 +25,6 @@ REFUSED_CODES = frozenset({400, 422})
 DEFERRED_CODES = frozenset({408, 409, 425})
 """Later, please, for this message; 409 is what receivers say while they work on the same Idempotency-Key."""
 
-UNKNOWN_CODES = frozenset({502, 504, 520, 524})
-"""Said by something in between that got no answer, or no whole one: the receiver may have the message. 520 and 524 are
-Cloudflare's."""
-
 
 TOLD = ("kind", "to", "locale", "subject", "text", "html", "mentor_id", "threshold_days", "expires_on", "repeat")
 """What of a message the receiver gets; only a reminder has all of it."""
@@ -101,11 +97,11 @@ def _refusal(code: int, *, retry_after_seconds: float | None) -> NotifyError:
         return RecipientRefusedError(f"the webhook refused the message ({code})")
     if code in DEFERRED_CODES:
         return RecipientDeferredError(f"the webhook put the message off ({code})")
-    if code in UNKNOWN_CODES:
-        return OutcomeUnknownError(f"a proxy got no answer from the webhook ({code}), so the message may have arrived")
-    if code == 429 or code >= 500:
+    if code == 429 or (code == 503 and retry_after_seconds is not None):
         message = f"the webhook cannot take messages now ({code})"
         return ChannelDownError(message, retry_after_seconds=retry_after_seconds)
+    if code >= 500:  # it, or a proxy before it, failed at a moment that no one knows
+        return OutcomeUnknownError(f"the webhook failed ({code}), so the message may have arrived")
     if code in {401, 403}:
         return ChannelDownError(f"the webhook refused the key ({code})", next_step="correct CERTJOB_NOTIFY_PASSWORD")
     if 300 <= code < 400:
