@@ -151,6 +151,12 @@ _ADVICE: Final[Mapping[str, Advice]] = {
             says_all=True,
         ),
         Advice(
+            cause="reading_failed",
+            why="{error}",
+            action="Fix the cause; the next `certjob reconcile` reads the portal.",
+            says_all=True,
+        ),
+        Advice(
             cause="not_run",
             why="{error}",
             action="Run `certjob run`, then check cron.",

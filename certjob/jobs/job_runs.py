@@ -140,9 +140,7 @@ def _record_end(connection: Connection, report: RunReport, outcome: Outcome) -> 
     stored = dict(counts)
     if report.attention is not None:
         stored["alerts_read_at"] = report.attention.read_at.isoformat()
-    mail_stops = [stop.reason for stop in report.stopped if stop.stage == "mail"]
-    if mail_stops:
-        stored["mail_stop"] = mail_stops[-1]
+    stored |= {f"{stop.stage}_stop": stop.reason for stop in report.stopped if stop.stage in ("portal", "mail")}
     parameters = {"id": report.run_id, "outcome": outcome, "counts": json.dumps(stored)}
     database.execute(connection, "finish_job_run", parameters)
     about = {"outcome": str(outcome), "duration_seconds": report.duration_seconds}

@@ -113,6 +113,17 @@ BEGIN
     NEW.review_on := '-infinity';
     IF OLD.dynamics_contact_id IS DISTINCT FROM NEW.dynamics_contact_id THEN
         NEW.portal_visible := NULL;  -- no one knows what the portal shows for the new contact
+        -- If the portal hides the removed contact, there is nothing left to push.
+        IF NEW.dynamics_contact_id IS NULL AND (
+            SELECT NOT e.visible AND e.status = 'delivered' AND e.claim_contact_id = OLD.dynamics_contact_id
+            FROM certjob.portal_sync_events AS e
+            WHERE e.mentor_id = NEW.id
+            ORDER BY e.id DESC
+            LIMIT 1
+        )
+        THEN
+            NEW.portal_visible := false;
+        END IF;
         -- An open push is for the new contact now. A call in flight for the old contact keeps its lease, but cannot
         -- settle the row, because the version is newer.
         IF NEW.dynamics_contact_id IS NOT NULL THEN

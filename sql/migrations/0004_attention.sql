@@ -4,7 +4,8 @@
 --   cause     the first that applies; certjob/errors.py and docs/json.md list them
 --   since     when the push became an alert, or will
 --   is_alert  it failed, or has been waiting for an hour. A time in the future was written by a wrong clock; it must
---             not hide the push until then.
+--             not hide the push until then. A show of a mentor who waits for a review is none: it is not sent before.
+--             Nor is a hide without a contact ID, once another mentor has the contact of the last call.
 CREATE VIEW certjob.open_pushes WITH (security_invoker = true) AS
 SELECT
     e.id AS event_id,
@@ -15,7 +16,21 @@ SELECT
     e.attempts AS rounds,
     e.wanted_at,
     least(e.wanted_at + interval '1 hour', f.created_at) AS since,
-    f.id IS NOT NULL OR e.wanted_at < now() - interval '1 hour' OR e.wanted_at > now() + interval '1 hour' AS is_alert,
+    (f.id IS NOT NULL OR e.wanted_at < now() - interval '1 hour' OR e.wanted_at > now() + interval '1 hour')
+        AND NOT (e.visible AND m.review_on <= current_date)
+        AND NOT (
+            NOT e.visible
+            AND m.dynamics_contact_id IS NULL
+            AND EXISTS (
+                SELECT FROM certjob.mentors AS other
+                WHERE other.dynamics_contact_id = (
+                    SELECT called.claim_contact_id FROM certjob.portal_sync_events AS called
+                    WHERE called.mentor_id = e.mentor_id AND called.claim_contact_id IS NOT NULL
+                    ORDER BY called.id DESC
+                    LIMIT 1
+                )
+            )
+        ) AS is_alert,
     claim.is_live AS is_claimed,
     CASE
         WHEN claim.is_live THEN 'queued'
@@ -150,13 +165,15 @@ FROM (
     UNION ALL
     -- A deferred reminder, as for a full mailbox, is tried again until it is too late for it.
     SELECT CASE WHEN l.failure_code = 'mail_delayed' THEN 'failed_reminders' ELSE 'waiting_reminders' END,
-        m.organisation_id, l.mentor_id, l.id, l.queued_at + interval '1 day', NULL,
+        m.organisation_id, l.mentor_id, l.id, least(l.queued_at + interval '1 day', now()), NULL,
         coalesce(l.failure_code, 'mail_stopped'), l.last_error,
         CASE WHEN l.claim_token IS NOT NULL AND l.next_attempt_at > now() THEN 'being_sent' ELSE 'waiting' END,
         l.next_attempt_at, NULL, NULL, NULL, l.expires_on
     FROM certjob.cert_notification_log AS l
     CROSS JOIN LATERAL (SELECT o.organisation_id FROM certjob.mentors AS o WHERE o.id = l.mentor_id OFFSET 0) AS m
-    WHERE l.status = 'pending' AND l.queued_at < now() - interval '1 day'
+    WHERE l.status = 'pending'
+        -- A delay of more than 25 hours was written by a wrong clock.
+        AND (l.queued_at < now() - interval '1 day' OR l.next_attempt_at > now() + interval '25 hours')
 ) AS a
 JOIN certjob.organisations AS o ON o.id = a.organisation_id
 LEFT JOIN LATERAL (
@@ -242,11 +259,17 @@ BEGIN ATOMIC
         UNION ALL
         SELECT 'portal_not_read', last_reading.at::date, coalesce(last_reading.at::date::text, 'never'), NULL, NULL,
             NULL, NULL, NULL, NULL, coalesce(last_reading.at, first_push.at) + interval '3 days',
-            'Portal not read for three days', 'not_read',
+            'Portal not read for three days', CASE WHEN last_try.stop IS NULL THEN 'not_read' ELSE 'reading_failed' END,
             coalesce('The portal was last read on ' || to_char(last_reading.at, 'FMDD FMMonth YYYY'),
-                'The portal has never been read'),
+                'The portal has never been read') || coalesce('; `certjob reconcile` stopped: ' || last_try.stop, ''),
             NULL
         FROM (SELECT max(r.read_at) AS at FROM certjob.portal_last_reading AS r) AS last_reading
+        LEFT JOIN LATERAL (
+            SELECT r.counts ->> 'portal_stop' AS stop FROM certjob.job_runs AS r
+            WHERE r.command = 'reconcile' AND r.finished_at > now() - interval '26 hours'
+            ORDER BY r.finished_at DESC
+            LIMIT 1
+        ) AS last_try ON true
         CROSS JOIN LATERAL (
             SELECT min(e.delivered_at) AS at FROM certjob.portal_sync_events AS e
             WHERE last_reading.at IS NULL AND e.status = 'delivered'
@@ -256,13 +279,17 @@ BEGIN ATOMIC
         UNION ALL
         SELECT CASE d.status WHEN 'failed' THEN 'failed_digests' ELSE 'waiting_digests' END, d.digest_on,
             d.digest_on::text, c.organisation_id, o.slug, NULL, NULL, coalesce(c.full_name, c.email), d.id,
-            CASE d.status WHEN 'failed' THEN d.next_attempt_at ELSE d.queued_at + interval '1 day' END,
+            CASE d.status WHEN 'failed' THEN d.next_attempt_at ELSE least(d.queued_at + interval '1 day', now()) END,
             CASE d.status WHEN 'failed' THEN 'Digest not delivered' ELSE 'Digest has waited for more than a day' END,
             coalesce(d.failure_code, 'mail_stopped'), d.last_error, NULL
         FROM certjob.coordinator_digests AS d
         JOIN certjob.coordinators AS c ON c.id = d.coordinator_id
         JOIN certjob.organisations AS o ON o.id = c.organisation_id
-        WHERE d.status = 'failed' OR (d.status = 'pending' AND d.queued_at < now() - interval '1 day')
+        WHERE d.status = 'failed'
+            OR (
+                d.status = 'pending'
+                AND (d.queued_at < now() - interval '1 day' OR d.next_attempt_at > now() + interval '25 hours')
+            )
     ), mail_stop AS (
         -- Why the mail stage stopped, unless a later run has sent mail.
         SELECT r.counts ->> 'mail_stop' AS reason

@@ -76,6 +76,13 @@ def test_work_put_off_by_a_wrong_clock_is_due_again(facts: Facts, connection: Co
         "UPDATE job_runs SET started_at = now() + interval '1 year', finished_at = now() + interval '1 year'"
     )
 
+    kinds = "SELECT kind FROM current_alerts(%s) WHERE kind LIKE 'may_be%%' OR kind LIKE 'waiting%%' ORDER BY kind"
+    assert connection.execute(kinds.encode(), (today(),)).fetchall() == [
+        ("may_be_visible",),
+        ("waiting_digests",),
+        ("waiting_reminders",),
+    ]
+
     connection.execute(statement("WITH pushes AS"))
 
     portal, channel = FlakyPortal(), CollectingChannel()

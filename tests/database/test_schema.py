@@ -359,8 +359,9 @@ def test_the_alerts_are_what_failed_or_has_waited_for_more_than_an_hour(facts: F
     What is wanted in the future was written by a wrong clock.
     """
     facts.connection.execute(
-        "INSERT INTO mentors (organisation_id, member_no, full_name)"
-        f" SELECT '{facts.organisation()}', 'M' || n, CASE WHEN n <> 5 THEN 'Kari' END FROM generate_series(0, 9) AS n;"
+        "INSERT INTO mentors (organisation_id, member_no, full_name, review_on)"
+        f" SELECT '{facts.organisation()}', 'M' || n, CASE WHEN n <> 5 THEN 'Kari' END, '9999-12-31'"
+        " FROM generate_series(0, 9) AS n;"
         "INSERT INTO portal_sync_events (mentor_id, visible, status, wanted_at, last_error)"
         " SELECT m.id, visible, status, now() - ago::interval, 'no' FROM mentors AS m JOIN (VALUES"
         " ('M0', false, 'pending', '59 minutes'), ('M1', false, 'pending', '61 minutes'),"

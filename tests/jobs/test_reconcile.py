@@ -185,6 +185,22 @@ def test_a_page_that_fails_for_good_changes_nothing(scene: Scene) -> None:
     assert scene.rows("SELECT count(*) FROM portal_last_reading") == [(0,)]
 
 
+def test_old_reading_has_the_reason_of_the_last_reconcile(scene: Scene) -> None:
+    """The portal was read four days ago; since then every reconcile has failed."""
+    alert = "SELECT cause, error FROM current_alerts(%s) WHERE kind = 'portal_not_read'"
+    scene.certified()
+    scene.reconcile()
+    scene.run_sql("UPDATE portal_last_reading SET read_at = now() - interval '4 days'")
+    assert [cause for cause, _ in scene.rows(alert, TODAY)] == ["not_read"]
+    scene.portal.default = error(502, "dynamics_unavailable")
+
+    scene.reconcile()
+
+    ((cause, said),) = scene.rows(alert, TODAY)
+    assert cause == "reading_failed"
+    assert "; `certjob reconcile` stopped: the portal answered 502 dynamics_unavailable" in str(said)
+
+
 @pytest.mark.parametrize("comes", [ok(), error(401, "unauthorized"), None], ids=["a page", "an error", "nothing"])
 def test_a_signal_is_the_reason_whatever_the_page_that_was_asked_for_brings(
     scene: Scene, comes: Behaviour | None

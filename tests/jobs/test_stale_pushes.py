@@ -148,3 +148,15 @@ def test_deliver_on_a_wrong_day_pushes_hides_only(scene: Scene) -> None:
 
     assert portal.values == [False]
     assert [stop.code for stop in report.stopped] == ["clocks_disagree"]
+
+
+def test_show_that_waits_for_a_review_is_no_alert(scene: Scene) -> None:
+    """Two hours old: it is not sent before the review."""
+    mentor = scene.certified()
+    scene.wish(mentor, visible=True)
+    scene.run_sql("UPDATE portal_sync_events SET wanted_at = now() - interval '2 hours'")
+    assert scene.rows("SELECT kind FROM alerts") == [("may_be_hidden",)]
+
+    scene.run_sql(PAUSE, mentor)
+
+    assert scene.rows("SELECT kind FROM alerts") == []

@@ -124,7 +124,7 @@ def test_a_call_whose_lease_is_over_is_not_waited_for(scene: Scene) -> None:
     scene.run_out()
     with scene.other.transaction(force_rollback=True):
         resyncing = PortalSyncService(scene.other, run_id=uuid4())
-        assert all(resyncing.claim_mentor(mentor, today=TODAY) for mentor in (first, second))
+        assert all(resyncing.claim_mentor(mentor, today=TODAY) for mentor in (second, first))
 
     assert second in {event.mentor_id for event in scene.claim()}
 
@@ -200,3 +200,33 @@ def test_contact_belongs_to_one_mentor(scene: Scene) -> None:
     assert scene.rows("SELECT id, dynamics_contact_id FROM mentors ORDER BY id") == sorted(
         [(mine, first), (theirs, second)]
     )
+
+
+def test_removed_contact_that_is_hidden_needs_no_push(scene: Scene) -> None:
+    """The portal has confirmed the hide; the mentor can be deleted."""
+    mentor, portal = scene.expired(), FlakyPortal()
+    scene.night(portal)
+    scene.run_sql(CORRECT_ONE, None, mentor)
+
+    assert scene.night(portal).outcome == "ok"
+
+    assert portal.values == [False]
+    scene.run_sql("DELETE FROM mentors WHERE id = %s", mentor)
+
+
+def test_removed_contact_that_may_be_visible_is_an_alert(scene: Scene) -> None:
+    """Until another mentor has the contact, or someone acknowledges the alert."""
+    first, second, portal = scene.certified(), scene.certified(contact_id=None), FlakyPortal()
+    scene.run_sql("UPDATE mentors SET portal_visible = NULL WHERE id = %s", first)
+    scene.night(portal)
+    ((contact,),) = scene.rows("SELECT dynamics_contact_id FROM mentors WHERE id = %s", first)
+    alerts = "SELECT cause FROM alerts WHERE kind = 'may_be_visible'"
+
+    scene.run_sql("UPDATE mentors SET dynamics_contact_id = NULL, left_at = now() WHERE id = %s", first)
+    scene.night(portal)
+    assert scene.rows(alerts) == [("no_contact_id",)]
+    scene.run_sql(CORRECT_ONE, contact, second)
+    scene.night(portal)
+
+    assert scene.rows(alerts) == []
+    assert portal.visible == {contact: True}

@@ -64,10 +64,11 @@ FOR NO KEY UPDATE OF e SKIP LOCKED
 
 -- name: claim_portal_events
 -- The events that the statement before has locked, with the mentors of a newer snapshot; so it asks again whether a show
--- is true and a call for the contact in flight. Committed before any call is made: after a crash the lease runs out.
+-- is true and a call for the contact in flight. Committed before any call is made: after a crash the lease runs out. The
+-- contact of the last call stays when the mentor has none any more: it may still be visible.
 UPDATE portal_sync_events AS e
 SET claim_token = %(token)s,
-    claim_contact_id = m.dynamics_contact_id,
+    claim_contact_id = coalesce(m.dynamics_contact_id, e.claim_contact_id),
     attempts = e.attempts + 1,
     next_attempt_at = now() + make_interval(secs => %(lease_seconds)s)
 FROM mentors AS m
