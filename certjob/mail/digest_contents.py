@@ -97,7 +97,7 @@ def read_digest(connection: Connection, digest_id: int, *, today: date, zone: tz
         return database.fetch(connection, name, window | {"within_days": EXPIRING_WITHIN_DAYS}, into=dict)
 
     def new(rows: Sequence[_Row]) -> list[_Row]:
-        return [row for row in rows if _hash(row["key"]) not in coordinator.reported]
+        return [row for row in rows if row["key"] not in coordinator.reported]
 
     paused, returned = read("read_paused_mentors"), read("read_returned_mentors")
     held, unreviewed = read("read_held_back"), read("read_unreviewed_mentors")
@@ -113,10 +113,9 @@ def read_digest(connection: Connection, digest_id: int, *, today: date, zone: tz
     )
     still_open = [row["key"] for row in (*pushes, *held, *unreviewed, *undelivered)]
     keys = frozenset(
-        _hash(key)
-        for key in [row["key"] for row in (*paused, *returned)]
+        [row["key"] for row in (*paused, *returned)]
         + still_open
-        + [f"ends:{expires_on}:{member_no}:{kind}" for expires_on, _, member_no, kind in expiring]
+        + [f"ends:{expires_on}:{_hash(member_no, kind)}" for expires_on, _, member_no, kind in expiring]
     )
     is_week_over = last is None or (today - last).days >= REPORTED_AGAIN_AFTER_DAYS
     for row in paused:
@@ -158,9 +157,9 @@ def read_digest(connection: Connection, digest_id: int, *, today: date, zone: tz
     )
 
 
-def _hash(key: str) -> str:
-    """Return a key as it is stored: without the member number, because a page outlives an erased mentor."""
-    return sha256(key.encode()).hexdigest()[:16]
+def _hash(*words: str) -> str:
+    """Return what a key has instead of a member number, because a sent page outlives an erased mentor."""
+    return sha256(":".join(words).encode()).hexdigest()[:16]
 
 
 def _in_words(value: Any, *, locale: str, zone: tzinfo) -> Any:

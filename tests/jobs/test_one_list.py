@@ -37,9 +37,7 @@ UNREPORTED = """
     ) AS d ON true
     WHERE a.kind NOT IN ('failed_digests', 'waiting_digests')
         AND NOT EXISTS (
-            SELECT FROM (VALUES (a.row_id::text), (extract(epoch FROM a.since)::text),
-                (concat(a.row_id, ':', extract(epoch FROM a.since)))) AS occurrence (name)
-            WHERE left(encode(sha256((a.alert_id || ':' || name)::bytea), 'hex'), 16) = ANY (d.reported)
+            SELECT FROM unnest(d.reported) AS key WHERE starts_with(key, md5(a.alert_id) || ':')
         )"""
 """Alerts of an organisation that its coordinator's last digest does not tell."""
 

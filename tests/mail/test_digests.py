@@ -282,9 +282,11 @@ def test_while_it_is_written_its_row_and_its_coordinator_are_held(
     desk.ended("Kari")
     queue(desk)
     desk.execute("DELETE FROM mentor_pauses")
+    desk.execute("UPDATE mentors SET review_on = 'infinity'")
     monkeypatch.setattr(digests, "read_digest", look)
     assert (deliver(desk), rows(desk)) == ([], [(0, "cancelled")])
     desk.execute("UPDATE coordinator_digests SET queued_at = '2020-01-01'")
+    desk.execute("UPDATE mentors SET review_on = '-infinity'")
     desk.ended("Ola")
 
     assert told(desk.pages()) == ["Kari Ola"]
@@ -349,6 +351,7 @@ def test_what_was_reported_last_is_what_was_sent_last(desk: Scene) -> None:
     desk.ended("Kari")
     queue(desk, 1)
     desk.execute("DELETE FROM mentor_pauses")
+    desk.execute("UPDATE mentors SET review_on = 'infinity'")
     deliver(desk, 1)
     assert rows(desk) == [(1, "cancelled")]
     desk.execute("UPDATE mentors SET review_on = '-infinity'")

@@ -52,7 +52,7 @@ WHERE m.organisation_id = %(organisation_id)s
 -- name: read_pending_pushes
 -- Mentors whom the portal may still show, or hide, wrongly, as the alerts have them.
 SELECT full_name AS name, member_no, kind = 'may_be_hidden' AS visible, sentence, since, cause,
-    alert_id || ':' || row_id || CASE cause WHEN 'hide_by_hand' THEN ':by_hand' ELSE '' END AS key
+    md5(alert_id) || ':' || row_id || CASE cause WHEN 'hide_by_hand' THEN ':by_hand' ELSE '' END AS key
 FROM current_alerts(%(today)s)
 WHERE kind IN ('may_be_visible', 'may_be_hidden')
     AND organisation_id = %(organisation_id)s
@@ -62,7 +62,7 @@ WHERE kind IN ('may_be_visible', 'may_be_hidden')
 -- Reminders that failed, or have waited for more than a day, as long as the alerts show them. A reminder that fails again
 -- after a correction has a new key.
 SELECT coalesce(m.full_name, m.member_no) AS name, m.member_no, l.expires_on, l.failure_code AS code,
-    a.alert_id || ':' || a.row_id || ':' || extract(epoch FROM a.since) AS key
+    md5(a.alert_id) || ':' || a.row_id || ':' || extract(epoch FROM a.since) AS key
 FROM current_alerts(%(today)s) AS a
 JOIN cert_notification_log AS l ON l.id = a.row_id
 JOIN mentors AS m ON m.id = l.mentor_id
@@ -81,7 +81,7 @@ SELECT h.what, h.since, h.mentors, CASE h.what WHEN 'reminders' THEN 0 ELSE h.en
         JOIN mentors AS m ON m.id = n.id
         ORDER BY n.number
     ) AS names,
-    a.alert_id || ':' || extract(epoch FROM a.since) AS key
+    md5(a.alert_id) || ':' || extract(epoch FROM a.since) AS key
 FROM current_alerts(%(today)s) AS a
 JOIN held_reviews AS h ON h.organisation_id = a.organisation_id AND h.what = a.cause
 WHERE a.kind = 'held' AND a.organisation_id = %(organisation_id)s AND NOT a.is_acknowledged
@@ -89,7 +89,7 @@ ORDER BY h.since, h.what
 
 -- name: read_unreviewed_mentors
 -- Whom no run could review.
-SELECT full_name AS name, member_no, since, alert_id || ':' || extract(epoch FROM since) AS key
+SELECT full_name AS name, member_no, since, md5(alert_id) || ':' || extract(epoch FROM since) AS key
 FROM current_alerts(%(today)s)
 WHERE kind = 'never_reviewed' AND organisation_id = %(organisation_id)s AND NOT is_acknowledged
 ORDER BY name, member_no
