@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DIST ?= dist
 DENO := DENO_NO_UPDATE_CHECK=1 $(CURDIR)/$(BIN)/deno
 
 .PHONY: demo test outside chaos mutants lint bench looks dist lock clean
@@ -14,11 +15,11 @@ demo: $(READY)
 # Three, for two cores: a test often waits for a server, a signal or a deadline.
 # A real cron waits for a full minute: `make outside` runs it.
 test: $(READY)
-	$(BIN)/python -m pytest -n 3 --dist worksteal -m 'not real_cron' $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 3 --dist worksteal -m 'not real_cron and not registry' $(PYTEST_ARGS)
 
-# Through Debian's cron, Exim and PgBouncer, as root: the tests that need a program which is not in the lock.
+# Through Debian's cron, Exim, PgBouncer and a package registry, as root: what needs something that is not in the lock.
 outside: $(READY)
-	$(BIN)/python -m pytest -m 'real_cron or real_mail_server or real_pgbouncer' $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m 'real_cron or real_mail_server or real_pgbouncer or registry' $(PYTEST_ARGS)
 
 # More than 500 nights in which something is killed, late or cut off; CHAOS_ARGS="--seed 1234" repeats one of them.
 chaos: $(READY)
@@ -45,11 +46,13 @@ bench: $(READY)
 looks: $(READY)
 	$(BIN)/python -m tests.looks $(LOOKS_ARGS)
 
-# What goes to production: one wheel, built by the locked hatchling, and the lock of what it needs.
+# What goes to production: one wheel, built by the locked hatchling, and the lock of what it needs; also as constraints,
+# which may have neither extras nor hashes.
 dist: $(READY)
-	rm -rf dist
-	$(BIN)/python -m hatchling build --target wheel --directory dist
-	cp requirements.lock dist/
+	rm -rf $(DIST)
+	$(BIN)/python -m hatchling build --target wheel --directory $(DIST)
+	cp requirements.lock $(DIST)/
+	sed -nE 's/^([a-z0-9-]+)(\[[a-z,]+\])?(==[^ ]+) .*/\1\3/p' requirements.lock > $(DIST)/constraints.txt
 
 $(READY): requirements-dev.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15) and "certjob needs Python 3.11 to 3.14; try make PYTHON=python3.13")'

@@ -38,6 +38,12 @@ def pytest_configure(config: pytest.Config) -> None:
             embedded._user_id()
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what reads /proc where there is none."""
+    if item.get_closest_marker("proc") and not Path("/proc/self").exists():
+        pytest.skip("this system has no /proc")
+
+
 @pytest.fixture(scope="session")
 def server_url(testrun_uid: str) -> Iterator[str]:
     """The test server: one for all workers, started by whoever comes first, ended by whoever goes last.

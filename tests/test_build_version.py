@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 CHECKOUT = Path(__file__).parents[1]
-NEEDED = ("pyproject.toml", "build_version.py", "README.md", "LICENSE", "certjob", "sql")
+NEEDED = ("pyproject.toml", "build_readme.py", "build_version.py", "README.md", "LICENSE", "certjob", "sql", "supabase")
 GIT = ("git", "-c", "user.name=Test", "-c", "user.email=test@example.org")
 
 

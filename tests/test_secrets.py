@@ -202,6 +202,7 @@ def test_a_wrong_setting_is_named_and_not_repeated(here: Certjob) -> None:
         assert_says_nothing(result)
 
 
+@pytest.mark.proc
 def test_ps_shows_no_secret_while_it_runs(environment: dict[str, str], facts: Facts, tmp_path: Path) -> None:
     """The command line is everybody's to read, unlike the environment; so is what the database's sessions do."""
     with PortalServer(key=PORTAL_KEY, default=hang()) as portal:

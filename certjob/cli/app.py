@@ -5,7 +5,19 @@ from typing import Annotated
 import typer
 
 from certjob import __version__
-from certjob.cli.commands import alerts, bounces, data, health, inspect, organisation, preview, reconcile, runs, schema
+from certjob.cli.commands import (
+    alerts,
+    bounces,
+    data,
+    edge_function,
+    health,
+    inspect,
+    organisation,
+    preview,
+    reconcile,
+    runs,
+    schema,
+)
 from certjob.cli.help import DATA, EPILOG, SETTING_UP, GroupedHelp
 from certjob.cli.session import Commands
 
@@ -45,4 +57,5 @@ app.add_typer(
     rich_help_panel=DATA,
     short_help="The member organisations: rules, contacts, coordinators.",
 )
+app.add_typer(edge_function.app)
 app.add_typer(schema.app, name="db", rich_help_panel=SETTING_UP)

@@ -98,6 +98,7 @@ def test_no_push_begins_so_late_that_it_could_outlast_its_lease(
         pytest.param(None, SHORT | {"freeze_after": PORTAL_CLAIM}, [True], True, STOOD_STILL, id="after its claim"),
     ],
 )
+@pytest.mark.proc
 def test_a_process_that_stood_still_writes_nothing_over_a_newer_value(
     facts: Facts,
     here: Certjob,
@@ -152,6 +153,7 @@ def test_a_process_that_stood_still_writes_nothing_over_a_newer_value(
         pytest.param(SHORT_MAIL | {"freeze_after": MAIL_CLAIM}, "", 1, id="after its claim"),
     ],
 )
+@pytest.mark.proc
 def test_a_process_that_stood_still_sends_a_second_copy_only_after_its_last_look_at_the_lease(
     facts: Facts, here: Certjob, start: Start, tmp_path: Path, altered: dict[str, Any], said: str, copies: int
 ) -> None:

@@ -35,7 +35,11 @@ LOOKS = {
     "status": 3,  # no night has run here
 }
 """With the exit code of each."""
-ELSEWHERE = {"acknowledge": "says first that there is no such alert", "db migrate": "says where to go instead"}
+ELSEWHERE = {
+    "acknowledge": "says first that there is no such alert",
+    "db migrate": "says where to go instead",
+    "edge-function": "needs no database",
+}
 
 
 @pytest.fixture(scope="module")

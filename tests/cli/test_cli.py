@@ -233,7 +233,10 @@ NEEDED = {"resync": "M1", "preview": "M1", "explain": "M1", "set": "hlf", "show"
 NEEDED |= {"acknowledge": "hlf:held:pauses", "prune": "--older-than=3y"}
 
 
-@pytest.mark.parametrize("words", [words for words in EVERYTHING if not hasattr(EVERYTHING[words], "commands")])
+WITH_SETTINGS = [words for words, command in EVERYTHING.items() if "env_file" in {each.name for each in command.params}]
+
+
+@pytest.mark.parametrize("words", WITH_SETTINGS)
 def test_a_failure_is_one_line_and_one_document_whatever_the_command(anywhere: Certjob, words: tuple[str, ...]) -> None:
     """The same text in both; a file of settings that is not there is refused by its name, before anything is done."""
     command = [*words, *filter(None, [NEEDED.get(words[-1])]), "--env-file", "nowhere.env"]

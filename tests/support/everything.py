@@ -16,6 +16,7 @@ from tests.support.portal_server import PortalServer
 STEPS = """
 0 organisation set hlf --portal dynamics --coordinator 'Eva <eva@example.org>' --contact-email post@hlf.example
 0 load people.csv --json
+0 edge-function functions --json
 0 forecast --json
 0 list --json
 0 run --dry-run --everybody --json

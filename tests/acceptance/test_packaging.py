@@ -1,0 +1,155 @@
+"""The wheel: what is in it, and that it installs in a container, with pipx and uv, and with the lowest versions."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from certjob.portal.edge_function import CONFIGURATION
+from tests.conftest import Certjob
+from tests.support.docs import ROOT, read
+from tests.support.own_server import data_folder
+from tests.support.proxy import StallingProxy
+
+BIN = Path(sys.executable).parent
+SYSTEM_PYTHON = Path("/usr/bin/python3")
+NO_ONE = 10001
+"""The user of the Containerfile."""
+
+
+@pytest.fixture(scope="module")
+def dist() -> Iterator[Path]:
+    """What `make dist` makes: the wheel and the lock."""
+    with data_folder("dist") as folder:
+        output_of("make", "dist", f"DIST={folder}", f"BIN={BIN}", "READY=", cwd=ROOT)
+        yield folder
+
+
+def output_of(*command: object, **options: object) -> str:
+    """Run a command that must succeed; return what it prints."""
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload]
+    assert done.returncode == 0, done.stdout + done.stderr
+    return str(done.stdout)
+
+
+def test_wheel_has_the_edge_function_without_its_tests(dist: Path) -> None:
+    (wheel,) = dist.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+
+    function = ROOT / "supabase/functions/hlf-dynamics-sync"
+    assert {f"certjob/edge_function/{path.name}" for path in function.iterdir() if path.is_file()} <= {*names}
+
+
+def test_readme_in_the_wheel_has_absolute_links(dist: Path) -> None:
+    """A package index shows it, where `docs/install.md` leads nowhere."""
+    (wheel,) = dist.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        metadata = archive.read(name).decode()
+
+    links = re.findall(r"\]\(([^)]*)\)", metadata)
+    files = {link.partition("/blob/main/")[2].partition("#")[0] for link in links if "/blob/main/" in link}
+    assert [link for link in links if not re.match("https://|#", link)] == []
+    assert "docs/install.md" in files
+    assert [file for file in files if not (ROOT / file).exists()] == []
+
+
+def test_edge_function_command_overwrites_nothing(here: Certjob, tmp_path: Path) -> None:
+    """It prints the lines of this repository's config.toml, and works without a database."""
+    first = here("edge-function", "functions", CERTJOB_DATABASE_URL="")
+    (tmp_path / "functions/hlf-dynamics-sync/index.ts").write_text("// ours\n")
+    second = here("edge-function", "functions")
+
+    assert (first.returncode, first.stdout) == (0, CONFIGURATION)
+    assert CONFIGURATION in read("supabase/config.toml")
+    copied = {path.name for path in (tmp_path / "functions/hlf-dynamics-sync").iterdir()}
+    assert {"index.ts", "deno.json"} <= copied
+    assert "tests" not in copied
+    assert second.returncode == 2
+    assert "exists already, and nothing is overwritten" in second.stderr
+    assert (tmp_path / "functions/hlf-dynamics-sync/index.ts").read_text() == "// ours\n"
+
+
+def test_hadolint_finds_nothing_wrong_with_the_containerfile() -> None:
+    assert output_of(BIN / "hadolint", ROOT / "docs/examples/Containerfile") == ""
+
+
+@pytest.mark.registry
+def test_container_steps_install_certjob_for_a_user_without_rights(dist: Path, worker_url: str) -> None:
+    """Its RUN step with the system's Python; then its entry point, with a home and /opt that cannot be written."""
+    if os.geteuid() != 0 or not SYSTEM_PYTHON.exists():
+        pytest.skip("the container's steps were not tried: this needs root and /usr/bin/python3")
+    text = read("docs/examples/Containerfile").replace("\\\n", "")
+    (step,) = re.findall(r"^RUN (.+)$", text, re.MULTILINE)
+    (entry_point,) = re.findall(r'^ENTRYPOINT \["(.+)"\]$', text, re.MULTILINE)
+    assert f"USER {NO_ONE}\n" in text
+    with data_folder("container") as folder, StallingProxy(worker_url) as server:  # no one may use the server's socket
+        shutil.copytree(dist, folder / "opt/dist")
+        step = step.replace("/opt/", f"{folder}/opt/").replace("python3 -m", f"{SYSTEM_PYTHON} -m")
+        output_of("/bin/sh", "-ec", step)
+        (folder / "home").mkdir(mode=0o555)
+        command = f"{folder}{entry_point}"
+        settings = {"PATH": "/usr/bin:/bin", "HOME": str(folder / "home"), "CERTJOB_DATABASE_URL": server.url}
+        as_no_one = {"user": NO_ONE, "group": NO_ONE, "extra_groups": [], "env": settings, "cwd": "/"}
+
+        assert output_of(command, "--version", **as_no_one).startswith("certjob 1.")
+        assert output_of(command, "run", **as_no_one) == ""
+
+
+@pytest.mark.registry
+@pytest.mark.parametrize("tool", ["pipx", "uv"])
+def test_wheel_installs_as_a_tool_with_the_locked_versions(dist: Path, tool: str, tmp_path: Path) -> None:
+    """The commands of install.md."""
+    output_of(sys.executable, "-m", "venv", tmp_path / "tool")
+    output_of(tmp_path / "tool/bin/pip", "install", tool)
+    (line,) = re.findall(rf"^ +({tool} .*certjob-\*\.whl.*)$", read("docs/install.md"), re.MULTILINE)
+    folders = {"PIPX_HOME": "pipx", "PIPX_BIN_DIR": "bin", "UV_TOOL_DIR": "uv", "UV_TOOL_BIN_DIR": "bin"}
+    settings = os.environ | {name: str(tmp_path / folder) for name, folder in folders.items()}
+    settings["PATH"] = f"{tmp_path}/tool/bin:{settings['PATH']}"
+    settings["PIPX_DEFAULT_PYTHON"] = settings["UV_PYTHON"] = sys.executable
+
+    output_of("/bin/sh", "-ec", line.replace("dist/", f"{dist}/"), env=settings)
+
+    assert output_of(tmp_path / "bin/certjob", "--version").startswith("certjob 1.")
+    installed = {path.name for path in tmp_path.rglob("*.dist-info") if "tool" not in path.parts}
+    locked = re.findall(r"^(\w+)==([\d.]+) ", read("requirements.lock"), re.MULTILINE)
+    pinned = {f"{name}-{version}.dist-info" for name, version in locked if name in ("httpx", "rich", "typer")}
+    assert len(pinned) == 3
+    assert pinned <= installed
+
+
+@pytest.mark.registry
+def test_lowest_versions_of_the_dependencies_work(dist: Path, tmp_path: Path) -> None:
+    """--help and a wrong option go through what certjob uses of typer beyond its documentation."""
+    (wheel,) = dist.glob("*.whl")
+    dependencies = tomllib.loads(read("pyproject.toml"))["project"]["dependencies"]
+    lowest = [re.sub(r">=([^,]+).*", r"==\1", text) for text in dependencies]
+    output_of(sys.executable, "-m", "venv", tmp_path / "venv")
+    output_of(tmp_path / "venv/bin/pip", "install", *lowest, wheel)
+    installed = output_of(tmp_path / "venv/bin/pip", "freeze")
+    for text in lowest:
+        assert Requirement(text).name.lower() in installed.lower()
+
+    assert "Every night" in output_of(tmp_path / "venv/bin/certjob", "--help")
+    wrong = subprocess.run(
+        [tmp_path / "venv/bin/certjob", "run", "--wrong"], capture_output=True, text=True, check=False
+    )
+    assert wrong.returncode == 2
+    assert wrong.stderr.startswith("certjob run: no such option: --wrong")
+
+
+def test_windows_gets_one_sentence() -> None:
+    """Instead of an AttributeError about a signal that it does not have."""
+    program = "import sys; sys.platform = 'win32'; import certjob.cli.entry"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+
+    said = "certjob: Windows is not supported; use Linux, for example WSL or a container\n"
+    assert (done.returncode, done.stderr) == (2, said)
