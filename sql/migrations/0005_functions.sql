@@ -18,84 +18,44 @@ BEGIN
 END
 $$;
 
--- The app's "try again now". It does to the mentor's push what `certjob resync` does; the next `certjob deliver` makes
--- the call. It does not review the mentor, so it never shows a mentor about whom certjob has yet to decide.
+-- The app's "try again now": it queues the stored value again, or makes the open push due. The next `certjob deliver`
+-- reviews the mentor first if a fact has changed, then makes the call. A requested push counts as tried, and an open one
+-- keeps its attempts: however many are requested, they do not go before the pushes of others.
 CREATE FUNCTION certjob.request_portal_resync(
     mentor_id uuid, OUT event_id bigint, OUT event_version integer, OUT visible boolean, OUT in_flight boolean
 )
-LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp
-SET timezone = 'UTC'  -- otherwise the caller's zone decides on current_date
-AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
     mentor record;
-    organisation record;
-    wanted boolean;
 BEGIN
-    -- Locks the mentor before the event, as certjob does. Then reads the organisation, in a newer snapshot: a change of
-    -- its rules holds the locks of its mentors.
-    SELECT m.id, m.organisation_id, m.left_at, m.portal_visible, m.review_on
+    SELECT m.id, m.portal_visible, o.name, o.portal
     INTO mentor
     FROM certjob.mentors AS m
+    JOIN certjob.organisations AS o ON o.id = m.organisation_id
     WHERE m.id = request_portal_resync.mentor_id
         AND m.organisation_id = (SELECT certjob_private.coordinator_organisation_id())
-    FOR NO KEY UPDATE;
+    FOR NO KEY UPDATE OF m;  -- before the event, as certjob does
     IF NOT FOUND THEN  -- the same error whether the mentor exists or not
         RAISE EXCEPTION 'only a coordinator of the mentor''s organisation may ask for a resync'
             USING ERRCODE = 'insufficient_privilege';
     END IF;
-    SELECT o.name, o.portal, o.optional_kinds
-    INTO organisation
-    FROM certjob.organisations AS o
-    WHERE o.id = mentor.organisation_id;
-    IF organisation.portal IS NULL THEN
-        RAISE EXCEPTION '% has no portal, so there is nothing to push for this mentor', organisation.name;
+    IF mentor.portal IS NULL THEN
+        RAISE EXCEPTION '% has no portal, so there is nothing to push for this mentor', mentor.name;
     END IF;
-
-    wanted := coalesce(mentor.portal_visible, (
-        SELECT e.visible FROM certjob.portal_sync_events AS e
+    IF mentor.portal_visible IS NULL AND NOT EXISTS (
+        SELECT FROM certjob.portal_sync_events AS e
         WHERE e.mentor_id = mentor.id AND e.status IN ('pending', 'blocked')
-    ));
-    IF mentor.left_at IS NOT NULL
-        OR EXISTS (SELECT FROM certjob.mentor_pauses AS p WHERE p.mentor_id = mentor.id AND p.lifted_at IS NULL)
-    THEN
-        wanted := false;
-    ELSIF wanted IS NOT FALSE AND (wanted IS NULL OR mentor.review_on <= current_date) THEN
-        -- No review has seen these facts. They must prove a certificate, with a day's margin for time zones.
-        wanted := true;
-        IF NOT EXISTS (
-            SELECT FROM certjob.certificates AS c
-            WHERE c.mentor_id = mentor.id AND c.kind <> ALL (organisation.optional_kinds) AND c.revoked_at IS NULL
-                AND c.issued_on < current_date AND c.expires_on > current_date
-        ) OR EXISTS (
-            SELECT FROM certjob.certificates AS held
-            WHERE held.mentor_id = mentor.id
-                AND (held.revoked_at IS NOT NULL OR held.issued_on <= current_date + 1)
-                AND held.kind <> ALL (organisation.optional_kinds)
-                AND NOT EXISTS (
-                    SELECT FROM certjob.certificates AS c
-                    WHERE c.mentor_id = mentor.id AND c.kind = held.kind AND c.revoked_at IS NULL
-                        AND c.issued_on < current_date AND c.expires_on > current_date
-                )
-        ) THEN
-            RAISE EXCEPTION 'this mentor waits for a review, so nobody knows yet whether to show or to hide them'
-                USING HINT = 'the next `certjob run` decides and pushes; `certjob resync` does so at once';
-        END IF;
+    ) THEN
+        RAISE EXCEPTION 'this mentor waits for a review, so nobody knows yet whether to show or to hide them'
+            USING HINT = 'the next `certjob run` decides and pushes; `certjob resync` does so at once';
     END IF;
 
-    UPDATE certjob.mentors AS m SET portal_visible = wanted
-    WHERE m.id = mentor.id AND m.portal_visible IS DISTINCT FROM wanted;
-    -- As the statement queue_portal_events.
-    INSERT INTO certjob.portal_sync_events AS e (mentor_id, visible)
-    VALUES (mentor.id, wanted)
+    INSERT INTO certjob.portal_sync_events AS e (mentor_id, visible, attempts)
+    VALUES (mentor.id, coalesce(mentor.portal_visible, false), 1)
     ON CONFLICT (mentor_id) WHERE status IN ('pending', 'blocked') DO UPDATE
-    SET visible = excluded.visible,
-        version = e.version + 1,
+    SET version = e.version + 1,
         status = 'pending',
-        attempts = 0,
-        wanted_at = CASE WHEN e.visible = excluded.visible THEN e.wanted_at ELSE now() END,
-        last_error = NULL,
         run_id = NULL,
         claim_token = CASE WHEN e.claim_token IS NOT NULL AND e.next_attempt_at > now() THEN e.claim_token END,
         next_attempt_at = CASE
