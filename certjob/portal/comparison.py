@@ -81,8 +81,8 @@ class Comparison:
     differences: Sequence[Difference] = ()
     """All of them, those that the guard holds as well."""
     unknown: Sequence[UUID] = ()
-    """Shown, and the contact of no mentor of an organisation with a portal; nobody has accepted them."""
-    accepted: Sequence[UUID] = ()
+    """Shown, and the contact of no mentor of an organisation with a portal; nobody has acknowledged them."""
+    acknowledged: Sequence[UUID] = ()
     """The same, and somebody has said that they are shown on purpose."""
     held: list[Hold] = field(default_factory=list)
     raised: int = 0
@@ -105,7 +105,7 @@ class Comparison:
             "hidden_wrongly": len(self.differences) - hides - days,
             "wrong_day": days,
             "unknown": len(self.unknown),
-            "accepted": len(self.accepted),
+            "acknowledged": len(self.acknowledged),
         }
 
 
@@ -113,12 +113,12 @@ def compare(connection: Connection, reading: Reading, *, today: date, allow_mass
     """Compare a reading with what certjob wants, in one read-only snapshot."""
     with database.read_only_snapshot(connection):
         differences = _find(connection, reading, today=today)
-        others = database.fetch(connection, "find_unknown_contacts", {"shown": reading.visible})
+        others = database.fetch(connection, "find_unknown_contacts", {"shown": reading.visible, "today": today})
         comparison = Comparison(
             reading=reading,
             differences=differences,
-            unknown=[contact_id for contact_id, is_accepted in others if not is_accepted],
-            accepted=[contact_id for contact_id, is_accepted in others if is_accepted],
+            unknown=[contact_id for contact_id, is_known in others if not is_known],
+            acknowledged=[contact_id for contact_id, is_known in others if is_known],
         )
         if not allow_mass_change:
             comparison.held = _hold_shows(connection, comparison)
@@ -215,19 +215,13 @@ def store(connection: Connection, comparison: Comparison, *, run_id: UUID) -> No
         "held": bool(comparison.held),
         "run_id": run_id,
     }
-    contacts = {"read_at": reading.read_at, "contacts": [*comparison.unknown, *comparison.accepted]}
+    contacts = {"read_at": reading.read_at, "contacts": [*comparison.unknown, *comparison.acknowledged]}
 
     def write() -> None:
         database.execute(connection, "store_portal_reading", parameters)
         database.execute(connection, "store_unknown_contacts", contacts)
         if not comparison.held:
             database.execute(connection, "note_gone_contacts", {"read_at": reading.read_at})
-        database.execute(connection, "forget_acceptances")
+        database.execute(connection, "forget_acknowledged_contacts")
 
     persist(connection, write)
-
-
-def accept(connection: Connection, contact_id: UUID, *, because: str, who: str) -> bool:
-    """Note that a contact is shown on purpose, committed on return; False: no reading has found it."""
-    parameters = {"contact_id": contact_id, "because": because, "who": who}
-    return persist(connection, lambda: bool(database.execute(connection, "accept_contact", parameters)))

@@ -140,20 +140,14 @@ ALTER TABLE certjob.portal_last_reading ENABLE ROW LEVEL SECURITY;
 
 -- The contacts that the portal shows and that belong to no mentor of an organisation with a portal.
 CREATE TABLE certjob.portal_unknown_contacts (
-    contact_id       uuid PRIMARY KEY,
-    first_seen_at    timestamptz NOT NULL DEFAULT now(),
-    last_seen_at     timestamptz NOT NULL DEFAULT now(),
-    gone_at          timestamptz,  -- when a complete reading no longer had it
-    accepted_at      timestamptz,  -- when someone said that it is shown on purpose
-    accepted_by      text CHECK (length(accepted_by) <= 200),
-    accepted_because text CHECK (length(accepted_because) <= 1000),
-    CONSTRAINT portal_unknown_contacts_accepted CHECK (
-        num_nulls(accepted_at, accepted_by, accepted_because) IN (0, 3)
-    )
+    contact_id    uuid PRIMARY KEY,
+    first_seen_at timestamptz NOT NULL DEFAULT now(),
+    last_seen_at  timestamptz NOT NULL DEFAULT now(),
+    gone_at       timestamptz  -- when a complete reading no longer had it
 );
 ALTER TABLE certjob.portal_unknown_contacts ENABLE ROW LEVEL SECURITY;
 CREATE INDEX portal_unknown_contacts_open_idx ON certjob.portal_unknown_contacts (first_seen_at, contact_id)
-    WHERE gone_at IS NULL AND accepted_at IS NULL;
+    WHERE gone_at IS NULL;
 
 -- The changes that the guards hold back for an organisation. A run that no longer holds them deletes the row.
 CREATE TABLE certjob.held_reviews (

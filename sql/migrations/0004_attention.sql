@@ -255,7 +255,7 @@ BEGIN ATOMIC
             ORDER BY o.slug
             LIMIT 1
         ) AS owner ON true
-        WHERE u.gone_at IS NULL AND u.accepted_at IS NULL
+        WHERE u.gone_at IS NULL
         UNION ALL
         SELECT 'portal_not_read', last_reading.at::date, coalesce(last_reading.at::date::text, 'never'), NULL, NULL,
             NULL, NULL, NULL, NULL, coalesce(last_reading.at, first_push.at) + interval '3 days',

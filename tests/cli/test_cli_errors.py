@@ -35,7 +35,6 @@ needs_a_full_disk = pytest.mark.skipif(not Path("/dev/full").exists(), reason="t
         ("run --dry-run --as-of 10.03.2026", "certjob run", ["'10.03.2026' is not a valid date", "2026-12-31"]),
         ("organisation set hlf --portal web", "certjob organisation set", ["'web' is not one of 'dynamics', 'none'"]),
         ("list --within soon", "certjob list", ["'--within': it must be a valid integer; see `certjob list --help`"]),
-        ("reconcile --accept x", "certjob reconcile", ["--accept and --because belong together"]),
         ("preview M1 --html --json", "certjob preview", ["leave out --json"]),
         ("status --max-age=-5m", "certjob status", ["is not a valid duration", "90s, 30m or 2h"]),
         ("status --max-age=²h", "certjob status", ["is not a valid duration"]),

@@ -60,10 +60,14 @@ WHERE NOT EXISTS (
 ORDER BY d.organisation, d.member_no
 
 -- name: find_unknown_contacts
--- What the portal shows, and is the contact of no mentor of an organisation with a portal; accepted: shown on purpose.
-SELECT shown.contact_id, coalesce(u.accepted_at IS NOT NULL, false) AS is_accepted
+-- What the portal shows, and is the contact of no mentor of an organisation with a portal; whether someone knows about it.
+SELECT shown.contact_id, EXISTS (
+        SELECT FROM acknowledgements AS k
+        WHERE k.alert_id = '-:unknown_contacts:' || shown.contact_id
+            AND k.ended_at IS NULL
+            AND (k.until IS NULL OR k.until >= %(today)s)
+    ) AS is_known
 FROM unnest(%(shown)b::uuid[]) AS shown (contact_id)
-LEFT JOIN portal_unknown_contacts AS u ON u.contact_id = shown.contact_id
 WHERE NOT EXISTS (
     SELECT
     FROM mentors AS m
@@ -89,8 +93,7 @@ SET read_at = excluded.read_at, pages = excluded.pages, visible = excluded.visib
 WHERE l.read_at < excluded.read_at
 
 -- name: store_unknown_contacts
--- One that comes again after it was gone is a new one, unless somebody has accepted it. In one order: two readings may
--- end at once.
+-- One that comes again after it was gone is a new one. In one order: two readings may end at once.
 INSERT INTO portal_unknown_contacts AS u (contact_id, first_seen_at, last_seen_at)
 SELECT contact_id, %(read_at)s, %(read_at)s
 FROM unnest(%(contacts)b::uuid[]) AS n (contact_id)
@@ -105,21 +108,13 @@ WHERE u.last_seen_at <= excluded.last_seen_at AND (u.gone_at IS NULL OR u.gone_a
 -- Only after a complete reading that nobody doubts.
 UPDATE portal_unknown_contacts SET gone_at = %(read_at)s WHERE gone_at IS NULL AND last_seen_at < %(read_at)s
 
--- name: forget_acceptances
--- Who has become a mentor is shown as certjob wants it; once they are none any more, somebody has to decide anew.
-UPDATE portal_unknown_contacts AS u
-SET accepted_at = NULL, accepted_by = NULL, accepted_because = NULL
-WHERE u.accepted_at IS NOT NULL
-    AND EXISTS (
-        SELECT
-        FROM mentors AS m
-        JOIN organisations AS o ON o.id = m.organisation_id
-        WHERE m.dynamics_contact_id = u.contact_id AND o.portal IS NOT NULL
-    )
-
--- name: accept_contact
--- Somebody who is shown on purpose, such as staff.
-UPDATE portal_unknown_contacts
-SET accepted_at = now(), accepted_by = %(who)s, accepted_because = %(because)s
-WHERE contact_id = %(contact_id)s AND gone_at IS NULL
-RETURNING contact_id
+-- name: forget_acknowledged_contacts
+-- A contact that has become a mentor's is shown as certjob wants it. Once it is no mentor's any more, someone must decide anew.
+UPDATE acknowledgements AS k
+SET ended_at = now()
+FROM mentors AS m
+JOIN organisations AS o ON o.id = m.organisation_id
+WHERE k.ended_at IS NULL
+    AND m.dynamics_contact_id
+        = CASE WHEN k.alert_id LIKE '-:unknown_contacts:%%' THEN split_part(k.alert_id, ':', 3)::uuid END
+    AND o.portal IS NOT NULL
