@@ -47,6 +47,7 @@ class HttpClient:
             verify=_verifying_context(),
             limits=httpx.Limits(keepalive_expiry=IDLE_SECONDS),
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+            event_hooks={"response": [_forget_location]},
         )
 
     async def request(
@@ -110,6 +111,11 @@ class HttpClient:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+
+async def _forget_location(response: httpx.Response) -> None:
+    """Keep httpx from reading where a redirect goes, which it does even if it does not follow it, and may crash on."""
+    response.headers.pop("Location", None)
 
 
 @cache

@@ -334,6 +334,24 @@ def test_of_two_readings_at_once_the_one_that_began_last_is_what_is_known(scene:
     assert scene.rows("SELECT visible FROM portal_last_reading") == [([contact],)]
 
 
+def test_reading_replaces_one_of_a_wrong_later_clock(scene: Scene) -> None:
+    """Both clocks were a year ahead for a night: the next reading counts, and an unknown contact can be gone."""
+    scene.portal.visible[uuid4()] = True
+    scene.reconcile()
+    for table, times in (
+        ("portal_last_reading", ("read_at",)),
+        ("portal_unknown_contacts", ("first_seen_at", "last_seen_at")),
+    ):
+        for time in times:
+            scene.run_sql(f"UPDATE {table} SET {time} = {time} + interval '1 year'")
+    scene.portal.visible.clear()
+
+    scene.reconcile()
+
+    assert scene.rows("SELECT read_at <= now(), visible FROM portal_last_reading") == [(True, [])]
+    assert scene.rows("SELECT gone_at IS NOT NULL FROM portal_unknown_contacts") == [(True,)]
+
+
 def test_what_is_decided_meanwhile_is_left_alone(scene: Scene) -> None:
     """A push that is confirmed while the portal is read: the page may have been read before it.
 

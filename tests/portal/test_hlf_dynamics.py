@@ -179,6 +179,8 @@ def test_without_a_connection_nothing_was_sent(port_of_nobody: int, monkeypatch:
         (error(500, "misconfigured"), PortalStageError, "secrets"),
         (error(400, "misconfigured"), PortalStageError, "secrets"),
         (answer(302, headers={"Location": "https://elsewhere.example/"}), PortalStageError, "redirect"),
+        (answer(302, headers={"Location": "mailto:kari@example.org"}), PortalStageError, "redirect"),
+        (answer(302, headers={"Location": "/" + "a" * 65_000}), PortalStageError, "redirect"),
         (answer(404, b"x" * 200_000), PortalStageError, "deployed"),
         (error(404, "ResourceNotFound"), PortalStageError, "deployed"),  # a gateway's code, in an envelope like ours
         (answer(404, {"error": {"code": 404}}), PortalStageError, "deployed"),

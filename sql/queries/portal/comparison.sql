@@ -38,7 +38,7 @@ WHERE NOT EXISTS (
             AND (
                 e.status IN ('pending', 'blocked')
                 OR (e.claim_token IS NOT NULL AND e.next_attempt_at > now())  -- withdrawn in the middle of its call
-                OR e.delivered_at >= %(read_at)s
+                OR e.delivered_at BETWEEN %(read_at)s AND now()  -- a later time was written by a wrong clock
             )
     )
     AND (
@@ -84,13 +84,13 @@ SELECT count(*) FROM mentors WHERE organisation_id = %(organisation_id)s AND dyn
 SELECT id FROM mentors WHERE id = ANY (%(ids)b::uuid[]) ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
 
 -- name: store_portal_reading
--- The last one that began, whichever ends last.
+-- The last one that began, whichever ends last. A stored time in the future was written by a wrong clock.
 INSERT INTO portal_last_reading AS l (read_at, pages, visible, differences, held, run_id)
 VALUES (%(read_at)s, %(pages)s, %(visible)b, %(differences)s, %(held)s, %(run_id)s)
 ON CONFLICT (only_one) DO UPDATE
 SET read_at = excluded.read_at, pages = excluded.pages, visible = excluded.visible, differences = excluded.differences,
     held = excluded.held, run_id = excluded.run_id
-WHERE l.read_at < excluded.read_at
+WHERE l.read_at < excluded.read_at OR l.read_at > now()
 
 -- name: store_unknown_contacts
 -- One that comes again after it was gone is a new one. In one order: two readings may end at once.
@@ -100,13 +100,16 @@ FROM unnest(%(contacts)b::uuid[]) AS n (contact_id)
 ORDER BY contact_id
 ON CONFLICT (contact_id) DO UPDATE
 SET first_seen_at = CASE WHEN u.gone_at IS NULL THEN u.first_seen_at ELSE excluded.first_seen_at END,
-    last_seen_at = greatest(u.last_seen_at, excluded.last_seen_at),
+    last_seen_at = excluded.last_seen_at,
     gone_at = NULL
-WHERE u.last_seen_at <= excluded.last_seen_at AND (u.gone_at IS NULL OR u.gone_at < excluded.last_seen_at)
+WHERE u.last_seen_at > now()
+    OR (u.last_seen_at <= excluded.last_seen_at AND (u.gone_at IS NULL OR u.gone_at < excluded.last_seen_at))
 
 -- name: note_gone_contacts
 -- Only after a complete reading that nobody doubts.
-UPDATE portal_unknown_contacts SET gone_at = %(read_at)s WHERE gone_at IS NULL AND last_seen_at < %(read_at)s
+UPDATE portal_unknown_contacts
+SET gone_at = %(read_at)s
+WHERE gone_at IS NULL AND (last_seen_at < %(read_at)s OR last_seen_at > now())
 
 -- name: forget_acknowledged_contacts
 -- A contact that has become a mentor's is shown as certjob wants it. Once it is no mentor's any more, someone must decide anew.
