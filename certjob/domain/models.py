@@ -5,6 +5,9 @@ from datetime import date
 from enum import StrEnum
 from uuid import UUID
 
+LAST_PORTAL_DAY = date(2099, 12, 31)
+"""The filter of the portal's view does not reach further."""
+
 NOT_CERTIFIED = date.min
 """Stored as ``certified_until`` of a mentor who is not certified today."""
 
@@ -124,6 +127,8 @@ class Decision:
     """The wanted portal value; meaningless for an organisation without a portal."""
     push: bool
     """Whether the wanted portal value differs from the last wanted one and must be pushed."""
+    moved_from: date | None
+    """The last visible day that was wanted so far, if the push only moves that day; the mentor stays visible."""
     without_certificate: bool
     """Not paused and not left, but without any certificate that counts."""
     review_on: date | None

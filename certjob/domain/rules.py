@@ -10,6 +10,7 @@ from uuid import UUID
 
 from certjob.domain.models import (
     IN_FORCE,
+    LAST_PORTAL_DAY,
     NOT_CERTIFIED,
     OWN_PAUSE_REASON,
     Certificate,
@@ -65,6 +66,8 @@ def decide(mentor: Mentor, today: date) -> Decision:
     visible = active and last_day >= today
     # The portal cannot show a mentor who never had a contact, and there is no certificate that a contact would be for.
     nothing_to_hide = never_certified and mentor.portal_visible is True and not mentor.has_contact
+    changes_visibility = mentor.portal_visible is not visible and not nothing_to_hide
+    moved_from = _moved_from(mentor, last_day) if organisation.has_portal and visible else None
     return Decision(
         mentor_id=mentor.id,
         member_no=mentor.member_no,
@@ -75,10 +78,22 @@ def decide(mentor: Mentor, today: date) -> Decision:
         reminders=tuple(sorted(reminders)),
         certified_until=last_day,
         visible=visible,
-        push=organisation.has_portal and mentor.portal_visible is not visible and not nothing_to_hide,
+        push=(organisation.has_portal and changes_visibility) or moved_from is not None,
+        moved_from=moved_from,
         without_certificate=active and never_certified,
         review_on=_earliest_after(today, review_days),
     )
+
+
+def _moved_from(mentor: Mentor, last_day: date) -> date | None:
+    """Return the last visible day that was wanted, if the mentor stays visible until another day.
+
+    None after the first review: `certjob reconcile` tells an existing portal the days.
+    """
+    wanted = mentor.certified_until
+    if mentor.portal_visible is not True or not mentor.has_contact or wanted in (None, NOT_CERTIFIED):
+        return None
+    return wanted if min(wanted, LAST_PORTAL_DAY) != min(last_day, LAST_PORTAL_DAY) else None
 
 
 def certified_until(mentor: Mentor, today: date) -> date:

@@ -5,10 +5,11 @@ portal), or open and visible as an alert.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
+from types import MappingProxyType
 from uuid import UUID
 
 from certjob import database
@@ -53,12 +54,22 @@ class PortalSyncService:
         self._run_id = run_id
         self._outbox = Outbox(connection, table="portal_events", item=PortalEvent, lease_seconds=lease_seconds)
 
-    def queue(self, desired: Sequence[tuple[UUID, bool]]) -> int:
-        """Queue (mentor, desired visibility) inside the caller's transaction; an open event is replaced."""
+    def queue(
+        self, desired: Sequence[tuple[UUID, bool]], *, moved_from: Mapping[UUID, date] = MappingProxyType({})
+    ) -> int:
+        """Queue (mentor, desired visibility) inside the caller's transaction; an open event is replaced.
+
+        ``moved_from`` has the last visible day so far of each mentor for whom only that day moves.
+        """
         if not desired:
             return 0
         mentor_ids, visible = [each[0] for each in desired], [each[1] for each in desired]
-        parameters = {"mentor_ids": mentor_ids, "visible": visible, "run_id": self._run_id}
+        parameters = {
+            "mentor_ids": mentor_ids,
+            "visible": visible,
+            "moved_from": [moved_from.get(mentor_id) for mentor_id in mentor_ids],
+            "run_id": self._run_id,
+        }
         return database.execute(self._connection, "queue_portal_events", parameters)
 
     def reopen_all(self) -> int:
@@ -87,7 +98,7 @@ class PortalSyncService:
         return persist(self._connection, lambda: database.execute(self._connection, "take_back_portal_claims"))
 
     def claim(self, limit: int, *, today: date | None) -> list[tuple[PortalEvent, Lease]]:
-        """Claim due events: untried hides, untried shows, retried hides, retried shows.
+        """Claim due events: untried hides, untried shows, retried hides, retried shows, moves of the last day.
 
         A show is claimed only if the mentor needs no review before ``today`` is over; without a day, none is.
         """

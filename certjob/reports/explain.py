@@ -236,7 +236,9 @@ def _run_words(run: ComingNight, *, mentor: Mentor, today: date, held: _Held) ->
     ]
     if decision.pause is not None:
         changes.append("certjob pauses the mentor" if decision.pause is PauseChange.OPEN else "certjob lifts its pause")
-    if decision.push:
+    if decision.moved_from is not None:
+        changes.append(f"the portal gets the new last day, {explanations.day_words(decision.certified_until, today)}")
+    elif decision.push:
         changes.append(f"the portal is asked to {'show' if decision.visible else 'hide'} the mentor")
     for text in changes:
         yield f"held back: {text}" if held[0] else text
@@ -261,7 +263,8 @@ def _deliveries(
 
     if portal.has_portal and portal.push is not None and portal.push.status == "pending":
         again, verb = "again " if portal.push.rounds else "", "show" if portal.push.visible else "hide"
-        yield delivery(portal.push, f"the portal is asked {again}to {verb} the mentor")
+        text = f"the portal is asked {again}to {verb} the mentor"
+        yield delivery(portal.push, f"the portal gets the new last day {again}".rstrip() if portal.push.moves else text)
     for row in reminders:
         if row.status == "pending":
             queued = delivery(row, f"the queued {explanations.reminder_words(row.reminder, today)}")

@@ -15,6 +15,8 @@ class OpenPush:
     event_id: int
     visible: bool
     """What the portal should show."""
+    moves: bool
+    """Only the last visible day moves: the portal shows the mentor until the day so far."""
     status: str
     """``pending`` or ``blocked``."""
     rounds: int

@@ -44,7 +44,9 @@ class DecisionWriter:
         self._pauses.apply(decisions)
         held = self._guard.hold_reminders(decisions)
         queued = self._reminders.queue([d for d in decisions if d.reminders and d.mentor_id not in held])
-        self._portal.queue([(d.mentor_id, d.visible) for d in decisions if d.push])
+        pushed = [d for d in decisions if d.push]
+        moved_from = {d.mentor_id: d.moved_from for d in pushed if d.moved_from is not None}
+        self._portal.queue([(d.mentor_id, d.visible) for d in pushed], moved_from=moved_from)
         withdrawn = self._portal.withdraw([d.mentor_id for d in decisions if not d.organisation.has_portal])
         database.execute(
             self._connection,

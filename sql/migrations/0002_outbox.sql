@@ -76,6 +76,7 @@ CREATE TABLE certjob.portal_sync_events (
     id                bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     mentor_id         uuid NOT NULL REFERENCES certjob.mentors (id) ON DELETE CASCADE,
     visible           boolean NOT NULL,
+    moved_from        date,  -- the push only moves the last visible day: the day so far
     version           integer NOT NULL DEFAULT 1 CHECK (version >= 1),  -- rises with every new wish
     status            text NOT NULL DEFAULT 'pending'
         CHECK (status IN ('pending', 'delivered', 'blocked', 'withdrawn')),
@@ -94,8 +95,9 @@ CREATE TABLE certjob.portal_sync_events (
 ALTER TABLE certjob.portal_sync_events ENABLE ROW LEVEL SECURITY;
 CREATE UNIQUE INDEX portal_sync_events_one_open_per_mentor ON certjob.portal_sync_events (mentor_id)
     WHERE status IN ('pending', 'blocked');
--- The order of delivery: untried events first, and of them the hides.
-CREATE INDEX portal_sync_events_due_idx ON certjob.portal_sync_events ((attempts > 0), visible, next_attempt_at)
+-- The order of delivery: untried events first, and of them the hides; moves of the last visible day come last.
+CREATE INDEX portal_sync_events_due_idx
+    ON certjob.portal_sync_events ((moved_from IS NOT NULL), (attempts > 0), visible, next_attempt_at)
     WHERE status = 'pending';
 CREATE INDEX portal_sync_events_mentor_id_idx ON certjob.portal_sync_events (mentor_id);
 CREATE INDEX portal_sync_events_withdrawn_idx ON certjob.portal_sync_events (mentor_id)

@@ -131,6 +131,7 @@ BEGIN
             SET version = version + 1,
                 status = 'pending',
                 attempts = 0,
+                moved_from = NULL,
                 claim_token = CASE WHEN claim_token IS NOT NULL AND next_attempt_at > now() THEN claim_token END,
                 next_attempt_at = CASE
                     WHEN claim_token IS NOT NULL AND next_attempt_at > now() THEN next_attempt_at ELSE now()

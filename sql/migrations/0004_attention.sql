@@ -5,19 +5,22 @@
 --   since     when the push became an alert, or will
 --   is_alert  it failed, or has been waiting for an hour. A time in the future was written by a wrong clock; it must
 --             not hide the push until then. A show of a mentor who waits for a review is none: it is not sent before.
---             Nor is a hide without a contact ID, once another mentor has the contact of the last call.
+--             Nor is a hide without a contact ID, once another mentor has the contact of the last call. A push that
+--             only moves the last visible day is an alert from seven days before the day so far.
 CREATE VIEW certjob.open_pushes WITH (security_invoker = true) AS
 SELECT
     e.id AS event_id,
     e.mentor_id,
     m.organisation_id,
     e.visible,
+    e.moved_from IS NOT NULL AS moves,
     e.status,
     e.attempts AS rounds,
     e.wanted_at,
-    least(e.wanted_at + interval '1 hour', f.created_at) AS since,
+    greatest(least(e.wanted_at + interval '1 hour', f.created_at), e.moved_from - interval '7 days') AS since,
     (f.id IS NOT NULL OR e.wanted_at < now() - interval '1 hour' OR e.wanted_at > now() + interval '1 hour')
         AND NOT (e.visible AND m.review_on <= current_date)
+        AND (e.moved_from IS NULL OR e.moved_from - interval '7 days' <= now())
         AND NOT (
             NOT e.visible
             AND m.dynamics_contact_id IS NULL

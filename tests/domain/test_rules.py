@@ -229,3 +229,39 @@ def test_more_than_twenty_changes_and_more_than_a_tenth_are_held() -> None:
     for active_mentors, limit in ((0, 20), (21, 20), (209, 20), (210, 21), (1000, 100)):
         assert rules.mass_change_limit(active_mentors) == limit
     assert rules.MASS_REMINDER_LIMIT == 5_000
+
+
+MOVES: dict[str, tuple[dict[str, object], int | None, bool]] = {
+    "a renewal moves the day": ({}, 30, True),
+    "a correction to an earlier day moves it, too": ({}, 2 * YEAR, True),
+    "the same day moves nothing": ({}, YEAR, False),
+    "after the first review reconcile tells the day": ({}, None, False),
+    "a hidden mentor is shown anyway": ({"portal_visible": False}, 30, False),
+    "a paused mentor has no day": ({"pauses": [pause()]}, 30, False),
+    "without a contact there is nothing to push": ({"has_contact": False}, 30, False),
+    "without a portal there is nothing to push": ({"organisation": organisation(has_portal=False)}, 30, False),
+}
+"""What is known of a mentor who is certified for a year, and the last day that was wanted so far."""
+
+
+@pytest.mark.parametrize(("known", "wanted", "moves"), MOVES.values(), ids=MOVES)
+def test_visible_mentor_is_pushed_again_if_only_the_day_moves(
+    known: dict[str, object], wanted: int | None, moves: bool
+) -> None:
+    so_far = None if wanted is None else day(wanted)
+
+    decision = rules.decide(mentor(row(YEAR), certified_until=so_far, **known), TODAY)  # type: ignore[arg-type]
+
+    assert (decision.moved_from, decision.moved_from is not None and decision.push) == (
+        so_far if moves else None,
+        moves,
+    )
+
+
+def test_days_after_2099_are_one_day_for_the_portal() -> None:
+    """The filter of the portal's view does not reach further."""
+    endless = certificate(date.max, issued_on=day(-1))
+
+    decision = rules.decide(mentor(endless, certified_until=date(2150, 1, 1)), TODAY)
+
+    assert (decision.certified_until, decision.push) == (date.max, False)

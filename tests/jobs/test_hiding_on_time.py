@@ -87,6 +87,14 @@ class Programme:
         report = self.scene.night(self.scene.portal, today=today)
         if is_up and report.to_document()["portal"]["pending"] == 0:
             self.needs_run.clear()
+            assert self.shown(today) == self.wanted(today)
+
+    def wanted(self, today: date) -> set[UUID]:
+        """Return the contacts of active mentors whose every kind is in force."""
+        idle = "SELECT id FROM mentors WHERE left_at IS NOT NULL UNION SELECT mentor_id FROM mentor_pauses"
+        inactive = {row[0] for row in self.scene.rows(f"{idle} WHERE lifted_at IS NULL")}
+        certified = {contact for contact, days in self.last_days.items() if today <= min(days.values())}
+        return {contact for contact in certified if self.mentors[contact] not in inactive}
 
     def shown(self, today: date) -> set[UUID]:
         """Return the contacts that the portal's view shows on a day."""

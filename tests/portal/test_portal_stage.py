@@ -88,6 +88,17 @@ def test_untried_hides_go_first_then_untried_shows_retried_hides_retried_shows(s
     assert scene.rows("SELECT attempts FROM portal_sync_events ORDER BY id") == [(3,), (4,), (1,), (1,)]
 
 
+def test_moves_of_the_last_day_are_pushed_last(scene: Scene) -> None:
+    """A renewed mentor stays visible meanwhile, so everyone else comes first."""
+    move, show, tried_show = (scene.backlog(1, visible=True)[0] for _ in range(3))
+    scene.run_sql("UPDATE portal_sync_events SET moved_from = '2026-06-01' WHERE id = 1")
+    scene.run_sql("UPDATE portal_sync_events SET attempts = 2 WHERE id = 3")
+
+    scene.run_stage()
+
+    assert [request.contact_id for request in scene.portal.requests] == [show, tried_show, move]
+
+
 @pytest.mark.parametrize(("concurrency", "attempts"), [(1, 3), (4, 3)])
 def test_a_dead_endpoint_gets_a_hundred_requests_at_most(scene: Scene, concurrency: int, attempts: int) -> None:
     """Then the stage stops; what was not tried is as it was, and every hide is an alert."""

@@ -4,6 +4,7 @@ from uuid import uuid4
 
 import pytest
 
+from certjob import database
 from certjob.errors import (
     Outcome,
     PermanentPortalError,
@@ -339,3 +340,24 @@ def test_when_a_stage_ends_early_every_open_hide_gets_a_row(scene: Scene) -> Non
     scene.push(RESET, event=next(event for event in scene.claim() if event.id == 5))
     scene.service.record_stage_end("portal: later", end=StageEnd.DEADLINE)
     assert ("transient", 3, "reset", False) in scene.rows(FAILURE)  # the mentor's own failure says more
+
+
+@pytest.mark.parametrize(("days", "is_alert"), [(8, False), (7, True), (-1, True)])
+def test_move_of_the_last_day_is_an_alert_a_week_before_the_day_so_far(scene: Scene, days: int, is_alert: bool) -> None:
+    """Until then the portal shows the mentor in any case, even if the push has failed."""
+    scene.backlog(1, visible=True)
+    scene.run_sql("UPDATE portal_sync_events SET moved_from = current_date + %s", days)
+    scene.push(PermanentPortalError("unknown contact"))
+
+    assert bool(scene.rows("SELECT FROM alerts WHERE kind = 'may_be_hidden'")) is is_alert
+
+
+def test_hide_replaces_a_move_of_the_last_day(scene: Scene) -> None:
+    """And a show that never arrived stays a show when its day moves."""
+    mentor, other = scene.mentor(), scene.mentor()
+    with database.transaction(scene.connection):
+        scene.service.queue([(mentor, True)], moved_from={mentor: TODAY})
+        scene.service.queue([(mentor, False), (other, True)])
+        scene.service.queue([(other, True)], moved_from={other: TODAY})
+
+    assert scene.rows("SELECT visible, moved_from FROM portal_sync_events ORDER BY id") == [(False, None), (True, None)]

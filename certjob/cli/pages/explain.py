@@ -217,6 +217,8 @@ def _portal_lines(
 def _push_lines(push: OpenPush, moment: _Moment, *, resync: str, now: datetime) -> Iterator[PageLine]:
     verb, may_be = ("show", "hidden") if push.visible else ("hide", "visible")
     text = f"waiting since {moment(push.wanted_at)} for the portal to {verb} this mentor; may still be {may_be}"
+    if push.moves:
+        text = f"waiting since {moment(push.wanted_at)} for the portal to take the new last day"
     yield _item(text)
     advice = advise_on_push(push.cause, error=push.error)
     if advice is NEVER_TRIED:

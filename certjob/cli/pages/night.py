@@ -8,7 +8,7 @@ from uuid import UUID
 from certjob.cli.terminal.lines import PageLine
 from certjob.cli.terminal.output import Output
 from certjob.domain.explanations import distance_words, reason_words, threshold_words
-from certjob.domain.models import PauseChange, Reminder, Status
+from certjob.domain.models import Decision, PauseChange, Reminder, Status
 from certjob.facts.lookup import MentorName
 from certjob.jobs.report import PlannedChange, RunReport
 from certjob.jobs.resync import MentorState
@@ -112,8 +112,16 @@ def _planned_cells(change: PlannedChange, *, today: date) -> dict[str, str]:
         "certificates": ", ".join(words if count == 1 else f"{count} {words}" for words, count in transitions.items()),
         "pause": {PauseChange.OPEN: "open", PauseChange.LIFT: "lift", None: ""}[decision.pause],
         "reminder": reminders,
-        "portal": ("show" if decision.visible else "hide") if decision.push else "",
+        "portal": _push_words(decision),
     }
+
+
+def _push_words(decision: Decision) -> str:
+    if not decision.push:
+        return ""
+    if decision.moved_from is not None:
+        return "new last day"
+    return "show" if decision.visible else "hide"
 
 
 def _planned_line(change: PlannedChange, *, today: date) -> str:

@@ -14,7 +14,8 @@ FROM left_behind
 WHERE e.id = left_behind.id
 
 -- name: lock_due_portal_events
--- Untried hides, untried shows, retried hides, retried shows: hides that never succeed do not delay the others. A show of
+-- Untried hides, untried shows, retried hides, retried shows: hides that never succeed do not delay the others. Last come
+-- the pushes that only move the last visible day. A show of
 -- a mentor who is due waits for the review, because it may not be true any more; without a day (null) all shows wait. Not
 -- while a call for the contact is in flight: the contact may have been another mentor's when that call began. The review
 -- withdraws an event of an organisation that has lost its portal.
@@ -39,7 +40,7 @@ WHERE e.status = 'pending'
     AND m.has_portal
     AND (NOT e.visible OR m.is_reviewed)
     AND m.calls_in_flight = 0
-ORDER BY e.attempts > 0, e.visible, e.next_attempt_at
+ORDER BY e.moved_from IS NOT NULL, e.attempts > 0, e.visible, e.next_attempt_at
 LIMIT %(limit)s
 FOR NO KEY UPDATE OF e SKIP LOCKED
 

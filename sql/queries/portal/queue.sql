@@ -1,13 +1,15 @@
 -- name: queue_portal_events
 -- A new value replaces an open one: version + 1 tells a call in flight that its value is old. While a live lease is held
 -- its token and time stay, so that no second call starts beside the first. The same value again keeps its time:
--- alerts show the oldest first. In mentor order, as everybody who locks several.
-INSERT INTO portal_sync_events AS e (mentor_id, visible, run_id)
-SELECT n.mentor_id, n.visible, %(run_id)s
-FROM unnest(%(mentor_ids)b::uuid[], %(visible)b::boolean[]) AS n (mentor_id, visible)
+-- alerts show the oldest first. An open show that never arrived stays one when its day moves. In mentor order, as everybody
+-- who locks several.
+INSERT INTO portal_sync_events AS e (mentor_id, visible, moved_from, run_id)
+SELECT n.mentor_id, n.visible, n.moved_from, %(run_id)s
+FROM unnest(%(mentor_ids)b::uuid[], %(visible)b::boolean[], %(moved_from)b::date[]) AS n (mentor_id, visible, moved_from)
 ORDER BY n.mentor_id
 ON CONFLICT (mentor_id) WHERE status IN ('pending', 'blocked') DO UPDATE
 SET visible = excluded.visible,
+    moved_from = CASE WHEN excluded.moved_from IS NOT NULL THEN e.moved_from END,
     version = e.version + 1,
     status = 'pending',
     attempts = 0,

@@ -14,7 +14,7 @@ SELECT count(*) FROM current_alerts(%(today)s) WHERE is_acknowledged
 
 -- name: read_open_push
 -- A mentor's push that is still open, an alert or not.
-SELECT event_id, visible, status, rounds, is_claimed, cause, error, calls, wanted_at, failing_since, last_failed_at,
+SELECT event_id, visible, moves, status, rounds, is_claimed, cause, error, calls, wanted_at, failing_since, last_failed_at,
     next_attempt_at
 FROM open_pushes
 WHERE mentor_id = %(mentor_id)s
