@@ -68,6 +68,7 @@ WHERE e.status IN ('pending', 'blocked');
 --   state            waiting (until next_attempt_at), being_sent, or stopped until someone acts
 --   number           how many mentors a guard holds
 --   day              the last day of the certificate that a reminder is about
+--   visible_until    the last day on which the mentor should be visible; null: the mentor should be hidden
 -- Held and unreviewed mentors count only while one of them is due on that day: two runs that cross leave nothing
 -- behind. The planner knows nothing about such small tables. LIMIT 1 and OFFSET 0 make it look each mentor up by an
 -- index.
@@ -98,7 +99,8 @@ SELECT
     a.last_failed_at,
     a.calls,
     a.number,
-    a.day
+    a.day,
+    m.visible_until
 FROM (
     SELECT
         'held' AS kind,
@@ -180,7 +182,9 @@ FROM (
 ) AS a
 JOIN certjob.organisations AS o ON o.id = a.organisation_id
 LEFT JOIN LATERAL (
-    SELECT n.member_no, n.full_name FROM certjob.mentors AS n WHERE n.id = a.mentor_id OFFSET 0
+    SELECT n.member_no, n.full_name,
+        CASE WHEN n.portal_visible THEN least(n.certified_until, '2099-12-31') END AS visible_until
+    FROM certjob.mentors AS n WHERE n.id = a.mentor_id OFFSET 0
 ) AS m ON true;
 
 -- An alert that someone knows about: it is left out of lists, exit codes and digests up to a day. Only `certjob
