@@ -82,6 +82,8 @@ def recorded(
         report.open_work = read_open_work(connection)
         if report.command == "run":
             _note_attention(connection, report, organisation=organisation)
+        elif report.command == "deliver" and not _was_overdue_told(connection, report):
+            report.overdue = read_attention(connection, today=report.today).overdue
     except BaseException:
         try:
             _record_end(connection, report, Outcome.FAILED)
@@ -102,6 +104,11 @@ def _note_attention(connection: Connection, report: RunReport, *, organisation: 
             report.attention = read_attention(connection, today=report.today, new_since=read_at)
     except database.CONTENTION:
         report.stopped.append(StageStop(stage="alerts", code=StageEnd.LOCKED, reason=_NOT_READ))
+
+
+def _was_overdue_told(connection: Connection, report: RunReport) -> bool:
+    """Return whether a delivery of this day has said that no full run has finished."""
+    return bool(database.fetch_value(connection, "was_overdue_told", {"today": report.today}))
 
 
 def _record_beginning(
@@ -140,6 +147,8 @@ def _record_end(connection: Connection, report: RunReport, outcome: Outcome) -> 
     stored = dict(counts)
     if report.attention is not None:
         stored["alerts_read_at"] = report.attention.read_at.isoformat()
+    if report.overdue:
+        stored["overdue"] = True
     stored |= {f"{stop.stage}_stop": stop.reason for stop in report.stopped if stop.stage in ("portal", "mail")}
     parameters = {"id": report.run_id, "outcome": outcome, "counts": json.dumps(stored)}
     database.execute(connection, "finish_job_run", parameters)

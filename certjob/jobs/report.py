@@ -88,6 +88,8 @@ class RunReport:
     """What this run held back."""
     attention: Attention | None = None
     """What needs attention at its end, whichever run found it; None: not asked."""
+    overdue: str = ""
+    """That no full run has finished for 26 hours; empty if one has, or if a delivery has said it today."""
     is_first_today: bool = True
     """No run of this day has reported what needs attention."""
     stopped: list[StageStop] = field(default_factory=list)
@@ -120,7 +122,7 @@ class RunReport:
 
     def _lines(self, *, only_new: bool) -> list[str]:
         attention = self.attention
-        lines: list[str] = []
+        lines = [self.overdue] if self.overdue else []
         if attention is None or attention.counts[Kind.HELD].new or not only_new:
             lines += self.held if attention is None else attention.held
         quiet = only_new or self.review is None  # deliver every 15 minutes does not repeat itself
@@ -229,7 +231,7 @@ class RunReport:
         if self.attention is not None:
             document["alerts"] = self.attention.numbers
             document["acknowledged"] = self.attention.acknowledged
-        document["stopped"] = [str(stop) for stop in self.stopped]
+        document["stopped"] = [*filter(None, [self.overdue]), *map(str, self.stopped)]
         if self.crashed:
             crashes = [str(stop) for stop in self.stopped if stop.code is StageEnd.CRASH]
             document["error"] = {"code": StageEnd.CRASH, "message": "; ".join(crashes), "next_step": None}

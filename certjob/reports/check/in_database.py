@@ -12,6 +12,7 @@ from certjob.errors import ClocksDisagreeError, ConfigurationError
 from certjob.hours import DailyHours
 from certjob.outbox.open_work import MAIL_KINDS, read_open_work
 from certjob.reports.check.findings import Finding, fail, failed_with, ok, warn
+from certjob.review.attention import read_attention
 from certjob.review.days import refuse_earlier_date
 
 OLDEST_VERSION, NEWEST_VERSION = 15, 18
@@ -68,8 +69,10 @@ def check_database(
         yield schema
         if schema.exit_code:
             return None
-        yield from _check_rights(connection, user_name=server.user_name)
-        yield from _check_last_run(connection, today=today)
+        rights = list(_check_rights(connection, user_name=server.user_name))
+        yield from rights
+        has_rights = not any(finding.exit_code for finding in rights)
+        yield from _check_last_run(connection, today=today, may_read_alerts=has_rights)
         yield from _check_organisations(connection)
         if mail_hours is not None:
             yield _check_mail_hours(connection, mail_hours, zone=zone)
@@ -88,7 +91,7 @@ def _check_mail_hours(connection: Connection, hours: DailyHours, *, zone: tzinfo
     return warn("mail hours", message, next_step="have cron run `certjob deliver` in these hours, see crontab.example")
 
 
-def _check_last_run(connection: Connection, *, today: date) -> Iterator[Finding]:
+def _check_last_run(connection: Connection, *, today: date, may_read_alerts: bool) -> Iterator[Finding]:
     found: list[Finding] = []
     try:
         refuse_earlier_date(connection, today)
@@ -99,7 +102,10 @@ def _check_last_run(connection: Connection, *, today: date) -> Iterator[Finding]
         runs = "1 run has" if count == 1 else f"{count:,} runs have"
         message = f"{runs} ended in the future, the last at {latest_at:%Y-%m-%d %H:%M} UTC: a database clock was wrong"
         found.append(warn("last run", message, next_step="see docs/runbook.md, The clocks disagree"))
-    yield from found or [ok("last run", "its date is not in the future")]
+    if may_read_alerts and (overdue := read_attention(connection, today=today).overdue):
+        message, _, step = overdue.rpartition("; ")
+        found.append(warn("last run", message, next_step=step))
+    yield from found or [ok("last run", "it is not overdue, and its date is not in the future")]
 
 
 def check_server(server: Server) -> Iterator[Finding]:

@@ -21,6 +21,10 @@ WHERE command IN ('run', 'deliver') AND finished_at IS NOT NULL
 ORDER BY finished_at DESC
 LIMIT 1
 
+-- name: was_overdue_told
+-- Whether a delivery of this day has said that no full run has finished: it says so once a day.
+SELECT EXISTS (SELECT FROM job_runs WHERE command = 'deliver' AND as_of = %(today)s AND counts ? 'overdue')
+
 -- name: read_last_report
 -- The last night (over the same organisations) that reported what needs attention: its day, and when it looked.
 SELECT as_of, (counts ->> 'alerts_read_at')::timestamptz

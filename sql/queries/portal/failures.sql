@@ -27,32 +27,40 @@ RETURNING NOT EXISTS (
 ) AS is_news
 
 -- name: record_stage_failures
--- The stage ended early: no open hide waits unseen. This reason replaces that of an older end: nobody is to read of a key
--- that was fixed. The same reason again leaves the row as it is, with its correlation id: nothing is written again and
--- again for thousands of mentors. An event that another session has locked is in work right now and gets its own outcome;
--- without the lock a row made here could outlive the delivery that should have resolved it.
+-- The stage ended early: every open hide has a reason, the current one. It replaces the reason of an older end. It replaces
+-- the mentor's own failure if the push was reopened since, or if no push can succeed: someone must act on that first. The
+-- same reason again leaves the row as it is, so that nothing is written again and again for thousands of mentors. An event
+-- that another session has locked gets its own outcome; without the lock a row made here could outlive the delivery that
+-- should have resolved it. last_failed_at carries what was read, so that a failure that was stored meanwhile stays.
 INSERT INTO dynamics_sync_failures AS f (mentor_id, event_id, visible, kind, attempts, error, failure_code,
-    correlation_id)
-SELECT e.mentor_id, e.id, e.visible, 'stage', 0, %(error)s, %(code)s, %(correlation_id)s
+    correlation_id, last_failed_at)
+SELECT e.mentor_id, e.id, e.visible, 'stage', 0, %(error)s, %(code)s, %(correlation_id)s,
+    coalesce(known.last_failed_at, now())
 FROM portal_sync_events AS e
 JOIN mentors AS m ON m.id = e.mentor_id
 JOIN organisations AS o ON o.id = m.organisation_id AND o.portal IS NOT NULL
+LEFT JOIN dynamics_sync_failures AS known ON known.mentor_id = e.mentor_id AND known.resolved_at IS NULL
 WHERE e.status IN ('pending', 'blocked')
     AND NOT e.visible
     AND (%(mentor_id)s::uuid IS NULL OR e.mentor_id = %(mentor_id)s)
-    AND NOT EXISTS (
-        SELECT
-        FROM dynamics_sync_failures AS known
-        WHERE known.mentor_id = e.mentor_id
-            AND known.resolved_at IS NULL
-            AND (known.kind <> 'stage' OR known.error = %(error)s)
+    AND known.error IS DISTINCT FROM %(error)s
+    AND (
+        known.id IS NULL
+        OR known.kind = 'stage'
+        OR (e.status = 'pending' AND (e.attempts = 0 OR %(code)s = 'portal_stopped'))
     )
 ORDER BY e.mentor_id
 FOR NO KEY UPDATE OF e SKIP LOCKED
 FOR KEY SHARE OF m SKIP LOCKED
 ON CONFLICT (mentor_id) WHERE resolved_at IS NULL DO UPDATE
-SET error = excluded.error, failure_code = excluded.failure_code, correlation_id = excluded.correlation_id, last_failed_at = now()
-WHERE f.kind = 'stage'
+SET event_id = excluded.event_id,
+    visible = excluded.visible,
+    kind = excluded.kind,
+    error = excluded.error,
+    failure_code = excluded.failure_code,
+    correlation_id = excluded.correlation_id,
+    last_failed_at = now()
+WHERE f.kind = 'stage' OR f.last_failed_at = excluded.last_failed_at
 
 -- name: resolve_sync_failures
 -- Resolved by UPDATE, never deleted: Realtime does not filter DELETE by row-level security.

@@ -1,0 +1,189 @@
+"""Alerts for what would otherwise go unnoticed: each is one row of the list, with its cause and what to do."""
+
+import json
+from datetime import timedelta
+
+from certjob.cli.pages.alerts import plain_lines
+from certjob.errors import PermanentPortalError, PortalStageError, TransientPortalError
+from certjob.reports.alerts import Alert, read_alerts
+from tests.conftest import Certjob
+from tests.support.facts import TODAY
+from tests.support.nights import FlakyPortal
+from tests.support.scene import Scene
+
+KEY_REFUSED = FlakyPortal(
+    failures=999, error=lambda: PortalStageError("the portal answered 401; check CERTJOB_PORTAL_KEY")
+)
+NOT_FOUND = FlakyPortal(failures=999, error=lambda: PermanentPortalError("404"))
+DOWN = FlakyPortal(failures=999, error=lambda: TransientPortalError("503"))
+
+
+def alerts(scene: Scene) -> list[Alert]:
+    return read_alerts(scene.connection, today=TODAY)
+
+
+# The portal.
+
+
+def test_reopened_push_has_the_reason_of_the_stage_that_did_not_reach_it(scene: Scene) -> None:
+    """Dynamics did not know the contact; it was corrected, and now the key is refused."""
+    scene.expired()
+    scene.night(NOT_FOUND, channel=None)
+    scene.run_sql("UPDATE mentors SET dynamics_contact_id = gen_random_uuid()")
+
+    scene.night(KEY_REFUSED, channel=None)
+
+    (alert,) = alerts(scene)
+    assert (alert.cause, "401; check CERTJOB_PORTAL_KEY" in str(alert.error)) == ("portal_stopped", True)
+
+
+def test_refused_key_is_the_current_reason_of_a_push_that_waits(scene: Scene) -> None:
+    """An outage is over, and nothing can be pushed: the outage is not the reason any more."""
+    scene.expired()
+    scene.night(DOWN, channel=None)
+    scene.make_due()
+
+    scene.night(KEY_REFUSED, channel=None)
+
+    assert [alert.cause for alert in alerts(scene)] == ["portal_stopped"]
+
+
+def test_blocked_push_keeps_its_own_reason_when_the_stage_ends(scene: Scene) -> None:
+    """Nobody tries it before the contact is corrected, whatever key is set."""
+    scene.expired(member_no="M1")
+    scene.night(NOT_FOUND, channel=None)
+    scene.expired(member_no="M2")
+
+    scene.night(KEY_REFUSED, channel=None)
+
+    assert {alert.member_no: alert.cause for alert in alerts(scene)} == {"M1": "change_refused", "M2": "portal_stopped"}
+
+
+def test_refused_key_is_said_once_for_many_mentors(scene: Scene) -> None:
+    """One line with what to do, then a line for each mentor who may be visible."""
+    for _ in range(3):
+        scene.expired()
+    scene.night(KEY_REFUSED, channel=None)
+
+    first, *others = plain_lines(alerts(scene), now=alerts(scene)[0].since)
+
+    assert "check CERTJOB_PORTAL_KEY" in first
+    assert "what to do: Correct the setting, the key" in first
+    assert ["what to do" in line for line in others] == [False] * 3
+
+
+def test_open_hide_stays_an_alert_when_the_organisation_loses_its_portal(scene: Scene, certjob: Certjob) -> None:
+    """certjob makes no call for it any more, so someone must hide the mentor by hand."""
+    scene.expired(member_no="M1")
+    scene.night(DOWN, channel=None)
+    certjob("organisation", "set", "hlf", "--portal", "none")
+    before = certjob("alerts")
+
+    scene.night(FlakyPortal())
+    after = certjob("alerts")
+
+    assert (before.returncode, after.returncode) == (3, 3)
+    assert "certjob can no longer hide this contact; what to do: Hide it in Dynamics" in after.stdout
+    assert "`certjob acknowledge hlf:may_be_visible:M1 --because TEXT`" in after.stdout
+
+
+def test_withdrawn_hide_is_over_when_the_mentor_is_certified_again(scene: Scene) -> None:
+    """There is nothing left to hide."""
+    mentor = scene.expired()
+    scene.night(DOWN, channel=None)
+    scene.run_sql("UPDATE organisations SET portal = NULL")
+    scene.night(FlakyPortal())
+    assert [alert.cause for alert in alerts(scene)] == ["hide_by_hand"]
+
+    scene.facts.certificate(mentor, TODAY + timedelta(days=300), issued_on=TODAY)
+    scene.night(FlakyPortal())
+
+    assert alerts(scene) == []
+
+
+# The jobs that do not run.
+
+
+def test_portal_that_was_never_read_is_an_alert_after_three_days(scene: Scene, certjob: Certjob) -> None:
+    """Counted from the first delivered push: before that there is nothing to compare."""
+    scene.expired()
+    scene.night(FlakyPortal(), channel=None)
+    scene.run_sql("UPDATE portal_sync_events SET delivered_at = now() - interval '71 hours'")
+    assert alerts(scene) == []
+
+    scene.run_sql("UPDATE portal_sync_events SET delivered_at = now() - interval '73 hours'")
+    result = certjob("alerts")
+
+    assert result.returncode == 3
+    assert "-:portal_not_read:never, since " in result.stdout
+    assert "The portal has never been read; what to do: Run `certjob reconcile`" in result.stdout
+    assert certjob("status", "-q").returncode == 3
+
+
+def test_overdue_run_is_an_alert_with_what_has_ended_since(scene: Scene, certjob: Certjob) -> None:
+    """26 hours after the last finished run over all organisations, everyone says so."""
+    for _ in range(2):
+        scene.certified(TODAY + timedelta(days=3))
+    scene.night(FlakyPortal(), channel=None)
+    scene.run_sql("UPDATE job_runs SET finished_at = now() - interval '25 hours'")
+    later = TODAY + timedelta(days=5)
+    assert read_alerts(scene.connection, today=later) == []
+
+    scene.run_sql("UPDATE job_runs SET finished_at = now() - interval '27 hours'")
+
+    (alert,) = read_alerts(scene.connection, today=later)
+    assert (alert.alert_id, alert.number) == (f"-:no_full_run:{TODAY}", 2)
+    assert alert.error == (
+        "No full run since 10 March 2026; 2 certificates have ended since, and those mentors may still be visible"
+    )
+    for command in ("status -q", "alerts"):
+        result = certjob(*command.split())
+        assert (result.returncode, "No full run since 10 March 2026" in result.stdout + result.stderr) == (3, True)
+
+
+def test_run_of_one_organisation_is_no_full_run(scene: Scene) -> None:
+    """It reviews one organisation, and the others wait."""
+    scene.certified()
+    scene.night(FlakyPortal(), channel=None)
+    scene.run_sql("UPDATE job_runs SET finished_at = now() - interval '27 hours'")
+
+    scene.night(FlakyPortal(), channel=None, organisation="hlf")
+
+    assert [alert.kind for alert in alerts(scene)] == ["no_full_run"]
+    scene.night(FlakyPortal(), channel=None)
+    assert alerts(scene) == []
+
+
+def test_overdue_run_is_in_the_json_of_status(scene: Scene, certjob: Certjob) -> None:
+    """A monitor reads it there."""
+    scene.night(FlakyPortal(), channel=None)
+    scene.run_sql("UPDATE job_runs SET finished_at = now() - interval '27 hours'")
+
+    document = json.loads(certjob("status", "--json").stdout)
+
+    assert document["overdue"] == "No full run since 10 March 2026; run `certjob run`, then check cron"
+    assert document["alerts"]["no_full_run"] == 1
+
+
+def test_deliver_says_once_a_day_that_the_run_is_overdue(scene: Scene) -> None:
+    """It runs every 15 minutes, and is the only job that is left."""
+    scene.night(FlakyPortal(), channel=None)
+    scene.run_sql("UPDATE job_runs SET finished_at = now() - interval '27 hours'")
+
+    first, second = scene.deliver(FlakyPortal()), scene.deliver(FlakyPortal())
+
+    assert (first.outcome, second.outcome) == ("attention", "ok")
+    assert first.news == ["No full run since 10 March 2026; run `certjob run`, then check cron"]
+    scene.run_sql("UPDATE job_runs SET as_of = as_of - 1 WHERE command = 'deliver'")
+    assert scene.deliver(FlakyPortal()).outcome == "attention"
+
+
+def test_check_warns_that_the_run_is_overdue(scene: Scene, certjob: Certjob) -> None:
+    """A person who looks for the reason finds it there, too."""
+    scene.night(FlakyPortal(), channel=None)
+    scene.run_sql("UPDATE job_runs SET finished_at = now() - interval '27 hours', as_of = current_date - 1")
+
+    findings = json.loads(certjob("check", "--json").stdout)["checks"]
+
+    (finding,) = [each for each in findings if each["check"] == "last run"]
+    assert (finding["verdict"], finding["next_step"]) == ("warn", "run `certjob run`, then check cron")
