@@ -1,6 +1,8 @@
 """The options that several commands share, and how their values are read."""
 
 import re
+from collections import Counter
+from collections.abc import Iterable
 from datetime import date
 from typing import Annotated, Literal
 
@@ -32,6 +34,22 @@ def parse_day(text: str) -> date:
     except ValueError:
         message = f"{text[:40]!r} is not a valid date"
         raise UsageError(message, next_step="give one such as 2026-12-31") from None
+
+
+def parse_allowed(texts: Iterable[str]) -> Counter[str]:
+    """Return the numbers in texts such as ``hlf=60``, by organisation.
+
+    >>> parse_allowed(["hlf=60", "nhf=5"])
+    Counter({'hlf': 60, 'nhf': 5})
+    """
+    allowed = Counter[str]()
+    for text in texts:
+        slug, _, count = text.partition("=")
+        if not re.fullmatch(r"[0-9]{1,9}", count) or not slug or slug in allowed:
+            message = f"--allow {text[:60]} is not an organisation and a number"
+            raise UsageError(message, next_step="give each organisation once, such as --allow hlf=60")
+        allowed[slug] = int(count)
+    return allowed
 
 
 def parse_recipient(text: str) -> str:
@@ -70,6 +88,14 @@ MentorArgument = Annotated[
 ]
 OrganisationSlug = Annotated[
     str | None, typer.Option("--organisation", metavar="SLUG", help="Only this organisation's mentors.")
+]
+Allow = Annotated[
+    list[str],
+    typer.Option(
+        "--allow",
+        metavar="ORGANISATION=N",
+        help="Permit at most N surprising changes of this organisation in this run; may be repeated.",
+    ),
 ]
 AcceptDate = Annotated[
     date | None,

@@ -119,8 +119,8 @@ _ADVICE: Final[Mapping[str, Advice]] = {
             Advice(
                 cause=what,
                 why="{error}",
-                action="Check the clock and the last import. If the import was wrong, correct it and run `certjob "
-                "run`. If the changes are right, run `{command}`.",
+                action="Check the clock and the last import; `certjob run --dry-run` lists the mentors. If the import "
+                "was wrong, correct it and run `certjob run`. If the changes are right, run `{command}`.",
                 says_all=True,
             )
             for what in ("pauses", "returns", "reminders")

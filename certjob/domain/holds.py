@@ -1,52 +1,44 @@
-"""What a guard holds back for an organisation: why, whom it concerns, and the command that lets it through."""
+"""What a guard holds back for an organisation: why, how much, and the command that permits it."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
 _WHAT_TO_CHECK = {
-    "pauses": "the clock and the last import",
-    "returns": "the clock and the last import",
-    "reminders": "the last import",
+    "pauses": "the clock and the last import (`certjob run --dry-run` lists the mentors)",
+    "returns": "the clock and the last import (`certjob run --dry-run` lists the mentors)",
+    "reminders": "the last import (`certjob run --dry-run` lists the mentors)",
     "portal": "DYNAMICS_VISIBILITY_FIELD and DYNAMICS_URL of the function",
 }
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Hold:
-    """What is held back for an organisation. The numbers are counted when it is written down."""
+    """Changes of one kind that are held back for an organisation."""
 
     organisation_id: UUID
     organisation: str
     """The slug."""
     what: str
-    """``pauses``, ``returns``, ``reminders`` or ``portal``."""
+    """``pauses`` (and hides), ``returns``, ``reminders`` or ``portal``."""
     reason: str
-    """The guard's words."""
-    mentors: int = 0
-    """How many would change."""
-    ended_by_calendar: int = 0
-    """Of them, whose day had come although no fact was changed: these certificates have really ended."""
-    facts_changed: int = 0
-    """Of them, whose facts were changed since the last review: the import."""
-    may_be_shown: int = 0
-    """Of them, who are to be hidden, and perhaps still shown on the portal."""
-    mentor_ids: Sequence[UUID] = ()
-    """Of them, those who may be shown first; at most 50 are stored."""
+    mentors: int
+    """How many mentors are held."""
+    allow: int
+    """The number that permits them, for ``--allow``."""
+    after_gap: bool = False
+    """Whether no run had reviewed the organisation for a week. The next runs find all its changes surprising, too."""
 
     @property
     def line(self) -> str:
         """What is held, why, and what to do, in one line."""
-        return in_words(self.what, self.organisation, self.reason)
+        return in_words(self.what, self.organisation, self.reason, allow=self.allow)
 
 
-def in_words(what: str, organisation: str, reason: str) -> str:
+def in_words(what: str, organisation: str, reason: str, *, allow: int) -> str:
     """Return what is held, why, and what to do, in one line."""
-    return f"{organisation}: {reason}. Check {_WHAT_TO_CHECK[what]}, then `{command(what, organisation)}`"
+    return f"{organisation}: {reason}. Check {_WHAT_TO_CHECK[what]}, then `{command(what, organisation, allow=allow)}`"
 
 
-def command(what: str, organisation: str) -> str:
-    """Return the command that lets through what a guard holds."""
-    if what == "portal":
-        return "certjob reconcile --allow-mass-change"
-    return f"certjob run --organisation {organisation} --allow-mass-change"
+def command(what: str, organisation: str, *, allow: int) -> str:
+    """Return the command that permits what a guard holds."""
+    return f"certjob {'reconcile' if what == 'portal' else 'run'} --allow {organisation}={allow}"

@@ -37,6 +37,15 @@ class PauseChange(StrEnum):
     LIFT = "lift"
 
 
+class Change(StrEnum):
+    """A change that the guard counts; the texts are stored in ``held_reviews.what`` and ``guard_counts.what``."""
+
+    REMOVAL = "pauses"
+    """certjob pauses or hides the mentor. A hide because of a person's pause is none."""
+    RETURN = "returns"
+    """The mentor becomes visible, or is active again where there is no portal."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Organisation:
     """An organisation's rules, as far as decisions need them."""
@@ -86,6 +95,8 @@ class Mentor:
     """Whether the app has the mentor's contact on the portal."""
     certified_until: date | None
     """As the last review stored it; None: not reviewed yet."""
+    due_by_calendar: bool
+    """Whether the last review named the day of the next one; False: a fact has changed since, or there was none."""
     certificates: tuple[Certificate, ...]
     open_pauses: tuple[OpenPause, ...]
 
@@ -129,6 +140,10 @@ class Decision:
     """Whether the wanted portal value differs from the last wanted one and must be pushed."""
     moved_from: date | None
     """The last visible day that was wanted so far, if the push only moves that day; the mentor stays visible."""
+    change: Change | None
+    """What the guard counts, if anything."""
+    foreseen: bool
+    """Whether the last review foresaw the change."""
     without_certificate: bool
     """Not paused and not left, but without any certificate that counts."""
     review_on: date | None

@@ -56,4 +56,4 @@ def after(mentor: Mentor, decision: Decision) -> Mentor:
         left = tuple(pause for pause in mentor.open_pauses if pause.id != decision.own_pause_id)
         mentor = replace(mentor, open_pauses=left)
     visible = decision.visible if decision.push else mentor.portal_visible
-    return replace(mentor, portal_visible=visible, certified_until=decision.certified_until)
+    return replace(mentor, portal_visible=visible, certified_until=decision.certified_until, due_by_calendar=True)

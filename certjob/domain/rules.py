@@ -14,6 +14,7 @@ from certjob.domain.models import (
     NOT_CERTIFIED,
     OWN_PAUSE_REASON,
     Certificate,
+    Change,
     Decision,
     Mentor,
     PauseChange,
@@ -26,10 +27,10 @@ LATEST_AFTER_EXPIRY_DAYS = 14
 """A notice about a past expiry goes out at most this many days late: an old import mails nobody about 2019."""
 
 MASS_CHANGE_MINIMUM = 20
-"""An organisation may always pause, or bring back, this many mentors in one run."""
+"""So many surprising changes of a kind in 20 hours are never held."""
 
-ACTIVE_PER_CHANGE = 10
-"""Beyond that, it may pause, or bring back, one in so many of its active mentors."""
+CERTIFIED_PER_CHANGE = 10
+"""Beyond that, one in so many of the organisation's certified mentors may change."""
 
 MASS_REMINDER_LIMIT = 5_000
 """More new reminders than this in one organisation and run are held back."""
@@ -68,6 +69,8 @@ def decide(mentor: Mentor, today: date) -> Decision:
     nothing_to_hide = never_certified and mentor.portal_visible is True and not mentor.has_contact
     changes_visibility = mentor.portal_visible is not visible and not nothing_to_hide
     moved_from = _moved_from(mentor, last_day) if organisation.has_portal and visible else None
+    push = (organisation.has_portal and changes_visibility) or moved_from is not None
+    change, foreseen = _guarded_change(mentor, today, pause=pause, push=push, visible=visible)
     return Decision(
         mentor_id=mentor.id,
         member_no=mentor.member_no,
@@ -78,8 +81,10 @@ def decide(mentor: Mentor, today: date) -> Decision:
         reminders=tuple(sorted(reminders)),
         certified_until=last_day,
         visible=visible,
-        push=(organisation.has_portal and changes_visibility) or moved_from is not None,
+        push=push,
         moved_from=moved_from,
+        change=change,
+        foreseen=foreseen,
         without_certificate=active and never_certified,
         review_on=_earliest_after(today, review_days),
     )
@@ -245,9 +250,9 @@ def ending_certificates(mentor: Mentor, today: date, *, within_days: int) -> lis
     ]
 
 
-def mass_change_limit(active_mentors: int) -> int:
-    """Return how many pauses (or returns) in one run do not yet look like a bad clock or a bad import: a tenth."""
-    return max(MASS_CHANGE_MINIMUM, active_mentors // ACTIVE_PER_CHANGE)
+def mass_change_limit(certified_mentors: int) -> int:
+    """Return how many surprising changes of a kind do not look like a wrong clock or import: 20, or a tenth."""
+    return max(MASS_CHANGE_MINIMUM, certified_mentors // CERTIFIED_PER_CHANGE)
 
 
 def _order(certificate: Certificate) -> tuple[date, date]:
@@ -289,6 +294,18 @@ def _review_days(certificate: Certificate, status: Status, mentor: Mentor, *, re
     if reminded:
         for threshold in thresholds:
             yield expiry - threshold
+
+
+def _guarded_change(
+    mentor: Mentor, today: date, *, pause: PauseChange | None, push: bool, visible: bool
+) -> tuple[Change | None, bool]:
+    """Return what the guard counts, and whether the last review foresaw it."""
+    paused_by_others = any(each.reason != OWN_PAUSE_REASON for each in mentor.open_pauses)
+    if pause is PauseChange.OPEN or (push and not visible and not paused_by_others):
+        return Change.REMOVAL, mentor.certified_until is not None and mentor.certified_until < today
+    if visible and (pause is PauseChange.LIFT or (push and mentor.portal_visible is False)):
+        return Change.RETURN, mentor.due_by_calendar
+    return None, True
 
 
 def _pause_change(*, uncertified: bool, own_pause_open: bool) -> PauseChange | None:

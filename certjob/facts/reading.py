@@ -33,8 +33,8 @@ def read(connection: database.Connection, ids: Sequence[UUID], *, lock: bool) ->
     out.
     """
     found = database.fetch(connection, "read_mentors", {"ids": list(ids)})
-    broken = {row[0]: row[7] for row in found if row[7] is not None}
-    rows = {row[0]: row for row in found if row[7] is None}
+    broken = {row[0]: row[8] for row in found if row[8] is not None}
+    rows = {row[0]: row for row in found if row[8] is None}
     by_id = organisations(connection, {row[2] for row in rows.values()})
     incomplete: set[UUID] = set()
     certificates: dict[UUID, list[Certificate]] = defaultdict(list)
@@ -70,6 +70,7 @@ def read(connection: database.Connection, ids: Sequence[UUID], *, lock: bool) ->
             portal_visible=row[4],
             has_contact=row[5],
             certified_until=row[6],
+            due_by_calendar=row[7],
             certificates=tuple(certificates.get(mentor_id, ())),
             open_pauses=tuple(pauses.get(mentor_id, ())),
         )

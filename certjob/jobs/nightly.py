@@ -1,6 +1,7 @@
 """One night in order: plan or apply, then deliver, then say what happened."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from uuid import UUID, uuid4
@@ -19,7 +20,7 @@ from certjob.portal.sync import PortalSyncService
 from certjob.review import plan
 from certjob.review.certification import CertificationManagementService
 from certjob.review.days import looks_at_everybody, refuse_wrong_day, why_wrong_day
-from certjob.review.guards import MassChangeGuard
+from certjob.review.guards import REMINDERS, MassChangeGuard
 from certjob.review.plan import ReviewCounts
 from certjob.stopping import StopFlag
 
@@ -55,7 +56,7 @@ def deliver(
 
 def _review_open_pushes(connection: Connection, report: RunReport, *, stop: StopFlag) -> None:
     """Review the due mentors who have an open push, with the guard; the next run reports the others."""
-    guard = MassChangeGuard(connection, today=report.today, allow_mass_change=False)
+    guard = MassChangeGuard(connection, today=report.today)
     service = CertificationManagementService(
         connection, today=report.today, run_id=report.run_id, guard=guard, stop=stop
     )
@@ -73,7 +74,8 @@ class NightOptions:
     today: date
     organisation: str | None = None
     dry_run: bool = False
-    allow_mass_change: bool = False
+    allow: Mapping[str, int] = field(default_factory=Counter)
+    """How many surprising changes a person permits, by organisation; a missing slug must give 0."""
     accept_date: date | None = None
     """The date that a person has said to be right; it must be ``today``."""
     deliver: bool = True
@@ -97,6 +99,8 @@ def run(
     was committed stays.
     """
     organisation_id = find_organisation(connection, options.organisation) if options.organisation else None
+    for slug in options.allow:
+        find_organisation(connection, slug)
     refuse_wrong_day(connection, options.today, zone=delivery.zone, accept_date=options.accept_date)
     report = RunReport(
         command="run",
@@ -119,7 +123,7 @@ def run(
         everybody=options.everybody,
     ) as beating:
         on_progress = beating.phase("Reviewing mentors")  # the guard's count is a part of it
-        guard = MassChangeGuard(connection, today=options.today, allow_mass_change=options.allow_mass_change)
+        guard = MassChangeGuard(connection, today=options.today, allow=options.allow)
         guard.examine(organisation_id)
         service = CertificationManagementService(
             connection, today=options.today, run_id=report.run_id, guard=guard, stop=stop, on_progress=on_progress
@@ -172,32 +176,32 @@ def _plan(
     on_progress = progress.phase("Reviewing mentors")  # the guard's count is a part of it
     with database.read_only_snapshot(connection):
         everybody = options.everybody or looks_at_everybody(connection, options.today)
-        guard = MassChangeGuard(
-            connection,
-            today=options.today,
-            allow_mass_change=options.allow_mass_change,
-            everybody=everybody,
-        )
+        guard = MassChangeGuard(connection, today=options.today, allow=options.allow, everybody=everybody)
         guard.examine(organisation_id)
         counts = ReviewCounts()
         for decided, broken in plan.due_decisions(
             connection, today=options.today, organisation_id=organisation_id, everybody=everybody
         ):
             counts.broken.update(broken)
-            decisions = guard.admit(decided)
+            guard.admit(decided)
             new: dict[UUID, list[Reminder]] = defaultdict(list)
-            admitted = [decision for decision in decisions if decision.organisation.id not in guard.held_reminders]
-            for mentor_id, reminder in find_new_reminders(connection, admitted):
+            for mentor_id, reminder in find_new_reminders(connection, decided):
                 new[mentor_id].append(reminder)
-            counts.reminders_queued += sum(map(len, new.values()))
             unreachable = find_without_address(connection, new)
-            for decision in decisions:
-                counts.add(decision)
+            for decision in decided:
+                is_held = guard.hold_of(decision) is not None
+                reminders_are_held = is_held or (decision.organisation.id, REMINDERS) in guard.held
+                if not is_held:
+                    counts.add(decision)
+                if not reminders_are_held:
+                    counts.reminders_queued += len(new[decision.mentor_id])
                 if decision.transitions or decision.pause or decision.push or new[decision.mentor_id]:
                     change = PlannedChange(
                         decision=decision,
                         new_reminders=tuple(new[decision.mentor_id]),
                         has_address=decision.mentor_id not in unreachable,
+                        is_held=is_held,
+                        reminders_are_held=reminders_are_held,
                     )
                     report.changes.append(change)
             on_progress(counts.reviewed)

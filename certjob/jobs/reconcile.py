@@ -1,5 +1,7 @@
 """``certjob reconcile``: what the portal shows is read and compared with what certjob wants; differences are pushed."""
 
+from collections import Counter
+from collections.abc import Mapping
 from datetime import date
 from uuid import UUID, uuid4
 
@@ -28,7 +30,7 @@ def reconcile(
     stop: StopFlag,
     progress: Progress,
     dry_run: bool = False,
-    allow_mass_change: bool = False,
+    allow: Mapping[str, int] = Counter(),
     accept_date: date | None = None,
     run_id: UUID | None = None,
 ) -> RunReport:
@@ -45,7 +47,7 @@ def reconcile(
         reading = _read(connection, report, delivery=delivery, stop=stop, progress=shown)
         if reading is None:
             return None
-        report.comparison = comparison.compare(connection, reading, today=today, allow_mass_change=allow_mass_change)
+        report.comparison = comparison.compare(connection, reading, today=today, allow=allow)
         report.held = [hold.line for hold in report.comparison.held]
         return report.comparison
 

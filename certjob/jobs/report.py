@@ -27,6 +27,9 @@ class PlannedChange:
     new_reminders: tuple[Reminder, ...]
     has_address: bool = True
     """Whether they can be sent; only looked at where there are new ones."""
+    is_held: bool = False
+    """The guard holds everything about this mentor."""
+    reminders_are_held: bool = False
 
     def sort_key(self) -> tuple[str, bool, bool, bool, str]:
         """By organisation: pauses, returns, reminders, then those whose status alone changes."""
@@ -57,10 +60,12 @@ class PlannedChange:
                     "threshold_days": r.threshold_days,
                     "expires_on": r.expires_on.isoformat(),
                     "has_address": self.has_address,
+                    "held": self.reminders_are_held,
                 }
                 for r in self.new_reminders
             ],
             "portal": decision.visible if decision.push else None,
+            "held": self.is_held,
         }
 
 

@@ -6,7 +6,7 @@ question, asked again under the mentor's lock, has the same answer.
 
 import json
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
@@ -109,8 +109,10 @@ class Comparison:
         }
 
 
-def compare(connection: Connection, reading: Reading, *, today: date, allow_mass_change: bool) -> Comparison:
-    """Compare a reading with what certjob wants, in one read-only snapshot."""
+def compare(
+    connection: Connection, reading: Reading, *, today: date, allow: Mapping[str, int] = Counter()
+) -> Comparison:
+    """Compare a reading with what certjob wants, in one read-only snapshot; ``allow`` as in ``MassChangeGuard``."""
     with database.read_only_snapshot(connection):
         differences = _find(connection, reading, today=today)
         others = database.fetch(connection, "find_unknown_contacts", {"shown": reading.visible, "today": today})
@@ -120,12 +122,11 @@ def compare(connection: Connection, reading: Reading, *, today: date, allow_mass
             unknown=[contact_id for contact_id, is_known in others if not is_known],
             acknowledged=[contact_id for contact_id, is_known in others if is_known],
         )
-        if not allow_mass_change:
-            comparison.held = _hold_shows(connection, comparison)
+        comparison.held = _hold_shows(connection, comparison, allow=allow)
     return comparison
 
 
-def _hold_shows(connection: Connection, comparison: Comparison) -> list[Hold]:
+def _hold_shows(connection: Connection, comparison: Comparison, *, allow: Mapping[str, int]) -> list[Hold]:
     """Hold the shows that look like a wrong column or another Dynamics. A hide is never held."""
     shows = [each for each in comparison.differences if not each.restricts]
     is_empty = not comparison.reading.visible and len(shows) > rules.MASS_CHANGE_MINIMUM
@@ -137,7 +138,7 @@ def _hold_shows(connection: Connection, comparison: Comparison) -> list[Hold]:
         parameters = {"organisation_id": organisation_id}
         mentors: int = database.fetch_value(connection, "count_portal_mentors", parameters)
         limit = rules.mass_change_limit(mentors)
-        if not is_empty and len(ids) <= limit:
+        if len(ids) <= allow[slug] or (not is_empty and len(ids) <= limit):
             continue
         what = f"{len(ids):,} mentors would be shown again" if len(ids) > 1 else "1 mentor would be shown again"
         why = "the portal shows nobody at all" if is_empty else f"the limit is {limit:,} (of {mentors:,} on the portal)"
@@ -149,7 +150,7 @@ def _hold_shows(connection: Connection, comparison: Comparison) -> list[Hold]:
                 what="portal",
                 reason=reason,
                 mentors=len(ids),
-                mentor_ids=ids,
+                allow=len(ids),
             )
         )
     return held

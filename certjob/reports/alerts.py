@@ -44,7 +44,7 @@ class Alert:
     calls: int | None
     """Calls made to the portal for it."""
     number: int | None
-    """How many mentors a guard holds; how many certificates have ended since the last full run."""
+    """The number that permits what a guard holds; how many certificates have ended since the last full run."""
     day: date | None
     """The certificate's last day, the digest's day, or the day of the last full run or reading of the portal."""
     acknowledged_until: date | None
@@ -75,7 +75,7 @@ class Alert:
             resync=resync_command(self.member_no or "", self.organisation or "") + (" and so on" if others else ""),
             next_try=next_try,
             message=message,
-            command=holds.command(self.cause, self.organisation or ""),
+            command=holds.command(self.cause, self.organisation or "", allow=self.number or 0),
             alert=shlex.quote(self.alert_id),
         )
 

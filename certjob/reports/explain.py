@@ -20,7 +20,7 @@ from certjob.mail.reminders import find_new_reminders
 from certjob.reports.logged_reminders import LoggedReminder, read_logged_reminders
 from certjob.reports.open_pushes import OpenPush, read_open_push
 from certjob.review.days import last_run_date, looks_at_everybody
-from certjob.review.guards import MassChangeGuard
+from certjob.review.guards import REMINDERS, MassChangeGuard
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,14 +216,14 @@ def _find_next_run(connection: Connection, mentor: Mentor, *, first: date | None
 
 
 _Held = tuple[str | None, str | None]
-"""Why a run today holds back all changes of the organisation, or its reminders."""
+"""Why a run today holds back this mentor's change, or the organisation's reminders."""
 
 
 def _ask_guard(connection: Connection, mentor: Mentor, *, today: date, everybody: bool) -> _Held:
-    organisation_id = mentor.organisation.id
-    guard = MassChangeGuard(connection, today=today, allow_mass_change=False, everybody=everybody)
-    guard.examine(organisation_id)
-    held, reminders = guard.held.get(organisation_id), guard.held_reminders.get(organisation_id)
+    guard = MassChangeGuard(connection, today=today, everybody=everybody)
+    guard.examine(mentor.organisation.id)
+    held = guard.hold_of(rules.decide(mentor, today))
+    reminders = guard.held.get((mentor.organisation.id, REMINDERS))
     return held.line if held else None, reminders.line if reminders else None
 
 

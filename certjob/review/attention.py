@@ -109,6 +109,12 @@ def read_attention(connection: Connection, *, today: date, new_since: datetime |
         counts={kind: found.get(kind, Count()) for kind in Kind},
         read_at=read_at,
         acknowledged=sum(acknowledged for *_, acknowledged in rows),
-        held=[holds.in_words(what, organisation, error) for kind, organisation, what, error in told if kind == "held"],
-        overdue="".join(f"{error}; run `certjob run`, then check cron" for kind, *_, error in told if kind != "held"),
+        held=[
+            holds.in_words(what, organisation, error, allow=number)
+            for kind, organisation, what, error, number in told
+            if kind == "held"
+        ],
+        overdue="".join(
+            f"{error}; run `certjob run`, then check cron" for kind, *_, error, _ in told if kind != "held"
+        ),
     )

@@ -122,7 +122,6 @@ class CertificationManagementService:
                     "after_review": after_review,
                     "after_id": after_id,
                     "organisation_id": organisation_id,
-                    "held": list(self._guard.held),
                     "ids": None if ids is None else list(ids),
                     "limit": CHUNK_SIZE,
                 }
@@ -189,7 +188,9 @@ class CertificationManagementService:
         read = reading.read(self._connection, ids, lock=True)
         decisions, broken = decide_each(read, self._today)
         self.counts.broken |= broken
-        return self._writer.write(self._guard.admit(decisions))
+        admitted = self._guard.admit(decisions)
+        self._guard.count(admitted)
+        return self._writer.write(admitted)
 
     def _count(self, written: Written) -> None:
         """Count what is committed now."""
@@ -211,7 +212,7 @@ class CertificationManagementService:
             {
                 "today": self._today,
                 "organisation_id": organisation_id,
-                "held": list(self._guard.held),
+                "held": [organisation_id for organisation_id, _ in self._guard.held],
                 "done": [*self.counts.broken, *self._staying_due],
             },
         )
@@ -228,15 +229,16 @@ class CertificationManagementService:
         }
         held = {
             "organisation_id": organisation_id,
-            "held": [each.organisation_id for each in self._guard.every],
-            "whats": [each.what for each in self._guard.every],
+            "held": [organisation_id for organisation_id, _ in self._guard.held],
+            "whats": [what for _, what in self._guard.held],
         }
-        over = {"organisation_id": organisation_id, "found": list(problems), "held": list(self._guard.held)}
+        over = {"organisation_id": organisation_id, "found": list(problems)}
 
         def store() -> None:
             if problems:
                 database.execute(self._connection, "store_review_problems", found)
             database.execute(self._connection, "forget_held_reviews", held)
+            database.execute(self._connection, "forget_guard_counts")
             database.execute(self._connection, "forget_review_problems", over)
 
         database.persist(self._connection, store)

@@ -1,105 +1,127 @@
-"""The guards against a bad clock or a bad import: what would change too much at once is held back and said."""
+"""The guards against a wrong clock or a wrong import: they hold back surprising changes, and too many reminders.
+
+A change is surprising if the last review did not foresee it. Surprising changes are counted for each organisation and
+kind, together with those of the last 20 hours: before the first chunk, and again in each chunk.
+"""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date
-from functools import partial
 from uuid import UUID
 
 from certjob import database
 from certjob.database import Connection, persist
 from certjob.domain import rules
+from certjob.domain.explanations import number
 from certjob.domain.holds import Hold
-from certjob.domain.models import Decision, Organisation, PauseChange
+from certjob.domain.models import Change, Decision, Organisation
 from certjob.mail.reminders import find_new_reminders
 from certjob.review import plan
-from certjob.review.held import MOST_IDS, store_hold
+from certjob.review.held import store_hold
 
-Changes = Counter[str]
-"""How many ``pauses``, ``returns`` and ``reminders``."""
+REMINDERS = "reminders"
+_REMINDED = "reminded mentors"
+
+_WORDS = {Change.REMOVAL: "paused or hidden", Change.RETURN: "shown or brought back"}
 
 
 class MassChangeGuard:
-    """Holds organisations whose run would pause, bring back or remind suspiciously many mentors.
-
-    Counted before the first chunk for organisations with enough due mentors to exceed a limit, and again while
-    applying.
-    """
+    """Counts the surprising changes and the new reminders of a run, and holds back what is too much."""
 
     def __init__(
-        self, connection: Connection, *, today: date, allow_mass_change: bool, everybody: bool = False
+        self, connection: Connection, *, today: date, allow: Mapping[str, int] = Counter(), everybody: bool = False
     ) -> None:
-        """``everybody``: a plan in which all mentors are looked at, due or not."""
+        """``allow`` has the number of changes that a person permits, by slug; a missing slug must give 0.
+
+        ``everybody``: for a plan in which all mentors are reviewed, due or not.
+        """
         self._connection = connection
         self._today = today
         self._everybody = everybody
-        self._allow = allow_mass_change
-        self._done: dict[UUID, Changes] = defaultdict(Counter)
-        """What this run has committed, by organisation."""
-        self._active: dict[UUID, int] = {}
-        """Active mentors before this run's changes, of organisations that were looked at; all, or enough of them."""
-        self.held: dict[UUID, Hold] = {}
-        """Organisations for which nothing is applied."""
-        self.held_reminders: dict[UUID, Hold] = {}
-        """Organisations whose new reminders wait; everything else goes on."""
+        self._allow = allow
+        self._permitted: dict[UUID, Counter[str]] = defaultdict(Counter)
+        """What this run has committed with a person's permission. It is not counted for the next runs."""
+        self._reminded: Counter[UUID] = Counter()
+        """The reminders that this run has queued, by organisation."""
+        self._unpermitted: set[UUID] = set()
+        """Organisations for which more would change than was permitted: the usual limits apply."""
+        self._after_gap: dict[UUID, bool] = {}
+        self._certified: dict[UUID, int] = {}
+        """Certified mentors before this run, of organisations that were counted; all, or enough of them."""
+        self.held: dict[tuple[UUID, str], Hold] = {}
+        """What is held, by organisation and kind."""
         self._unstored: list[Hold] = []
-
-    @property
-    def every(self) -> list[Hold]:
-        """All that is held back."""
-        return [*self.held.values(), *self.held_reminders.values()]
 
     @property
     def lines(self) -> list[str]:
         """What was held back and why, for the report."""
-        return [held.line for held in self.every]
+        return [hold.line for hold in self.held.values()]
 
     def examine(self, organisation_id: UUID | None) -> None:
-        """Count before the first chunk. A night with few due mentors pays one look at an index."""
-        if self._allow:
-            return
+        """Count before the first chunk. A run with few due mentors pays one look at an index."""
         asked = {
             "today": self._today,
             "due_by": None if self._everybody else self._today,
             "organisation_id": organisation_id,
             "minimum": rules.MASS_CHANGE_MINIMUM,
         }
-        for due_organisation, *may_change, may_remind in database.fetch(self._connection, "bound_mass_changes", asked):
-            with_reminders = may_remind > rules.MASS_REMINDER_LIMIT
-            if with_reminders or self._exceeds(due_organisation, max(may_change)):
-                self._decide_and_hold(due_organisation, with_reminders=with_reminders)
+        for due_organisation, slug, removals, returns, reminders in database.fetch(
+            self._connection, "bound_mass_changes", asked
+        ):
+            past, at_most = self._past(due_organisation), {Change.REMOVAL: removals, Change.RETURN: returns}
+            many_reminders = reminders > self._reminder_limit(slug)
+            many_changes = removals + returns > self._allow[slug] and any(
+                self._exceeds(due_organisation, past[change] + at_most[change]) for change in Change
+            )
+            if many_reminders or many_changes:
+                organisation, pending = self._count_pending(due_organisation, reminders=many_reminders)
+                if organisation is not None:
+                    self._judge(organisation, pending, pending=pending)
+                    self._judge_reminders(organisation, pending)
 
     def admit(self, decisions: Sequence[Decision]) -> list[Decision]:
-        """Return the decisions that may be applied; an organisation over its limit is held from here on."""
-        if not self._allow:
-            for organisation, group in _by_organisation(d for d in decisions if d.pause is not None):
-                if organisation.id not in self.held:
-                    self._hold_if_too_many(organisation, self._done[organisation.id] + _changes(group))
-        return [d for d in decisions if d.organisation.id not in self.held]
+        """Return the decisions that may be applied; a mentor whose change is held stays due."""
+        for organisation, group in _by_organisation(d for d in decisions if self._is_surprising(d)):
+            self._judge(organisation, Counter(str(d.change) for d in group))
+        return [decision for decision in decisions if self.hold_of(decision) is None]
+
+    def hold_of(self, decision: Decision) -> Hold | None:
+        """Return the hold that keeps this decision from being applied, or None."""
+        if decision.change is None or not self.held:
+            return None
+        hold = self.held.get((decision.organisation.id, decision.change))
+        return hold if hold is not None and self._is_surprising(decision) else None
+
+    def count(self, decisions: Sequence[Decision]) -> None:
+        """Store the number of surprising changes in the transaction that applies them, for the runs of a day."""
+        for organisation, group in _by_organisation(d for d in decisions if self._is_surprising(d)):
+            if organisation.id in self._unpermitted:
+                for change, count in Counter(str(d.change) for d in group).items():
+                    counted = {"organisation_id": organisation.id, "what": change, "number": count}
+                    database.execute(self._connection, "insert_guard_count", counted)
 
     def hold_reminders(self, decisions: Sequence[Decision]) -> frozenset[UUID]:
         """Return the mentors whose new reminders must wait; they stay due. Looked up only near the limit."""
         waiting: set[UUID] = set()
-        if self._allow:
-            return frozenset()
         for organisation, group in _by_organisation(d for d in decisions if d.reminders):
-            already = self._done[organisation.id]["reminders"]
-            is_held = organisation.id in self.held_reminders
-            if not is_held and already + sum(len(d.reminders) for d in group) <= rules.MASS_REMINDER_LIMIT:
+            already, limit = self._reminded[organisation.id], self._reminder_limit(organisation.slug)
+            is_held = (organisation.id, REMINDERS) in self.held
+            if not is_held and already + sum(len(d.reminders) for d in group) <= limit:
                 continue
             new = find_new_reminders(self._connection, group)
-            if new and not is_held and already + len(new) > rules.MASS_REMINDER_LIMIT:
-                self._hold_reminders(organisation, f"at least {already + len(new):,}")
-            if organisation.id in self.held_reminders:
+            if new and not is_held and already + len(new) > limit:
+                _, pending = self._count_pending(organisation.id, reminders=True)
+                is_held = self._judge_reminders(organisation, pending)
+            if is_held:
                 waiting.update(mentor_id for mentor_id, _ in new)
         return frozenset(waiting)
 
     def record(self, decisions: Sequence[Decision], *, queued_reminders: Iterable[UUID]) -> None:
         """Count what was committed; ``queued_reminders`` holds the organisation of each."""
-        for organisation, group in _by_organisation(d for d in decisions if d.pause is not None):
-            self._done[organisation.id] += _changes(group)
-        for organisation_id in queued_reminders:
-            self._done[organisation_id]["reminders"] += 1
+        for organisation, group in _by_organisation(d for d in decisions if self._is_surprising(d)):
+            if organisation.id not in self._unpermitted:
+                self._permitted[organisation.id] += Counter(str(d.change) for d in group)
+        self._reminded.update(queued_reminders)
 
     def store(self, *, run_id: UUID) -> None:
         """Write down what is held and is not written down yet, each in a commit of its own: call it in no transaction.
@@ -108,99 +130,116 @@ class MassChangeGuard:
         """
         while self._unstored:
             hold = self._unstored.pop()
-            self._count(hold)
-            persist(self._connection, partial(store_hold, self._connection, hold, today=self._today, run_id=run_id))
+            persist(
+                self._connection,
+                lambda hold=hold: store_hold(self._connection, hold, today=self._today, run_id=run_id),  # type: ignore[misc]
+            )
 
-    def _due_decisions(self, organisation_id: UUID) -> Iterator[list[Decision]]:
-        """Decide about the organisation's due mentors without a lock, chunk by chunk."""
+    def _is_surprising(self, decision: Decision) -> bool:
+        """Whether the change was not foreseen, or no run has reviewed the organisation for a week."""
+        return decision.change is not None and (
+            not decision.foreseen or self._is_after_gap(decision.organisation.id, decision.organisation.slug)
+        )
+
+    def _is_after_gap(self, organisation_id: UUID, slug: str) -> bool:
+        if organisation_id not in self._after_gap:
+            asked = {"organisation_id": organisation_id, "slug": slug, "today": self._today}
+            self._after_gap[organisation_id] = database.fetch_value(self._connection, "is_after_gap", asked)
+        return self._after_gap[organisation_id]
+
+    def _judge(
+        self, organisation: Organisation, changes: Mapping[str, int], *, pending: Mapping[str, int] | None = None
+    ) -> None:
+        """Hold each kind of which so many more surprising changes are too many; ``pending`` is the number in all."""
+        permitted = self._permitted[organisation.id]
+        if organisation.id not in self._unpermitted:
+            total = sum(changes.get(change, 0) + permitted[change] for change in Change)
+            if total <= self._allow[organisation.slug]:
+                return
+            self._unpermitted.add(organisation.id)
+        past = self._past(organisation.id)
+        for change in Change:
+            earlier = past[change] + permitted[change]
+            is_held = (organisation.id, change) in self.held
+            if is_held or not changes.get(change) or not self._exceeds(organisation.id, earlier + changes[change]):
+                continue
+            if pending is None:
+                _, pending = self._count_pending(organisation.id, reminders=False)
+            certified, mentors = self._certified[organisation.id], pending[change]
+            reason = f"{number(mentors, 'mentor')} would be {_WORDS[change]}" + (
+                f" after {earlier:,} in the last 20 hours" if earlier else ""
+            )
+            self._hold(
+                organisation,
+                what=change,
+                reason=f"{reason}, the limit is {rules.mass_change_limit(certified):,} (of {certified:,} certified)",
+                mentors=mentors,
+                allow=sum(pending[each] for each in Change),
+            )
+
+    def _judge_reminders(self, organisation: Organisation, pending: Mapping[str, int]) -> bool:
+        """Hold the new reminders if they are too many; return whether they are."""
+        limit = self._reminder_limit(organisation.slug)
+        total = self._reminded[organisation.id] + pending[REMINDERS]
+        if total <= limit:
+            return False
+        self._hold(
+            organisation,
+            what=REMINDERS,
+            reason=f"{total:,} new reminders, the limit is {limit:,}",
+            mentors=pending[_REMINDED],
+            allow=pending[REMINDERS],
+        )
+        return True
+
+    def _hold(self, organisation: Organisation, *, what: str, reason: str, mentors: int, allow: int) -> None:
+        hold = Hold(
+            organisation_id=organisation.id,
+            organisation=organisation.slug,
+            what=what,
+            reason=f"{reason}; everything else went on",
+            mentors=mentors,
+            allow=allow,
+            after_gap=what != REMINDERS and self._is_after_gap(organisation.id, organisation.slug),
+        )
+        self.held[organisation.id, what] = hold
+        self._unstored.append(hold)
+
+    def _count_pending(self, organisation_id: UUID, *, reminders: bool) -> tuple[Organisation | None, Counter[str]]:
+        """Decide about the organisation's due mentors without a lock; return how many surprising changes there are."""
+        organisation: Organisation | None = None
+        pending = Counter[str]()
         for decisions, _broken in plan.due_decisions(
             self._connection, today=self._today, organisation_id=organisation_id, everybody=self._everybody
         ):
-            yield decisions
-
-    def _decide_and_hold(self, organisation_id: UUID, *, with_reminders: bool) -> None:
-        """Hold the organisation, or its reminders, if all its due mentors together would change too much."""
-        organisation: Organisation | None = None
-        would: Changes = Counter()
-        for decisions in self._due_decisions(organisation_id):
             organisation = decisions[-1].organisation if decisions else organisation
-            would += _changes(decisions)
-            would["reminders"] += len(find_new_reminders(self._connection, decisions)) if with_reminders else 0
-        if organisation is None:
-            return
-        self._hold_if_too_many(organisation, would)
-        if organisation_id not in self.held and would["reminders"] > rules.MASS_REMINDER_LIMIT:
-            self._hold_reminders(organisation, f"{would['reminders']:,}")
-
-    def _count(self, hold: Hold) -> None:
-        """Count who would be paused, come back, or be shown or hidden; or who would be reminded."""
-        reminders = hold.what == "reminders"
-        first: list[tuple[bool, bool, UUID]] = []
-        for decisions in self._due_decisions(hold.organisation_id):
+            pending.update(str(d.change) for d in decisions if self._is_surprising(d))
             if reminders:
-                ids = {mentor_id for mentor_id, _ in find_new_reminders(self._connection, decisions)}
-            else:
-                ids = {d.mentor_id for d in decisions if d.pause is not None or d.push}
-            held = {d.mentor_id: d for d in decisions if d.mentor_id in ids}
-            hides = [not reminders and d.push and not d.visible for d in held.values()]
-            rows = database.fetch(self._connection, "count_held_mentors", {"ids": list(held), "hides": hides})
-            for mentor_id, by_calendar, may_be_shown in rows:
-                d = held[mentor_id]
-                ends = reminders or d.pause is PauseChange.OPEN or (d.push and not d.visible)
-                hold.mentors += 1
-                hold.ended_by_calendar += by_calendar and ends
-                hold.facts_changed += not by_calendar
-                hold.may_be_shown += may_be_shown
-                first.append((may_be_shown, by_calendar and ends, mentor_id))
-            first.sort(key=lambda each: each[:2], reverse=True)
-            del first[MOST_IDS:]  # however many are held, memory stays flat
-        hold.mentor_ids = [mentor_id for *_, mentor_id in first]
+                new = find_new_reminders(self._connection, decisions)
+                pending[REMINDERS] += len(new)
+                pending[_REMINDED] += len({mentor_id for mentor_id, _ in new})
+        return organisation, pending
 
-    def _hold_if_too_many(self, organisation: Organisation, would: Changes) -> None:
-        for what, words in (("pauses", "paused"), ("returns", "brought back")):
-            if self._exceeds(organisation.id, would[what]):
-                active = self._active[organisation.id]
-                limit = rules.mass_change_limit(active)
-                done = self._done[organisation.id]
-                number = done["pauses"] + done["returns"]
-                applied = f"nothing more after {number}" if number else "nothing"
-                reason = (
-                    f"{would[what]:,} mentors would be {words}, the limit is {limit:,} (of {active:,} active); "
-                    f"{applied} was applied for it"
-                )
-                self.held[organisation.id] = self._hold(organisation, what, reason)
-                return
-
-    def _hold_reminders(self, organisation: Organisation, number: str) -> None:
-        reason = (
-            f"{number} new reminders, the limit is {rules.MASS_REMINDER_LIMIT:,}; none of them was queued, pauses and "
-            "portal went on"
-        )
-        self.held_reminders[organisation.id] = self._hold(organisation, "reminders", reason)
-
-    def _hold(self, organisation: Organisation, what: str, reason: str) -> Hold:
-        hold = Hold(organisation_id=organisation.id, organisation=organisation.slug, what=what, reason=reason)
-        self._unstored.append(hold)
-        return hold
+    def _past(self, organisation_id: UUID) -> Counter[str]:
+        """Return the surprising changes of the last 20 hours, without those that a person permitted."""
+        rows = database.fetch(self._connection, "read_guard_counts", {"organisation_id": organisation_id})
+        return Counter(dict(rows))
 
     def _exceeds(self, organisation_id: UUID, changes: int) -> bool:
-        """Whether so many pauses, or returns, are too many. A normal night has few, and counts nobody.
+        """Whether so many are too many. A normal run has few, and counts no one.
 
-        Of the active mentors twice as many are counted as make it few; when it is too many, that is all of them.
+        Of the certified mentors twice as many are counted as make it few; when it is too many, that is all of them.
         """
         if changes <= rules.MASS_CHANGE_MINIMUM:
             return False
-        if changes > rules.mass_change_limit(self._active.get(organisation_id, 0)):
-            done = self._done[organisation_id]
-            asked = {"organisation_id": organisation_id, "enough": 2 * rules.ACTIVE_PER_CHANGE * changes}
-            now_active = database.fetch_value(self._connection, "count_active_mentors", asked)
-            self._active[organisation_id] = now_active + done["pauses"] - done["returns"]
-        return changes > rules.mass_change_limit(self._active[organisation_id])
+        if changes > rules.mass_change_limit(self._certified.get(organisation_id, 0)):
+            enough = 2 * rules.CERTIFIED_PER_CHANGE * changes
+            asked = {"organisation_id": organisation_id, "today": self._today, "enough": enough}
+            self._certified[organisation_id] = database.fetch_value(self._connection, "count_certified_mentors", asked)
+        return changes > rules.mass_change_limit(self._certified[organisation_id])
 
-
-def _changes(decisions: Iterable[Decision]) -> Changes:
-    names = {PauseChange.OPEN: "pauses", PauseChange.LIFT: "returns"}
-    return Counter(names[decision.pause] for decision in decisions if decision.pause is not None)
+    def _reminder_limit(self, slug: str) -> int:
+        return max(rules.MASS_REMINDER_LIMIT, self._allow[slug])
 
 
 def _by_organisation(decisions: Iterable[Decision]) -> Iterator[tuple[Organisation, list[Decision]]]:

@@ -1,6 +1,7 @@
 """What the guards hold back, as it is stored: ``alerts`` and digests tell of it until it is over."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import date
 from uuid import UUID
 
@@ -8,25 +9,11 @@ from certjob import database
 from certjob.database import Connection, persist
 from certjob.domain.holds import Hold
 
-MOST_IDS = 50
-"""The ids of at most this many held mentors are stored."""
-
 
 def store_hold(connection: Connection, hold: Hold, *, today: date, run_id: UUID) -> None:
     """Write it down, inside the caller's transaction."""
-    stored = {
-        "organisation_id": hold.organisation_id,
-        "what": hold.what,
-        "today": today,
-        "reason": hold.reason,
-        "mentors": hold.mentors,
-        "ended_by_calendar": hold.ended_by_calendar,
-        "facts_changed": hold.facts_changed,
-        "may_be_shown": hold.may_be_shown,
-        "mentor_ids": list(hold.mentor_ids[:MOST_IDS]),
-        "run_id": run_id,
-    }
-    database.execute(connection, "store_held_review", stored)
+    stored = {name: value for name, value in asdict(hold).items() if name != "organisation"}
+    database.execute(connection, "store_held_review", stored | {"today": today, "run_id": run_id})
 
 
 def store_portal_holds(connection: Connection, holds: Sequence[Hold], *, today: date, run_id: UUID) -> None:

@@ -153,20 +153,27 @@ CREATE INDEX portal_unknown_contacts_open_idx ON certjob.portal_unknown_contacts
 
 -- The changes that the guards hold back for an organisation. A run that no longer holds them deletes the row.
 CREATE TABLE certjob.held_reviews (
-    organisation_id   uuid NOT NULL,
-    what              text NOT NULL CHECK (what IN ('pauses', 'returns', 'reminders', 'portal')),
-    since             timestamptz NOT NULL DEFAULT now(),
-    as_of             date NOT NULL,  -- the day of the last run that held them
-    reason            text NOT NULL,
-    mentors           integer NOT NULL,  -- how many mentors would change; of them:
-    ended_by_calendar integer NOT NULL DEFAULT 0,  -- their day came and no fact changed: the certificates have ended
-    facts_changed     integer NOT NULL DEFAULT 0,  -- their facts changed since the last review: an import
-    may_be_shown      integer NOT NULL DEFAULT 0,  -- should be hidden, and the portal may still show them
-    mentor_ids        uuid[] NOT NULL DEFAULT '{}',  -- at most 50, those who may be shown first
-    run_id            uuid,
+    organisation_id uuid NOT NULL,
+    what            text NOT NULL CHECK (what IN ('pauses', 'returns', 'reminders', 'portal')),
+    since           timestamptz NOT NULL DEFAULT now(),
+    as_of           date NOT NULL,  -- the day of the last run that held them
+    reason          text NOT NULL,
+    mentors         integer NOT NULL,  -- how many mentors are held
+    allow           integer NOT NULL,  -- the number that permits them: run --allow ORGANISATION=NUMBER
+    after_gap       boolean NOT NULL DEFAULT false,  -- no run had reviewed the organisation for a week
+    run_id          uuid,
     PRIMARY KEY (organisation_id, what)
 );
 ALTER TABLE certjob.held_reviews ENABLE ROW LEVEL SECURITY;
+
+-- The surprising changes that reviews have applied, for the guards of the next 20 hours. Not those that a person permitted.
+CREATE TABLE certjob.guard_counts (
+    organisation_id uuid NOT NULL,
+    what            text NOT NULL CHECK (what IN ('pauses', 'returns')),
+    at              timestamptz NOT NULL DEFAULT now(),
+    number          integer NOT NULL CHECK (number > 0)
+);
+ALTER TABLE certjob.guard_counts ENABLE ROW LEVEL SECURITY;
 
 -- The mentors whose facts a run found broken, or whom it had to skip. The next review of the mentor deletes the row.
 CREATE TABLE certjob.review_problems (

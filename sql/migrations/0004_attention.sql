@@ -66,7 +66,7 @@ WHERE e.status IN ('pending', 'blocked');
 --   until            the last day on which it matters; null: as long as the row exists
 --   cause            what a reader can do about it
 --   state            waiting (until next_attempt_at), being_sent, or stopped until someone acts
---   number           how many mentors a guard holds
+--   number           the number that permits what a guard holds: run --allow ORGANISATION=NUMBER
 --   day              the last day of the certificate that a reminder is about
 --   visible_until    the last day on which the mentor should be visible; null: the mentor should be hidden
 -- Held and unreviewed mentors count only while one of them is due on that day: two runs that cross leave nothing
@@ -115,7 +115,7 @@ FROM (
         NULL::timestamptz AS next_attempt_at,
         NULL::timestamptz AS last_failed_at,
         NULL::integer AS calls,
-        h.mentors AS number,
+        h.allow AS number,
         NULL::date AS day
     FROM certjob.held_reviews AS h
     LEFT JOIN LATERAL (

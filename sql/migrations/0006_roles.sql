@@ -50,6 +50,7 @@ BEGIN
         certjob.dynamics_sync_failures, certjob.coordinator_digests, certjob.job_runs, certjob.held_reviews,
         certjob.review_problems, certjob.portal_unknown_contacts, certjob.acknowledgements TO certjob_worker;
     GRANT INSERT, UPDATE ON certjob.portal_last_reading TO certjob_worker;
+    GRANT INSERT, DELETE ON certjob.guard_counts TO certjob_worker;
     GRANT EXECUTE ON FUNCTION certjob.prune(timestamptz, integer),
         certjob.current_alerts(date) TO certjob_worker;
 

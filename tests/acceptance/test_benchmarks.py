@@ -13,7 +13,7 @@ from tests.benchmarks.night import compare_states
 from tests.conftest import fresh_database
 from tests.support.command_line import today
 from tests.support.docs import ROOT
-from tests.support.nights import night
+from tests.support.nights import EVERYTHING, night
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_the_night_and_the_set_based_sql_end_in_the_same_state(server_url: str, 
         name = one.info.dbname
     with contextmanager(fresh_database)(server_url, name) as copied_url, database.connect(copied_url) as other:
         with database.connect(database_url) as one:
-            report = night(one, today(), deliver=False, allow_mass_change=True)
+            report = night(one, today(), deliver=False, allow=EVERYTHING)
         set_based_night(other)
 
         assert report.review is not None

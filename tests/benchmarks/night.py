@@ -92,7 +92,7 @@ def _due(bench: Bench, percent: int) -> Figure:
     def ours(name: str) -> float:
         bench.say("  certjob's night")
         # From one mentor in ten on it is no normal night, and the guards would hold it back.
-        allowed = ["--allow-mass-change"] if percent >= 10 else []
+        allowed = ["--allow-everything"] if percent >= 10 else []
         nights.append(bench.review(name, *allowed))
         document = nights[-1].document
         if document["mentors"]["reviewed"] != due:

@@ -82,8 +82,8 @@ def test_alerts_page_has_the_most_harmful_first_then_the_oldest() -> None:
     assert_in_order(
         text,
         "1 organisation is held",
-        "33 mentors would be paused What to do: Check the clock and the last import.",
-        "If the changes are right, run `certjob run --organisation hlf --allow-mass-change`.",
+        "33 mentors would be paused What to do: Check the clock and the last import;",
+        "If the changes are right, run `certjob run --allow hlf=33`.",
         "- hlf:held:pauses: since 24 November 02:00, 1 day",
         "1 mentor could not be reviewed",
         "- hlf:never_reviewed:M1001, Kari Nordmann: since 23 November 08:00, 2 days",

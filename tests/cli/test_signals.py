@@ -156,7 +156,7 @@ def test_in_the_middle_and_at_the_end_of_a_big_review(scene: Scene) -> None:
     """Every mentor is reviewed wholly or not at all, and the next run has the rest."""
     scene.mentors(2000, portal="dynamics")
     scene.app.execute("SELECT FROM mentors WHERE member_no = 'B1' FOR UPDATE")
-    command = ("run", "--allow-mass-change")
+    command = ("run", "--allow", "hlf=2000")
 
     with scene.start(*command) as child:
         until(scene.paused)  # the first chunk is committed

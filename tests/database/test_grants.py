@@ -22,7 +22,7 @@ DECIDED = {
 
 FACTS = {"organisations", "coordinators", "mentors", "certificates", "mentor_pauses"}
 DELETED = (
-    "acknowledgements coordinators cert_notification_log certificate_transitions coordinator_digests"
+    "acknowledgements coordinators cert_notification_log certificate_transitions coordinator_digests guard_counts"
     " dynamics_sync_failures held_reviews job_runs portal_sync_events portal_unknown_contacts review_problems"
 )
 """Where the worker may delete. Of facts it writes certain columns only."""

@@ -15,7 +15,7 @@ from certjob.portal.sync import PortalSyncService
 from tests.benchmarks.bench import run_script
 from tests.support.channels import reminder_mail
 from tests.support.command_line import today
-from tests.support.nights import night
+from tests.support.nights import EVERYTHING, night
 
 SCAN = re.compile(r"Seq Scan on (\w+)")
 TOKEN = UUID(int=7)
@@ -102,7 +102,7 @@ def test_the_first_night_of_a_young_database_reads_no_whole_table(connection: Co
     """Never analysed, and growing while it runs: of 3,000 mentors each chunk locks a thousand and reads its own."""
     run_script(connection, "population.sql", mentors=3_000, today=today())
 
-    report = night(connection, today(), deliver=False, allow_mass_change=True)
+    report = night(connection, today(), deliver=False, allow=EVERYTHING)
 
     assert report.review is not None
     assert report.review.reviewed == 3_000

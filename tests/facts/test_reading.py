@@ -26,6 +26,7 @@ def test_a_mentor_is_read_with_everything_that_a_decision_needs(connection: Conn
         "UPDATE mentors SET portal_visible = false, certified_until = %s, dynamics_contact_id = NULL WHERE id = %s",
         (date(2026, 5, 1), left),
     )
+    connection.execute("UPDATE mentors SET review_on = '2026-05-02' WHERE id = %s", (left,))
 
     rules: dict[str, Any] = {"reminder_thresholds": (30, -1), "optional_kinds": frozenset({"first_aid"})}
     dates: dict[str, Any] = {"issued_on": date(2024, 1, 1), "expires_on": TODAY}
@@ -36,6 +37,7 @@ def test_a_mentor_is_read_with_everything_that_a_decision_needs(connection: Conn
         portal_visible=None,  # the contact was removed
         has_contact=False,
         certified_until=date(2026, 5, 1),
+        due_by_calendar=True,
         organisation=Organisation(id=lhl, slug="lhl", has_portal=False, **rules),
         certificates=(Certificate(id=revoked, kind="likeperson", **dates, revoked=True, status=Status.RECORDED),),
         open_pauses=(OpenPause(id=pause, reason="leave"),),
@@ -48,6 +50,7 @@ def test_a_mentor_is_read_with_everything_that_a_decision_needs(connection: Conn
         portal_visible=True,
         has_contact=True,
         certified_until=None,
+        due_by_calendar=False,
         certificates=(),
         open_pauses=(),
     )

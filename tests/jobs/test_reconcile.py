@@ -13,7 +13,7 @@ from certjob.reports.alerts import read_alerts
 from certjob.stopping import StopFlag
 from tests.conftest import Certjob
 from tests.support.facts import TODAY
-from tests.support.nights import in_background
+from tests.support.nights import EVERYTHING, in_background
 from tests.support.portal_answers import Behaviour, Exchange, answer, error, hang, ok
 from tests.support.programmes import everything
 from tests.support.scene import NEXT_YEAR, YESTERDAY, Scene
@@ -38,7 +38,7 @@ def mentors(scene: Scene, count: int, *, expired: int = 0, slug: str = "hlf") ->
 def agree(scene: Scene, contacts: list[UUID]) -> list[UUID]:
     """Let the portal show them, and a night hide whoever must not be shown."""
     scene.portal.visible |= dict.fromkeys(contacts, True)
-    scene.night(scene.portal, allow_mass_change=True)
+    scene.night(scene.portal, allow=EVERYTHING)
     scene.portal.requests.clear()
     return contacts
 
@@ -239,7 +239,7 @@ def test_nobody_visible_is_held_until_the_flag_lets_it_through(scene: Scene, cer
     assert (pushes(scene), report.outcome, len(report.held)) == ([], "attention", 3)
     assert report.held[0].startswith("a: 7 mentors would be shown again, the portal shows nobody at all; none of them")
     assert scene.rows("SELECT gone_at FROM portal_unknown_contacts") == [(None,)]
-    command = "certjob reconcile --allow-mass-change"
+    command = "certjob reconcile --allow a=7"
     assert f"`{command}`" in report.held[0]
     held = [alert for alert in read_alerts(scene.connection, today=TODAY) if alert.kind == "held"]
     assert {(each.cause, each.number) for each in held} == {("portal", 7)}
@@ -249,7 +249,7 @@ def test_nobody_visible_is_held_until_the_flag_lets_it_through(scene: Scene, cer
     since = "SELECT organisation_id, since FROM held_reviews ORDER BY organisation_id"
     began = scene.rows(since)
     assert (scene.reconcile().held, scene.rows(since)) == (report.held, began)
-    assert scene.reconcile(allow_mass_change=True).outcome == "ok"
+    assert scene.reconcile(allow=EVERYTHING).outcome == "ok"
     assert (len(pushes(scene)), certjob("alerts").returncode) == (21, 0)
 
     scene.run_sql("UPDATE mentors SET left_at = now() WHERE dynamics_contact_id = %s", contacts[0])
@@ -327,7 +327,7 @@ def test_of_two_readings_at_once_the_one_that_began_last_is_what_is_known(scene:
     scene.portal.visible[contact] = True
     scene.reconcile()
 
-    found = comparison.compare(scene.connection, old, today=TODAY, allow_mass_change=False)
+    found = comparison.compare(scene.connection, old, today=TODAY)
     comparison.store(scene.connection, found, run_id=uuid4())
 
     assert scene.rows("SELECT contact_id, gone_at FROM portal_unknown_contacts") == [(contact, None)]
@@ -371,7 +371,7 @@ def test_what_is_decided_meanwhile_is_left_alone(scene: Scene) -> None:
     scene.run_sql("UPDATE certificates SET expires_on = %s", NEXT_YEAR)
     agree(scene, contacts)
     reading = comparison.Reading(read_at=database.clock(scene.connection), pages=1, visible_until={}, dates=False)
-    found = comparison.compare(scene.connection, reading, today=TODAY, allow_mass_change=False)
+    found = comparison.compare(scene.connection, reading, today=TODAY)
     assert [each.visible for each in found.differences] == [True, True]
     scene.run_sql("UPDATE certificates SET expires_on = %s", YESTERDAY)
     scene.night(deliver=False)

@@ -223,7 +223,7 @@ def test_the_made_up_digest_has_the_words_of_a_real_one(desk: Scene) -> None:
     paused, back, shown = (desk.certified(until=number) for number in (-1, 400, 20))
     own = {"reason": "certification_expired", "actor": "certjob"}
     soon = {"threshold_days": 30, "cert_id": shown, "expires_on": day(20)}
-    held = {"as_of": TODAY, "reason": "too many", "mentors": 30, "may_be_shown": 1, "mentor_ids": [paused]}
+    held = {"as_of": TODAY, "reason": "too many", "mentors": 30, "allow": 30}
     for table, row in (
         ("mentor_pauses", {"mentor_id": paused} | own),
         ("mentor_pauses", {"mentor_id": back, "lifted_at": TODAY, "lifted_by": "certjob"} | own),

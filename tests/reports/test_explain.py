@@ -16,7 +16,7 @@ from tests.conftest import Certjob
 from tests.support.command_line import without_escapes
 from tests.support.facts import TODAY, Facts
 from tests.support.intents import make_due, review
-from tests.support.nights import CollectingChannel, FlakyPortal, night
+from tests.support.nights import EVERYTHING, CollectingChannel, FlakyPortal, night
 from tests.support.programmes import changes_by_mentor, random_programme
 from tests.support.terminals import HOSTILE, assert_in_order, flat, terminal
 
@@ -68,7 +68,7 @@ def test_next_names_the_day_of_every_change_by_a_run(explained: Explained, seed:
     for day in (TODAY + number * DAY for number in range(15)):
         coming = {mentor: explained.explain(mentor, today=day).next for mentor in people}
         assert {m: c.on for m, c in announced.items()} == {m: c.on for m, c in coming.items() if c and m in announced}
-        explained.run(day, portal=FlakyPortal(), allow_mass_change=True)
+        explained.run(day, portal=FlakyPortal(), allow=EVERYTHING)
         after = changes_by_mentor(explained)
         done = Counter({mentor: len(rows - before[str(mentor)]) for mentor in people if (rows := after[str(mentor)])})
         assert +done == Counter({mentor: len(c.what) for mentor, c in coming.items() if c and c.when == today})

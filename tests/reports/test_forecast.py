@@ -18,7 +18,7 @@ from certjob.reports.forecast import Forecast, Week, make_forecast
 from tests.conftest import Certjob
 from tests.support.command_line import assert_one_line, today, without_escapes
 from tests.support.facts import TODAY, Facts
-from tests.support.nights import night
+from tests.support.nights import EVERYTHING, night
 from tests.support.programmes import changes_by_mentor, random_programme
 from tests.support.terminals import terminal
 
@@ -52,7 +52,7 @@ def test_forecast_counts_what_the_runs_then_do(
 
     done, before = Counter[tuple[str, str]](), changes_by_mentor(facts)
     for day in (TODAY + number * DAY for number in range(45)):
-        night(connection, day, deliver=False, allow_mass_change=True)
+        night(connection, day, deliver=False, allow=EVERYTHING)
         after = changes_by_mentor(facts)
         for mentor_id, _ in people:
             for what, status, _ in after[str(mentor_id)] - before[str(mentor_id)]:

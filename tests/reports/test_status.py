@@ -22,7 +22,7 @@ from tests.conftest import Certjob
 from tests.support.command_line import Finished, without_escapes
 from tests.support.facts import TODAY, Facts
 from tests.support.intents import review
-from tests.support.nights import NoProgress, night
+from tests.support.nights import EVERYTHING, NoProgress, night
 from tests.support.programmes import random_programme
 
 SECOND, MINUTE, HOUR, DAY = (timedelta(seconds=number) for number in (1, 60, 3600, 86_400))
@@ -213,7 +213,7 @@ def test_those_without_a_certificate_are_counted_and_not_one_is_missed(connectio
 
     assert len(set(counts())) > 3
     connection.execute("UPDATE mentors SET review_on = '-infinity'")
-    report = night(connection, allow_mass_change=True)
+    report = night(connection, allow=EVERYTHING)
     assert report.review is not None
     assert report.review.without_certificate == counts()[2]
 

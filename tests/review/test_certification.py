@@ -1,6 +1,7 @@
 """Apply under real concurrency: nobody deadlocks, no fact is lost, one bad mentor never stops the night."""
 
 import threading
+from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -26,7 +27,7 @@ RENEW = "INSERT INTO certificates (mentor_id, kind, issued_on, expires_on) SELEC
 
 
 def apply_due(scene: Scene, **options: Any) -> Any:
-    guard = MassChangeGuard(scene.connection, today=TODAY, allow_mass_change=False)
+    guard = MassChangeGuard(scene.connection, today=TODAY, allow=Counter())
     given: dict[str, Any] = {"today": TODAY, "run_id": uuid4(), "guard": guard, "stop": StopFlag()}
     return CertificationManagementService(scene.connection, **given | options).apply_due()
 

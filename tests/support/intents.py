@@ -10,6 +10,7 @@ from certjob.review.certification import CertificationManagementService
 from certjob.review.guards import MassChangeGuard
 from certjob.stopping import StopFlag
 from tests.support.facts import TODAY, Facts
+from tests.support.nights import EVERYTHING
 
 
 def claim(connection: Connection, *, limit: int = 100) -> list[PortalEvent]:
@@ -37,7 +38,7 @@ def backlog(facts: Facts, count: int, *, visible: bool = False) -> list[UUID]:
 
 def review(connection: Connection, today: date = TODAY) -> None:
     """Review whoever is due, as the first half of a night does; nothing is delivered."""
-    guard = MassChangeGuard(connection, today=today, allow_mass_change=True)
+    guard = MassChangeGuard(connection, today=today, allow=EVERYTHING)
     CertificationManagementService(connection, today=today, run_id=uuid4(), guard=guard, stop=StopFlag()).apply_due()
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from datetime import date
@@ -73,6 +73,14 @@ class FlakyPortal(HLFDynamicsSyncService):
         """What was sent, in order."""
         return [visible for _, visible, _ in self.calls]
 
+
+class _AnyNumber(dict[str, int]):
+    def __missing__(self, slug: str) -> int:
+        return 1_000_000
+
+
+EVERYTHING: Mapping[str, int] = _AnyNumber()
+"""Permits all that the guards would hold."""
 
 Portal = FlakyPortal | PortalServer | None
 """Where a test pushes to: a double, a server, or nowhere."""

@@ -74,6 +74,7 @@ def mentor(
     portal_visible: bool | None = True,
     has_contact: bool = True,
     certified_until: date | None = None,
+    due_by_calendar: bool = False,
 ) -> Mentor:
     """A mentor with these certificates, shown on the portal and not paused."""
     return Mentor(
@@ -84,6 +85,7 @@ def mentor(
         portal_visible=portal_visible,
         has_contact=has_contact,
         certified_until=certified_until,
+        due_by_calendar=due_by_calendar,
         certificates=certificates,
         open_pauses=tuple(pauses),
     )
@@ -103,4 +105,5 @@ def apply_decision(person: Mentor, decision: Decision) -> Mentor:
         open_pauses=pauses,
         portal_visible=decision.visible if decision.push else person.portal_visible,
         certified_until=decision.certified_until,
+        due_by_calendar=True,
     )

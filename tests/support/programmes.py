@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import psycopg
 
 from tests.support.facts import TODAY, Facts
-from tests.support.nights import night
+from tests.support.nights import EVERYTHING, night
 
 Table = list[tuple[object, ...]]
 
@@ -37,7 +37,7 @@ def random_programme(facts: Facts, *, seed: int, mentors: int = 120) -> None:
             with contextlib.suppress(psycopg.errors.UniqueViolation):
                 facts.certificate(person, expires_on, kind=kind, issued_on=issued_on, revoked_at=revoked_at)
     for days in (40, 3):
-        night(facts.connection, TODAY - timedelta(days=days), deliver=False, allow_mass_change=True)
+        night(facts.connection, TODAY - timedelta(days=days), deliver=False, allow=EVERYTHING)
     for person in chance.sample(people, mentors // 3):
         match chance.randint(0, len(HAPPENINGS)):
             case 0:

@@ -63,4 +63,5 @@ def mentors(draw: st.DrawFn, dates: st.SearchStrategy[date] = days) -> Mentor:
         portal_visible=draw(st.sampled_from([True, False, None])),
         has_contact=draw(st.booleans()),
         certified_until=draw(st.none() | dates),
+        due_by_calendar=draw(st.booleans()),
     )

@@ -6,7 +6,7 @@ import typer
 
 from certjob.cli.commands.runs import report_on
 from certjob.cli.help import EVERY_NIGHT
-from certjob.cli.options import AcceptDate
+from certjob.cli.options import AcceptDate, Allow, parse_allowed
 from certjob.cli.session import Call, Commands, delivery_from
 
 app = Commands()
@@ -24,9 +24,7 @@ def reconcile(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Read the portal and print the differences; change nothing.")
     ] = False,
-    allow_mass_change: Annotated[
-        bool, typer.Option("--allow-mass-change", help="Show also those whom the guard would hold back.")
-    ] = False,
+    allow: Allow = [],  # noqa: B006 - typer copies it
     accept_date: AcceptDate = None,
 ) -> int:
     """Read what the portal shows, compare it with what certjob wants, and push only the differences.
@@ -43,7 +41,7 @@ def reconcile(
                 opened.connection,
                 today=opened.settings.today,
                 dry_run=dry_run,
-                allow_mass_change=allow_mass_change,
+                allow=parse_allowed(allow),
                 accept_date=accept_date,
                 run_id=opened.run_id,
                 delivery=delivery_from(opened.settings),

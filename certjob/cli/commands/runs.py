@@ -8,8 +8,10 @@ import typer
 from certjob.cli.help import EVERY_NIGHT
 from certjob.cli.options import (
     AcceptDate,
+    Allow,
     MentorArgument,
     OrganisationSlug,
+    parse_allowed,
     parse_day,
 )
 from certjob.cli.session import Call, Commands, Session, delivery_from
@@ -35,7 +37,6 @@ Everybody = Annotated[
         help="Review every mentor, due or not: after a restore, or when facts were changed without the triggers.",
     ),
 ]
-AllowMassChange = Annotated[bool, typer.Option("--allow-mass-change", help="Apply what the guards hold back.")]
 
 
 @app.command(
@@ -51,7 +52,7 @@ def run(
     as_of: AsOf = None,
     organisation: OrganisationSlug = None,
     everybody: Everybody = False,
-    allow_mass_change: AllowMassChange = False,
+    allow: Allow = [],  # noqa: B006 - typer copies it
     accept_date: AcceptDate = None,
 ) -> int:
     """Run tonight's work: bring certificates and mentors to the right state, push to the portal, send reminders.
@@ -73,7 +74,7 @@ def run(
             today=as_of or opened.settings.today,
             organisation=organisation,
             dry_run=dry_run,
-            allow_mass_change=allow_mass_change,
+            allow=parse_allowed(allow),
             accept_date=as_of or accept_date,
             everybody=everybody,
             run_id=opened.run_id,

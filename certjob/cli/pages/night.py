@@ -41,7 +41,8 @@ def _show_changes(output: Output, changes: Sequence[PlannedChange], *, today: da
     for change in shown:
         decision = change.decision
         name = names.get(decision.mentor_id)
-        cells = [decision.member_no, name and name.full_name, *_planned_cells(change, today=today).values()]
+        member_no = decision.member_no + (" (held)" if change.is_held else "")
+        cells = [member_no, name and name.full_name, *_planned_cells(change, today=today).values()]
         rows.append(cells + ([decision.organisation.slug] if others else []))
     headings = ("=No.", "Name", "Certificates", "Pause", "Reminder", "Portal", *(["Org"] if others else []))
     title = f"What `certjob run` would do on {today}" + ("" if others else f" for {slug}")
@@ -108,6 +109,8 @@ def _planned_cells(change: PlannedChange, *, today: date) -> dict[str, str]:
     reminders = ", ".join(_reminder_words(reminder, today=today) for reminder in change.new_reminders)
     if reminders and not change.has_address:
         reminders += " (no e-mail address)"
+    if reminders and change.reminders_are_held and not change.is_held:
+        reminders += " (held)"
     return {
         "certificates": ", ".join(words if count == 1 else f"{count} {words}" for words, count in transitions.items()),
         "pause": {PauseChange.OPEN: "open", PauseChange.LIFT: "lift", None: ""}[decision.pause],
@@ -127,7 +130,8 @@ def _push_words(decision: Decision) -> str:
 def _planned_line(change: PlannedChange, *, today: date) -> str:
     cells = _planned_cells(change, today=today)
     who = f"{change.decision.organisation.slug} {change.decision.member_no}"
-    return f"{who}: " + "; ".join(f"{name}: {cell}" for name, cell in cells.items() if cell)
+    held = " (held)" if change.is_held else ""
+    return f"{who}: " + "; ".join(f"{name}: {cell}" for name, cell in cells.items() if cell) + held
 
 
 def _reminder_words(reminder: Reminder, *, today: date) -> str:

@@ -59,6 +59,7 @@ LIMIT %(limit)s
 -- mentor, where there is such: rows from before the bounds of migration 0009 had a place in it.
 SELECT m.id, m.member_no, m.organisation_id, m.left_at IS NOT NULL AS "left", m.portal_visible,
     m.dynamics_contact_id IS NOT NULL AS has_contact, m.certified_until,
+    m.review_on > '-infinity' AS due_by_calendar,
     coalesce(
         (
             SELECT CASE

@@ -73,15 +73,7 @@ ORDER BY l.next_attempt_at, l.id
 
 -- name: read_held_back
 -- What the guards hold for the organisation.
-SELECT h.what, h.since, h.mentors, CASE h.what WHEN 'reminders' THEN 0 ELSE h.ended_by_calendar END AS ended,
-    h.facts_changed AS changed, h.may_be_shown AS shown,
-    ARRAY(
-        SELECT coalesce(m.full_name, m.member_no) || CASE WHEN m.full_name <> m.member_no THEN ' (' || m.member_no || ')' ELSE '' END
-        FROM unnest(h.mentor_ids[:h.may_be_shown]) WITH ORDINALITY AS n (id, number)
-        JOIN mentors AS m ON m.id = n.id
-        ORDER BY n.number
-    ) AS names,
-    md5(a.alert_id) || ':' || extract(epoch FROM a.since) AS key
+SELECT h.what, h.since, h.mentors, md5(a.alert_id) || ':' || extract(epoch FROM a.since) AS key
 FROM current_alerts(%(today)s) AS a
 JOIN held_reviews AS h ON h.organisation_id = a.organisation_id AND h.what = a.cause
 WHERE a.kind = 'held' AND a.organisation_id = %(organisation_id)s AND NOT a.is_acknowledged

@@ -8,30 +8,18 @@ GROUP BY kind
 
 -- name: read_told_alerts
 -- The alerts that a run tells in words of their own: what the guards hold, and that no full run has finished.
-SELECT kind, organisation, cause, error
+SELECT kind, organisation, cause, error, number
 FROM current_alerts(%(today)s)
 WHERE kind IN ('held', 'no_full_run') AND NOT is_acknowledged
 ORDER BY since, organisation, cause
 
--- name: count_held_mentors
--- Of some mentors who are held, what the alert has to say about each: whether it was the calendar that made them due, and
--- whether the portal may show them although they should be hidden.
-SELECT m.id, m.review_on > '-infinity' AS by_calendar,
-    n.is_hide AND m.dynamics_contact_id IS NOT NULL AND m.portal_visible IS DISTINCT FROM false AS may_be_shown
-FROM unnest(%(ids)b::uuid[], %(hides)b::boolean[]) AS n (id, is_hide)
-JOIN mentors AS m ON m.id = n.id
-ORDER BY m.member_no
-
 -- name: store_held_review
 -- Since when it is held is kept, as long as it is held.
-INSERT INTO held_reviews AS h (organisation_id, what, as_of, reason, mentors, ended_by_calendar, facts_changed, may_be_shown,
-    mentor_ids, run_id)
-VALUES (%(organisation_id)s, %(what)s, %(today)s, %(reason)s, %(mentors)s, %(ended_by_calendar)s, %(facts_changed)s,
-    %(may_be_shown)s, %(mentor_ids)s, %(run_id)s)
+INSERT INTO held_reviews AS h (organisation_id, what, as_of, reason, mentors, allow, after_gap, run_id)
+VALUES (%(organisation_id)s, %(what)s, %(today)s, %(reason)s, %(mentors)s, %(allow)s, %(after_gap)s, %(run_id)s)
 ON CONFLICT (organisation_id, what) DO UPDATE
-SET as_of = excluded.as_of, reason = excluded.reason, mentors = excluded.mentors,
-    ended_by_calendar = excluded.ended_by_calendar, facts_changed = excluded.facts_changed,
-    may_be_shown = excluded.may_be_shown, mentor_ids = excluded.mentor_ids, run_id = excluded.run_id
+SET as_of = excluded.as_of, reason = excluded.reason, mentors = excluded.mentors, allow = excluded.allow,
+    after_gap = excluded.after_gap, run_id = excluded.run_id
 
 -- name: forget_held_reviews
 -- What this run would have held, and did not. What a reading of the portal holds only the next reading lets go, unless the
@@ -60,7 +48,7 @@ ORDER BY mentor_id
 ON CONFLICT (mentor_id) DO UPDATE SET reason = excluded.reason, as_of = excluded.as_of, run_id = excluded.run_id
 
 -- name: forget_review_problems
--- Whom this run has reviewed, or who is gone. Nobody of an organisation that is held was looked at.
+-- Whom this run has reviewed, or who is gone.
 DELETE FROM review_problems
 WHERE mentor_id IN (
     SELECT p.mentor_id
@@ -69,10 +57,8 @@ WHERE mentor_id IN (
     WHERE p.mentor_id <> ALL (%(found)b::uuid[])
         AND (
             m.organisation_id IS NULL
-            OR (
-                (%(organisation_id)s::uuid IS NULL OR m.organisation_id = %(organisation_id)s)
-                AND m.organisation_id <> ALL (%(held)b::uuid[])
-            )
+            OR %(organisation_id)s::uuid IS NULL
+            OR m.organisation_id = %(organisation_id)s
         )
     ORDER BY p.mentor_id
     FOR NO KEY UPDATE OF p SKIP LOCKED

@@ -1,6 +1,6 @@
 -- name: find_due_mentors
--- Who is still due after a pass: locked by another session, or changed since. Not the organisations that are held, nor
--- those who are done: broken, or due on purpose, since their reminders are held.
+-- Who is still due after a pass: locked by another session, or changed since. Not in organisations of which changes are
+-- held, and not those who are done: broken, or due on purpose, since their reminders are held.
 SELECT id
 FROM mentors
 WHERE review_on <= %(today)s
@@ -26,7 +26,6 @@ FROM mentors
 WHERE review_on <= %(today)s
     AND (review_on, id) > (%(after_review)s::date, %(after_id)s::uuid)
     AND (%(organisation_id)s::uuid IS NULL OR organisation_id = %(organisation_id)s)
-    AND organisation_id <> ALL (%(held)s::uuid[])
     AND (%(ids)s::uuid[] IS NULL OR id = ANY (%(ids)s::uuid[]))
 ORDER BY review_on, id
 LIMIT %(limit)s

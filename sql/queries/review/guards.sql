@@ -1,39 +1,100 @@
--- name: count_active_mentors
--- The guards' measure of an organisation: mentors who have not left and have no open pause, as far as they matter.
+-- name: count_certified_mentors
+-- The guard's measure of an organisation: mentors who were certified at their last review and have not left, as far as
+-- they matter. Of a mentor who was never reviewed, a certificate in force counts.
 SELECT count(*)
 FROM (
     SELECT
     FROM mentors AS m
     WHERE m.organisation_id = %(organisation_id)s
         AND m.left_at IS NULL
-        AND NOT EXISTS (SELECT FROM mentor_pauses AS p WHERE p.mentor_id = m.id AND p.lifted_at IS NULL)
+        AND (
+            m.certified_until >= %(today)s
+            OR (
+                m.certified_until IS NULL
+                AND EXISTS (
+                    SELECT
+                    FROM certificates AS c
+                    WHERE c.mentor_id = m.id AND c.revoked_at IS NULL AND %(today)s BETWEEN c.issued_on AND c.expires_on
+                )
+            )
+        )
     LIMIT %(enough)s
-) AS active
+) AS certified
 
 -- name: bound_mass_changes
--- Organisations with enough due mentors to exceed a guard's limit (a normal night finds none), each with upper bounds that
--- need no rules: only a mentor with a revoked or past certificate and no pause of certjob's can be newly paused, only one
--- with such a pause can come back, and each certificate gives at most one reminder. Each due mentor's pause is counted:
--- joined, the planner reads those of everybody. Who has more than 200 certificates is not reviewed.
+-- Organisations with enough due mentors to exceed a guard's limit, or with surprising changes in the last 20 hours: a
+-- normal run finds none. Each has upper bounds that need no rules. Only a mentor with a lapsed certificate, without one in
+-- force, or who has left can be paused or hidden; only a paused or hidden one can return; each certificate gives at most
+-- one reminder. The pause of each due mentor is counted: joined, the planner reads those of everyone. A mentor with more
+-- than 200 certificates is not reviewed.
 SELECT
-    m.organisation_id,
-    count(*) FILTER (WHERE own.open = 0 AND held.has_ended) AS may_pause,
-    count(*) FILTER (WHERE own.open > 0) AS may_resume,
+    o.id,
+    o.slug,
+    count(*) FILTER (
+        WHERE (own.open = 0 AND held.has_ended AND m.left_at IS NULL)
+            OR (
+                o.portal IS NOT NULL
+                AND m.portal_visible IS DISTINCT FROM false
+                AND (held.has_ended OR NOT held.is_in_force OR m.left_at IS NOT NULL)
+            )
+    ) AS may_be_removed,
+    count(*) FILTER (
+        WHERE own.open > 0 OR (o.portal IS NOT NULL AND m.portal_visible IS FALSE AND held.is_in_force)
+    ) AS may_return,
     sum(held.number)::bigint AS may_remind
 FROM mentors AS m
+JOIN organisations AS o ON o.id = m.organisation_id
 CROSS JOIN LATERAL (
     SELECT count(*) AS open
     FROM mentor_pauses
     WHERE mentor_id = m.id AND reason = 'certification_expired' AND lifted_at IS NULL
 ) AS own
 CROSS JOIN LATERAL (
-    SELECT count(*) AS number, bool_or(few.revoked_at IS NOT NULL OR few.expires_on < %(today)s) AS has_ended
-    FROM (SELECT revoked_at, expires_on FROM certificates WHERE mentor_id = m.id LIMIT 200) AS few
+    SELECT count(*) AS number,
+        coalesce(bool_or(few.revoked_at IS NOT NULL OR few.expires_on < %(today)s), false) AS has_ended,
+        coalesce(bool_or(
+            few.revoked_at IS NULL
+            AND %(today)s BETWEEN few.issued_on AND few.expires_on
+            AND few.kind <> ALL (o.optional_kinds)
+        ), false) AS is_in_force
+    FROM (SELECT kind, issued_on, expires_on, revoked_at FROM certificates WHERE mentor_id = m.id LIMIT 200) AS few
 ) AS held
 WHERE m.review_on <= coalesce(%(due_by)s::date, 'infinity')
     AND (%(organisation_id)s::uuid IS NULL OR m.organisation_id = %(organisation_id)s)
-GROUP BY m.organisation_id
+GROUP BY o.id
 HAVING count(*) > %(minimum)s
+    OR EXISTS (
+        SELECT FROM guard_counts AS g WHERE g.organisation_id = o.id AND g.at > now() - interval '20 hours'
+    )
+
+-- name: read_guard_counts
+-- The surprising changes of an organisation in the last 20 hours, by kind.
+SELECT what, sum(number)::integer
+FROM guard_counts
+WHERE organisation_id = %(organisation_id)s AND at > now() - interval '20 hours'
+GROUP BY what
+
+-- name: insert_guard_count
+-- The surprising changes of one chunk, in its transaction.
+INSERT INTO guard_counts (organisation_id, what, number) VALUES (%(organisation_id)s, %(what)s, %(number)s)
+
+-- name: forget_guard_counts
+-- No run asks for older ones.
+DELETE FROM guard_counts WHERE at <= now() - interval '20 hours'
+
+-- name: is_after_gap
+-- Whether no run that came to its end has reviewed the organisation for a week, or something has been held since such a
+-- gap: that run reviewed it, but did not apply what the reviews before the gap could not foresee.
+SELECT
+    NOT EXISTS (
+        SELECT
+        FROM job_runs
+        WHERE command = 'run'
+            AND outcome IN ('ok', 'attention')
+            AND (organisation IS NULL OR organisation = %(slug)s)
+            AND as_of BETWEEN %(today)s::date - 7 AND %(today)s
+    )
+    OR EXISTS (SELECT FROM held_reviews WHERE organisation_id = %(organisation_id)s AND after_gap)
 
 -- name: read_last_run_date
 -- The guard against a clock that went back: the day of the most recently finished night over all organisations.
