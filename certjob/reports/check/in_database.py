@@ -37,6 +37,7 @@ NEEDED_RIGHTS = {
     "coordinator_digests": ("SELECT", "INSERT", "UPDATE"),
     "job_runs": ("SELECT", "INSERT", "UPDATE"),
     "alerts": ("SELECT",),
+    "current_alerts": ("EXECUTE",),
 }
 """What the nightly job does in each table; `load`, `organisation set` and `db migrate` need more."""
 

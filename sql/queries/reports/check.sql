@@ -12,7 +12,10 @@ SELECT
 -- Rights that the night needs and this user lacks. A right on some columns will do: roles may be given just those.
 SELECT needed.table_name, needed.privilege
 FROM unnest(%(tables)s::text[], %(privileges)s::text[]) WITH ORDINALITY AS needed (table_name, privilege, position)
-WHERE NOT has_any_column_privilege('certjob.' || needed.table_name, needed.privilege)
+WHERE CASE needed.privilege
+    WHEN 'EXECUTE' THEN NOT has_function_privilege('certjob.current_alerts(date)', 'EXECUTE')
+    ELSE NOT has_any_column_privilege('certjob.' || needed.table_name, needed.privilege)
+END
 ORDER BY needed.position
 
 -- name: list_last_deliveries
