@@ -32,6 +32,7 @@ CREATE TABLE certjob.cert_notification_log (
     next_attempt_at timestamptz NOT NULL DEFAULT now(),
     claim_token     uuid,
     queued_at       timestamptz NOT NULL DEFAULT now(),
+    deferred_since  timestamptz,  -- when the server first asked to try again later, unless that was before queued_at
     sent_at         timestamptz,
     maybe_sent      boolean NOT NULL DEFAULT false,  -- an attempt ended without a known outcome
     last_error      text,

@@ -168,9 +168,11 @@ FROM (
     CROSS JOIN LATERAL (SELECT o.organisation_id FROM certjob.mentors AS o WHERE o.id = l.mentor_id OFFSET 0) AS m
     WHERE l.status = 'failed'
     UNION ALL
-    -- A deferred reminder, as for a full mailbox, is tried again until it is too late for it.
-    SELECT CASE WHEN l.failure_code = 'mail_delayed' THEN 'failed_reminders' ELSE 'waiting_reminders' END,
-        m.organisation_id, l.mentor_id, l.id, least(l.queued_at + interval '1 day', now()), NULL,
+    -- A deferred reminder, as for a full mailbox, is tried again until it is too late for it. Greylisting is over
+    -- within a day.
+    SELECT CASE WHEN l.deferred_since >= l.queued_at THEN 'failed_reminders' ELSE 'waiting_reminders' END,
+        m.organisation_id, l.mentor_id, l.id,
+        least(greatest(l.deferred_since, l.queued_at) + interval '1 day', now()), NULL,
         coalesce(l.failure_code, 'mail_stopped'), l.last_error,
         CASE WHEN l.claim_token IS NOT NULL AND l.next_attempt_at > now() THEN 'being_sent' ELSE 'waiting' END,
         l.next_attempt_at, NULL, NULL, NULL, l.expires_on
@@ -178,7 +180,10 @@ FROM (
     CROSS JOIN LATERAL (SELECT o.organisation_id FROM certjob.mentors AS o WHERE o.id = l.mentor_id OFFSET 0) AS m
     WHERE l.status = 'pending'
         -- A delay of more than 25 hours was written by a wrong clock.
-        AND (l.queued_at < now() - interval '1 day' OR l.next_attempt_at > now() + interval '25 hours')
+        AND (
+            greatest(l.deferred_since, l.queued_at) < now() - interval '1 day'
+            OR l.next_attempt_at > now() + interval '25 hours'
+        )
 ) AS a
 JOIN certjob.organisations AS o ON o.id = a.organisation_id
 LEFT JOIN LATERAL (
@@ -325,7 +330,8 @@ BEGIN ATOMIC
     )
     SELECT a.alert_id, a.kind, a.organisation_id, a.organisation, a.mentor_id, a.member_no, a.full_name, a.row_id,
         greatest(a.since, k.ended_at, CASE WHEN k.until < today THEN k.until + 1 END), a.sentence, a.cause,
-        CASE WHEN a.kind LIKE 'waiting%' THEN coalesce((SELECT reason FROM mail_stop), a.error) ELSE a.error END,
+        CASE WHEN a.kind LIKE 'waiting%' OR (a.kind = 'failed_reminders' AND a.state = 'waiting')
+            THEN coalesce((SELECT s.reason FROM mail_stop AS s), a.error) ELSE a.error END,
         a.state, a.next_attempt_at, a.last_failed_at, a.calls, a.number, a.day,
         k.alert_id IS NOT NULL AND k.ended_at IS NULL AND (k.until IS NULL OR k.until >= today)
             AND k.cause = a.cause AND k.number IS NOT DISTINCT FROM CASE a.kind WHEN 'held' THEN a.number END,

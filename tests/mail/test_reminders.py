@@ -343,6 +343,24 @@ def test_one_that_failed_is_shown_though_its_threshold_is_long_past(scene: Scene
 
 
 @pytest.mark.usefixtures("kari")
+def test_greylisted_reminder_is_no_alert_until_a_day_after_the_first_refusal(scene: Scene) -> None:
+    """However long it was queued before: the mail server was down for two days, and greylists now."""
+    scene.night()
+    scene.execute(
+        "UPDATE cert_notification_log SET status = 'pending', queued_at = now() - interval '2 days', sent_at = NULL,"
+        " next_attempt_at = now()"
+    )
+    assert [alert.kind for alert in read_alerts(scene.connection, today=TODAY)] == ["waiting_reminders"]
+
+    scene.night(fails=RecipientDeferredError("451 greylisted"))
+
+    assert read_alerts(scene.connection, today=TODAY) == []
+    scene.execute("UPDATE cert_notification_log SET deferred_since = deferred_since - interval '25 hours'")
+    (alert,) = read_alerts(scene.connection, today=TODAY)
+    assert (alert.kind, alert.cause, alert.error) == ("failed_reminders", "mail_delayed", "451 greylisted")
+
+
+@pytest.mark.usefixtures("kari")
 def test_one_that_is_put_off_for_a_day_is_told_to_people_once(scene: Scene) -> None:
     """Servers greylist: that passes. A full mailbox is in the alerts as long as it lasts, and in one digest."""
     full = RecipientDeferredError("the mail server put the recipient off (452 4.2.2 mailbox full)")
@@ -354,7 +372,10 @@ def test_one_that_is_put_off_for_a_day_is_told_to_people_once(scene: Scene) -> N
         return [reminder.error for reminder in reminders]
 
     assert (len(scene.pages(fails=full, kind="reminder")), shown()) == (1, [])
-    scene.execute("UPDATE cert_notification_log SET queued_at = queued_at - interval '25 hours'")
+    scene.execute(
+        "UPDATE cert_notification_log SET queued_at = queued_at - interval '25 hours',"
+        " deferred_since = deferred_since - interval '25 hours'"
+    )
     pages: Messages = []
     for number in range(1, 4):
         scene.make_due()

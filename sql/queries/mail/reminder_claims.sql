@@ -62,6 +62,10 @@ SET status = %(status)s,
     claim_token = NULL,
     attempts = greatest(l.attempts - CASE WHEN %(count_attempt)s THEN 0 ELSE 1 END, 0),
     next_attempt_at = now() + make_interval(secs => %(delay_seconds)s),
+    deferred_since = CASE
+        WHEN %(code)s::text IS DISTINCT FROM 'mail_delayed' OR l.deferred_since >= l.queued_at THEN l.deferred_since
+        ELSE now()
+    END,
     sent_at = CASE WHEN %(status)s = 'sent' THEN now() ELSE l.sent_at END,
     maybe_sent = l.maybe_sent OR %(maybe_sent)s,
     last_error = CASE WHEN %(status)s = 'sent' THEN NULL ELSE coalesce(%(error)s, l.last_error) END,
