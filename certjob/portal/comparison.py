@@ -6,7 +6,7 @@ question, asked again under the mentor's lock, has the same answer.
 
 import json
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
@@ -127,33 +127,28 @@ def compare(
 
 
 def _hold_shows(connection: Connection, comparison: Comparison, *, allow: Mapping[str, int]) -> list[Hold]:
-    """Hold the shows that look like a wrong column or another Dynamics. A hide is never held."""
-    shows = [each for each in comparison.differences if not each.restricts]
-    is_empty = not comparison.reading.visible and len(shows) > rules.MASS_CHANGE_MINIMUM
-    by_organisation = defaultdict(list)
-    for each in shows:
-        by_organisation[each.organisation_id, each.organisation].append(each.mentor_id)
-    held = []
-    for (organisation_id, slug), ids in by_organisation.items():
-        parameters = {"organisation_id": organisation_id}
-        mentors: int = database.fetch_value(connection, "count_portal_mentors", parameters)
-        limit = rules.mass_change_limit(mentors)
-        if len(ids) <= allow[slug] or (not is_empty and len(ids) <= limit):
-            continue
-        what = f"{len(ids):,} mentors would be shown again" if len(ids) > 1 else "1 mentor would be shown again"
-        why = "the portal shows nobody at all" if is_empty else f"the limit is {limit:,} (of {mentors:,} on the portal)"
-        reason = f"{what}, {why}; none of them was shown, hides went on"
-        held.append(
-            Hold(
-                organisation_id=organisation_id,
-                organisation=slug,
-                what="portal",
-                reason=reason,
-                mentors=len(ids),
-                allow=len(ids),
-            )
+    """Hold the shows if the portal lists none of the mentors who should be visible: a wrong column or another Dynamics.
+
+    With 20 such mentors or fewer nothing is held: someone may have cleared the portal of a small programme by hand.
+    """
+    listed = {"shown": comparison.reading.visible}
+    ((wanted, found),) = database.fetch(connection, "count_wanted_contacts", listed)
+    if found or wanted <= rules.MASS_CHANGE_MINIMUM:
+        return []
+    shows = Counter((each.organisation, each.organisation_id) for each in comparison.differences if not each.restricts)
+    reason = f"the portal lists none of the {wanted:,} mentors who should be visible; no one was shown, hides went on"
+    return [
+        Hold(
+            organisation_id=organisation_id,
+            organisation=slug,
+            what="portal",
+            reason=reason,
+            mentors=number,
+            allow=number,
         )
-    return held
+        for (slug, organisation_id), number in sorted(shows.items())
+        if number > allow[slug]
+    ]
 
 
 def _find(

@@ -29,8 +29,8 @@ def reconcile(
 ) -> int:
     """Read what the portal shows, compare it with what certjob wants, and push only the differences.
 
-    Run it every night after `certjob run`. Too many mentors to be shown at once are held back; hides never are.
-    Contacts that are no mentor's are reported until they are gone or acknowledged. Exits 3 when something was held
+    Run it every night after `certjob run`. If the portal lists none of more than 20 mentors who should be visible, it
+    shows no one. It reports contacts of no mentor until they are gone or acknowledged. Exits 3 when something was held
     back or is left to do.
     """
     from certjob.jobs import reconcile as reconciling

@@ -75,9 +75,13 @@ WHERE NOT EXISTS (
     WHERE m.dynamics_contact_id = shown.contact_id AND o.portal IS NOT NULL
 )
 
--- name: count_portal_mentors
--- Of how many mentors of an organisation the portal can show something.
-SELECT count(*) FROM mentors WHERE organisation_id = %(organisation_id)s AND dynamics_contact_id IS NOT NULL
+-- name: count_wanted_contacts
+-- How many mentors should be visible, and how many of them the portal lists.
+SELECT count(*) AS wanted, count(shown.contact_id) AS found
+FROM mentors AS m
+JOIN organisations AS o ON o.id = m.organisation_id
+LEFT JOIN unnest(%(shown)b::uuid[]) AS shown (contact_id) ON shown.contact_id = m.dynamics_contact_id
+WHERE o.portal IS NOT NULL AND m.portal_visible AND m.dynamics_contact_id IS NOT NULL
 
 -- name: lock_portal_mentors
 -- Only locks; what is wanted of them is read by a later statement, in a newer snapshot. In one order, and never waiting.
