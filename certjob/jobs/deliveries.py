@@ -52,10 +52,10 @@ _LOCKED = "a table or a row is locked by another database session; end that sess
 
 
 class Progress(Protocol):
-    """Shows how far a phase has come; on a terminal, else nowhere."""
+    """Shows the progress of each phase on a terminal."""
 
-    def phase(self, name: str) -> Callable[[int], None]:
-        """Begin a phase and return what to tell the count to."""
+    def phase(self, name: str, *, count: Callable[[], int] | None = None) -> Callable[[int], None]:
+        """Begin a phase and return the function that takes the number done; ``count`` returns the total."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,10 +179,16 @@ class Deliveries:
             today=lambda: None if self._wrong_day else max(report.today, delivery.today()),
             concurrency=delivery.concurrency,
             longest_pause_seconds=delivery.longest_pause_seconds,
-            on_progress=self._progress.phase("Pushing to the portal"),
+            on_progress=self._progress.phase(
+                "Pushing to the portal", count=lambda: self._count_due("portal_hides", "portal_shows")
+            ),
             counts=report.portal,
         )
         return stage.run(deadline_seconds=seconds)
+
+    def _count_due(self, *kinds: str) -> int:
+        open_work = read_open_work(self._connection)
+        return sum(open_work[kind].due for kind in kinds)
 
     def _missing_portal(self) -> StageStop | None:
         open_work = read_open_work(self._connection)
@@ -201,13 +207,13 @@ class Deliveries:
             self._run("mail", self._missing_channel)
             return
 
-        def send(queue: MailQueue[Any], counts: MailCounts, *, phase: str) -> StageStop | None:
+        def send(queue: MailQueue[Any], counts: MailCounts, *, kind: str) -> StageStop | None:
             stage = MailStage(
                 queue,
                 channel=channel,
                 calls=calls,
                 stop=self._stop,
-                on_progress=self._progress.phase(phase),
+                on_progress=self._progress.phase(f"Sending {kind}", count=lambda: self._count_due(kind)),
                 is_open=lambda: delivery.mail_waits_until() is None,
                 counts=counts,
             )
@@ -224,10 +230,10 @@ class Deliveries:
         )
         counts = report.reminders, report.digests = MailCounts(), MailCounts()
         try:
-            ended = self._run("mail", lambda: send(reminders, counts[0], phase="Sending reminders"))
+            ended = self._run("mail", lambda: send(reminders, counts[0], kind="reminders"))
             self._run("mail", self.queue_digests)
             if ended is None or ended.code in ABOUT_REMINDERS_ALONE:
-                self._run("mail", lambda: send(digests, counts[1], phase="Sending digests"))
+                self._run("mail", lambda: send(digests, counts[1], kind="digests"))
         finally:
             calls.make(channel.close())
         if (problem := templates.problem()) is not None:

@@ -38,9 +38,9 @@ class Heartbeat:
         self._progress = progress
         self._next_at = time.monotonic() + BEAT_SECONDS
 
-    def phase(self, name: str) -> Callable[[int], None]:
+    def phase(self, name: str, *, count: Callable[[], int] | None = None) -> Callable[[int], None]:
         """Begin a phase; see ``Progress``."""
-        show = self._progress.phase(name) if self._progress is not None else None
+        show = self._progress.phase(name, count=count) if self._progress is not None else None
         logger.info("%s", name, extra={"event": "phase"})
         self._beat()
 

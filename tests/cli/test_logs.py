@@ -126,7 +126,7 @@ def test_a_night_on_a_terminal_shows_what_is_asked_for(
     for phase in ("Reviewing mentors", "Pushing to the portal", "Sending reminders", "Night of "):
         assert phase in night
     assert "\x1b[2K" in night, "a phase that is over is wiped off"
-    assert re.search(r"portal\s+1 queued, 1 delivered", without_escapes(night))
+    assert re.search(r"portal\s+1 delivered; 1 new", without_escapes(night))
     assert "Delivery of " in shown("deliver")
 
     assert json.loads(shown("run --json", ("stdout",)))["outcome"] == "ok"

@@ -112,7 +112,7 @@ class CollectingChannel:
 class NoProgress:
     """Shows nothing."""
 
-    def phase(self, name: str) -> Callable[[int], None]:
+    def phase(self, name: str, *, count: Callable[[], int] | None = None) -> Callable[[int], None]:
         return lambda _done: None
 
 

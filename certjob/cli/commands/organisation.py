@@ -156,7 +156,7 @@ def organisation_list(call: Call) -> int:
     if call.json:
         plain.print_json({"outcome": "ok", "organisations": list(map(_to_document, rows))})
         return 0
-    headings = ("Slug", "Name", "Portal", "Thresholds", ">Coordinators", ">Mentors")
+    headings = ("~Slug", "~Name", "=Portal", "Thresholds", ">Coordinators", ">Mentors")
     opened.output.show_rows(
         headings,
         [

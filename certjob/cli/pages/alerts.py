@@ -23,30 +23,25 @@ _LINES_BELOW: Final = 2
 NOTHING: Final = "All clear: nothing needs attention."
 
 _NOT_SENT: Final = "It was not sent: the mail server does not accept it, or `certjob deliver` does not run."
-SECTIONS: Final[Mapping[Kind, tuple[str, str]]] = {
-    Kind.NO_FULL_RUN: ("red", "No mentor has been paused or hidden since then, whatever has expired."),
-    Kind.HELD: ("red", "certjob does not make these changes until someone decides."),
+SECTIONS: Final[Mapping[Kind, str]] = {
+    Kind.NO_FULL_RUN: "No mentor has been paused or hidden since then, whatever has expired.",
+    Kind.HELD: "certjob does not make these changes until someone decides.",
     Kind.NEVER_REVIEWED: (
-        "red",
-        "certjob does not know whether they are certified. They may be shown although they must not be.",
+        "certjob does not know whether they are certified. They may be shown although they must not be."
     ),
     Kind.MAY_BE_VISIBLE: (
-        "red",
-        "They must not be visible, but the portal has not confirmed that it hides them: people may still find them "
-        "there. If it cannot wait, hide them by hand in Dynamics.",
+        "{mentors} must not be visible, but the portal has not confirmed that it hides them: people may still find "
+        "them there. If it cannot wait, hide them by hand in Dynamics."
     ),
-    Kind.UNKNOWN_CONTACTS: ("yellow", "certjob reads the portal every night. It hides no contact of a stranger."),
-    Kind.PORTAL_NOT_READ: ("yellow", "certjob does not know whether someone has changed the portal by hand."),
-    Kind.MAY_BE_HIDDEN: (
-        "yellow",
-        "They may meet people again, but the portal has not confirmed that it shows them.",
-    ),
-    Kind.FAILED_REMINDERS: ("", "The mail about their certificate has not reached these mentors."),
-    Kind.FAILED_DIGESTS: ("", "These coordinators do not hear what happens to their mentors."),
-    Kind.WAITING_REMINDERS: ("yellow", _NOT_SENT),
-    Kind.WAITING_DIGESTS: ("yellow", _NOT_SENT),
+    Kind.UNKNOWN_CONTACTS: "certjob reads the portal every night. It hides no contact of a stranger.",
+    Kind.PORTAL_NOT_READ: "certjob does not know whether someone has changed the portal by hand.",
+    Kind.MAY_BE_HIDDEN: ("{mentors} may meet people again, but the portal has not confirmed that it shows them."),
+    Kind.FAILED_REMINDERS: "The mail about their certificate has not reached these mentors.",
+    Kind.FAILED_DIGESTS: "These coordinators do not hear what happens to their mentors.",
+    Kind.WAITING_REMINDERS: _NOT_SENT,
+    Kind.WAITING_DIGESTS: _NOT_SENT,
 }
-"""The colour of the line with their number, and the line below it."""
+"""What each kind means; ``{mentors}`` is how many."""
 
 
 def show_alerts(output: Output, alerts: Sequence[Alert], *, now: datetime, acknowledged: int = 0) -> None:
@@ -56,7 +51,8 @@ def show_alerts(output: Output, alerts: Sequence[Alert], *, now: datetime, ackno
             output.out.print(NOTHING)
         texts = list(wrap(output.out, page_lines(alerts, now=now)))
         if len(texts) > output.out.height - _LINES_BELOW:  # the most harmful has scrolled away
-            texts += wrap(output.out, [PageLine(text=""), *(_heading(*section) for section in _sections(alerts))])
+            short = (PageLine(text=in_words(kind, len(each)), bullet="- ") for kind, each in _sections(alerts))
+            texts += wrap(output.out, [PageLine(text=""), PageLine(text="In short:", style="bold"), *short])
         output.show_texts(texts)
     else:
         for line in plain_lines(alerts, now=now):
@@ -91,10 +87,8 @@ def page_lines(alerts: Sequence[Alert], *, now: datetime) -> list[PageLine]:
     """Return the page. Of those who share a cause whoever has waited longest is named first."""
     lines: list[PageLine] = []
     for kind, section in _sections(alerts):
-        lines += [PageLine(text=""), _heading(kind, section)]
-        if kind in (Kind.MAY_BE_VISIBLE, Kind.MAY_BE_HIDDEN):
-            lines.append(PageLine(text=section[0].sentence, style=SECTIONS[kind][0]))
-        lines.append(PageLine(text=SECTIONS[kind][1]))
+        lines += [PageLine(text=""), PageLine(text=_heading(kind, section), style="bold")]
+        lines.append(PageLine(text=SECTIONS[kind].format(mentors=number(len(section), "mentor"))))
         for group in _groups(section):
             lines += [PageLine(text=""), *_group(group, now=now)]
     return lines[1:]
@@ -112,8 +106,10 @@ def _groups(section: Sequence[Alert]) -> list[list[Alert]]:
     return list(groups.values())
 
 
-def _heading(kind: Kind, section: Sequence[Alert]) -> PageLine:
-    return PageLine(text=in_words(kind, len(section)), style=f"bold {SECTIONS[kind][0]}")
+def _heading(kind: Kind, section: Sequence[Alert]) -> str:
+    """Return the design's sentence for open pushes, and otherwise how many there are of a kind."""
+    is_push = kind in (Kind.MAY_BE_VISIBLE, Kind.MAY_BE_HIDDEN)
+    return section[0].sentence if is_push else in_words(kind, len(section))
 
 
 def _group(group: Sequence[Alert], *, now: datetime) -> Iterator[PageLine]:
@@ -140,7 +136,7 @@ def _technical(group: Sequence[Alert], *, now: datetime, indent: int) -> Iterato
     if reason := _technical_reason(group[0]):
         failed_at = max((alert.last_failed_at for alert in group if alert.last_failed_at), default=None)
         said = f"Last failure {moment(failed_at, now=now)}" if failed_at else "Reason"
-        yield PageLine(text=f"{said}: {reason}", style="dim", indent=indent)
+        yield PageLine(text=f"{said}: {reason}", indent=indent)
 
 
 def _technical_reason(alert: Alert) -> str | None:

@@ -34,7 +34,7 @@ def show_list(output: Output, rows: Sequence[ListedCertificate]) -> None:
         + ([row.organisation] if others else [])
         for row in shown
     ]
-    headings = ("=Last day", ">Days", "Status", "=No.", "Name", "Kind", *(["Org"] if others else []))
+    headings = ("=Last day", ">Days", "Status", "=No.", "~Name", "~Kind", *(["~Org"] if others else []))
     output.show_table(headings, cells)
     if len(rows) > MOST_ROWS:
         output.result(f"… and {len(rows) - MOST_ROWS:,} more; --csv prints all of them")

@@ -7,8 +7,8 @@ from uuid import UUID
 
 from certjob.cli.terminal.lines import PageLine
 from certjob.cli.terminal.output import Output
-from certjob.domain.explanations import distance_words, reason_words, threshold_words
-from certjob.domain.models import Decision, PauseChange, Reminder, Status
+from certjob.domain.explanations import reason_words
+from certjob.domain.models import Decision, PauseChange
 from certjob.facts.lookup import MentorName
 from certjob.jobs.report import PlannedChange, RunReport
 from certjob.jobs.resync import MentorState
@@ -25,7 +25,7 @@ def show_plan(output: Output, report: RunReport, *, find_names: FindNames) -> No
     """Print what a run would do, mentor by mentor, and the totals."""
     if not output.on_terminal:
         for change in report.changes:
-            output.result(_planned_line(change, today=report.today))
+            output.result(_planned_line(change))
     elif report.changes:
         _show_changes(output, report.changes, today=report.today, find_names=find_names)
         _show_rest(output, len(report.changes))
@@ -42,9 +42,9 @@ def _show_changes(output: Output, changes: Sequence[PlannedChange], *, today: da
         decision = change.decision
         name = names.get(decision.mentor_id)
         member_no = decision.member_no + (" (held)" if change.is_held else "")
-        cells = [member_no, name and name.full_name, *_planned_cells(change, today=today).values()]
+        cells = [member_no, name and name.full_name, *_planned_cells(change).values()]
         rows.append(cells + ([decision.organisation.slug] if others else []))
-    headings = ("=No.", "Name", "Certificates", "Pause", "Reminder", "Portal", *(["Org"] if others else []))
+    headings = ("=No.", "~Name", "Certificates", "=Pause", "Reminder", "=Portal", *(["~Org"] if others else []))
     title = f"What `certjob run` would do on {today}" + ("" if others else f" for {slug}")
     output.show_table(headings, rows, title=title)
 
@@ -97,23 +97,18 @@ def show_resync(output: Output, before: MentorState, after: MentorState) -> None
         output.show_lines([PageLine(bullet=when, text=_state_line(state))])
 
 
-def _planned_cells(change: PlannedChange, *, today: date) -> dict[str, str]:
+def _planned_cells(change: PlannedChange) -> dict[str, str]:
     """Return what would happen to a mentor's certificates, pause, reminder and portal."""
     decision = change.decision
-    transitions = Counter(
-        f"{transition.from_status} → {transition.to_status}"
-        if transition.from_status is not Status.RECORDED
-        else str(transition.to_status)
-        for transition in decision.transitions
-    )
-    reminders = ", ".join(_reminder_words(reminder, today=today) for reminder in change.new_reminders)
+    transitions = Counter(str(transition.to_status) for transition in decision.transitions)
+    reminders = ", ".join(_threshold(reminder.threshold_days) for reminder in change.new_reminders)
     if reminders and not change.has_address:
-        reminders += " (no e-mail address)"
+        reminders += ", no address"
     if reminders and change.reminders_are_held and not change.is_held:
         reminders += " (held)"
     return {
         "certificates": ", ".join(words if count == 1 else f"{count} {words}" for words, count in transitions.items()),
-        "pause": {PauseChange.OPEN: "open", PauseChange.LIFT: "lift", None: ""}[decision.pause],
+        "pause": {PauseChange.OPEN: "starts", PauseChange.LIFT: "ends", None: ""}[decision.pause],
         "reminder": reminders,
         "portal": _push_words(decision),
     }
@@ -127,32 +122,51 @@ def _push_words(decision: Decision) -> str:
     return "show" if decision.visible else "hide"
 
 
-def _planned_line(change: PlannedChange, *, today: date) -> str:
-    cells = _planned_cells(change, today=today)
+def _planned_line(change: PlannedChange) -> str:
+    cells = _planned_cells(change)
     who = f"{change.decision.organisation.slug} {change.decision.member_no}"
     held = " (held)" if change.is_held else ""
     return f"{who}: " + "; ".join(f"{name}: {cell}" for name, cell in cells.items() if cell) + held
 
 
-def _reminder_words(reminder: Reminder, *, today: date) -> str:
-    """Return which reminder it is, and how far the last day really is where that is another number of days."""
-    threshold, days = reminder.threshold_days, (reminder.expires_on - today).days
-    words = threshold_words(threshold) if threshold else "on the last day"
-    return words if days == threshold else f"{words} (last day {distance_words(reminder.expires_on, today)})"
+def _threshold(days: int) -> str:
+    """Return a threshold for a narrow column.
+
+    >>> _threshold(30), _threshold(0), _threshold(-1)
+    ('30 d before', 'last day', '1 d after')
+    """
+    return "last day" if days == 0 else f"{abs(days)} d {'before' if days > 0 else 'after'}"
 
 
 def _totals(report: RunReport) -> Iterator[tuple[str, str]]:
     document = report.to_document()
     for part in ("mentors", "certificates", "reminders", "read", "differences", "portal", "digests"):
         figures = document.get(part) or {}
-        words = ((name.replace("_", " "), value) for name, value in figures.items() if value)
-        said = ", ".join(f"{value:,} {word.removesuffix('s') if value == 1 else word}" for word, value in words)
+        said = _figures(figures)
         if said or (figures and part != "digests"):  # most nights have none, and no plan has any
             yield part, said or "nothing"
     if document.get("acknowledged"):
         yield "acknowledged", f"{document['acknowledged']:,} of the alerts"
     if document.get("mail_waits_until"):
         yield "mail", f"waits until {report.mail_waits_until:%H:%M} (CERTJOB_MAIL_HOURS)"
+
+
+def _figures(figures: Mapping[str, int]) -> str:
+    """Return what is not 0. Nothing is counted twice: blocked pushes have failed, and what is new has an outcome.
+
+    >>> _figures({"queued": 19, "delivered": 16, "failed": 3, "blocked": 3}), _figures({"queued": 2, "sent": 0})
+    ('16 delivered, 3 failed (3 blocked); 19 new', '2 queued')
+    """
+    counts = {name: value for name, value in figures.items() if value}
+    new, blocked = counts.pop("queued", 0), counts.pop("blocked", 0)
+    parts = []
+    for name, count in counts.items():
+        words = name.replace("_", " ")
+        of_them = f" ({blocked:,} blocked)" if blocked and name == "failed" else ""
+        parts.append(f"{count:,} {words.removesuffix('s') if count == 1 else words}{of_them}")
+    if not parts:
+        return f"{new:,} queued" if new else ""
+    return ", ".join(parts) + (f"; {new:,} new" if new else "")
 
 
 def _state_line(state: MentorState) -> str:

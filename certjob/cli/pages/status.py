@@ -61,7 +61,7 @@ def _show_screen(output: Output, status: SystemStatus, *, zone: tzinfo) -> None:
     most = max(_FEWEST_RUNS, min(_MOST_RUNS, output.out.height - _OTHER_LINES - below))
     output.out.print()
     runs = [_run_cells(run, zone) for run in _most_telling(status.runs, most=most)]
-    output.show_table(("=Last runs", "Command", "Outcome", "=Took", "Host"), runs or [("none", "", "", "", "")])
+    output.show_table(("=Last runs", "Command", "=Outcome", "=Took", "~Host"), runs or [("none", "", "", "", "")])
     output.out.print()
     output.show_lines(figures)
 

@@ -42,10 +42,10 @@ def _kept_together(text: str) -> str:
 
 
 def wrap(console: Console, lines: Iterable[PageLine]) -> Iterator[Text]:
-    """Yield the lines of a terminal, each no wider than it; what belongs together stays under its indent."""
+    """Yield the lines of a terminal, each shorter than it, because some letters are wider than Rich assumes."""
     for line in lines:
         margin = " " * line.indent
-        width = max(console.width - line.indent - len(line.bullet), 1)
+        width = max(console.width - 1 - line.indent - len(line.bullet), 1)
         words = _kept_together(line.text).split(" ")
         text = " ".join(word.replace(_GLUE, " ") if cell_len(word) > width else word for word in words)
         whole = Text.assemble((harmless(line.head), "bold"), text, style=line.style)

@@ -79,7 +79,7 @@ class Output:
         cells = [["" if cell is None else harmless(cell) for cell in row] for row in rows]
         if title:
             self.out.print(Text(title, style="bold"))
-        self.out.print(lay_out(headings, cells, width=self.out.width, header=header))
+        self.show_texts(lay_out(self.out, headings, cells, header=header))
 
     def show_rows(self, headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         """Print a table on a terminal, tab-separated lines off it."""

@@ -1,49 +1,71 @@
-"""Tables for a terminal: numbers, dates and ids stay whole, other texts are wrapped or cut, one column stays free."""
+"""Tables for a terminal: numbers, dates and ids stay whole, texts are wrapped or cut, and one column stays free."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from typing import Final
 
-from rich.box import SIMPLE_HEAD
-from rich.cells import cell_len
-from rich.table import Table
+from rich.cells import cell_len, set_cell_size
+from rich.console import Console
 from rich.text import Text
 
-_GAP: Final = 2
-"""Columns between two cells."""
+_GAP: Final = "  "
 _LONGEST_WORD: Final = 24
-"""A longer word may be broken or cut; no text is narrowed below the others before that."""
+"""A longer word may be cut, so that it does not take the room of the other columns."""
+_READABLE: Final = 8
 _NARROWEST: Final = 3
 _PARTS: Final = re.compile(r"\s+|(?<=[^\W\d_]-)(?=[^\W\d_])")
 """Between words, and after a hyphen between letters, as in a double name."""
 
+NUMBER: Final = ">"
+WHOLE: Final = "="
+CUT: Final = "~"
 
-def lay_out(headings: Sequence[str], rows: Sequence[Sequence[str]], *, width: int, header: bool = True) -> Table:
-    """Return a table of at most ``width - 1`` columns: a terminal would wrap a line that fills it.
 
-    A heading that begins with ``>`` is above numbers and one with ``=`` above dates or ids: these are never broken.
+def lay_out(
+    console: Console, headings: Sequence[str], rows: Sequence[Sequence[str]], *, header: bool = True
+) -> Iterator[Text]:
+    """Yield the lines of a table, each shorter than the terminal: a line that fills it would begin another one.
+
+    The first character of a heading says what may happen to its column: ``>`` numbers and ``=`` dates or ids are never
+    broken, ``~`` names and slugs are cut to one line, and any other text is wrapped between words.
     """
-    names = [heading.lstrip(">=") for heading in headings]
+    names = [heading.lstrip(f"{NUMBER}{WHOLE}{CUT}") for heading in headings]
+    kinds = [heading[:1] for heading in headings]
     columns = list(zip(names, *rows, strict=True))
-    widths = _widths(columns, whole=[heading[:1] in (">", "=") for heading in headings], width=width - 1)
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), show_header=header)
-    for heading, name, fitted in zip(headings, names, widths, strict=True):
-        justify = "right" if heading.startswith(">") else "left"
-        table.add_column(Text(name), width=fitted, justify=justify, overflow="ellipsis")  # type: ignore[arg-type]
-    for row in rows:
-        table.add_row(*(Text(_broken_at_hyphens(cell, fitted)) for cell, fitted in zip(row, widths, strict=True)))
-    return table
+    widths = _widths(columns, kinds, width=console.width - 1)
+    for number, cells in enumerate([names, *rows] if header else rows):
+        for line in zip_longest(*map(_pieces, [console] * len(cells), cells, kinds, widths), fillvalue=""):
+            placed = map(_place, line, kinds, widths)
+            yield Text(_GAP.join(placed).rstrip(), style="bold" if header and not number else "")
+        if header and not number:
+            yield Text("─" * (sum(widths) + len(_GAP) * (len(widths) - 1)))
 
 
-def _widths(columns: Sequence[Sequence[str]], *, whole: Sequence[bool], width: int) -> list[int]:
-    """Narrow the columns to the width: first to their longest words, then by cutting the longest of these."""
+def _pieces(console: Console, cell: str, kind: str, width: int) -> list[str]:
+    """Return the lines of a cell."""
+    text = Text(cell if kind in (NUMBER, WHOLE, CUT) else _broken_at_hyphens(cell, width))
+    if kind in (NUMBER, WHOLE, CUT):
+        text.truncate(width, overflow="ellipsis")
+        return [text.plain]
+    return [piece.plain for piece in text.wrap(console, width, overflow="ellipsis")]
+
+
+def _place(piece: str, kind: str, width: int) -> str:
+    return " " * (width - cell_len(piece)) + piece if kind == NUMBER else set_cell_size(piece, width)
+
+
+def _widths(columns: Sequence[Sequence[str]], kinds: Sequence[str], *, width: int) -> list[int]:
+    """Narrow the columns until they fit: first names and slugs, then texts to their longest words, then both."""
     widths = [max(map(cell_len, cells)) for cells in columns]
+    too_wide = sum(widths) + len(_GAP) * (len(widths) - 1) - width
     words = [max(cell_len(word) for cell in cells for word in _PARTS.split(cell)) for cells in columns]
-    too_wide = sum(widths) + _GAP * (len(widths) - 1) - width
-    for narrowest in ([min(word, _LONGEST_WORD) for word in words], [_NARROWEST] * len(words)):
+    names = [_READABLE if kind == CUT else fitted for kind, fitted in zip(kinds, widths, strict=True)]
+    texts = [_READABLE if kind == CUT else min(word, _LONGEST_WORD) for kind, word in zip(kinds, words, strict=True)]
+    for least in (names, texts, [_NARROWEST] * len(widths)):
         spare = [
-            0 if is_whole and fitted <= _LONGEST_WORD else max(fitted - least, 0)
-            for is_whole, fitted, least in zip(whole, widths, narrowest, strict=True)
+            0 if kind in (NUMBER, WHOLE) and fitted <= _LONGEST_WORD else max(fitted - floor, 0)
+            for kind, fitted, floor in zip(kinds, widths, least, strict=True)
         ]
         while too_wide > 0 and any(spare):
             at = spare.index(max(spare))
