@@ -18,7 +18,6 @@ CertjobError                      exit 1
 ├── DynamicsSyncException         exit 3   a portal push was given up for now
 ├── PortalCallError                        one call to the Edge Function went wrong (internal to the saga)
 │   ├── TransientPortalError               worth another try
-│   │   └── PortalOutcomeUnknownError      the portal may have made the change, or may make it later
 │   ├── PermanentPortalError               this mentor cannot be pushed until somebody corrects something
 │   └── PortalStageError                   nobody can be pushed: wrong key, failed deploy, redirect
 └── NotifyError                            one message could not be handed over (internal to the mail stage)
@@ -263,10 +262,6 @@ class PortalCallError(CertjobError):
 
 class TransientPortalError(PortalCallError):
     """Network trouble, throttling, a cold or broken server, an answer that is not the contract."""
-
-
-class PortalOutcomeUnknownError(TransientPortalError):
-    """The call may have been acted on, or may yet be."""
 
 
 class PermanentPortalError(PortalCallError):

@@ -8,16 +8,14 @@
       our envelope (a failed deploy answers 404 to everything)                  PortalStageError
     everything else: no connection, no answer in time, 408, 425, 429, 5xx,
       a 2xx that is not the contract, 4xx with a code we do not know            TransientPortalError
-    of these, no answer to a request that was sent, a 2xx, and a 5xx without
-      a code that says that nothing was done: the portal may have made the
-      change, or may make it later                                              PortalOutcomeUnknownError
 
 Three cases the contract does not foresee go the way that blocks nobody wrongly. A code about the contact under a 5xx
 is transient: something between us and the function is broken. So is an unknown code of ours: a newer function knows a
 reason that this client does not, so it is tried again and shown, but neither blocks the mentor nor stops the others.
 And a code that is not written like ours (``ResourceNotFound``, ``0x80040217``) comes from a gateway: no envelope.
 
-A page of what is visible has the same outcomes, and nothing of it is unknown: reading changes nothing.
+A transient push may have been done, or may be done later. It is repeated with an absolute value, and `certjob
+reconcile` reads what the portal shows. A page of visible contacts has the same outcomes.
 """
 
 from collections.abc import AsyncIterator, Mapping
@@ -37,17 +35,14 @@ from certjob.errors import (
     ConfigurationError,
     PermanentPortalError,
     PortalCallError,
-    PortalOutcomeUnknownError,
     PortalStageError,
     TransientPortalError,
 )
-from certjob.outbox.http_client import SURELY_NOT_SENT, HttpAnswer, HttpClient
+from certjob.outbox.http_client import HttpAnswer, HttpClient
 from certjob.outbox.retry import RetryPolicy, parse_retry_after
 from certjob.redaction import foreign_line
 
 PERMANENT_CODES: Final = frozenset({"contact_not_found", "invalid_request", "dynamics_rejected"})
-NOT_DONE_CODES: Final = frozenset({"dynamics_unavailable", "token_unavailable"})
-"""After any other 5xx nobody knows: a gateway says so of a function that was ended in the middle of a change."""
 TRANSIENT_STATUSES: Final = frozenset({408, 425, 429})
 """The 4xx that ask for another try, whatever the body says."""
 
@@ -246,10 +241,8 @@ class HLFDynamicsSyncService:
                 deadline_seconds=self.deadline_seconds,
                 max_body_bytes=max_body_bytes,
             )
-        except SURELY_NOT_SENT as error:
-            raise TransientPortalError(self._explain(error)) from error
         except httpx.TransportError as error:
-            raise PortalOutcomeUnknownError(self._explain(error)) from error
+            raise TransientPortalError(self._explain(error)) from error
 
     def _error_for(self, answer: HttpAnswer) -> PortalCallError:
         status, envelope = answer.status_code, _parse(answer, _Envelope)
@@ -303,7 +296,7 @@ def _judge(status: int, code: str | None) -> tuple[type[PortalCallError], str, s
     ``code`` is the envelope's, None without our envelope. The table at the top of the module says the same in words.
     """
     if status < 300:
-        return PortalOutcomeUnknownError, ", but not what the contract says", None
+        return TransientPortalError, ", but not what the contract says", None
     if status < 400:
         return PortalStageError, ", a redirect", "CERTJOB_PORTAL_URL must be the function's own address"
     if status in TRANSIENT_STATUSES:
@@ -317,8 +310,7 @@ def _judge(status: int, code: str | None) -> tuple[type[PortalCallError], str, s
         return PortalStageError, ", but not by the function", "check CERTJOB_PORTAL_URL and that it is deployed"
     if status < 500 and code in PERMANENT_CODES:
         return PermanentPortalError, "", None
-    nothing_was_done = status < 500 or code in NOT_DONE_CODES
-    return TransientPortalError if nothing_was_done else PortalOutcomeUnknownError, "", None
+    return TransientPortalError, "", None
 
 
 def _success(answer: HttpAnswer, form: type[Form]) -> Form | None:

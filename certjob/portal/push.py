@@ -12,7 +12,6 @@ from certjob.errors import (
     DynamicsSyncException,
     PermanentPortalError,
     PortalCallError,
-    PortalOutcomeUnknownError,
     PortalStageError,
     TransientPortalError,
 )
@@ -68,8 +67,6 @@ class Push:
     outcome: PushOutcome
     error: DynamicsSyncException | None = None
     """The error of the last call, if one failed."""
-    outcome_unknown: bool = False
-    """Whether a call of this round may have been acted on, or may yet be."""
 
     @property
     def is_tried(self) -> bool:
@@ -134,8 +131,7 @@ async def push_once(
         is_cut_short = stopped.is_set() and len(errors) < policy.max_attempts
         is_throttled = (cause.retry_after_seconds or 0.0) > policy.longest_retry_after_seconds
         outcome = _outcome_of(cause, is_throttled=is_throttled, is_cut_short=is_cut_short)
-    outcome_unknown = any(isinstance(each, PortalOutcomeUnknownError) for each in errors)
-    return Push(event=event, outcome=outcome, error=error, outcome_unknown=outcome_unknown)
+    return Push(event=event, outcome=outcome, error=error)
 
 
 def _outcome_of(cause: PortalCallError, *, is_throttled: bool, is_cut_short: bool) -> PushOutcome:

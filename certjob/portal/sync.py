@@ -23,8 +23,6 @@ logger = logging.getLogger(__name__)
 
 LEASE_SECONDS = 300.0
 _LOCK_TIMEOUT_MS = 500
-_UNKNOWN_LOCK_TIMEOUT_MS = 10_000
-"""A push that may still be acted on is not left to its lease so soon: a newer value would be pushed beside it."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -117,19 +115,15 @@ class PortalSyncService:
         that. A failure whose mentor is held gets its row with the next failure; it is an alert after an hour anyway.
         """
         is_news = False
-        lock_timeout_ms = _UNKNOWN_LOCK_TIMEOUT_MS if push.outcome_unknown else _LOCK_TIMEOUT_MS
 
         def record(answer: Answer) -> None:
             nonlocal is_news
-            if push.outcome_unknown and answer is not Answer.LOST:
-                parameters = {"id": push.event.id, "visible": push.event.visible}
-                database.execute(self._connection, "note_unknown_outcome", parameters)
             if answer is Answer.SETTLED and push.is_failure:
                 is_news = self._record_failure(push)
             elif answer is Answer.SETTLED and push.outcome is PushOutcome.DELIVERED:
                 self._resolve([push.event.mentor_id])
 
-        answer = self._outbox.settle(push.event, _settlement(push), then=record, lock_timeout_ms=lock_timeout_ms)
+        answer = self._outbox.settle(push.event, _settlement(push), then=record, lock_timeout_ms=_LOCK_TIMEOUT_MS)
         counts.add(push, answer)
         counts.news += is_news
         if logger.isEnabledFor(logging.DEBUG):

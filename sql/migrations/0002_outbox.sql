@@ -87,8 +87,6 @@ CREATE TABLE certjob.portal_sync_events (
     claim_contact_id  uuid,  -- the contact of the call in flight
     wanted_at         timestamptz NOT NULL DEFAULT now(),
     delivered_at      timestamptz,
-    unknown_shown_at  timestamptz,  -- the end of a call to show without a known outcome
-    unknown_hidden_at timestamptz,  -- the same for a call to hide
     last_error        text,
     failure_code      text,  -- valid only beside a last_error
     run_id            uuid
@@ -105,8 +103,6 @@ CREATE INDEX portal_sync_events_withdrawn_idx ON certjob.portal_sync_events (men
     WHERE status = 'withdrawn' AND NOT visible;
 CREATE INDEX portal_sync_events_in_flight_idx ON certjob.portal_sync_events (claim_contact_id)
     WHERE claim_token IS NOT NULL;
-CREATE INDEX portal_sync_events_unknown_idx ON certjob.portal_sync_events (claim_contact_id)
-    WHERE unknown_shown_at IS NOT NULL OR unknown_hidden_at IS NOT NULL;
 
 -- The failed pushes: at most one unresolved row per mentor. A later success resolves it.
 CREATE TABLE certjob.dynamics_sync_failures (

@@ -21,7 +21,7 @@ from tests.chaos.strikes import DatabaseProxy, Strike
 from tests.support.calm import Person, read_people
 from tests.support.command_line import Child, Finished, started, today
 from tests.support.facts import Facts
-from tests.support.intents import let_unknown_outcomes_pass, make_due, run_out
+from tests.support.intents import make_due, run_out
 from tests.support.own_server import OWN_NAME, Cluster
 from tests.support.programmes import everything
 from tests.support.smtp_server import CERTIFICATE
@@ -143,7 +143,6 @@ class Play:
         """Every lease runs out, and everything is due again."""
         self.trail.append("time passes")
         with self._session() as connection:
-            let_unknown_outcomes_pass(Facts(connection))
             for table in ("portal_sync_events", "cert_notification_log"):
                 run_out(Facts(connection), table)
                 make_due(Facts(connection), table)

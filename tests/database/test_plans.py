@@ -203,7 +203,6 @@ USES = {
     "lock_due_reminders": "cert_notification_log_due_idx",
     "lock_due_portal_events": "portal_sync_events_due_idx portal_sync_events_in_flight_idx",
     "read_portal_history": "portal_sync_events_mentor_id_idx dynamics_sync_failures_mentor_id_idx",
-    "settle_portal_events": "portal_sync_events_unknown_idx",
     "read_alerts": "cert_notification_log_failed_idx portal_sync_events_withdrawn_idx portal_unknown_contacts_open_idx",
     "lock_due_digests": "coordinator_digests_due_idx",
     "find_later_run": "job_runs_as_of_idx",

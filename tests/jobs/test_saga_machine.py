@@ -31,7 +31,7 @@ from certjob.stopping import StopFlag
 from tests.conftest import fresh_database
 from tests.support.calm import Person, read_people
 from tests.support.facts import TODAY, Facts
-from tests.support.intents import let_unknown_outcomes_pass, make_due, run_out
+from tests.support.intents import make_due, run_out
 from tests.support.nights import NoProgress, night, quick_policy
 from tests.support.portal_answers import Behaviour, Exchange, PortalRequest, cut, error, ok, reset
 from tests.support.portal_server import PortalServer
@@ -261,11 +261,9 @@ class Saga(RuleBasedStateMachine):
 
     @rule(days=st.sampled_from((0, 1, 2, 7, 15, 31, 70)))
     def time_passes(self, days: int) -> None:
-        """Until every retry time has come; in days, until no call can land any more."""
+        """Until every retry time has come."""
         self.today += timedelta(days=days)
         make_due(self.facts)
-        if days:
-            let_unknown_outcomes_pass(self.facts)
 
     @rule(mentor=mentors, change=any_change, command=commands)
     def certjob(self, mentor: UUID, change: Change, command: str) -> None:
@@ -435,7 +433,6 @@ class Saga(RuleBasedStateMachine):
         """With everything healthy one night is enough, and whatever needs a person is seen and then done."""
         self.portal_mood = "up"
         self.refused.clear()
-        let_unknown_outcomes_pass(self.facts)
         make_due(self.facts)
         anybody = next(iter(self._mentors()))
 

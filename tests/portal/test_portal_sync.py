@@ -9,7 +9,6 @@ from certjob.errors import (
     Outcome,
     PermanentPortalError,
     PortalCallError,
-    PortalOutcomeUnknownError,
     PortalStageError,
     StageEnd,
     TransientPortalError,
@@ -18,13 +17,11 @@ from certjob.outbox.claims import Answer
 from certjob.portal.sync import PortalCounts
 from tests.support.facts import TODAY, Facts
 from tests.support.intents import review
-from tests.support.nights import FlakyPortal, delivery, in_background, night
+from tests.support.nights import FlakyPortal, delivery, night
 from tests.support.scene import NEXT_YEAR, Scene, push_once
-from tests.support.waiting import until
 
 RESET = TransientPortalError("reset")
 REFUSED = PermanentPortalError("404 contact_not_found")
-UNKNOWN = PortalOutcomeUnknownError("504 outcome_unknown")
 
 EVENT = (
     "SELECT visible, version, status, attempts, claim_token IS NULL, next_attempt_at <= now() FROM portal_sync_events"
@@ -183,66 +180,6 @@ def test_a_mentor_without_a_contact_is_blocked_until_somebody_acts(scene: Scene)
     assert scene.night(portal).outcome == "ok"
     assert portal.visible == {contact: False}
     assert scene.rows(FAILURE) == [("permanent", 0, "no contact ID", True)]
-
-
-def test_the_opposite_of_an_unknown_outcome_is_pushed_once_more(scene: Scene) -> None:
-    """In five minutes, under another key; it counts as delivered, and is no alert. A quarter of an hour ends it."""
-    mentor = scene.mentor()
-    scene.wish(mentor, visible=True)
-    scene.push(UNKNOWN)
-    scene.wish(mentor, visible=False)
-    (event,) = scene.claim()
-    scene.wish(mentor, visible=True)  # a newer wish comes first: due now, and nothing was confirmed for it
-    assert scene.push(event=event) is Answer.RAISED
-    assert scene.rows(EVENT) == [(True, 3, "pending", 0, True, True)]
-    scene.wish(mentor, visible=False)
-
-    assert scene.push() is Answer.SETTLED
-
-    assert scene.counts == PortalCounts(delivered=1)
-    assert scene.rows(EVENT) == [(False, 5, "pending", 0, True, False)]
-    assert (scene.rows(MINUTES), scene.rows(ALERTS)) == ([(5,)], [])
-    for minutes, status in ((14, "pending"), (16, "delivered")):
-        scene.make_due()
-        scene.run_sql("UPDATE portal_sync_events SET unknown_shown_at = now() - make_interval(mins => %s)", minutes)
-        scene.push()
-        assert scene.rows(STATUS) == [(status,)]
-
-
-@pytest.mark.parametrize("value", [True, False])
-def test_an_unknown_outcome_concerns_the_contact_even_after_a_success(scene: Scene, value: bool) -> None:
-    """A repeat of the same value succeeded, and its event is over; the opposite that comes next is a new one."""
-    mentor = scene.mentor()
-    scene.wish(mentor, visible=value)
-    errors = iter([UNKNOWN, RESET])  # whatever comes after it
-    portal = FlakyPortal(failures=2, error=lambda: next(errors))
-    scene.service.settle(push_once(scene.claim()[0], portal), PortalCounts())
-    scene.wish(mentor, visible=value)
-    scene.push()
-    assert scene.rows(STATUS) == [("delivered",)] * 2
-    scene.wish(mentor, visible=not value)
-
-    scene.push()
-
-    events = "SELECT visible, version, status FROM portal_sync_events ORDER BY id"
-    assert scene.rows(events)[1:] == [(value, 1, "delivered"), (not value, 2, "pending")]
-
-
-def test_an_unknown_outcome_is_noted_although_a_review_holds_the_event_meanwhile(scene: Scene) -> None:
-    """That review wants the opposite; left to its lease, the hide would be forgotten."""
-    scene.hidden()
-    (event,) = scene.claim()
-    scene.app.execute("SELECT FROM portal_sync_events FOR UPDATE")
-    long_wait = (
-        "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-        " AND clock_timestamp() - query_start > interval '700 ms'"
-    )
-
-    with in_background(lambda: scene.push(UNKNOWN, event=event)):
-        until(lambda: scene.other.execute(long_wait).fetchall())
-        scene.app.rollback()
-
-    assert scene.rows("SELECT unknown_hidden_at IS NOT NULL FROM portal_sync_events") == [(True,)]
 
 
 @pytest.mark.parametrize("error", [RESET, REFUSED], ids=["pending", "blocked"])

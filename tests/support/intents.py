@@ -52,8 +52,3 @@ def run_out(facts: Facts, table: str = "portal_sync_events") -> None:
     facts.connection.execute(
         f"UPDATE {table} SET next_attempt_at = now() - interval '1 second' WHERE claim_token IS NOT NULL".encode()
     )
-
-
-def let_unknown_outcomes_pass(facts: Facts) -> None:
-    """Let the time pass in which a call with an unknown outcome could still be acted on."""
-    facts.connection.execute("UPDATE portal_sync_events SET unknown_shown_at = NULL, unknown_hidden_at = NULL")

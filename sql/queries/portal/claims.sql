@@ -93,29 +93,23 @@ RETURNING e.id, e.mentor_id, m.member_no, e.visible,
 -- name: settle_portal_events
 -- The three answers: no row (token gone, nothing is written), unchanged, or raised (a newer value came during the call:
 -- pending, due now, nothing resolved; what was withdrawn stays so).
--- A confirmed value is pushed once more after five minutes while a call with the opposite value, whose outcome nobody
--- knows, may still be acted on: it must not have the last word. Then the value holds, but the event stays pending.
 UPDATE portal_sync_events AS e
 SET status = CASE
         WHEN e.status = 'withdrawn' THEN e.status
-        WHEN e.version = %(version)s AND NOT n.once_more THEN %(status)s
+        WHEN e.version = %(version)s THEN %(status)s
         ELSE 'pending'
     END,
-    version = e.version + CASE WHEN e.version = %(version)s AND n.once_more THEN 1 ELSE 0 END,
     claim_token = NULL,
     attempts = CASE
-        WHEN e.version = %(version)s AND n.once_more THEN 0
         WHEN e.version = %(version)s AND NOT %(count_attempt)s THEN greatest(e.attempts - 1, 0)
         ELSE e.attempts
     END,
     next_attempt_at = CASE
-        WHEN e.version <> %(version)s THEN now()
-        WHEN n.once_more THEN now() + interval '5 minutes'
-        ELSE now() + make_interval(secs => %(delay_seconds)s)
+        WHEN e.version = %(version)s THEN now() + make_interval(secs => %(delay_seconds)s)
+        ELSE now()
     END,
-    wanted_at = CASE WHEN e.version = %(version)s AND n.once_more THEN now() ELSE e.wanted_at END,
     delivered_at = CASE
-        WHEN e.version = %(version)s AND %(status)s = 'delivered' AND NOT n.once_more THEN now()
+        WHEN e.version = %(version)s AND %(status)s = 'delivered' THEN now()
         ELSE e.delivered_at
     END,
     last_error = CASE
@@ -129,23 +123,5 @@ SET status = CASE
         WHEN %(error)s::text IS NULL THEN e.failure_code
         ELSE %(code)s
     END
-FROM (
-    SELECT %(status)s = 'delivered' AND EXISTS (
-        SELECT
-        FROM portal_sync_events AS own
-        JOIN portal_sync_events AS unknown ON unknown.claim_contact_id = own.claim_contact_id
-        WHERE own.id = %(id)s
-            AND (unknown.unknown_shown_at IS NOT NULL OR unknown.unknown_hidden_at IS NOT NULL)
-            AND CASE WHEN own.visible THEN unknown.unknown_hidden_at ELSE unknown.unknown_shown_at END
-                > now() - interval '15 minutes'
-    ) AS once_more
-) AS n
 WHERE e.id = %(id)s AND e.claim_token = %(token)s
-RETURNING e.version = %(version)s OR (n.once_more AND e.next_attempt_at > now()) AS unchanged
-
--- name: note_unknown_outcome
--- Whatever else is confirmed for this contact, certjob remembers that a call with this value may still be acted on.
-UPDATE portal_sync_events
-SET unknown_shown_at = CASE WHEN %(visible)s THEN now() ELSE unknown_shown_at END,
-    unknown_hidden_at = CASE WHEN %(visible)s THEN unknown_hidden_at ELSE now() END
-WHERE id = %(id)s
+RETURNING e.version = %(version)s AS unchanged
