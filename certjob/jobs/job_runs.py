@@ -4,8 +4,9 @@ import json
 import logging
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import date
 from uuid import UUID
 
 import psycopg
@@ -13,17 +14,18 @@ from psycopg.pq import TransactionStatus
 
 from certjob import __version__, database
 from certjob.database import Connection
-from certjob.errors import DatabaseUnavailableError, Outcome, StageEnd
+from certjob.errors import CertjobError, DatabaseUnavailableError, Outcome, StageEnd
 from certjob.jobs.deliveries import Progress
 from certjob.jobs.report import RunReport
 from certjob.outbox.claims import StageStop
 from certjob.outbox.open_work import read_open_work
+from certjob.redaction import harmless, without_secrets
 from certjob.review.attention import read_attention
 from certjob.review.days import looks_at_everybody, make_everybody_due
 
 logger = logging.getLogger(__name__)
 
-BEAT_SECONDS = 60.0
+BEAT_SECONDS = 15.0
 
 _LOCK_TIMEOUT_MS = 30_000
 _NOT_READ = "a table or a row is locked by another database session; end that session, then see `certjob alerts`"
@@ -42,6 +44,7 @@ class Heartbeat:
         """Begin a phase; see ``Progress``."""
         show = self._progress.phase(name, count=count) if self._progress is not None else None
         logger.info("%s", name, extra={"event": "phase"})
+        self._next_at = 0.0
         self._beat()
 
         def advance(done: int) -> None:
@@ -84,13 +87,13 @@ def recorded(
             _note_attention(connection, report, organisation=organisation)
         elif report.command == "deliver" and not _was_overdue_told(connection, report):
             report.overdue = read_attention(connection, today=report.today).overdue
-    except BaseException:
+    except BaseException as error:
         try:
-            _record_end(connection, report, Outcome.FAILED)
+            _record_end(connection, report, Outcome.FAILED, lines=[_in_a_line(error)])
         except (psycopg.Error, DatabaseUnavailableError):  # the database is what failed
             logger.info("the end of the run could not be recorded", extra={"event": "run_not_recorded"})
         raise
-    _record_end(connection, report, report.outcome)
+    _record_end(connection, report, report.outcome, lines=report.every_line)
 
 
 def _note_attention(connection: Connection, report: RunReport, *, organisation: str | None) -> None:
@@ -141,7 +144,23 @@ def _record_beginning(
     logger.info("the run has begun", extra={"event": "run_began"} | about)
 
 
-def _record_end(connection: Connection, report: RunReport, outcome: Outcome) -> None:
+def read_known_stops(connection: Connection, today: date) -> frozenset[str]:
+    """Return the keys of the stops that were told today and are not over."""
+    return frozenset(code for (code,) in database.fetch(connection, "read_known_stops", {"today": today}))
+
+
+def note_told(connection: Connection, run_id: UUID) -> None:
+    """Note that the lines of a run were written: later runs of the day do not repeat them."""
+    with suppress(psycopg.Error):  # they are repeated
+        database.execute(connection, "note_told", {"id": run_id})
+
+
+def _in_a_line(error: BaseException) -> str:
+    """Return why a run failed. The text of an unforeseen error may quote anything, so only its type is named."""
+    return str(error) if isinstance(error, CertjobError) else f"unforeseen {type(error).__name__}"
+
+
+def _record_end(connection: Connection, report: RunReport, outcome: Outcome, *, lines: Sequence[str]) -> None:
     told = ("command", "today", "outcome", "duration_seconds")  # columns of their own
     counts = {name: value for name, value in report.to_counts().items() if name not in told}
     stored = dict(counts)
@@ -150,7 +169,8 @@ def _record_end(connection: Connection, report: RunReport, outcome: Outcome) -> 
     if report.overdue:
         stored["overdue"] = True
     stored |= {f"{stop.stage}_stop": stop.reason for stop in report.stopped if stop.stage in ("portal", "mail")}
-    parameters = {"id": report.run_id, "outcome": outcome, "counts": json.dumps(stored)}
+    safe_lines = [without_secrets(" ".join(harmless(line).split())) for line in lines]
+    parameters = {"id": report.run_id, "outcome": outcome, "counts": json.dumps(stored), "lines": safe_lines}
     database.execute(connection, "finish_job_run", parameters)
     about = {"outcome": str(outcome), "duration_seconds": report.duration_seconds}
     logger.info("the run has ended", extra={"event": "run_ended"} | about | counts)

@@ -11,7 +11,7 @@ from certjob.database import Connection
 from certjob.domain.models import Reminder
 from certjob.facts.lookup import find_organisation
 from certjob.jobs.deliveries import Deliveries, Delivery, Progress
-from certjob.jobs.job_runs import recorded
+from certjob.jobs.job_runs import read_known_stops, recorded
 from certjob.jobs.report import PlannedChange, RunReport
 from certjob.mail.reminders import find_new_reminders, find_without_address
 from certjob.mail.stage import MailCounts
@@ -45,7 +45,7 @@ def deliver(
         command="deliver", run_id=run_id or uuid4(), today=today, reminders=MailCounts(), digests=MailCounts()
     )
     wrong_day = why_wrong_day(connection, today, zone=delivery.zone, accept_date=accept_date)
-    report.known_stops = _last_stops(connection)
+    report.known_stops = read_known_stops(connection, report.today)
     with recorded(connection, report, progress=progress) as beating:
         if wrong_day is None:
             _review_open_pushes(connection, report, stop=stop)
@@ -61,10 +61,6 @@ def _review_open_pushes(connection: Connection, report: RunReport, *, stop: Stop
         connection, today=report.today, run_id=report.run_id, guard=guard, stop=stop
     )
     service.apply_open_pushes()
-
-
-def _last_stops(connection: Connection) -> frozenset[str]:
-    return frozenset(database.fetch_value(connection, "read_last_stops") or ())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +109,7 @@ def run(
     if options.dry_run:
         _plan(connection, report, options=options, organisation_id=organisation_id, progress=progress)
         return report
-    report.known_stops = _last_stops(connection)
+    report.known_stops = read_known_stops(connection, report.today)
     with recorded(
         connection,
         report,

@@ -99,7 +99,7 @@ class RunReport:
     """No run of this day has reported what needs attention."""
     stopped: list[StageStop] = field(default_factory=list)
     known_stops: frozenset[str] = frozenset()
-    """The keys of stops that the run before had too."""
+    """The keys of stops that were told today and are not over."""
     changes: list[PlannedChange] = field(default_factory=list)
     crashed: bool = False
     """A stage ended by an error nobody foresaw."""
@@ -125,7 +125,13 @@ class RunReport:
         number = self.attention.acknowledged if self.attention is not None else 0
         return [*lines, f"{number:,} acknowledged; see `certjob alerts --acknowledged`"] if lines and number else lines
 
-    def _lines(self, *, only_new: bool) -> list[str]:
+    @property
+    def every_line(self) -> list[str]:
+        """The reasons, and also why stages stopped if that was told before."""
+        return self._lines(only_new=False, known_stops=frozenset())
+
+    def _lines(self, *, only_new: bool, known_stops: frozenset[str] | None = None) -> list[str]:
+        known_stops = self.known_stops if known_stops is None else known_stops
         attention = self.attention
         lines = [self.overdue] if self.overdue else []
         if attention is None or attention.counts[Kind.HELD].new or not only_new:
@@ -134,7 +140,7 @@ class RunReport:
         lines += [
             str(stop)
             for stop in self.stopped
-            if not quiet or stop.code is StageEnd.CRASH or stop.key not in self.known_stops
+            if not quiet or stop.code is StageEnd.CRASH or stop.key not in known_stops
         ]
         if self.review is not None:
             is_old = only_new and attention is not None and not attention.counts[Kind.NEVER_REVIEWED].new
@@ -182,8 +188,19 @@ class RunReport:
         names = ("command", "today", "outcome", "duration_seconds")
         parts = ("mentors", "certificates", "reminders", "read", "differences", "portal", "digests")
         return {name: document[name] for name in (*names, *parts) if name in document} | {
-            "stop_codes": [stop.key for stop in self.stopped]
+            "stop_codes": [stop.key for stop in self.stopped],
+            "worked": self._worked(),
         }
+
+    def _worked(self) -> list[str]:
+        """Return the stages that did something: an earlier reason why they stopped is over."""
+        mails = [counts for counts in (self.reminders, self.digests) if counts is not None]
+        worked = {
+            "portal": self.portal.delivered,
+            "mail": sum(counts.sent for counts in mails),
+            "alerts": self.attention is not None,
+        }
+        return [stage for stage, number in worked.items() if number]
 
     def to_ping(self) -> dict[str, Any]:
         """Return what a ping may tell others: how many alerts of each kind, and the keys of what stopped."""

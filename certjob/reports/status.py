@@ -35,6 +35,8 @@ class Run:
     finished_at: datetime | None
     outcome: str
     """``ok``, ``attention``, ``failed``, ``running``, or ``died``: it ended without a word."""
+    lines: Sequence[str]
+    """Why it failed, or what needs attention."""
     duration_seconds: float
     """How long it took, has been running up to now, or was heard of before it died."""
 

@@ -194,7 +194,9 @@ CREATE TABLE certjob.job_runs (
     last_seen_at timestamptz NOT NULL DEFAULT now(),
     finished_at  timestamptz,
     outcome      text CHECK (outcome IN ('ok', 'attention', 'failed')),
-    counts       jsonb NOT NULL DEFAULT '{}'
+    counts       jsonb NOT NULL DEFAULT '{}',
+    lines        text[] NOT NULL DEFAULT '{}',  -- why it failed, or what needs attention: ids, no personal data
+    told_at      timestamptz  -- when these lines were written to standard error without an error
 );
 ALTER TABLE certjob.job_runs ENABLE ROW LEVEL SECURITY;
 CREATE INDEX job_runs_as_of_idx ON certjob.job_runs (as_of);

@@ -1,9 +1,12 @@
 """The stages of a delivery: one after the other, and none stops the next."""
 
 import asyncio
+import json
+import subprocess
 import time
 from dataclasses import replace
 from datetime import date, timedelta
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
@@ -14,9 +17,10 @@ from certjob.mail.message import OutgoingMessage
 from certjob.outbox import claims
 from certjob.outbox.open_work import NO_WORK
 from certjob.portal.sync import PortalSyncService
-from tests.conftest import Certjob
+from tests.conftest import Certjob, installed_command
 from tests.support.command_line import today
 from tests.support.facts import TODAY
+from tests.support.intents import make_due
 from tests.support.nights import CollectingChannel, FlakyPortal, delivery
 from tests.support.portal_answers import error, ok
 from tests.support.scene import Scene
@@ -183,3 +187,71 @@ def test_deliver_says_once_why_nobody_can_be_mailed_or_pushed_and_again_when_tha
     assert deliver_says("535 login", expired) == ["535 login"]
     assert deliver_says("535 login", narrow) == [narrow]
     assert deliver_says("535 login", narrow) == []
+
+
+def test_deliver_repeats_no_reason_because_there_was_nothing_to_do_meanwhile(due: Scene) -> None:
+    """A delivery with nothing due does not show that the mail server is back."""
+    due.night(deliver=False)
+    due.channel.on_send = lambda _message: ChannelDownError("refused")
+
+    said = []
+    for _ in range(3):
+        said.append(due.deliver(due.portal, channel=due.channel).reasons)
+        due.run_sql("UPDATE cert_notification_log SET next_attempt_at = now() + interval '1 hour'")
+        due.run_sql("UPDATE coordinator_digests SET next_attempt_at = now() + interval '1 hour'")
+        said.append(due.deliver(due.portal, channel=due.channel).reasons)
+        due.make_due()
+        for table in ("cert_notification_log", "coordinator_digests"):
+            make_due(due.facts, table)
+
+    assert said == [["mail: refused; the rest stays pending"], [], [], [], [], []]
+
+
+def test_deliver_says_a_reason_again_after_it_was_over_and_on_the_next_day(due: Scene) -> None:
+    """Once a message has gone out, the next outage is another one."""
+    due.night(deliver=False)
+    down = ["mail: refused; the rest stays pending"]
+
+    def deliver(fault: Exception | None) -> list[str]:
+        due.channel.on_send = lambda _message: fault
+        return due.deliver(due.portal, channel=due.channel).reasons
+
+    assert deliver(ChannelDownError("refused")) == down
+    assert deliver(ChannelDownError("refused")) == []
+    assert deliver(None) == []
+    due.run_sql("UPDATE cert_notification_log SET status = 'pending', next_attempt_at = now()")
+    assert deliver(ChannelDownError("refused")) == down
+    due.run_sql("UPDATE job_runs SET as_of = as_of - 1")
+    assert deliver(ChannelDownError("refused")) == down
+
+
+def test_lines_that_could_not_be_written_are_said_by_the_next_run(
+    scene: Scene, environment: dict[str, str], certjob: Certjob
+) -> None:
+    """A crontab that appends to a log on a full disk; `certjob status` has the reasons of every run."""
+    scene.expired()
+    with Path("/dev/full").open("w") as full:
+        command = [str(installed_command()), "run"]
+        subprocess.run(command, env=environment, stderr=full, check=False, timeout=60)
+    ours = {"CERTJOB_PORTAL_URL": "", "CERTJOB_PORTAL_KEY": ""}
+
+    said = [certjob("run", **ours).stderr for _ in range(2)]
+
+    line = "1 mentor may still be visible on the portal; see `certjob alerts`"
+    assert [f"certjob run: {line}\n" in each for each in said] == [True, False]
+    runs = json.loads(certjob("status", "--json").stdout)["runs"]
+    assert [line in run["lines"] for run in runs] == [True, True, True]
+
+
+def test_status_names_why_a_run_failed(scene: Scene, certjob: Certjob) -> None:
+    """The database refused a statement: its words are in the ledger, with ids and without personal data."""
+    scene.expired(full_name="Kari Nordmann")
+    scene.run_sql("ALTER TABLE portal_sync_events RENAME COLUMN visible TO shown")
+    failed = certjob("run")
+    scene.run_sql("ALTER TABLE portal_sync_events RENAME COLUMN shown TO visible")
+
+    assert failed.returncode == 1
+    ((lines,),) = scene.rows("SELECT lines FROM job_runs")
+    assert lines == ["unforeseen UndefinedColumn"]
+    assert "run, failed, under 1 s, on " in certjob("status").stdout
+    assert ": unforeseen UndefinedColumn\n" in certjob("status").stdout

@@ -116,7 +116,7 @@ def test_the_runs_are_those_that_matter(status: Status) -> None:
         assert (run["outcome"], run["finished_at"]) == (outcome, None)
         assert seconds <= run["duration_seconds"] < seconds + 60
     assert ", running, for 11 min " in page
-    assert ", died, after 1 h 30 min, on night-1\n" in page
+    assert ", died, last seen after 1 h 30 min, on night-1\n" in page
     assert sorted(run["command"] for run in shown.values()) == ["deliver"] * 5 + ["run"] * 5
     assert {(run["outcome"], run["duration_seconds"]) for run in shown.values()} == {("ok", 90.0)}
     assert [run["started_at"] for run in runs] == sorted((run["started_at"] for run in runs), reverse=True)
@@ -125,7 +125,7 @@ def test_the_runs_are_those_that_matter(status: Status) -> None:
 def test_a_long_run_says_now_and_then_that_it_is_alive(
     connection: Connection, app: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At most once a minute, never inside a transaction; a database that is gone does not end the beating."""
+    """Four times a minute at most, never inside a transaction; a database that is gone does not end the beating."""
     report, clock = RunReport(command="run", today=TODAY), time.monotonic()
     app.autocommit = True
 

@@ -13,6 +13,7 @@ from certjob.database import Connection
 from certjob.errors import PortalCallError, TransientPortalError
 from certjob.jobs import nightly
 from certjob.jobs.deliveries import Delivery
+from certjob.jobs.job_runs import note_told
 from certjob.jobs.nightly import NightOptions
 from certjob.jobs.report import RunReport
 from certjob.mail.message import Channel, OutgoingMessage
@@ -155,14 +156,17 @@ def night(
     stop: StopFlag | None = None,
     **options: Any,
 ) -> RunReport:
-    """Run one night; the options are those of NightOptions."""
-    return nightly.run(
+    """Run one night, and print its lines nowhere; the options are those of NightOptions."""
+    report = nightly.run(
         connection,
         options=NightOptions(today=today, accept_date=today, **options),
         delivery=ways_out or delivery(portal=portal, channel=channel),
         stop=stop or StopFlag(),
         progress=NoProgress(),
     )
+    if not report.dry_run:
+        note_told(connection, report.run_id)
+    return report
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from certjob import database
 from certjob.database import Connection
 from certjob.errors import PortalCallError, StoppedBySignalError
 from certjob.jobs import nightly
+from certjob.jobs.job_runs import note_told
 from certjob.jobs.reconcile import reconcile
 from certjob.jobs.report import RunReport
 from certjob.jobs.resync import Resync, resync
@@ -129,9 +130,11 @@ class Scene:
         """The delivery half alone, as cron starts it between the nights."""
         ways_out = delivery(portal=portal, channel=channel)
         connection = connection or self.connection
-        return nightly.deliver(
+        report = nightly.deliver(
             connection, today=TODAY, delivery=ways_out, stop=StopFlag(), progress=nights.NoProgress()
         )
+        note_told(connection, report.run_id)
+        return report
 
     def resync(
         self, mentor_id: UUID, portal: Portal = None, *, connection: Connection | None = None, **options: Any

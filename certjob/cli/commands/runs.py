@@ -175,7 +175,9 @@ def report_on(call: Call, opened: Session, report: "RunReport") -> int:
 
     from certjob.cli.documents import print_document
     from certjob.cli.pages import night
+    from certjob.cli.terminal.streams import stderr_is_complete
     from certjob.facts.lookup import name_mentors
+    from certjob.jobs.job_runs import note_told
 
     opened.ping_body.update(report.to_ping())
     if call.json:
@@ -188,4 +190,7 @@ def report_on(call: Call, opened: Session, report: "RunReport") -> int:
         night.show_totals(opened.output, report)
     # cron mails what is printed: it gets the whole once a day, then what is new
     is_watched = opened.output.on_terminal or opened.output.interactive
-    return call.end(report.outcome, report.reasons if is_watched else report.news)
+    exit_code = call.end(report.outcome, report.reasons if is_watched else report.news)
+    if not report.dry_run and stderr_is_complete():
+        note_told(opened.connection, report.run_id)
+    return exit_code

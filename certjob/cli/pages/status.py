@@ -76,7 +76,8 @@ def _plain_lines(status: SystemStatus, *, zone: tzinfo) -> Iterator[str]:
         yield f"waiting {_SORTS[name]}: {work.open:,}{since}"
     for run in status.runs:
         started, command, outcome, took, host = _run_cells(run, zone)
-        yield f"run: {started}, {command}, {outcome}, {took}, on {host}"
+        took = f"last seen {took}" if outcome == "died" else took
+        yield f"run: {started}, {command}, {outcome}, {took}, on {host}{_because(run)}"
     for name, text in _figures(status, zone):
         yield f"{name[:1].lower()}{name[1:]}: {text}"
 
@@ -106,8 +107,19 @@ def _figures(status: SystemStatus, zone: tzinfo) -> Iterator[tuple[str, str]]:
         yield "Without any certificate", f"{mentors}, hidden on every portal"
     if status.acknowledged:
         yield "Acknowledged", f"{number(status.acknowledged, 'alert')}; see `certjob alerts --acknowledged`"
+    failed = next((run for run in status.runs if run.outcome == "failed" and run.lines), None)
+    if failed is not None:
+        yield f"{failed.command.capitalize()} failed at {_moment(failed.started_at, zone)}", _because(failed)[2:]
     if status.mail_waits_until is not None:
         yield "Mail waits until", f"{_moment(status.mail_waits_until, zone)} (CERTJOB_MAIL_HOURS)"
+
+
+def _because(run: Run) -> str:
+    """Return the first of a run's lines, and how many more there are."""
+    if not run.lines:
+        return ""
+    more = f" (and {len(run.lines) - 1:,} more)" if len(run.lines) > 1 else ""
+    return f": {run.lines[0]}{more}"
 
 
 def _moment(at: datetime, zone: tzinfo) -> str:

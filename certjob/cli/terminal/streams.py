@@ -15,7 +15,9 @@ class _Stream(io.FileIO):
         try:
             return super().write(data)
         except OSError as error:
-            if error.errno not in _NOBODY_READS and self.fileno() != _STDERR:
+            if self.fileno() == _STDERR:
+                _lost.append(error)
+            elif error.errno not in _NOBODY_READS:
                 raise
             return len(data)
 
@@ -23,7 +25,14 @@ class _Stream(io.FileIO):
 _NOBODY_READS = (errno.EPIPE, errno.EIO)
 """The pipe is closed; the terminal is gone, as after a dropped connection."""
 _STDERR = 2
-"""When it cannot be written to, nobody can be told."""
+_lost: list[OSError] = []
+"""Why something could not be written to standard error; no one can be told."""
+
+
+def stderr_is_complete() -> bool:
+    """Return whether everything that was printed to standard error could be written."""
+    sys.stderr.flush()
+    return not _lost
 
 
 def forgiving(stream: Any) -> io.TextIOWrapper:

@@ -10,28 +10,43 @@ UPDATE job_runs SET last_seen_at = now() WHERE id = %(id)s AND finished_at IS NU
 -- name: finish_job_run
 -- The end of a run, whatever it was.
 UPDATE job_runs
-SET finished_at = now(), last_seen_at = now(), outcome = %(outcome)s, counts = %(counts)s
+SET finished_at = now(), last_seen_at = now(), outcome = %(outcome)s, counts = %(counts)s, lines = %(lines)b
 WHERE id = %(id)s
 
--- name: read_last_stops
--- Why stages stopped in the most recently finished delivery: a cron line every 15 minutes does not repeat itself.
-SELECT counts -> 'stop_codes'
-FROM job_runs
-WHERE command IN ('run', 'deliver') AND finished_at IS NOT NULL
-ORDER BY finished_at DESC
-LIMIT 1
+-- name: note_told
+-- The run's lines were written: later runs of the day do not repeat them.
+UPDATE job_runs SET told_at = now() WHERE id = %(id)s
+
+-- name: read_known_stops
+-- Why stages have stopped today, if it was told and is not over: a cron line every 15 minutes does not repeat itself. It is
+-- over once a later run has done something in that stage. A run that had nothing to do there proves nothing.
+SELECT DISTINCT stop.code
+FROM job_runs AS told
+CROSS JOIN LATERAL jsonb_array_elements_text(told.counts -> 'stop_codes') AS stop (code)
+WHERE told.command IN ('run', 'deliver')
+    AND told.as_of = %(today)s
+    AND told.told_at IS NOT NULL
+    AND NOT EXISTS (
+        SELECT
+        FROM job_runs AS later
+        WHERE later.as_of = %(today)s
+            AND later.started_at > told.started_at
+            AND later.counts -> 'worked' ? split_part(stop.code, ':', 1)
+    )
 
 -- name: was_overdue_told
 -- Whether a delivery of this day has said that no full run has finished: it says so once a day.
-SELECT EXISTS (SELECT FROM job_runs WHERE command = 'deliver' AND as_of = %(today)s AND counts ? 'overdue')
+SELECT EXISTS (
+    SELECT FROM job_runs WHERE command = 'deliver' AND as_of = %(today)s AND told_at IS NOT NULL AND counts ? 'overdue'
+)
 
 -- name: read_last_report
--- The last night (over the same organisations) that reported what needs attention: its day, and when it looked.
+-- The last run (over the same organisations) that told what needs attention: its day, and when it looked.
 SELECT as_of, (counts ->> 'alerts_read_at')::timestamptz
 FROM job_runs
 WHERE command = 'run'
     AND organisation IS NOT DISTINCT FROM %(organisation)s::text
-    AND finished_at IS NOT NULL
+    AND told_at IS NOT NULL
     AND counts ->> 'alerts_read_at' IS NOT NULL
 ORDER BY finished_at DESC
 LIMIT 1

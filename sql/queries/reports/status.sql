@@ -3,7 +3,7 @@
 -- in a week that failed, and that never ended, however many came after it: an hourly night must not hide them. A run that
 -- has not finished is alive as long as it updates last_seen_at.
 SELECT
-    id AS run_id, command, organisation, host, version, as_of, started_at, last_seen_at, finished_at, outcome,
+    id AS run_id, command, organisation, host, version, as_of, started_at, last_seen_at, finished_at, outcome, lines,
     round(extract(epoch FROM greatest(ended_at - started_at, interval '0')), 3)::float8 AS duration_seconds
 FROM (
     SELECT
@@ -16,6 +16,7 @@ FROM (
         started_at,
         last_seen_at,
         finished_at,
+        lines,
         coalesce(outcome, CASE WHEN is_silent THEN 'died' ELSE 'running' END) AS outcome,
         coalesce(finished_at, CASE WHEN is_silent THEN last_seen_at ELSE now() END) AS ended_at,
         row_number() OVER (PARTITION BY command ORDER BY started_at DESC) AS number,
