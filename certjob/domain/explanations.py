@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import date
+from datetime import date, datetime
 
 from certjob.domain import rules
 from certjob.domain.models import (
@@ -23,6 +23,15 @@ def day_words(day: date, today: date) -> str:
     ('12 March', '12 March 2027')
     """
     return f"{day.day} {day:%B}" + ("" if day.year == today.year else f" {day.year:04}")
+
+
+def moment_words(at: datetime, today: date) -> str:
+    """Return a local time with its day, as a sentence has it. Tables and lines for programs have ISO dates instead.
+
+    >>> moment_words(datetime(2026, 3, 9, 8, 5), date(2026, 3, 9)), moment_words(datetime(2026, 3, 9), date(2026, 4, 1))
+    ('today 08:05', '9 March 00:00')
+    """
+    return f"{'today' if at.date() == today else day_words(at.date(), today)} {at:%H:%M}"
 
 
 def distance_words(day: date, today: date) -> str:

@@ -258,13 +258,35 @@ def test_mentor_without_a_certificate_is_not_called_certified(explained: Explain
     """A certificate that has not begun does not count either."""
     bare = explained.mentor(explained.organisation(portal=None), full_name=None, member_no="M1")
     explained.run()
-    assert explained.page(bare, "Holds no certificate that counts, so").startswith("M1, HLF\n")
+    assert explained.page(bare, "Has never held a certificate that counts, so").startswith("M1, HLF\n")
 
     explained.certificate(bare, date(2028, 3, 20), issued_on=date(2026, 3, 20))
 
     explained.page(bare, "likeperson has not begun yet")
     document = explained.explain(bare).to_document()
     assert (document["without_certificate"], document["certified"]) == (True, False)
+
+
+def test_mentor_who_never_had_a_certificate_is_hidden(explained: Explained) -> None:
+    """The page says so, and that the first certificate shows the mentor; no pause is opened."""
+    bare = explained.mentor(explained.organisation())
+    explained.page(
+        bare, "Active: no pause is open. Has never held", "They are hidden on the portal.", "to hide the mentor"
+    )
+    explained.run(portal=FlakyPortal())
+
+    explained.page(bare, "wanted: hidden", "the portal last confirmed: hidden")
+    explained.certificate(bare, IN_700_DAYS, issued_on=TODAY)
+
+    assert explained.next(bare).what[-1] == "the portal is asked to show the mentor"
+
+
+def test_new_mentor_without_contact_and_certificate_waits_for_nothing(explained: Explained) -> None:
+    """Nothing is queued that no one could deliver."""
+    bare = explained.mentor(explained.organisation(), contact_id=None)
+    explained.run(portal=FlakyPortal())
+
+    assert explained.explain(bare).next is None
 
 
 def test_every_kind_of_certificate_is_judged_separately(explained: Explained) -> None:

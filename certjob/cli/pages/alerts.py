@@ -11,7 +11,7 @@ from typing import Final
 
 from certjob.cli.terminal.lines import PageLine, wrap
 from certjob.cli.terminal.output import Output
-from certjob.domain.explanations import day_words, number
+from certjob.domain.explanations import day_words, moment_words, number
 from certjob.redaction import harmless
 from certjob.reports.alerts import Alert
 from certjob.review.attention import Kind, in_words
@@ -119,7 +119,7 @@ def _group(group: Sequence[Alert], *, now: datetime) -> Iterator[PageLine]:
     yield PageLine(head="What to do: ", text=_do(group, now=now), indent=2)
     is_same = len({alert.error for alert in group}) == 1
     for alert in group[:MOST_ROWS]:
-        since = f"since {moment(alert.since, now=now)}, {_duration(now, alert.since)}"
+        since = f"since {moment_words(alert.since.astimezone(now.tzinfo), now.date())}, {_duration(now, alert.since)}"
         yield PageLine(head=_who(alert), text=f": {_about(alert) or since}", bullet="- ", indent=4)
         if acknowledged := _acknowledged(alert):
             yield PageLine(text=acknowledged, indent=6)
@@ -135,7 +135,7 @@ def _technical(group: Sequence[Alert], *, now: datetime, indent: int) -> Iterato
     """Yield the technical reason, and when it was last so."""
     if reason := _technical_reason(group[0]):
         failed_at = max((alert.last_failed_at for alert in group if alert.last_failed_at), default=None)
-        said = f"Last failure {moment(failed_at, now=now)}" if failed_at else "Reason"
+        said = f"Last failure {moment_words(failed_at.astimezone(now.tzinfo), now.date())}" if failed_at else "Reason"
         yield PageLine(text=f"{said}: {reason}", indent=indent)
 
 
@@ -180,12 +180,6 @@ def next_try(at: datetime, *, now: datetime) -> str:
     local = at.astimezone(now.tzinfo)
     on = "" if local.date() == now.date() else f"on {day_words(local.date(), now.date())} "
     return f"{on}at {local:%H:%M}, or soon after"
-
-
-def moment(at: datetime, *, now: datetime) -> str:
-    """Return a time of day with its day, as people write it."""
-    local = at.astimezone(now.tzinfo)
-    return f"{'today' if local.date() == now.date() else day_words(local.date(), now.date())} {local:%H:%M}"
 
 
 def _duration(now: datetime, since: datetime) -> str:

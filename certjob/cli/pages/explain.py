@@ -9,7 +9,7 @@ from certjob.cli.terminal.output import Output
 from certjob.cli.terminal.plain import WARNING_STYLE
 from certjob.domain.addresses import parse_address
 from certjob.domain.causes import NEVER_TRIED, advise_on_message, advise_on_push
-from certjob.domain.explanations import day_words, number, reason_words, threshold_words
+from certjob.domain.explanations import day_words, moment_words, number, reason_words, threshold_words
 from certjob.domain.models import OWN_PAUSE_REASON, Status
 from certjob.reports.alerts import resync_command
 from certjob.reports.explain import ExplainedCertificate, Explanation, Pause, Portal
@@ -29,8 +29,7 @@ def page_lines(explained: Explanation, *, zone: tzinfo) -> Iterator[PageLine]:
     person, today = explained.mentor, explained.today
 
     def moment(at: datetime) -> str:
-        local = at.astimezone(zone)
-        return f"{day_words(local.date(), today)} {local:%H:%M}"
+        return moment_words(at.astimezone(zone), today)
 
     name = person.member_no if person.full_name is None else f"{person.full_name} ({person.member_no})"
     yield PageLine(text=f"{name}, {person.organisation_name}", style="bold")
@@ -65,7 +64,8 @@ def _certification(explained: Explanation) -> str:
     why = "; ".join(explained.certified_because)
     if explained.without_certificate:
         said = f" ({why})" if why else ""
-        return f"Holds no certificate that counts{said}, so certjob does not pause this mentor and hides them."
+        hidden = " They are hidden on the portal." if explained.portal and explained.portal.has_portal else ""
+        return f"Has never held a certificate that counts{said}, so certjob does not pause or remind them.{hidden}"
     return f"{'Certified' if explained.certified else 'Not certified'}: {why}."
 
 

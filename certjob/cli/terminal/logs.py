@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 import traceback
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -14,7 +15,11 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 
 
 class TextFormatter(logging.Formatter):
-    """Time, level and sentence, and behind it the ids and numbers given as ``extra``."""
+    """Time in UTC, level, sentence, and the ids and numbers given as ``extra``."""
+
+    converter = time.gmtime  # type: ignore[assignment]  # as logging's documentation has it
+    default_time_format = "%Y-%m-%d %H:%M:%S"
+    default_msec_format = "%s.%03dZ"
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record as text."""
