@@ -1,9 +1,6 @@
--- The facts: the app, an import or a person writes them. certjob writes only the columns that are called derived, and
--- its own pauses. 0003_triggers.sql limits the length of texts; 0006_roles.sql says who may write what.
---
--- Each table switches on row-level security where it is created, so that no table is ever exposed by mistake.
+-- Facts. The app, an import or a person writes them. certjob writes only its own pauses and the derived columns.
+-- 0003_triggers.sql limits the length of texts. 0006_roles.sql grants rights and switches on row-level security.
 
--- The member organisations, each with its portal and its rules for reminders.
 CREATE TABLE certjob.organisations (
     id                  uuid PRIMARY KEY DEFAULT gen_random_uuid(),
     slug                text NOT NULL UNIQUE CHECK (slug ~ '^[a-z0-9][a-z0-9_-]{0,62}$'),
@@ -16,16 +13,13 @@ CREATE TABLE certjob.organisations (
     renewal_url         text,
     sender              text CHECK (sender <> ''),  -- an address, or a name and <address>; null: CERTJOB_MAIL_FROM
     CONSTRAINT organisations_reminder_thresholds_check CHECK (
-        coalesce(array_ndims(reminder_thresholds), 1) = 1
-        AND cardinality(reminder_thresholds) <= 50
+        coalesce(array_ndims(reminder_thresholds), 1) = 1 AND cardinality(reminder_thresholds) <= 50
         AND array_position(reminder_thresholds, NULL) IS NULL
-        AND -3650 <= ALL (reminder_thresholds)
-        AND 3650 >= ALL (reminder_thresholds)
+        AND -3650 <= ALL (reminder_thresholds) AND 3650 >= ALL (reminder_thresholds)
     )
 );
-ALTER TABLE certjob.organisations ENABLE ROW LEVEL SECURITY;
 
--- The people who look after an organisation's mentors. They receive its digest.
+-- The recipients of an organisation's digest.
 CREATE TABLE certjob.coordinators (
     id              uuid PRIMARY KEY DEFAULT gen_random_uuid(),  -- the app's user id: auth.uid() on Supabase
     organisation_id uuid NOT NULL REFERENCES certjob.organisations (id),
@@ -33,10 +27,8 @@ CREATE TABLE certjob.coordinators (
     email           text NOT NULL CHECK (email <> ''),
     locale          text NOT NULL DEFAULT 'nb' CHECK (locale IN ('nb', 'nn', 'en'))
 );
-ALTER TABLE certjob.coordinators ENABLE ROW LEVEL SECURITY;
 CREATE UNIQUE INDEX coordinators_one_per_address ON certjob.coordinators (organisation_id, lower(email));
 
--- The volunteers.
 CREATE TABLE certjob.mentors (
     id                  uuid PRIMARY KEY DEFAULT gen_random_uuid(),
     organisation_id     uuid NOT NULL REFERENCES certjob.organisations (id),
@@ -44,26 +36,19 @@ CREATE TABLE certjob.mentors (
     full_name           text,
     email               text,
     locale              text NOT NULL DEFAULT 'nb' CHECK (locale IN ('nb', 'nn', 'en')),
-    -- The contact on the portal. Two mentors with one contact would hide and show each other. Deferrable, so that one
-    -- transaction can swap two of them.
+    -- Unique, because two mentors with one contact would hide and show each other. One transaction may swap two.
     dynamics_contact_id uuid UNIQUE DEFERRABLE INITIALLY IMMEDIATE,
     left_at             timestamptz,
-    -- Derived: the last value wanted on the portal; null: push the next value, whatever it is.
-    portal_visible      boolean DEFAULT true,
-    -- Derived: the last day on which the mentor is certified if no fact changes; 0001-01-01: not certified; null: not
-    -- reviewed yet.
-    certified_until     date,
-    -- Derived: the next day on which something can be due; -infinity: review now, infinity: never.
-    review_on           date NOT NULL DEFAULT '-infinity',
+    -- Derived columns.
+    portal_visible      boolean DEFAULT true,  -- the last value queued for the portal; null: queue the next one anyway
+    certified_until     date,  -- the last certified day if no fact changes; 0001-01-01: not certified; null: unknown
+    review_on           date NOT NULL DEFAULT '-infinity',  -- the next review; -infinity: now, infinity: never
     UNIQUE (organisation_id, member_no),
-    -- A run pages through the mentors and starts after ('-infinity', nil), so it would skip a mentor with this id.
+    -- A run pages through the mentors and starts after this id, so it would skip such a mentor.
     CONSTRAINT mentors_id_check CHECK (id <> '00000000-0000-0000-0000-000000000000')
 );
-ALTER TABLE certjob.mentors ENABLE ROW LEVEL SECURITY;
--- With this index the cost of a run depends on the number of due mentors, not on the number of all mentors.
 CREATE INDEX mentors_review_on_id_idx ON certjob.mentors (review_on, id);
 
--- The certificates of a mentor, with their first and last day.
 CREATE TABLE certjob.certificates (
     id         uuid PRIMARY KEY DEFAULT gen_random_uuid(),
     mentor_id  uuid NOT NULL REFERENCES certjob.mentors (id) ON DELETE CASCADE,
@@ -75,13 +60,12 @@ CREATE TABLE certjob.certificates (
         CHECK (status IN ('recorded', 'upcoming', 'valid', 'expiring', 'expired', 'renewed', 'revoked')),
     UNIQUE (mentor_id, kind, issued_on),
     CONSTRAINT certificates_expires_on_check CHECK (expires_on >= issued_on),
-    -- PostgreSQL knows infinity and years after 9999, many programs do not; 9999-12-31 serves as "never".
+    -- Many programs cannot read infinity or years after 9999. 9999-12-31 means "never".
     CONSTRAINT certificates_dates_check CHECK (issued_on >= '0001-01-01' AND expires_on <= '9999-12-31')
 );
-ALTER TABLE certjob.certificates ENABLE ROW LEVEL SECURITY;
 CREATE INDEX certificates_expires_on_idx ON certjob.certificates (expires_on);
 
--- The pauses of a mentor: a paused mentor may not meet people. Pauses with the actor certjob are derived.
+-- A paused mentor may not take assignments. Pauses with the actor certjob are derived.
 CREATE TABLE certjob.mentor_pauses (
     id        uuid PRIMARY KEY DEFAULT gen_random_uuid(),
     mentor_id uuid NOT NULL REFERENCES certjob.mentors (id) ON DELETE CASCADE,
@@ -93,15 +77,12 @@ CREATE TABLE certjob.mentor_pauses (
     -- certjob opens and lifts only its own pauses.
     CONSTRAINT mentor_pauses_own_check CHECK ((reason = 'certification_expired') = (actor = 'certjob')),
     CONSTRAINT mentor_pauses_lifted_check CHECK (
-        (lifted_by IS NULL OR lifted_at IS NOT NULL)
-        AND (lifted_by IS DISTINCT FROM 'certjob' OR actor = 'certjob')
+        (lifted_by IS NULL OR lifted_at IS NOT NULL) AND (lifted_by IS DISTINCT FROM 'certjob' OR actor = 'certjob')
     )
 );
-ALTER TABLE certjob.mentor_pauses ENABLE ROW LEVEL SECURITY;
 CREATE INDEX mentor_pauses_mentor_id_idx ON certjob.mentor_pauses (mentor_id);
 CREATE UNIQUE INDEX mentor_pauses_one_open_per_reason ON certjob.mentor_pauses (mentor_id, reason)
     WHERE lifted_at IS NULL;
--- For the digests: the pauses that certjob opened or lifted lately.
 CREATE INDEX mentor_pauses_own_paused_at_idx ON certjob.mentor_pauses (paused_at)
     WHERE reason = 'certification_expired';
 CREATE INDEX mentor_pauses_own_lifted_at_idx ON certjob.mentor_pauses (lifted_at)

@@ -1,9 +1,7 @@
--- What certjob writes: the audit, the intents (a mail to send, a portal value to push), their failures, and the ledger
--- of runs. An intent is committed together with the state that causes it, and delivered afterwards.
---
--- The columns of every intent: a claim sets claim_token and moves next_attempt_at to the end of its lease; whoever
--- settles the intent must name the token. last_error and failure_code (a cause of docs/json.md) describe the last
--- failure.
+-- Tables that certjob writes: the audit, the intents (mails to send, portal values to push), their failures, and the
+-- ledger of runs. An intent is committed together with the state that causes it, and delivered afterwards. A claim sets
+-- claim_token and moves next_attempt_at to the end of its lease; only its token settles the intent. last_error and
+-- failure_code (a cause of docs/json.md) describe the last failure.
 
 -- The audit: every change of a certificate's status.
 CREATE TABLE certjob.certificate_transitions (
@@ -16,10 +14,9 @@ CREATE TABLE certjob.certificate_transitions (
     run_id         uuid,
     at             timestamptz NOT NULL DEFAULT now()
 );
-ALTER TABLE certjob.certificate_transitions ENABLE ROW LEVEL SECURITY;
 CREATE INDEX certificate_transitions_mentor_id_idx ON certjob.certificate_transitions (mentor_id);
 
--- The reminders. The constraint makes sure that a mentor is reminded once per threshold and certificate.
+-- The reminders: one row per threshold and certificate.
 CREATE TABLE certjob.cert_notification_log (
     id              bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     mentor_id       uuid NOT NULL REFERENCES certjob.mentors (id) ON DELETE CASCADE,
@@ -41,7 +38,6 @@ CREATE TABLE certjob.cert_notification_log (
     run_id          uuid,
     CONSTRAINT cert_notification_log_once UNIQUE (mentor_id, threshold_days, cert_id)
 );
-ALTER TABLE certjob.cert_notification_log ENABLE ROW LEVEL SECURITY;
 CREATE INDEX cert_notification_log_due_idx ON certjob.cert_notification_log (next_attempt_at, id)
     WHERE status = 'pending';
 CREATE INDEX cert_notification_log_failed_idx ON certjob.cert_notification_log (id) WHERE status = 'failed';
@@ -58,43 +54,40 @@ CREATE TABLE certjob.coordinator_digests (
     claim_token     uuid,
     queued_at       timestamptz NOT NULL DEFAULT now(),
     sent_at         timestamptz,
-    sent_number     integer,  -- counts the coordinator's sent digests in the order of sending, whatever clocks say
+    sent_number     integer,  -- the order of the coordinator's sent digests, independent of clocks
     maybe_sent      boolean NOT NULL DEFAULT false,
     reported        text[] NOT NULL DEFAULT '{}',  -- the keys of everything on a sent page
     last_error      text,
     failure_code    text  -- null: cancelled, or never failed
 );
-ALTER TABLE certjob.coordinator_digests ENABLE ROW LEVEL SECURITY;
-CREATE INDEX coordinator_digests_due_idx ON certjob.coordinator_digests (next_attempt_at, id)
-    WHERE status = 'pending';
+CREATE INDEX coordinator_digests_due_idx ON certjob.coordinator_digests (next_attempt_at, id) WHERE status = 'pending';
 CREATE UNIQUE INDEX coordinator_digests_one_open ON certjob.coordinator_digests (coordinator_id)
     WHERE status IN ('pending', 'failed', 'cancelled');
 CREATE INDEX coordinator_digests_sent_idx ON certjob.coordinator_digests (coordinator_id, sent_number DESC NULLS LAST)
     WHERE status = 'sent';
 
--- The visibility to push: at most one open row per mentor, with the newest value.
+-- Visibility to push: at most one open row per mentor, with the newest value.
 CREATE TABLE certjob.portal_sync_events (
     id                bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     mentor_id         uuid NOT NULL REFERENCES certjob.mentors (id) ON DELETE CASCADE,
     visible           boolean NOT NULL,
-    moved_from        date,  -- the push only moves the last visible day: the day so far
-    version           integer NOT NULL DEFAULT 1 CHECK (version >= 1),  -- rises with every new wish
+    moved_from        date,  -- the previous last visible day, if the push only moves that day
+    version           integer NOT NULL DEFAULT 1 CHECK (version >= 1),  -- rises with every new request
     status            text NOT NULL DEFAULT 'pending'
         CHECK (status IN ('pending', 'delivered', 'blocked', 'withdrawn')),
-    attempts          integer NOT NULL DEFAULT 0 CHECK (attempts >= 0),  -- rounds: claims that were tried
+    attempts          integer NOT NULL DEFAULT 0 CHECK (attempts >= 0),  -- rounds of calls
     next_attempt_at   timestamptz NOT NULL DEFAULT now(),
     claim_token       uuid,
     claim_contact_id  uuid,  -- the contact of the call in flight
     wanted_at         timestamptz NOT NULL DEFAULT now(),
     delivered_at      timestamptz,
     last_error        text,
-    failure_code      text,  -- valid only beside a last_error
+    failure_code      text,  -- null or outdated without a last_error
     run_id            uuid
 );
-ALTER TABLE certjob.portal_sync_events ENABLE ROW LEVEL SECURITY;
 CREATE UNIQUE INDEX portal_sync_events_one_open_per_mentor ON certjob.portal_sync_events (mentor_id)
     WHERE status IN ('pending', 'blocked');
--- The order of delivery: untried events first, and of them the hides; moves of the last visible day come last.
+-- Order of delivery: untried hides, untried shows, retried hides, retried shows, moves of the last visible day.
 CREATE INDEX portal_sync_events_due_idx
     ON certjob.portal_sync_events ((moved_from IS NOT NULL), (attempts > 0), visible, next_attempt_at)
     WHERE status = 'pending';
@@ -104,7 +97,7 @@ CREATE INDEX portal_sync_events_withdrawn_idx ON certjob.portal_sync_events (men
 CREATE INDEX portal_sync_events_in_flight_idx ON certjob.portal_sync_events (claim_contact_id)
     WHERE claim_token IS NOT NULL;
 
--- The failed pushes: at most one unresolved row per mentor. A later success resolves it.
+-- Failed pushes: at most one unresolved row per mentor. A later success resolves it.
 CREATE TABLE certjob.dynamics_sync_failures (
     id             bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     mentor_id      uuid NOT NULL REFERENCES certjob.mentors (id) ON DELETE CASCADE,
@@ -113,13 +106,12 @@ CREATE TABLE certjob.dynamics_sync_failures (
     kind           text NOT NULL CHECK (kind IN ('transient', 'permanent', 'stage')),
     attempts       integer NOT NULL DEFAULT 0 CHECK (attempts >= 0),  -- calls to the Edge Function
     error          text NOT NULL,
-    failure_code   text,  -- why the last round failed, or why the stage ended before it
+    failure_code   text,  -- why the last round failed, or why the stage stopped before it
     correlation_id text,
     created_at     timestamptz NOT NULL DEFAULT now(),
     last_failed_at timestamptz NOT NULL DEFAULT now(),
     resolved_at    timestamptz
 );
-ALTER TABLE certjob.dynamics_sync_failures ENABLE ROW LEVEL SECURITY;
 CREATE UNIQUE INDEX dynamics_sync_failures_one_unresolved_per_mentor ON certjob.dynamics_sync_failures (mentor_id)
     WHERE resolved_at IS NULL;
 CREATE INDEX dynamics_sync_failures_event_id_idx ON certjob.dynamics_sync_failures (event_id);
@@ -128,51 +120,47 @@ CREATE INDEX dynamics_sync_failures_mentor_id_idx ON certjob.dynamics_sync_failu
 -- The last complete reading of the portal by `certjob reconcile`: one row.
 CREATE TABLE certjob.portal_last_reading (
     only_one      boolean PRIMARY KEY DEFAULT true CHECK (only_one),
-    read_at       timestamptz NOT NULL,  -- the beginning: an event after it may have changed what the reading saw
+    read_at       timestamptz NOT NULL,  -- when it began; a later event may have changed the portal meanwhile
     pages         integer NOT NULL,
     visible       uuid[] NOT NULL,  -- the contacts that the portal showed
-    differences   jsonb NOT NULL DEFAULT '{}',  -- the number of each kind
-    held          boolean NOT NULL DEFAULT false,  -- the guard held shows: the reading may be of a wrong column
+    differences   jsonb NOT NULL DEFAULT '{}',  -- the number of mentors by kind of difference
+    held          boolean NOT NULL DEFAULT false,  -- the guard held shows, because the reading may be wrong
     run_id        uuid
 );
-ALTER TABLE certjob.portal_last_reading ENABLE ROW LEVEL SECURITY;
 
--- The contacts that the portal shows and that belong to no mentor of an organisation with a portal.
+-- Contacts that the portal shows and that belong to no mentor of an organisation with a portal.
 CREATE TABLE certjob.portal_unknown_contacts (
     contact_id    uuid PRIMARY KEY,
     first_seen_at timestamptz NOT NULL DEFAULT now(),
     last_seen_at  timestamptz NOT NULL DEFAULT now(),
-    gone_at       timestamptz  -- when a complete reading no longer had it
+    gone_at       timestamptz  -- when a complete reading did not contain it
 );
-ALTER TABLE certjob.portal_unknown_contacts ENABLE ROW LEVEL SECURITY;
 CREATE INDEX portal_unknown_contacts_open_idx ON certjob.portal_unknown_contacts (first_seen_at, contact_id)
     WHERE gone_at IS NULL;
 
--- The changes that the guards hold back for an organisation. A run that no longer holds them deletes the row.
+-- Changes that the guards hold back for an organisation. A run that releases them deletes the row.
 CREATE TABLE certjob.held_reviews (
     organisation_id uuid NOT NULL,
     what            text NOT NULL CHECK (what IN ('pauses', 'returns', 'reminders', 'portal')),
     since           timestamptz NOT NULL DEFAULT now(),
     as_of           date NOT NULL,  -- the day of the last run that held them
     reason          text NOT NULL,
-    mentors         integer NOT NULL,  -- how many mentors are held
+    mentors         integer NOT NULL,  -- the number of held mentors
     allow           integer NOT NULL,  -- the number that permits them: run --allow ORGANISATION=NUMBER
     after_gap       boolean NOT NULL DEFAULT false,  -- no run had reviewed the organisation for a week
     run_id          uuid,
     PRIMARY KEY (organisation_id, what)
 );
-ALTER TABLE certjob.held_reviews ENABLE ROW LEVEL SECURITY;
 
--- The surprising changes that reviews have applied, for the guards of the next 20 hours. Not those that a person permitted.
+-- Unexpected changes that reviews have applied without a permission. The guards add those of the last 20 hours.
 CREATE TABLE certjob.guard_counts (
     organisation_id uuid NOT NULL,
     what            text NOT NULL CHECK (what IN ('pauses', 'returns')),
     at              timestamptz NOT NULL DEFAULT now(),
     number          integer NOT NULL CHECK (number > 0)
 );
-ALTER TABLE certjob.guard_counts ENABLE ROW LEVEL SECURITY;
 
--- The mentors whose facts a run found broken, or whom it had to skip. The next review of the mentor deletes the row.
+-- Mentors that a run skipped, for example because of broken facts. The next review of the mentor deletes the row.
 CREATE TABLE certjob.review_problems (
     mentor_id uuid PRIMARY KEY,
     reason    text NOT NULL,
@@ -180,11 +168,10 @@ CREATE TABLE certjob.review_problems (
     as_of     date NOT NULL,  -- the day of the last run that found it
     run_id    uuid
 );
-ALTER TABLE certjob.review_problems ENABLE ROW LEVEL SECURITY;
 
--- The ledger of runs: one row for every run, however it ended.
+-- The ledger of runs: one row for every run, also for a failed one.
 CREATE TABLE certjob.job_runs (
-    id           uuid PRIMARY KEY,  -- made by the client, so that a run knows its id before it writes the row
+    id           uuid PRIMARY KEY,  -- chosen by the client, because a run uses its id before it writes the row
     command      text NOT NULL,
     as_of        date NOT NULL,
     organisation text,  -- null: all
@@ -196,8 +183,7 @@ CREATE TABLE certjob.job_runs (
     outcome      text CHECK (outcome IN ('ok', 'attention', 'failed')),
     counts       jsonb NOT NULL DEFAULT '{}',
     lines        text[] NOT NULL DEFAULT '{}',  -- why it failed, or what needs attention: ids, no personal data
-    told_at      timestamptz  -- when these lines were written to standard error without an error
+    told_at      timestamptz  -- when these lines were written to standard error
 );
-ALTER TABLE certjob.job_runs ENABLE ROW LEVEL SECURITY;
 CREATE INDEX job_runs_as_of_idx ON certjob.job_runs (as_of);
 CREATE INDEX job_runs_finished_at_idx ON certjob.job_runs (finished_at) WHERE finished_at IS NOT NULL;

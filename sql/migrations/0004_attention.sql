@@ -1,89 +1,65 @@
--- What needs attention. The commands, the digest and the dashboard all ask these views, so that they agree.
+-- Alerts. The commands, the digest and the dashboard read them here, and therefore agree.
 
--- The open pushes, each with what a reader can do about it.
---   cause     the first that applies; certjob/errors.py and docs/json.md list them
---   since     when the push became an alert, or will
---   is_alert  it failed, or has been waiting for an hour. A time in the future was written by a wrong clock; it must
---             not hide the push until then. A show of a mentor who waits for a review is none: it is not sent before.
---             Nor is a hide without a contact ID, once another mentor has the contact of the last call. A push that
---             only moves the last visible day is an alert from seven days before the day so far.
+-- Open pushes.
+--   cause     the first that applies; certjob/errors.py and docs/json.md list the causes
+--   since     when the push became an alert, or will become one
+--   is_alert  true if the push failed or is an hour old, or if its time is in the future because a wrong clock wrote
+--             it. Exceptions: a show of a mentor who waits for a review, because the review comes first, and a hide
+--             without a contact ID if the contact of the last call belongs to another mentor now. A push that only
+--             moves the last visible day becomes an alert seven days before the previous day.
 CREATE VIEW certjob.open_pushes WITH (security_invoker = true) AS
-SELECT
-    e.id AS event_id,
-    e.mentor_id,
-    m.organisation_id,
-    e.visible,
-    e.moved_from IS NOT NULL AS moves,
-    e.status,
-    e.attempts AS rounds,
-    e.wanted_at,
+SELECT e.id AS event_id, e.mentor_id, m.organisation_id, e.visible, e.moved_from IS NOT NULL AS moves, e.status,
+    e.attempts AS rounds, e.wanted_at,
     greatest(least(e.wanted_at + interval '1 hour', f.created_at), e.moved_from - interval '7 days') AS since,
     (f.id IS NOT NULL OR e.wanted_at < now() - interval '1 hour' OR e.wanted_at > now() + interval '1 hour')
         AND NOT (e.visible AND m.review_on <= current_date)
         AND (e.moved_from IS NULL OR e.moved_from - interval '7 days' <= now())
-        AND NOT (
-            NOT e.visible
-            AND m.dynamics_contact_id IS NULL
-            AND EXISTS (
-                SELECT FROM certjob.mentors AS other
-                WHERE other.dynamics_contact_id = (
-                    SELECT called.claim_contact_id FROM certjob.portal_sync_events AS called
-                    WHERE called.mentor_id = e.mentor_id AND called.claim_contact_id IS NOT NULL
-                    ORDER BY called.id DESC
-                    LIMIT 1
-                )
+        AND NOT (NOT e.visible AND m.dynamics_contact_id IS NULL AND EXISTS (
+            SELECT FROM certjob.mentors AS other
+            WHERE other.dynamics_contact_id = (
+                SELECT called.claim_contact_id FROM certjob.portal_sync_events AS called
+                WHERE called.mentor_id = e.mentor_id AND called.claim_contact_id IS NOT NULL
+                ORDER BY called.id DESC LIMIT 1
             )
-        ) AS is_alert,
+        )) AS is_alert,
     claim.is_live AS is_claimed,
     CASE
         WHEN claim.is_live THEN 'queued'
         WHEN m.dynamics_contact_id IS NULL THEN 'no_contact_id'
-        -- A trigger forgets portal_visible when the contact ID changes. The next review sets it.
+        -- The contact ID has changed. The next review sets portal_visible.
         WHEN m.portal_visible IS NULL AND e.attempts = 0 THEN 'queued'
-        -- No delivery has reached it.
+        -- No delivery has tried it.
         WHEN f.id IS NULL AND e.last_error IS NULL AND e.status = 'pending' THEN 'portal_stopped'
-        -- It was reopened after a failure of its own.
+        -- It was reopened after a failure.
         WHEN f.kind IN ('transient', 'permanent') AND e.status = 'pending' AND e.attempts = 0 THEN 'queued'
         WHEN f.id IS NOT NULL THEN coalesce(f.failure_code, 'change_refused')
         ELSE coalesce(e.failure_code, 'change_refused')
     END AS cause,
     coalesce(f.error, e.last_error) AS error,
     coalesce(f.attempts, 0) AS calls,
-    f.created_at AS failing_since,
-    f.last_failed_at,
-    e.next_attempt_at
+    f.created_at AS failing_since, f.last_failed_at, e.next_attempt_at
 FROM certjob.portal_sync_events AS e
 JOIN certjob.mentors AS m ON m.id = e.mentor_id
 LEFT JOIN certjob.dynamics_sync_failures AS f ON f.mentor_id = e.mentor_id AND f.resolved_at IS NULL
 CROSS JOIN LATERAL (SELECT e.claim_token IS NOT NULL AND e.next_attempt_at > now() AS is_live) AS claim
 WHERE e.status IN ('pending', 'blocked');
 
--- One row for each thing that a coordinator can do something about.
---   alert_id         <organisation>:<kind>:<member number, or what is held>
+-- Alerts that a coordinator can act on.
+--   alert_id         <organisation>:<kind>:<member number, or the kind of held changes>
 --   kind             a new kind also needs a member of Kind in certjob/review/attention.py
---   row_id           its row in the table of the kind
---   since            when it became an alert
---   until            the last day on which it matters; null: as long as the row exists
---   cause            what a reader can do about it
+--   row_id           the row in the table of the kind
+--   until            the last day of the alert; null: it lasts as long as the row
+--   cause            decides what to do; docs/json.md lists the causes
 --   state            waiting (until next_attempt_at), being_sent, or stopped until someone acts
---   number           the number that permits what a guard holds: run --allow ORGANISATION=NUMBER
+--   number           the number that permits held changes: run --allow ORGANISATION=NUMBER
 --   day              the last day of the certificate that a reminder is about
 --   visible_until    the last day on which the mentor should be visible; null: the mentor should be hidden
--- Held and unreviewed mentors count only while one of them is due on that day: two runs that cross leave nothing
--- behind. The planner knows nothing about such small tables. LIMIT 1 and OFFSET 0 make it look each mentor up by an
--- index.
+-- Rows of held_reviews and review_problems count only while a mentor is due, because two overlapping runs can leave old
+-- rows. LIMIT 1 and OFFSET 0 make the planner look up mentors by index; it has no statistics for such small tables.
 CREATE VIEW certjob.alerts WITH (security_invoker = true) AS
-SELECT
-    o.slug || ':' || a.kind || ':' || coalesce(m.member_no, a.cause) AS alert_id,
-    a.kind,
-    a.organisation_id,
-    o.slug AS organisation,
-    a.mentor_id,
-    m.member_no,
-    coalesce(m.full_name, m.member_no) AS full_name,
-    a.row_id,
-    a.since,
-    a.until,
+SELECT o.slug || ':' || a.kind || ':' || coalesce(m.member_no, a.cause) AS alert_id, a.kind, a.organisation_id,
+    o.slug AS organisation, a.mentor_id, m.member_no, coalesce(m.full_name, m.member_no) AS full_name, a.row_id,
+    a.since, a.until,
     CASE a.kind
         WHEN 'may_be_visible' THEN 'Dynamics sync pending — mentor may still be visible on portal'
         WHEN 'may_be_hidden' THEN 'Dynamics sync pending — mentor may still be hidden on portal'
@@ -92,37 +68,15 @@ SELECT
         WHEN 'failed_reminders' THEN 'Reminder not delivered'
         WHEN 'waiting_reminders' THEN 'Reminder has waited for more than a day'
     END AS sentence,
-    a.cause,
-    a.error,
-    a.state,
-    a.next_attempt_at,
-    a.last_failed_at,
-    a.calls,
-    a.number,
-    a.day,
-    m.visible_until
+    a.cause, a.error, a.state, a.next_attempt_at, a.last_failed_at, a.calls, a.number, a.day, m.visible_until
 FROM (
-    SELECT
-        'held' AS kind,
-        h.organisation_id,
-        NULL::uuid AS mentor_id,
-        NULL::bigint AS row_id,
-        h.since,
-        NULL::date AS until,
-        h.what AS cause,
-        h.reason AS error,
-        'stopped' AS state,
-        NULL::timestamptz AS next_attempt_at,
-        NULL::timestamptz AS last_failed_at,
-        NULL::integer AS calls,
-        h.allow AS number,
-        NULL::date AS day
+    SELECT 'held', h.organisation_id, NULL::uuid, NULL::bigint, h.since, NULL::date, h.what, h.reason, 'stopped',
+        NULL::timestamptz, NULL::timestamptz, NULL::integer, h.allow, NULL::date
     FROM certjob.held_reviews AS h
     LEFT JOIN LATERAL (
         SELECT m.id FROM certjob.mentors AS m
         WHERE m.organisation_id = h.organisation_id AND m.review_on <= h.as_of
-        ORDER BY m.review_on, m.id
-        LIMIT 1
+        ORDER BY m.review_on, m.id LIMIT 1
     ) AS due ON true
     WHERE h.what = 'portal' OR due.id IS NOT NULL
     UNION ALL
@@ -140,19 +94,15 @@ FROM (
     FROM certjob.open_pushes AS p
     WHERE p.is_alert
     UNION ALL
-    -- The organisation lost its portal, or the mentor moved to one without, while a hide was open: no one else hides
-    -- the mentor. A later push or the end of the pause makes it good.
+    -- A hide was withdrawn because the mentor's organisation has no portal now. Someone must hide the mentor manually,
+    -- unless there is a later push or the pause has ended.
     SELECT 'may_be_visible', m.organisation_id, e.mentor_id, e.id, e.wanted_at, NULL, 'hide_by_hand', e.last_error,
         'stopped', NULL, NULL, NULL, NULL, NULL
     FROM certjob.portal_sync_events AS e
     CROSS JOIN LATERAL (
         SELECT o.organisation_id FROM certjob.mentors AS o
-        WHERE o.id = e.mentor_id
-            AND (
-                o.left_at IS NOT NULL
-                OR o.certified_until < current_date
-                OR EXISTS (SELECT FROM certjob.mentor_pauses AS p WHERE p.mentor_id = o.id AND p.lifted_at IS NULL)
-            )
+        WHERE o.id = e.mentor_id AND (o.left_at IS NOT NULL OR o.certified_until < current_date
+            OR EXISTS (SELECT FROM certjob.mentor_pauses AS p WHERE p.mentor_id = o.id AND p.lifted_at IS NULL))
         OFFSET 0
     ) AS m
     WHERE e.status = 'withdrawn' AND NOT e.visible
@@ -160,7 +110,7 @@ FROM (
             SELECT FROM certjob.portal_sync_events AS later WHERE later.mentor_id = e.mentor_id AND later.id > e.id
         )
     UNION ALL
-    -- Counted from the day of the threshold, or from the day it was queued if that is later, as after an import.
+    -- The days count from the threshold, or from queueing if that is later, as after an import.
     SELECT 'failed_reminders', m.organisation_id, l.mentor_id, l.id, l.next_attempt_at,
         greatest(l.expires_on - l.threshold_days, l.queued_at::date) + 14, l.failure_code, l.last_error, 'stopped',
         NULL, NULL, NULL, NULL, l.expires_on
@@ -168,23 +118,20 @@ FROM (
     CROSS JOIN LATERAL (SELECT o.organisation_id FROM certjob.mentors AS o WHERE o.id = l.mentor_id OFFSET 0) AS m
     WHERE l.status = 'failed'
     UNION ALL
-    -- A deferred reminder, as for a full mailbox, is tried again until it is too late for it. Greylisting is over
-    -- within a day.
+    -- A deferred reminder is retried until it is outdated. Greylisting ends within a day, a full mailbox may not.
     SELECT CASE WHEN l.deferred_since >= l.queued_at THEN 'failed_reminders' ELSE 'waiting_reminders' END,
-        m.organisation_id, l.mentor_id, l.id,
-        least(greatest(l.deferred_since, l.queued_at) + interval '1 day', now()), NULL,
-        coalesce(l.failure_code, 'mail_stopped'), l.last_error,
+        m.organisation_id, l.mentor_id, l.id, least(greatest(l.deferred_since, l.queued_at) + interval '1 day', now()),
+        NULL, coalesce(l.failure_code, 'mail_stopped'), l.last_error,
         CASE WHEN l.claim_token IS NOT NULL AND l.next_attempt_at > now() THEN 'being_sent' ELSE 'waiting' END,
         l.next_attempt_at, NULL, NULL, NULL, l.expires_on
     FROM certjob.cert_notification_log AS l
     CROSS JOIN LATERAL (SELECT o.organisation_id FROM certjob.mentors AS o WHERE o.id = l.mentor_id OFFSET 0) AS m
     WHERE l.status = 'pending'
         -- A delay of more than 25 hours was written by a wrong clock.
-        AND (
-            greatest(l.deferred_since, l.queued_at) < now() - interval '1 day'
-            OR l.next_attempt_at > now() + interval '25 hours'
-        )
-) AS a
+        AND (greatest(l.deferred_since, l.queued_at) < now() - interval '1 day'
+            OR l.next_attempt_at > now() + interval '25 hours')
+) AS a (kind, organisation_id, mentor_id, row_id, since, until, cause, error, state, next_attempt_at, last_failed_at,
+    calls, number, day)
 JOIN certjob.organisations AS o ON o.id = a.organisation_id
 LEFT JOIN LATERAL (
     SELECT n.member_no, n.full_name,
@@ -192,27 +139,22 @@ LEFT JOIN LATERAL (
     FROM certjob.mentors AS n WHERE n.id = a.mentor_id OFFSET 0
 ) AS m ON true;
 
--- An alert that someone knows about: it is left out of lists, exit codes and digests up to a day. Only `certjob
--- acknowledge` writes here.
+-- Alerts that someone has acknowledged. They are left out of lists, exit codes and digests until their cause or number
+-- changes. Only `certjob acknowledge` inserts rows.
 CREATE TABLE certjob.acknowledgements (
-    alert_id text PRIMARY KEY,
-    cause text NOT NULL,
-    number integer,
-    because text NOT NULL CHECK (because <> '' AND length(because) <= 1000),
-    until date,
+    alert_id        text PRIMARY KEY,
+    cause           text NOT NULL,
+    number          integer,
+    because         text NOT NULL CHECK (because <> '' AND length(because) <= 1000),
+    until           date,  -- the last day; null: until the alert changes
     acknowledged_by text NOT NULL,
     acknowledged_at timestamptz DEFAULT now() NOT NULL,
-    ended_at timestamptz
+    ended_at        timestamptz  -- when a run found the alert with another cause or number
 );
-ALTER TABLE certjob.acknowledgements ENABLE ROW LEVEL SECURITY;
-COMMENT ON COLUMN certjob.acknowledgements.cause IS 'the alert''s: with another cause, or another number, it returns';
-COMMENT ON COLUMN certjob.acknowledgements.until IS 'the last day; null: until the cause changes';
-COMMENT ON COLUMN certjob.acknowledgements.ended_at IS 'when a run found the alert with another cause or number';
 
--- All alerts on a day: those of the view, and those that only an operator can do something about.
---   number           also: how many certificates have ended since the last full run
---   day              also: the day of the digest, of the last full run, or of the last reading of the portal
---   is_acknowledged  someone knows about it, up to acknowledged_until
+-- All alerts of a day: those of the view, and those that only an operator can act on.
+--   number  also the number of certificates that have ended since the last full run
+--   day     also the day of the digest, of the last full run, or of the last reading of the portal
 CREATE FUNCTION certjob.current_alerts(today date) RETURNS TABLE (
     alert_id text, kind text, organisation_id uuid, organisation text, mentor_id uuid, member_no text, full_name text,
     row_id bigint, since timestamptz, sentence text, cause text, error text, state text, next_attempt_at timestamptz,
@@ -221,27 +163,26 @@ CREATE FUNCTION certjob.current_alerts(today date) RETURNS TABLE (
 )
 LANGUAGE sql STABLE
 BEGIN ATOMIC
-    WITH operator_alerts AS (
-        SELECT 'no_full_run' AS kind, last_run.as_of AS day, coalesce(last_run.as_of::text, 'never') AS what,
-            NULL::uuid AS organisation_id, NULL AS organisation, NULL::uuid AS mentor_id, NULL AS member_no,
-            NULL AS full_name, NULL::bigint AS row_id,
-            coalesce(last_run.finished_at, first_run.finished_at) + interval '26 hours' AS since,
-            'No full run' AS sentence, 'not_run' AS cause,
+    WITH operator_alerts (
+        kind, day, what, organisation_id, organisation, mentor_id, member_no, full_name, row_id, since, sentence, cause,
+        error, number
+    ) AS (
+        SELECT 'no_full_run', last_run.as_of, coalesce(last_run.as_of::text, 'never'), NULL::uuid, NULL, NULL::uuid,
+            NULL, NULL, NULL::bigint, coalesce(last_run.finished_at, first_run.finished_at) + interval '26 hours',
+            'No full run', 'not_run',
             coalesce('No full run since ' || to_char(last_run.as_of, 'FMDD FMMonth YYYY'), 'No full run has finished')
                 || CASE ended.number
                     WHEN 0 THEN ''
                     WHEN 1 THEN '; 1 certificate has ended since, and that mentor may still be visible'
-                    ELSE '; ' || ended.number
-                        || ' certificates have ended since, and those mentors may still be visible'
-                END AS error,
+                    ELSE format('; %s certificates have ended since, and those mentors may still be visible', number)
+                END,
             ended.number
         FROM (SELECT min(r.finished_at) AS finished_at FROM certjob.job_runs AS r) AS first_run
         LEFT JOIN LATERAL (
             SELECT r.as_of, r.finished_at FROM certjob.job_runs AS r
             WHERE r.command = 'run' AND r.organisation IS NULL AND r.outcome IN ('ok', 'attention')
                 AND r.finished_at <= now() + interval '1 minute'  -- a later one was recorded by a wrong clock
-            ORDER BY r.finished_at DESC
-            LIMIT 1
+            ORDER BY r.finished_at DESC LIMIT 1
         ) AS last_run ON true
         CROSS JOIN LATERAL (
             SELECT count(*)::integer AS number
@@ -254,18 +195,16 @@ BEGIN ATOMIC
         ) AS ended
         WHERE coalesce(last_run.finished_at, first_run.finished_at) < now() - interval '26 hours'
         UNION ALL
-        -- A mentor of an organisation without a portal may have the contact.
+        -- The contact may belong to a mentor of an organisation without a portal.
         SELECT 'unknown_contacts', NULL, u.contact_id::text, NULL, owner.organisation, owner.mentor_id, owner.member_no,
             owner.full_name, NULL, u.first_seen_at, 'Contact of no mentor is visible on portal', 'unknown_contact',
             NULL, NULL
         FROM certjob.portal_unknown_contacts AS u
         LEFT JOIN LATERAL (
-            SELECT o.slug AS organisation, m.id AS mentor_id, m.member_no,
-                coalesce(m.full_name, m.member_no) AS full_name
+            SELECT o.slug AS organisation, m.id AS mentor_id, m.member_no, coalesce(full_name, member_no) AS full_name
             FROM certjob.organisations AS o
             JOIN certjob.mentors AS m ON m.organisation_id = o.id AND m.dynamics_contact_id = u.contact_id
-            ORDER BY o.slug
-            LIMIT 1
+            ORDER BY o.slug LIMIT 1
         ) AS owner ON true
         WHERE u.gone_at IS NULL
         UNION ALL
@@ -279,8 +218,7 @@ BEGIN ATOMIC
         LEFT JOIN LATERAL (
             SELECT r.counts ->> 'portal_stop' AS stop FROM certjob.job_runs AS r
             WHERE r.command = 'reconcile' AND r.finished_at > now() - interval '26 hours'
-            ORDER BY r.finished_at DESC
-            LIMIT 1
+            ORDER BY r.finished_at DESC LIMIT 1
         ) AS last_try ON true
         CROSS JOIN LATERAL (
             SELECT min(e.delivered_at) AS at FROM certjob.portal_sync_events AS e
@@ -297,24 +235,19 @@ BEGIN ATOMIC
         FROM certjob.coordinator_digests AS d
         JOIN certjob.coordinators AS c ON c.id = d.coordinator_id
         JOIN certjob.organisations AS o ON o.id = c.organisation_id
-        WHERE d.status = 'failed'
-            OR (
-                d.status = 'pending'
-                AND (d.queued_at < now() - interval '1 day' OR d.next_attempt_at > now() + interval '25 hours')
-            )
+        WHERE d.status = 'failed' OR (d.status = 'pending'
+            AND (d.queued_at < now() - interval '1 day' OR d.next_attempt_at > now() + interval '25 hours'))
     ), mail_stop AS (
         -- Why the mail stage stopped, unless a later run has sent mail.
         SELECT r.counts ->> 'mail_stop' AS reason
         FROM (
             SELECT j.counts, j.finished_at FROM certjob.job_runs AS j
             WHERE j.command IN ('run', 'deliver') AND j.finished_at IS NOT NULL
-            ORDER BY j.finished_at DESC
-            LIMIT 200
+            ORDER BY j.finished_at DESC LIMIT 200
         ) AS r
         WHERE r.counts ->> 'mail_stop' IS NOT NULL OR r.counts #>> '{reminders,sent}' <> '0'
             OR r.counts #>> '{digests,sent}' <> '0'
-        ORDER BY r.finished_at DESC
-        LIMIT 1
+        ORDER BY r.finished_at DESC LIMIT 1
     ), every_alert AS (
         SELECT a.alert_id, a.kind, a.organisation_id, a.organisation, a.mentor_id, a.member_no, a.full_name, a.row_id,
             a.since, a.sentence, a.cause, a.error, a.state, a.next_attempt_at, a.last_failed_at, a.calls, a.number,
@@ -322,8 +255,8 @@ BEGIN ATOMIC
         FROM certjob.alerts AS a
         WHERE a.until IS NULL OR a.until >= today
         UNION ALL
-        SELECT coalesce(CASE WHEN a.kind <> 'unknown_contacts' THEN a.organisation END, '-') || ':' || a.kind || ':'
-                || a.what,
+        SELECT CASE WHEN a.kind <> 'unknown_contacts' THEN coalesce(a.organisation, '-') ELSE '-' END
+                || ':' || a.kind || ':' || a.what,
             a.kind, a.organisation_id, a.organisation, a.mentor_id, a.member_no, a.full_name, a.row_id, a.since,
             a.sentence, a.cause, a.error, 'stopped', NULL, NULL, NULL, a.number, a.day
         FROM operator_alerts AS a

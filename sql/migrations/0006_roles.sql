@@ -1,31 +1,28 @@
--- Who may do what. Rights decide about tables and columns, policies about rows:
---
---   certjob_worker  a role without login, with everything that the commands need except `db migrate`. An administrator
---                   grants it to the database user of the job.
---   authenticated   Supabase's role of every user of the app. Coordinators see and change their own organisation.
---   service_role    Supabase's role of the app's server. It writes the facts and reads the rest.
---   anon            Supabase's role of visitors. It has no rights.
+-- Roles. Rights limit tables and columns, policies limit rows.
+--   certjob_worker  a role without login, for all commands except `db migrate`. Grant it to the job's database user.
+--   authenticated   Supabase's role for every user of the app. Coordinators see and change their own organisation.
+--   service_role    Supabase's role for the app's server. It writes the facts and reads the rest.
+--   anon            Supabase's role for visitors. It has no rights.
 
--- Takes every right away, then grants. `certjob db migrate` creates certjob_worker before this file, and calls this
--- function every time: roles that were created later get their rights, and rights that someone else granted end.
+-- Revokes all rights, then grants. `certjob db migrate` calls it every time, because roles can be created later, and
+-- others can grant rights. The command creates certjob_worker before the first file.
 CREATE FUNCTION certjob_private.set_up_rights() RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    everybody CONSTANT text := (
+    roles CONSTANT text := (
         SELECT string_agg(quote_ident(rolname), ', ') FROM pg_roles
         WHERE rolname IN ('anon', 'authenticated', 'service_role', 'certjob_worker')
     );
+    objects text;
 BEGIN
     -- Supabase's guide for custom schemas grants ALL to anon, authenticated and service_role, also on later tables.
-    EXECUTE format('REVOKE ALL ON SCHEMA certjob, certjob_private FROM PUBLIC, %s', everybody);
-    EXECUTE format('REVOKE ALL ON ALL TABLES IN SCHEMA certjob FROM PUBLIC, %s', everybody);
-    EXECUTE format('REVOKE ALL ON ALL SEQUENCES IN SCHEMA certjob FROM PUBLIC, %s', everybody);
-    EXECUTE format('REVOKE ALL ON ALL FUNCTIONS IN SCHEMA certjob, certjob_private FROM PUBLIC, %s', everybody);
-    EXECUTE format('ALTER DEFAULT PRIVILEGES IN SCHEMA certjob REVOKE ALL ON TABLES FROM %s', everybody);
-    EXECUTE format('ALTER DEFAULT PRIVILEGES IN SCHEMA certjob REVOKE ALL ON SEQUENCES FROM %s', everybody);
-    EXECUTE format('ALTER DEFAULT PRIVILEGES IN SCHEMA certjob REVOKE ALL ON FUNCTIONS FROM %s', everybody);
+    EXECUTE format('REVOKE ALL ON SCHEMA certjob, certjob_private FROM PUBLIC, %s', roles);
+    FOREACH objects IN ARRAY ARRAY['TABLES', 'SEQUENCES', 'FUNCTIONS'] LOOP
+        EXECUTE format('REVOKE ALL ON ALL %s IN SCHEMA certjob, certjob_private FROM PUBLIC, %s', objects, roles);
+        EXECUTE format('ALTER DEFAULT PRIVILEGES IN SCHEMA certjob REVOKE ALL ON %s FROM %s', objects, roles);
+    END LOOP;
 
-    -- The job. Of the facts it may write what `load` and `organisation set` write. DELETE is for `db prune`.
+    -- The job writes the facts that `load` and `organisation set` write. DELETE is for `db prune`.
     GRANT USAGE ON SCHEMA certjob TO certjob_worker;
     IF has_database_privilege(current_database(), 'TEMPORARY WITH GRANT OPTION') THEN
         EXECUTE format('GRANT TEMPORARY ON DATABASE %I TO certjob_worker', current_database());
@@ -45,16 +42,14 @@ BEGIN
     GRANT INSERT (mentor_id, kind, issued_on, expires_on, revoked_at), UPDATE (expires_on, revoked_at, status)
         ON certjob.certificates TO certjob_worker;
     GRANT INSERT (mentor_id, reason, actor), UPDATE (lifted_at, lifted_by) ON certjob.mentor_pauses TO certjob_worker;
-    GRANT INSERT, DELETE ON certjob.certificate_transitions TO certjob_worker;
+    GRANT INSERT, DELETE ON certjob.certificate_transitions, certjob.guard_counts TO certjob_worker;
     GRANT INSERT, UPDATE, DELETE ON certjob.cert_notification_log, certjob.portal_sync_events,
         certjob.dynamics_sync_failures, certjob.coordinator_digests, certjob.job_runs, certjob.held_reviews,
         certjob.review_problems, certjob.portal_unknown_contacts, certjob.acknowledgements TO certjob_worker;
     GRANT INSERT, UPDATE ON certjob.portal_last_reading TO certjob_worker;
-    GRANT INSERT, DELETE ON certjob.guard_counts TO certjob_worker;
-    GRANT EXECUTE ON FUNCTION certjob.prune(timestamptz, integer),
-        certjob.current_alerts(date) TO certjob_worker;
+    GRANT EXECUTE ON FUNCTION certjob.prune(timestamptz, integer), certjob.current_alerts(date) TO certjob_worker;
 
-    -- The app's server writes no derived column. It may set ids and keys, because an upsert names them.
+    -- The app's server writes no derived columns. It may set ids and keys, because an upsert names them.
     IF to_regrole('service_role') IS NOT NULL THEN
         GRANT USAGE ON SCHEMA certjob TO service_role;
         GRANT SELECT ON ALL TABLES IN SCHEMA certjob TO service_role;
@@ -70,7 +65,7 @@ BEGIN
             ON certjob.mentor_pauses TO service_role;
     END IF;
 
-    -- Coordinators. They never change the id of a certificate, because its reminders refer to it.
+    -- Coordinators cannot change the id of a certificate, because its reminders refer to it.
     IF to_regrole('authenticated') IS NOT NULL AND EXISTS (
         SELECT FROM pg_proc WHERE pronamespace = to_regnamespace('auth') AND proname = 'uid' AND pronargs = 0
     ) THEN
@@ -88,26 +83,25 @@ BEGIN
             certjob_private.user_id() TO authenticated;
     END IF;
 
-    IF EXISTS (SELECT FROM pg_publication WHERE pubname = 'supabase_realtime' AND NOT puballtables)
-        AND NOT EXISTS (
-            SELECT FROM pg_publication_tables
-            WHERE pubname = 'supabase_realtime' AND schemaname = 'certjob' AND tablename = 'dynamics_sync_failures'
+    IF EXISTS (
+        SELECT FROM pg_publication AS p WHERE p.pubname = 'supabase_realtime' AND NOT p.puballtables AND NOT EXISTS (
+            SELECT FROM pg_publication_rel AS r
+            WHERE r.prpubid = p.oid AND r.prrelid = 'certjob.dynamics_sync_failures'::regclass
         )
-    THEN
+    ) THEN
         ALTER PUBLICATION supabase_realtime ADD TABLE certjob.dynamics_sync_failures;
     END IF;
 END
 $$;
 
--- The worker sees and writes every row. It opens and lifts only its own pauses, and deletes nothing that is open.
+-- The worker sees and writes every row, except that it opens and lifts only its own pauses and deletes no open rows.
 DO $$
 DECLARE
-    each_table text;
+    relation regclass;
 BEGIN
-    FOR each_table IN SELECT tablename FROM pg_tables WHERE schemaname = 'certjob' LOOP
-        EXECUTE format(
-            'CREATE POLICY worker ON certjob.%I TO certjob_worker USING (true) WITH CHECK (true)', each_table
-        );
+    FOR relation IN SELECT oid FROM pg_class WHERE relnamespace = 'certjob'::regnamespace AND relkind = 'r' LOOP
+        EXECUTE format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY', relation);
+        EXECUTE format('CREATE POLICY worker ON %s TO certjob_worker USING (true) WITH CHECK (true)', relation);
     END LOOP;
 END
 $$;
@@ -115,17 +109,17 @@ CREATE POLICY worker_opens_its_own ON certjob.mentor_pauses AS RESTRICTIVE FOR I
     WITH CHECK (actor = 'certjob');
 CREATE POLICY worker_lifts_its_own ON certjob.mentor_pauses AS RESTRICTIVE FOR UPDATE TO certjob_worker
     USING (true) WITH CHECK (actor = 'certjob');
-CREATE POLICY worker_keeps_what_is_open ON certjob.cert_notification_log AS RESTRICTIVE FOR DELETE TO certjob_worker
+CREATE POLICY worker_keeps_open_rows ON certjob.cert_notification_log AS RESTRICTIVE FOR DELETE TO certjob_worker
     USING (status IN ('sent', 'cancelled', 'superseded'));
-CREATE POLICY worker_keeps_what_is_open ON certjob.coordinator_digests AS RESTRICTIVE FOR DELETE TO certjob_worker
+CREATE POLICY worker_keeps_open_rows ON certjob.coordinator_digests AS RESTRICTIVE FOR DELETE TO certjob_worker
     USING (status IN ('sent', 'cancelled', 'superseded'));
-CREATE POLICY worker_keeps_what_is_open ON certjob.portal_sync_events AS RESTRICTIVE FOR DELETE TO certjob_worker
+CREATE POLICY worker_keeps_open_rows ON certjob.portal_sync_events AS RESTRICTIVE FOR DELETE TO certjob_worker
     USING (status IN ('delivered', 'withdrawn'));
-CREATE POLICY worker_keeps_what_is_open ON certjob.dynamics_sync_failures AS RESTRICTIVE FOR DELETE TO certjob_worker
+CREATE POLICY worker_keeps_open_rows ON certjob.dynamics_sync_failures AS RESTRICTIVE FOR DELETE TO certjob_worker
     USING (resolved_at IS NOT NULL);
 
--- A coordinator reads the rows of their own organisation. The policies are for PUBLIC, so that they do not depend on
--- Supabase's roles; the rights above decide who can use them. Realtime asks them for each listener, too.
+-- Coordinators read the rows of their own organisation, also through Realtime. The policies are for PUBLIC, because the
+-- roles exist only on Supabase. The rights above limit who can use them.
 CREATE POLICY reads_own ON certjob.organisations FOR SELECT
     USING (id = (SELECT certjob_private.coordinator_organisation_id()));
 CREATE POLICY reads_own ON certjob.coordinators FOR SELECT
@@ -134,7 +128,7 @@ CREATE POLICY reads_own ON certjob.mentors FOR SELECT
     USING (organisation_id = (SELECT certjob_private.coordinator_organisation_id()));
 CREATE POLICY reads_own ON certjob.held_reviews FOR SELECT
     USING (organisation_id = (SELECT certjob_private.coordinator_organisation_id()));
--- Anyone who sees a mentor sees the rows of that mentor: the policy of mentors applies inside these policies, too.
+-- The policy of mentors applies inside these policies as well.
 CREATE POLICY reads_own ON certjob.certificates FOR SELECT
     USING (EXISTS (SELECT FROM certjob.mentors AS m WHERE m.id = mentor_id));
 CREATE POLICY reads_own ON certjob.mentor_pauses FOR SELECT
@@ -156,7 +150,7 @@ CREATE POLICY enters_own ON certjob.certificates FOR INSERT
     WITH CHECK (EXISTS (SELECT FROM certjob.mentors AS m WHERE m.id = mentor_id));
 CREATE POLICY changes_own ON certjob.certificates FOR UPDATE
     USING (EXISTS (SELECT FROM certjob.mentors AS m WHERE m.id = mentor_id));
--- A coordinator signs each pause, does not touch certjob's pauses, and does not change a lifted pause.
+-- Coordinators sign each pause. They cannot change certjob's pauses or a lifted pause.
 CREATE POLICY opens_own ON certjob.mentor_pauses FOR INSERT
     WITH CHECK (actor = (SELECT certjob_private.user_id()) AND reason <> 'certification_expired'
         AND EXISTS (SELECT FROM certjob.mentors AS m WHERE m.id = mentor_id));

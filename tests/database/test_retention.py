@@ -191,6 +191,7 @@ def test_of_each_kind_of_run_and_each_end_the_last_one_stays(past: Past) -> None
     """
     past.run(1, command="load", outcome=None, stays=True)
     past.run(1700, outcome=None)
+    past.run(1650, outcome=None, stays=True)
     past.run(1600, as_of=today() + DAY, stays=True)  # by a wrong clock
     for command, organisation in (("run", None), ("run", "hlf"), ("deliver", None)):
         for outcome in ("ok", "failed"):
