@@ -45,7 +45,7 @@ def test_demo_shows_a_bad_night_a_recovery_and_a_repair(bare_environment: dict[s
     differences = re.findall(r"(\d) shown wrongly, (\d) hidden wrongly", shown.stdout)
     assert [*map("".join, differences)] == ["00", "30", "00", "00", "11", "00"]
     assert re.findall(r"the portal (shows|hides) M1002", shown.stdout) == ["shows", "hides"]
-    assert "| Subject: Your certificate expires in 7\N{NO-BREAK SPACE}days" in shown.stdout
+    assert "| Subject: Your certificate expires on " in shown.stdout
     assert [*folder.iterdir()] == []
 
 

@@ -187,7 +187,7 @@ def test_an_address_is_used_as_it_is_or_not_at_all(facts: Facts, mailbox: Mailbo
 
 def test_a_subject_in_plain_words_travels_as_it_is() -> None:
     """Whatever else there is, a search in a mail program finds it."""
-    subject = "Your certificate expires in 30 days, on 9 March"
+    subject = "Your certificate expires on 9 March, in 30 days"
 
     _, letter = compose(replace(MESSAGE, subject=subject), sender=parse_sender("certjob@hlf.example"))
 

@@ -54,60 +54,65 @@ DIARY = """
 # L2, F1 and the organisation come to certjob on this day.
 2025-01-01 L2 recorded → valid; F1 recorded → valid
 # The night of the sixtieth day (16 April) was missed.
-2025-04-19 F1 valid → expiring; mail 60: expires in 57 days, on 15 June (“førstehjelp”)
-2025-05-16 mail 30: expires in 30 days, on 15 June (“førstehjelp”)
+2025-04-19 F1 valid → expiring; mail 60: expires on 15 June, in 57 days (“førstehjelp”)
+2025-05-16 mail 30: expires on 15 June, in 30 days (“førstehjelp”)
 # The nights with 14 and with 7 days left were both missed: one message, the more urgent one.
-2025-06-09 mail 7: expires in 6 days, on 15 June (“førstehjelp”)
-2025-06-14 mail 1: expires tomorrow, 15 June (“førstehjelp”)
+2025-06-09 mail 7: expires on 15 June, in 6 days (“førstehjelp”)
+2025-06-14 mail 1: Expires tomorrow, 15 June: your certificate (“førstehjelp”)
 # The 15th itself is still in force. L2 does not help: each kind must be in force.
-2025-06-16 F1 expiring → expired; pause; portal hide; mail -1: expired yesterday, 15 June (“førstehjelp”)
+2025-06-16 F1 expiring → expired; pause; portal hide
+2025-06-16 mail -1: Expired yesterday, 15 June: your certificate (“førstehjelp”)
 # The renewal ends certjob's pause; the coordinator's, open since 20 June, keeps the mentor hidden until the 31st.
 2025-07-01 F1 expired → renewed; F2 recorded → valid; lift
 2025-07-31 portal show
-2025-12-30 L2 valid → expiring; mail 60: expires in 60 days, on 28 February (“likeperson”)
-2026-01-29 mail 30: expires in 30 days, on 28 February (“likeperson”)
+2025-12-30 L2 valid → expiring; mail 60: expires on 28 February, in 60 days (“likeperson”)
+2026-01-29 mail 30: expires on 28 February, in 30 days (“likeperson”)
 # Extended in place before 14 days were left; the reminders begin anew, those of 60 and of 30 days again.
-2026-02-05 L2 expiring → valid
-2026-07-02 L2 valid → expiring; mail 60: expires in 60 days, on 31 August (“likeperson”)
-2026-08-01 mail 30: expires in 30 days, on 31 August (“likeperson”)
+# The portal hears of each new last visible day.
+2026-02-05 L2 expiring → valid; portal show
+2026-07-02 L2 valid → expiring; mail 60: expires on 31 August, in 60 days (“likeperson”)
+2026-08-01 mail 30: expires on 31 August, in 30 days (“likeperson”)
 # The slip is mailed about once: with 17 days left the threshold of 30 is due, and this is the third date for it.
 # Corrected on the 4th, slipped again on the 5th, corrected on the 6th: all these dates were mailed about already.
-2026-08-03 mail 30: expires in 17 days, on 20 August (“likeperson”)
-2026-08-17 mail 14: expires in 14 days, on 31 August (“likeperson”)
+2026-08-03 portal show; mail 30: expires on 20 August, in 17 days (“likeperson”)
+2026-08-04 portal show
+2026-08-05 portal show
+2026-08-06 portal show
+2026-08-17 mail 14: expires on 31 August, in 14 days (“likeperson”)
 # A coordinator's pause hides the mentor, and a paused mentor is reminded.
 2026-08-20 portal hide
-2026-08-24 mail 7: expires in 7 days, on 31 August (“likeperson”)
+2026-08-24 mail 7: expires on 31 August, in 7 days (“likeperson”)
 # With F2 revoked nothing continues F1 any more: it is expired again, long ago, so nobody is mailed. A second pause is
 # open beside the coordinator's; the portal has known since the 20th.
 2026-08-27 F1 renewed → expired; F2 valid → revoked; pause
-2026-08-30 mail 1: expires tomorrow, 31 August (“likeperson”)
+2026-08-30 mail 1: Expires tomorrow, 31 August: your certificate (“likeperson”)
 # Paused by certjob already, for the other kind.
-2026-09-01 L2 expiring → expired; mail -1: expired yesterday, 31 August (“likeperson”)
+2026-09-01 L2 expiring → expired; mail -1: Expired yesterday, 31 August: your certificate (“likeperson”)
 # One kind in force is not enough: the pause ends on the 20th only. L3 was recorded five days after it began.
 2026-09-10 F1 expired → renewed; F3 recorded → valid
 2026-09-20 L2 expired → renewed; L3 recorded → valid; lift
 2026-10-01 portal show
 # Both kinds end on one day.
-2028-01-30 F3 valid → expiring; L3 valid → expiring; mail 60: expires in 60 days, on 30 March (“førstehjelp”)
-2028-01-30 mail 60: expires in 60 days, on 30 March (“likeperson”)
+2028-01-30 F3 valid → expiring; L3 valid → expiring; mail 60: expires on 30 March, in 60 days (“førstehjelp”)
+2028-01-30 mail 60: expires on 30 March, in 60 days (“likeperson”)
 # New thresholds, the ordinary rule: 90 is due now and was never sent.
-2028-02-10 mail 90: expires in 49 days, on 30 March (“førstehjelp”)
-2028-02-10 mail 90: expires in 49 days, on 30 March (“likeperson”)
-2028-02-14 mail 45: expires in 45 days, on 30 March (“førstehjelp”)
-2028-02-14 mail 45: expires in 45 days, on 30 March (“likeperson”)
+2028-02-10 mail 90: expires on 30 March, in 49 days (“førstehjelp”)
+2028-02-10 mail 90: expires on 30 March, in 49 days (“likeperson”)
+2028-02-14 mail 45: expires on 30 March, in 45 days (“førstehjelp”)
+2028-02-14 mail 45: expires on 30 March, in 45 days (“likeperson”)
 # Thirty days before, on the leap day.
-2028-02-29 mail 30: expires in 30 days, on 30 March (“førstehjelp”)
-2028-02-29 mail 30: expires in 30 days, on 30 March (“likeperson”)
+2028-02-29 mail 30: expires on 30 March, in 30 days (“førstehjelp”)
+2028-02-29 mail 30: expires on 30 March, in 30 days (“likeperson”)
 # From now on nobody is reminded of F3; it is renewed when F4 begins, not when it is recorded.
 2028-03-05 F4 recorded → upcoming
 2028-03-10 F3 expiring → renewed; F4 upcoming → valid
-2028-03-30 mail 0: expires today, 30 March (“likeperson”)
+2028-03-30 mail 0: Expires today, 30 March: your certificate (“likeperson”)
 # Nothing on the day after: "today" would be wrong, and the notice after the expiry comes on the third day. That night
 # was missed, and so were the three after it.
 2028-03-31 L3 expiring → expired; pause; portal hide
 2028-04-06 mail -3: expired on 30 March (“likeperson”)
 2028-05-02 L3 expired → renewed; L4 recorded → valid; lift; portal show
-2029-02-01 L4 valid → expiring; mail 90: expires in 90 days, on 2 May (“likeperson”)
+2029-02-01 L4 valid → expiring; mail 90: expires on 2 May, in 90 days (“likeperson”)
 """
 
 CYCLES = [

@@ -84,7 +84,7 @@ class Receiver(PortalServer):
                 exchange.apply()
 
 
-REPEAT_LINE = "You may already have received this reminder"
+REPEAT_LINE = "You may have received this reminder before"
 USER, PASSWORD = "post", "blåbær-9"
 _OFFERS = b"250-chaos\r\n250-STARTTLS\r\n250-AUTH PLAIN LOGIN\r\n250 8BITMIME"
 _PHASES = {"GREETING": Phase.CONNECT, "AUTH": Phase.LOGIN, "BODY": Phase.BODY}

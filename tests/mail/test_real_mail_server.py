@@ -24,7 +24,7 @@ from tests.support.smtp_server import client_tls
 pytestmark = pytest.mark.real_mail_server
 
 CREDENTIALS: dict[str, Any] = {"user": LOGIN[0], "password": SecretStr(LOGIN[1]), "tls": client_tls()}
-REPEAT_LINE = "Har du allerede fått denne påminnelsen?"
+REPEAT_LINE = "Du har kanskje fått denne påminnelsen før."
 
 
 @pytest.fixture(scope="module")

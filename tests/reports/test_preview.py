@@ -53,10 +53,10 @@ def test_it_says_that_it_may_be_a_repeat_and_that_the_mentor_is_paused(facts: Fa
     """As long as the reminder is about that last day; a pause of an earlier night is one, too."""
     mentor_id = facts.certified_mentor(facts.organisation(portal=None), TODAY - DAY, locale="en")
     review(facts.connection)
-    assert "work as a peer mentor is therefore paused" in previewed(facts, mentor_id).message.text
+    assert "We have therefore paused you as a peer mentor" in previewed(facts, mentor_id).message.text
     for status in ("cancelled", "pending"):
         facts.connection.execute("UPDATE cert_notification_log SET maybe_sent = true, status = %s", (status,))
-        assert "You may already have received this reminder" in previewed(facts, mentor_id).message.text
+        assert "You may have received this reminder before" in previewed(facts, mentor_id).message.text
 
     facts.connection.execute("UPDATE certificates SET expires_on = expires_on + 365")
     assert not previewed(facts, mentor_id, -1).message.repeat
@@ -84,7 +84,7 @@ def test_the_one_that_is_due_and_once_sent_the_next_one(facts: Facts) -> None:
         shown = previewed(facts, mentor_id, asked)
         assert (what(shown), days in shown.message.subject) == ((threshold, day), True)
     # The message after the expiry speaks of the pause that the night will have opened by then.
-    assert "Derfor er du på pause nå" in previewed(facts, mentor_id, -1).message.text
+    assert "Derfor har vi satt deg på pause" in previewed(facts, mentor_id, -1).message.text
 
 
 def test_of_several_certificates_the_one_that_counts(facts: Facts) -> None:
