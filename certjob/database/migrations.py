@@ -124,7 +124,8 @@ def migrate(
             return pending
     except psycopg.errors.InsufficientPrivilege as error:
         message = f"the database user may not change the schema ({error.diag.message_primary})"
-        raise ConfigurationError(message, next_step="migrate as its owner") from error
+        step = f"migrate as its owner; for a new schema, GRANT CREATE ON DATABASE {connection.info.dbname} to this user"
+        raise ConfigurationError(message, next_step=step) from error
     except psycopg.errors.ReadOnlySqlTransaction as error:
         message = "the database is read-only"
         raise DatabaseUnavailableError(message, next_step="migrate on the primary") from error
