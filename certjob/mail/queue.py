@@ -40,7 +40,7 @@ class MailQueue(ABC, Generic[Item]):
         self._connection = connection
         self._table = table
         self._today = today
-        self._outbox = Outbox(connection, table=table, item=item, lease_seconds=self.lease_seconds)
+        self._outbox = Outbox(connection=connection, table=table, item=item, lease_seconds=self.lease_seconds)
 
     @abstractmethod
     def _draft(self, item: Item) -> Writer | str | None:
@@ -93,7 +93,7 @@ class MailQueue(ABC, Generic[Item]):
         except psycopg.Error as error:
             if database.is_lost(error):
                 with suppress(DatabaseUnavailableError), database.connect_again(self._connection) as fresh:
-                    self._outbox.over(fresh).settle(item, settlement)
+                    replace(self._outbox, connection=fresh).settle(item, settlement)
             raise
 
     def refuse(self, item: Item, error: NotifyError, *, address: str) -> Answer:

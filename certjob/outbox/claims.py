@@ -88,26 +88,15 @@ class Answer(Enum):
     """A newer value was queued during the call: the row is pending and due now, or withdrawn."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Outbox(Generic[Item]):
     """One table of intents, through its claim and settle statements."""
 
-    def __init__(
-        self,
-        connection: Connection,
-        *,
-        table: str,
-        item: type[Item],
-        lease_seconds: float,
-    ) -> None:
-        """``table`` names the statements claim_<table> and settle_<table>."""
-        self._connection = connection
-        self._table = table
-        self._item = item
-        self._lease_seconds = lease_seconds
-
-    def over(self, connection: Connection) -> "Outbox[Item]":
-        """Return the same table over another connection."""
-        return Outbox(connection, table=self._table, item=self._item, lease_seconds=self._lease_seconds)
+    connection: Connection
+    table: str
+    """The end of the statements' names: claim_<table> and settle_<table>."""
+    item: type[Item]
+    lease_seconds: float
 
     def claim(self, lock: str, parameters: dict[str, object]) -> tuple[list[Item], Lease]:
         """Claim what the statement ``lock`` locks, in its order, each row with a fresh token; committed on return.
@@ -117,21 +106,14 @@ class Outbox(Generic[Item]):
         parameters.
         """
         for _ in range(_CLAIM_TRIES):
-            items, lease = self._claim(lock, parameters)
-            if items is None or items:
+            lease = Lease(claimed_at=lease_clock(), seconds=self.lease_seconds)
+            with database.transaction(self.connection, lock_timeout_ms=_CLAIM_LOCK_TIMEOUT_MS, by_index=True):
+                ids = [row[0] for row in database.fetch(self.connection, lock, parameters)]
+                claim = parameters | {"ids": ids, "token": uuid4(), "lease_seconds": self.lease_seconds}
+                claimed = f"claim_{self.table}"
+                items = database.fetch(self.connection, claimed, claim, into=self.item) if ids else []
+            if items or not ids:
                 break
-        return items or [], lease
-
-    def _claim(self, lock: str, parameters: dict[str, object]) -> tuple[list[Item] | None, Lease]:
-        """Return what was claimed; None when nothing could be locked."""
-        lease = Lease(claimed_at=lease_clock(), seconds=self._lease_seconds)
-        with database.transaction(self._connection, lock_timeout_ms=_CLAIM_LOCK_TIMEOUT_MS, by_index=True):
-            rows = database.fetch(self._connection, lock, parameters)
-            if not rows:
-                return None, lease
-            ids = [row[0] for row in rows]
-            claim = parameters | {"ids": ids, "token": uuid4(), "lease_seconds": self._lease_seconds}
-            items = database.fetch(self._connection, f"claim_{self._table}", claim, into=self._item)
         return sorted(items, key=lambda item: ids.index(item.id)), lease
 
     def settle(
@@ -149,15 +131,15 @@ class Outbox(Generic[Item]):
 
         def write() -> Answer:
             values = {"id": item.id, "token": item.claim_token, "version": getattr(item, "version", None)}
-            rows = database.fetch(self._connection, f"settle_{self._table}", values | asdict(settlement))
+            rows = database.fetch(self.connection, f"settle_{self.table}", values | asdict(settlement))
             answer = Answer.LOST if not rows else Answer.SETTLED if rows[0][0] else Answer.RAISED
             then(answer)
             return answer
 
         if lock_timeout_ms is None:
-            return persist(self._connection, write)
+            return persist(self.connection, write)
         try:
-            return persist(self._connection, write, lock_timeout_ms=lock_timeout_ms, tries=1)
+            return persist(self.connection, write, lock_timeout_ms=lock_timeout_ms, tries=1)
         except database.CONTENTION:
             return Answer.HELD
 

@@ -128,20 +128,16 @@ async def push_once(
         await policy.call(call, stop=stopped)
     except PortalCallError as cause:
         error = _given_up(event, attempts=len(errors), cause=cause)
-        is_cut_short = stopped.is_set() and len(errors) < policy.max_attempts
-        is_throttled = (cause.retry_after_seconds or 0.0) > policy.longest_retry_after_seconds
-        outcome = _outcome_of(cause, is_throttled=is_throttled, is_cut_short=is_cut_short)
+        if isinstance(cause, PermanentPortalError):
+            outcome = PushOutcome.BLOCKED
+        elif isinstance(cause, PortalStageError):
+            outcome = PushOutcome.REFUSED
+        elif (cause.retry_after_seconds or 0.0) > policy.longest_retry_after_seconds:
+            outcome = PushOutcome.THROTTLED
+        else:
+            is_cut_short = stopped.is_set() and len(errors) < policy.max_attempts
+            outcome = PushOutcome.NOT_TRIED if is_cut_short else PushOutcome.FAILED
     return Push(event=event, outcome=outcome, error=error)
-
-
-def _outcome_of(cause: PortalCallError, *, is_throttled: bool, is_cut_short: bool) -> PushOutcome:
-    if isinstance(cause, PermanentPortalError):
-        return PushOutcome.BLOCKED
-    if isinstance(cause, PortalStageError):
-        return PushOutcome.REFUSED
-    if is_throttled:
-        return PushOutcome.THROTTLED
-    return PushOutcome.NOT_TRIED if is_cut_short else PushOutcome.FAILED
 
 
 def _given_up(event: PortalEvent, *, attempts: int, cause: PortalCallError) -> DynamicsSyncException:

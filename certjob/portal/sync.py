@@ -50,7 +50,9 @@ class PortalSyncService:
     def __init__(self, connection: database.Connection, *, run_id: UUID, lease_seconds: float = LEASE_SECONDS) -> None:
         self._connection = connection
         self._run_id = run_id
-        self._outbox = Outbox(connection, table="portal_events", item=PortalEvent, lease_seconds=lease_seconds)
+        self._outbox = Outbox(
+            connection=connection, table="portal_events", item=PortalEvent, lease_seconds=lease_seconds
+        )
 
     def queue(
         self, desired: Sequence[tuple[UUID, bool]], *, moved_from: Mapping[UUID, date] = MappingProxyType({})
@@ -180,18 +182,12 @@ class PortalSyncService:
 
 
 def _log(push: Push, answer: Answer) -> None:
-    """Note what became of one event, by its ids alone: what the portal said may name somebody."""
+    """Log the end of one event, by its ids alone: what the portal said may name someone."""
     event, error = push.event, push.error
-    what = "event_not_tried" if not push.is_tried else "event_failed" if error is not None else "event_pushed"
-    about: dict[str, object] = {
-        "event": what,
-        "event_id": event.id,
-        "version": event.version,
-        "mentor_id": str(event.mentor_id),
-        "visible": event.visible,
-        "settled": answer.name.lower(),
-    }
-    if error is not None:
+    what = "event_not_tried" if not push.is_tried else "event_failed" if error else "event_pushed"
+    about = {"event": what, "event_id": event.id, "version": event.version, "mentor_id": str(event.mentor_id)}
+    about |= {"visible": event.visible, "settled": answer.value}
+    if error:
         about |= {"attempts": error.attempts, "status": error.cause.status, "cause": type(error.cause).__name__}
     logger.debug("a portal %s", what.replace("_", " "), extra=about)
 

@@ -23,7 +23,7 @@ class PortalOutbox(Outbox[PortalEvent]):
     """An outbox of portal events that claims what is due."""
 
     def __init__(self, connection: Connection) -> None:
-        super().__init__(connection, table="portal_events", item=PortalEvent, lease_seconds=120)
+        super().__init__(connection=connection, table="portal_events", item=PortalEvent, lease_seconds=120)
 
     def claim_due(self) -> list[PortalEvent]:
         return self.claim("lock_due_portal_events", {"limit": 100, "today": TODAY})[0]
@@ -103,7 +103,7 @@ def test_without_a_limit_a_settle_waits_for_a_short_lock_and_gives_up_on_an_endl
     """
     about = {"threshold_days": 30, "cert_id": uuid4(), "expires_on": TODAY, "maybe_sent": True}
     scene.facts.insert("cert_notification_log", mentor_id=scene.mentor(), **about)
-    outbox = Outbox(scene.connection, table="reminders", item=QueuedReminder, lease_seconds=900)
+    outbox = Outbox(connection=scene.connection, table="reminders", item=QueuedReminder, lease_seconds=900)
     ((reminder,), _) = outbox.claim("lock_due_reminders", {"today": TODAY})
     scene.app.execute("SELECT 1 FROM cert_notification_log FOR NO KEY UPDATE")
     with monkeypatch.context() as patch:

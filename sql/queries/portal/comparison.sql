@@ -4,7 +4,7 @@
 -- mentors; under their locks the same question is asked again of a few. With %(dates)s a visible contact also differs if
 -- it has another last day: a later or missing one is corrected like a hide, an earlier one like a show.
 --
--- Nobody is to be shown who waits for a review, or whom certjob never showed and nobody certified. A hide goes in any case.
+-- No one is shown who waits for a review. A hide goes in any case.
 WITH differing AS MATERIALIZED (
     SELECT m.id AS mentor_id, m.member_no, o.slug AS organisation, m.organisation_id, m.dynamics_contact_id AS contact_id,
         m.portal_visible AS visible, m.portal_visible AND shown.contact_id IS NOT NULL AS wrong_day,
@@ -41,22 +41,7 @@ WHERE NOT EXISTS (
                 OR e.delivered_at BETWEEN %(read_at)s AND now()  -- a later time was written by a wrong clock
             )
     )
-    AND (
-        d.restricts
-        OR (
-            d.review_on > %(today)s
-            AND (
-                EXISTS (
-                    SELECT FROM certificates AS c WHERE c.mentor_id = d.mentor_id AND c.status IN ('valid', 'expiring')
-                )
-                OR EXISTS (
-                    SELECT
-                    FROM portal_sync_events AS e
-                    WHERE e.mentor_id = d.mentor_id AND e.visible AND e.status = 'delivered'
-                )
-            )
-        )
-    )
+    AND (d.restricts OR d.review_on > %(today)s)
 ORDER BY d.organisation, d.member_no
 
 -- name: find_unknown_contacts
