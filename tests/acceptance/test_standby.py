@@ -86,7 +86,7 @@ def test_what_writes_says_that_this_is_no_primary(
     """Exit 1, one line, the server's reason and the next step; nothing was called or mailed."""
     header = "organisation,member_no,email,kind,issued_on,expires_on"
     (tmp_path / "people.csv").write_text(f"{header}\nhlf,M1,m1@example.org,likeperson,2024-01-01,2026-01-01\n")
-    report = postfix("<certjob-reminder-1-0@example.org>", "m1@example.org")
+    report = postfix("<certjob-reminder-1-0123abcd@example.org>", "m1@example.org")
     phrases = ["the database is read-only (cannot execute", "use the primary", entry.WORKS_READ_ONLY]
     if command == "db migrate":
         phrases = ["the database is read-only; migrate on the primary"]

@@ -231,11 +231,12 @@ def test_the_made_up_digest_has_the_words_of_a_real_one(desk: Scene) -> None:
         ("portal_sync_events", {"mentor_id": shown, "visible": True, "wanted_at": TODAY}),
         ("cert_notification_log", {"mentor_id": shown, "status": "failed", "failure_code": "wrong_address"} | soon),
         ("held_reviews", {"organisation_id": desk.home, "what": "pauses"} | held),
-        ("review_problems", {"mentor_id": shown, "reason": "locked", "as_of": TODAY}),
+        ("review_problems", {"mentor_id": paused, "reason": "locked", "as_of": TODAY}),
         ("coordinator_digests", {"coordinator_id": desk.rows("SELECT id FROM coordinators")[0][0], "digest_on": TODAY}),
     ):
         desk.facts.insert(table, **row)
     desk.execute("UPDATE mentor_pauses SET lifted_at = now() WHERE lifted_at IS NOT NULL")
+    desk.execute("UPDATE mentors SET review_on = 'infinity' WHERE id = %s", shown)  # the show waits for no review
     ((row_id,),) = desk.connection.execute("SELECT id FROM coordinator_digests").fetchall()
 
     real = read_digest(desk.connection, row_id, today=TODAY, zone=UTC)
