@@ -130,8 +130,8 @@ def test_forecast_page_has_a_line_and_a_bar_for_each_week(capsys: pytest.Capture
     show_forecast(Output(quiet=False), made)
 
     lines = [line.rstrip() for line in without_escapes(shown.getvalue()).splitlines()]
-    assert [line.count("━") for line in lines[2:]] == [10, 1, 0]
-    assert lines[2].split() == ["2026-W11", "2026-03-09", "2026-03-15", "3200", "99", "0", "1", "━" * 10]
+    assert [line.count("━") for line in lines[2:]] == [9, 1, 0]
+    assert lines[2].split() == ["2026-W11", "2026-03-09", "2026-03-15", "3200", "99", "0", "1", "━" * 9]
     assert capsys.readouterr().out.splitlines()[2] == "2026-W13\t2026-03-23\t2026-03-29\t0\t99\t0\t1\t"
 
 

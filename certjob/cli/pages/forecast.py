@@ -7,7 +7,7 @@ from certjob.cli.documents import left_out
 from certjob.cli.terminal.output import Output
 from certjob.reports.forecast import MEASURES, Forecast
 
-LONGEST_BAR: Final = 10
+LONGEST_BAR: Final = 9
 """Cells; the table has room for it on 80 columns."""
 
 
