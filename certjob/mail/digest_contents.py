@@ -65,6 +65,8 @@ class Digest:
     """``paused`` and ``returned`` since the last page, and everything that is open now."""
     keys: frozenset[str]
     """The keys of everything on the page, and of the pauses that earlier pages had."""
+    acknowledged: int
+    """How many alerts of the organisation someone knows about; they are not on the page."""
     has_news: bool
     """Whether the page is to be sent: it has a new key, or something has been open for a week since the last page."""
 
@@ -77,6 +79,7 @@ class Digest:
             "organisation": one_line(self.coordinator.organisation_name),
             "repeat": repeat,
             "app_url": app_url,
+            "acknowledged": self.acknowledged,
             **self.sections,
         }
 
@@ -102,8 +105,9 @@ def read_digest(connection: Connection, digest_id: int, *, today: date, zone: tz
     paused, returned = read("read_paused_mentors"), read("read_returned_mentors")
     held, unreviewed = read("read_held_back"), read("read_unreviewed_mentors")
     pushes, undelivered = read("read_pending_pushes"), read("read_undelivered_reminders")
+    not_run, uncertified = read("read_missing_run"), read("read_uncertified_mentors")
     names = {row["id"]: row["name"] for row in read("read_expiring_mentors")}
-    ids = [row["id"] for row in (*paused, *returned)] + list(names)
+    ids = [row["id"] for row in paused] + list(names)
     mentors = {mentor.id: mentor for mentor in reading.read(connection, ids, lock=False).mentors}
     expiring = sorted(
         (certificate.expires_on, names[mentor.id], mentor.member_no, certificate.kind)
@@ -111,9 +115,9 @@ def read_digest(connection: Connection, digest_id: int, *, today: date, zone: tz
         if mentor.id in names
         for certificate in rules.ending_certificates(mentor, today, within_days=EXPIRING_WITHIN_DAYS)
     )
-    still_open = [row["key"] for row in (*pushes, *held, *unreviewed, *undelivered)]
+    still_open = [row["key"] for row in (*not_run, *pushes, *held, *unreviewed, *undelivered)]
     keys = frozenset(
-        [row["key"] for row in (*paused, *returned)]
+        [row["key"] for row in (*paused, *returned, *uncertified)]
         + still_open
         + [f"ends:{expires_on}:{_hash(member_no, kind)}" for expires_on, _, member_no, kind in expiring]
     )
@@ -122,12 +126,10 @@ def read_digest(connection: Connection, digest_id: int, *, today: date, zone: tz
         mentor = mentors.get(row["id"])
         lapsed = rules.lapsed_certificates(mentor, today) if mentor is not None else ()
         row["lapses"] = [{"kind": each.kind, "ended_on": "" if each.revoked else each.expires_on} for each in lapsed]
-    for row in returned:
-        mentor = mentors.get(row["id"])
-        row["without_certificate"] = mentor is not None and rules.holds_nothing(mentor, today)
     for row in undelivered:
         row |= {"days_left": (row["expires_on"] - today).days, "cause": advise_on_message(row["code"]).cause}
     sections = {
+        "not_run": not_run,
         "held": held,
         "unreviewed": unreviewed,
         "visible": [row for row in pushes if not row["visible"]],
@@ -135,6 +137,7 @@ def read_digest(connection: Connection, digest_id: int, *, today: date, zone: tz
         "paused": new(paused),
         "returned": new(returned),
         "undelivered": undelivered,
+        "uncertified": uncertified,
         "expiring": [
             {
                 "name": name,
@@ -153,6 +156,7 @@ def read_digest(connection: Connection, digest_id: int, *, today: date, zone: tz
             for name, rows in sections.items()
         },
         keys=keys,
+        acknowledged=database.fetch_value(connection, "count_acknowledged_of", window),
         has_news=not keys <= set(coordinator.reported) or (bool(still_open) and is_week_over),
     )
 

@@ -80,6 +80,9 @@ class SystemStatus:
     overdue: str
     """That no full run has finished for 26 hours, and what has ended since; empty if one has."""
     without_certificate: int
+    """Active mentors who have never held a certificate that counts."""
+    first_without_certificate: Sequence[str]
+    """At most five of them, such as ``hlf M1042``."""
     mail_waits_until: datetime | None
     """When CERTJOB_MAIL_HOURS let it go; None: no mail waits for that."""
 
@@ -110,6 +113,7 @@ def read_status(
         good_runs = database.fetch(connection, "read_last_good_run", into=GoodRun)
         runs = {"silence": SILENCE, "limit": RUNS_PER_COMMAND}
         attention = read_attention(connection, today=today)
+        without_certificate, first_without_certificate = _find_without_certificate(connection, today)
         return SystemStatus(
             now=database.clock(connection),
             today=today,
@@ -121,15 +125,18 @@ def read_status(
             alerts=attention.numbers,
             acknowledged=attention.acknowledged,
             overdue=attention.overdue,
-            without_certificate=_count_without_certificate(connection, today),
+            without_certificate=without_certificate,
+            first_without_certificate=first_without_certificate,
             mail_waits_until=mail_waits_until if any(open_work[kind].pending for kind in MAIL_KINDS) else None,
         )
 
 
-def _count_without_certificate(connection: Connection, today: date) -> int:
+def _find_without_certificate(connection: Connection, today: date) -> tuple[int, list[str]]:
+    """Return how many there are, and the first of them."""
     optional_kinds = [row[0] for row in database.fetch(connection, "list_optional_kinds")]
     parameters = {"today": today, "optional_kinds": optional_kinds}
-    return int(database.fetch_value(connection, "count_without_certificate", parameters))
+    rows = database.fetch(connection, "find_without_certificate", parameters)
+    return (rows[0][1] if rows else 0), [row[0] for row in rows]
 
 
 def _read_coming(connection: Connection, today: date) -> list[ComingNight]:

@@ -21,7 +21,18 @@ AA = 4.5
 NOWHERE: dict[str, Any] = {"contact_email": None, "contact_phone": None, "renewal_url": None}
 SENTENCE = "Dynamics sync pending — mentor may still be visible on portal"
 URGENT = {"nb": "Haster", "nn": "Hastar", "en": "Urgent"}
-SECTIONS = ("held", "unreviewed", "visible", "paused", "returned", "undelivered", "hidden", "expiring")
+SECTIONS = (
+    "not_run",
+    "held",
+    "unreviewed",
+    "visible",
+    "paused",
+    "returned",
+    "undelivered",
+    "hidden",
+    "uncertified",
+    "expiring",
+)
 
 in_each_language = pytest.mark.parametrize("language", LANGUAGES)
 
@@ -159,7 +170,7 @@ def test_a_page_is_for_everyone(language: str) -> None:
     """Headings, lists and language for screen readers, nothing fetched from elsewhere."""
     for document, headings, lists in (
         (written_reminder(locale=language).html, 2, 0),
-        (digest(full(language)).html, 8, 9),
+        (digest(full(language)).html, 10, 11),
     ):
         page = Page(document)
         assert page.language == language
@@ -263,9 +274,9 @@ def test_digest_names_what_is_held_and_why_a_reminder_did_not_arrive() -> None:
 
 @in_each_language
 def test_what_is_urgent_or_in_the_app_is_marked_and_nothing_else(language: str) -> None:
-    """Urgent is what is held, who could not be reviewed, and who may still be visible; there the server is quoted."""
+    """Urgent: not checked, held, not reviewed, or still visible, which is quoted from the server."""
     message = digest(full(language, app_url="https://app.example/"))
-    quiet = digest(full(language, app_url="", held=[], unreviewed=[], visible=[]))
+    quiet = digest(full(language, app_url="", not_run=[], held=[], unreviewed=[], visible=[]))
 
     assert f"\n{URGENT[language]}: " in message.text
     assert f">{URGENT[language]}</span>" in message.html
@@ -279,6 +290,8 @@ def test_the_subject_says_whose_and_what_happened_the_most_urgent_first() -> Non
     """One and several are different words."""
     for language, section, one, two in (
         ("nb", "visible", "1 likeperson kan fortsatt være synlig på", "2 likepersoner kan fortsatt være synlige på"),
+        ("nb", "not_run", "Sertifikatene er ikke kontrollert", "Sertifikatene er ikke kontrollert"),
+        ("nb", "uncertified", "1 likeperson mangler sertifikat", "2 likepersoner mangler sertifikat"),
         ("nb", "held", "endringer venter på en avgjørelse", "endringer venter på en avgjørelse"),
         ("nb", "unreviewed", "1 likeperson kunne ikke vurderes", "2 likepersoner kunne ikke vurderes"),
         ("nb", "paused", "1 ny på pause", "2 nye på pause"),
@@ -289,8 +302,8 @@ def test_the_subject_says_whose_and_what_happened_the_most_urgent_first() -> Non
         for count, what in enumerate((one, two), start=1):
             subject = digest(only(section, count, language=language)).subject
             assert subject.removesuffix(" portalen") == f"Hørselshjelpen: {what}"
-    several = digest(full("en", held=[], unreviewed=[])).subject
-    assert several == "Hørselshjelpen: 2 mentors may still be visible on the portal and 14 more updates"
+    several = digest(full("en", not_run=[], held=[], unreviewed=[])).subject
+    assert several == "Hørselshjelpen: 2 mentors may still be visible on the portal and 15 more updates"
 
 
 def test_a_long_list_says_how_many_more_there_are() -> None:

@@ -5,6 +5,7 @@ import shutil
 from datetime import UTC
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -224,7 +225,10 @@ def test_the_made_up_digest_has_the_words_of_a_real_one(desk: Scene) -> None:
     own = {"reason": "certification_expired", "actor": "certjob"}
     soon = {"threshold_days": 30, "cert_id": shown, "expires_on": day(20)}
     held = {"as_of": TODAY, "reason": "too many", "mentors": 30, "allow": 30}
+    desk.facts.mentor(desk.home)
+    old_run = {"id": uuid4(), "command": "run", "as_of": TODAY, "host": "h", "version": "1", "outcome": "ok"}
     for table, row in (
+        ("job_runs", old_run | {"finished_at": TODAY}),
         ("mentor_pauses", {"mentor_id": paused} | own),
         ("mentor_pauses", {"mentor_id": back, "lifted_at": TODAY, "lifted_by": "certjob"} | own),
         ("portal_sync_events", {"mentor_id": paused, "visible": False, "wanted_at": TODAY}),

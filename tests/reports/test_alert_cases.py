@@ -5,6 +5,7 @@ from datetime import timedelta
 
 from certjob.cli.pages.alerts import plain_lines
 from certjob.errors import PermanentPortalError, PortalStageError, TransientPortalError
+from certjob.jobs.acknowledge import acknowledge
 from certjob.reports.alerts import Alert, read_alerts
 from tests.conftest import Certjob
 from tests.support.facts import TODAY
@@ -187,3 +188,26 @@ def test_check_warns_that_the_run_is_overdue(scene: Scene, certjob: Certjob) -> 
 
     (finding,) = [each for each in findings if each["check"] == "last run"]
     assert (finding["verdict"], finding["next_step"]) == ("warn", "run `certjob run`, then check cron")
+
+
+# The digest.
+
+
+def test_digest_names_mentors_without_a_certificate_and_a_missing_run(scene: Scene) -> None:
+    """They are on the page with whatever else there is; what is acknowledged is one line."""
+    scene.run_sql("INSERT INTO coordinators (organisation_id, email) VALUES (%s, 'eva@example.org')", scene.hlf)
+    scene.mentor(member_no="M9", contact_id=None)
+    scene.expired(member_no="M1")
+    scene.night(NOT_FOUND, deliver=False)
+    scene.night(NOT_FOUND, channel=None)
+    acknowledge(scene.connection, "hlf:may_be_visible:M1", because="x", until=TODAY, today=TODAY)
+    scene.run_sql("UPDATE job_runs SET finished_at = now() - interval '27 hours'")
+    scene.deliver(FlakyPortal(), channel=scene.channel)
+
+    (page,) = scene.channel.sent
+
+    assert "Mangler sertifikat (1)" in page.text
+    assert "(M9)" in page.text
+    assert "Vi har ikke kontrollert sertifikatene siden 10." in page.text.replace("\N{NO-BREAK SPACE}", " ")
+    assert "1 sak er satt på vent og er ikke med her." in page.text
+    assert "Kan fortsatt være synlig" not in page.text

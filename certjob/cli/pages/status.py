@@ -104,7 +104,9 @@ def _figures(status: SystemStatus, zone: tzinfo) -> Iterator[tuple[str, str]]:
     yield "Mentors to review", f"{tonight:,} today, {coming:,} within {len(status.coming)} nights"
     if status.without_certificate:
         mentors = number(status.without_certificate, "active mentor")
-        yield "Without any certificate", f"{mentors}, hidden on every portal"
+        names = ", ".join(status.first_without_certificate)
+        more = ", …" if status.without_certificate > len(status.first_without_certificate) else ""
+        yield "Without a certificate", f"{mentors}, hidden on every portal: {names}{more}"
     if status.acknowledged:
         yield "Acknowledged", f"{number(status.acknowledged, 'alert')}; see `certjob alerts --acknowledged`"
     failed = next((run for run in status.runs if run.outcome == "failed" and run.lines), None)

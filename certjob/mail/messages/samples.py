@@ -87,6 +87,7 @@ def sample_digests(language: str) -> Iterator[Words]:
             "name": name,
             "organisation": "Hørselshjelpen",
             "repeat": repeat,
+            "acknowledged": len(name) // 20,
             **lists,
         }
 
@@ -110,6 +111,7 @@ def _sections(language: str) -> dict[str, list[Words]]:
     }
     held: Words = {"what": "pauses", "since": since, "mentors": 33}
     return {
+        "not_run": [{"since": day, "ended": ended} for ended in (3, 1, 0)],
         "held": [
             held,
             {**held, "mentors": 1},
@@ -123,9 +125,8 @@ def _sections(language: str) -> dict[str, list[Words]]:
             {**unnamed, "reopened": False, "lapses": []},
         ],
         "returned": [
-            {**who, "still_paused": False, "without_certificate": False},
-            {**who, "still_paused": False, "without_certificate": True},
-            {**unnamed, "still_paused": True, "without_certificate": False},
+            {**who, "still_paused": False},
+            {**unnamed, "still_paused": True},
         ],
         "undelivered": [
             {
@@ -140,6 +141,7 @@ def _sections(language: str) -> dict[str, list[Words]]:
                 (unnamed, 12, Cause.NO_ADDRESS),
             )
         ],
+        "uncertified": [who, unnamed],
         "expiring": [
             {**who, "kind": "likeperson", "expires_on": day, "days_left": days_left} for days_left in (12, 1, 0)
         ],

@@ -85,3 +85,51 @@ SELECT full_name AS name, member_no, since, md5(alert_id) || ':' || extract(epoc
 FROM current_alerts(%(today)s)
 WHERE kind = 'never_reviewed' AND organisation_id = %(organisation_id)s AND NOT is_acknowledged
 ORDER BY name, member_no
+
+-- name: read_missing_run
+-- That no run has covered the organisation for 26 hours, and how many of its certificates have ended since.
+SELECT a.day AS since, 'not_run:' || a.day AS key, (
+        SELECT count(*)
+        FROM certificates AS c
+        JOIN mentors AS m ON m.id = c.mentor_id
+        WHERE c.expires_on >= a.day
+            AND c.expires_on < %(today)s
+            AND c.status IN ('valid', 'expiring')
+            AND c.revoked_at IS NULL
+            AND m.left_at IS NULL
+            AND m.organisation_id = %(organisation_id)s
+    ) AS ended
+FROM current_alerts(%(today)s) AS a
+WHERE a.kind = 'no_full_run'
+    AND a.day IS NOT NULL
+    AND NOT a.is_acknowledged
+    AND NOT EXISTS (
+        SELECT
+        FROM job_runs AS r
+        JOIN organisations AS o ON o.slug = r.organisation
+        WHERE o.id = %(organisation_id)s
+            AND r.command = 'run'
+            AND r.outcome IN ('ok', 'attention')
+            AND r.finished_at > now() - interval '26 hours'
+    )
+
+-- name: read_uncertified_mentors
+-- Active mentors who have never held a certificate of a kind that counts: they are hidden, and get no reminders.
+SELECT coalesce(m.full_name, m.member_no) AS name, m.member_no, 'uncertified:' || m.id AS key
+FROM mentors AS m
+JOIN organisations AS o ON o.id = m.organisation_id
+WHERE m.organisation_id = %(organisation_id)s
+    AND m.left_at IS NULL
+    AND NOT EXISTS (
+        SELECT
+        FROM certificates AS c
+        WHERE c.mentor_id = m.id
+            AND NOT (c.kind = ANY (o.optional_kinds))
+            AND (c.issued_on <= %(today)s OR c.revoked_at IS NOT NULL)
+    )
+    AND NOT EXISTS (SELECT FROM mentor_pauses AS p WHERE p.mentor_id = m.id AND p.lifted_at IS NULL)
+ORDER BY name, m.member_no
+
+-- name: count_acknowledged_of
+-- How many alerts of the organisation someone knows about.
+SELECT count(*) FROM current_alerts(%(today)s) WHERE organisation_id = %(organisation_id)s AND is_acknowledged

@@ -46,22 +46,22 @@ LIMIT 1
 -- Every kind that some organisation does without.
 SELECT DISTINCT kind FROM organisations AS o CROSS JOIN LATERAL unnest(o.optional_kinds) AS kind
 
--- name: count_without_certificate
--- Active mentors who have never held a certificate of a kind that counts: nobody watches them. Of a million mentors few can
+-- name: find_without_certificate
+-- Active mentors who have never held a certificate of a kind that counts: the first five, and how many there are. Of a million mentors few can
 -- be such: who is due, who never will be, who has a certificate that has not begun or is of a kind that is optional
 -- somewhere. Everybody else has a day of review ahead, which only a certificate gives that has begun and counts. The
 -- optional kinds are given, not joined: the planner knows then how many certificates that are.
 WITH candidate AS (
-    SELECT id, organisation_id
+    SELECT id, organisation_id, member_no
     FROM mentors
     WHERE (review_on <= %(today)s OR review_on = 'infinity') AND left_at IS NULL
     UNION
-    SELECT m.id, m.organisation_id
+    SELECT m.id, m.organisation_id, m.member_no
     FROM certificates AS c
     JOIN mentors AS m ON m.id = c.mentor_id
     WHERE (c.issued_on > %(today)s OR c.kind = ANY (%(optional_kinds)s)) AND m.left_at IS NULL
 )
-SELECT count(*)
+SELECT o.slug || ' ' || m.member_no, count(*) OVER ()
 FROM candidate AS m
 JOIN organisations AS o ON o.id = m.organisation_id
 WHERE NOT EXISTS (
@@ -72,6 +72,8 @@ WHERE NOT EXISTS (
             AND (c.issued_on <= %(today)s OR c.revoked_at IS NOT NULL)
     )
     AND NOT EXISTS (SELECT FROM mentor_pauses AS p WHERE p.mentor_id = m.id AND p.lifted_at IS NULL)
+ORDER BY o.slug, m.member_no
+LIMIT 5
 
 -- name: count_coming_reviews
 -- How many mentors each of the coming nights will look at; today's has whoever is overdue, too. One range of one index.
