@@ -1,30 +1,31 @@
-"""Every error certjob raises on purpose: what is wrong, the next step, and ids as attributes.
+"""The errors that certjob raises on purpose, with their exit codes, and the causes that it stores.
 
-CertjobError                      exit 1
-├── ConfigurationError            exit 2   a setting or argument is missing or wrong
-│   ├── SchemaError               exit 2   not migrated, too new, or an applied migration was edited
-│   ├── UsageError                exit 2   the command line cannot be understood
-│   ├── UnknownMentorError        exit 2   no such mentor, or several
-│   ├── ClocksDisagreeError       exit 2   this machine and the database server are on different days
-│   ├── TemplateError             exit 2   a message template of the programme's own is broken
-│   └── InputError                exit 2   a file that is no CSV
-├── DatabaseUnavailableError      exit 1
-├── DatabaseError                 exit 1   it refused a statement, or could not do it now
-├── DiskFullError                 exit 1
-├── InternalError                 exit 1
-├── StoppedBySignalError          exit 1
-├── BrokenMentorError             exit 3   one mentor's rows are beyond the bounds of the schema
-├── MentorBusyError               exit 3   a resync could not get its lock, or another run's push is in flight
-├── DynamicsSyncException         exit 3   a portal push was given up for now
-├── PortalCallError                        one call to the Edge Function went wrong (internal to the saga)
-│   ├── TransientPortalError               worth another try
-│   ├── PermanentPortalError               this mentor cannot be pushed until somebody corrects something
-│   └── PortalStageError                   nobody can be pushed: wrong key, failed deploy, redirect
-└── NotifyError                            one message could not be handed over (internal to the mail stage)
-    ├── RecipientRefusedError              this recipient, for good
-    ├── RecipientDeferredError             this recipient, for now
-    ├── OutcomeUnknownError                it may or may not have been accepted
-    └── ChannelDownError                   everybody: connection, TLS, login
+CertjobError                        exit 1
+├── ConfigurationError              exit 2
+│   ├── SchemaError
+│   ├── UsageError
+│   ├── UnknownMentorError
+│   ├── ClocksDisagreeError
+│   ├── TemplateError
+│   └── InputError
+├── DatabaseUnavailableError
+├── DatabaseError
+├── DiskFullError
+├── InternalError
+├── StoppedBySignalError
+├── BrokenMentorError               exit 3
+├── MentorBusyError                 exit 3
+├── DynamicsSyncException           exit 3
+└── DeliveryError                   caught by the stages, `reconcile` and `check`
+    ├── PortalCallError
+    │   ├── TransientPortalError
+    │   ├── PermanentPortalError
+    │   └── PortalStageError
+    └── NotifyError
+        ├── RecipientRefusedError
+        ├── RecipientDeferredError
+        ├── OutcomeUnknownError
+        └── ChannelDownError
 """
 
 from enum import StrEnum
@@ -37,33 +38,22 @@ class Cause(StrEnum):
     Stored as ``failure_code`` beside the technical text. `certjob.domain.causes` and the digest have the sentences.
     """
 
-    NO_CONTACT_ID = "no_contact_id"
-    """The mentor has no ``dynamics_contact_id``."""
-    CONTACT_NOT_FOUND = "contact_not_found"
-    """Dynamics has no contact with this ID."""
-    CHANGE_REFUSED = "change_refused"
-    """The Edge Function or Dynamics rejected the change of this contact."""
-    PORTAL_DOWN = "portal_down"
-    """The portal did not answer, throttled, or could not make the change."""
-    QUEUED = "queued"
-    """It was not its turn: the time was over, or another run is pushing."""
-    PORTAL_STOPPED = "portal_stopped"
-    """No push can succeed: the key, the address, the function or certjob itself is wrong."""
-    HIDE_BY_HAND = "hide_by_hand"
-    """The organisation lost its portal while a hide was open."""
+    NO_CONTACT_ID = "no_contact_id"  # the mentor has no ``dynamics_contact_id``
+    CONTACT_NOT_FOUND = "contact_not_found"  # Dynamics has no contact with this ID
+    CHANGE_REFUSED = "change_refused"  # the Edge Function or Dynamics rejected the change of this contact
+    PORTAL_DOWN = "portal_down"  # the portal did not answer, throttled, or could not make the change
+    QUEUED = "queued"  # it was not its turn: the time was over, or another run is pushing
+    PORTAL_STOPPED = "portal_stopped"  # no push can succeed: the key, the URL, the function or certjob is wrong
+    HIDE_BY_HAND = "hide_by_hand"  # the organisation lost its portal while a hide was open
 
-    NO_ADDRESS = "no_address"
-    """There is no e-mail address."""
-    WRONG_ADDRESS = "wrong_address"
-    """The e-mail address is not valid, cannot be used, was refused, or the mail came back."""
-    MAIL_DELAYED = "mail_delayed"
-    """The mail server asked to try later, or did not confirm that it has the message."""
-    MAIL_STOPPED = "mail_stopped"
-    """The mail server or the webhook refused the message, or takes none at all."""
+    NO_ADDRESS = "no_address"  # there is no e-mail address
+    WRONG_ADDRESS = "wrong_address"  # it is not valid, cannot be used, was rejected, or the mail came back
+    MAIL_DELAYED = "mail_delayed"  # the mail server asked for a retry, or did not confirm the message
+    MAIL_STOPPED = "mail_stopped"  # the mail server or webhook rejected the message, or accepts none at all
 
     @classmethod
     def parse(cls, stored: str | None) -> "Cause | None":
-        """Return the cause in a row; None without one, and for one that a newer certjob has written."""
+        """Return the cause in a row, or None if it has none or a newer certjob wrote it."""
         try:
             return cls(stored) if stored is not None else None
         except ValueError:
@@ -73,38 +63,22 @@ class Cause(StrEnum):
 class StageEnd(StrEnum):
     """Why a stage ended before everything was delivered."""
 
-    DEADLINE = "deadline"
-    """The time for deliveries was over."""
-    LEASE = "lease"
-    """The process stood still for so long that nothing could be begun."""
-    IN_FLIGHT = "in_flight"
-    """Another run is pushing for this mentor."""
-    LOCKED = "locked"
-    """Another database session holds a lock."""
-    BREAKER = "breaker"
-    """Several pushes in a row failed."""
-    RETRY_AFTER = "retry_after"
-    """The portal asked for a wait that is longer than the stage."""
-    KEY_REFUSED = "key_refused"
-    """The portal refused the key (401, 403)."""
-    MISCONFIGURED = "misconfigured"
-    """The portal's address, its function or the function's secrets are wrong."""
-    NOT_READ = "not_read"
-    """The portal's list of contacts could not be read to its end."""
-    NO_URL = "no_url"
-    """The address of the portal, or of the mail server, is not set."""
-    CHANNEL_DOWN = "channel_down"
-    """The mail server or the webhook takes no messages."""
-    OUTCOMES_UNKNOWN = "outcomes_unknown"
-    """Several messages in a row may or may not have been accepted."""
-    ALL_REFUSED = "all_refused"
-    """Several messages in a row were refused."""
-    TEMPLATE = "template"
-    """A message template of the programme's own is broken."""
-    CLOCKS_DISAGREE = "clocks_disagree"
-    """This machine and the database server are on different days."""
-    CRASH = "crash"
-    """An internal error. It is reported every time, and the run failed."""
+    DEADLINE = "deadline"  # the time limit for deliveries
+    LEASE = "lease"  # the process stood still for so long that no call could be finished within its lease
+    IN_FLIGHT = "in_flight"  # another run is pushing for this mentor
+    LOCKED = "locked"  # another database session holds a lock
+    BREAKER = "breaker"  # several pushes in a row failed
+    RETRY_AFTER = "retry_after"  # the portal asked for a longer wait than the stage allows
+    KEY_REFUSED = "key_refused"  # the portal rejected the key (401, 403)
+    MISCONFIGURED = "misconfigured"  # the portal's URL, its function or the function's secrets are wrong
+    NOT_READ = "not_read"  # the portal's list of contacts could not be read to its end
+    NO_URL = "no_url"  # the URL of the portal, or of the mail server, is not set
+    CHANNEL_DOWN = "channel_down"  # the mail server or the webhook accepts no messages
+    OUTCOMES_UNKNOWN = "outcomes_unknown"  # several messages in a row may or may not have been accepted
+    ALL_REFUSED = "all_refused"  # several messages in a row were rejected
+    TEMPLATE = "template"  # a message template of the programme's own is broken
+    CLOCKS_DISAGREE = "clocks_disagree"  # this machine and the database server are on different days
+    CRASH = "crash"  # an internal error: it is reported every time, and the run failed
 
     @property
     def cause(self) -> Cause:
@@ -118,7 +92,7 @@ class StageEnd(StrEnum):
 
 
 class CertjobError(Exception):
-    """Root of certjob's own errors; carries the exit code and the code of the JSON error document."""
+    """Base class: carries the exit code and the code in the JSON error document."""
 
     exit_code = 1
     code: str = "failed"
@@ -126,18 +100,17 @@ class CertjobError(Exception):
     def __init__(self, message: str, *, next_step: str | None = None) -> None:
         super().__init__(message)
         self.message = message
-        """What is wrong."""
         self.next_step = next_step
-        """What to do; None: nothing, or the message says it."""
+        """The action to take, or None if there is none or ``message`` contains it."""
 
     def __str__(self) -> str:
-        """What is wrong and the next step, on one line."""
+        """Return the message and the next step on one line."""
         if not self.next_step:
             return self.message
         return f"{self.message}{'' if self.message.endswith('?') else ';'} {self.next_step}"
 
     def to_document(self) -> dict[str, str | None]:
-        """Return the ``error`` of a JSON document."""
+        """Return the value of ``error`` in a JSON document."""
         return {"code": str(self.code), "message": self.message, "next_step": self.next_step}
 
 
@@ -149,135 +122,91 @@ class ConfigurationError(CertjobError):
 
 
 class SchemaError(ConfigurationError):
-    """The database's schema is not the one this certjob works with."""
+    """The database has not been migrated, is newer than this certjob, or an applied migration was edited."""
 
     code = "schema"
 
 
 class UsageError(ConfigurationError):
-    """The command line cannot be understood."""
+    """The command line is not valid."""
 
     code = "usage"
 
 
 class UnknownMentorError(ConfigurationError):
-    """No mentor, or more than one, goes by that name."""
+    """No mentor matches the given name or ID, or more than one does."""
 
     code = "unknown_mentor"
 
 
 class ClocksDisagreeError(ConfigurationError):
-    """This machine's clock and the database server's show different days; one of them is wrong."""
+    """This machine and the database server are on different days, so one of the clocks is wrong."""
 
     code = "clocks_disagree"
 
 
 class TemplateError(ConfigurationError):
-    """A message template is broken, or breaks on one mentor's data; ``file`` is its path in the templates' folder."""
+    """A message template is broken, or fails with one mentor's data. ``file`` is its path in the template folder."""
 
     code = "template"
 
     def __init__(self, reason: str, *, file: str, next_step: str, line: int | None = None) -> None:
         super().__init__(f"{file} line {line}: {reason}" if line else f"{file}: {reason}", next_step=next_step)
-        self.file = file
-        self.line = line
-        self.reason = reason
+        self.file, self.line, self.reason = file, line, reason
 
 
 class InputError(ConfigurationError):
-    """A file cannot be read as what it should be."""
+    """An input file cannot be read or has the wrong format."""
 
     code = "input"
 
 
 class DatabaseUnavailableError(CertjobError):
-    """The database cannot be reached, or went away."""
+    """The database cannot be reached, or the connection was lost."""
 
     code = "database_unavailable"
 
 
 class DatabaseError(CertjobError):
-    """The database did not do what it was asked to do."""
+    """The database rejected a statement, or could not run it now."""
 
     code = "database"
 
 
 class DiskFullError(CertjobError):
-    """No space is left on this machine's disk."""
+    """This machine's disk is full."""
 
     code = "disk_full"
 
 
 class InternalError(CertjobError):
-    """Something that nobody foresaw."""
+    """An unexpected error, probably a bug in certjob."""
 
     code = "internal"
 
 
 class StoppedBySignalError(CertjobError):
-    """SIGTERM, SIGINT or SIGHUP; what was settled is settled, the rest is still queued."""
+    """SIGTERM, SIGINT or SIGHUP ended the command. Settled work is kept and the rest stays queued."""
 
     code = "stopped"
 
 
 class BrokenMentorError(CertjobError):
-    """One mentor has more rows, or longer ones, than certjob reads; somebody has to delete or shorten them."""
+    """One mentor has more rows, or longer ones, than the schema allows. Someone must delete or shorten them."""
 
     exit_code = 3
     code = "broken_mentor"
 
 
 class MentorBusyError(CertjobError):
-    """One mentor could not be worked on now, because somebody else is doing so."""
+    """Another session has locked a mentor or an organisation, or another run has claimed the push."""
 
     exit_code = 3
     code = "mentor_busy"
 
 
-class PortalCallError(CertjobError):
-    """One call to the Edge Function did not succeed.
-
-    ``code`` says why, each class has its usual one. ``status`` is that of the answer, None without one;
-    ``retry_after_seconds`` what the server asked for, ``correlation_id`` its X-Correlation-Id.
-    """
-
-    code = Cause.PORTAL_DOWN
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        next_step: str | None = None,
-        code: Cause | None = None,
-        status: int | None = None,
-        retry_after_seconds: float | None = None,
-        correlation_id: str | None = None,
-    ) -> None:
-        super().__init__(message, next_step=next_step)
-        self.code = code or type(self).code
-        self.status = status
-        self.retry_after_seconds = retry_after_seconds
-        self.correlation_id = correlation_id
-
-
-class TransientPortalError(PortalCallError):
-    """Network trouble, throttling, a cold or broken server, an answer that is not the contract."""
-
-
-class PermanentPortalError(PortalCallError):
-    """The function understood and refused this contact; the next call would be refused too."""
-
-    code = Cause.CHANGE_REFUSED
-
-
-class PortalStageError(PortalCallError):
-    """No push can succeed now, whoever it is for; nobody is to blame but the configuration."""
-
-    code = Cause.PORTAL_STOPPED
-
-
-class DynamicsSyncException(CertjobError):  # noqa: N818 - the programme's own word for it, fixed by the design
-    """A mentor's portal push was given up for this round; our state stays, the event stays open."""
+class DynamicsSyncException(CertjobError):  # noqa: N818 - the design fixes this name
+    """A mentor's push failed in this round. certjob keeps its own state, and the event stays open."""
 
     exit_code = 3
     code = "dynamics_sync"
@@ -290,23 +219,17 @@ class DynamicsSyncException(CertjobError):  # noqa: N818 - the programme's own w
         mentor_id: UUID,
         event_id: int,
         attempts: int,
-        cause: PortalCallError,
+        cause: "PortalCallError",
     ) -> None:
+        """``attempts`` are the calls made in this round."""
         super().__init__(message, next_step=next_step)
-        self.mentor_id = mentor_id
-        self.event_id = event_id
-        self.attempts = attempts
-        """Calls made in this round."""
-        self.cause = cause
+        self.mentor_id, self.event_id, self.attempts, self.cause = mentor_id, event_id, attempts, cause
 
 
-class NotifyError(CertjobError):
-    """One message was not handed over; ``code`` says why, each class has its usual one.
+class DeliveryError(CertjobError):
+    """One push or one message was not delivered. ``code`` is the cause; each class has a default."""
 
-    ``retry_after_seconds`` is what the server asked for.
-    """
-
-    code = Cause.MAIL_STOPPED
+    code: Cause = Cause.PORTAL_STOPPED
 
     def __init__(
         self,
@@ -314,37 +237,68 @@ class NotifyError(CertjobError):
         *,
         next_step: str | None = None,
         code: Cause | None = None,
+        status: int | None = None,
         retry_after_seconds: float | None = None,
+        correlation_id: str | None = None,
     ) -> None:
+        """``status`` and ``correlation_id`` (X-Correlation-Id) are those of an HTTP answer, if there was one."""
         super().__init__(message, next_step=next_step)
         self.code = code or type(self).code
+        self.status, self.correlation_id = status, correlation_id
         self.retry_after_seconds = retry_after_seconds
+        """The wait that the server asked for."""
 
 
-class RecipientRefusedError(NotifyError):
-    """The server refused this recipient or message for good (5xx to RCPT or DATA)."""
+class PortalCallError(DeliveryError):
+    """One call to the Edge Function failed."""
+
+    code = Cause.PORTAL_DOWN
+
+
+class TransientPortalError(PortalCallError):
+    """A retry may succeed: network failure, throttling, a cold or broken server, an answer that breaks the contract."""
+
+
+class PermanentPortalError(PortalCallError):
+    """The function rejected this contact. Every retry fails until someone corrects the data."""
+
+    code = Cause.CHANGE_REFUSED
+
+
+class PortalStageError(PortalCallError):
+    """No push can succeed until the configuration is corrected, as with a wrong key, a failed deploy or a redirect."""
+
+    code = Cause.PORTAL_STOPPED
+
+
+class NotifyError(DeliveryError):
+    """One message was not delivered to the mail server or webhook."""
 
     code = Cause.MAIL_STOPPED
 
 
+class RecipientRefusedError(NotifyError):
+    """The server permanently rejected this recipient or message (5xx to RCPT or DATA)."""
+
+
 class RecipientDeferredError(NotifyError):
-    """The server asked to try this recipient later (4xx to RCPT or DATA)."""
+    """The server asked certjob to retry this recipient later (4xx to RCPT or DATA)."""
 
     code = Cause.MAIL_DELAYED
 
 
 class OutcomeUnknownError(NotifyError):
-    """The connection broke after the message was handed over and before the answer: it may have arrived."""
+    """The connection broke after the message was sent and before the answer, so it may have arrived."""
 
     code = Cause.MAIL_DELAYED
 
 
 class ChannelDownError(NotifyError):
-    """Connection, TLS, login or sender were refused, or the webhook is out of order: no message can go out."""
+    """No message can be sent: connection, TLS, login or sender were rejected, or the webhook is out of order."""
 
 
 class Outcome(StrEnum):
-    """How a run ended; the exit code follows from it."""
+    """How a run ended; determines the exit code."""
 
     OK = "ok"
     ATTENTION = "attention"

@@ -32,7 +32,7 @@ COMMON = {"outcome", "error.code", "error.message", "error.next_step"}
 """What the page says once, for the documents of all commands."""
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?\+00:00")
 IDS = ("run_id", "mentor_id", "certificate_id", "organisation_id", "contact_id")
-NEVER_AN_END = (errors.PortalCallError, errors.NotifyError)
+NEVER_AN_END = (errors.DeliveryError,)
 """No command ends by these."""
 
 
