@@ -1,6 +1,7 @@
 """How a run says why it needs attention, a line each."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
+from uuid import UUID
 
 from certjob.portal.comparison import Comparison
 from certjob.review.plan import LOCKED, ReviewCounts
@@ -24,10 +25,14 @@ def differing(comparison: Comparison) -> list[str]:
     return lines
 
 
-def named(review: ReviewCounts) -> list[str]:
-    """The mentors that need attention, by id: the first few of each kind (the JSON document has all)."""
-    broken = [f"{mentor_id} ({reason})" for mentor_id, reason in review.broken.items()]
-    lines = _listed(review.skipped, f"mentor was skipped ({LOCKED})", f"mentors were skipped ({LOCKED})")
+def named(review: ReviewCounts, *, known: Set[UUID]) -> list[str]:
+    """The mentors that need attention, by id: the first few of each kind (the JSON document has all).
+
+    Someone knows about those of ``known``.
+    """
+    broken = [f"{mentor_id} ({reason})" for mentor_id, reason in review.broken.items() if mentor_id not in known]
+    skipped = [mentor_id for mentor_id in review.skipped if mentor_id not in known]
+    lines = _listed(skipped, f"mentor was skipped ({LOCKED})", f"mentors were skipped ({LOCKED})")
     return lines + _listed(broken, "mentor is broken", "mentors are broken")
 
 

@@ -144,7 +144,8 @@ class RunReport:
         ]
         if self.review is not None:
             is_old = only_new and attention is not None and not attention.counts[Kind.NEVER_REVIEWED].new
-            lines += [] if is_old else named(self.review)
+            known = attention.known_mentors if attention is not None else frozenset[UUID]()
+            lines += [] if is_old else named(self.review, known=known)
         if attention is not None:
             lines += self._of_the_list(attention, only_new=only_new)
         return lines + self._of_this_run()

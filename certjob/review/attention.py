@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from enum import StrEnum
+from uuid import UUID
 
 from certjob import database
 from certjob.database import Connection
@@ -66,6 +67,8 @@ class Attention:
     """How many someone knows about; they are counted nowhere else."""
     held: Sequence[str] = ()
     """A line for each hold of a guard, whichever run held it."""
+    known_mentors: frozenset[UUID] = frozenset()
+    """The mentors without a review whom someone knows about."""
     overdue: str = ""
     """That no full run has finished for 26 hours, since when, and what has ended since; empty if one has."""
 
@@ -111,10 +114,11 @@ def read_attention(connection: Connection, *, today: date, new_since: datetime |
         acknowledged=sum(acknowledged for *_, acknowledged in rows),
         held=[
             holds.in_words(what, organisation, error, allow=number)
-            for kind, organisation, what, error, number in told
+            for kind, organisation, what, error, number, _ in told
             if kind == "held"
         ],
+        known_mentors=frozenset(mentor_id for kind, *_, mentor_id in told if kind == "never_reviewed"),
         overdue="".join(
-            f"{error}; run `certjob run`, then check cron" for kind, *_, error, _ in told if kind != "held"
+            f"{error}; run `certjob run`, then check cron" for kind, *_, error, _, _ in told if kind == "no_full_run"
         ),
     )

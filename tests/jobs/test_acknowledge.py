@@ -96,6 +96,18 @@ def test_acknowledged_hold_returns_with_another_number(scene: Scene) -> None:
     assert report.news[0].startswith("hlf: ")
 
 
+def test_acknowledged_mentor_without_a_review_is_named_by_no_run(scene: Scene) -> None:
+    """The database refuses the pause every night, and someone works on it."""
+    scene.expired(member_no="M1001")
+    scene.run_sql("ALTER TABLE mentor_pauses ADD CONSTRAINT no_pause CHECK (actor <> 'certjob')")
+    assert "mentor is broken" in scene.night(deliver=False).news[0]
+
+    acknowledge_it(scene, alert_id="hlf:never_reviewed:M1001")
+    report = scene.night(deliver=False)
+
+    assert (report.outcome, report.news, report.to_document()["acknowledged"]) == ("ok", [], 1)
+
+
 def test_withdrawn_hide_may_be_acknowledged_without_a_day(scene: Scene) -> None:
     """certjob can no longer hide the mentor, so the alert would stay for ever."""
     a_blocked_hide(scene)

@@ -7,10 +7,11 @@ FROM current_alerts(%(today)s)
 GROUP BY kind
 
 -- name: read_told_alerts
--- The alerts that a run tells in words of their own: what the guards hold, and that no full run has finished.
-SELECT kind, organisation, cause, error, number
+-- The alerts that a run tells in words of their own: what the guards hold, and that no full run has finished. Also the
+-- mentors without a review whom someone knows about: a run does not name them.
+SELECT kind, organisation, cause, error, number, mentor_id
 FROM current_alerts(%(today)s)
-WHERE kind IN ('held', 'no_full_run') AND NOT is_acknowledged
+WHERE (kind IN ('held', 'no_full_run') AND NOT is_acknowledged) OR (kind = 'never_reviewed' AND is_acknowledged)
 ORDER BY since, organisation, cause
 
 -- name: store_held_review
