@@ -1,4 +1,4 @@
-"""What a command needs before it starts: common options, settings, the database, the portal and the mail channel."""
+"""Prepare a command: common options, settings, the database, the portal and the mail channel."""
 
 import functools
 import inspect
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 class Commands(typer.Typer):
-    """A group of commands. Each takes a Call first and gets the common options beside its own."""
+    """A group of commands. Each function takes a Call first, and each command gets the common options."""
 
     def command(  # type: ignore[override]
         self,
@@ -44,10 +44,10 @@ class Commands(typer.Typer):
         without: tuple[str, ...] = (),
         starts_again: bool = False,
     ) -> Callable[[Function], Function]:
-        """Register a function as Typer does, under the heading ``group`` of --help.
+        """Register a function with Typer, under the heading ``group`` of --help.
 
-        ``without`` names the common options that it does not have. With ``starts_again`` it starts again when the
-        database went away.
+        ``without`` names common options that the command does not have. With ``starts_again``, the command starts again
+        if the database connection is lost.
         """
         epilog = help_examples(*examples) if examples else None
         register = super().command(name, cls=PlainHelp, rich_help_panel=group, short_help=short_help, epilog=epilog)
@@ -89,24 +89,24 @@ def _with_common_options(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    """What a command works with."""
+    """The settings, connection and output of a running command."""
 
     settings: "Settings"
     connection: "Connection"
     output: "Output"
     stop: "StopFlag"
     run_id: UUID
-    """What the command's log lines, its line in ``job_runs`` and its pings share."""
+    """Identifies the command in log lines, ``job_runs`` and pings."""
     ping_body: dict[str, Any] = field(default_factory=dict)
-    """What the ping at the end reports beside the exit code."""
+    """The content of the final ping, in addition to the exit code."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """How a command was called: its name, the options that every command has, and the flag that a signal sets."""
+    """The name of the called command, its common options, and the flag that a signal sets."""
 
     command: str
-    """As it is typed, such as ``certjob db migrate``."""
+    """For example ``certjob db migrate``."""
     stop: "StopFlag"
     json: bool = False
     verbose: bool = False
@@ -114,13 +114,13 @@ class Call:
     env_file: str | None = None
 
     def attention(self, reason: str) -> None:
-        """Print a reason why somebody has to act, whatever -q says."""
+        """Print a reason why someone has to act, also with -q."""
         from certjob.cli.terminal.plain import print_attention
 
         print_attention(self.command, reason)
 
     def end(self, outcome: "Outcome", reasons: Iterable[str]) -> int:
-        """Print why it failed, or why somebody has to act, whatever -q says; return the exit code."""
+        """Print why the command failed or why someone has to act, also with -q. Return the exit code."""
         from certjob.cli.terminal.plain import print_attention, print_error
         from certjob.errors import EXIT_CODES, Outcome
 
@@ -129,7 +129,7 @@ class Call:
         return EXIT_CODES[outcome]
 
     def name_left_out(self, broken: Mapping[UUID, str]) -> int:
-        """Print which mentors a result does not have, and why; return the exit code."""
+        """Print the mentors that are missing in a result, with reasons. Return the exit code."""
         for mentor_id, reason in broken.items():
             self.attention(f"mentor {mentor_id} is left out: {reason}")
         return 3 if broken else 0
@@ -149,11 +149,10 @@ class Call:
         interruptible: bool = False,
         pings: bool = False,
     ) -> Iterator[Session]:
-        """Read the settings, open the database and check its schema; close everything on the way out.
+        """Read the settings, open the database, check its schema, and close everything at the end.
 
-        With ``pings`` the monitor at CERTJOB_PING_URL is told how the command ended.
-        With ``interruptible`` a signal breaks the work off; without, the work looks at ``stop`` and ends in its own
-        way.
+        With ``pings``, the monitor at CERTJOB_PING_URL receives the exit code. With ``interruptible``, a signal
+        interrupts the work; otherwise the work must check ``stop``.
         """
         from certjob.cli.terminal.output import Output
         from certjob.database import embedded
@@ -183,7 +182,7 @@ class Call:
 
 @contextmanager
 def _open(url: str, settings: "Settings", *, need_schema: bool, stop: "StopFlag") -> "Iterator[Connection]":
-    """Connect, and see whether the schema is the one that this certjob works with."""
+    """Connect and check that the schema belongs to this version of certjob."""
     from certjob import __version__, database
     from certjob.database import migrations
 
@@ -206,7 +205,7 @@ def _open(url: str, settings: "Settings", *, need_schema: bool, stop: "StopFlag"
 
 
 def set_up_logs(*, verbose: bool, log_format: str | None = None, run_id: UUID | None = None) -> None:
-    """Send certjob's log lines to stderr; without a format, in that of CERTJOB_LOG_FORMAT in the environment."""
+    """Write log lines to stderr, in this format or in that of CERTJOB_LOG_FORMAT in the environment."""
     from certjob.cli.terminal.logs import log_configuration
 
     form = log_format or ("json" if os.environ.get("CERTJOB_LOG_FORMAT") == "json" else "text")
@@ -214,9 +213,9 @@ def set_up_logs(*, verbose: bool, log_format: str | None = None, run_id: UUID | 
 
 
 def delivery_from(settings: "Settings", *, deadline_seconds: float | None = None) -> "Delivery":
-    """Build the portal's client and the mail channel; nothing is connected yet. Raises ConfigurationError.
+    """Prepare the portal's client and the mail channel without connecting. Raises ConfigurationError.
 
-    A broken template of the programme's own stops no night: certjob's own takes its place, and the run reports it.
+    A broken template does not stop a run: certjob's own template replaces it, and the run reports it.
     """
     from certjob.jobs.deliveries import DELIVER_SECONDS, Delivery
     from certjob.mail.channels.notify import open_channel
@@ -234,7 +233,7 @@ def delivery_from(settings: "Settings", *, deadline_seconds: float | None = None
 
 
 def portal_from(settings: "Settings") -> "Callable[[], HLFDynamicsSyncService]":
-    """Return what makes the portal's client. Raises ConfigurationError without an address, or for an unusable one."""
+    """Return a factory of the portal's client. Raises ConfigurationError if its address is missing or unusable."""
     from certjob.errors import ConfigurationError
     from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
     from certjob.portal.push import CALL_DEADLINE_SECONDS
@@ -246,5 +245,5 @@ def portal_from(settings: "Settings") -> "Callable[[], HLFDynamicsSyncService]":
     make = functools.partial(
         HLFDynamicsSyncService, url, key.get_secret_value(), deadline_seconds=CALL_DEADLINE_SECONDS
     )
-    make()  # an address that HTTP cannot carry is refused now, not after the review
+    make()  # an unusable address fails now, not after the review
     return make

@@ -1,4 +1,4 @@
-"""PostgreSQL: connections, transactions, statements by name, the schema."""
+"""PostgreSQL: connections, transactions, named statements, and the schema."""
 
 from certjob.database.clocks import read_clocks
 from certjob.database.connections import (

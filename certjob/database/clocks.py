@@ -1,4 +1,4 @@
-"""Whether this machine's clock and the database server's agree: a wrong one pauses, hides and mails."""
+"""Compare the clocks of this machine and of the database server. A wrong clock pauses, hides and mails."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
@@ -8,7 +8,7 @@ from certjob.database.statements import clock
 from certjob.errors import ClocksDisagreeError
 
 TOLERATED_DIFFERENCE = timedelta(minutes=10)
-"""Around midnight a small difference gives two dates, and does no harm."""
+"""A smaller difference is harmless, although the dates differ around midnight."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,11 +20,11 @@ class Clocks:
 
     @property
     def server_is_ahead_by(self) -> timedelta:
-        """How far the server's clock is ahead of this machine's; negative: behind."""
+        """Return by how much the server's clock is ahead; negative if it is behind."""
         return self.server_at - self.machine_at
 
     def require_same_day(self, zone: tzinfo) -> None:
-        """Raise ClocksDisagreeError when the clocks are on different days of the zone, not only a little apart."""
+        """Raise ClocksDisagreeError if the clocks show different days in this zone and differ by over 10 minutes."""
         machine, server = self.machine_at.astimezone(zone), self.server_at.astimezone(zone)
         if machine.date() == server.date() or abs(self.server_is_ahead_by) <= TOLERATED_DIFFERENCE:
             return
@@ -36,7 +36,7 @@ class Clocks:
 
 
 def read_clocks(connection: Connection) -> Clocks:
-    """Ask the server for its time; how long the answer takes counts as no difference."""
+    """Return the time of both clocks. The duration of the query does not count as a difference."""
     asked_at = datetime.now(UTC)
     server_at = clock(connection)
     answered_at = datetime.now(UTC)

@@ -1,4 +1,4 @@
-"""Connections to PostgreSQL: opened with care, and opened again after a restart of the server."""
+"""Open connections to PostgreSQL, and start a job again after a restart of the server."""
 
 import logging
 import re
@@ -17,17 +17,14 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 CONTENTION = (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)
-"""Another session holds a row; the same transaction can succeed a moment later."""
+"""Another session has locked a row. The same transaction can succeed later."""
 
 LOST_SESSION = ("08", "57P", "25P03", "25P04")
-"""The beginnings of the SQLSTATEs of a session that ended: a broken connection, a shutdown of the server, its timeouts
-for an idle and for a long transaction."""
+"""SQLSTATE prefixes of an ended session: broken connection, server shutdown, timeout of a session or transaction."""
 
 RESTART_PAUSES_SECONDS = (5.0, 55.0, 120.0)
-"""The waits before a job starts again: a short restart, one with recovery, a failover. Together with the time that
-noticing a dead network takes, they stay below six minutes."""
-CONNECT_SECONDS = 10
-"""How long a server may take to open a session."""
+"""Waits before a job starts again: for a short restart, one with recovery, a failover. With the time to detect a dead
+network, their sum is below six minutes."""
 _POLL_SECONDS = 0.5
 
 
@@ -38,10 +35,10 @@ class Connection(psycopg.Connection[Any]):
 
 
 def connect(url: str) -> Connection:
-    """Open an autocommit connection that never prepares statements and notices a dead network.
+    """Open an autocommit connection that never prepares statements and detects a dead network.
 
-    Raises ConfigurationError when the URL, user, password or database name is wrong, DatabaseUnavailableError when the
-    server cannot be reached. Neither text holds the URL.
+    Raises ConfigurationError if the URL, user, password or database name is wrong, and DatabaseUnavailableError if the
+    server cannot be reached. Neither text contains the URL.
     """
     _refuse_unencoded(url)
     try:
@@ -49,7 +46,7 @@ def connect(url: str) -> Connection:
             url,
             application_name="certjob",
             client_encoding="utf8",
-            connect_timeout=CONNECT_SECONDS,
+            connect_timeout=10,
             keepalives_idle=30,
             keepalives_interval=10,
             keepalives_count=3,
@@ -68,25 +65,25 @@ def connect(url: str) -> Connection:
 
 
 def _refuse_unencoded(url: str) -> None:
-    """Refuse a URL whose password was not percent-encoded: libpq would take a piece of it for the host and print it."""
+    """Reject a URL with an unencoded password, because libpq would print a part of it as the host."""
     scheme, separator, rest = url.partition("://")
     if not separator or scheme not in ("postgresql", "postgres"):
         return
     authority, _, path = rest.partition("/")
     parameters = path.partition("?")[2]
     if "@" in path.removesuffix(parameters) or "@" in authority.partition("@")[2] or re.search("[?#].*@", authority):
-        message = "CERTJOB_DATABASE_URL: a sign in the user or the password is not percent-encoded"
+        message = "CERTJOB_DATABASE_URL: a character in the user or the password is not percent-encoded"
         raise ConfigurationError(message, next_step="write @ : / # ? and % as %40 %3A %2F %23 %3F and %25 there")
 
 
 def connect_again(lost: Connection, *, patience_seconds: float = 60.0) -> Connection:
-    """Open a new connection to the server of a lost one, once the server answers. Raises as ``connect`` does."""
+    """Replace a lost connection as soon as the server answers. Raises as ``connect`` does."""
     give_up_at = time.monotonic() + patience_seconds
     while True:
         try:
             connection = connect(lost.url)
             try:
-                connection.execute("SELECT 1")  # a pooler accepts a connection although its server is away
+                connection.execute("SELECT 1")  # a pooler accepts connections even without its server
             except psycopg.OperationalError as error:
                 connection.close()
                 raise explain_refusal(error) from None
@@ -107,9 +104,9 @@ def is_lost(error: Exception) -> bool:
 def start_again_when_lost(
     job: Callable[[], Result], *, stop: StopFlag, pauses_seconds: tuple[float, ...] = RESTART_PAUSES_SECONDS
 ) -> Result:
-    """Run a job that opens its own connection; start it again, after each pause, while the database is lost.
+    """Run a job that opens its own connection, and run it again after each pause while the database is lost.
 
-    A job is safe to repeat. Raises what the last start raises, and StoppedBySignalError after a signal.
+    The job must be safe to repeat. Raises the error of the last attempt, and StoppedBySignalError after a signal.
     """
     was_lost = False
     for pause_seconds in pauses_seconds:

@@ -1,4 +1,4 @@
-"""The schema: the pending migrations are applied in order, all of them in one transaction."""
+"""Apply the pending migrations of the schema in order, in one transaction."""
 
 import hashlib
 import logging
@@ -23,12 +23,12 @@ _LOCK_WAIT_SECONDS = 60
 _POLL_SECONDS = 0.2
 _TABLE_LOCK_TIMEOUT = "10s"
 READ_LOCK_TIMEOUT_MS = 30_000
-"""How long a command waits at its beginning for a table that nobody may read, as while it is altered."""
+"""How long a command waits at its start for a table that another session is altering."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Migration:
-    """A file of ``sql/migrations``, or a line of the ledger whose file this certjob does not have."""
+    """A file of ``sql/migrations``, or a row of the ledger; a row alone has no path."""
 
     version: int
     name: str
@@ -38,7 +38,7 @@ class Migration:
 
 
 def migrations(directory: Path | None = None) -> list[Migration]:
-    """Return the migrations that this certjob brings, in order."""
+    """Return the migrations of this version of certjob, in order."""
     found = []
     for path in sorted((directory or sql_directory() / "migrations").glob("[0-9]*.sql")):
         number, _, name = path.stem.partition("_")
@@ -48,10 +48,10 @@ def migrations(directory: Path | None = None) -> list[Migration]:
 
 
 def status(connection: Connection, directory: Path | None = None) -> list[Migration]:
-    """Return every migration, known or applied, with the time it was applied (None: pending).
+    """Return all migrations with the time of their application (None: pending).
 
-    Raises SchemaError when an applied file was edited, or when the database is ahead of this certjob,
-    ConfigurationError when this database user does not see certjob's tables.
+    Raises SchemaError if an applied file was edited or the schema is newer than this certjob, and ConfigurationError if
+    this database user cannot see certjob's tables.
     """
     try:
         with database.transaction(connection):
@@ -66,8 +66,8 @@ def status(connection: Connection, directory: Path | None = None) -> list[Migrat
 def require_current(connection: Connection) -> None:
     """Raise SchemaError unless exactly the migrations of this certjob are applied.
 
-    Raises DatabaseUnavailableError when another session has locked a table: a later statement outside a transaction
-    would wait for that session without a word, and so would every job after this one.
+    Raises DatabaseUnavailableError if another session has locked a table. Otherwise later statements outside a
+    transaction would wait for that session without a message.
     """
     try:
         with database.transaction(connection, lock_timeout_ms=READ_LOCK_TIMEOUT_MS):
@@ -75,7 +75,7 @@ def require_current(connection: Connection) -> None:
             if not pending:
                 connection.execute(database.query("lock_tables_to_read"))
     except psycopg.errors.InsufficientPrivilege:
-        return  # a user who may read less than a night does: what they ask for is refused, or is not
+        return  # this user may read only some tables; the command's own statements decide
     except CONTENTION as error:
         raise _locked_table(connection) from error
     if pending:
@@ -86,22 +86,22 @@ def require_current(connection: Connection) -> None:
 def _locked_table(connection: Connection) -> DatabaseUnavailableError:
     found = database.fetch(connection, "find_locked_table")
     table, process = found[0] if found else ("of certjob", None)
-    whose = f"process {process}" if process is not None else "a prepared transaction, or one that has ended just now"
+    holder = f"process {process}" if process is not None else "a prepared transaction, or one that has just ended"
     return DatabaseUnavailableError(
-        f"the table {table} is locked by another session ({whose}), so that nobody can read it",
-        next_step="end that session and run again",
+        f"the table {table} is locked by another session ({holder}) and cannot be read",
+        next_step="end that session and run the command again",
     )
 
 
 def migrate(
     connection: Connection, directory: Path | None = None, *, warn: Callable[[str], object] = logger.warning
 ) -> list[Migration]:
-    """Apply the pending migrations, set the rights, and return what was applied.
+    """Apply the pending migrations, set the rights, and return the applied migrations.
 
-    Safe to repeat, to run twice at once, and to kill. ``warn`` gets what is left to an operator with more rights.
+    Safe to repeat, to run concurrently, and to kill. ``warn`` receives steps that need an operator with more rights.
 
-    Raises SchemaError for an edited applied file or a newer schema, ConfigurationError for missing rights and for an
-    encoding that cannot store every name.
+    Raises SchemaError for an edited file or a newer schema, and ConfigurationError for missing rights or an encoding
+    that cannot store every name.
     """
     (encoding,) = connection.execute("SHOW server_encoding").fetchone() or ("unknown",)
     if encoding != "UTF8":
@@ -131,7 +131,7 @@ def migrate(
         raise DatabaseUnavailableError(message, next_step="migrate on the primary") from error
     except CONTENTION as error:
         message = "a table is in use by another session"
-        raise DatabaseUnavailableError(message, next_step="end it or try `certjob db migrate` again later") from error
+        raise DatabaseUnavailableError(message, next_step="end it, or run `certjob db migrate` again later") from error
     finally:
         connection.remove_notice_handler(pass_on)
 
@@ -147,7 +147,7 @@ def _compare(known: list[Migration], applied: dict[int, Migration]) -> list[Migr
         row = applied.get(migration.version)
         if row is not None and row.sha256 != migration.sha256:
             message = f"migration {migration.version:04d}_{migration.name} was edited after it was applied"
-            step = "restore the file, or install the certjob that made it; a change belongs into a new migration"
+            step = "restore the file, or install the version of certjob that wrote it; put changes in a new migration"
             raise SchemaError(message, next_step=step)
         result.append(replace(migration, applied_at=row.applied_at if row else None))
     return result
@@ -157,8 +157,8 @@ def _compare(known: list[Migration], applied: dict[int, Migration]) -> list[Migr
 def _locked(connection: Connection) -> Iterator[None]:
     """Open a transaction that holds the migration lock.
 
-    The try form is polled: waiting inside pg_advisory_lock deadlocks with CREATE INDEX CONCURRENTLY elsewhere, and a
-    session lock does not survive a transaction-mode pooler.
+    The lock is polled, because waiting inside pg_advisory_lock deadlocks with CREATE INDEX CONCURRENTLY in another
+    session. It belongs to the transaction, because a transaction-mode pooler does not keep session locks.
     """
     give_up_at = time.monotonic() + _LOCK_WAIT_SECONDS
     while True:
@@ -170,12 +170,12 @@ def _locked(connection: Connection) -> Iterator[None]:
                 return
         if time.monotonic() > give_up_at:
             message = "another `certjob db migrate` is running"
-            raise DatabaseUnavailableError(message, next_step="wait for it and try again")
+            raise DatabaseUnavailableError(message, next_step="wait until it has finished, then try again")
         time.sleep(_POLL_SECONDS)
 
 
 def _prepare(connection: Connection) -> None:
-    """Create what every migration needs: the worker's role, the schemas and the ledger."""
+    """Create the worker's role, the schemas and the ledger, which every migration needs."""
     try:
         database.execute(connection, "create_worker_role")
     except psycopg.errors.InsufficientPrivilege as error:
@@ -186,7 +186,7 @@ def _prepare(connection: Connection) -> None:
 
 
 def _visible_ledger(connection: Connection) -> dict[int, Migration]:
-    """Return what is applied. Raise ConfigurationError for a user who would see an empty ledger or empty tables."""
+    """Return the applied migrations. Raises ConfigurationError if row-level security hides the tables."""
     exists, filtered = database.fetch(connection, "find_ledger")[0]
     if not exists:
         return {}
@@ -198,7 +198,7 @@ def _visible_ledger(connection: Connection) -> dict[int, Migration]:
 
 
 def how_to_get_rights(connection: Connection) -> str:
-    """Return the next step for a database user who lacks a right on certjob's tables, or does not see their rows."""
+    """Return the next step for a database user who cannot read certjob's tables or their rows."""
     if database.fetch_value(connection, "is_worker"):
         return "as the tables' owner, run `certjob db migrate`"
     return f"GRANT certjob_worker TO {connection.info.user}, or connect as the tables' owner"
@@ -217,7 +217,7 @@ def _apply(connection: Connection, migration: Migration) -> None:
     except psycopg.errors.DuplicateTable as error:
         message = f"migration {migration.version:04d}_{migration.name} failed: {error.diag.message_primary}"
         raise SchemaError(
-            message, next_step="the schema certjob is for certjob's tables only: rename the other one"
+            message, next_step="the schema certjob is for certjob's tables only; rename the other schema"
         ) from error
     values = {"version": migration.version, "name": migration.name, "sha256": migration.sha256}
     database.execute(connection, "insert_migration", values)

@@ -1,4 +1,4 @@
-"""Retention: delete finished rows that no later run reads. The function ``certjob.prune`` decides which."""
+"""Delete old finished rows that no later run reads. The database function ``certjob.prune`` selects them."""
 
 import re
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from certjob.errors import ConfigurationError
 from certjob.stopping import StopFlag
 
 _LOCK_TIMEOUT_MS = 500
-"""Less than PostgreSQL's deadlock_timeout: this job gives way to someone who deletes mentors meanwhile."""
+"""Below PostgreSQL's deadlock_timeout, because a concurrent deletion of mentors takes precedence."""
 _UNITS = {"y": "years", "m": "months", "w": "weeks", "d": "days"}
 
 
@@ -40,10 +40,10 @@ def prune(
     on_progress: Callable[[int], None] | None = None,
     row_limit: int = 2_000,
 ) -> int:
-    """Delete finished rows older than this interval in batches, each committed, and return their number.
+    """Delete finished rows older than this interval in committed batches, and return their number.
 
-    Raises ConfigurationError for less than 90 days, ClocksDisagreeError when a clock is on another day (with a wrong
-    clock certjob would forget mails that are still due), and StoppedBySignalError between two batches.
+    Raises ConfigurationError for less than 90 days, StoppedBySignalError between two batches, and ClocksDisagreeError
+    if the clocks show different days, because a wrong clock would delete the records of mails that are still due.
     """
     read_clocks(connection).require_same_day(zone)
     deleted, values = 0, {"age": age, "row_limit": row_limit}

@@ -1,4 +1,4 @@
-"""Transactions, and the statements of ``sql/queries`` by their names."""
+"""Transactions, and named statements from ``sql/queries``."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -17,21 +17,24 @@ from certjob.database.connections import CONTENTION, Connection
 Row = TypeVar("Row")
 Result = TypeVar("Result")
 
+_WRITE_TRIES = 5
+_WRITE_LOCK_TIMEOUT_MS = 10_000
 STATEMENT_TIMEOUT = "10min"
-"""A chunk's slowest statement takes a second; one that reviews a million mentors anew takes a minute."""
+"""The slowest statement of a chunk takes a second; one that marks a million mentors for review takes a minute."""
 
 _OWN_SETTINGS = {
-    "datestyle": "ISO, DMY",  # psycopg reads times in no other one
-    "intervalstyle": "postgres",  # nor intervals
-    "timezone": "UTC",  # statements turn times into days
-    "row_security": "on",  # off, a policy is an error
-    "client_min_messages": "notice",  # above it, what a migration leaves to the operator would go unsaid
-    "array_nulls": "on",  # off, a NULL in a list is a word
+    "datestyle": "ISO, DMY",  # psycopg parses times only in this style
+    "intervalstyle": "postgres",  # psycopg parses intervals only in this style
+    "timezone": "UTC",  # statements convert times into dates
+    "row_security": "on",  # with "off", a policy raises an error
+    "client_min_messages": "notice",  # a migration warns the operator by notices
+    "array_nulls": "on",  # with "off", NULL in an array literal is a text
     "search_path": "certjob, pg_temp",  # the statements name no schema
 }
-"""What certjob's statements rely on, and a role, a database or a server may have set otherwise.
+"""Settings that certjob's statements need, and that a role, database or server may define differently.
 
-Set in each transaction: a pooler would leak a plain SET to others, and some refuse a parameter of the start.
+Each transaction sets them locally, because a pooler leaks a plain SET to other sessions, and some poolers reject
+startup parameters.
 """
 
 
@@ -50,16 +53,14 @@ def transaction(
     by_index: bool = False,
     force_rollback: bool = False,
 ) -> Iterator[None]:
-    """Open a transaction, or a savepoint inside one; its settings are local to it (a pooler would leak a plain SET).
+    """Open a transaction with local settings, or a savepoint inside a transaction.
 
-    With a lock timeout no statement takes for ever, either, unless somebody has set another limit for this user.
+    ``lock_timeout_ms`` also limits each statement to STATEMENT_TIMEOUT, unless this user has another limit.
 
-    ``by_index`` is for the few rows of one chunk or claim in tables of any size: no statement may read a whole table
-    for them, nor collect a whole line and sort it for the first ones. Left to itself the planner does so up to some
-    200,000 rows, and whenever a table has grown since it was analysed: each chunk of a night then costs what exists.
-
-    Up to PostgreSQL 17 a plan that has to sort or scan nevertheless costs ten billion there, so that each one would be
-    compiled (jit): 200 ms for a claim of 2 ms.
+    ``by_index`` is for chunks and claims, which read few rows of large tables. It prevents sequential scans and full
+    sorts, which the planner prefers up to about 200,000 rows and on tables that have grown since the last ANALYZE. It
+    also disables jit: up to PostgreSQL 17 a plan that must sort or scan anyway gets so high a cost that the server
+    compiles it, which takes 200 ms for a claim of 2 ms.
     """
     settings = dict(_OWN_SETTINGS) if connection.info.transaction_status is TransactionStatus.IDLE else {}
     if lock_timeout_ms is not None:
@@ -74,9 +75,9 @@ def transaction(
 
 @cache
 def _set_locally(settings: tuple[tuple[str, str], ...]) -> bytes:
-    """Return one trip for all of them; a limit that somebody has set for this user stays.
+    """Return one script that sets all settings, and keeps a statement timeout that is set for this user.
 
-    A SET costs the server half of what a call of set_config does, which is parsed and planned as a query.
+    SET costs the server half as much as set_config, which it parses and plans as a query.
     """
     commands = {name: f"SET LOCAL {name} = '{value}'" for name, value in settings}
     if "search_path" in commands:  # a list: quoted, it would be one name
@@ -89,7 +90,7 @@ def _set_locally(settings: tuple[tuple[str, str], ...]) -> bytes:
 
 @contextmanager
 def read_only_snapshot(connection: Connection) -> Iterator[None]:
-    """Open a transaction that sees one moment and can write nothing; works on a read-only server too."""
+    """Open a read-only transaction with one snapshot. Works on a standby as well."""
     isolation_level, read_only = connection.isolation_level, connection.read_only
     connection.isolation_level, connection.read_only = psycopg.IsolationLevel.REPEATABLE_READ, True
     try:
@@ -102,9 +103,9 @@ def read_only_snapshot(connection: Connection) -> Iterator[None]:
 
 @cache
 def all_statements() -> Mapping[str, bytes]:
-    """Return every statement of ``sql/queries/<package>/<topic>.sql`` by the name above it: ``-- name: verb_noun``.
+    """Return all statements of ``sql/queries/<package>/<topic>.sql`` by the name in ``-- name: verb_noun``.
 
-    Comment lines are left out, because a ``%`` in one would count as a placeholder.
+    Comment lines are removed, because a ``%`` in one would count as a placeholder.
     """
     found: dict[str, bytes] = {}
     for path in sorted((sql_directory() / "queries").glob("*/*.sql")):
@@ -128,9 +129,9 @@ def _run(
     *,
     row_factory: RowFactory[Any] = tuple_row,
 ) -> Result:
-    """Run a statement by name and return what ``take`` takes from its cursor.
+    """Run a named statement and return the result of ``take``.
 
-    Outside any transaction it gets one of its own: only in a transaction do certjob's settings hold.
+    Opens a transaction if there is none, because certjob's settings apply only inside one.
     """
     alone = connection.info.transaction_status is TransactionStatus.IDLE
     with transaction(connection) if alone else nullcontext(), connection.cursor(row_factory=row_factory) as cursor:
@@ -138,7 +139,7 @@ def _run(
 
 
 def execute(connection: Connection, name: str, parameters: Mapping[str, object] | None = None) -> int:
-    """Run a statement by name and return the number of rows it touched."""
+    """Run a named statement and return the number of affected rows."""
     return _run(connection, name, parameters, lambda cursor: cursor.rowcount)
 
 
@@ -161,25 +162,20 @@ def fetch(
     *,
     into: type[Any] | None = None,
 ) -> list[Any]:
-    """Run a statement by name and return all its rows, as tuples or as instances of ``into``."""
+    """Run a named statement and return all rows, as tuples or as instances of ``into``."""
     factory: RowFactory[Any] = tuple_row if into is None else class_row(into)
     return _run(connection, name, parameters, lambda cursor: cursor.fetchall(), row_factory=factory)
 
 
 def fetch_value(connection: Connection, name: str, parameters: Mapping[str, object] | None = None) -> Any:
-    """Run a statement by name and return the first column of its first row, None without a row."""
+    """Run a named statement and return the first column of its first row, or None without a row."""
     return _run(connection, name, parameters, lambda cursor: cursor.fetchone(), row_factory=scalar_row)
 
 
 def clock(connection: Connection) -> datetime:
-    """Return the database's own time, which its rows carry; this machine's may differ."""
+    """Return the time of the database server, which dates the rows."""
     now: datetime = fetch_value(connection, "read_clock")
     return now
-
-
-_WRITE_TRIES = 5
-
-_WRITE_LOCK_TIMEOUT_MS = 10_000
 
 
 def persist(
@@ -189,7 +185,7 @@ def persist(
     lock_timeout_ms: int | None = None,
     tries: int = _WRITE_TRIES,
 ) -> Result:
-    """Run ``write`` in a transaction, and again when another session's locks are in its way: that one ends."""
+    """Run ``write`` in a transaction, and repeat it up to ``tries`` times if another session's locks prevent it."""
 
     def write_once() -> Result:
         with transaction(connection, lock_timeout_ms=lock_timeout_ms or _WRITE_LOCK_TIMEOUT_MS):

@@ -1,1 +1,1 @@
-"""What is known: rosters and organisations come in, mentors are read for a decision."""
+"""Facts: read rosters and organisations, and read mentors for a decision."""

@@ -1,6 +1,6 @@
-"""Reads the values of a file or an option: text that someone typed becomes a value, or a ValueError says why not.
+"""Read the values of files and options from text, or raise ValueError with a reason.
 
-Every function takes trimmed text that is not empty. The reason is printed and logged, so it never repeats the text.
+Every function takes trimmed text that is not empty. The reason is printed and logged, so it never quotes the text.
 """
 
 import re
@@ -19,7 +19,7 @@ _UUID = re.compile(r"\{?([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\}?", re.IG
 _SPACES = re.compile("[ \u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]+")
 # Persian and Indic names need joiners, and hyphenation leaves soft hyphens.
 _HARMLESS_IN_NAMES = str.maketrans(dict.fromkeys("\xad\u200c\u200d", ""))
-# Unicode calls these letters, marks and symbols printable, although no one sees them.
+# Invisible letters, marks and symbols that Unicode calls printable.
 _BLANK = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
 
 
@@ -36,7 +36,7 @@ def read_text(text: str, *, limit: int) -> str:
 
 
 def read_key(text: str) -> str:
-    """Return a member number or a kind; one invisible character would make another mentor or another kind of it."""
+    """Return a member number or a kind. An invisible character would make it another one."""
     key = read_text(text, limit=100)
     if not key.isascii() and (not key.isprintable() or _BLANK.search(key)):
         message = "has a control character or an invisible one"

@@ -1,4 +1,4 @@
-"""Loads mentors and certificates from a CSV file, in one transaction."""
+"""Load mentors and certificates from a CSV file in one transaction."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ from certjob.facts.roster import MENTOR, Problem, Roster, read_roster
 _LOCK_TIMEOUT_MS = 5_000
 _TRIES = 3
 _REFUSED = (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.RaiseException)
-"""A constraint or a trigger that certjob does not ask about beforehand, or one that another session has met first."""
+"""Errors of constraints and triggers that the load does not check in advance, or that another session has caused."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadReport:
-    """What a load did."""
+    """The result of a load."""
 
     rows: int
     """Rows of the file, without the header and blank rows."""
@@ -36,18 +36,18 @@ class LoadReport:
     certificates_changed: int
     """Known certificates with another last day or revocation."""
     paused_next_run: int
-    """Mentors of the file whom the next run pauses because of changed facts, if no guard holds it."""
+    """Mentors of the file whom the next run pauses because of changed facts, unless a guard holds the pauses."""
     brought_back_next_run: int
     problems: Sequence[Problem]
-    """By line."""
+    """Sorted by line."""
 
 
 def load(connection: Connection, content: bytes, *, today: date, dry_run: bool = False) -> LoadReport:
-    """Add or change the mentors and certificates of a CSV file; delete nothing.
+    """Add or change the mentors and certificates of a CSV file. It deletes no rows.
 
-    A mentor with a bad line is skipped with all their lines; the others are loaded. Raises InputError if the content is
-    not such a file or the database refuses it, MentorBusyError while another session keeps one of its rows locked.
-    Nothing is loaded then, nor with ``dry_run``, which returns the same report.
+    A mentor with a bad line is skipped with all their lines. Raises InputError if the content is not such a file or the
+    database rejects it, and MentorBusyError if another session has locked one of its rows. With an error, and with
+    ``dry_run``, the database stays unchanged.
     """
     organisation_ids = dict(database.fetch(connection, "list_organisation_ids"))
     roster = read_roster(content, organisation_ids=organisation_ids, today=today)
@@ -59,16 +59,16 @@ def load(connection: Connection, content: bytes, *, today: date, dry_run: bool =
     try:
         return database.persist(connection, write, lock_timeout_ms=_LOCK_TIMEOUT_MS, tries=_TRIES)
     except CONTENTION:
-        message = "another session keeps mentors of this file locked; nothing was loaded"
+        message = "another session has locked mentors of this file; nothing was loaded"
         raise MentorBusyError(message, next_step="load it again") from None
     except _REFUSED as error:
         rule = error.diag.constraint_name or type(error).__name__
-        message = f"the database refuses this file ({rule}); nothing was loaded"
+        message = f"the database rejects this file ({rule}); nothing was loaded"
         raise InputError(message, next_step="correct the file and load it again") from None
 
 
 def _write(connection: Connection, roster: Roster, *, today: date) -> LoadReport:
-    """Write the mentors whom the database accepts, inside a transaction."""
+    """Write the mentors that the database accepts, inside a transaction."""
     database.execute(connection, "create_load_tables")
     with connection.cursor() as cursor:
         with cursor.copy(database.query("copy_load_mentors")) as copy:
@@ -101,7 +101,7 @@ def _write(connection: Connection, roster: Roster, *, today: date) -> LoadReport
 
 
 def _next_run(connection: Connection, *, today: date) -> Counter[PauseChange | None]:
-    """Count what the rules decide about the mentors of the file whose facts have changed since their last review."""
+    """Count the decisions of the rules about the file's mentors with facts that changed since their last review."""
     ids = [mentor_id for (mentor_id,) in database.fetch(connection, "list_changed_load_mentors")]
     pauses: Counter[PauseChange | None] = Counter()
     for first in range(0, len(ids), reading.CHUNK_SIZE):

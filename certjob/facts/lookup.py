@@ -1,4 +1,4 @@
-"""Which mentor or organisation a person means: by id, member number, address or part of a name, or by slug."""
+"""Find a mentor by id, member number, address or part of a name, and an organisation by slug."""
 
 from collections.abc import Collection
 from typing import NamedTuple
@@ -13,9 +13,9 @@ _SHORTEST_PART = 2
 
 
 def find_mentor(connection: Connection, name: str, *, organisation: str | None) -> UUID:
-    """Return the one mentor with this id, member number or e-mail address, or else with this text in the name.
+    """Return the mentor with this id, member number or e-mail address, or otherwise with this text in the name.
 
-    Raises UnknownMentorError, with the candidates when there are several, ConfigurationError for a slug of none.
+    Raises UnknownMentorError unless exactly one mentor matches, and ConfigurationError for an unknown slug.
     """
     rows = database.fetch(connection, "find_mentors", {"name": name, "organisation": organisation})
     if not rows:
@@ -25,7 +25,7 @@ def find_mentor(connection: Connection, name: str, *, organisation: str | None) 
         return mentor_id
     if not rows:
         if organisation:
-            find_organisation(connection, organisation)  # a mistyped slug is not a mentor who is missing
+            find_organisation(connection, organisation)  # reports a mistyped slug
         where = f" in {organisation}" if organisation else ""
         message = f"no mentor {name!r}{where}"
         raise UnknownMentorError(message, next_step="give an id, a member number, an e-mail address or part of a name")
@@ -37,7 +37,7 @@ def find_mentor(connection: Connection, name: str, *, organisation: str | None) 
 
 
 def _find_by_name(connection: Connection, part: str, *, organisation: str | None) -> list[tuple[UUID, str, str]]:
-    """Return (id, member number, slug) of those whose name holds this text, in upper or lower case."""
+    """Return (id, member number, slug) of mentors whose name contains this text in any case."""
     if len(part) < _SHORTEST_PART:
         return []
     letters = (f"\\{each}" if each in "%_\\" else each if each.isascii() else "_" for each in part.lower())
@@ -48,7 +48,7 @@ def _find_by_name(connection: Connection, part: str, *, organisation: str | None
 
 
 class MentorName(NamedTuple):
-    """What people call a mentor."""
+    """The number, organisation and name of a mentor."""
 
     member_no: str
     organisation: str
@@ -57,7 +57,7 @@ class MentorName(NamedTuple):
 
 
 def name_mentors(connection: Connection, mentor_ids: Collection[UUID]) -> dict[UUID, MentorName]:
-    """Return what people call each of these mentors who still exists."""
+    """Return the names of these mentors, without deleted ones."""
     rows = database.fetch(connection, "name_mentors", {"ids": list(mentor_ids)})
     return {mentor_id: MentorName(*name) for mentor_id, *name in rows}
 

@@ -1,4 +1,4 @@
-"""The member organisations: their rules, their contact data, and the coordinators of their mentors."""
+"""The member organisations with their rules, contact data and coordinators."""
 
 import re
 from collections import defaultdict
@@ -16,7 +16,7 @@ from certjob.errors import ConfigurationError, MentorBusyError
 from certjob.facts import cells
 
 NONE: Final = "none"
-"""The word that empties a list: no thresholds, no optional kinds, no portal."""
+"""The option value that means no thresholds, no optional kinds, or no portal."""
 
 _SLUG = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 _WHOLE_NUMBER = re.compile(r"[+-]?[0-9]{1,5}")
@@ -32,50 +32,49 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Coordinator:
-    """A person who gets an organisation's daily mail."""
+    """A person who receives an organisation's daily mail."""
 
     id: UUID | None
-    """The app's user id, where it is known."""
+    """The app's user id, if known."""
     full_name: str | None
     email: str
     locale: str | None = None
-    """The language of the mail; None: as it is, at first ``nb``."""
+    """The language of the mail; None keeps the stored one, which is ``nb`` at first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OrganisationDetails:
-    """All that can be set of an organisation."""
+    """All options of an organisation."""
 
     id: UUID
     slug: str
     name: str
     portal: str | None
     thresholds: list[int]
-    """Days before the expiry, most first; negative = after it. Empty: no reminders."""
+    """Days before the expiry in descending order; negative days are after it. Empty: no reminders."""
     optional_kinds: list[str]
     contact_email: str | None
     contact_phone: str | None
     renewal_url: str | None
     sender: str | None
-    """Who its mails are from; None: CERTJOB_MAIL_FROM."""
+    """The sender of its mails; None: CERTJOB_MAIL_FROM."""
     mentors: int
-    """Those who have not left."""
+    """The number of mentors who have not left."""
     coordinators: Sequence[Coordinator] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OrganisationChange:
-    """What ``set_organisation`` did."""
+    """The result of ``set_organisation``."""
 
     created: bool
     changed: bool
-    """A row was written."""
     open_hides: int
-    """With ``portal="none"``: mentors whom no one hides on the portal any more."""
+    """With ``portal="none"``: the number of hides that certjob will withdraw."""
 
 
 def read_thresholds(text: str) -> list[int]:
-    """Return the reminder thresholds in a text such as ``60,30,14,7,1,-1``, most days first, each once.
+    """Return the reminder thresholds in a text such as ``60,30,14,7,1,-1``, in descending order, each once.
 
     >>> read_thresholds("7, 30,-1,7")
     [30, 7, -1]
@@ -112,7 +111,7 @@ def read_coordinator(text: str) -> Coordinator:
 
 
 def _read_sender(text: str) -> str:
-    """Return an address, or a name and an address, that mails can be from."""
+    """Return a sender of mails: an address, or a name and an address."""
     try:
         parse_sender(text)
     except ValueError:
@@ -173,11 +172,11 @@ def set_organisation(
     remove_coordinators: Sequence[str] = (),
     **options: Unpack[OrganisationOptions],
 ) -> OrganisationChange:
-    """Create an organisation, or change the given options and leave the rest; all or nothing.
+    """Create an organisation, or change only the given options, in one transaction.
 
-    An empty text removes contact data or the sender, ``["none"]`` the optional kinds. A new organisation is named after
-    its slug, in capitals. A coordinator is found by e-mail, whatever its case, or by id. Raises ConfigurationError if a
-    value is wrong, MentorBusyError if the rows are locked.
+    An empty text removes contact data or the sender, and ``["none"]`` the optional kinds. The default name is the slug
+    in capitals. Coordinators are found by e-mail in any case, or by id. Raises ConfigurationError if a value is wrong,
+    and MentorBusyError if rows are locked.
     """
     if not _SLUG.fullmatch(slug):
         message = "an organisation's slug has only a-z, 0-9, - and _, and at most 63 of them, such as hlf"
@@ -206,15 +205,15 @@ def set_organisation(
             none = options.get("portal") == NONE
             open_hides = database.fetch_value(connection, "count_open_hides", {"slug": slug}) if none else 0
     except CONTENTION:
-        message = f"organisation {slug}: another session keeps it or its mentors locked"
-        raise MentorBusyError(message, next_step="nothing was changed, try again") from None
+        message = f"organisation {slug}: another session has locked it or its mentors"
+        raise MentorBusyError(message, next_step="nothing was changed; try again") from None
     return OrganisationChange(created=created, changed=created or written > 0, open_hides=open_hides)
 
 
 def read_organisation_details(connection: Connection, slug: str | None = None) -> list[OrganisationDetails]:
-    """Return all that can be set of each organisation, by slug, or of the one with this slug.
+    """Return the options of the organisation with this slug, or of all, sorted by slug.
 
-    Raises ConfigurationError if it does not exist.
+    Raises ConfigurationError for an unknown slug.
     """
     with database.read_only_snapshot(connection):
         found = database.fetch(connection, "read_organisation_details", {"slug": slug}, into=OrganisationDetails)
@@ -240,18 +239,18 @@ def _read(option: str, text: str, read: Callable[[str], Value]) -> Value:
 
 
 def _set_coordinator(connection: Connection, person: Coordinator, organisation_id: UUID) -> int:
-    """Insert or change a coordinator; return the number of rows written."""
+    """Insert or change a coordinator, and return the number of written rows."""
     values = asdict(person) | {"organisation_id": organisation_id}
     found = dict(database.fetch(connection, "lock_coordinators", values))
     if found.get(person.id, organisation_id) != organisation_id:
         message = f"user {person.id} already coordinates another organisation"
-        raise ConfigurationError(message, next_step="give this one a user of its own")
+        raise ConfigurationError(message, next_step="use a separate user for this organisation")
     by_email = next((each for each in found if each != person.id), None)
     known = person.id if person.id in found else by_email
     if known is None:
         return database.execute(connection, "insert_coordinator", values)
     written = 0
-    if by_email not in (None, known):  # the same person, under the old address and the new one
+    if by_email not in (None, known):  # the same person with an old and a new address
         written += database.execute(connection, "delete_coordinator", {"id": by_email})
     return written + database.execute(connection, "update_coordinator", values | {"known_id": known})
 

@@ -1,4 +1,4 @@
-"""Reading mentors with everything a decision needs: without locks for the plan, with them for apply."""
+"""Read mentors with all facts that a decision needs: without locks for the plan, with locks for apply."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,27 +10,26 @@ from certjob import database
 from certjob.domain.models import Certificate, Mentor, OpenPause, Organisation, Status
 
 CHUNK_SIZE = 1_000
-"""Mentors who are read at once."""
+"""Number of mentors in one chunk."""
 
 BEFORE_EVERY_MENTOR = ("-infinity", UUID(int=0))
-"""The key before the first due mentor in (review_on, id)."""
+"""A key (review_on, id) before that of any mentor."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FactsRead:
-    """What was read of some mentors."""
+    """Mentors with their facts."""
 
     mentors: list[Mentor]
     broken: dict[UUID, str]
-    """Mentors who are beyond the bounds of the schema, and why; their other facts were not read."""
+    """Reasons by mentor who exceeds a limit of the schema; their certificates and pauses were not read."""
 
 
 def read(connection: database.Connection, ids: Sequence[UUID], *, lock: bool) -> FactsRead:
-    """Read these mentors, in the given order; mentors that do not exist are left out.
+    """Read these mentors in the given order, without those that do not exist.
 
-    With ``lock``, in statements later than the one that locked the mentors (a newer snapshot), and their
-    certificates and open pauses are locked too, without waiting: a mentor of whom another session holds a row is left
-    out.
+    With ``lock``, certificates and open pauses are locked without waiting, and mentors with a row that another session
+    has locked are left out. The caller must have locked the mentors in an earlier statement.
     """
     found = database.fetch(connection, "read_mentors", {"ids": list(ids)})
     broken = {row[0]: row[8] for row in found if row[8] is not None}
@@ -83,7 +82,7 @@ def read(connection: database.Connection, ids: Sequence[UUID], *, lock: bool) ->
 def read_due(
     connection: database.Connection, *, due_by: date | None, organisation_id: UUID | None
 ) -> Iterator[FactsRead]:
-    """Yield the mentors to be reviewed on ``due_by`` (None: all) in chunks, in the order of apply, without locks."""
+    """Yield the mentors due on ``due_by`` (None: all) in chunks, in the order of apply, without locks."""
     after_review, after_id = BEFORE_EVERY_MENTOR
     while True:
         keys = database.fetch(

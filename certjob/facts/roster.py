@@ -1,7 +1,6 @@
-"""Reads a CSV file of mentors and certificates: what it says about each mentor, and every problem by line and column.
+"""Read mentors and certificates from a CSV file, and report every problem by line and column.
 
-The last line about a mentor or a certificate wins wherever it stands, so that loading a file twice changes nothing the
-second time.
+If several lines name a mentor or a certificate, the last one counts. A second load of the same file changes no row.
 """
 
 import codecs
@@ -18,7 +17,7 @@ from certjob.errors import InputError
 from certjob.facts import cells
 
 SIZE_LIMIT = 50_000_000
-"""Bytes of a file: half a million rows."""
+"""Maximum size of a file in bytes, enough for half a million rows."""
 
 IDENTITY = ("organisation", "member_no")
 CERTIFICATE = ("kind", "issued_on", "expires_on")
@@ -26,7 +25,7 @@ MENTOR = ("full_name", "email", "locale", "dynamics_contact_id", "left_on")
 COLUMNS = (*IDENTITY, *CERTIFICATE, "revoked_on", *MENTOR)
 
 NEVER = date(9999, 12, 31)
-"""The end date of a certificate that does not end."""
+"""The last day of a certificate that never expires."""
 
 MentorKey = tuple[UUID, str]
 """The organisation's id and the member number."""
@@ -49,25 +48,25 @@ _DATES = ("issued_on", "expires_on", "revoked_on", "left_on")
 _LONG_AGO = date(1950, 1, 1)
 _FAR_AHEAD = timedelta(days=15 * 365 + 4)
 _CELL_LINES_LIMIT = 50
-"""Lines that a quoted cell may span; without a limit a stray quote would take the rest of the file."""
+"""Maximum lines of a quoted cell, because a stray quote would otherwise consume the rest of the file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """What is wrong in one place of a file; the text repeats nothing from the row."""
+    """A problem in a file. The reason does not quote the row."""
 
     line: int
-    """The first line of the file is 1."""
+    """Counted from 1."""
     column: str
-    """``line`` if it is the whole line."""
+    """``line`` for a problem of the whole line."""
     reason: str
     is_warning: bool = False
-    """The value is loaded as it is."""
+    """The value is loaded anyway."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Roster:
-    """The mentors without a bad line and their certificates, and all problems of the file."""
+    """The mentors without a bad line, their certificates, and all problems of the file."""
 
     rows: int
     skipped: int
@@ -138,7 +137,7 @@ def _decode(content: bytes) -> str:
 
 
 def _split(text: str) -> Iterator[tuple[int, list[str], str]]:
-    """Yield the line and the cells of each row that is not blank, and what is wrong with the whole row."""
+    """Yield line number, cells and problem of each row that is not blank."""
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     delimiter = max(",;\t", key=next(filter(str.strip, lines), "").count)
     number = width = 0
@@ -148,7 +147,7 @@ def _split(text: str) -> Iterator[tuple[int, list[str], str]]:
         reader = csv.reader(feed, delimiter=delimiter, skipinitialspace=True, strict=True)
         try:
             texts = [each.strip() for each in next(reader)]
-        except csv.Error:  # a stray quote costs its own line, not those after it
+        except csv.Error:  # a stray quote spoils only its own line
             number += 1
             yield line, [], "cannot be read: a quote is not closed, or text follows a quoted cell"
             continue
@@ -172,7 +171,7 @@ def _required_columns(names: Sequence[str]) -> Sequence[str]:
 
 
 def _read_row(values: Values, texts: Mapping[str, str], required: Sequence[str], readers: Readers) -> Iterator[Wrong]:
-    """Add the values that are not empty, and yield what is wrong."""
+    """Add the values of all cells that are not empty, and yield the problems."""
     for name in readers:
         text = texts.get(name)
         try:
@@ -190,7 +189,7 @@ def _check_dates(values: Values, today: date) -> Iterator[Wrong]:
         yield "expires_on", "ends before it begins", False
     for name in ("revoked_on", "left_on"):
         if values.get(name, today) > today:
-            yield name, "in the future, but it would count at once; load it on that day", False
+            yield name, "in the future, but it would take effect now; load it on that day", False
     latest = today + min(_FAR_AHEAD, date.max - today)
     for name in _DATES:
         if name in values and values[name] != NEVER and not _LONG_AGO <= values[name] <= latest:

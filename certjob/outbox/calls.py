@@ -1,10 +1,10 @@
-"""Calls to the outside by code that waits for each: an event loop that runs only meanwhile, in the caller's thread.
+"""Run asynchronous calls from synchronous code, in an event loop in the caller's thread.
 
     with Calls(stop) as calls, calls.opened(HLFDynamicsSyncService(url, key)) as portal:
         calls.make(portal.update_portal_visibility(contact_id, visible=False, idempotency_key="1-1"))
 
-The loop runs only while somebody waits for a call, so the database is used as everywhere else. Calls that were begun
-stand still meanwhile, and connections stay open.
+The loop runs only while the caller waits for a call. Between two waits, calls in flight pause, connections stay open,
+and the caller can use the database as usual.
 """
 
 import asyncio
@@ -18,36 +18,36 @@ from certjob.stopping import GRACE_SECONDS, StopFlag
 
 T = TypeVar("T")
 
-_LOOK_SECONDS = 0.1
-"""How often a call under way looks whether a signal has come."""
+_POLL_SECONDS = 0.1
+"""How often a wait checks for a signal."""
 _SETTLING_SECONDS = 1.0
-"""What is left of the grace for the database, once a call was broken off."""
+"""The part of the grace period that remains for the database after calls were cancelled."""
 
 
 class Calls:
-    """Begins calls and waits for them. A signal raises nothing inside one: what is under way has the grace to end."""
+    """Starts calls and waits for them. After a signal, calls in flight may finish within the grace period."""
 
     def __init__(self, stop: StopFlag) -> None:
         self._stop = stop
         self._runner = _runner()
         self._patience_is_over = False
         self.stopped = asyncio.Event()
-        """Set soon after a signal: a call under way may end, and is not repeated."""
+        """Set soon after a signal: calls in flight may finish, but are not retried."""
 
     def begin(self, call: Coroutine[Any, Any, T]) -> "asyncio.Task[T]":
-        """Begin one call; it goes on while any is waited for."""
+        """Start one call. It proceeds during any wait."""
         return self._runner.get_loop().create_task(call)
 
     def make(self, call: Coroutine[Any, Any, T]) -> T:
-        """Begin one call, wait for it and return its result; see ``wait_for_one``."""
+        """Start one call, wait for it and return its result; see ``wait_for_one``."""
         task = self.begin(call)
         self.wait_for_one({task})
         return task.result()
 
     def wait_for_one(self, tasks: "Set[asyncio.Task[Any]]") -> "Set[asyncio.Task[Any]]":
-        """Wait until one of these calls has ended; return all that have.
+        """Wait until at least one of these calls has finished, and return all finished calls.
 
-        Raises StoppedBySignalError when none ends within the grace: nobody knows how far they have come.
+        Raises StoppedBySignalError if none finishes within the grace period; their outcomes are then unknown.
         """
         usual, self._stop.break_off = self._stop.break_off, self._give_up
         try:
@@ -62,7 +62,7 @@ class Calls:
         while True:
             if self._stop.is_set():
                 self.stopped.set()
-            done, flying = await asyncio.wait(tasks, timeout=_LOOK_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            done, flying = await asyncio.wait(tasks, timeout=_POLL_SECONDS, return_when=asyncio.FIRST_COMPLETED)
             if done:
                 return done
             if self._patience_is_over or self._stop.seconds_since_set >= GRACE_SECONDS - _SETTLING_SECONDS:
@@ -88,9 +88,9 @@ class Calls:
 
 
 class NameLookups(ThreadPoolExecutor):
-    """Does each name lookup in a daemon thread of its own: one that hangs holds up neither the others nor the end.
+    """Runs each name lookup in a separate daemon thread, because a hanging lookup must not delay others or the exit.
 
-    asyncio takes nothing but a ThreadPoolExecutor as its default executor.
+    It is a ThreadPoolExecutor, because asyncio accepts no other default executor.
     """
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> "Future[T]":
@@ -101,7 +101,7 @@ class NameLookups(ThreadPoolExecutor):
                 return
             try:
                 result = fn(*args, **kwargs)
-            except BaseException as error:  # noqa: BLE001 - it is raised where the result is waited for
+            except BaseException as error:  # noqa: BLE001 - raised by future.result()
                 future.set_exception(error)
             else:
                 future.set_result(result)
@@ -111,7 +111,7 @@ class NameLookups(ThreadPoolExecutor):
 
 
 def run_alone(work: Coroutine[Any, Any, T]) -> T:
-    """Run one call in an event loop of its own, as for a check, and return its result."""
+    """Run one call in a new event loop and return its result."""
     with _runner() as runner:
         return runner.run(work)
 

@@ -1,8 +1,8 @@
-"""Claim, lease, settle: how an intent leaves the database and comes back with an answer, once for all deliveries.
+"""Claim rows for delivery, hold them for the length of a lease, and settle them with the outcome.
 
-A claim is committed before anything is sent and holds its rows for the length of a lease. Whatever happens to the
-process, the rows are due again when the lease runs out. A settle names the token of its claim: without the token
-(somebody else took over) nothing is written.
+A claim is committed before any call or mail goes out, and it reserves the rows until its lease expires. If the process
+dies, the rows are due again after that. A settle names the token of its claim. If another process has taken over, the
+token does not match and the settle changes no row.
 """
 
 import re
@@ -20,36 +20,35 @@ from certjob.errors import Cause, StageEnd
 
 _CLAIM_TRIES = 3
 _CLAIM_LOCK_TIMEOUT_MS = 10_000
-"""A claim skips locked rows; this is for a locked table, which ends the stage."""
+"""A claim skips locked rows. This timeout is for a locked table, which ends the stage."""
 
 
 def lease_clock() -> float:
-    """Seconds on a clock that keeps counting while the machine sleeps: a suspended laptop has lost its lease."""
+    """Return seconds on a clock that also counts while the machine is suspended, because leases expire then, too."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lease:
-    """The time a claim is good for, counted from before the claim was sent."""
+    """The time for which a claim is valid."""
 
     claimed_at: float
-    """On ``lease_clock``."""
+    """Just before the claim was sent to the server, on ``lease_clock``."""
     seconds: float
 
     def fits(self, worst_case_seconds: float) -> bool:
-        """Whether a unit of work that takes at most this long surely ends inside the lease."""
+        """Return whether work of at most ``worst_case_seconds`` is certain to finish within the lease."""
         return lease_clock() - self.claimed_at + worst_case_seconds < self.seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClaimedRow:
-    """A claimed row, whatever its table."""
+    """The columns that every claimed row has."""
 
     id: int
     attempts: int
-    """Claims that led to an attempt, this one included."""
+    """Claims that led to an attempt, including this one."""
     claim_token: UUID
-    """What a settle must name."""
 
 
 Item = TypeVar("Item", bound=ClaimedRow)
@@ -57,53 +56,52 @@ Item = TypeVar("Item", bound=ClaimedRow)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settlement:
-    """What became of a claimed row."""
+    """The outcome of a claimed row."""
 
     status: str
-    """The row's new status; ``pending`` = to be tried again."""
+    """The row's new status; ``pending`` schedules a retry."""
     delay_seconds: float = 0.0
-    """When it is due again, for ``pending``."""
+    """Delay before a ``pending`` row is due again."""
     count_attempt: bool = True
-    """False: the claim led to no attempt (released, or everybody's fault); it is taken off ``attempts``."""
+    """False if the row was not tried, or failed for a reason that affects all rows; ``attempts`` then falls by one."""
     error: str | None = None
     code: Cause | None = None
-    """Why it failed, beside the text."""
     maybe_sent: bool = False
-    """The outside may have taken it: a repeat must say so."""
+    """The server may have accepted the message; a repeat must say so."""
 
 
 RELEASED = Settlement(status="pending", count_attempt=False)
-"""Claimed and not begun: due now, as before the claim."""
+"""Gives back an unused claim: the row is due now and the attempt is not counted."""
 
 
 class Answer(Enum):
-    """What a settle found."""
+    """The result of a settle."""
 
     LOST = "lost"
-    """The token is gone: somebody took over after the lease. Nothing was written."""
+    """The token does not match, because another process took over after the lease. No row was changed."""
     HELD = "held"
-    """Another session holds the row, or what it is about: nothing was written."""
+    """Another session has locked the row or a related one. No row was changed."""
     SETTLED = "settled"
     RAISED = "raised"
-    """A newer value was queued during the call: the row is pending and due now, or withdrawn."""
+    """A newer value was queued during the call. The row is pending and due now, or withdrawn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outbox(Generic[Item]):
-    """One table of intents, through its claim and settle statements."""
+    """Claims and settles the rows of one outbox table."""
 
     connection: Connection
     table: str
-    """The end of the statements' names: claim_<table> and settle_<table>."""
+    """The suffix of its statements ``claim_<table>`` and ``settle_<table>``."""
     item: type[Item]
     lease_seconds: float
 
     def claim(self, lock: str, parameters: dict[str, object]) -> tuple[list[Item], Lease]:
-        """Claim what the statement ``lock`` locks, in its order, each row with a fresh token; committed on return.
+        """Claim the rows that the statement ``lock`` returns, in its order and with a new token, and commit.
 
-        That statement only locks. A second one, claim_<table>, reads the rest, such as the contact to call for, in a
-        newer snapshot: a row may have changed meanwhile. If none can be claimed any more, it looks again. Both get the
-        parameters.
+        ``lock`` only locks rows. ``claim_<table>`` then reads the rest, such as the contact, in a newer snapshot,
+        because a row may have changed before it was locked. If it claims none of the locked rows, the claim is retried.
+        Both statements get the parameters.
         """
         for _ in range(_CLAIM_TRIES):
             lease = Lease(claimed_at=lease_clock(), seconds=self.lease_seconds)
@@ -124,9 +122,10 @@ class Outbox(Generic[Item]):
         then: Callable[[Answer], None] = lambda _answer: None,
         lock_timeout_ms: int | None = None,
     ) -> Answer:
-        """Write what became of a claimed row; ``then`` writes in the same transaction.
+        """Store the outcome of a claimed row and call ``then`` in the same transaction.
 
-        It insists while other sessions hold locks. With ``lock_timeout_ms`` it waits no longer than that: HELD.
+        Lock conflicts are retried (see ``persist``). With ``lock_timeout_ms`` there is one attempt, and a conflict
+        returns HELD.
         """
 
         def write() -> Answer:
@@ -146,23 +145,23 @@ class Outbox(Generic[Item]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageStop:
-    """One line of ``stopped`` in the report."""
+    """A stage that stopped early: one line of ``stopped`` in the report."""
 
     stage: str
     code: StageEnd
     reason: str
     fault: str = ""
-    """The error that ended it, where ``code`` alone does not tell one such error from another."""
+    """The error that stopped the stage, if ``code`` does not identify it."""
 
     def __str__(self) -> str:
         return f"{self.stage}: {self.reason}"
 
     @property
     def key(self) -> str:
-        """The same for the same reason, run after run: a background job does not repeat itself.
+        """Return a key that is equal for equal reasons, because later runs do not report the same reason again.
 
-        Of ``fault`` the words with a digit do not count: servers say the time and the number of a session with each
-        refusal. Only a hash of the others is in it, because the key leaves this machine with a ping.
+        It contains a hash of ``fault``, because pings send it to another machine. The hash ignores words with digits,
+        because servers put times and session numbers into their messages.
         """
         words = [word for word in self.fault.split() if not re.search(r"\d", word)]
         fault = sha256(" ".join(words).encode()).hexdigest()[:8]

@@ -1,7 +1,6 @@
-"""HTTP calls that are over by a deadline, whatever the server does.
+"""HTTP calls with a deadline for the whole call, from the name lookup to the last byte of the answer.
 
-httpx limits each operation, so a server that sends one byte now and then can hold a caller for hours. Here the deadline
-is for the whole call, from the name lookup to the last byte of the answer.
+The timeouts of httpx limit single operations: a server that sends a byte now and then could occupy a caller for hours.
 """
 
 import asyncio
@@ -16,28 +15,27 @@ from typing import Any, Self
 import httpx
 
 IDLE_SECONDS = 2.0
-"""A connection unused for longer is not used again: shorter than the 5 s after which many servers close it, so that a
-request seldom meets a connection that is just being closed."""
+"""Maximum age of an idle connection. Many servers close connections after 5 s, and a request must not meet a close."""
 
 SURELY_NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.UnsupportedProtocol, httpx.LocalProtocolError)
-"""After any other ``httpx.TransportError`` the server may have got the request, and may still act on it."""
+"""After any other ``httpx.TransportError``, the server may have received the request and may act on it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpAnswer:
-    """An answer whose headers arrived whole, and its body up to the limit."""
+    """An answer with all headers, and its body up to the limit."""
 
     status_code: int
     headers: httpx.Headers
     body: bytes
-    """Its first ``max_body_bytes``; still coded if the server chose a Content-Encoding that was not asked for."""
+    """The first ``max_body_bytes``, not decoded if the server sets a Content-Encoding without being asked."""
 
 
 class HttpClient:
-    """An HTTP/1.1 client that keeps connections alive; for any number of calls at once, in one event loop.
+    """An HTTP/1.1 client with keep-alive for concurrent calls in one event loop.
 
-    It takes no proxy from the environment, follows no redirect (which would carry a key elsewhere), keeps no cookie and
-    verifies TLS certificates, by ``SSL_CERT_FILE`` or ``SSL_CERT_DIR`` where these are set.
+    It uses no proxy from the environment, follows no redirects (they would send a key to another server), keeps no
+    cookies, and verifies TLS certificates, with ``SSL_CERT_FILE`` or ``SSL_CERT_DIR`` if set.
     """
 
     def __init__(self) -> None:
@@ -60,12 +58,12 @@ class HttpClient:
         deadline_seconds: float = 30,
         max_body_bytes: int = 64 * 1024,
     ) -> HttpAnswer:
-        """Make one call and return its answer, whatever its status, within ``deadline_seconds``.
+        """Make one call and return its answer with any status, within ``deadline_seconds``.
 
-        A connection that the server closed while it was idle is replaced unnoticed. A request is never sent twice: once
-        it may have arrived, a broken connection is an error. Raises ``httpx.ConnectTimeout`` when the time is over
-        before anything was sent, ``httpx.ReadTimeout`` after that, another ``httpx.TransportError`` when the call
-        fails, and ``httpx.InvalidURL``.
+        A request is never sent twice. If the server has closed an idle connection, the client opens a new one; if a
+        connection breaks after the request may have arrived, the call fails. Raises ``httpx.ConnectTimeout`` if the
+        deadline passes before the request is sent, ``httpx.ReadTimeout`` if it passes later, other
+        ``httpx.TransportError`` if the call fails, and ``httpx.InvalidURL``.
         """
         is_sent = False
 
@@ -85,9 +83,9 @@ class HttpClient:
                 return await self._send(request, max_body_bytes=max_body_bytes)
         except TimeoutError as error:
             kind = httpx.ReadTimeout if is_sent else httpx.ConnectTimeout
-            message = "the time for the call is over"
+            message = "the call exceeded its deadline"
             raise kind(message, request=request) from error
-        except (httpx.ConnectError, ValueError) as error:  # ValueError: a host name that cannot be one
+        except (httpx.ConnectError, ValueError) as error:  # ValueError: an invalid host name
             raise httpx.ConnectError(_words_of_the_system(error), request=request) from error
 
     async def _send(self, request: httpx.Request, *, max_body_bytes: int) -> HttpAnswer:
@@ -99,7 +97,7 @@ class HttpClient:
                 if len(body) > max_body_bytes:
                     break
         finally:
-            await response.aclose()  # if a rest is unread, the connection is closed
+            await response.aclose()  # closes the connection if the body was not read to its end
         return HttpAnswer(status_code=response.status_code, headers=response.headers, body=body[:max_body_bytes])
 
     async def close(self) -> None:
@@ -114,7 +112,7 @@ class HttpClient:
 
 
 async def _forget_location(response: httpx.Response) -> None:
-    """Keep httpx from reading where a redirect goes, which it does even if it does not follow it, and may crash on."""
+    """Remove Location, because httpx parses it even if it does not follow redirects, and may fail on it."""
     response.headers.pop("Location", None)
 
 
@@ -124,7 +122,7 @@ def _verifying_context() -> ssl.SSLContext:
 
 
 def _words_of_the_system(error: BaseException) -> str:
-    """Return why a connection was not made; on its way through the libraries that becomes "all attempts failed"."""
+    """Return the innermost cause of a failed connection, because the outermost says only "all attempts failed"."""
     while (inner := error.__cause__ or error.__context__) is not None:
         error = inner.exceptions[0] if isinstance(inner, BaseExceptionGroup) else inner
     if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) and error.errno and error.errno > 0:

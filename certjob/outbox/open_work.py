@@ -1,4 +1,4 @@
-"""Open work: what waits in the three outboxes, read in one way for reports and status."""
+"""Count the open rows of the three outboxes, for reports and status."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,24 +12,24 @@ KINDS = ("portal_hides", "portal_shows", *MAIL_KINDS)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenWork:
-    """What waits of one kind. ``open`` is the sum of the next four."""
+    """The open rows of one kind. ``open`` is the sum of the next four numbers."""
 
     open: int = 0
     due: int = 0
-    """The next run takes it."""
+    """Rows that the next run delivers."""
     waiting: int = 0
-    """It failed, and is tried again at a later time."""
+    """Failed rows that are retried later."""
     in_flight: int = 0
-    """A run is working on it."""
+    """Rows that a run is delivering."""
     blocked: int = 0
-    """Somebody has to correct something."""
+    """Rows that wait for a correction by someone."""
     older_than_hour: int = 0
     older_than_day: int = 0
     oldest_at: datetime | None = None
 
     @property
     def pending(self) -> int:
-        """What certjob does without anybody's help."""
+        """Return the number of rows that certjob delivers without help."""
         return self.open - self.blocked
 
 
@@ -37,6 +37,6 @@ NO_WORK = dict.fromkeys(KINDS, OpenWork())
 
 
 def read_open_work(connection: Connection) -> dict[str, OpenWork]:
-    """Return what waits, by kind; each of ``KINDS`` has its entry."""
+    """Return the open work by kind, with an entry for each of ``KINDS``."""
     rows = {row.pop("what"): row for row in database.fetch(connection, "read_open_work", into=dict)}
     return {kind: OpenWork(**rows.get(kind, {})) for kind in KINDS}

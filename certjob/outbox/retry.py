@@ -45,7 +45,7 @@ def exponential(*, base_seconds: float, cap_seconds: float) -> Backoff:
 
 
 def full_jitter(*, base_seconds: float, cap_seconds: float) -> Backoff:
-    """Wait a random time up to that of ``exponential``, so that many callers do not come back at once.
+    """Wait a random time up to that of ``exponential``, because many callers must not return at once.
 
     Source: AWS Architecture Blog, "Exponential Backoff And Jitter" (2015), its "full jitter".
     """
@@ -126,7 +126,7 @@ class RetryPolicy:
             interrupting.cancel()
 
     def _waits(self) -> Generator[float, Any, None]:
-        """Receive each error and yield the seconds to wait; end when there is no next attempt.
+        """Receive each error and yield the seconds to wait; stop if no attempt follows.
 
         This is a wait generator of ``backoff``, which discards the first value.
         """

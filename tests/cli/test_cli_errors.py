@@ -88,7 +88,7 @@ def test_a_table_that_somebody_keeps_to_themselves_is_named_instead_of_waited_fo
 ) -> None:
     """An ALTER TABLE in a forgotten transaction: each job would hang without a word, and the next one beside it."""
     monkeypatch.setattr(migrations, "READ_LOCK_TIMEOUT_MS", 50)
-    whose = f"is locked by another session (process {app.info.backend_pid}), so that nobody can read it; end"
+    whose = f"is locked by another session (process {app.info.backend_pid}) and cannot be read; end"
     for command, table in (
         ("run", "mentors"),
         ("run", "portal_sync_events"),

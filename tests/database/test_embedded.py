@@ -79,12 +79,12 @@ def test_where_others_could_get_at_the_server_it_is_not_started(folder: Path) ->
             embedded.start(directory)
         assert not is_running(directory)
 
-    refused(folder / ("long" * 20), "path of its socket there has more than the .*; set XDG_DATA_HOME to a folder")
+    refused(folder / ("long" * 20), "its socket path exceeds .* bytes; set XDG_DATA_HOME to a folder")
     data = folder / "certjob/postgresql"
     data.mkdir(parents=True)
     for mode in (0o750, 0o701, 0o777):
         data.chmod(mode)
-        refused(data, "must be a folder that is open to its owner alone|may be written by others")
+        refused(data, "must be a folder that only its owner can enter|may be written by others")
     data.chmod(0o700)
     if IS_ROOT:  # only root can give a folder away
         os.chown(data, NOBODY, NOBODY)

@@ -224,7 +224,7 @@ def test_value_that_a_constraint_refuses_loads_nothing(loader: Loader) -> None:
     """The error names the rule and nothing of the row."""
     loader.connection.execute("ALTER TABLE certificates ADD CONSTRAINT no_such_kind CHECK (kind <> 'forbidden')")
 
-    with pytest.raises(InputError, match=r"the database refuses this file \(no_such_kind\); nothing was loaded"):
+    with pytest.raises(InputError, match=r"the database rejects this file \(no_such_kind\); nothing was loaded"):
         loader("\n".join([many(10), row("M1", kind="forbidden", ends="2026-02-01")]))
 
     assert loader.found("SELECT FROM mentors") == []

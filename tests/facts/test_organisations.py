@@ -261,6 +261,6 @@ def test_other_sessions_are_waited_for_and_not_without_end(
     monkeypatch.setattr(organisations, "_LOCK_TIMEOUT_MS", 100)
     facts.certified_mentor(found.id, date(2027, 1, 1))
     app.execute("SELECT FROM mentors FOR UPDATE")
-    with pytest.raises(MentorBusyError, match="nothing was changed, try again"):
+    with pytest.raises(MentorBusyError, match="nothing was changed; try again"):
         change(facts, name="Changed", thresholds="30")
     assert read_organisation_details(facts.connection) == [replace(found, mentors=1)]

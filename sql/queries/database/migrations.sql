@@ -1,5 +1,5 @@
 -- name: create_worker_role
--- Roles belong to the whole server, so the migration of another database may be faster.
+-- Roles belong to the whole server, so a concurrent migration of another database may create this one first.
 DO $$
 BEGIN
     IF to_regrole('certjob_worker') IS NULL THEN
@@ -12,7 +12,7 @@ END
 $$
 
 -- name: create_ledger
--- The schemas, which an administrator may have created already for a user who may not, and the list of migrations.
+-- An administrator may have created the schemas for a user who may not create them.
 DO $$
 BEGIN
     IF to_regnamespace('certjob') IS NULL THEN
@@ -34,17 +34,14 @@ END
 $$
 
 -- name: find_ledger
--- Whether the list of migrations exists, and whether row-level security filters its rows for this user.
+-- Return whether the ledger exists, and whether row-level security filters its rows for this user.
 SELECT ledger IS NOT NULL, row_security_active(ledger) FROM to_regclass('certjob.migrations') AS ledger
 
 -- name: list_applied_migrations
--- The schema is named, because this is asked before anything else is known to exist.
 SELECT version, name, sha256, applied_at FROM certjob.migrations
 
 -- name: insert_migration
--- In the transaction of the migration itself.
 INSERT INTO certjob.migrations (version, name, sha256) VALUES (%(version)s, %(name)s, %(sha256)s)
 
 -- name: set_up_rights
--- After every `db migrate`, also when nothing was pending.
 SELECT certjob_private.set_up_rights()

@@ -1,3 +1,3 @@
 -- name: prune_old_rows
--- One batch. The age is calendar time: three years are three years, whatever lies between.
+-- Delete one batch. The age is calendar time, with leap years.
 SELECT certjob.prune(now() - %(age)s::interval, %(row_limit)s)

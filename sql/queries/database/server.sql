@@ -1,15 +1,15 @@
 -- name: read_clock
--- The database's own clock, by which rows are dated: to tell those of before from those that come meanwhile.
+-- Rows are dated by this clock, not by that of this machine.
 SELECT clock_timestamp()
 
 -- name: lock_tables_to_read
--- The tables that a command reads outside any transaction, where no lock_timeout holds (a pooler would leak a plain SET):
--- asked for at its beginning, let go of at once. The same lock as a SELECT's, so it works on a standby, too.
+-- Test at the start of a command whether its tables can be read. lock_timeout applies only inside a transaction, and a
+-- pooler would leak a plain SET. The lock is that of a SELECT, so it works on a standby.
 LOCK TABLE organisations, mentors, coordinators, cert_notification_log, portal_sync_events, dynamics_sync_failures,
     coordinator_digests, job_runs IN ACCESS SHARE MODE
 
 -- name: find_locked_table
--- Which table of certjob's nobody else can read now, and who keeps it or waits to: whoever has it, first.
+-- Return the locked table and the process that holds the lock, or otherwise the one that waits for it.
 SELECT class.relname, held.pid
 FROM pg_locks AS held
 JOIN pg_class AS class ON class.oid = held.relation
@@ -22,7 +22,7 @@ ORDER BY NOT held.granted, class.relname
 LIMIT 1
 
 -- name: is_worker
--- Whether this user is certjob_worker, by grant or itself; not a superuser, who is everybody.
+-- Return whether this user has the role certjob_worker. A superuser, who has every role, does not count.
 SELECT EXISTS (
     SELECT
     FROM pg_roles AS worker

@@ -1,5 +1,5 @@
 -- name: lock_coordinators
--- The rows that may be this person: by the app's user id in any organisation, by e-mail in this one, whatever its case.
+-- Rows that may be this person: by the app's user id in any organisation, or by e-mail in this organisation.
 SELECT id, organisation_id
 FROM coordinators
 WHERE id = %(id)s::uuid OR (organisation_id = %(organisation_id)s AND lower(email) = lower(%(email)s))
@@ -7,7 +7,7 @@ ORDER BY email <> %(email)s, id
 FOR UPDATE
 
 -- name: insert_coordinator
--- The id is the app's user id where it is known; until then one of our own.
+-- The id is the app's user id, or a random one until it is known.
 INSERT INTO coordinators (id, organisation_id, full_name, email, locale)
 VALUES (
     coalesce(%(id)s::uuid, gen_random_uuid()), %(organisation_id)s, %(full_name)s, %(email)s,
@@ -15,7 +15,7 @@ VALUES (
 )
 
 -- name: update_coordinator
--- A name or a language that was not given stays, and so does the id. The digests follow a new id through their foreign key.
+-- Null keeps the stored value. Digests follow a new id by their foreign key.
 UPDATE coordinators
 SET id = coalesce(%(id)s::uuid, id), full_name = coalesce(%(full_name)s::text, full_name), email = %(email)s,
     locale = coalesce(%(locale)s::text, locale)
@@ -26,17 +26,16 @@ WHERE id = %(known_id)s
     )
 
 -- name: delete_coordinator
--- A second row of the same person; the row with the app's user id takes over.
+-- Delete the second row of a person; the row with the app's user id stays.
 DELETE FROM coordinators WHERE id = %(id)s
 
 -- name: remove_coordinator
--- Somebody who coordinates no longer, by address or by the app's user id; their digests go along.
+-- Deletes the person's digests as well.
 DELETE FROM coordinators
 WHERE organisation_id = %(organisation_id)s
     AND (lower(email) = lower(%(email_or_id)s) OR id::text = lower(%(email_or_id)s))
 
 -- name: list_coordinators
--- Everybody who gets the daily mail of all organisations, or of one, and in which language.
 SELECT c.organisation_id, c.id, c.full_name, c.email, c.locale
 FROM coordinators AS c
 JOIN organisations AS o ON o.id = c.organisation_id

@@ -1,6 +1,6 @@
 -- name: create_load_tables
--- A file is staged here. The tables end with the transaction, so a transaction-mode pooler works. The line identifies a
--- mentor within the file. Two mentors may swap their contact IDs, so these are checked at the commit.
+-- The staged rows of a file. The tables end with the transaction, because of transaction-mode poolers. The line
+-- identifies a mentor of the file. Contact IDs are checked at the commit, because two mentors may swap them.
 SET CONSTRAINTS ALL DEFERRED;
 CREATE TEMPORARY TABLE load_mentors (
     line                integer PRIMARY KEY,
@@ -22,7 +22,6 @@ CREATE TEMPORARY TABLE load_certificates (
 ) ON COMMIT DROP
 
 -- name: copy_load_mentors
--- COPY is the fastest way in.
 COPY pg_temp.load_mentors (
     line, organisation_id, member_no, full_name, email, locale, dynamics_contact_id, left_on
 ) FROM STDIN
@@ -32,15 +31,15 @@ COPY pg_temp.load_mentors (
 COPY pg_temp.load_certificates (line, kind, issued_on, expires_on, revoked_on) FROM STDIN
 
 -- name: find_load_mentors
--- Later statements then reach a certificate by its whole key.
+-- With the id, later statements find a certificate by its unique index.
 UPDATE pg_temp.load_mentors AS l
 SET mentor_id = m.id
 FROM mentors AS m
 WHERE l.mentor_id IS NULL AND m.organisation_id = l.organisation_id AND m.member_no = l.member_no
 
 -- name: refuse_load_mentors
--- What only the database can know. A refused mentor keeps the old contact ID, which may be in the way of another one: ask
--- again until none is refused.
+-- Checks that need the database. A refused mentor keeps the old contact ID, which may conflict with another mentor. The
+-- caller therefore repeats the statement until it refuses none.
 WITH contacts AS (
     SELECT l.line, coalesce(l.dynamics_contact_id, m.dynamics_contact_id) AS contact_id,
         l.dynamics_contact_id IS DISTINCT FROM m.dynamics_contact_id AND l.dynamics_contact_id IS NOT NULL AS is_new
@@ -73,7 +72,7 @@ WITH contacts AS (
 SELECT line, column_name, reason FROM refused
 
 -- name: insert_loaded_mentors
--- If another load adds the same mentors at this moment, this one waits for it and then changes them.
+-- If another load is adding the same mentors, this statement waits for it, and a later one changes them.
 INSERT INTO mentors (organisation_id, member_no, full_name, email, locale, dynamics_contact_id, left_at)
 SELECT organisation_id, member_no, full_name, email, coalesce(locale, 'nb'), dynamics_contact_id,
     left_on::timestamp AT TIME ZONE 'UTC'
@@ -83,9 +82,8 @@ ORDER BY organisation_id, member_no
 ON CONFLICT (organisation_id, member_no) DO NOTHING
 
 -- name: upsert_loaded_certificates
--- Certificates before mentors, as the app locks them. A new issue date is a new row. An empty revoked_on keeps a revocation,
--- whose day is stored as its midnight in UTC; an hour that the app has stored for the same day stays. A row that is the same
--- is not written. xmax is 0 in a row that this statement inserted.
+-- Certificates are locked before mentors, as in the app. A new issue date is a new row. An empty revoked_on keeps a
+-- revocation. A day is stored as midnight in UTC, but a stored time on the same day stays. xmax is 0 in inserted rows.
 WITH written AS (
     INSERT INTO certificates AS c (mentor_id, kind, issued_on, expires_on, revoked_at)
     SELECT l.mentor_id, n.kind, n.issued_on, n.expires_on, n.revoked_on::timestamp AT TIME ZONE 'UTC'
@@ -115,7 +113,7 @@ SELECT
 FROM written
 
 -- name: update_loaded_mentors
--- An empty cell changes nothing, and a mentor who is the same is not written. A departure is stored like a revocation.
+-- An empty cell keeps the stored value. Unchanged mentors are not written. A departure is stored like a revocation.
 UPDATE mentors AS m
 SET full_name = coalesce(l.full_name, m.full_name),
     email = coalesce(l.email, m.email),

@@ -1,7 +1,6 @@
 -- name: find_mentors
--- A mentor by id, member number or e-mail address; the caller deals with none or several. Each by its index, but for the
--- address, which has none: only what can be one is looked for among all. (OFFSET 0: PostgreSQL before 18 would walk the
--- whole index of the numbers, where one look for each organisation does.)
+-- Mentors by id, member number or e-mail address. The address has no index, so only a text with @ is compared with it.
+-- OFFSET 0 makes PostgreSQL before 18 look up the number once per organisation instead of reading the whole index.
 WITH found AS (
     SELECT id, member_no, organisation_id
     FROM mentors
@@ -27,8 +26,8 @@ ORDER BY o.slug, found.member_no
 LIMIT 20
 
 -- name: find_mentors_by_name
--- Mentors whose name may hold a text; asked only where find_mentors found nobody. lower() knows A to Z in every
--- collation, and letters such as Å only in some: each of them is a wildcard here, and the caller looks again.
+-- Mentors whose name may contain a text. lower() maps letters such as Å only in some collations. Such letters are
+-- wildcards in the pattern, and the caller compares again.
 SELECT m.id, m.member_no, o.slug AS organisation, m.full_name
 FROM mentors AS m
 JOIN organisations AS o ON o.id = m.organisation_id
@@ -38,14 +37,13 @@ ORDER BY o.slug, m.member_no
 LIMIT 1000
 
 -- name: name_mentors
--- What people call these mentors: documents that are about a few of them name each by more than an id.
 SELECT m.id, m.member_no, o.slug AS organisation, m.full_name
 FROM mentors AS m
 JOIN organisations AS o ON o.id = m.organisation_id
 WHERE m.id = ANY (%(ids)b::uuid[])
 
 -- name: read_due_mentors
--- One chunk of due mentors for the plan: as lock_due_mentors, but it takes no lock and runs on a read-only connection.
+-- One chunk of due mentors for the plan: like lock_due_mentors, but without locks, for a read-only connection.
 SELECT id, review_on::text AS review_key
 FROM mentors
 WHERE review_on <= coalesce(%(due_by)s::date, 'infinity')
@@ -55,8 +53,8 @@ ORDER BY review_on, id
 LIMIT %(limit)s
 
 -- name: read_mentors
--- The mentors' own facts; after the lock, in a newer snapshot. With what keeps certjob from reading the other facts of a
--- mentor, where there is such: rows from before the bounds of migration 0009 had a place in it.
+-- The columns of mentors, and the reason if certificates or pauses exceed a limit. Triggers prevent such rows, but a
+-- superuser or an earlier schema may have written them.
 SELECT m.id, m.member_no, m.organisation_id, m.left_at IS NOT NULL AS "left", m.portal_visible,
     m.dynamics_contact_id IS NOT NULL AS has_contact, m.certified_until,
     m.review_on > '-infinity' AS due_by_calendar,
@@ -85,20 +83,18 @@ FROM mentors AS m
 WHERE m.id = ANY (%(ids)b::uuid[])
 
 -- name: read_certificates
--- The certificates of some mentors, without a lock, for the plan.
 SELECT mentor_id, id, kind, issued_on, expires_on, revoked_at IS NOT NULL AS revoked, status
 FROM certificates
 WHERE mentor_id = ANY (%(ids)b::uuid[])
 
 -- name: read_open_pauses
--- The open pauses of some mentors, without a lock, for the plan.
 SELECT mentor_id, id, reason
 FROM mentor_pauses
 WHERE mentor_id = ANY (%(ids)b::uuid[]) AND lifted_at IS NULL
 
 -- name: lock_certificates
--- The certificates of locked mentors. The app locks certificate, then mentor; waiting here would deadlock with it, so a
--- row that somebody holds comes back without an id and its mentor is left for the next pass.
+-- The app locks a certificate before its mentor, so waiting for certificates of locked mentors would deadlock. A row
+-- that another session has locked is returned without an id, and its mentor waits for the next pass.
 WITH locked AS MATERIALIZED (
     SELECT id, kind, issued_on, expires_on, revoked_at IS NOT NULL AS revoked, status
     FROM certificates
@@ -111,7 +107,7 @@ LEFT JOIN locked ON locked.id = seen.id
 WHERE seen.mentor_id = ANY (%(ids)b::uuid[])
 
 -- name: lock_open_pauses
--- The open pauses of locked mentors; as lock_certificates, a row that somebody holds comes back without an id.
+-- As in lock_certificates, a row that another session has locked is returned without an id.
 WITH locked AS MATERIALIZED (
     SELECT id, reason
     FROM mentor_pauses

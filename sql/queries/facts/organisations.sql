@@ -1,20 +1,16 @@
 -- name: find_organisation
--- An organisation by its slug.
 SELECT id FROM organisations WHERE slug = %(slug)s
 
 -- name: list_organisation_ids
--- A file names organisations by slug.
 SELECT slug, id FROM organisations
 
 -- name: read_organisations
--- Read with every chunk: a rule changed in mid-night counts from the next chunk on.
+-- Read with every chunk, because a changed rule applies from the next chunk.
 SELECT id, slug, portal IS NOT NULL AS has_portal, reminder_thresholds, optional_kinds
 FROM organisations
 WHERE id = ANY (%(ids)s::uuid[])
 
 -- name: read_organisation_details
--- All that can be set of each organisation, or of one; the coordinators are in list_coordinators. Mentors who have left are
--- not counted.
 SELECT id, slug, name, portal, reminder_thresholds AS thresholds, optional_kinds, contact_email, contact_phone, renewal_url,
     sender, (SELECT count(*) FROM mentors AS m WHERE m.organisation_id = o.id AND m.left_at IS NULL) AS mentors
 FROM organisations AS o
@@ -22,22 +18,20 @@ WHERE %(slug)s::text IS NULL OR slug = %(slug)s
 ORDER BY slug
 
 -- name: lock_organisation
--- Two people who set up the same organisation take turns; its coordinators are guarded by the same lock.
+-- Serialises concurrent changes of an organisation and its coordinators.
 SELECT id FROM organisations WHERE slug = %(slug)s FOR NO KEY UPDATE
 
 -- name: insert_organisation
--- A new organisation starts with the defaults of its table; the values that were given follow in an update, the same
--- for new and old ones.
+-- A new organisation starts with the defaults of its table. update_organisation then sets the given values.
 INSERT INTO organisations (slug, name)
 VALUES (%(slug)s, coalesce(%(name)s, upper(%(slug)s)))
 ON CONFLICT (slug) DO NOTHING
 
 -- name: update_organisation
--- Null leaves a value as it is, an empty text or 'none' removes it. Nothing is written when nothing changes, because a
--- written rule makes the next night look at every mentor of the organisation.
+-- Null keeps a value; an empty text or 'none' removes it. Unchanged values are not written, because a trigger makes
+-- certjob review all mentors of the organisation after a change of its rules.
 UPDATE organisations AS o
-SET (name, portal, reminder_thresholds, optional_kinds, contact_email, contact_phone, renewal_url,
-        sender)
+SET (name, portal, reminder_thresholds, optional_kinds, contact_email, contact_phone, renewal_url, sender)
     = (n.name, n.portal, n.reminder_thresholds, n.optional_kinds, n.contact_email, n.contact_phone, n.renewal_url,
         n.sender)
 FROM (
@@ -62,7 +56,7 @@ WHERE o.id = n.id
             n.sender)
 
 -- name: no_kind_counts
--- In an organisation with a portal, only certified mentors are shown. If every kind were optional, no one would be certified.
+-- Only certified mentors are shown on the portal. If every kind were optional, no mentor would be certified.
 SELECT o.portal IS NOT NULL
     AND EXISTS (SELECT FROM mentors AS m JOIN certificates AS c ON c.mentor_id = m.id WHERE m.organisation_id = o.id)
     AND NOT EXISTS (

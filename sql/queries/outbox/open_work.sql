@@ -1,6 +1,5 @@
 -- name: read_open_work
--- What waits in the three outboxes, by kind, state and age: for a run's report and `certjob status` alike. Each
--- is read by the partial index of its open rows.
+-- Each outbox is read by the partial index of its open rows.
 SELECT
     what,
     count(*) AS open,
