@@ -86,9 +86,12 @@ class Alert:
         return asdict(self) | {"why": self.advice.why, "what_to_do": self.what_to_do(next_try=next_try)}
 
 
-def read_alerts(connection: Connection, *, today: date, acknowledged: bool = False) -> list[Alert]:
+def read_alerts(
+    connection: Connection, *, today: date, acknowledged: bool = False, mentor_id: UUID | None = None
+) -> list[Alert]:
     """Return what needs attention, the most harmful first, then the oldest; or what is acknowledged."""
-    rows = database.fetch(connection, "read_alerts", {"today": today, "acknowledged": acknowledged}, into=dict)
+    parameters = {"today": today, "acknowledged": acknowledged, "mentor_id": mentor_id}
+    rows = database.fetch(connection, "read_alerts", parameters, into=dict)
     alerts = [Alert(**row | {"kind": Kind(row["kind"])}) for row in rows]
     return sorted(alerts, key=lambda alert: list(Kind).index(alert.kind))
 

@@ -17,8 +17,8 @@ from certjob.domain.projection import ComingNight, coming_nights
 from certjob.errors import BrokenMentorError, UnknownMentorError
 from certjob.facts import reading
 from certjob.mail.reminders import find_new_reminders
+from certjob.reports.alerts import Alert, read_alerts
 from certjob.reports.logged_reminders import LoggedReminder, read_logged_reminders
-from certjob.reports.open_pushes import OpenPush, read_open_push
 from certjob.review.days import last_run_date, looks_at_everybody
 from certjob.review.guards import REMINDERS, MassChangeGuard
 
@@ -71,6 +71,21 @@ class Pause:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OpenPush:
+    """A push that is not confirmed yet: one row of ``read_open_push``."""
+
+    visible: bool
+    moves: bool
+    """Only the last visible day moves."""
+    status: str
+    """``pending`` or ``blocked``."""
+    rounds: int
+    """How often this value was tried."""
+    is_claimed: bool
+    next_attempt_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Portal:
     """What the portal should show, what it confirmed and what it showed: one row of ``read_portal_history``."""
 
@@ -116,6 +131,8 @@ class Explanation:
     held: Sequence[str]
     """What the guards hold back for the organisation."""
     next: Next | None
+    alerts: Sequence[Alert]
+    """What `certjob alerts` shows of this mentor."""
     certificates: Sequence[ExplainedCertificate]
     pauses: Sequence[Pause]
     """Open ones first."""
@@ -125,7 +142,7 @@ class Explanation:
 
     def to_document(self) -> dict[str, Any]:
         """Return the JSON document. It is also the copy of their data that a mentor may ask for."""
-        return {"outcome": "ok"} | asdict(self)
+        return {"outcome": "ok"} | asdict(self) | {"alerts": [alert.to_document() for alert in self.alerts]}
 
 
 def explain(connection: Connection, mentor_id: UUID, *, today: date, zone: tzinfo) -> Explanation:
@@ -146,7 +163,7 @@ def explain(connection: Connection, mentor_id: UUID, *, today: date, zone: tzinf
         person, mentor = people[0], read.mentors[0]
         now, reminders = database.clock(connection), read_logged_reminders(connection, mentor_id)
         portal = Portal(
-            push=read_open_push(connection, mentor_id),
+            push=next(iter(database.fetch(connection, "read_open_push", parameters, into=OpenPush)), None),
             **database.fetch(connection, "read_portal_history", parameters, into=dict)[0],
         )
         everybody = looks_at_everybody(connection, today)
@@ -175,6 +192,7 @@ def explain(connection: Connection, mentor_id: UUID, *, today: date, zone: tzinf
             last_run_on=last_run_date(connection),
             held=[line for line in held if line],
             next=_first(occasions),
+            alerts=read_alerts(connection, today=today, mentor_id=mentor_id),
             certificates=list(_read_certificates(connection, mentor, today=today, zone=zone)),
             pauses=database.fetch(connection, "read_pause_history", parameters, into=Pause),
             reminders=reminders,

@@ -134,16 +134,12 @@ def test_held_changes_are_named_with_the_guards_line(explained: Explained, monke
 
 
 def test_open_push_is_followed_until_the_portal_confirms(explained: Explained) -> None:
-    """A queued push, a claimed one, the time of a retry, the confirmation, and a renewal after it."""
+    """A queued push, its alert with the time of the retry, the confirmation, and a renewal after it."""
     mentor = explained.certified_mentor(explained.organisation(), YESTERDAY)
     review(explained.connection)
-    explained.page(mentor, "It goes out with the next `certjob run` or `certjob deliver`.")
-    claimed = (
-        "UPDATE portal_sync_events SET claim_token = gen_random_uuid(), next_attempt_at = now() + interval '5 min'"
-    )
-    explained.connection.execute(claimed.encode())
-    explained.page(mentor, "The change is in the queue.")
-    explained.connection.execute("UPDATE portal_sync_events SET claim_token = NULL, next_attempt_at = now()")
+    queued = explained.next(mentor)
+    assert queued.when == "today, with the next `certjob run` or `certjob deliver`"
+    assert queued.what[0] == "the portal is asked to hide the mentor"
 
     explained.run(portal=FlakyPortal(failures=99))
     ((retry_at,),) = explained.connection.execute("SELECT next_attempt_at FROM portal_sync_events").fetchall()
@@ -151,6 +147,9 @@ def test_open_push_is_followed_until_the_portal_confirms(explained: Explained) -
     coming = explained.next(mentor, today=local.date())
     assert (coming.at, coming.when) == (retry_at, f"today, at {local:%H:%M} or soon after")
     assert coming.what == ["the portal is asked again to hide the mentor"]
+    explained.page(
+        mentor, "Dynamics sync pending", f"certjob tries again at {local:%H:%M}", "Certificates", today=local.date()
+    )
     make_due(explained)
 
     explained.run(portal=FlakyPortal())
@@ -161,8 +160,6 @@ def test_open_push_is_followed_until_the_portal_confirms(explained: Explained) -
     explained.certificate(mentor, IN_700_DAYS, issued_on=TODAY)
     renewed = "Next: today, when `certjob run` runs: likeperson until "
     explained.page(mentor, renewed, "certjob lifts its pause; the portal is asked to show the mentor.")
-    review(explained.connection)
-    explained.page(mentor, "for the portal to show this mentor; may still be hidden")
 
 
 def test_push_that_no_run_can_make_has_no_date(explained: Explained) -> None:
@@ -219,8 +216,8 @@ def test_every_outcome_of_a_reminder_is_on_the_page(explained: Explained) -> Non
     explained.page(kept, "30 days before: sent ")
     continued = "no reminder, because the next one, 11 March to 8 February 2028, continues it without a gap"
     assert continued in explained.page(renewed, "30 days before: cancelled: renewed")
-    failed = "30 days before: not delivered. There is no e-mail address. What to do: Enter it in the app"
-    explained.page(homeless, failed, "there is no e-mail address: nothing can be sent")
+    action = "There is no e-mail address.\nWhat to do: Enter it in the app"
+    explained.page(homeless, action, "30 days before: not delivered (no address)", "there is no e-mail address")
     explained.page(replaced, "30 days before: never sent: a more urgent one took its place")
 
 

@@ -3,18 +3,14 @@
 from collections.abc import Callable, Iterator
 from datetime import date, datetime, tzinfo
 
-from certjob.cli.pages.alerts import next_try
+from certjob.cli.pages import alerts
 from certjob.cli.terminal.lines import PageLine
 from certjob.cli.terminal.output import Output
 from certjob.cli.terminal.plain import WARNING_STYLE
-from certjob.domain.addresses import parse_address
-from certjob.domain.causes import NEVER_TRIED, advise_on_message, advise_on_push
 from certjob.domain.explanations import day_words, moment_words, number, reason_words, threshold_words
 from certjob.domain.models import OWN_PAUSE_REASON, Status
-from certjob.reports.alerts import resync_command
 from certjob.reports.explain import ExplainedCertificate, Explanation, Pause, Portal
 from certjob.reports.logged_reminders import LoggedReminder
-from certjob.reports.open_pushes import OpenPush
 
 _Moment = Callable[[datetime], str]
 
@@ -40,11 +36,14 @@ def page_lines(explained: Explanation, *, zone: tzinfo) -> Iterator[PageLine]:
     coming = explained.next
     text = f"{coming.when}: {'; '.join(coming.what)}." if coming else "nothing, as long as no fact changes."
     yield PageLine(head="Next: ", text=text)
+    if explained.alerts:
+        yield PageLine(text="")
+        yield from alerts.page_lines(explained.alerts, now=explained.now.astimezone(zone))
     for heading, lines in (
         ("Certificates", _certificate_lines(explained)),
         ("Pauses", _pause_lines(explained, moment)),
         ("Reminders", _reminder_lines(explained, moment)),
-        ("Portal", _portal_lines(explained, explained.portal, moment, zone=zone)),
+        ("Portal", _portal_lines(explained, explained.portal, moment)),
     ):
         for place, line in enumerate(lines):
             if not place:
@@ -143,21 +142,8 @@ def _reminder_lines(explained: Explanation, moment: _Moment) -> Iterator[PageLin
         if each.no_reminder_because is not None:
             until = day_words(each.expires_on, today)
             yield _item(f"{each.kind} until {until}: no reminder, because {each.no_reminder_because}")
-    problem = address_problem(explained.mentor.email)
-    if problem:
-        text = f"{problem}: nothing can be sent; enter one in the app, and what failed is sent automatically"
-        yield _item(text)
-
-
-def address_problem(email: str | None) -> str | None:
-    """Return why no mail can go to an address, or None."""
-    if email is None:
-        return "there is no e-mail address"
-    try:
-        parse_address(email)
-    except ValueError as error:
-        return f"the e-mail address {error}"
-    return None
+    if explained.mentor.email is None:
+        yield _item("there is no e-mail address: nothing can be sent; enter one in the app")
 
 
 def _outcome(row: LoggedReminder, moment: _Moment) -> str:
@@ -166,9 +152,7 @@ def _outcome(row: LoggedReminder, moment: _Moment) -> str:
             when = f" {moment(row.sent_at)}" if row.sent_at else ""
             return f"sent{when}{', perhaps twice' if row.maybe_sent else ''}"
         case "failed":
-            advice = advise_on_message(row.code)
-            error = "" if advice.says_all or not row.error else f" ({row.error})"
-            return f"not delivered. {advice.why}{error} What to do: {advice.advise().rstrip('.')}"
+            return f"not delivered ({row.error})"
         case "pending" if row.is_claimed:
             return "being sent"
         case "pending":
@@ -184,9 +168,7 @@ def _whole_date(day: date) -> str:
     return f"{day.day} {day:%B} {day.year:04}"
 
 
-def _portal_lines(
-    explained: Explanation, portal: Portal | None, moment: _Moment, *, zone: tzinfo
-) -> Iterator[PageLine]:
+def _portal_lines(explained: Explanation, portal: Portal | None, moment: _Moment) -> Iterator[PageLine]:
     if portal is None:
         return
     shown = {True: "shown", False: "hidden"}
@@ -207,28 +189,5 @@ def _portal_lines(
         yield _item(f"the portal was last read {moment(portal.read_at)}: the mentor was {saw}")
     if portal.has_portal and explained.mentor.dynamics_contact_id is None:
         yield _item("there is no contact ID: nothing can be pushed; add it in the app")
-    if portal.push is not None:
-        resync = resync_command(explained.mentor.member_no, explained.mentor.organisation)
-        yield from _push_lines(portal.push, moment, resync=resync, now=explained.now.astimezone(zone))
     if portal.resolved_failures:
         yield _item(f"{number(portal.resolved_failures, 'earlier failure')}, resolved")
-
-
-def _push_lines(push: OpenPush, moment: _Moment, *, resync: str, now: datetime) -> Iterator[PageLine]:
-    verb, may_be = ("show", "hidden") if push.visible else ("hide", "visible")
-    text = f"waiting since {moment(push.wanted_at)} for the portal to {verb} this mentor; may still be {may_be}"
-    if push.moves:
-        text = f"waiting since {moment(push.wanted_at)} for the portal to take the new last day"
-    yield _item(text)
-    advice = advise_on_push(push.cause, error=push.error)
-    if advice is NEVER_TRIED:
-        yield _detail("It goes out with the next `certjob run` or `certjob deliver`.")
-    else:
-        yield _detail(advice.why)
-        yield _detail(
-            advice.advise(resync=resync, next_try=next_try(push.next_attempt_at, now=now)), head="What to do: "
-        )
-    if push.error:
-        calls = f", {number(push.calls, 'call')} so far" if push.calls else ""
-        when = f" {moment(push.last_failed_at)}" if push.last_failed_at else ""
-        yield _detail(f"Last failure{when}{calls}: {push.error}")
