@@ -2,7 +2,6 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from datetime import date
 from uuid import UUID, uuid4
 
@@ -63,66 +62,51 @@ def _review_open_pushes(connection: Connection, report: RunReport, *, stop: Stop
     service.apply_open_pushes()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NightOptions:
-    """What ``certjob run`` was asked for."""
-
-    today: date
-    organisation: str | None = None
-    dry_run: bool = False
-    allow: Mapping[str, int] = field(default_factory=Counter)
-    """How many surprising changes a person permits, by organisation; a missing slug must give 0."""
-    accept_date: date | None = None
-    """The date that a person has said to be right; it must be ``today``."""
-    deliver: bool = True
-    everybody: bool = False
-    """All mentors are due now, whatever was noted for them."""
-    run_id: UUID = field(default_factory=uuid4)
-
-
 def run(
     connection: Connection,
     *,
-    options: NightOptions,
+    today: date,
     delivery: Delivery,
     stop: StopFlag,
     progress: Progress,
+    organisation: str | None = None,
+    dry_run: bool = False,
+    allow: Mapping[str, int] = Counter(),
+    accept_date: date | None = None,
+    everybody: bool = False,
+    deliver: bool = True,
+    run_id: UUID | None = None,
 ) -> RunReport:
-    """Run the night: review every due mentor, then deliver portal events and reminders.
+    """Review every due mentor (with ``everybody``: all), then deliver portal events and mail.
 
-    Raises ConfigurationError for an unknown organisation or a day before the last night's, ClocksDisagreeError for a
-    day that is not the database server's, StoppedBySignalError after a signal; then ``job_runs`` says ``failed``. What
-    was committed stays.
+    ``organisation`` is the slug of the only one that is reviewed, ``allow`` as in ``MassChangeGuard``, ``accept_date``
+    the date that a person has said to be right. Raises ConfigurationError for an unknown organisation or a day before
+    an earlier run's, ClocksDisagreeError for a day that is not the database server's, StoppedBySignalError after a
+    signal; then ``job_runs`` says ``failed``. What was committed stays.
     """
-    organisation_id = find_organisation(connection, options.organisation) if options.organisation else None
-    for slug in options.allow:
+    organisation_id = find_organisation(connection, organisation) if organisation else None
+    for slug in allow:
         find_organisation(connection, slug)
-    refuse_wrong_day(connection, options.today, zone=delivery.zone, accept_date=options.accept_date)
-    report = RunReport(
-        command="run",
-        run_id=options.run_id,
-        today=options.today,
-        dry_run=options.dry_run,
-        reminders=MailCounts(),
-        digests=MailCounts(),
-    )
-    if options.dry_run:
-        _plan(connection, report, options=options, organisation_id=organisation_id, progress=progress)
+    refuse_wrong_day(connection, today, zone=delivery.zone, accept_date=accept_date)
+    report = RunReport(command="run", run_id=run_id or uuid4(), today=today, dry_run=dry_run)
+    report.reminders, report.digests = MailCounts(), MailCounts()
+    if dry_run:
+        _plan(connection, report, organisation_id=organisation_id, allow=allow, everybody=everybody, progress=progress)
         return report
-    report.known_stops = read_known_stops(connection, report.today)
+    report.known_stops = read_known_stops(connection, today)
     with recorded(
         connection,
         report,
-        organisation=options.organisation,
+        organisation=organisation,
         organisation_id=organisation_id,
         progress=progress,
-        everybody=options.everybody,
+        everybody=everybody,
     ) as beating:
         on_progress = beating.phase("Reviewing mentors")  # the guard's count is a part of it
-        guard = MassChangeGuard(connection, today=options.today, allow=options.allow)
+        guard = MassChangeGuard(connection, today=today, allow=allow)
         guard.examine(organisation_id)
         service = CertificationManagementService(
-            connection, today=options.today, run_id=report.run_id, guard=guard, stop=stop, on_progress=on_progress
+            connection, today=today, run_id=report.run_id, guard=guard, stop=stop, on_progress=on_progress
         )
         report.review = service.counts
         service.apply_due(organisation_id)
@@ -130,7 +114,7 @@ def run(
         deliveries = Deliveries(
             connection, report, delivery=delivery, stop=stop, progress=beating, organisation_id=organisation_id
         )
-        if options.deliver:
+        if deliver:
             deliveries.deliver()
         else:
             deliveries.queue_digests()
@@ -164,41 +148,40 @@ def _plan(
     connection: Connection,
     report: RunReport,
     *,
-    options: NightOptions,
     organisation_id: UUID | None,
+    allow: Mapping[str, int],
+    everybody: bool,
     progress: Progress,
 ) -> None:
     """Fill the report with what a run would do: one read-only snapshot, no write, no lock, no call."""
+    today, counts = report.today, ReviewCounts()
     on_progress = progress.phase("Reviewing mentors")  # the guard's count is a part of it
     with database.read_only_snapshot(connection):
-        everybody = options.everybody or looks_at_everybody(connection, options.today)
-        guard = MassChangeGuard(connection, today=options.today, allow=options.allow, everybody=everybody)
+        everybody = everybody or looks_at_everybody(connection, today)
+        guard = MassChangeGuard(connection, today=today, allow=allow, everybody=everybody)
         guard.examine(organisation_id)
-        counts = ReviewCounts()
-        for decided, broken in plan.due_decisions(
-            connection, today=options.today, organisation_id=organisation_id, everybody=everybody
+        for decisions, broken in plan.due_decisions(
+            connection, today=today, organisation_id=organisation_id, everybody=everybody
         ):
-            counts.broken.update(broken)
-            guard.admit(decided)
+            counts.broken |= broken
+            guard.admit(decisions)
             new: dict[UUID, list[Reminder]] = defaultdict(list)
-            for mentor_id, reminder in find_new_reminders(connection, decided):
+            for mentor_id, reminder in find_new_reminders(connection, decisions):
                 new[mentor_id].append(reminder)
             unreachable = find_without_address(connection, new)
-            for decision in decided:
-                is_held = guard.hold_of(decision) is not None
-                reminders_are_held = is_held or (decision.organisation.id, REMINDERS) in guard.held
-                if not is_held:
+            for decision in decisions:
+                change = PlannedChange(
+                    decision=decision,
+                    new_reminders=tuple(new[decision.mentor_id]),
+                    has_address=decision.mentor_id not in unreachable,
+                    is_held=guard.hold_of(decision) is not None,
+                    reminders_are_held=guard.hold_of(decision, REMINDERS) is not None,
+                )
+                if not change.is_held:
                     counts.add(decision)
-                if not reminders_are_held:
-                    counts.reminders_queued += len(new[decision.mentor_id])
-                if decision.transitions or decision.pause or decision.push or new[decision.mentor_id]:
-                    change = PlannedChange(
-                        decision=decision,
-                        new_reminders=tuple(new[decision.mentor_id]),
-                        has_address=decision.mentor_id not in unreachable,
-                        is_held=is_held,
-                        reminders_are_held=reminders_are_held,
-                    )
+                if not change.reminders_are_held:
+                    counts.reminders_queued += len(change.new_reminders)
+                if decision.transitions or decision.pause or decision.push or change.new_reminders:
                     report.changes.append(change)
             on_progress(counts.reviewed)
         report.changes.sort(key=PlannedChange.sort_key)

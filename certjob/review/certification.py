@@ -17,7 +17,7 @@ from certjob.domain.models import Decision
 from certjob.errors import DatabaseUnavailableError
 from certjob.facts import reading
 from certjob.facts.reading import CHUNK_SIZE
-from certjob.review.decision_writer import DecisionWriter, Written
+from certjob.review.decision_writer import Written, write_decisions
 from certjob.review.guards import MassChangeGuard
 from certjob.review.plan import LOCKED, ReviewCounts, decide_each
 from certjob.stopping import StopFlag
@@ -54,7 +54,6 @@ class CertificationManagementService:
         self._today = today
         self._run_id = run_id
         self._guard = guard
-        self._writer = DecisionWriter(connection, today=today, run_id=run_id, guard=guard)
         self._stop = stop
         self._on_progress = on_progress
         self._staying_due: set[UUID] = set()
@@ -190,7 +189,7 @@ class CertificationManagementService:
         self.counts.broken |= broken
         admitted = self._guard.admit(decisions)
         self._guard.count(admitted)
-        return self._writer.write(admitted)
+        return write_decisions(self._connection, admitted, today=self._today, run_id=self._run_id, guard=self._guard)
 
     def _count(self, written: Written) -> None:
         """Count what is committed now."""

@@ -85,12 +85,14 @@ class MassChangeGuard:
             self._judge(organisation, Counter(str(d.change) for d in group))
         return [decision for decision in decisions if self.hold_of(decision) is None]
 
-    def hold_of(self, decision: Decision) -> Hold | None:
-        """Return the hold that keeps this decision from being applied, or None."""
-        if decision.change is None or not self.held:
+    def hold_of(self, decision: Decision, what: str = "") -> Hold | None:
+        """Return the hold that keeps this decision from being applied, or with ``REMINDERS`` its new reminders."""
+        if not self.held:
             return None
-        hold = self.held.get((decision.organisation.id, decision.change))
-        return hold if hold is not None and self._is_surprising(decision) else None
+        by_kind = {change: hold for (held_id, change), hold in self.held.items() if held_id == decision.organisation.id}
+        if decision.change in by_kind and self._is_surprising(decision):
+            return by_kind[decision.change]
+        return by_kind.get(what)
 
     def count(self, decisions: Sequence[Decision]) -> None:
         """Store the number of surprising changes in the transaction that applies them, for the runs of a day."""

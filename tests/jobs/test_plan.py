@@ -12,7 +12,6 @@ from certjob import database
 from certjob.cli.pages.night import show_plan
 from certjob.cli.terminal.output import Output
 from certjob.jobs import nightly
-from certjob.jobs.nightly import NightOptions
 from certjob.stopping import StopFlag
 from tests.support.facts import TODAY
 from tests.support.nights import EVERYTHING, delivery
@@ -124,7 +123,7 @@ def test_a_plan_shows_how_far_it_is(scene: Scene) -> None:
         def phase(self, name: str, *, count: Callable[[], int] | None = None) -> Callable[[int], None]:
             return lambda done: shown.append((name, done))
 
-    options = NightOptions(today=TODAY, dry_run=True)
-    nightly.run(scene.connection, options=options, delivery=delivery(), stop=StopFlag(), progress=Shown())
+    ways_out = {"delivery": delivery(), "stop": StopFlag(), "progress": Shown()}
+    nightly.run(scene.connection, today=TODAY, accept_date=TODAY, dry_run=True, **ways_out)  # type: ignore[arg-type]
 
     assert shown == [("Reviewing mentors", 1)]

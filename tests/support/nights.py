@@ -14,7 +14,6 @@ from certjob.errors import PortalCallError, TransientPortalError
 from certjob.jobs import nightly
 from certjob.jobs.deliveries import Delivery
 from certjob.jobs.job_runs import note_told
-from certjob.jobs.nightly import NightOptions
 from certjob.jobs.report import RunReport
 from certjob.mail.message import Channel, OutgoingMessage
 from certjob.outbox.retry import RetryPolicy
@@ -156,13 +155,15 @@ def night(
     stop: StopFlag | None = None,
     **options: Any,
 ) -> RunReport:
-    """Run one night, and print its lines nowhere; the options are those of NightOptions."""
+    """Run one night, and print its lines nowhere; the options are those of ``nightly.run``."""
     report = nightly.run(
         connection,
-        options=NightOptions(today=today, accept_date=today, **options),
+        today=today,
+        accept_date=today,
         delivery=ways_out or delivery(portal=portal, channel=channel),
         stop=stop or StopFlag(),
         progress=NoProgress(),
+        **options,
     )
     if not report.dry_run:
         note_told(connection, report.run_id)

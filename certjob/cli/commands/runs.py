@@ -70,23 +70,19 @@ def run(
         interruptible=dry_run,
         pings=not dry_run and organisation is None,  # one organisation's is no night: it would hide that none ran
     ) as opened:
-        options = nightly.NightOptions(
-            today=as_of or opened.settings.today,
-            organisation=organisation,
-            dry_run=dry_run,
-            allow=parse_allowed(allow),
-            accept_date=as_of or accept_date,
-            everybody=everybody,
-            run_id=opened.run_id,
-        )
-        delivery = delivery_from(opened.settings, deadline_seconds=RUN_SECONDS)
         with opened.output.progress() as progress:
             report = nightly.run(
                 opened.connection,
-                options=options,
-                delivery=delivery,
+                today=as_of or opened.settings.today,
+                delivery=delivery_from(opened.settings, deadline_seconds=RUN_SECONDS),
                 stop=opened.stop,
                 progress=progress,
+                organisation=organisation,
+                dry_run=dry_run,
+                allow=parse_allowed(allow),
+                accept_date=as_of or accept_date,
+                everybody=everybody,
+                run_id=opened.run_id,
             )
         return report_on(call, opened, report)
 
