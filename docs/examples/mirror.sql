@@ -1,9 +1,9 @@
--- An app with its own tables: public.clubs, public.profiles and public.certifications stay as they are. A call of
--- certjob_mirror.sync() makes certjob's facts equal to them. Call it from the schedule of `certjob run`, before it.
+-- For an app with its own tables, here public.clubs, public.profiles and public.certifications. certjob_mirror.sync()
+-- copies their facts to certjob. Call it before each `certjob run`.
 --
--- Adapt the first two views to the columns of your app; leave the rest as it is. Run this file once as the owner of
--- certjob's schema (on Supabase: postgres); you may run it again. Nothing of it runs when the app writes, so certjob
--- cannot make a statement of the app fail or wait.
+-- Adapt the first two views to the columns of your app, and keep the rest. Run this file once as the owner of certjob's
+-- schema (on Supabase: postgres). You may run it again. It adds no triggers to the app's tables, so certjob cannot make a
+-- statement of the app fail or wait.
 BEGIN;
 CREATE SCHEMA IF NOT EXISTS certjob_mirror;
 
@@ -16,7 +16,7 @@ JOIN public.clubs AS c ON c.id = p.club_id
 JOIN certjob.organisations AS o ON o.slug = c.slug
 WHERE p.is_mentor;
 
--- The certificates. Two of one kind with the same first day count as one: a valid one, and the one that ends last.
+-- The certificates. Of several of one kind with the same first day, one counts: not withdrawn, with the latest last day.
 CREATE OR REPLACE VIEW certjob_mirror.certificates AS
 SELECT DISTINCT ON (c.profile_id, c.course, c.passed_on)
     c.profile_id AS mentor_id, c.course AS kind, c.passed_on AS issued_on, c.valid_until AS expires_on,
@@ -53,8 +53,8 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     DELETE FROM certjob.mentors WHERE id = mentor;
 EXCEPTION WHEN restrict_violation THEN
-    -- The portal may still show the mentor: certjob hides them first, and a later call deletes them. Until then another
-    -- mentor can have their member number.
+    -- The portal may still show the mentor. certjob hides the mentor first, and a later call deletes the row. The changed
+    -- member number lets another mentor have the old one.
     UPDATE certjob.mentors SET left_at = now(), member_no = format('%s (deleted %s)', left(member_no, 100), id)
     WHERE id = mentor AND member_no NOT LIKE '% (deleted %';
 END
@@ -81,9 +81,9 @@ BEGIN
 END
 $$;
 
--- Makes all facts equal to the views, and returns the mentors whose new facts certjob rejected, with the reason. No row
--- means that certjob knows what the app knows. It refuses to remove more than `most_removals` mentors at once, because
--- an empty or half-filled table of the app looks the same as mentors who have left.
+-- Makes all facts equal to the views, and returns the mentors with rejected facts and the reason. No row means success.
+-- It refuses to remove more than `most_removals` mentors at once, because an empty or half-filled table of the app looks
+-- the same as mentors who have left.
 CREATE OR REPLACE FUNCTION certjob_mirror.sync(most_removals integer DEFAULT 20)
 RETURNS TABLE (profile uuid, problem text)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '60s' AS $$
@@ -99,7 +99,7 @@ BEGIN
         RAISE EXCEPTION '% mentors are no longer in the app', removals
             USING HINT = format('if that is right: SELECT * FROM certjob_mirror.sync(%s)', removals);
     END IF;
-    -- Two mentors may have swapped their contacts. A contact that another mentor is to have is released first.
+    -- Two mentors may have swapped their contacts, so first release each contact that another mentor gets.
     WITH given_away AS (
         SELECT m.id, m.dynamics_contact_id
         FROM certjob.mentors AS m
@@ -112,7 +112,7 @@ BEGIN
         UPDATE certjob.mentors AS m SET dynamics_contact_id = NULL FROM given_away WHERE given_away.id = m.id
     )
     SELECT jsonb_object_agg(id, dynamics_contact_id) INTO released FROM given_away;
-    -- Removed mentors come first: their member numbers are free then.
+    -- Remove mentors first, to free their member numbers.
     PERFORM certjob_mirror.remove(id) FROM (
         SELECT id FROM certjob.mentors EXCEPT SELECT id FROM certjob_mirror.mentors ORDER BY id
     ) AS unwanted;
@@ -124,7 +124,7 @@ BEGIN
     LOOP
         BEGIN
             PERFORM certjob_mirror.follow(chunk);
-        EXCEPTION WHEN integrity_constraint_violation OR data_exception THEN  -- one of them: one by one
+        EXCEPTION WHEN integrity_constraint_violation OR data_exception THEN  -- one mentor is rejected: try each alone
             FOREACH profile IN ARRAY chunk LOOP
                 BEGIN
                     PERFORM certjob_mirror.follow(ARRAY[profile]);
@@ -135,7 +135,7 @@ BEGIN
             END LOOP;
         END;
     END LOOP;
-    -- A mentor whose new facts were rejected keeps the old contact, if no one else has it now.
+    -- A mentor with rejected facts keeps the old contact, unless another mentor has it now.
     FOR profile IN SELECT key::uuid FROM jsonb_each(released) LOOP
         BEGIN
             UPDATE certjob.mentors SET dynamics_contact_id = (released ->> profile::text)::uuid
