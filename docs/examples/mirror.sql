@@ -2,8 +2,8 @@
 -- copies their facts to certjob. Call it before each `certjob run`.
 --
 -- Adapt the first two views to the columns of your app, and keep the rest. Run this file once as the owner of certjob's
--- schema (on Supabase: postgres). You may run it again. It adds no triggers to the app's tables, so certjob cannot make a
--- statement of the app fail or wait.
+-- schema (on Supabase: postgres). You may run it again. It adds no triggers to the app's tables, so certjob cannot make
+-- a statement of the app fail or wait.
 BEGIN;
 CREATE SCHEMA IF NOT EXISTS certjob_mirror;
 
@@ -16,7 +16,7 @@ JOIN public.clubs AS c ON c.id = p.club_id
 JOIN certjob.organisations AS o ON o.slug = c.slug
 WHERE p.is_mentor;
 
--- The certificates. Of several of one kind with the same first day, one counts: not withdrawn, with the latest last day.
+-- The certificates. Of several of one kind and first day, one counts: not withdrawn, with the latest last day.
 CREATE OR REPLACE VIEW certjob_mirror.certificates AS
 SELECT DISTINCT ON (c.profile_id, c.course, c.passed_on)
     c.profile_id AS mentor_id, c.course AS kind, c.passed_on AS issued_on, c.valid_until AS expires_on,
@@ -53,8 +53,8 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     DELETE FROM certjob.mentors WHERE id = mentor;
 EXCEPTION WHEN restrict_violation THEN
-    -- The portal may still show the mentor. certjob hides the mentor first, and a later call deletes the row. The changed
-    -- member number lets another mentor have the old one.
+    -- The portal may still show the mentor. certjob hides the mentor first, and a later call deletes the row. The
+    -- changed member number lets another mentor have the old one.
     UPDATE certjob.mentors SET left_at = now(), member_no = format('%s (deleted %s)', left(member_no, 100), id)
     WHERE id = mentor AND member_no NOT LIKE '% (deleted %';
 END
@@ -82,8 +82,8 @@ END
 $$;
 
 -- Makes all facts equal to the views, and returns the mentors with rejected facts and the reason. No row means success.
--- It refuses to remove more than `most_removals` mentors at once, because an empty or half-filled table of the app looks
--- the same as mentors who have left.
+-- It refuses to remove more than `most_removals` mentors at once, because an empty or half-filled table of the app
+-- looks the same as mentors who have left.
 CREATE OR REPLACE FUNCTION certjob_mirror.sync(most_removals integer DEFAULT 20)
 RETURNS TABLE (profile uuid, problem text)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '60s' AS $$
