@@ -79,8 +79,10 @@ class Bench:
         print(f"[{time.monotonic() - self.began:6.0f} s] {text}", file=sys.stderr, flush=True)
 
     def connect(self, name: str) -> Connection:
-        """certjob's own kind of connection."""
-        return database.connect(self.cluster.url(name))
+        """certjob's own kind of connection, in its schema."""
+        connection = database.connect(self.cluster.url(name))
+        connection.execute("SET search_path = certjob, public, pg_temp")
+        return connection
 
     @contextmanager
     def copy(self, template: str = TEMPLATE, name: str = "bench_copy") -> Iterator[str]:
