@@ -49,7 +49,8 @@ WHERE e.status IN ('pending', 'blocked');
 --   kind             a new kind also needs a member of Kind in certjob/review/attention.py
 --   row_id           the row in the table of the kind
 --   until            the last day of the alert; null: it lasts as long as the row
---   cause            decides what to do; docs/json.md lists the causes
+--   cause            why; docs/json.md lists the causes
+--   action           what to do
 --   state            waiting (until next_attempt_at), being_sent, or stopped until someone acts
 --   number           the number that permits held changes: run --allow ORGANISATION=NUMBER
 --   day              the last day of the certificate that a reminder is about
@@ -68,7 +69,17 @@ SELECT o.slug || ':' || a.kind || ':' || coalesce(m.member_no, a.cause) AS alert
         WHEN 'failed_reminders' THEN 'Reminder not delivered'
         WHEN 'waiting_reminders' THEN 'Reminder has waited for more than a day'
     END AS sentence,
-    a.cause, a.error, a.state, a.next_attempt_at, a.last_failed_at, a.calls, a.number, a.day, m.visible_until
+    a.cause,
+    CASE
+        WHEN a.cause IN ('portal_down', 'queued', 'mail_delayed') THEN 'wait'
+        WHEN a.cause IN ('no_contact_id', 'contact_not_found') THEN 'correct_contact_id'
+        WHEN a.cause = 'change_refused' THEN 'check_contact'
+        WHEN a.cause = 'hide_by_hand' THEN 'hide_by_hand'
+        WHEN a.cause IN ('no_address', 'wrong_address') THEN 'correct_address'
+        WHEN a.kind = 'held' THEN 'check_data'
+        ELSE 'tell_operator'
+    END AS action,
+    a.error, a.state, a.next_attempt_at, a.last_failed_at, a.calls, a.number, a.day, m.visible_until
 FROM (
     SELECT 'held', h.organisation_id, NULL::uuid, NULL::bigint, h.since, NULL::date, h.what, h.reason, 'stopped',
         NULL::timestamptz, NULL::timestamptz, NULL::integer, h.allow, NULL::date
@@ -163,10 +174,8 @@ CREATE FUNCTION certjob.current_alerts(today date) RETURNS TABLE (
 )
 LANGUAGE sql STABLE
 BEGIN ATOMIC
-    WITH operator_alerts (
-        kind, day, what, organisation_id, organisation, mentor_id, member_no, full_name, row_id, since, sentence, cause,
-        error, number
-    ) AS (
+    WITH operator_alerts (kind, day, what, organisation_id, organisation, mentor_id, member_no, full_name, row_id,
+        since, sentence, cause, error, number) AS (
         SELECT 'no_full_run', last_run.as_of, coalesce(last_run.as_of::text, 'never'), NULL::uuid, NULL, NULL::uuid,
             NULL, NULL, NULL::bigint, coalesce(last_run.finished_at, first_run.finished_at) + interval '26 hours',
             'No full run', 'not_run',
@@ -196,16 +205,12 @@ BEGIN ATOMIC
         WHERE coalesce(last_run.finished_at, first_run.finished_at) < now() - interval '26 hours'
         UNION ALL
         -- The contact may belong to a mentor of an organisation without a portal.
-        SELECT 'unknown_contacts', NULL, u.contact_id::text, NULL, owner.organisation, owner.mentor_id, owner.member_no,
-            owner.full_name, NULL, u.first_seen_at, 'Contact of no mentor is visible on portal', 'unknown_contact',
-            NULL, NULL
+        SELECT 'unknown_contacts', NULL, u.contact_id::text, NULL, o.slug, m.id, m.member_no,
+            coalesce(m.full_name, m.member_no), NULL, u.first_seen_at, 'Contact of no mentor is visible on portal',
+            'unknown_contact', NULL, NULL
         FROM certjob.portal_unknown_contacts AS u
-        LEFT JOIN LATERAL (
-            SELECT o.slug AS organisation, m.id AS mentor_id, m.member_no, coalesce(full_name, member_no) AS full_name
-            FROM certjob.organisations AS o
-            JOIN certjob.mentors AS m ON m.organisation_id = o.id AND m.dynamics_contact_id = u.contact_id
-            ORDER BY o.slug LIMIT 1
-        ) AS owner ON true
+        LEFT JOIN certjob.mentors AS m ON m.dynamics_contact_id = u.contact_id
+        LEFT JOIN certjob.organisations AS o ON o.id = m.organisation_id
         WHERE u.gone_at IS NULL
         UNION ALL
         SELECT 'portal_not_read', last_reading.at::date, coalesce(last_reading.at::date::text, 'never'), NULL, NULL,
@@ -240,13 +245,10 @@ BEGIN ATOMIC
     ), mail_stop AS (
         -- Why the mail stage stopped, unless a later run has sent mail.
         SELECT r.counts ->> 'mail_stop' AS reason
-        FROM (
-            SELECT j.counts, j.finished_at FROM certjob.job_runs AS j
-            WHERE j.command IN ('run', 'deliver') AND j.finished_at IS NOT NULL
-            ORDER BY j.finished_at DESC LIMIT 200
-        ) AS r
-        WHERE r.counts ->> 'mail_stop' IS NOT NULL OR r.counts #>> '{reminders,sent}' <> '0'
-            OR r.counts #>> '{digests,sent}' <> '0'
+        FROM certjob.job_runs AS r
+        WHERE r.command IN ('run', 'deliver') AND r.finished_at > now() - interval '2 days'
+            AND (r.counts ->> 'mail_stop' IS NOT NULL OR r.counts #>> '{reminders,sent}' <> '0'
+                OR r.counts #>> '{digests,sent}' <> '0')
         ORDER BY r.finished_at DESC LIMIT 1
     ), every_alert AS (
         SELECT a.alert_id, a.kind, a.organisation_id, a.organisation, a.mentor_id, a.member_no, a.full_name, a.row_id,

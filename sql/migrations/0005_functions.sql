@@ -76,8 +76,7 @@ BEGIN
             LIMIT row_limit FOR UPDATE SKIP LOCKED
         )) RETURNING 1
     ), events AS (
-        -- The last delivery of each value stays, because `explain` shows it. A withdrawn hide is an alert until there is a
-        -- later push.
+        -- The last delivery of each value stays for `explain`. A withdrawn hide is an alert until a later push.
         DELETE FROM certjob.portal_sync_events WHERE id = ANY (ARRAY(
             SELECT e.id FROM certjob.portal_sync_events AS e
             WHERE e.status IN ('delivered', 'withdrawn')

@@ -42,7 +42,13 @@ def alert(full_name: str = "Kari Nordmann", *, days: float = 2, **changes: Any) 
     who = {"alert_id": f"hlf:{kind}:{member_no}", "member_no": member_no, "full_name": full_name, "organisation": "hlf"}
     ids = {"mentor_id": UUID(int=7), "organisation_id": UUID(int=1), "row_id": 1}
     times = {"since": MORNING - timedelta(days=days), "last_failed_at": MORNING, "next_attempt_at": MORNING}
-    why = {"sentence": VISIBLE, "cause": "contact_not_found", "error": "404", "state": "stopped", "calls": 1}
+    why = {
+        "sentence": VISIBLE,
+        "cause": "contact_not_found",
+        "error": "404",
+        "state": "stopped",
+        "calls": 1,
+    }
     unused = dict.fromkeys(("number", "day", "acknowledged_until", "acknowledged_because"))
     values: dict[str, Any] = {"kind": kind, **who, **ids, **times, **why, **unused}
     return Alert(**values | changes)

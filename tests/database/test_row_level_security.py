@@ -9,6 +9,7 @@ import psycopg
 import pytest
 
 from certjob.database import Connection
+from certjob.errors import Cause
 from tests.conftest import Certjob
 from tests.support.app_rows import DENIED, READABLE, Organisation
 from tests.support.docs import read
@@ -231,10 +232,37 @@ def test_what_the_code_of_the_page_names_exists(ours: Organisation) -> None:
     for code in blocks("js", "dart"):
         tables = re.findall(r"\bfrom\(['\"](\w+)['\"]\)\s*\.select\(['\"]([^'\"]+)", code)
         calls = re.findall(r"rpc\(['\"](\w+)['\"], (?:params: )?\{ ?'?(\w+)", code)
-        assert (len(tables), len(calls)) == (code.count("from("), code.count("rpc("))
+        assert (len(tables), len(calls)) == (code.count("from(") - code.count("update("), code.count("rpc("))
         for table, columns in tables:
             ours.asks(f"SELECT {columns} FROM {table}")
         for function, name in calls:
             ours.asks(f"SELECT * FROM {function}({name} => %(mentor)s)")
         for table in re.findall(r"table: ['\"](\w+)['\"]", code):
             assert table in published
+
+
+@pytest.mark.parametrize(("number", "language"), [(1, "nb"), (2, "nn"), (3, "en")])
+def test_dashboard_page_has_the_words_of_the_digests(number: int, language: str) -> None:
+    """A coordinator reads the same sentence in the app and in the mail, for each cause that the view can have."""
+    words = read(f"certjob/mail/messages/digest.{language}.words")
+    words = words.replace(r"\u2011", "-")
+    sentences = dict(
+        re.findall(r'^    "(\w+)": "(.*)",$', words.partition("set causes = ")[2].partition("%}")[0], re.M)
+    )
+    table = re.findall(
+        r"^\| `(\w+)` \| (.*?) \| (.*?) \| (.*?) \|$", PAGE.partition("## Words")[2].partition("## ")[0], re.M
+    )
+
+    printed = {row[0]: row[number] for row in table if row[0] not in ("cause", "not_reviewed")}
+
+    assert printed == sentences == {cause: sentences[cause] for cause in Cause}
+
+
+def test_view_names_no_action_that_the_page_does_not_explain(ours: Organisation) -> None:
+    """The operator is the answer to whatever has no other one."""
+    named = set(re.findall(r"`(\w+)`", PAGE.partition("`action` says")[2].partition("## ")[0]))
+
+    ((view,),) = ours.facts.rows("SELECT pg_get_viewdef('alerts'::regclass)")
+    actions = str(view).partition("END AS sentence")[2].partition(" AS action")[0]
+
+    assert set(re.findall(r"(?:THEN|ELSE) '(\w+)'", actions)) == named
