@@ -1,4 +1,4 @@
-"""How much one account may write: rows of one mentor, letters of one value; and what was there before the bounds."""
+"""Limits for rows per mentor and for the length of texts, and rows that exceed them."""
 
 import re
 import time
@@ -33,10 +33,10 @@ PAUSES = (
 
 
 def from_before_the_bounds(connection: Connection, statement: str, **values: object) -> None:
-    """Write what no trigger sees, as if it had been there already."""
+    """Write rows without firing triggers."""
     with connection.transaction():
         connection.execute("SET LOCAL session_replication_role = replica")
-        connection.execute(statement.encode(), {"me": "somebody"} | values)
+        connection.execute(statement.encode(), {"me": "anna"} | values)
 
 
 TOO_MANY = (
@@ -46,11 +46,11 @@ TOO_MANY = (
     "UPDATE certificates SET mentor_id = %(mentor)s",
     CERTIFICATES.format("a", 40_000),
 )
-"""On top of 150; what counts is what is there when the statement ends."""
+"""Statements that exceed the limit when the mentor has 150 certificates."""
 
 
-def test_a_coordinator_may_enter_200_certificates_and_not_one_more(ours: Organisation) -> None:
-    """One of them, of 40,000, used to cost every organisation its night. No form of statement gets past it."""
+def test_mentor_has_at_most_200_certificates(ours: Organisation) -> None:
+    """Every form of INSERT and UPDATE is checked."""
     mentor = ours.facts.mentor(ours.id)
     ours.asks(CERTIFICATES.format("likeperson", MOST - 50), mentor=mentor)
     ours.asks(CERTIFICATES.format("to be moved", 60))
@@ -66,11 +66,8 @@ def test_a_coordinator_may_enter_200_certificates_and_not_one_more(ours: Organis
     assert time.monotonic() - began < 30
 
 
-def test_neither_an_old_snapshot_nor_two_at_once_get_past_it(facts: Facts, app: Connection) -> None:
-    """The snapshot counts too few, and fails on the mentor's row, which the other one has written meanwhile.
-
-    The second of two counts under the mentor's lock, after the first one has committed.
-    """
+def test_concurrent_inserts_cannot_exceed_the_limit(facts: Facts, app: Connection) -> None:
+    """An old snapshot fails at the lock of the mentor. A second session counts after the first has committed."""
     connection, mentor = facts.connection, {"mentor": facts.mentor(facts.organisation())}
     app.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM certificates")
     connection.execute(CERTIFICATES.format("first", 150).encode(), mentor)
@@ -87,8 +84,8 @@ def test_neither_an_old_snapshot_nor_two_at_once_get_past_it(facts: Facts, app: 
             third.result(60)
 
 
-def test_a_coordinator_may_open_200_pauses_and_certjob_its_own_beside_them(ours: Organisation) -> None:
-    """Else 200 pauses would be a way to keep certjob from pausing."""
+def test_mentor_has_at_most_200_open_pauses_besides_certjobs(ours: Organisation) -> None:
+    """Otherwise 200 pauses would prevent certjob from pausing."""
     mentor = ours.facts.certified_mentor(ours.id, YESTERDAY)
     ours.asks(PAUSES.format("reason", MOST), mentor=mentor)
     with pytest.raises(psycopg.errors.CheckViolation, match="more than 200 open pauses"):
@@ -113,18 +110,13 @@ def test_load_skips_a_mentor_with_too_many_certificates(facts: Facts) -> None:
     assert (report.skipped, report.mentors_added) == (MOST + 1, 1)
 
 
-def test_a_mentor_beyond_the_bounds_is_named_by_every_command_and_the_others_are_reviewed(
-    here: Certjob, facts: Facts
-) -> None:
-    """It used to sit in its first chunk for minutes, holding everybody else's locks.
-
-    Rows may be deleted until the mentor is within the bounds again, in any number of steps.
-    """
+def test_mentor_with_too_many_rows_is_named_and_others_are_reviewed(here: Certjob, facts: Facts) -> None:
+    """The mentor is reviewed again when enough rows were deleted, in one or more steps."""
     organisation = facts.organisation()
     crowded = facts.mentor(organisation, member_no="M-crowded")
     from_before_the_bounds(facts.connection, CERTIFICATES.format("likeperson", 40_000), mentor=crowded)
     facts.certified_mentor(organisation, today() - timedelta(days=1), member_no="M-other")
-    what = "more than 200 certificates; delete what is too much"
+    what = "more than 200 certificates; delete some of them"
 
     for command, says in (
         ("run --dry-run", f"1 mentor is broken: {crowded} ({what})"),
@@ -145,15 +137,12 @@ def test_a_mentor_beyond_the_bounds_is_named_by_every_command_and_the_others_are
     assert "is broken" not in here("run").stderr
 
 
-def test_the_reader_of_facts_leaves_out_a_mentor_beyond_the_bounds_with_the_reason(facts: Facts) -> None:
-    """One more than the bound is enough; what is exactly within it is read.
-
-    The status of a row from before can be written: a CHECK would refuse certjob's own UPDATE.
-    """
+def test_reading_leaves_out_a_mentor_beyond_a_limit_with_the_reason(facts: Facts) -> None:
+    """A mentor at the limit is read. Old rows beyond a limit accept certjob's UPDATE of status."""
     connection, organisation = facts.connection, facts.organisation()
     within, many, kind, pauses, reason = (facts.mentor(organisation) for _ in range(5))
     for statement in (CERTIFICATES.format("k" * MOST, MOST), PAUSES.format("reason", MOST)):
-        connection.execute(statement.encode(), {"mentor": within, "me": "somebody"})
+        connection.execute(statement.encode(), {"mentor": within, "me": "anna"})
     for mentor, statement in (
         (many, CERTIFICATES.format("likeperson", MOST + 1)),
         (kind, CERTIFICATES.format("k" * 230_000, 1)),
@@ -166,9 +155,9 @@ def test_the_reader_of_facts_leaves_out_a_mentor_beyond_the_bounds_with_the_reas
         read = reading.read(connection, [many, kind, pauses, reason, within], lock=True)
 
     assert read.broken == {
-        many: "more than 200 certificates; delete what is too much",
+        many: "more than 200 certificates; delete some of them",
         kind: "a certificate kind of more than 200 characters; shorten it",
-        pauses: "more than 200 open pauses; delete what is too much",
+        pauses: "more than 200 open pauses; delete some of them",
         reason: "a pause reason of more than 200 characters; shorten it",
     }
     found = [(mentor.id, len(mentor.certificates), len(mentor.open_pauses)) for mentor in read.mentors]
@@ -181,11 +170,11 @@ BOUNDS = {
     1000: "mentors.full_name mentors.email coordinators.full_name coordinators.email organisations.name"
     " organisations.contact_email organisations.contact_phone organisations.renewal_url",
 }
-"""Characters: few for what is read with each certificate or pause, more for names and addresses."""
+"""Columns by their maximum number of characters."""
 
 
-def test_a_longer_value_is_refused_by_its_name_and_the_limit(ours: Organisation) -> None:
-    """Counted in characters; what has exactly so many is taken. No text that a coordinator may write is without one."""
+def test_too_long_text_is_rejected_with_column_and_limit(ours: Organisation) -> None:
+    """The limit counts characters. Every text column that a coordinator may write has one."""
     owner = ours.facts.connection
     owner.execute("UPDATE mentor_pauses SET lifted_at = now()")
     for most, columns in BOUNDS.items():
@@ -207,8 +196,8 @@ def test_a_longer_value_is_refused_by_its_name_and_the_limit(ours: Organisation)
     assert {row[0] for row in writable} - set(" ".join(BOUNDS.values()).split()) == {"mentors.locale"}
 
 
-def test_truncate_fires_no_row_trigger_and_is_noticed_nevertheless(facts: Facts) -> None:
-    """Whoever may have lost facts is due; a hide that was lost is queued again; who may be shown is not truncated."""
+def test_truncate_is_noticed(facts: Facts) -> None:
+    """Mentors are reviewed again, lost pushes are queued again, and visible mentors cannot be truncated."""
     connection = facts.connection
     facts.certified_mentor(facts.organisation(), YESTERDAY)
     for table in ("mentors", "organisations"):
@@ -233,8 +222,8 @@ def test_truncate_fires_no_row_trigger_and_is_noticed_nevertheless(facts: Facts)
     assert facts.rows("SELECT count(*) FROM certificates") == [(0,)]
 
 
-def test_run_everybody_sees_facts_that_were_changed_without_the_triggers(here: Certjob, facts: Facts) -> None:
-    """As by a restore or a replication: an ordinary run does not. With one organisation, everybody of that one."""
+def test_run_everybody_finds_changes_without_triggers(here: Certjob, facts: Facts) -> None:
+    """A restore or replication fires no triggers. --organisation limits the run to one organisation."""
     for slug in ("hlf", "nhf"):
         facts.certified_mentor(facts.organisation(slug, portal=None), today() + timedelta(days=300), member_no=slug)
     assert here("run").returncode == 0

@@ -1,4 +1,4 @@
-"""Every way in which a connection is refused ends in a line that says what it means and what to do."""
+"""Each refused connection gives an error with its meaning and a next step."""
 
 import re
 
@@ -12,7 +12,7 @@ from tests.support.command_line import SECRET
 
 
 def assert_said(error: CertjobError, what: str, phrase: str) -> None:
-    """What it means, one line, a next step; a wrong setting is exit 2."""
+    """Check meaning, next step and exit code of an error of one line."""
     said = str(error)
     assert said.startswith(f"{what}: "), said
     assert "\n" not in said
@@ -21,13 +21,13 @@ def assert_said(error: CertjobError, what: str, phrase: str) -> None:
     assert SECRET not in said
 
 
-def test_a_real_servers_refusal_has_its_own_next_step(database_url: str) -> None:
-    """Each was "check the host and port", or the wrong setting, once."""
+def test_refusal_of_a_real_server_has_a_specific_next_step(database_url: str) -> None:
+    """A wrong setting exits with 2. The password is not printed."""
     urls = {
         psycopg.conninfo.make_conninfo(database_url, password="x", **{name: value}): expected
         for name, value, *expected in (
             ("dbname", "nonesuch", REFUSED, "or the database"),
-            ("user", "certjob_worker", REFUSED, "grant this user"),  # which cannot log in
+            ("user", "certjob_worker", REFUSED, "grant this user"),  # it cannot log in
             ("options", "-c role=nonesuch", REFUSED, "grant this user"),
             ("options", "-c nonesuch=1", REFUSED, "correct the port and the options"),
             ("target_session_attrs", "standby", OUT_OF_REACH, "target_session_attrs"),
@@ -35,7 +35,7 @@ def test_a_real_servers_refusal_has_its_own_next_step(database_url: str) -> None
             ("service", SECRET[:3], REFUSED, "correct the port and the options"),
         )
     }
-    # Without its host: libpq takes the password, which follows a colon, for a port.
+    # Without a host, libpq reads the password as the port.
     urls[f"postgresql://certjob:{SECRET}/certjob"] = [REFUSED, "correct the port"]
 
     for url, (what, phrase) in urls.items():
@@ -44,7 +44,7 @@ def test_a_real_servers_refusal_has_its_own_next_step(database_url: str) -> None
         assert_said(caught.value, what, phrase)
 
 
-# By their words: what this machine's servers do not do.
+# Messages that a test server does not produce.
 
 WORDS = {
     (REFUSED, "the password"): """
@@ -79,8 +79,8 @@ WORDS = {
 }
 
 
-def test_a_refusal_is_known_by_its_words() -> None:
-    """PostgreSQL's, libpq's, PgBouncer's and Supavisor's; what nobody knows is quoted with the general step."""
+def test_refusal_is_recognised_by_its_message() -> None:
+    """The messages are those of PostgreSQL, libpq, PgBouncer and Supavisor. Others get the general next step."""
     failed = 'connection failed: connection to server at "10.0.0.2", port 5432 failed: '
     for (what, phrase), lines in WORDS.items():
         for words in re.split(r" \| |\n", lines.strip()):

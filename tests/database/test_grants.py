@@ -1,4 +1,4 @@
-"""Who may do what with every table, view, sequence and function: whoever adds one decides it, here too."""
+"""The rights of each role on every table, view, sequence and function. A new object needs an entry here."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from tests.support.supabase import CUSTOM_SCHEMA_GUIDE
 WORKER, COORDINATOR, SERVER = "certjob_worker", "authenticated", "service_role"
 
 READ_BY_COORDINATORS = {*READABLE, "held_reviews", "open_pushes", "review_problems"}
-"""What the app may look at. certjob's worker may look at everything; sequences need no right."""
+"""Relations that coordinators may read. The worker may read all."""
 
 DECIDED = {
     ("mentors", "UPDATE"): "dynamics_contact_id email full_name left_at locale",
@@ -18,14 +18,14 @@ DECIDED = {
     ("mentor_pauses", "INSERT"): "actor id mentor_id paused_at reason",
     ("mentor_pauses", "UPDATE"): "lifted_at lifted_by",
 }
-"""The columns that a coordinator may write; whoever adds a table decides, in set_up_rights."""
+"""Columns that coordinators may write."""
 
 FACTS = {"organisations", "coordinators", "mentors", "certificates", "mentor_pauses"}
 DELETED = (
     "acknowledgements coordinators cert_notification_log certificate_transitions coordinator_digests guard_counts"
     " dynamics_sync_failures held_reviews job_runs portal_sync_events portal_unknown_contacts review_problems"
 )
-"""Where the worker may delete. Of facts it writes certain columns only."""
+"""Tables in which the worker may delete."""
 
 CALLABLE = {
     "current_alerts": [WORKER, SERVER],
@@ -34,7 +34,7 @@ CALLABLE = {
     "request_portal_resync": [COORDINATOR],
     "user_id": [COORDINATOR],
 }
-"""The functions that someone other than their owner may call."""
+"""Functions that someone other than their owner may call."""
 
 _RELATIONS = """
 SELECT c.relname, c.relkind::text, c.relrowsecurity, coalesce(c.reloptions, '{}') @> '{security_invoker=true}',
@@ -66,12 +66,12 @@ WHERE n.nspname NOT IN ('auth', 'information_schema') AND n.nspname !~ '^pg_'
 
 
 def granted(owner: Connection) -> dict[tuple[str, str, str], str | None]:
-    """The columns of each grant by table, role and right; None: the whole table."""
+    """Return the columns of each grant by table, role and right; None: the whole table."""
     return {(table, role, what): names for table, role, what, names in owner.execute(_GRANTS).fetchall()}
 
 
-def test_nothing_is_open_to_anybody_for_whom_it_was_not_decided(owner: Connection) -> None:
-    """On a database that, as Supabase's does, opens whatever is new in public to everybody."""
+def test_each_role_has_only_the_listed_rights(owner: Connection) -> None:
+    """Supabase's default privileges, which open new objects to its roles, have no effect."""
     grants = granted(owner)
 
     readable = {table for table, role, what in grants if (role, what) == (COORDINATOR, "SELECT")}
@@ -87,8 +87,8 @@ def test_nothing_is_open_to_anybody_for_whom_it_was_not_decided(owner: Connectio
     assert {key for key in whole_rows if key[0] in FACTS} == {("organisations", SERVER), ("coordinators", SERVER)}
 
 
-def test_every_table_has_row_level_security_and_policies_and_a_view_is_its_readers(owner: Connection) -> None:
-    """Else it shows everybody everything; materialised views and foreign tables cannot be closed at all."""
+def test_tables_have_row_level_security_and_views_their_readers_rights(owner: Connection) -> None:
+    """Materialised views and foreign tables are not allowed, because they cannot have policies."""
     open_to_all = [
         name
         for name, kind, is_secured, is_invoker, has_policy in owner.execute(_RELATIONS).fetchall()
@@ -98,8 +98,8 @@ def test_every_table_has_row_level_security_and_policies_and_a_view_is_its_reade
     assert open_to_all == []
 
 
-def test_functions_run_safely_and_for_those_who_may_call_them(owner: Connection) -> None:
-    """As invoker a trigger would miss hidden rows; with a search path of the caller's it could be led astray."""
+def test_functions_have_a_safe_search_path_and_listed_callers(owner: Connection) -> None:
+    """Triggers run as their owner, because row-level security hides rows from the caller."""
     functions = owner.execute(_FUNCTIONS).fetchall()
 
     assert [name for name, is_definer, is_trigger, _, _ in functions if is_trigger and not is_definer] == []
@@ -107,10 +107,8 @@ def test_functions_run_safely_and_for_those_who_may_call_them(owner: Connection)
     assert {name: callers for name, _, _, _, callers in functions if callers} == CALLABLE
 
 
-def test_db_migrate_takes_back_what_supabases_guide_for_custom_schemas_grants(
-    owner: Connection, ours: Organisation
-) -> None:
-    """With the guide's grants a coordinator could keep a mentor from every review."""
+def test_migrate_revokes_the_grants_of_supabases_guide(owner: Connection, ours: Organisation) -> None:
+    """With these grants, a coordinator could exclude a mentor from all reviews."""
     never = "UPDATE mentors SET review_on = 'infinity' RETURNING review_on::text"
     before = granted(owner)
     with pytest.raises(DENIED):
@@ -128,7 +126,7 @@ def test_db_migrate_takes_back_what_supabases_guide_for_custom_schemas_grants(
 
 
 def test_certjob_can_be_removed_and_installed_again(owner: Connection) -> None:
-    """Its two schemas hold everything; the role and the publication stay."""
+    """Dropping the two schemas removes everything except the role and the publication."""
     before, published = granted(owner), "SELECT schemaname, tablename FROM pg_publication_tables"
     heard = owner.execute(published.encode()).fetchall()
 

@@ -1,4 +1,4 @@
-"""The migration runner: safe to repeat and to run twice at once; and clear about what is wrong."""
+"""Migrations are safe to repeat and to run concurrently, and errors have a next step."""
 
 import os
 import subprocess
@@ -26,21 +26,21 @@ ALL = [each.version for each in migrations.migrations()]
 
 @pytest.fixture
 def empty(empty_database_url: str) -> Iterator[database.Connection]:
-    """certjob's kind of connection to a database without its schema."""
+    """A connection to a database without certjob's schema."""
     with database.connect(empty_database_url) as connection:
         yield connection
 
 
 def directory(path: Path, **files: str) -> Path:
-    """A folder of migrations: ``_0001_first="CREATE …"`` becomes ``0001_first.sql``."""
+    """Write a folder of migrations; ``_0001_first="CREATE …"`` becomes ``0001_first.sql``."""
     path.mkdir(exist_ok=True)
     for name, text in files.items():
         (path / f"{name.removeprefix('_')}.sql").write_text(text, encoding="utf-8")
     return path
 
 
-def there(connection: database.Connection) -> tuple[set[str], list[int]]:
-    """The tables in the schema certjob, without the ledger, and the versions that are in it."""
+def schema_of(connection: database.Connection) -> tuple[set[str], list[int]]:
+    """Return the tables of certjob without the ledger, and the versions in the ledger."""
     tables = {row[0] for row in connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'certjob'")}
     if "migrations" not in tables:
         return tables, []
@@ -48,17 +48,14 @@ def there(connection: database.Connection) -> tuple[set[str], list[int]]:
     return tables - {"migrations"}, [row[0] for row in rows]
 
 
-def test_an_empty_database_gets_every_migration_in_order_and_only_once(empty: database.Connection) -> None:
-    """Each is in the ledger with its checksum; looking before makes no ledger, and settings end with it.
-
-    An app's tables of the same names stay as they are, although its schema comes first in the search path.
-    """
-    assert list(range(1, len(ALL) + 1)) == ALL, "two took the same number"
+def test_migrate_applies_each_migration_once_in_order(empty: database.Connection) -> None:
+    """It keeps the session's settings, and an app's tables of the same names."""
+    assert list(range(1, len(ALL) + 1)) == ALL, "two files have the same number"
     empty.execute("CREATE SCHEMA app; SET search_path = app, certjob; SET lock_timeout = '7s'")
     empty.execute("CREATE TABLE app.mentors (nickname text); CREATE TABLE public.mentors (nickname text)")
-    empty.execute("CREATE PUBLICATION supabase_realtime FOR ALL TABLES")  # to which no table can be added
+    empty.execute("CREATE PUBLICATION supabase_realtime FOR ALL TABLES")  # it accepts no single table
     assert {each.applied_at for each in migrations.status(empty)} == {None}
-    assert there(empty) == (set(), [])
+    assert schema_of(empty) == (set(), [])
     with pytest.raises(SchemaError, match="run `certjob db migrate`") as caught:
         migrations.require_current(empty)
     assert caught.value.exit_code == 2
@@ -84,13 +81,10 @@ def test_an_empty_database_gets_every_migration_in_order_and_only_once(empty: da
     assert facts.rows("SELECT count(*) FROM app.mentors") == facts.rows("SELECT count(*) FROM public.mentors") == [(0,)]
 
 
-def test_a_file_is_applied_whole_or_not_at_all_and_never_edited_afterwards(
+def test_failed_migration_leaves_no_trace_and_an_edited_one_is_refused(
     empty: database.Connection, empty_database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It fails; a table that it alters is in use (behind a waiting ALTER every query of the app would queue up, so it
-    gives up soon), or another migration takes too long; it goes through. Edited, it is refused, and nothing after it
-    is applied: nobody knows what is there.
-    """
+    """It gives up soon if a table is in use, because all queries of the app would wait behind the ALTER TABLE."""
     monkeypatch.setattr(migrations, "_TABLE_LOCK_TIMEOUT", "200ms")
     monkeypatch.setattr(migrations, "_LOCK_WAIT_SECONDS", 0.1)
     folder = directory(
@@ -101,7 +95,7 @@ def test_a_file_is_applied_whole_or_not_at_all_and_never_edited_afterwards(
     )
     with pytest.raises(psycopg.errors.DivisionByZero):
         migrations.migrate(empty, folder)
-    assert there(empty) == (set(), [])
+    assert schema_of(empty) == (set(), [])
     (folder / "0002_second.sql").unlink()
     assert [each.version for each in migrations.migrate(empty, folder)] == [1]
 
@@ -114,7 +108,7 @@ def test_a_file_is_applied_whole_or_not_at_all_and_never_edited_afterwards(
             other.execute(held.encode())
             with pytest.raises(DatabaseUnavailableError, match=says):
                 migrations.migrate(empty, folder)
-        assert there(empty) == ({"first"}, [1])
+        assert schema_of(empty) == ({"first"}, [1])
 
     assert [each.version for each in migrations.status(empty, folder) if each.applied_at is None] == [2]
     assert [(each.version, each.name) for each in migrations.migrate(empty, folder)] == [(2, "second")]
@@ -122,11 +116,11 @@ def test_a_file_is_applied_whole_or_not_at_all_and_never_edited_afterwards(
     for refused in (migrations.migrate, migrations.status):
         with pytest.raises(SchemaError, match=r"0001_first was edited .* restore the file"):
             refused(empty, folder)
-    assert there(empty) == ({"first", "second"}, [1, 2])
+    assert schema_of(empty) == ({"first", "second"}, [1, 2])
 
 
-def test_of_several_at_once_each_migration_is_applied_by_one(empty_database_url: str) -> None:
-    """Several machines deploy in the same minute; nobody fails."""
+def test_concurrent_migrations_apply_each_file_once(empty_database_url: str) -> None:
+    """Several machines deploy at the same time, and no one fails."""
     barrier = Barrier(4)
 
     def migrate(_: int) -> list[int]:
@@ -140,21 +134,21 @@ def test_of_several_at_once_each_migration_is_applied_by_one(empty_database_url:
     assert sorted(applied) == ALL
 
 
-def test_a_database_that_has_no_room_for_every_name_is_refused(empty: database.Connection, server_url: str) -> None:
-    """Not half-way, at the first letter that it lacks, when some of the tables are there."""
+def test_database_with_another_encoding_is_refused(empty: database.Connection, server_url: str) -> None:
+    """No table is created."""
     name = f"certjob_test_{uuid.uuid4().hex}"
     empty.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'LATIN1' LOCALE 'C'".encode())
     try:
         with database.connect(database_of(server_url, name)) as latin:
             with pytest.raises(ConfigurationError, match=r"encoding is LATIN1.*ENCODING 'UTF8'"):
                 migrations.migrate(latin)
-            assert there(latin) == (set(), [])
+            assert schema_of(latin) == (set(), [])
     finally:
         empty.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
 
 
-def test_a_read_only_database_and_one_that_holds_something_of_that_name_are_refused(empty: database.Connection) -> None:
-    """A replica's URL by mistake; an app whose own schema is called certjob."""
+def test_read_only_database_and_foreign_schema_are_refused(empty: database.Connection) -> None:
+    """For example the URL of a standby, or an app with a schema named certjob."""
     for before, error, says in (
         ("SET default_transaction_read_only = on", DatabaseUnavailableError, "read-only; migrate on the primary"),
         (
@@ -169,11 +163,8 @@ def test_a_read_only_database_and_one_that_holds_something_of_that_name_are_refu
             migrations.migrate(empty)
 
 
-def test_a_database_user_who_may_too_little_is_told_postgresqls_own_reason(empty: database.Connection) -> None:
-    """Row-level security makes no noise: a night over an empty-looking table would fail silently.
-
-    BYPASSRLS is not the only way to be let in.
-    """
+def test_user_without_rights_gets_postgresqls_reason(empty: database.Connection) -> None:
+    """Row-level security raises no error, so a run on tables that look empty would fail silently."""
     role, owner = f"certjob_test_{uuid.uuid4().hex[:12]}", str(empty.info.user)
     migrate, require = migrations.migrate, migrations.require_current
     steps: tuple[tuple[str, Callable[[database.Connection], object], str], ...] = (
@@ -199,9 +190,8 @@ def test_a_database_user_who_may_too_little_is_told_postgresqls_own_reason(empty
         empty.execute(f"SET ROLE {owner}; DROP OWNED BY {role}; DROP ROLE {role}".encode())
 
 
-def test_the_wheel_holds_statements_and_templates_and_a_checkout_is_found_beside_the_package(tmp_path: Path) -> None:
-    """Built from the checkout without a network, unpacked, imported; an editable install has no copy inside."""
-
+def test_wheel_contains_sql_and_templates(tmp_path: Path) -> None:
+    """A checkout uses the folder beside the package."""
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(build, cwd=CHECKOUT, capture_output=True, check=True)
     (wheel,) = tmp_path.glob("*.whl")

@@ -1,4 +1,4 @@
-"""The whole main path through PgBouncer in transaction mode, where each transaction may get another server session."""
+"""All commands through PgBouncer in transaction mode, where each transaction may get another session."""
 
 import getpass
 import os
@@ -47,16 +47,16 @@ server_round_robin = 1
 server_login_retry = 1
 {drop_to}
 """
-"""Three sessions in turn: what somebody leaves behind on one of them, the next one finds."""
+"""Three sessions in turn, because a leaked setting would be visible to the next transaction."""
 
 
 @contextmanager
 def pgbouncer(server_url: str) -> Iterator[str]:
-    """A PgBouncer in front of this server; yields a URL without a database."""
+    """Run a PgBouncer in front of this server and yield a URL without a database."""
     if PGBOUNCER is None:
-        pytest.skip("nothing went through a pooler: PgBouncer is not installed (apt-get install pgbouncer)")
+        pytest.skip("PgBouncer is not installed (apt-get install pgbouncer)")
     server = psycopg.conninfo.conninfo_to_dict(server_url)
-    host = Path(str(server["host"]))  # whoever owns the folder of a socket may enter it
+    host = Path(str(server["host"]))  # the owner of the folder may use the socket
     owner = pwd.getpwuid(host.stat().st_uid).pw_name if host.is_absolute() else "nobody"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -81,15 +81,15 @@ def pgbouncer(server_url: str) -> Iterator[str]:
         with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
             try:
                 until(answers)
-                yield f"postgresql://anybody@127.0.0.1:{port}/"
+                yield f"postgresql://user@127.0.0.1:{port}/"
             finally:
-                process.kill()  # asked to, it would wait for its clients
+                process.kill()  # it would wait for its clients after SIGTERM
 
 
-def test_everything_that_operators_do_goes_through_it(
+def test_all_commands_work_through_pgbouncer(
     server_url: str, empty_database_url: str, bare_environment: dict[str, str], tmp_path: Path
 ) -> None:
-    """From the first migration to the last look. Whatever a session was told was told for one transaction."""
+    """No setting, lock or temporary table remains in a session."""
     name, seen = str(psycopg.conninfo.conninfo_to_dict(empty_database_url)["dbname"]), set()
     with pgbouncer(server_url) as pooler, database.connect(pooler + name) as connection:
         assert migrations.migrate(connection)
@@ -110,8 +110,8 @@ def test_everything_that_operators_do_goes_through_it(
     assert len(seen) > 1, "the pooler gave every transaction the same session"
 
 
-def test_a_restart_behind_it_starts_the_job_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the middle of a chunk, although the pooler accepts connections all the while."""
+def test_restart_behind_pgbouncer_starts_the_job_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server stops in the middle of a chunk, while the pooler continues to accept connections."""
     name = f"pooled_{uuid4().hex[:12]}"
     with (
         data_folder("pooled") as folder,

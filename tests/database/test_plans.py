@@ -1,4 +1,4 @@
-"""The plans of the statements that a night runs on tables of any size: what is touched is what is due."""
+"""Statements of a run read only due rows, not whole tables."""
 
 import re
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ CHUNK = (
     " insert_transitions open_pauses queue_reminders supersede_reminders queue_portal_events withdraw_portal_events"
     " update_mentors"
 )
-"""What apply runs for each chunk."""
+"""The statements of one chunk."""
 
 EVERYTHING_OPEN = """
     UPDATE organisations SET portal = 'dynamics';
@@ -51,7 +51,7 @@ SETTLED = """
 
 
 Noted = dict[str, list[tuple[str, float]]]
-"""Of each statement that is run by its name: its plan and the rows that it touched, each time."""
+"""Plan and number of touched rows for each execution of a named statement."""
 
 
 @pytest.fixture
@@ -68,13 +68,13 @@ def noted(monkeypatch: pytest.MonkeyPatch) -> Noted:
 
 
 def plan_of(connection: Connection, name: str, parameters: Mapping[str, object] | None) -> str:
-    """The plan of a statement by name, as text."""
+    """Return the plan of a named statement as text."""
     rows = connection.execute(b"EXPLAIN " + database.query(name), parameters).fetchall()
     return "\n".join(row[0] for row in rows)
 
 
 def run_of(connection: Connection, name: str, parameters: Mapping[str, object] | None) -> dict[str, Any]:
-    """What one run of a statement has done; it is rolled back."""
+    """Return the plan of an executed statement, which is rolled back."""
     explain = b"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + database.query(name)
     with connection.transaction(force_rollback=True):
         plan: dict[str, Any] = connection.execute(explain, parameters).fetchall()[0][0][0]["Plan"]
@@ -82,13 +82,13 @@ def run_of(connection: Connection, name: str, parameters: Mapping[str, object] |
 
 
 def touched_blocks(connection: Connection, name: str, parameters: Mapping[str, object]) -> int:
-    """Blocks of 8 kB that one run of a statement touches."""
+    """Return the number of blocks that a statement touches."""
     plan = run_of(connection, name, parameters)
     return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
 
 
 def rows_touched(connection: Connection, name: str, parameters: Mapping[str, object] | None) -> float:
-    """Rows that all nodes of one run of a statement handle or throw away."""
+    """Return the number of rows that all nodes of a plan return or discard."""
 
     def handled(node: dict[str, Any]) -> float:
         thrown_away = node.get("Rows Removed by Filter", 0) + node.get("Rows Removed by Join Filter", 0)
@@ -98,8 +98,8 @@ def rows_touched(connection: Connection, name: str, parameters: Mapping[str, obj
     return handled(run_of(connection, name, parameters))
 
 
-def test_the_first_night_of_a_young_database_reads_no_whole_table(connection: Connection, noted: Noted) -> None:
-    """Never analysed, and growing while it runs: of 3,000 mentors each chunk locks a thousand and reads its own."""
+def test_first_run_of_a_new_database_reads_no_whole_table(connection: Connection, noted: Noted) -> None:
+    """The tables have no statistics and grow during the run."""
     run_script(connection, "population.sql", mentors=3_000, today=today())
 
     report = night(connection, today(), deliver=False, allow=EVERYTHING)
@@ -112,10 +112,8 @@ def test_the_first_night_of_a_young_database_reads_no_whole_table(connection: Co
     assert max(rows for _, rows in noted["lock_due_mentors"]) <= 3 * 1_000
 
 
-def test_a_claim_and_a_settle_touch_their_batch_whatever_else_is_there(connection: Connection, noted: Noted) -> None:
-    """A backlog, calls of others in flight, a year of settled rows; in tables that were never analysed, that were
-    analysed when nothing was in flight, and that are analysed now: a hundred are read, not the line sorted for each.
-    """
+def test_claim_and_settle_read_only_their_batch(connection: Connection, noted: Noted) -> None:
+    """This does not depend on a backlog, calls in flight, old rows, or the age of the statistics."""
     run_script(connection, "population.sql", mentors=3_000, today=today())
     mentors = [row[0] for row in connection.execute("SELECT id FROM mentors ORDER BY id LIMIT 100").fetchall()]
 
@@ -140,23 +138,20 @@ def test_a_claim_and_a_settle_touch_their_batch_whatever_else_is_there(connectio
 
 
 def settled(row_id: int, *, status: str) -> dict[str, object]:
-    """What a settle is given."""
+    """Return the parameters of a settle."""
     return {"id": row_id, "token": TOKEN, "version": 1} | asdict(Settlement(status=status))
 
 
-def test_what_the_planner_is_kept_from_does_not_make_it_compile(connection: Connection) -> None:
-    """Up to PostgreSQL 17 a plan that needs it nevertheless seems so dear that it is compiled, for 200 ms each time."""
+def test_by_index_switches_jit_off(connection: Connection) -> None:
+    """Up to PostgreSQL 17, a plan that needs a disabled node gets so high a cost that it is compiled."""
     connection.execute("SET jit = on")
     with database.transaction(connection, by_index=True):
         assert connection.execute("SHOW jit").fetchone() == ("off",)
     assert connection.execute("SHOW jit").fetchone() == ("on",)
 
 
-def test_a_night_with_nothing_due_reads_what_is_due(connection: Connection) -> None:
-    """10,000 mentors, none of them due: finding that out touches a few blocks of an index; so does finding one of them.
-
-    With a hundred due, the guards read those, and not the pauses of everybody.
-    """
+def test_run_without_due_mentors_reads_few_blocks(connection: Connection) -> None:
+    """This also holds for a search by number or id. With a hundred due mentors, the guards read only their rows."""
     connection.execute(
         "INSERT INTO organisations (slug, name) SELECT 'o' || n, 'O' FROM generate_series(1, 5) AS n;"
         "INSERT INTO mentors (organisation_id, member_no) SELECT o.id, 'M' || n"
@@ -209,24 +204,17 @@ USES = {
     "find_later_full_run": "job_runs_as_of_idx",
     "read_last_run_date": "job_runs_finished_at_idx",
 }
-"""Statements with the indexes that are there for their speed alone."""
+"""Statements with the indexes that only make them faster."""
 FOREIGN_KEY = "dynamics_sync_failures_event_id_idx"
-"""For what the foreign key does when an old event is deleted."""
+"""Makes the foreign key fast when an event is deleted."""
 
 
-def test_every_index_is_needed_and_is_used(connection: Connection) -> None:
-    """Each costs something in every write: one that no statement asks for goes. What keeps a rule is unique."""
+def test_every_index_is_used(connection: Connection) -> None:
+    """Each index slows down writes. Unique indexes enforce rules and do not count."""
     connection.execute("SET enable_seqscan = off; SET enable_bitmapscan = off")
     named: dict[str, object] = {"today": today(), "mentor_id": TOKEN, "after_review": "-infinity", "limit": 100}
-    named |= {"overlap_days": 2, "first_page_days": 30}
-    named |= {
-        "after_id": TOKEN,
-        "organisation_id": None,
-        "held": [],
-        "ids": None,
-        "within_days": 30,
-        "acknowledged": False,
-    } | settled(7, status="delivered")
+    named |= {"overlap_days": 2, "first_page_days": 30, "after_id": TOKEN, "organisation_id": None, "held": []}
+    named |= {"ids": None, "within_days": 30, "acknowledged": False} | settled(7, status="delivered")
 
     used = {index for name in USES for index in USES[name].split() if f" {index} " in plan_of(connection, name, named)}
 

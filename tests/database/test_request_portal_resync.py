@@ -1,4 +1,4 @@
-"""request_portal_resync: the app's "try again now", for coordinators of the mentor's organisation only."""
+"""request_portal_resync, the app's "try again now" for coordinators of the mentor's organisation."""
 
 from datetime import timedelta
 from uuid import UUID, uuid4
@@ -17,13 +17,13 @@ CONTACT = uuid4()
 
 
 def request(ours: Organisation, mentor_id: UUID | None = None) -> tuple[object, ...]:
-    """Ask as our coordinator; return version, value and whether a call is in flight."""
+    """Request as our coordinator; return version, value and whether a call is in flight."""
     (answer,) = ours.asks(REQUEST, mentor=mentor_id or ours.mentor)
     return answer
 
 
 def events(ours: Organisation, mentor_id: UUID) -> list[tuple[object, ...]]:
-    """The mentor's open event: version, status, value, attempts, whether due, claimed, last error."""
+    """Return version, status, value, attempts, is due, is claimed, and last error of the open event."""
     return ours.facts.rows(
         "SELECT version, status, visible, attempts, next_attempt_at <= now(), claim_token IS NOT NULL, last_error"
         " FROM portal_sync_events WHERE mentor_id = %s AND status IN ('pending', 'blocked')",
@@ -31,10 +31,10 @@ def events(ours: Organisation, mentor_id: UUID) -> list[tuple[object, ...]]:
     )
 
 
-def test_an_event_is_reopened_or_inserted_and_the_next_deliver_pushes_it(
+def test_requested_push_is_delivered_by_the_next_deliver(
     certjob: Certjob, supabase_url: str, portal: PortalServer, ways_out: dict[str, str], ours: Organisation
 ) -> None:
-    """From the app's button to the portal, as certjob_worker. An impatient finger does no harm; it looks no younger."""
+    """Repeated requests keep attempts and age of the push. A call in flight keeps its lease."""
     owner = ours.facts.connection
     owner.execute(
         "UPDATE mentors SET portal_visible = false; UPDATE portal_sync_events SET status = 'blocked', attempts = 3,"
@@ -51,7 +51,7 @@ def test_an_event_is_reopened_or_inserted_and_the_next_deliver_pushes_it(
     assert result.returncode == 0, result
     assert list(portal.visible.items()) == [(*ours.facts.rows("SELECT dynamics_contact_id FROM mentors")[0], False)]
     assert events(ours, ours.mentor) == []
-    assert request(ours) == (1, False, False), "somebody edited the portal by hand"
+    assert request(ours) == (1, False, False), "the portal was edited manually"
     assert events(ours, ours.mentor) == [(1, "pending", False, 1, True, False, None)]
     # A call in flight keeps its lease: its settle finds the raised version and leaves the event pending, due at once.
     owner.execute("UPDATE portal_sync_events SET claim_token = gen_random_uuid(), next_attempt_at = now() + '5 min'")
@@ -61,7 +61,7 @@ def test_an_event_is_reopened_or_inserted_and_the_next_deliver_pushes_it(
 
 @pytest.mark.parametrize("stored", [True, False])
 def test_stored_value_is_queued(ours: Organisation, stored: bool) -> None:
-    """It counts as tried, so that it does not go before the retried hides of others."""
+    """It counts as tried, because it must not go before the retried hides of others."""
     mentor = ours.facts.mentor(ours.id)
     ours.facts.connection.execute("UPDATE mentors SET portal_visible = %s WHERE id = %s", (stored, mentor))
 
@@ -122,13 +122,8 @@ def test_repeated_requests_keep_the_attempts(ours: Organisation) -> None:
     assert [event[3:5] for event in events(ours, ours.mentor)] == [(3, True)]
 
 
-def test_nobody_but_the_organisations_coordinators_may_ask_and_others_learn_nothing(
-    ours: Organisation, theirs: Organisation
-) -> None:
-    """The same words for a mentor who exists and for one who does not; temporary tables deceive nobody.
-
-    Whatever the claims say; NULL is no coordinator, and a deleted one is none though the token lives on.
-    """
+def test_only_coordinators_of_the_organisation_may_request(ours: Organisation, theirs: Organisation) -> None:
+    """The error is the same for an unknown mentor. Temporary tables, claims and old tokens have no effect."""
     ours.api.execute("SET search_path = pg_temp, certjob")
     for table in ("mentors", "organisations", "coordinators", "portal_sync_events", "mentor_pauses"):
         ours.asks(f"CREATE TABLE pg_temp.{table} AS SELECT * FROM certjob.{table}")

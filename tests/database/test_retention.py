@@ -1,4 +1,4 @@
-"""certjob db prune: what is done and old goes; what a later night, or a page, still asks for stays."""
+"""`certjob db prune` deletes old finished rows, except those that a later run or a page reads."""
 
 import json
 from datetime import UTC, date, datetime, timedelta
@@ -21,7 +21,7 @@ from tests.support.facts import Facts
 
 OSLO = ZoneInfo("Europe/Oslo")
 NOW = datetime.now(UTC)
-"""Old is what the database's own clock says is old, so these tests happen today."""
+"""These tests happen today, because the database's clock decides about age."""
 DAY = timedelta(days=1)
 LONG_AGO = NOW - 4 * 365 * DAY
 
@@ -37,7 +37,7 @@ def pruned(connection: Connection, age: str = "3y", *, stop: StopFlag | None = N
 
 
 class Past:
-    """A mentor, whose rows are as old as they have to be; of each it is said whether it stays."""
+    """A mentor with old rows, each marked with whether it stays."""
 
     def __init__(self, facts: Facts) -> None:
         self.facts, self.rows, self.connection = facts, facts.rows, facts.connection
@@ -76,7 +76,7 @@ class Past:
         self.add("job_runs", stays=stays, **values)
 
     def assert_goes(self) -> None:
-        """What does not stay goes; a second time nothing goes."""
+        """Check that exactly the rows without ``stays`` are deleted, and none by a second prune."""
         deleted = pruned(self.connection)
         for table, ids in self.ids.items():
             found = {row[0] for row in self.rows(f"SELECT id::text FROM {table}")}
@@ -90,8 +90,8 @@ def past(facts: Facts) -> Past:
     return Past(facts)
 
 
-def test_an_age_that_is_none_or_too_short_is_refused(connection: Connection) -> None:
-    """Below 90 days a mail could go out twice."""
+def test_invalid_or_short_age_is_refused(connection: Connection) -> None:
+    """With less than 90 days, a mail could be sent twice."""
     for ages, says in ((",3,three years,-3y,1y6m,3.5y,9999y", "give one such as 3y"), ("0d,89d,2m,12w", "90 days")):
         for age in ages.split(","):
             with pytest.raises(ConfigurationError, match=says):
@@ -99,8 +99,8 @@ def test_an_age_that_is_none_or_too_short_is_refused(connection: Connection) -> 
     assert pruned(connection, "90d") == 0
 
 
-def test_the_last_confirmation_of_either_value_and_what_is_open_stays(past: Past, facts: Facts) -> None:
-    """`reconcile` shows only whom certjob has shown before, and `explain` tells what the portal confirmed."""
+def test_last_delivery_of_each_value_and_open_events_stay(past: Past, facts: Facts) -> None:
+    """`reconcile` and `explain` read the last deliveries."""
     pending, blocked, withdrawn = (facts.mentor(past.organisation) for _ in range(3))
     for visible in (True, False):
         for age in (6, 5):
@@ -117,7 +117,7 @@ def test_the_last_confirmation_of_either_value_and_what_is_open_stays(past: Past
 
 
 def test_resolved_failures_go_and_unresolved_ones_stay_with_their_event(past: Past) -> None:
-    """Whatever became of the event; it is the end of a failure that counts."""
+    """The age counts from the end of the failure."""
     first, second = past.event(), past.event(stays=True)
     past.event(stays=True)
     values = {"mentor_id": past.mentor, "visible": False, "kind": "transient", "error": "reset"}
@@ -129,17 +129,16 @@ def test_resolved_failures_go_and_unresolved_ones_stay_with_their_event(past: Pa
     past.assert_goes()
 
 
-def test_reminders_about_a_date_that_is_long_past_go(past: Past) -> None:
-    """No certificate of that date can ever be reminded of again; what nobody has read stays."""
+def test_reminders_about_old_dates_are_deleted(past: Past) -> None:
+    """A reminder stays if its mail could be due again, also for dates of earlier cycles."""
     for status in ("sent", "cancelled", "superseded"):
         past.reminder(limit() - DAY, status=status, stays=False)
     past.reminder(limit() - 9 * DAY, history=limit() - 8 * DAY, stays=False)
     past.reminder(limit() - 400 * DAY, threshold_days=-1, stays=False)
     for status in ("pending", "failed"):
         past.reminder(limit() - 1000 * DAY, status=status, stays=True)
-    # A threshold of ten years is mailed about ten years before; forgotten, the mail would go out again.
     past.reminder(limit(), threshold_days=3650, stays=True)
-    # A mistyped date that was mailed about: corrected back to it, nobody is mailed twice.
+    # If the date is corrected back, the mail must not be sent twice.
     past.reminder(limit() - 9 * DAY, history=limit(), stays=True)
     past.reminder(limit() - 400 * DAY, threshold_days=-500, stays=True)  # still due long after the expiry
     past.reminder(limit() - 900 * DAY, sent_at=NOW - 7 * DAY, stays=True)
@@ -147,8 +146,8 @@ def test_reminders_about_a_date_that_is_long_past_go(past: Past) -> None:
     past.assert_goes()
 
 
-def test_of_an_existing_certificate_the_last_time_it_came_into_its_present_status_stays(past: Past) -> None:
-    """`explain` says since when it is what it is; of a deleted one nothing stays, but a night on a wrong later date."""
+def test_last_transition_to_the_present_status_stays(past: Past) -> None:
+    """`explain` shows its date. Transitions of deleted certificates are deleted, except those of later days."""
     certificate = past.rows("UPDATE certificates SET status = 'valid' WHERE mentor_id = %s RETURNING id", past.mentor)
     values = {"mentor_id": past.mentor, "from_status": "recorded", "as_of": LONG_AGO.date(), "at": LONG_AGO}
     for each, stays in ((certificate[0][0], True), (uuid4(), False)):
@@ -161,11 +160,11 @@ def test_of_an_existing_certificate_the_last_time_it_came_into_its_present_statu
 
 
 Digests = list[tuple[int, str, int | None, bool, dict[str, object]]]
-"""Day, status, number, whether it stays, and what is not old about it."""
+"""Day, status, number, whether it stays, and other columns."""
 
 
-def test_of_each_coordinator_the_last_sent_digest_and_what_is_open_stays(past: Past) -> None:
-    """The next one begins where it ended; the one sent last stays also when a later day has another."""
+def test_last_sent_digest_and_open_digests_of_each_coordinator_stay(past: Past) -> None:
+    """The next digest continues from it. The digest of the last day and the last sent one may differ."""
     old = dict.fromkeys(("queued_at", "sent_at", "next_attempt_at"), LONG_AGO)
     sent_by_number: Digests = [(1, "sent", 1, False, {}), (2, "sent", 3, True, {}), (3, "sent", 2, True, {})]
     table: dict[str, Digests] = {
@@ -184,15 +183,12 @@ def test_of_each_coordinator_the_last_sent_digest_and_what_is_open_stays(past: P
     past.assert_goes()
 
 
-def test_of_each_kind_of_run_and_each_end_the_last_one_stays(past: Past) -> None:
-    """What the guard against a clock that went back reads, what status reads, and why a stage stopped.
-
-    A run that died long ago goes, one that may still run stays.
-    """
+def test_last_run_of_each_command_and_outcome_stays(past: Past) -> None:
+    """`status` and the guard against a wrong clock read them. A run with a future date stays."""
     past.run(1, command="load", outcome=None, stays=True)
     past.run(1700, outcome=None)
     past.run(1650, outcome=None, stays=True)
-    past.run(1600, as_of=today() + DAY, stays=True)  # by a wrong clock
+    past.run(1600, as_of=today() + DAY, stays=True)  # written with a wrong clock
     for command, organisation in (("run", None), ("run", "hlf"), ("deliver", None)):
         for outcome in ("ok", "failed"):
             past.run(1500, command=command, outcome=outcome, organisation=organisation)
@@ -201,23 +197,23 @@ def test_of_each_kind_of_run_and_each_end_the_last_one_stays(past: Past) -> None
     past.assert_goes()
 
 
-@pytest.mark.parametrize("is_healed", [False, True])
-def test_the_memory_of_a_wrong_clock_and_of_what_made_good_for_it_stays(past: Past, is_healed: bool) -> None:
-    """Otherwise nights would look at everybody again, or not at all."""
+@pytest.mark.parametrize("is_repaired", [False, True])
+def test_records_of_a_wrong_clock_and_of_its_repair_stay(past: Past, is_repaired: bool) -> None:
+    """Otherwise runs would review everyone again, or not at all."""
     for days_ago in (1600, 1550):
         past.run(days_ago)
     past.run(1500, as_of=today() + 3000 * DAY)
-    if is_healed:
+    if is_repaired:
         past.run(1450)
         past.run(1400, outcome="attention")
     before = looks_at_everybody(past.connection, today())
 
     assert pruned(past.connection) > 0
-    assert looks_at_everybody(past.connection, today()) is before is not is_healed
+    assert looks_at_everybody(past.connection, today()) is before is not is_repaired
 
 
-def test_a_signal_ends_it_between_two_batches_and_two_at_once_go_on_together(past: Past, database_url: str) -> None:
-    """What was deleted is committed; both together leave the last confirmation."""
+def test_prune_stops_between_batches_and_can_run_concurrently(past: Past, database_url: str) -> None:
+    """Each batch is committed. Two concurrent prunes keep the last delivery."""
     events = [past.event(visible=True, at=LONG_AGO + n * DAY) for n in range(51)]
     stop = StopFlag()
     others: list[int] = []
@@ -236,8 +232,8 @@ def test_a_signal_ends_it_between_two_batches_and_two_at_once_go_on_together(pas
     assert past.rows("SELECT id::text FROM portal_sync_events") == [(events[-1],)]
 
 
-def test_a_locked_row_stays_for_the_next_time(past: Past, app: psycopg.Connection[Any]) -> None:
-    """Whoever deletes mentors meanwhile neither waits for this job nor is the victim of a deadlock."""
+def test_locked_row_stays_until_the_next_prune(past: Past, app: psycopg.Connection[Any]) -> None:
+    """A concurrent deletion of mentors neither waits nor becomes the victim of a deadlock."""
     past.connection.execute("UPDATE mentors SET portal_visible = false")
     for mentor in (past.mentor, past.mentor, past.another, past.another):
         past.event(mentor=mentor)
@@ -250,7 +246,8 @@ def test_a_locked_row_stays_for_the_next_time(past: Past, app: psycopg.Connectio
     assert past.rows("SELECT count(*) FROM portal_sync_events") == [(2,)]
 
 
-def test_the_command_says_nothing_on_success(here: Certjob, past: Past) -> None:
+def test_db_prune_prints_nothing_on_success(here: Certjob, past: Past) -> None:
+    """Errors name the option."""
     for _ in range(6):
         past.event()
 

@@ -1,7 +1,4 @@
-"""certjob_worker: every command works as that role, and nothing else does; how the roles come into being.
-
-Roles belong to the whole server, and the databases on it do not ask each other.
-"""
+"""The role certjob_worker: every command works with it, other statements do not; and how roles are created."""
 
 import uuid
 from collections.abc import Iterator
@@ -27,12 +24,12 @@ SETTINGS = (
     " bytea_output=escape default_transaction_isolation=serializable default_transaction_deferrable=on"
     " client_encoding=LATIN1 quote_all_identifiers=on client_min_messages=error"
 )
-"""What a role, a database or a server may be set to, and changes what a statement or its answer means."""
+"""Settings of a database that change the meaning of statements or results."""
 
 
 @pytest.fixture
 def login_url(database_url: str) -> Iterator[str]:
-    """A login of this test's own that was given certjob_worker and nothing else, as docs/database-roles.md says."""
+    """The URL of a login with the role certjob_worker, as in docs/database-roles.md."""
     name = f"certjob_cron_{uuid.uuid4().hex[:12]}"
     with psycopg.connect(database_url, autocommit=True) as admin:
         here = admin.info.dbname
@@ -44,10 +41,10 @@ def login_url(database_url: str) -> Iterator[str]:
         admin.execute(f"DROP OWNED BY {name}; DROP ROLE {name}".encode())
 
 
-def test_every_command_works_as_the_worker_whatever_the_database_is_set_to(
+def test_every_command_works_as_worker_with_unusual_settings(
     bare_environment: dict[str, str], login_url: str, facts: Facts, tmp_path: Path
 ) -> None:
-    """Also with rows to lock, to insert, to change and to delete in every table; settings used to end in a crash."""
+    """The commands insert, change and delete rows in every table."""
     for setting in SETTINGS.split():
         name, _, value = setting.partition("=")
         facts.connection.execute(f"ALTER DATABASE {facts.connection.info.dbname} SET {name} = '{value}'".encode())
@@ -55,8 +52,8 @@ def test_every_command_works_as_the_worker_whatever_the_database_is_set_to(
     do_everything(login_url, facts=facts, environment=bare_environment, folder=tmp_path)
 
 
-def test_a_worker_does_nothing_that_certjob_does_not(login_url: str, facts: Facts) -> None:
-    """What a stolen login could not do; and a mistake in retention loses no event, alert or mail that is open."""
+def test_worker_cannot_do_more_than_certjob_does(login_url: str, facts: Facts) -> None:
+    """This limits a stolen login, and a mistake in retention cannot delete open rows."""
     furnish(facts.connection, "hlf", api=facts.connection)
     facts.connection.execute("CREATE TABLE diary (secret text); UPDATE portal_sync_events SET status = 'blocked'")
     deleted, done = {}, []
@@ -64,7 +61,7 @@ def test_a_worker_does_nothing_that_certjob_does_not(login_url: str, facts: Fact
         for statement in (
             "ALTER TABLE mentors DISABLE TRIGGER mentor_updated",
             "UPDATE mentor_pauses SET lifted_at = now(), lifted_by = 'certjob' WHERE actor <> 'certjob'",
-            "INSERT INTO mentor_pauses (mentor_id, reason, actor) SELECT id, 'sick', 'somebody' FROM mentors",
+            "INSERT INTO mentor_pauses (mentor_id, reason, actor) SELECT id, 'sick', 'anna' FROM mentors",
             "SELECT certjob_private.set_up_rights()",
             "SELECT secret FROM diary",
         ):
@@ -85,7 +82,7 @@ def test_a_worker_does_nothing_that_certjob_does_not(login_url: str, facts: Fact
     assert set(deleted.values()) == {(0, 1)}, deleted
 
 
-# On a server of their own, where nobody has made any role yet.
+# On a separate server without any roles.
 
 Admin = psycopg.Connection[tuple[object, ...]]
 
@@ -98,7 +95,7 @@ def own_server() -> Iterator[str]:
 
 @pytest.fixture
 def admin(own_server: str) -> Iterator[Admin]:
-    """That server's superuser; afterwards its databases and roles are gone again."""
+    """A connection of that server's superuser, which drops all databases and roles at the end."""
     with psycopg.connect(own_server, autocommit=True) as admin:
         yield admin
         for (name,) in admin.execute("SELECT datname FROM pg_database WHERE datname LIKE 'test%'").fetchall():
@@ -114,12 +111,8 @@ def new_database(admin: Admin, owner: str = "postgres") -> str:
     return psycopg.conninfo.make_conninfo(database_of(admin.info.dsn, name), user=owner)
 
 
-def test_a_plain_server_gets_the_worker_and_supabases_roles_may_come_later(admin: Admin) -> None:
-    """By an owner who may create roles and is no superuser, as on Supabase; auth belongs to somebody else there.
-
-    The worker cannot log in: the operator gives it to somebody who can. The app's roles get their rights by the next
-    `certjob db migrate`.
-    """
+def test_migrate_creates_the_worker_and_grants_to_later_roles(admin: Admin) -> None:
+    """The owner is not a superuser, as on Supabase. The worker cannot log in."""
     admin.execute("CREATE ROLE landlord LOGIN CREATEROLE")
     url = new_database(admin, "landlord")
     as_superuser = psycopg.conninfo.make_conninfo(url, user="postgres")
@@ -138,7 +131,7 @@ def test_a_plain_server_gets_the_worker_and_supabases_roles_may_come_later(admin
         ours, _ = (furnish(landlord, slug, api=superuser) for slug in ("hlf", "nhf"))
         with pytest.raises(DENIED):
             ours.asks("SELECT id FROM certjob.mentors")
-        for _ in range(2):  # and may be repeated
+        for _ in range(2):  # it can be repeated
             assert migrations.migrate(landlord) == []
         assert ours.asks("SELECT id FROM mentors") == [(ours.mentor,)]
         assert ours.asks("SELECT event_version FROM request_portal_resync(%(mentor)s)") == [(2,)]
@@ -146,8 +139,8 @@ def test_a_plain_server_gets_the_worker_and_supabases_roles_may_come_later(admin
         assert heard == [("dynamics_sync_failures",)]
 
 
-def test_roles_of_supabases_names_without_its_user_function_get_nothing(admin: Admin) -> None:
-    """Another product's PostgREST: nobody could tell who asks."""
+def test_supabase_roles_without_auth_uid_get_no_rights(admin: Admin) -> None:
+    """Without this function, certjob cannot identify the coordinator."""
     with database.connect(new_database(admin)) as connection:
         supabase.create_roles(connection)
         migrations.migrate(connection)
@@ -157,10 +150,8 @@ def test_roles_of_supabases_names_without_its_user_function_get_nothing(admin: A
                 connection.execute("SELECT FROM certjob.mentors")
 
 
-def test_an_owner_who_may_not_create_roles_is_told_what_to_do_and_it_works(
-    admin: Admin, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Nothing is created without the role; where the role is there already, there is not a word to read."""
+def test_owner_without_createrole_gets_the_statement_to_run(admin: Admin, caplog: pytest.LogCaptureFixture) -> None:
+    """Without the role, no object is created. With it, the migration prints no message."""
     admin.execute("CREATE ROLE landlord LOGIN; ALTER ROLE landlord SET client_min_messages = 'error'")
     with database.connect(new_database(admin, "landlord")) as connection:
         with pytest.raises(ConfigurationError, match=r"administrator, run `CREATE ROLE certjob_worker NOLOGIN`"):
@@ -174,8 +165,8 @@ def test_an_owner_who_may_not_create_roles_is_told_what_to_do_and_it_works(
     assert caplog.text == ""
 
 
-def test_an_owner_who_may_not_open_the_database_to_the_worker_is_told_who_must(admin: Admin) -> None:
-    """A database that was closed to the public: PostgreSQL only warns that nothing was granted."""
+def test_owner_who_cannot_grant_temporary_gets_the_statement_to_run(admin: Admin) -> None:
+    """The worker needs TEMPORARY for `load`, and PUBLIC may have lost it."""
     url, said = new_database(admin), list[str]()
     admin.execute("CREATE ROLE landlord LOGIN CREATEROLE")
     with database.connect(url) as superuser:

@@ -1,7 +1,4 @@
-"""What coordinators see and change through the app: their own organisation's facts, and nothing derived.
-
-On a database of Supabase's shape, through its real roles, as PostgREST would ask. docs/dashboard.md is held to it.
-"""
+"""Coordinators read and change the facts of their own organisation, but no derived columns; and docs/dashboard.md."""
 
 import re
 
@@ -16,7 +13,7 @@ from tests.support.docs import read
 from tests.support.supabase import acting, logged_in
 
 STRANGER = "6f1f6a2e-3c0b-4b0a-9d55-0d5a6a3c9b11"
-"""A user of the app who coordinates nothing."""
+"""A user of the app who is not a coordinator."""
 
 CERTIFICATE = (
     "INSERT INTO certificates (mentor_id, kind, issued_on, expires_on) VALUES (%({})s, 'x', '2026-03-01', '2028-03-01')"
@@ -34,7 +31,7 @@ ALLOWED = (
     " VALUES (gen_random_uuid(), %(mentor)s, 'leave', %(me)s, '2026-03-01')",
     LIFT.format("%(me)s"),  # a colleague's pause, in their own name
 )
-"""What changes one row, that of the own organisation."""
+"""Statements that change one row of the own organisation."""
 
 REFUSED = (
     "UPDATE certificates SET status = 'valid'",
@@ -47,7 +44,7 @@ REFUSED = (
     "UPDATE certificates SET mentor_id = %(other_mentor)s",
     PAUSE.format("other_mentor", "leave", "%(me)s"),
 )
-"""42501, by a policy or, as a sample, for want of a right: each of these is in test_grants.py."""
+"""Statements that fail with 42501, by a policy or a missing right."""
 
 IN_VAIN = (
     "UPDATE mentors SET full_name = 'x' WHERE id = %(other_mentor)s",
@@ -56,18 +53,18 @@ IN_VAIN = (
     LIFT.format("%(me)s") + " WHERE reason = 'certification_expired'",
     "UPDATE mentor_pauses SET lifted_by = %(me)s WHERE reason = 'over'",
 )
-"""No row, as if there were none."""
+"""Statements that find no row."""
 
 
 def seen(connection: Connection) -> set[int]:
-    """How many whole rows of the tables of facts and intents can be seen."""
+    """Return the numbers of visible rows in the tables of facts and intents."""
     return {connection.execute(f"SELECT * FROM certjob.{table}".encode()).rowcount for table in READABLE}
 
 
-def test_a_coordinator_reads_whole_rows_of_the_own_organisation_only(ours: Organisation, theirs: Organisation) -> None:
-    """There are two rows in each table; each coordinator sees one. The app's server sees all: service_role.
+def test_coordinator_reads_rows_of_the_own_organisation_only(ours: Organisation, theirs: Organisation) -> None:
+    """Each table has two rows. Each coordinator sees one, service_role sees both.
 
-    Realtime asks for the changed row by its key, as each listener; what it gets, it tells: unresolved failures only.
+    Realtime reads a changed failure with the rights of each listener; a resolved failure is invisible.
     """
     api, facts = ours.api, ours.facts
     assert seen(facts.connection) == {2}
@@ -85,8 +82,8 @@ def test_a_coordinator_reads_whole_rows_of_the_own_organisation_only(ours: Organ
     assert ours.asks(heard, keys=keys) == []
 
 
-def test_a_policy_reads_the_coordinator_once_and_not_for_each_row(ours: Organisation) -> None:
-    """(SELECT …) makes it a value that is found before the scan begins."""
+def test_policies_read_the_coordinator_once_per_statement(ours: Organisation) -> None:
+    """The planner evaluates (SELECT …) before the scan."""
     ours.api.execute("SET enable_seqscan = off")
     for table in READABLE:
         lines = [row[0] for row in ours.asks(f"EXPLAIN (VERBOSE) SELECT * FROM {table}")]
@@ -96,9 +93,8 @@ def test_a_policy_reads_the_coordinator_once_and_not_for_each_row(ours: Organisa
         assert not any("coordinator_organisation_id" in line for line in filters), table
 
 
-def test_a_coordinator_changes_facts_of_the_own_organisation_and_nothing_else(
-    ours: Organisation, theirs: Organisation
-) -> None:
+def test_coordinator_changes_facts_of_the_own_organisation_only(ours: Organisation, theirs: Organisation) -> None:
+    """Derived columns, other organisations, and pauses of certjob are protected."""
     ours.facts.pause(ours.mentor, reason="certification_expired", actor="certjob")
     over = {"reason": "over", "actor": "somebody", "lifted_at": "2026-03-01", "lifted_by": "somebody"}
     ours.facts.insert("mentor_pauses", mentor_id=ours.mentor, **over)
@@ -116,8 +112,8 @@ def test_a_coordinator_changes_facts_of_the_own_organisation_and_nothing_else(
     assert found == expected
 
 
-def test_no_forged_claim_opens_anything(ours: Organisation) -> None:
-    """It is `sub` that counts, which PostgREST lets nobody write: the others may say what they like."""
+def test_only_the_claim_sub_identifies_a_coordinator(ours: Organisation) -> None:
+    """Other claims of a token have no effect."""
     for claims in (
         {},
         {"sub": STRANGER, "role": "service_role", "app_metadata": {"organisation_id": str(ours.id)}},
@@ -131,10 +127,8 @@ def test_no_forged_claim_opens_anything(ours: Organisation) -> None:
         seen(ours.api)
 
 
-def test_the_coordinators_row_counts_at_once_though_the_token_lives_on(
-    ours: Organisation, theirs: Organisation
-) -> None:
-    """Moved: the new organisation only. Deleted: nothing."""
+def test_moved_coordinator_loses_access_although_the_token_is_valid(ours: Organisation, theirs: Organisation) -> None:
+    """A moved coordinator sees only the new organisation, a deleted one no rows."""
     move = "UPDATE coordinators SET organisation_id = %s, email = 'm@x.org' WHERE id = %s RETURNING 1"
     ours.facts.rows(move, theirs.id, ours.coordinator)
     assert ours.asks("SELECT id FROM mentors") == [(theirs.mentor,)]
@@ -145,8 +139,8 @@ def test_the_coordinators_row_counts_at_once_though_the_token_lives_on(
         ours.asks(PAUSE.format("mentor", "leave", "%(me)s"))
 
 
-def test_temporary_types_of_usual_names_run_nothing_as_the_owner(ours: Organisation) -> None:
-    """pg_temp is looked into first for types unless it is named, and a domain's check is code of the caller's."""
+def test_temporary_types_run_no_code_as_the_owner(ours: Organisation) -> None:
+    """PostgreSQL searches pg_temp first unless it is named, and the CHECK of a domain is code of the caller."""
     ours.facts.connection.execute("CREATE SCHEMA evil; GRANT ALL ON SCHEMA evil TO authenticated")
     ran_as: list[str] = []
     ours.api.add_notice_handler(lambda notice: ran_as.append(notice.message_primary or ""))
@@ -167,13 +161,13 @@ def test_temporary_types_of_usual_names_run_nothing_as_the_owner(ours: Organisat
     ours.asks(CERTIFICATE.format("mentor"))
     ours.asks(LIFT.format("(SELECT auth.uid())::pg_catalog.text"))
 
-    assert set(ran_as) <= {"authenticated"}, "code of the caller's ran as somebody else"
+    assert set(ran_as) <= {"authenticated"}, "code of the caller ran as another user"
 
 
-def test_times_that_no_program_can_hold_stop_neither_a_night_nor_a_story(
+def test_unusual_times_stop_neither_run_nor_explain(
     here: Certjob, ours: Organisation, theirs: Organisation, supabase_url: str
 ) -> None:
-    """PostgreSQL takes them from the app: a pause until for ever, a mentor who never was."""
+    """The app can write times such as infinity, which Python cannot represent."""
     for organisation, time in ((ours, "infinity"), (theirs, "0044-03-15 BC")):
         for statement in (
             LIFT.format("%(me)s").replace("now()", "%(time)s"),
@@ -189,12 +183,11 @@ def test_times_that_no_program_can_hold_stop_neither_a_night_nor_a_story(
         assert (story.returncode, story.stderr, "Has left" in story.stdout) == (0, "", True)
     night = here("run", CERTJOB_DATABASE_URL=supabase_url)
 
-    assert night.returncode == 3, night  # what waits for the portal is an alert
+    assert night.returncode == 3, night  # the pushes are alerts
     assert ours.facts.rows("SELECT status FROM certificates") == [("revoked",)] * 2
 
 
 PAGE = read("docs/dashboard.md")
-"""What it tells an app to read, hear and call is there, for coordinators."""
 
 
 def blocks(*languages: str) -> list[str]:
@@ -202,15 +195,15 @@ def blocks(*languages: str) -> list[str]:
 
 
 def table_under(heading: str) -> list[str]:
-    """The first column of the page's table with this heading."""
+    """Return the first column of the page's table with this heading."""
     rows = re.search(rf"^\| {heading} \|.*\n\|[-|]+\n((?:\|.*\n)+)", PAGE, flags=re.MULTILINE)
     assert rows is not None
     return re.findall(r"^\| `([^`]+)` \|", rows[1], flags=re.MULTILINE)
 
 
 @pytest.mark.usefixtures("theirs")
-def test_each_statement_of_the_page_answers_a_coordinator_for_the_own_organisation(ours: Organisation) -> None:
-    """One row each, although there are two; the view and the function answer with all the columns of the page."""
+def test_sql_of_the_dashboard_page_answers_a_coordinator(ours: Organisation) -> None:
+    """Each statement returns the row of the own organisation, with the columns that the page lists."""
     ours.facts.connection.execute(
         "INSERT INTO mentor_pauses (mentor_id, reason, actor)"
         " SELECT id, 'certification_expired', 'certjob' FROM mentors;"
@@ -226,8 +219,8 @@ def test_each_statement_of_the_page_answers_a_coordinator_for_the_own_organisati
     assert table_under("SQLSTATE") == ["42501", "P0001", "P0001"]  # as test_request_portal_resync.py has them
 
 
-def test_what_the_code_of_the_page_names_exists(ours: Organisation) -> None:
-    """The view with its columns, the function with its parameter, a published table."""
+def test_code_of_the_dashboard_page_names_existing_objects(ours: Organisation) -> None:
+    """It uses views, columns, functions, parameters and published tables."""
     published = {row[0] for row in ours.facts.rows("SELECT tablename FROM pg_publication_tables")}
     for code in blocks("js", "dart"):
         tables = re.findall(r"\bfrom\(['\"](\w+)['\"]\)\s*\.select\(['\"]([^'\"]+)", code)

@@ -1,6 +1,7 @@
-"""The schema on a real PostgreSQL: defaults, triggers, constraints, what may be deleted, the view of alerts."""
+"""The schema on a real PostgreSQL: defaults, triggers, constraints, deletion of mentors, and the view of alerts."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import date
 from typing import Any
 from uuid import uuid4
@@ -17,8 +18,8 @@ LATER = "2030-01-01"
 """A review day that no trigger writes."""
 
 
-class Scene:
-    """An organisation with a mentor who has one of everything and another mentor beside; nobody is due."""
+class Records:
+    """An organisation with two mentors, of whom the first has one of everything. No one is due."""
 
     def __init__(self, facts: Facts, slug: str = "hlf") -> None:
         self.facts = facts
@@ -36,18 +37,15 @@ class Scene:
         cursor = psycopg.ClientCursor(connection or self.facts.connection)  # takes several statements
         cursor.execute(statements.encode(), self.names)
 
-    def mentors(self, condition: str) -> str:
-        """Which of the two mentors it holds for."""
+    def mentors(self, condition: str = "review_on = '-infinity'") -> str:
+        """Return which of the two mentors meet a condition; by default those that are due."""
         found = {row[0] for row in self.facts.rows(f"SELECT id FROM mentors WHERE {condition}")}
         return " ".join(name for name in ("mentor", "other") if self.names[name] in found)
 
 
 @pytest.fixture
-def scene(facts: Facts) -> Scene:
-    return Scene(facts)
-
-
-LOOKED_AT = "review_on = '-infinity'"
+def records(facts: Facts) -> Records:
+    return Records(facts)
 
 
 EVENT = "INSERT INTO portal_sync_events (mentor_id, visible, status) VALUES (%(mentor)s, false, '{}')"
@@ -78,8 +76,8 @@ TWIN = (
 ELSEWHERE = TWIN.replace("SELECT organisation_id", "SELECT %(elsewhere)s").format("member_no", "NULL")
 
 
-def test_every_table_takes_an_insert_of_its_facts_alone(scene: Scene) -> None:
-    """An intent is due at once, and so is the review of a new mentor, who counts as shown."""
+def test_insert_needs_only_facts(records: Records) -> None:
+    """Intents are due at once. A new mentor is due for a review and counts as visible."""
     for statement in (
         "INSERT INTO organisations (slug, name) VALUES ('new', 'New')",
         COORDINATOR.format("k@example.org"),
@@ -93,12 +91,12 @@ def test_every_table_takes_an_insert_of_its_facts_alone(scene: Scene) -> None:
         "INSERT INTO coordinator_digests (coordinator_id, digest_on) SELECT id, '2026-03-10' FROM coordinators",
         "INSERT INTO job_runs (id, command, as_of, host, version) VALUES (gen_random_uuid(), 'x', now(), 'h', '1')",
     ):
-        scene.do(statement)
+        records.do(statement)
 
     for table in ("cert_notification_log", "portal_sync_events", "coordinator_digests"):
-        due = scene.facts.rows(f"SELECT status, next_attempt_at <= now(), attempts FROM {table}")
+        due = records.facts.rows(f"SELECT status, next_attempt_at <= now(), attempts FROM {table}")
         assert due == [("pending", True, 0)], table
-    due = scene.facts.rows("SELECT review_on = '-infinity', portal_visible FROM mentors WHERE member_no = 'M1'")
+    due = records.facts.rows("SELECT review_on = '-infinity', portal_visible FROM mentors WHERE member_no = 'M1'")
     assert due == [(True, True)]
 
 
@@ -108,8 +106,8 @@ def updates(table: str, name: str, *assignments: str) -> list[str]:
 
 LIFTED = ("lifted_at = now()", "lifted_at = now(), lifted_by = 'anna'")
 CHANGED_CONTACT = updates("mentors", "mentor", "dynamics_contact_id = gen_random_uuid()", "dynamics_contact_id = NULL")
-(LEFT_FOR_ANOTHER,) = updates("mentors", "mentor", "organisation_id = %(elsewhere)s")
-(PORTAL_GONE,) = updates("organisations", "organisation", "portal = NULL")
+(MOVED,) = updates("mentors", "mentor", "organisation_id = %(elsewhere)s")
+(WITHOUT_PORTAL,) = updates("organisations", "organisation", "portal = NULL")
 (NEW_PORTAL,) = updates("organisations", "elsewhere", "portal = 'dynamics'")
 OF_ONE = [
     f"{CERTIFICATE} VALUES (%(mentor)s, 'first_aid', '2025-01-01', '2027-01-01')",
@@ -133,18 +131,18 @@ OF_BOTH = [
     *updates("organisations", "organisation", "reminder_thresholds = '{10}'", "reminder_thresholds = '{}'"),
     *updates("organisations", "organisation", "optional_kinds = '{first_aid}'"),
 ]
-CHANGES = {
-    "mentor": [*OF_ONE, LEFT_FOR_ANOTHER],
-    "mentor other": [*OF_BOTH, PORTAL_GONE],
+REVIEWED = {
+    "mentor": [*OF_ONE, MOVED],
+    "mentor other": [*OF_BOTH, WITHOUT_PORTAL],
     "other": updates("mentor_pauses", "over", "lifted_at = NULL, lifted_by = NULL"),
     "": [
-        # What certjob itself writes.
+        # Columns that certjob writes.
         *updates("certificates", "certificate", "status = 'expired'"),
         *updates("mentors", "mentor", "portal_visible = false"),
         *updates("mentor_pauses", "own", "lifted_at = now(), lifted_by = 'certjob'"),
         PAUSE.format("other", "certification_expired", "certjob"),
         "DELETE FROM mentor_pauses WHERE id = %(over)s",
-        # What stays as it was.
+        # Unchanged values.
         "UPDATE certificates SET mentor_id = mentor_id, kind = kind, issued_on = issued_on, expires_on = expires_on,"
         " revoked_at = revoked_at",
         f"{CERTIFICATE} SELECT mentor_id, kind, issued_on, expires_on FROM certificates {UPSERT}",
@@ -153,7 +151,7 @@ CHANGES = {
         " dynamics_contact_id = dynamics_contact_id",
         "UPDATE organisations SET reminder_thresholds = reminder_thresholds, optional_kinds = optional_kinds,"
         " portal = portal",
-        # What is no fact, or none of theirs.
+        # Other columns, and facts of other mentors.
         *updates("mentors", "mentor", "full_name = 'Ola', member_no = 'M9', locale = 'nn'"),
         *updates("organisations", "organisation", "name = 'New', contact_phone = '22 00 00 00'"),
         *updates("organisations", "elsewhere", "reminder_thresholds = '{10}'"),
@@ -161,116 +159,169 @@ CHANGES = {
         NEW_PORTAL,
     ],
 }
+"""Statements by the mentors that are due afterwards."""
 
 
-def test_a_changed_fact_makes_certjob_look_also_when_the_mentors_are_hidden_from_the_writer(scene: Scene) -> None:
-    """At whoever it is about. Only a changed contact or portal makes the shown value unknown: what is wanted is pushed.
-
-    Policies hide every mentor from the role, and the private schema is closed to it.
-    """
-    connection, role = scene.facts.connection, f"certjob_test_{uuid4().hex[:12]}"
-    newcomer = scene.facts.mentor(scene.names["elsewhere"])
-    scene.do(f"UPDATE mentors SET portal_visible = false, review_on = '{LATER}'")
-    looked_at = {statement: who for who, statements in CHANGES.items() for statement in statements}
-    unknown = dict.fromkeys(CHANGED_CONTACT, "mentor") | {PORTAL_GONE: "mentor other"}
-    found, newly_unknown = {}, {}
+def test_changed_fact_makes_exactly_its_mentors_due(records: Records) -> None:
+    """The writer cannot see any mentor. A changed contact or portal also makes the visible value unknown."""
+    connection, role = records.facts.connection, f"certjob_test_{uuid4().hex[:12]}"
+    newcomer = records.facts.mentor(records.names["elsewhere"])
+    records.do(f"UPDATE mentors SET portal_visible = false, review_on = '{LATER}'")
+    expected = {statement: who for who, statements in REVIEWED.items() for statement in statements}
+    unknown = dict.fromkeys(CHANGED_CONTACT, "mentor") | {WITHOUT_PORTAL: "mentor other"}
+    due, newly_unknown = {}, {}
 
     with connection.transaction(force_rollback=True):
-        scene.do(
-            f"CREATE ROLE {role}; GRANT USAGE ON SCHEMA certjob TO {role}; GRANT SELECT, UPDATE ON mentors TO {role}"
+        records.do(
+            f"CREATE ROLE {role}; GRANT USAGE ON SCHEMA certjob TO {role}; GRANT SELECT, UPDATE ON mentors TO {role};"
+            "DROP POLICY reads_own ON mentors"
         )
-        scene.do("DROP POLICY reads_own ON mentors")
         for table in ("certificates", "mentor_pauses", "organisations"):
-            scene.do(f"GRANT SELECT, INSERT, UPDATE, DELETE ON {table} TO {role}")
-            scene.do(f"CREATE POLICY all_of_it ON {table} TO {role} USING (true)")
-        for statement in looked_at:
+            records.do(f"GRANT SELECT, INSERT, UPDATE, DELETE ON {table} TO {role}")
+            records.do(f"CREATE POLICY all_of_it ON {table} TO {role} USING (true)")
+        for statement in expected:
             with connection.transaction(force_rollback=True):
                 if " mentors " not in statement:
-                    scene.do(f"SET LOCAL ROLE {role}")
-                    assert scene.facts.rows("SELECT FROM mentors") == []
-                scene.do(f"{statement}; RESET ROLE")
-                found[statement] = scene.mentors(LOOKED_AT)
-                newly_unknown[statement] = scene.mentors("portal_visible IS NULL")
-    scene.do(NEW_PORTAL)
+                    records.do(f"SET LOCAL ROLE {role}")
+                    assert records.facts.rows("SELECT FROM mentors") == []
+                records.do(f"{statement}; RESET ROLE")
+                due[statement] = records.mentors()
+                newly_unknown[statement] = records.mentors("portal_visible IS NULL")
+    records.do(NEW_PORTAL)
 
-    assert found == looked_at
-    assert {each: who for each, who in newly_unknown.items() if who and each != LEFT_FOR_ANOTHER} == unknown
-    assert scene.facts.rows("SELECT id FROM mentors WHERE portal_visible IS NULL") == [(newcomer,)]
+    assert due == expected
+    assert {each: who for each, who in newly_unknown.items() if who and each != MOVED} == unknown
+    assert records.facts.rows("SELECT id FROM mentors WHERE portal_visible IS NULL") == [(newcomer,)]
 
 
-def test_a_corrected_address_makes_failed_reminders_due_at_once(scene: Scene) -> None:
-    """Those of this mentor, and those that failed."""
-    scene.do(
+def test_corrected_address_makes_failed_reminders_due(records: Records) -> None:
+    """Other reminders, and those of other mentors, stay as they are."""
+    records.do(
         "INSERT INTO cert_notification_log (mentor_id, threshold_days, cert_id, expires_on, status, attempts,"
         " next_attempt_at) SELECT id, days, gen_random_uuid(), '2026-03-10', status, 3, now() + interval '6 hours'"
         " FROM (VALUES (%(mentor)s, 7, 'failed'), (%(mentor)s, 14, 'sent'), (%(mentor)s, 30, 'superseded'),"
         " (%(mentor)s, 60, 'cancelled'), (%(other)s, 90, 'failed')) AS r (id, days, status)"
     )
     log = "SELECT status, attempts, next_attempt_at <= now() FROM cert_notification_log ORDER BY threshold_days"
-    before = scene.facts.rows(log)
+    before = records.facts.rows(log)
 
-    scene.do("UPDATE mentors SET left_at = now(), email = email WHERE id = %(mentor)s")
-    assert scene.facts.rows(log) == before
-    scene.do("UPDATE mentors SET email = 'right@example.org' WHERE id = %(mentor)s")
+    records.do("UPDATE mentors SET left_at = now(), email = email WHERE id = %(mentor)s")
+    assert records.facts.rows(log) == before
+    records.do("UPDATE mentors SET email = 'right@example.org' WHERE id = %(mentor)s")
 
-    assert scene.facts.rows(log) == [("pending", 0, True), *before[1:]]
+    assert records.facts.rows(log) == [("pending", 0, True), *before[1:]]
 
 
-def race(scene: Scene, app: App, statement: str, *, certjobs: str) -> None:
-    """Hold the mentor as certjob does, let the app begin its statement, do certjob's own, and commit both."""
+def race(records: Records, app: App, statement: str, *, certjobs: str) -> None:
+    """Run the app's statement while certjob has locked the mentor, then certjob's statement, and commit both."""
 
     def commit() -> None:
         with app.transaction():
-            scene.do(statement, app)
+            records.do(statement, app)
 
-    certjob = scene.facts.connection
+    certjob = records.facts.connection
     with psycopg.connect(certjob.info.dsn, autocommit=True) as observer, ThreadPoolExecutor(1) as background:
         with certjob.transaction():
-            scene.do("SELECT FROM mentors WHERE id = %(mentor)s FOR NO KEY UPDATE")
+            records.do("SELECT FROM mentors WHERE id = %(mentor)s FOR NO KEY UPDATE")
             other_session = background.submit(commit)
             until(lambda: waits_for_a_lock(observer, app))
-            scene.do(certjobs)
+            records.do(certjobs)
         other_session.result(20)
 
 
-def test_a_fact_written_while_certjob_holds_the_mentor_is_looked_at_afterwards(facts: Facts, app: App) -> None:
-    """The app waits for certjob, then overwrites its date: -infinity wins, though the mentor was due already."""
+def test_fact_written_during_a_review_makes_the_mentor_due(facts: Facts, app: App) -> None:
+    """The app waits for certjob's lock and then overwrites its review day."""
     lost = []
     for number, statement in enumerate((*OF_ONE, *OF_BOTH)):
-        scene = Scene(facts, f"hlf-{number}")
-        scene.do("UPDATE mentors SET review_on = '-infinity' WHERE id = %(mentor)s")
-        race(scene, app, statement, certjobs=f"UPDATE mentors SET review_on = '{LATER}' WHERE id = %(mentor)s")
-        lost += [statement] if "mentor" not in scene.mentors(LOOKED_AT) else []
+        records = Records(facts, f"hlf-{number}")
+        records.do("UPDATE mentors SET review_on = '-infinity' WHERE id = %(mentor)s")
+        race(records, app, statement, certjobs=f"UPDATE mentors SET review_on = '{LATER}' WHERE id = %(mentor)s")
+        lost += [statement] if "mentor" not in records.mentors() else []
 
     assert lost == []
 
 
-def test_a_mentor_is_not_deleted_while_certjob_queues_a_push(scene: Scene, app: App) -> None:
-    """The DELETE waits, then sees the intent that was not there when it began."""
-    scene.do("UPDATE mentors SET portal_visible = false")
+LEFT = "UPDATE mentors SET left_at = now(), portal_visible = false WHERE id = %(mentor)s"
+DELETE = "DELETE FROM mentors WHERE id = %(mentor)s"
+
+
+def test_mentor_is_not_deleted_while_certjob_queues_a_push(records: Records, app: App) -> None:
+    """The DELETE waits for the lock and then finds the new intent."""
+    records.do("UPDATE mentors SET portal_visible = false")
 
     with pytest.raises(psycopg.errors.RestrictViolation):
-        race(scene, app, DELETE, certjobs=EVENT.format("pending"))
+        race(records, app, DELETE, certjobs=EVENT.format("pending"))
 
 
-NOT_SENT = ("pending", "failed", "cancelled")
-ONCE = [
-    # What is there, what is one too many, and what may be beside it.
-    (ILL, ILL, f"UPDATE mentor_pauses SET lifted_at = now(); {ILL}"),
-    (EVENT.format("blocked"), EVENT.format("pending"), EVENT.format("pending").replace("(mentor)", "(other)")),
-    (EVENT.format("pending"), EVENT.format("blocked"), "; ".join(map(EVENT.format, 2 * ("delivered", "withdrawn")))),
-    (SENT, SENT.replace("2026", "2027"), SENT.replace("7", "14", 1) + "; " + SENT.replace("(mentor)", "(other)")),
-    (FAILURE, FAILURE, f"UPDATE dynamics_sync_failures SET resolved_at = now(); {FAILURE}"),
-    *((DIGEST.format(1, status), DIGEST.format(2, "pending"), DIGEST.format(2, "sent")) for status in NOT_SENT),
-    ("", "INSERT INTO organisations (slug, name) VALUES ('hlf', 'Another')", ""),
-    ("", TWIN.format("member_no", "NULL"), ELSEWHERE),
-    ("", f"{CERTIFICATE} SELECT mentor_id, kind, issued_on, expires_on + 1 FROM certificates", ""),
-    # With one contact they would hide and show each other.
-    (TWIN.format("'none'", "NULL"), TWIN.format("'twin'", "dynamics_contact_id"), TWIN.format("'nobody'", "NULL")),
-]
+@dataclass(frozen=True, kw_only=True)
+class OnlyOne:
+    """A second row that is rejected beside the first, and a similar one that is allowed."""
+
+    first: str = ""
+    second: str
+    allowed: str = ""
 
 
-REFUSED = (
+ONLY_ONE = {
+    "open pause of a reason": OnlyOne(
+        first=ILL, second=ILL, allowed=f"UPDATE mentor_pauses SET lifted_at = now(); {ILL}"
+    ),
+    "pending push beside a blocked one": OnlyOne(
+        first=EVENT.format("blocked"),
+        second=EVENT.format("pending"),
+        allowed=EVENT.format("pending").replace("(mentor)", "(other)"),
+    ),
+    "blocked push beside a pending one": OnlyOne(
+        first=EVENT.format("pending"),
+        second=EVENT.format("blocked"),
+        allowed="; ".join(map(EVENT.format, 2 * ("delivered", "withdrawn"))),
+    ),
+    "reminder of a threshold": OnlyOne(
+        first=SENT,
+        second=SENT.replace("2026", "2027"),
+        allowed=SENT.replace("7", "14", 1) + "; " + SENT.replace("(mentor)", "(other)"),
+    ),
+    "unresolved failure": OnlyOne(
+        first=FAILURE,
+        second=FAILURE,
+        allowed=f"UPDATE dynamics_sync_failures SET resolved_at = now(); {FAILURE}",
+    ),
+    **{
+        f"digest beside a {status} one": OnlyOne(
+            first=DIGEST.format(1, status), second=DIGEST.format(2, "pending"), allowed=DIGEST.format(2, "sent")
+        )
+        for status in ("pending", "failed", "cancelled")
+    },
+    "slug": OnlyOne(second="INSERT INTO organisations (slug, name) VALUES ('hlf', 'Another')"),
+    "member number": OnlyOne(second=TWIN.format("member_no", "NULL"), allowed=ELSEWHERE),
+    "certificate of a kind and issue date": OnlyOne(
+        second=f"{CERTIFICATE} SELECT mentor_id, kind, issued_on, expires_on + 1 FROM certificates"
+    ),
+    "contact ID": OnlyOne(
+        first=TWIN.format("'none'", "NULL"),
+        second=TWIN.format("'twin'", "dynamics_contact_id"),
+        allowed=TWIN.format("'another'", "NULL"),
+    ),
+}
+
+
+def test_second_row_is_rejected_by_a_named_constraint(records: Records) -> None:
+    """The app shows the name of the constraint, so each name exists once."""
+    connection = records.facts.connection
+    records.do(COORDINATOR.format("k@example.org"))
+    for what, rows in ONLY_ONE.items():
+        with connection.transaction(force_rollback=True):
+            records.do(rows.first)
+            with pytest.raises(psycopg.IntegrityError) as rejected, connection.transaction():
+                records.do(rows.second)
+            assert rejected.value.diag.constraint_name, what
+            records.do(rows.allowed)
+
+    twice = "SELECT conname FROM pg_constraint WHERE connamespace = 'certjob'::regnamespace GROUP BY 1"
+    assert records.facts.rows(twice + " HAVING count(*) > 1") == []
+
+
+INVALID = (
     *updates("certificates", "certificate", "issued_on = '2026-03-11'", "expires_on = 'infinity'", "status = 'lapsed'"),
     *updates("certificates", "certificate", "expires_on = '10000-01-01'", "issued_on = '0001-12-31 BC'"),
     *updates("organisations", "organisation", "reminder_thresholds = '{7,null}'", "reminder_thresholds = '{3651}'"),
@@ -286,78 +337,68 @@ REFUSED = (
 )
 
 
-def test_the_database_refuses_what_may_exist_only_once_and_what_no_program_should_write(scene: Scene) -> None:
-    """With the name of the check, of which there is only one, so that the app can say what is wrong."""
-    connection, taken = scene.facts.connection, []
-    scene.facts.certificate(scene.names["other"], date(9999, 12, 31), issued_on=date(1, 1, 1))  # the widest range
-    scene.do(COORDINATOR.format("k@example.org"))
-    for there, refused, beside in (*ONCE, *(("", statement, "") for statement in REFUSED)):
-        with connection.transaction(force_rollback=True):
-            scene.do(there)
-            try:
-                with connection.transaction():
-                    scene.do(refused)
-                taken.append(refused)
-            except psycopg.IntegrityError as error:
-                taken += [] if error.diag.constraint_name else [refused]
-            scene.do(beside)
+def test_invalid_value_is_rejected_by_a_named_constraint(records: Records) -> None:
+    """The widest range of dates is accepted."""
+    records.facts.certificate(records.names["other"], date(9999, 12, 31), issued_on=date(1, 1, 1))
 
-    assert taken == []
-    twice = "SELECT conname FROM pg_constraint WHERE connamespace = 'certjob'::regnamespace GROUP BY 1"
-    assert scene.facts.rows(twice + " HAVING count(*) > 1") == []
+    for statement in INVALID:
+        with pytest.raises(psycopg.IntegrityError) as rejected, records.facts.connection.transaction():
+            records.do(statement)
+        assert rejected.value.diag.constraint_name, statement
 
 
-LEFT = "UPDATE mentors SET left_at = now(), portal_visible = false WHERE id = %(mentor)s"
-DELETE = "DELETE FROM mentors WHERE id = %(mentor)s"
+@pytest.mark.parametrize(
+    "state",
+    [
+        pytest.param(f"{LEFT}; {EVENT.format('pending')}", id="pending push"),
+        pytest.param(f"{LEFT}; {EVENT.format('blocked')}", id="blocked push"),
+        pytest.param(f"{LEFT}; {SENT.replace('sent', 'pending')}", id="pending reminder"),
+        pytest.param("UPDATE mentors SET portal_visible = true", id="visible"),
+        pytest.param("UPDATE mentors SET portal_visible = NULL", id="unknown on the portal"),
+    ],
+)
+def test_mentor_with_open_work_cannot_be_deleted(records: Records, state: str) -> None:
+    """The error names the mentor, and the hint says how to delete."""
+    records.do(state)
+
+    with pytest.raises(psycopg.errors.RestrictViolation, match=str(records.names["mentor"])) as refused:
+        records.do(DELETE)
+
+    assert "set left_at" in (refused.value.diag.message_hint or "")
 
 
-def test_a_mentor_for_whom_something_is_open_cannot_be_deleted(scene: Scene) -> None:
-    """The message names the mentor, the hint the way."""
-    for what in (
-        f"{LEFT}; {EVENT.format('pending')}",
-        f"{LEFT}; {EVENT.format('blocked')}",
-        f"{LEFT}; {SENT.replace('sent', 'pending')}",
-        "UPDATE mentors SET portal_visible = true",
-        "UPDATE mentors SET portal_visible = NULL",
-    ):
-        with pytest.raises(psycopg.errors.RestrictViolation) as refused, scene.facts.connection.transaction():
-            scene.do(f"{what}; {DELETE}")
-        said = f"{refused.value} {refused.value.diag.message_hint}"
-        assert (str(scene.names["mentor"]) in said, "set left_at" in said) == (True, True), what
+def test_history_outlives_its_certificate_and_event(records: Records) -> None:
+    """A deleted certificate leaves its reminders and its audit, a pruned event leaves its failure."""
+    records.do("; ".join((SENT, TRANSITION, EVENT.format("delivered"), FAILURE)))
+    records.do("UPDATE dynamics_sync_failures SET event_id = (SELECT id FROM portal_sync_events)")
+
+    records.do("DELETE FROM certificates; DELETE FROM portal_sync_events")
+
+    for column in ("cert_id FROM cert_notification_log", "certificate_id FROM certificate_transitions"):
+        assert records.facts.rows(f"SELECT {column}") == [(records.names["certificate"],)]
+    assert records.facts.rows("SELECT event_id, error FROM dynamics_sync_failures") == [(None, "x")]
 
 
-def test_a_mentor_who_left_can_be_deleted_once_everything_is_settled(scene: Scene) -> None:
-    """Their rows go with them, other people's stay; whom no portal can show need not have left.
-
-    History does not hang on what it is about: a deleted certificate leaves its reminders and its audit, a pruned event
-    the failure that told of it. A hide without a contact is blocked for ever, and holds nobody.
-    """
-    elsewhere = scene.facts.certified_mentor(scene.names["elsewhere"], TODAY)
-    scene.do("; ".join((SENT, TRANSITION, EVENT.format("delivered"), FAILURE)))
-    scene.do("UPDATE dynamics_sync_failures SET resolved_at = now(), event_id = (SELECT id FROM portal_sync_events)")
-    scene.do("DELETE FROM certificates; DELETE FROM portal_sync_events")
-    for asked in ("cert_id FROM cert_notification_log", "certificate_id FROM certificate_transitions"):
-        assert scene.facts.rows(f"SELECT {asked}") == [(scene.names["certificate"],)]
-    assert scene.facts.rows("SELECT event_id, error FROM dynamics_sync_failures") == [(None, "x")]
-
+def test_mentor_without_open_work_is_deleted_with_all_rows(records: Records) -> None:
+    """Rows of other mentors stay. A blocked hide without a contact, or an organisation without a portal, allows it."""
+    elsewhere = records.facts.certified_mentor(records.names["elsewhere"], TODAY)
     others = EVENT.format("pending").replace("(mentor)", "(other)")
     claim = "UPDATE portal_sync_events SET claim_token = gen_random_uuid(), next_attempt_at = now() + '1 minute'"
-    scene.do(f"{others}; {claim}; {EVENT.format('delivered')}")
-    scene.do(f"{CHANGED_CONTACT[-1]}; {LEFT}; {EVENT.format('blocked')}; {DELETE}")
-    scene.facts.connection.execute("DELETE FROM mentors WHERE id = %s", (elsewhere,))
+    records.do("; ".join((SENT, TRANSITION, FAILURE, others, claim, EVENT.format("delivered"))))
+    records.do(f"UPDATE dynamics_sync_failures SET resolved_at = now(); {CHANGED_CONTACT[-1]}; {LEFT}")
+
+    records.do(f"{EVENT.format('blocked')}; {DELETE}")
+    records.facts.connection.execute("DELETE FROM mentors WHERE id = %s", (elsewhere,))
 
     for table, number in (("certificate_transitions", 0), ("cert_notification_log", 0), ("portal_sync_events", 1)):
-        assert scene.facts.rows(f"SELECT count(*) FROM {table}") == [(number,)], table
-    assert scene.facts.rows("SELECT id FROM mentors") == [(scene.names["other"],)]
+        assert records.facts.rows(f"SELECT count(*) FROM {table}") == [(number,)], table
+    assert records.facts.rows("SELECT id FROM mentors") == [(records.names["other"],)]
     with pytest.raises(psycopg.errors.IntegrityError):
-        scene.do("DELETE FROM organisations WHERE id = %(organisation)s")
+        records.do("DELETE FROM organisations WHERE id = %(organisation)s")
 
 
-def test_the_alerts_are_what_failed_or_has_waited_for_more_than_an_hour(facts: Facts) -> None:
-    """Of open events; hides first, the oldest before the others, each once; a mentor without a name by the number.
-
-    What is wanted in the future was written by a wrong clock.
-    """
+def test_alerts_are_failed_pushes_and_those_older_than_an_hour(facts: Facts) -> None:
+    """A time in the future counts as old, because a wrong clock wrote it. A mentor without a name has a number."""
     facts.connection.execute(
         "INSERT INTO mentors (organisation_id, member_no, full_name, review_on)"
         f" SELECT '{facts.organisation()}', 'M' || n, CASE WHEN n <> 5 THEN 'Kari' END, '9999-12-31'"

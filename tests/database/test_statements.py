@@ -1,4 +1,4 @@
-"""Every statement has one name and one owner, and is used."""
+"""Named statements and their settings."""
 
 import ast
 import re
@@ -19,11 +19,11 @@ NAMES = [
 OWNERS = dict(NAMES)
 """The package of each statement."""
 VERBS = ("lock_due", "claim", "settle", "hold", "reopen_refused")
-"""What the outbox, and a queue of mail, do to a table."""
+"""Prefixes of the statements that an outbox composes."""
 
 
 def named_in(path: Path) -> set[str]:
-    """The statements that a file's code names, also by ``table="reminders"``: ``claim_reminders``."""
+    """Return the statements that a file names, also by ``table="reminders"``."""
     code = path.read_text()
     nodes = ast.walk(ast.parse(code))
     names = {str(node.value) for node in nodes if isinstance(node, ast.Constant)}
@@ -31,19 +31,17 @@ def named_in(path: Path) -> set[str]:
     return names & OWNERS.keys()
 
 
-def test_every_statement_is_used_and_only_by_its_own_package() -> None:
-    """Whoever needs another package's figure asks a function of that package."""
+def test_each_statement_is_used_only_by_its_own_package() -> None:
+    """Other packages call a function of that package."""
     packages = {(name, path.relative_to(CERTJOB).parts[0]) for path in CODE for name in named_in(path)}
 
     assert packages == set(OWNERS.items())
-    assert OWNERS.keys() == database.all_statements().keys(), "a name is misspelt"
-    assert len(NAMES) == len(OWNERS), "two statements have one name: a call of it could mean either"
+    assert OWNERS.keys() == database.all_statements().keys(), "a name is invalid"
+    assert len(NAMES) == len(OWNERS), "two statements have the same name"
 
 
-def test_a_statement_alone_and_one_in_a_transaction_have_certjobs_settings(
-    connection: Connection, database_url: str
-) -> None:
-    """In another time zone a day would be another day, and no command would say so. What others see is as it was."""
+def test_statements_always_run_with_certjobs_settings(connection: Connection, database_url: str) -> None:
+    """They do so inside and outside a transaction. The session itself keeps its settings."""
     name = connection.info.dbname
     connection.execute(f"ALTER DATABASE {name} SET timezone = 'Asia/Tokyo'".encode())
     with database.connect(database_url) as fresh:

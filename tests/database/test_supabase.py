@@ -1,7 +1,6 @@
-"""certjob in a Supabase project as it is today: the app's roles, the excess rights that `check` finds, Realtime."""
+"""certjob in a Supabase project: the app's roles, excess rights that `check` finds, and Realtime."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
@@ -10,13 +9,12 @@ from certjob.database import Connection, migrations
 from tests.conftest import Certjob
 from tests.support import supabase
 from tests.support.app_rows import DENIED, Organisation, furnish
-from tests.support.own_server import Cluster, data_folder
-from tests.support.supabase import CUSTOM_SCHEMA_GUIDE, acting, logged_in
+from tests.support.supabase import CUSTOM_SCHEMA_GUIDE, acting
 
 
 @pytest.fixture(params=[True, False], ids=["before 30 October 2026", "after"])
 def project(request: pytest.FixtureRequest, empty_database_url: str) -> Iterator[Connection]:
-    """The owner's connection to a migrated project, with Supabase's default privileges of the time."""
+    """The owner's connection to a migrated project with the default privileges of that time."""
     with database.connect(empty_database_url) as owner:
         supabase.set_up(owner, default_privileges=request.param)
         migrations.migrate(owner)
@@ -24,8 +22,8 @@ def project(request: pytest.FixtureRequest, empty_database_url: str) -> Iterator
         yield owner
 
 
-def test_the_apps_server_enters_facts_and_reads_alerts(project: Connection) -> None:
-    """Also by an upsert, as supabase-js writes one; derived columns are refused."""
+def test_service_role_writes_facts_and_reads_alerts(project: Connection) -> None:
+    """It may use the upserts of supabase-js, but it cannot write derived columns."""
     with acting(project, "service_role"):
         project.execute("INSERT INTO organisations (slug, name, portal) VALUES ('hlf', 'HLF', 'dynamics')")
         for name in ("Kari", "Kari Nordmann"):
@@ -53,7 +51,8 @@ def test_the_apps_server_enters_facts_and_reads_alerts(project: Connection) -> N
             project.execute(f"UPDATE {derived}".encode())
 
 
-def test_coordinators_see_their_own_organisation_and_visitors_nothing(project: Connection) -> None:
+def test_coordinators_see_their_organisation_and_visitors_nothing(project: Connection) -> None:
+    """The result does not depend on Supabase's default privileges."""
     ours, theirs = (furnish(project, slug, api=project) for slug in ("hlf", "nhf"))
 
     assert ours.asks("SELECT id FROM mentors") == [(ours.mentor,)]
@@ -76,8 +75,8 @@ EXCESS = {
 }
 
 
-def test_check_finds_every_right_that_certjob_does_not_grant(owner: Connection) -> None:
-    """Nothing after `db migrate`."""
+def test_check_lists_each_excess_right_until_the_next_migrate(owner: Connection) -> None:
+    """`db migrate` revokes all of them."""
 
     def found() -> set[str]:
         return {f"{role}: {what} on {name}" for role, what, name in database.fetch(owner, "list_excess_rights")}
@@ -92,7 +91,7 @@ def test_check_finds_every_right_that_certjob_does_not_grant(owner: Connection) 
 
 
 def test_check_fails_after_the_grants_of_supabases_guide(here: Certjob, owner: Connection, supabase_url: str) -> None:
-    """With the next step, which mends it."""
+    """The printed next step repairs the rights."""
     owner.execute(CUSTOM_SCHEMA_GUIDE.encode())
 
     failed = here("check", "-q", CERTJOB_DATABASE_URL=supabase_url)
@@ -105,101 +104,24 @@ def test_check_fails_after_the_grants_of_supabases_guide(here: Certjob, owner: C
     assert (migrated.returncode, "rights" in mended.stdout) == (0, False)
 
 
-@pytest.fixture(scope="module")
-def realtime() -> Iterator[Connection]:
-    """The owner's connection to a project on a server that decodes its log, as Realtime needs it."""
-    with data_folder("realtime") as folder, Cluster(folder, wal_level="logical", fsync="off") as cluster:
-        cluster.restart()
-        cluster.make("realtime", "template0")
-        with database.connect(cluster.url("realtime")) as owner:
-            supabase.set_up(owner)
-            migrations.migrate(owner)
-            owner.execute("SET search_path = certjob")
-            owner.execute("SELECT pg_create_logical_replication_slot('realtime', 'pgoutput')")
-            yield owner
-            owner.execute("SELECT pg_drop_replication_slot('realtime')")
-
-
-def decoded(owner: Connection) -> list[tuple[str, str, list[str | None]]]:
-    """What the slot has for Realtime: the operation, the table and the columns of the changed row."""
-    names: dict[int, str] = {}
-    changes = []
-    messages = (
-        "SELECT data FROM pg_logical_slot_get_binary_changes("
-        "'realtime', NULL, NULL, 'proto_version', '1', 'publication_names', 'supabase_realtime')"
-    )
-    for (data,) in owner.execute(messages.encode()).fetchall():
-        kind, relation = chr(data[0]), int.from_bytes(data[1:5], "big")
-        if kind == "R":
-            schema, table, _ = data[5:].split(b"\0", 2)
-            names[relation] = f"{schema.decode()}.{table.decode()}"
-        if kind in "IUD":
-            assert data[5:6] == (b"K" if kind == "D" else b"N"), (
-                "of a deleted row the key, of the others the new values"
-            )
-            changes.append((kind, names[relation], _columns(data[6:])))
-    return changes
-
-
-def _columns(data: bytes) -> list[str | None]:
-    """The values of a tuple of the protocol; None: null, or not sent."""
-    values: list[str | None] = []
-    number, at = int.from_bytes(data[:2], "big"), 2
-    for _ in range(number):
-        is_text, at = data[at : at + 1] == b"t", at + 1
-        if not is_text:
-            values.append(None)
-            continue
-        length = int.from_bytes(data[at : at + 4], "big")
-        values.append(data[at + 4 : at + 4 + length].decode())
-        at += 4 + length
-    return values
-
-
-def test_realtime_gets_failures_alone_and_of_a_deleted_one_the_key(realtime: Connection) -> None:
-    """Everyone hears a DELETE, whatever row-level security says: the key is all that it holds."""
-    ours, theirs = (furnish(realtime, slug, api=realtime) for slug in ("hlf", "nhf"))
+def test_realtime_sends_only_unresolved_failures_to_their_coordinators(
+    owner: Connection, ours: Organisation, theirs: Organisation
+) -> None:
+    """Realtime reads a changed row with the rights of each listener. A DELETE, which all receive, has only the key."""
+    published = "SELECT schemaname, tablename FROM pg_publication_tables"
+    assert owner.execute(published.encode()).fetchall() == [("certjob", "dynamics_sync_failures")]
+    sent_of_a_deleted_row = "SELECT relreplident::text FROM pg_class WHERE relname = 'dynamics_sync_failures'"
+    assert owner.execute(sent_of_a_deleted_row.encode()).fetchall() == [("d",)]  # the primary key
     ((key,),) = ours.facts.rows("SELECT id FROM dynamics_sync_failures WHERE mentor_id = %s", ours.mentor)
-    realtime.execute("UPDATE dynamics_sync_failures SET attempts = 2 WHERE id = %s", (key,))
-    changes = decoded(realtime)
+    read = "SELECT id FROM certjob.dynamics_sync_failures WHERE id = %(key)s"
 
-    assert {table for _, table, _ in changes} == {"certjob.dynamics_sync_failures"}
-    assert [(kind, row[0]) for kind, _, row in changes if row[0] == str(key)] == [("I", str(key)), ("U", str(key))]
-    assert selected_by_each_role(realtime, key, ours, theirs) == {
-        "ours": 1,
-        "theirs": 0,
-        "service_role": 1,
-        "anon": None,
-    }
+    def readers() -> dict[str, int]:
+        with acting(ours.api, "service_role"):
+            server = ours.api.execute(read.encode(), {"key": key}).rowcount
+        return {"ours": len(ours.asks(read, key=key)), "theirs": len(theirs.asks(read, key=key)), "server": server}
 
-    realtime.execute("UPDATE dynamics_sync_failures SET resolved_at = now() WHERE id = %s", (key,))
-    assert selected_by_each_role(realtime, key, ours, theirs) == {
-        "ours": 0,
-        "theirs": 0,
-        "service_role": 1,
-        "anon": None,
-    }
-    realtime.execute("DELETE FROM dynamics_sync_failures WHERE id = %s", (key,))
-    *_, (kind, _, row) = decoded(realtime)
-    assert (kind, row[0], {*row[1:]}) == ("D", str(key), {None})
-
-
-def selected_by_each_role(
-    connection: Connection, key: object, ours: Organisation, theirs: Organisation
-) -> dict[str, int | None]:
-    """How many rows each listener gets by the key, as Realtime asks before it sends; None: refused."""
-    listeners: dict[str, Any] = {
-        "ours": logged_in(connection, ours.coordinator),
-        "theirs": logged_in(connection, theirs.coordinator),
-        "service_role": acting(connection, "service_role"),
-        "anon": acting(connection, "anon"),
-    }
-    found: dict[str, int | None] = {}
-    for name, listener in listeners.items():
-        try:
-            with listener:
-                asked = "SELECT FROM certjob.dynamics_sync_failures WHERE id = %s"
-                found[name] = connection.execute(asked, (key,)).rowcount
-        except DENIED:
-            found[name] = None
-    return found
+    assert readers() == {"ours": 1, "theirs": 0, "server": 1}
+    with pytest.raises(DENIED), acting(ours.api, "anon"):
+        ours.api.execute(read.encode(), {"key": key})
+    owner.execute("UPDATE dynamics_sync_failures SET resolved_at = now()")
+    assert readers() == {"ours": 0, "theirs": 0, "server": 1}

@@ -1,4 +1,4 @@
-"""`certjob load` at the command line: what is printed, and the exit code."""
+"""Output and exit code of `certjob load`."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Loading a CSV: the rows become facts, a second load changes nothing, and other sessions may be at work."""
+"""Load a CSV file: facts, repeated loads, and other sessions."""
 
 from datetime import UTC, date, datetime, timedelta
 from uuid import UUID
@@ -81,7 +81,7 @@ def test_empty_cell_and_absent_column_change_nothing(loader: Loader, facts: Fact
 
 
 def test_change_is_made_in_place_and_makes_the_mentor_due(loader: Loader) -> None:
-    """A certificate keeps its id, and with it its reminders. A new name is nothing to review."""
+    """A certificate keeps its id, and with it its reminders. A new name causes no review."""
     header = REQUIRED + ",full_name,email,dynamics_contact_id"
     lines = [row(f"M{n}", "Kari", "old@example.org", "", ends="2026-02-01") for n in range(1, 6)]
     loader.rows(*lines, header=header)
@@ -207,7 +207,7 @@ def test_skipped_mentor_keeps_the_contact_id_that_another_one_wants(loader: Load
 
 
 def test_load_counts_whom_the_next_run_pauses_and_brings_back(loader: Loader, facts: Facts) -> None:
-    """By the rules; of the mentors in the file whose facts have changed since their last review."""
+    """It applies the rules to mentors of the file with facts that changed since their last review."""
     past, future = str(TODAY - timedelta(days=1)), str(TODAY + timedelta(days=100))
     loader.rows(*(row(f"M{n}", ends=past if n < 3 else future) for n in range(1, 6)))
     night(facts.connection)
@@ -221,7 +221,7 @@ def test_load_counts_whom_the_next_run_pauses_and_brings_back(loader: Loader, fa
 
 
 def test_value_that_a_constraint_refuses_loads_nothing(loader: Loader) -> None:
-    """The error names the rule and nothing of the row."""
+    """The error names the constraint and does not quote the row."""
     loader.connection.execute("ALTER TABLE certificates ADD CONSTRAINT no_such_kind CHECK (kind <> 'forbidden')")
 
     with pytest.raises(InputError, match=r"the database rejects this file \(no_such_kind\); nothing was loaded"):
@@ -267,7 +267,7 @@ def test_load_and_app_both_make_their_changes(loader: Loader, app: App, database
 def test_load_gives_up_if_another_session_keeps_a_row(
     loader: Loader, app: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing is loaded, and a later load does it all."""
+    """A later load succeeds."""
     monkeypatch.setattr(loading, "_LOCK_TIMEOUT_MS", 20)
     loader(many(200))
     app.execute("SELECT FROM mentors WHERE member_no = 'M000013' FOR NO KEY UPDATE")
@@ -282,7 +282,7 @@ def test_load_gives_up_if_another_session_keeps_a_row(
 
 
 def test_two_loads_of_one_file_at_once_share_the_work(loader: Loader, database_url: str) -> None:
-    """Neither fails, and nothing is there twice."""
+    """No load fails, and no row exists twice."""
     content = many(1_200, certificates=2).encode()
     reports: list[LoadReport] = []
 

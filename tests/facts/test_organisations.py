@@ -1,4 +1,4 @@
-"""Organisations are made and changed one value at a time; a repeated command writes nothing."""
+"""Create and change organisations and their coordinators."""
 
 from dataclasses import replace
 from datetime import date
@@ -40,8 +40,8 @@ def coordinate(facts: Facts, *people: str, slug: str = "hlf") -> list[tuple[obje
     return facts.rows("SELECT id, full_name, email, locale FROM coordinators ORDER BY email")
 
 
-def test_everything_can_be_given_at_once_and_only_what_is_given_changes(facts: Facts) -> None:
-    """It is listed and shown with the mentors who have not left; the word none and an empty text remove a value."""
+def test_set_changes_only_the_given_values(facts: Facts) -> None:
+    """`none` and an empty text remove a value. Mentors who have left are not counted."""
     texts: dict[str, Any] = {"contact_email": "kontakt@hlf.example", "contact_phone": "+47 22" + 44 * "9"}
     texts |= {"renewal_url": "https://hlf.example/fornye", "sender": "HLF Likeperson <likeperson@hlf.example>"}
     people = [f"{USER} Kari <kari@hlf.example> nn", "per@hlf.example"]
@@ -73,8 +73,8 @@ def test_everything_can_be_given_at_once_and_only_what_is_given_changes(facts: F
     assert after == replace(shown, name="HLF Norge", contact_phone=None, sender=None, portal=None, **lists)
 
 
-def test_the_same_command_again_writes_nothing_and_only_a_changed_rule_makes_certjob_look(facts: Facts) -> None:
-    """A changed name does not. A new one has the programme's rules, and its slug in capitals for a name."""
+def test_repeated_set_writes_nothing_and_a_new_rule_causes_reviews(facts: Facts) -> None:
+    """A changed name causes no review. A new organisation gets defaults."""
     assert change(facts) == OrganisationChange(created=True, changed=True, open_hides=0)
     (shown,) = read_organisation_details(facts.connection)
     defaults: dict[str, Any] = {"name": "HLF", "portal": None, "thresholds": [60, 30, 14, 7, 1, -1], "mentors": 0}
@@ -91,8 +91,8 @@ def test_the_same_command_again_writes_nothing_and_only_a_changed_rule_makes_cer
     assert facts.rows("SELECT review_on = '-infinity' FROM mentors") == [(True,)]
 
 
-def test_a_coordinator_is_found_by_the_mail_and_then_by_the_apps_user_id(facts: Facts) -> None:
-    """Whatever the mail's case; a name or a language that is not given stays. The digests follow the id."""
+def test_coordinator_is_found_by_mail_or_user_id(facts: Facts) -> None:
+    """The case of the mail does not matter. Digests follow a new id."""
     ((own_id, *_),) = coordinate(facts, "Kari <kari@hlf.example>")
     facts.connection.execute(
         "INSERT INTO coordinator_digests (coordinator_id, digest_on) SELECT id, '2026-03-10' FROM coordinators"
@@ -104,7 +104,7 @@ def test_a_coordinator_is_found_by_the_mail_and_then_by_the_apps_user_id(facts: 
     assert coordinate(facts, f"[{USER}] <Kari@hlf.example>") == with_id
     assert facts.rows("SELECT coordinator_id FROM coordinator_digests") == [(USER,)]
 
-    # A known user under a new mail stays one row, also when somebody had entered the new address before.
+    # A user with a new mail stays one row, even if another row has this mail.
     coordinate(facts, "new@hlf.example")
     assert coordinate(facts, f"{USER} <new@hlf.example> en") == [(USER, "Kari.Nordmann", "new@hlf.example", "en")]
     assert not change(facts, coordinators=[f"{USER} <new@hlf.example>"]).changed
@@ -121,7 +121,7 @@ def test_a_coordinator_is_found_by_the_mail_and_then_by_the_apps_user_id(facts: 
 
 @pytest.mark.parametrize("text", ["KARI@hlf.example", str(USER).upper()])
 def test_a_coordinator_is_removed_by_address_or_id(facts: Facts, text: str) -> None:
-    """From this organisation only; the digests go along, open ones, too."""
+    """Coordinators of other organisations stay. The digests are deleted."""
     for slug in ("hlf", "lhl"):
         coordinate(facts, "Ola <ola@hlf.example>", "kari@hlf.example", slug=slug)
     coordinate(facts, f"{USER} <kari@hlf.example>")
@@ -137,7 +137,7 @@ def test_a_coordinator_is_removed_by_address_or_id(facts: Facts, text: str) -> N
 
 
 def test_coordinator_is_read_as_a_mail_program_writes_one() -> None:
-    """The app's user id may stand before it, the language of the mail after it."""
+    """A user id may precede it, and a language may follow."""
     mail = "kari@hlf.example"
     for text, id_, name in (
         (f'"Nordmann, Kari" <{mail}>', None, "Nordmann, Kari"),
@@ -176,10 +176,10 @@ def test_coordinator_is_read_as_a_mail_program_writes_one() -> None:
         ("hlf", {"coordinators": ["Kari\x07 <kari@hlf.example>"]}, "--coordinator: has a control character"),
     ],
 )
-def test_wrong_value_is_refused_and_nothing_is_written(
+def test_invalid_value_is_refused_and_no_row_written(
     facts: Facts, slug: str, values: dict[str, object], message: str
 ) -> None:
-    """The error names the option and what is wrong; exit code 2."""
+    """The error names the option and the reason."""
     with pytest.raises(ConfigurationError) as refusal:
         change(facts, slug, **values)
 
@@ -187,8 +187,8 @@ def test_wrong_value_is_refused_and_nothing_is_written(
     assert (refusal.value.exit_code, facts.rows("SELECT FROM organisations")) == (2, [])
 
 
-def test_thresholds_are_read_as_a_person_writes_them() -> None:
-    """In any order; afterwards most days first, each once."""
+def test_thresholds_are_read_in_any_order() -> None:
+    """They are sorted in descending order, without duplicates."""
     most = ",".join(map(str, range(50)))
     for text, thresholds in (
         ("7 , 30,+7, -1", [30, 7, -1]),
@@ -203,7 +203,7 @@ def test_thresholds_are_read_as_a_person_writes_them() -> None:
 
 
 def test_portal_none_counts_the_open_hides(facts: Facts) -> None:
-    """certjob no longer pushes them, so someone has to hide these mentors by hand."""
+    """certjob withdraws them, so someone must hide these mentors manually."""
     change(facts, portal="dynamics")
     (found,) = read_organisation_details(facts.connection)
     mentors = [facts.certified_mentor(found.id, date(2027, 1, 1)) for _ in range(4)]
@@ -242,10 +242,10 @@ def test_not_every_kind_is_optional_in_an_organisation_with_a_portal(facts: Fact
     assert change(facts, "nhf", portal="dynamics", optional_kinds=["likeperson"]).created
 
 
-def test_other_sessions_are_waited_for_and_not_without_end(
+def test_set_waits_for_other_sessions_up_to_a_limit(
     facts: Facts, app: App, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of two people at once the second finds what the first made; held mentors: nothing is changed, try again."""
+    """Of two concurrent commands, the second sees the result of the first."""
     app.execute("INSERT INTO organisations (slug, name) VALUES ('hlf', 'By the app')")
 
     def commit_when_it_is_waited_for() -> None:

@@ -1,4 +1,4 @@
-"""The reader of facts: a mentor as the rules get them is what stands in the tables; and whom a typed name means."""
+"""Read mentors for the rules, and find mentors by name."""
 
 from dataclasses import replace
 from datetime import UTC, date, datetime
@@ -14,8 +14,8 @@ from certjob.facts.lookup import find_mentor
 from tests.support.facts import TODAY, Facts
 
 
-def test_a_mentor_is_read_with_everything_that_a_decision_needs(connection: Connection, facts: Facts) -> None:
-    """With locks or without; lifted pauses are left out, and so is whoever does not exist."""
+def test_mentor_is_read_with_all_facts_for_a_decision(connection: Connection, facts: Facts) -> None:
+    """Lifted pauses and unknown ids are left out."""
     lhl = facts.organisation("lhl", portal=None, thresholds=(30, -1), optional_kinds=["first_aid"])
     now = datetime.now(UTC)
     left, bare = facts.mentor(lhl, member_no="M2", left_at=now), facts.mentor(lhl, member_no="M1")
@@ -60,11 +60,8 @@ def test_a_mentor_is_read_with_everything_that_a_decision_needs(connection: Conn
         assert (read.mentors, read.broken) == ([expected, nothing], {})
 
 
-def test_a_part_of_a_name_is_enough(connection: Connection, facts: Facts) -> None:
-    """In upper or lower case, whatever letters the database's collation knows; a member number comes before a name.
-
-    Several are named by number, since the line may end in a log; a mistyped organisation is what is named.
-    """
+def test_mentor_is_found_by_a_part_of_the_name(connection: Connection, facts: Facts) -> None:
+    """The case does not matter, and a member number comes first. Candidates are listed by number, without names."""
     hlf, nhf = facts.organisation(portal=None), facts.organisation("nhf", portal=None)
     numbered = facts.mentor(hlf, member_no="stb", full_name="Ase Berg")
     asked = facts.mentor(hlf, member_no="M2", full_name="Åse Østby 100%")
@@ -80,7 +77,7 @@ def test_a_part_of_a_name_is_enough(connection: Connection, facts: Facts) -> Non
     facts.mentor(nhf, member_no="M3", full_name="Kari Berg")
     with pytest.raises(UnknownMentorError, match=r"M1 of nhf, M3 of nhf; give the member number"):
         find_mentor(connection, "kari", organisation="nhf")
-    for typed in ("k", "", " ", "_a", "%", "Kåri"):  # one letter is not enough, and no sign is a wildcard
+    for typed in ("k", "", " ", "_a", "%", "Kåri"):  # too short, or a wildcard of LIKE
         with pytest.raises(UnknownMentorError, match="no mentor"):
             find_mentor(connection, typed, organisation=None)
     with pytest.raises(ConfigurationError, match=r"no organisation 'hfl'; see `certjob organisation list`"):

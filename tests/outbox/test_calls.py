@@ -1,4 +1,4 @@
-"""Calls to the outside: an end in time whatever hangs, and nothing that a signal could break inside the loop."""
+"""Calls end in time after a signal, and a hanging name lookup does not delay others."""
 
 import asyncio
 import gc
@@ -22,7 +22,7 @@ from certjob.stopping import STOP_SIGNALS, Interrupted, StopFlag, stop_on_signal
 
 @pytest.fixture
 def stop() -> Iterator[StopFlag]:
-    """A flag that signals set."""
+    """A stop flag with signal handlers."""
     kept = {number: signal.getsignal(number) for number in (*STOP_SIGNALS, signal.SIGALRM)}
     flag = stop_on_signals()
     yield flag
@@ -36,8 +36,8 @@ def after(seconds: float, number: signal.Signals = signal.SIGTERM) -> None:
     threading.Timer(seconds, lambda: os.kill(os.getpid(), number)).start()
 
 
-def test_a_name_lookup_that_hangs_holds_up_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither other lookups, nor the end."""
+def test_hanging_name_lookup_delays_no_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither other lookups nor the exit wait for it."""
     let_go = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda host, *_arguments: host == "fine.example" or let_go.wait(60))
 
@@ -58,26 +58,26 @@ def test_a_name_lookup_that_hangs_holds_up_nothing(monkeypatch: pytest.MonkeyPat
     assert time.monotonic() - started < 10
 
 
-def test_a_call_that_ends_within_the_grace_returns_and_its_waits_are_cut_short(stop: StopFlag) -> None:
-    """A signal wakes what waits between two tries; what is under way goes on."""
+def test_call_may_finish_within_the_grace_period(stop: StopFlag) -> None:
+    """The signal interrupts waits between attempts, but not the call."""
 
     async def call() -> str:
         await asyncio.wait_for(calls.stopped.wait(), 30)
         await asyncio.sleep(0.3)
-        return "ended in its own way"
+        return "finished"
 
     after(0.05)
     with Calls(stop) as calls:
-        for _ in range(2):  # one that came before is seen, too
-            assert calls.make(call()) == "ended in its own way"
+        for _ in range(2):  # also after an earlier signal
+            assert calls.make(call()) == "finished"
     assert stop.signal_name == "SIGTERM"
 
 
 @pytest.mark.parametrize("signals", [1, 2])
-def test_what_does_not_end_is_cancelled_and_the_client_still_closed(
+def test_hanging_call_is_cancelled_and_the_client_closed(
     stop: StopFlag, monkeypatch: pytest.MonkeyPatch, signals: int
 ) -> None:
-    """When the grace is over, or at once at a second signal; asyncio has nothing to complain of."""
+    """This happens after the grace period, or at once after a second signal."""
     monkeypatch.setattr(outside, "GRACE_SECONDS", 1.3 if signals == 1 else 60.0)
     happened: list[str] = []
 
@@ -104,10 +104,10 @@ def test_what_does_not_end_is_cancelled_and_the_client_still_closed(
     gc.collect()
 
 
-def test_between_calls_a_second_signal_ends_a_statement(
+def test_second_signal_interrupts_a_statement_between_calls(
     stop: StopFlag, connection: Connection, app: psycopg.Connection[tuple[object, ...]]
 ) -> None:
-    """As everywhere else; the connection is good for noting the end of the run."""
+    """The connection can still store the end of the run."""
 
     async def call() -> None: ...
 

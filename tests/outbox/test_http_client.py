@@ -1,7 +1,4 @@
-"""Calls against real sockets: over by the deadline whatever the server does, and nothing kept, followed or trusted.
-
-What a broken or a missing answer comes to is told in tests/portal/test_hlf_dynamics.py.
-"""
+"""HTTP calls against real sockets: deadlines, no cookies, no redirects, no proxies, verified TLS."""
 
 import contextlib
 import gc
@@ -26,7 +23,7 @@ DEADLINE_SECONDS = 0.4
 
 
 def calls(*urls: str, method: str = "GET", **named: Any) -> list[HttpAnswer]:
-    """What calls in a row bring, by one client; ``named`` goes along with each."""
+    """Return the answers to calls of one client, made one after the other."""
 
     async def call() -> list[HttpAnswer]:
         async with HttpClient() as one:
@@ -41,7 +38,7 @@ def get(portal: PortalServer, times: int = 1, **named: Any) -> list[HttpAnswer]:
 
 @contextlib.contextmanager
 def raw_server(behave: Callable[[socket.socket], None]) -> Iterator[int]:
-    """Yield the port of a server that does this with its first connection, and takes no other."""
+    """Yield the port of a server that handles one connection in this way."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(10)
 
@@ -57,15 +54,15 @@ def raw_server(behave: Callable[[socket.socket], None]) -> Iterator[int]:
 
 @contextlib.contextmanager
 def over_in_time(kind: type[httpx.TimeoutException]) -> Iterator[None]:
-    """The block ends with such a timeout, not before the deadline and not much later, however busy the machine is."""
+    """Check that the block ends with this timeout, at the deadline or soon after it."""
     started = time.monotonic()
     with pytest.raises(kind):
         yield
     assert DEADLINE_SECONDS * 0.9 <= time.monotonic() - started < 10
 
 
-def test_an_answer_has_status_headers_and_body(portal: PortalServer) -> None:
-    """Whatever the status: judging it is the caller's. Cookies are not kept; what is beyond the limit is cut."""
+def test_answer_has_status_headers_and_limited_body(portal: PortalServer) -> None:
+    """Every status is an answer. Cookies are not kept."""
     portal.then(answer(418, b"tea", headers={"X-Pot": "tea", "Set-Cookie": "session=1"}), answer(404, b"x" * 5_000_000))
     portal.default = answer(200, b"y" * 1000)
 
@@ -78,8 +75,8 @@ def test_an_answer_has_status_headers_and_body(portal: PortalServer) -> None:
     assert (sent.headers["accept-encoding"], sent.headers.get("cookie")) == ("identity", None)
 
 
-def test_a_request_that_arrived_is_never_sent_twice(portal: PortalServer) -> None:
-    """A kept connection that breaks under a request: an error, and the retry is the caller's decision."""
+def test_request_is_never_sent_twice(portal: PortalServer) -> None:
+    """If a connection breaks after the request, the call fails and the caller decides about a retry."""
     portal.then(ok(), reset())
 
     with pytest.raises(httpx.TransportError) as raised:
@@ -90,14 +87,14 @@ def test_a_request_that_arrived_is_never_sent_twice(portal: PortalServer) -> Non
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_every_call_is_over_by_its_deadline(portal: PortalServer) -> None:
-    """A server drips headers, body or handshake, each byte well within it, or reads nothing of a large body."""
+def test_every_call_ends_by_its_deadline(portal: PortalServer) -> None:
+    """The server sends headers, body or handshake byte by byte, or does not read a large request."""
     for part in ("headers", "body"):
         portal.then(drip(part=part, every_seconds=0.01))
         with over_in_time(httpx.ReadTimeout):
             get(portal, deadline_seconds=DEADLINE_SECONDS)
     with pytest.raises(httpx.TimeoutException):
-        get(portal, deadline_seconds=0)  # a socket would take that for "do not block"
+        get(portal, deadline_seconds=0)  # a socket would read 0 as non-blocking
     assert len(portal.requests) == 2
 
     with socket.create_server(("127.0.0.1", 0)) as never_accepts, over_in_time(httpx.TimeoutException):
@@ -107,7 +104,7 @@ def test_every_call_is_over_by_its_deadline(portal: PortalServer) -> None:
     ended = threading.Event()
 
     def drip_handshake(connection: socket.socket) -> None:
-        connection.sendall(b"\x16\x03\x03\x40\x00")  # a handshake record of 16 KiB is to come
+        connection.sendall(b"\x16\x03\x03\x40\x00")  # announces a handshake record of 16 KiB
         while not ended.wait(0.01):
             connection.sendall(b"\x02")
 
@@ -115,13 +112,13 @@ def test_every_call_is_over_by_its_deadline(portal: PortalServer) -> None:
         with over_in_time(httpx.ConnectTimeout):
             calls(f"https://127.0.0.1:{port}/", deadline_seconds=DEADLINE_SECONDS)
         ended.set()
-    gc.collect()  # httpcore leaves the socket of a cancelled handshake to it
+    gc.collect()  # closes the socket of the cancelled handshake
 
 
-def test_what_cannot_be_called_is_a_transport_error_and_no_proxy_is_taken_from_the_environment(
+def test_unreachable_url_is_a_transport_error_and_proxies_are_ignored(
     portal: PortalServer, port_of_nobody: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For a name that no DNS allows, Python's resolver raises a UnicodeError."""
+    """This includes a host name for which Python raises UnicodeError."""
     nobody = f"http://127.0.0.1:{port_of_nobody}/"
     for url, kind, words in (
         (nobody, httpx.ConnectError, "Connection refused"),
@@ -132,12 +129,12 @@ def test_what_cannot_be_called_is_a_transport_error_and_no_proxy_is_taken_from_t
             calls(url)
 
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.setenv(name, nobody)  # left over in a shell, it would send the key through somebody's machine
+        monkeypatch.setenv(name, nobody)  # it would receive the key
     assert get(portal)[0].status_code == 200
 
 
 def test_tls_is_verified(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that SSL_CERT_FILE names serves; one that nobody signed is a connect error before anything is sent."""
+    """An unknown certificate is a connection error, and the request is not sent."""
     served: list[bytes] = []
     server_side = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     server_side.load_cert_chain(CERTIFICATE)

@@ -1,4 +1,4 @@
-"""Claim, lease, settle: what holds between two sessions, whatever becomes of either."""
+"""Claims, leases and settles between two sessions."""
 
 from uuid import uuid4
 
@@ -20,7 +20,7 @@ WHOLE_ROWS = "SELECT row_to_json(e)::text FROM portal_sync_events e ORDER BY id"
 
 
 class PortalOutbox(Outbox[PortalEvent]):
-    """An outbox of portal events that claims what is due."""
+    """An outbox that claims due portal events."""
 
     def __init__(self, connection: Connection) -> None:
         super().__init__(connection=connection, table="portal_events", item=PortalEvent, lease_seconds=120)
@@ -36,8 +36,8 @@ def mine(scene: Scene) -> PortalOutbox:
     return PortalOutbox(scene.connection)
 
 
-def test_a_claim_is_committed_and_holds_the_row_for_the_length_of_the_lease(mine: PortalOutbox, scene: Scene) -> None:
-    """Another session sees it at once; the row is due again when the lease runs out, under another token."""
+def test_claim_is_committed_and_reserves_the_row_for_the_lease(mine: PortalOutbox, scene: Scene) -> None:
+    """After the lease, the row is due again and gets another token."""
     (event,) = mine.claim_due()
 
     assert scene.connection.info.transaction_status is psycopg.pq.TransactionStatus.IDLE
@@ -52,8 +52,8 @@ def test_a_claim_is_committed_and_holds_the_row_for_the_length_of_the_lease(mine
 
 
 @pytest.mark.parametrize("settlement", [DELIVERED, RELEASED], ids=["settled", "released"])
-def test_without_the_token_nothing_is_written(mine: PortalOutbox, scene: Scene, settlement: Settlement) -> None:
-    """Somebody took over after the lease: the row is as the other one left it. So with a row that is gone."""
+def test_settle_without_the_token_changes_no_row(mine: PortalOutbox, scene: Scene, settlement: Settlement) -> None:
+    """Another process may have taken over or deleted the row."""
     (event,) = mine.claim_due()
     scene.run_out()
     (taken_over,) = mine.claim_due()
@@ -69,8 +69,8 @@ def test_without_the_token_nothing_is_written(mine: PortalOutbox, scene: Scene, 
     assert mine.settle(event, settlement) is Answer.LOST
 
 
-def test_what_is_written_along_is_in_the_same_transaction_and_does_not_insist(mine: PortalOutbox, scene: Scene) -> None:
-    """When it fails, or the app holds the row or what goes with it, the row keeps its token and its lease."""
+def test_settle_and_its_callback_share_a_transaction(mine: PortalOutbox, scene: Scene) -> None:
+    """If the callback fails or a row is locked, the event keeps its token and its lease."""
     (event,) = mine.claim_due()
     before = scene.rows(WHOLE_ROWS)
 
@@ -94,13 +94,8 @@ def test_what_is_written_along_is_in_the_same_transaction_and_does_not_insist(mi
     assert scene.rows("SELECT locale FROM mentors") == [("en",)]
 
 
-def test_without_a_limit_a_settle_waits_for_a_short_lock_and_gives_up_on_an_endless_one(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The row keeps its lease then; the next claim after it repeats it.
-
-    What was not begun is released as it was: a message that may have arrived is still said to be a repeat.
-    """
+def test_settle_without_a_limit_waits_for_a_short_lock(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It fails at a long lock. A released reminder that may have been sent is still marked as a repeat."""
     about = {"threshold_days": 30, "cert_id": uuid4(), "expires_on": TODAY, "maybe_sent": True}
     scene.facts.insert("cert_notification_log", mentor_id=scene.mentor(), **about)
     outbox = Outbox(connection=scene.connection, table="reminders", item=QueuedReminder, lease_seconds=900)
@@ -121,8 +116,8 @@ def test_without_a_limit_a_settle_waits_for_a_short_lock_and_gives_up_on_an_endl
     assert scene.rows(released) == [("pending", 0, None, True, True)]
 
 
-def test_a_lease_is_counted_from_before_the_claim_was_sent(mine: PortalOutbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A slow claim shortens it: the database may have started the lease at once. Its clock never goes back."""
+def test_lease_begins_before_the_claim_is_sent(mine: PortalOutbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow claim shortens it, because the server may have started the lease at once."""
     moments, clock = iter([50.0, 150.0]), claims.lease_clock
     monkeypatch.setattr(claims, "lease_clock", lambda: next(moments))
 

@@ -1,4 +1,4 @@
-"""Retries on an event loop whose clock skips every wait."""
+"""Retries on an event loop that skips every wait."""
 
 import ast
 import asyncio
@@ -19,7 +19,7 @@ NOW = datetime(2026, 3, 10, 2, 30, tzinfo=UTC)
 
 
 class ServiceError(Exception):
-    """What the service under test raises."""
+    """The error of the service."""
 
     def __init__(self, text: str = "down", *, retry_after_seconds: float | None = None) -> None:
         super().__init__(text)
@@ -132,8 +132,8 @@ def test_last_exception_is_raised() -> None:
         assert (raised.value, service.calls) == (error, 2)
 
 
-def test_exponential_doubles_up_to_its_cap_and_full_jitter_spreads_callers_over_it() -> None:
-    """It does not overflow; many callers that failed together do not come back together."""
+def test_exponential_doubles_to_its_cap_and_full_jitter_spreads() -> None:
+    """Neither overflows. Jitter separates callers that failed together."""
     backoff = exponential(base_seconds=0.5, cap_seconds=20)
     assert [backoff(attempt) for attempt in (1, 2, 3, 6, 7, 10_000)] == [0.5, 1, 2, 16, 20, 20]
     for attempt, longest in ((1, 4), (2, 8), (9, 10), (10_000, 10)):
@@ -174,7 +174,7 @@ def test_no_call_begins_after_the_deadline() -> None:
 
 @given(calls=st.floats(0, 60), waits=st.floats(0, 30), attempts=st.integers(1, 6), asked=st.floats(0, 30))
 @settings(max_examples=50, deadline=None)
-def test_no_call_takes_longer_than_the_worst_case(calls: float, waits: float, attempts: int, asked: float) -> None:
+def test_call_ends_within_its_worst_case(calls: float, waits: float, attempts: int, asked: float) -> None:
     """A caller with a lease relies on it, for every combination of slow calls and long waits."""
     service = failing(call_seconds=calls, retry_after_seconds=asked)
     changed: dict[str, Any] = {"max_attempts": attempts, "backoff": lambda _: waits}
@@ -245,12 +245,12 @@ def test_stop_ends_the_attempts(stop_after: float | None, call_seconds: float, e
     ],
 )
 def test_retry_after_is_understood_in_both_its_forms(value: str | None, seconds: float | None) -> None:
-    """RFC 9110, 10.2.3: seconds or one of three kinds of date; nonsense counts as absent, the past as now."""
+    """RFC 9110, 10.2.3: seconds or one of three forms of date. An invalid value counts as absent."""
     assert parse_retry_after(value, now=NOW) == seconds
 
 
-def test_the_example_for_the_next_service_runs_as_it_stands() -> None:
-    """The ten lines in the module's docstring, on a service that is busy twice."""
+def test_example_in_the_docstring_runs() -> None:
+    """The service of the example fails twice."""
 
     class AccountingError(Exception):
         status = 503

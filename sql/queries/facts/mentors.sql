@@ -61,14 +61,14 @@ SELECT m.id, m.member_no, m.organisation_id, m.left_at IS NOT NULL AS "left", m.
     coalesce(
         (
             SELECT CASE
-                WHEN count(*) > 200 THEN 'more than 200 certificates; delete what is too much'
+                WHEN count(*) > 200 THEN 'more than 200 certificates; delete some of them'
                 WHEN max(length(c.kind)) > 200 THEN 'a certificate kind of more than 200 characters; shorten it'
             END
             FROM (SELECT kind FROM certificates WHERE mentor_id = m.id LIMIT 201) AS c
         ),
         (
             SELECT CASE
-                WHEN count(*) > 200 THEN 'more than 200 open pauses; delete what is too much'
+                WHEN count(*) > 200 THEN 'more than 200 open pauses; delete some of them'
                 WHEN max(length(p.reason)) > 200 THEN 'a pause reason of more than 200 characters; shorten it'
             END
             FROM (
