@@ -300,8 +300,10 @@ def _guarded_change(
     mentor: Mentor, today: date, *, pause: PauseChange | None, push: bool, visible: bool
 ) -> tuple[Change | None, bool]:
     """Return what the guard counts, and whether the last review foresaw it."""
-    paused_by_others = any(each.reason != OWN_PAUSE_REASON for each in mentor.open_pauses)
-    if pause is PauseChange.OPEN or (push and not visible and not paused_by_others):
+    hides = push and not visible
+    if hides and any(each.reason != OWN_PAUSE_REASON for each in mentor.open_pauses):
+        return None, True  # never held, also if certjob pauses the mentor as well
+    if pause is PauseChange.OPEN or hides:
         return Change.REMOVAL, mentor.certified_until is not None and mentor.certified_until < today
     if visible and (pause is PauseChange.LIFT or (push and mentor.portal_visible is False)):
         return Change.RETURN, mentor.due_by_calendar

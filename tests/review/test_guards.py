@@ -179,6 +179,19 @@ def test_pauses_of_people_are_never_held(scene: Scene) -> None:
     assert scene.rows("SELECT count(*) FROM guard_counts") == [(0,)]
 
 
+def test_pause_of_a_person_hides_while_a_wrong_import_is_held(scene: Scene) -> None:
+    """A coordinator's pause hides the mentor at once, also one whom certjob would pause after the import."""
+    mentors = join(scene, scene.hlf, valid=60)
+    reviewed_daily(scene, TODAY)
+    change(scene, mentors[:30], "expires_on = issued_on")
+    scene.facts.pause(mentors[0])
+
+    report = run(scene)
+
+    assert (len(report.held), hidden(scene)) == (1, {mentors[0]})
+    assert scene.rows(HELD) == [("pauses", 29, 29)]
+
+
 def test_new_portal_hides_those_who_were_not_certified_before(scene: Scene) -> None:
     """No one knows what it shows; the last review knew who is certified."""
     nhf = scene.facts.organisation("nhf", portal=None, thresholds=())
@@ -318,6 +331,23 @@ def test_hourly_slices_of_a_wrong_import_are_stopped_after_twenty(scene: Scene) 
     scene.run_sql("UPDATE guard_counts SET at = at - interval '20 hours'")
     change(scene, mentors[40:], "expires_on = '2027-12-31'")
     assert (run(scene).held, hidden(scene)) == ([], set(mentors[:40]))
+
+
+def test_count_from_a_wrong_clock_holds_nothing(scene: Scene) -> None:
+    """A run on a wrong, later date has counted in the future; a revocation of today is hidden all the same."""
+    mentors = join(scene, scene.hlf, valid=60)
+    reviewed_daily(scene, TODAY)
+    scene.run_sql(
+        "INSERT INTO guard_counts (organisation_id, what, at, number)"
+        " VALUES (%s, 'pauses', now() + interval '1 year', 20)",
+        scene.hlf,
+    )
+    change(scene, mentors[:1], "revoked_at = now()")
+
+    report = run(scene)
+
+    assert (report.held, hidden(scene)) == ([], set(mentors[:1]))
+    assert scene.rows("SELECT number FROM guard_counts") == [(1,)]
 
 
 def test_revocations_are_hidden_while_returns_are_held(scene: Scene) -> None:

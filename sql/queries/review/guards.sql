@@ -64,14 +64,17 @@ WHERE m.review_on <= coalesce(%(due_by)s::date, 'infinity')
 GROUP BY o.id
 HAVING count(*) > %(minimum)s
     OR EXISTS (
-        SELECT FROM guard_counts AS g WHERE g.organisation_id = o.id AND g.at > now() - interval '20 hours'
+        SELECT
+        FROM guard_counts AS g
+        WHERE g.organisation_id = o.id AND g.at BETWEEN now() - interval '20 hours' AND now() + interval '20 hours'
     )
 
 -- name: read_guard_counts
--- The surprising changes of an organisation in the last 20 hours, by kind.
+-- The surprising changes of an organisation in the last 20 hours, by kind. A time far in the future was written by a
+-- wrong clock; one of some hours, before the clock was set back a little.
 SELECT what, sum(number)::integer
 FROM guard_counts
-WHERE organisation_id = %(organisation_id)s AND at > now() - interval '20 hours'
+WHERE organisation_id = %(organisation_id)s AND at BETWEEN now() - interval '20 hours' AND now() + interval '20 hours'
 GROUP BY what
 
 -- name: insert_guard_count
@@ -79,8 +82,8 @@ GROUP BY what
 INSERT INTO guard_counts (organisation_id, what, number) VALUES (%(organisation_id)s, %(what)s, %(number)s)
 
 -- name: forget_guard_counts
--- No run asks for older ones.
-DELETE FROM guard_counts WHERE at <= now() - interval '20 hours'
+-- No run asks for older ones, or for those of a wrong clock.
+DELETE FROM guard_counts WHERE at NOT BETWEEN now() - interval '20 hours' AND now() + interval '20 hours'
 
 -- name: is_after_gap
 -- Whether no run that came to its end has reviewed the organisation for a week, or something has been held since such a
