@@ -8,6 +8,7 @@ from uuid import UUID, uuid4
 from certjob import database
 from certjob.database import Connection
 from certjob.errors import ConfigurationError, PortalCallError, StageEnd
+from certjob.facts.lookup import find_organisation
 from certjob.jobs.deliveries import Deliveries, Delivery, Progress
 from certjob.jobs.job_runs import recorded
 from certjob.jobs.report import RunReport
@@ -37,9 +38,11 @@ def reconcile(
     """Read the portal, compare, raise an event for each difference, and run the portal stage.
 
     A page that cannot be read ends it before anything is changed, and the report says so. A dry run writes nothing.
-    Raises ConfigurationError for a day before the last night's, ClocksDisagreeError for a day that is not the database
-    server's, StoppedBySignalError after a signal.
+    Raises ConfigurationError for an unknown organisation or a day before the last night's, ClocksDisagreeError for a
+    day that is not the database server's, StoppedBySignalError after a signal.
     """
+    for slug in allow:
+        find_organisation(connection, slug)
     refuse_wrong_day(connection, today, zone=delivery.zone, accept_date=accept_date)
     report = RunReport(command="reconcile", run_id=run_id or uuid4(), today=today, dry_run=dry_run)
 

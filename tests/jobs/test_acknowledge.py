@@ -119,6 +119,24 @@ def test_withdrawn_hide_may_be_acknowledged_without_a_day(scene: Scene) -> None:
     assert ids(scene, after_days=300) == []
 
 
+def test_next_withdrawn_hide_of_the_mentor_is_an_alert_again(scene: Scene) -> None:
+    """Without a day an acknowledgement ends with its alert, and does not cover what happens months later."""
+    a_blocked_hide(scene)
+    scene.run_sql("UPDATE organisations SET portal = NULL")
+    scene.night(deliver=False)
+    acknowledge_it(scene, days=None)
+
+    scene.run_sql("UPDATE certificates SET expires_on = %s", TODAY + 300 * DAY)
+    scene.run_sql("UPDATE organisations SET portal = 'dynamics'")
+    scene.night(deliver=False)
+    scene.run_sql("UPDATE certificates SET revoked_at = now()")
+    scene.night(deliver=False)
+    scene.run_sql("UPDATE organisations SET portal = NULL")
+    scene.night(deliver=False)
+
+    assert ids(scene) == [ALERT]
+
+
 @pytest.mark.parametrize(
     ("alert_id", "because", "days", "said"),
     [

@@ -1,13 +1,14 @@
 """``certjob reconcile``: the portal is read as a set, and only what differs is pushed."""
 
 import json
+from collections import Counter
 from datetime import timedelta
 from uuid import UUID, uuid4
 
 import pytest
 
 from certjob import database
-from certjob.errors import StoppedBySignalError
+from certjob.errors import ConfigurationError, StoppedBySignalError
 from certjob.portal import comparison
 from certjob.reports.alerts import read_alerts
 from certjob.stopping import StopFlag
@@ -256,6 +257,12 @@ def test_held_portal_is_shown_with_consent(scene: Scene, certjob: Certjob) -> No
     assert scene.reconcile(allow=EVERYTHING).outcome == "ok"
 
     assert (len(pushes(scene)), certjob("alerts").returncode) == (21, 0)
+
+
+def test_consent_for_an_unknown_organisation_is_refused(scene: Scene) -> None:
+    """A typo must not be read as permission for no one."""
+    with pytest.raises(ConfigurationError, match="hfl"):
+        scene.reconcile(allow=Counter(hfl=60))
 
 
 def test_hold_ends_with_the_portal(scene: Scene, certjob: Certjob) -> None:

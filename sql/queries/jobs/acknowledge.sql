@@ -15,10 +15,15 @@ SET cause = excluded.cause, number = excluded.number, because = excluded.because
     acknowledged_by = excluded.acknowledged_by, acknowledged_at = now(), ended_at = NULL
 
 -- name: end_acknowledgements
--- Alerts that have another cause, or another number, than the one that someone has read. They are new from now on.
+-- Alerts that have another cause, or another number, than the one that someone has read: they are new from now on. Without
+-- a day an acknowledgement also ends with its alert, so that the next one of the same mentor or contact is not silent.
+WITH current AS (
+    SELECT alert_id, bool_or(is_acknowledged) AS is_acknowledged FROM current_alerts(%(today)s) GROUP BY alert_id
+)
 UPDATE acknowledgements AS k
 SET ended_at = now()
-FROM (
-    SELECT alert_id FROM current_alerts(%(today)s) GROUP BY alert_id HAVING NOT bool_or(is_acknowledged)
-) AS a
-WHERE k.alert_id = a.alert_id AND k.ended_at IS NULL AND (k.until IS NULL OR k.until >= %(today)s)
+WHERE k.ended_at IS NULL
+    AND (k.until IS NULL OR k.until >= %(today)s)
+    AND NOT coalesce(
+        (SELECT a.is_acknowledged FROM current AS a WHERE a.alert_id = k.alert_id), k.until IS NOT NULL
+    )
