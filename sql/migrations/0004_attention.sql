@@ -25,6 +25,7 @@ SELECT e.id AS event_id, e.mentor_id, m.organisation_id, e.visible, e.moved_from
     claim.is_live AS is_claimed,
     CASE
         WHEN claim.is_live THEN 'queued'
+        WHEN NOT e.visible AND o.portal IS NULL THEN 'hide_by_hand'
         WHEN m.dynamics_contact_id IS NULL THEN 'no_contact_id'
         -- The contact ID has changed. The next review sets portal_visible.
         WHEN m.portal_visible IS NULL AND e.attempts = 0 THEN 'queued'
@@ -40,6 +41,7 @@ SELECT e.id AS event_id, e.mentor_id, m.organisation_id, e.visible, e.moved_from
     f.created_at AS failing_since, f.last_failed_at, e.next_attempt_at
 FROM certjob.portal_sync_events AS e
 JOIN certjob.mentors AS m ON m.id = e.mentor_id
+JOIN certjob.organisations AS o ON o.id = m.organisation_id
 LEFT JOIN certjob.dynamics_sync_failures AS f ON f.mentor_id = e.mentor_id AND f.resolved_at IS NULL
 CROSS JOIN LATERAL (SELECT e.claim_token IS NOT NULL AND e.next_attempt_at > now() AS is_live) AS claim
 WHERE e.status IN ('pending', 'blocked');
@@ -172,8 +174,7 @@ CREATE FUNCTION certjob.current_alerts(today date) RETURNS TABLE (
     last_failed_at timestamptz, calls integer, number integer, day date, is_acknowledged boolean,
     acknowledged_until date, acknowledged_because text
 )
-LANGUAGE sql STABLE
-BEGIN ATOMIC
+LANGUAGE sql STABLE BEGIN ATOMIC
     WITH operator_alerts (kind, day, what, organisation_id, organisation, mentor_id, member_no, full_name, row_id,
         since, sentence, cause, error, number) AS (
         SELECT 'no_full_run', last_run.as_of, coalesce(last_run.as_of::text, 'never'), NULL::uuid, NULL, NULL::uuid,
