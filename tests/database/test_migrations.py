@@ -49,11 +49,8 @@ def schema_of(connection: database.Connection) -> tuple[set[str], list[int]]:
 
 
 def test_migrate_applies_each_migration_once_in_order(empty: database.Connection) -> None:
-    """It keeps the session's settings, and an app's tables of the same names."""
+    """The ledger has each file with its checksum. Reading the status creates no ledger."""
     assert list(range(1, len(ALL) + 1)) == ALL, "two files have the same number"
-    empty.execute("CREATE SCHEMA app; SET search_path = app, certjob; SET lock_timeout = '7s'")
-    empty.execute("CREATE TABLE app.mentors (nickname text); CREATE TABLE public.mentors (nickname text)")
-    empty.execute("CREATE PUBLICATION supabase_realtime FOR ALL TABLES")  # it accepts no single table
     assert {each.applied_at for each in migrations.status(empty)} == {None}
     assert schema_of(empty) == (set(), [])
     with pytest.raises(SchemaError, match="run `certjob db migrate`") as caught:
@@ -62,61 +59,94 @@ def test_migrate_applies_each_migration_once_in_order(empty: database.Connection
 
     result = migrations.migrate(empty)
 
-    assert [each.version for each in result] == ALL
     status = migrations.status(empty)
+    assert [each.version for each in result] == ALL
     assert [(each.version, each.sha256) for each in status] == [(each.version, each.sha256) for each in result]
     assert all(each.applied_at for each in status)
-    assert migrations.migrate(empty) == []
-    assert migrations.status(empty) == status
+    assert (migrations.migrate(empty), migrations.status(empty)) == ([], status)
     migrations.require_current(empty)
-    assert [empty.execute(f"SHOW {name}".encode()).fetchone() for name in ("lock_timeout", "search_path")] == [
-        ("7s",),
-        ("app, certjob",),
-    ]
+
+
+def test_migrate_keeps_the_sessions_settings_and_an_apps_tables(empty: database.Connection) -> None:
+    """The app's schema comes first in the search path and has tables of the same names."""
+    empty.execute("CREATE SCHEMA app; SET search_path = app, certjob; SET lock_timeout = '7s'")
+    empty.execute("CREATE TABLE app.mentors (nickname text); CREATE TABLE public.mentors (nickname text)")
+    empty.execute("CREATE PUBLICATION supabase_realtime FOR ALL TABLES")  # it accepts no single table
+
+    migrations.migrate(empty)
+
+    settings = [empty.execute(f"SHOW {name}".encode()).fetchone() for name in ("lock_timeout", "search_path")]
+    assert settings == [("7s",), ("app, certjob",)]
     empty.execute("SET search_path = certjob")
     facts = Facts(empty)
     facts.certified_mentor(facts.organisation(), TODAY)
-    tables = "SELECT tablename FROM pg_tables WHERE schemaname IN ('app', 'public')"
-    assert facts.rows(tables) == [("mentors",)] * 2
-    assert facts.rows("SELECT count(*) FROM app.mentors") == facts.rows("SELECT count(*) FROM public.mentors") == [(0,)]
+    tables = "SELECT schemaname, tablename FROM pg_tables WHERE schemaname IN ('app', 'public') ORDER BY 1"
+    assert facts.rows(tables) == [("app", "mentors"), ("public", "mentors")]
+    assert facts.rows("SELECT FROM app.mentors UNION ALL SELECT FROM public.mentors") == []
 
 
-def test_failed_migration_leaves_no_trace_and_an_edited_one_is_refused(
-    empty: database.Connection, empty_database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It gives up soon if a table is in use, because all queries of the app would wait behind the ALTER TABLE."""
-    monkeypatch.setattr(migrations, "_TABLE_LOCK_TIMEOUT", "200ms")
-    monkeypatch.setattr(migrations, "_LOCK_WAIT_SECONDS", 0.1)
-    folder = directory(
-        tmp_path / "m",
-        _0001_first="CREATE TABLE first (); "
-        "CREATE FUNCTION certjob_private.set_up_rights() RETURNS void LANGUAGE sql AS ''",
-        _0002_second="CREATE TABLE half (); SELECT 1 / 0",
-    )
+FIRST = "CREATE TABLE first (); CREATE FUNCTION certjob_private.set_up_rights() RETURNS void LANGUAGE sql AS ''"
+
+
+def test_failed_migration_leaves_no_trace(empty: database.Connection, tmp_path: Path) -> None:
+    """Files before it are rolled back as well."""
+    folder = directory(tmp_path / "m", _0001_first=FIRST, _0002_second="CREATE TABLE half (); SELECT 1 / 0")
+
     with pytest.raises(psycopg.errors.DivisionByZero):
         migrations.migrate(empty, folder)
+
     assert schema_of(empty) == (set(), [])
-    (folder / "0002_second.sql").unlink()
-    assert [each.version for each in migrations.migrate(empty, folder)] == [1]
 
+
+@pytest.mark.parametrize(
+    ("held", "says"),
+    [
+        pytest.param("SELECT FROM certjob.first", "in use by another session", id="table in use"),
+        pytest.param(
+            f"SELECT pg_advisory_xact_lock({migrations._LOCK_KEY})",
+            "another `certjob db migrate`",
+            id="other migration",
+        ),
+    ],
+)
+def test_migration_soon_gives_up_waiting_for_a_lock(
+    empty: database.Connection,
+    empty_database_url: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    held: str,
+    says: str,
+) -> None:
+    """All queries of the app would wait behind the ALTER TABLE. A later migration succeeds."""
+    monkeypatch.setattr(migrations, "_TABLE_LOCK_TIMEOUT", "200ms")
+    monkeypatch.setattr(migrations, "_LOCK_WAIT_SECONDS", 0.1)
+    folder = directory(tmp_path / "m", _0001_first=FIRST)
+    migrations.migrate(empty, folder)
     directory(folder, _0002_second="CREATE TABLE second (); ALTER TABLE first ADD id int")
-    for held, says in (
-        ("SELECT FROM first", "in use by another session"),
-        (f"SELECT pg_advisory_xact_lock({migrations._LOCK_KEY})", "another `certjob db migrate` is running"),
-    ):
-        with psycopg.connect(empty_database_url) as other:
-            other.execute(held.encode())
-            with pytest.raises(DatabaseUnavailableError, match=says):
-                migrations.migrate(empty, folder)
-        assert schema_of(empty) == ({"first"}, [1])
 
+    with psycopg.connect(empty_database_url) as other:
+        other.execute(held.encode())
+        with pytest.raises(DatabaseUnavailableError, match=says):
+            migrations.migrate(empty, folder)
+
+    assert schema_of(empty) == ({"first"}, [1])
     assert [each.version for each in migrations.status(empty, folder) if each.applied_at is None] == [2]
     assert [(each.version, each.name) for each in migrations.migrate(empty, folder)] == [(2, "second")]
-    directory(folder, _0001_first="CREATE TABLE first (id int)", _0003_third="CREATE TABLE third ()")
-    for refused in (migrations.migrate, migrations.status):
-        with pytest.raises(SchemaError, match=r"0001_first was edited .* restore the file"):
-            refused(empty, folder)
-    assert schema_of(empty) == ({"first", "second"}, [1, 2])
+
+
+@pytest.mark.parametrize("refused", [migrations.migrate, migrations.status])
+def test_edited_migration_is_refused(
+    empty: database.Connection, tmp_path: Path, refused: Callable[[database.Connection, Path], object]
+) -> None:
+    """Files after it are not applied."""
+    folder = directory(tmp_path / "m", _0001_first=FIRST)
+    migrations.migrate(empty, folder)
+    directory(folder, _0001_first="CREATE TABLE first (id int)", _0002_second="CREATE TABLE second ()")
+
+    with pytest.raises(SchemaError, match=r"0001_first was edited .* restore the file"):
+        refused(empty, folder)
+
+    assert schema_of(empty) == ({"first"}, [1])
 
 
 def test_concurrent_migrations_apply_each_file_once(empty_database_url: str) -> None:

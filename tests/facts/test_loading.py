@@ -192,15 +192,8 @@ def test_skipped_mentor_keeps_the_contact_id_that_another_one_wants(loader: Load
     contacts = (CONTACT, OTHER_CONTACT, third)
     loader.rows(*(row(f"M{n}", str(contacts[n - 1]), ends="2026-02-01") for n in (1, 2, 3)), header=WITH_CONTACT)
 
-    report = loader(
-        "\n".join(
-            [
-                WITH_CONTACT,
-                row("M1", str(third), ends="2026-02-01"),
-                row("M2", str(CONTACT), ends="2026-02-01"),
-            ]
-        )
-    )
+    rows = [row(number, str(contact), ends="2026-02-01") for number, contact in (("M1", third), ("M2", CONTACT))]
+    report = loader("\n".join([WITH_CONTACT, *rows]))
 
     assert [(problem.line, problem.reason) for problem in report.problems] == [(2, TAKEN), (3, TAKEN)]
     assert [contact for _, contact in loader.found(CONTACTS)] == [*contacts]

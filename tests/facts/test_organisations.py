@@ -113,9 +113,10 @@ def test_coordinator_is_found_by_mail_or_user_id(facts: Facts) -> None:
     both = coordinate(facts, "Kari <new@hlf.example>", slug="lhl")
     with pytest.raises(ConfigurationError, match="already coordinates another organisation"):
         change(facts, "lhl", name="Changed", coordinators=[f"{USER} Kari <kari@hlf.example>"])
-    assert sorted(row[1:] for row in both) == [
-        *(("Kari", "new@hlf.example", "nb"), ("Kari.Nordmann", "new@hlf.example", "en")),
-    ]
+    assert {row[1:] for row in both} == {
+        ("Kari", "new@hlf.example", "nb"),
+        ("Kari.Nordmann", "new@hlf.example", "en"),
+    }
     assert facts.rows("SELECT name FROM organisations WHERE slug = 'lhl'") == [("LHL",)]
 
 
