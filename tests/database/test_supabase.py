@@ -1,6 +1,7 @@
 """certjob in a Supabase project: the app's roles, excess rights that `check` finds, and Realtime."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -9,7 +10,8 @@ from certjob.database import Connection, migrations
 from tests.conftest import Certjob
 from tests.support import supabase
 from tests.support.app_rows import DENIED, Organisation, furnish
-from tests.support.supabase import CUSTOM_SCHEMA_GUIDE, acting
+from tests.support.own_server import Cluster, data_folder
+from tests.support.supabase import CUSTOM_SCHEMA_GUIDE, acting, logged_in
 
 
 @pytest.fixture(params=[True, False], ids=["before 30 October 2026", "after"])
@@ -104,24 +106,99 @@ def test_check_fails_after_the_grants_of_supabases_guide(here: Certjob, owner: C
     assert (migrated.returncode, "rights" in mended.stdout) == (0, False)
 
 
-def test_realtime_sends_only_unresolved_failures_to_their_coordinators(
-    owner: Connection, ours: Organisation, theirs: Organisation
-) -> None:
-    """Realtime reads a changed row with the rights of each listener. A DELETE, which all receive, has only the key."""
-    published = "SELECT schemaname, tablename FROM pg_publication_tables"
-    assert owner.execute(published.encode()).fetchall() == [("certjob", "dynamics_sync_failures")]
-    sent_of_a_deleted_row = "SELECT relreplident::text FROM pg_class WHERE relname = 'dynamics_sync_failures'"
-    assert owner.execute(sent_of_a_deleted_row.encode()).fetchall() == [("d",)]  # the primary key
+@pytest.fixture(scope="module")
+def realtime() -> Iterator[Connection]:
+    """The owner's connection to a project on a server with ``wal_level = logical``, as Realtime needs it."""
+    with data_folder("realtime") as folder, Cluster(folder, wal_level="logical", fsync="off") as cluster:
+        cluster.restart()
+        cluster.make("realtime", "template0")
+        with database.connect(cluster.url("realtime")) as owner:
+            supabase.set_up(owner)
+            migrations.migrate(owner)
+            owner.execute("SET search_path = certjob")
+            owner.execute("SELECT pg_create_logical_replication_slot('realtime', 'pgoutput')")
+            yield owner
+            owner.execute("SELECT pg_drop_replication_slot('realtime')")
+
+
+def decoded(owner: Connection) -> list[tuple[str, str, list[str | None]]]:
+    """Return the changes in the slot: operation, table and the columns of the row."""
+    names: dict[int, str] = {}
+    changes = []
+    messages = (
+        "SELECT data FROM pg_logical_slot_get_binary_changes("
+        "'realtime', NULL, NULL, 'proto_version', '1', 'publication_names', 'supabase_realtime')"
+    )
+    for (data,) in owner.execute(messages.encode()).fetchall():
+        kind, relation = chr(data[0]), int.from_bytes(data[1:5], "big")
+        if kind == "R":
+            schema, table, _ = data[5:].split(b"\0", 2)
+            names[relation] = f"{schema.decode()}.{table.decode()}"
+        if kind in "IUD":
+            assert data[5:6] == (b"K" if kind == "D" else b"N"), "DELETE sends the key, INSERT and UPDATE the new row"
+            changes.append((kind, names[relation], _columns(data[6:])))
+    return changes
+
+
+def _columns(data: bytes) -> list[str | None]:
+    """Return the values of a tuple of the protocol; None means null or not sent."""
+    values: list[str | None] = []
+    number, at = int.from_bytes(data[:2], "big"), 2
+    for _ in range(number):
+        is_text, at = data[at : at + 1] == b"t", at + 1
+        if not is_text:
+            values.append(None)
+            continue
+        length = int.from_bytes(data[at : at + 4], "big")
+        values.append(data[at + 4 : at + 4 + length].decode())
+        at += 4 + length
+    return values
+
+
+def test_realtime_receives_failures_only_and_a_delete_only_the_key(realtime: Connection) -> None:
+    """Realtime sends a DELETE to every listener, so it must hold the key only."""
+    ours, theirs = (furnish(realtime, slug, api=realtime) for slug in ("hlf", "nhf"))
     ((key,),) = ours.facts.rows("SELECT id FROM dynamics_sync_failures WHERE mentor_id = %s", ours.mentor)
-    read = "SELECT id FROM certjob.dynamics_sync_failures WHERE id = %(key)s"
+    realtime.execute("UPDATE dynamics_sync_failures SET attempts = 2 WHERE id = %s", (key,))
+    changes = decoded(realtime)
 
-    def readers() -> dict[str, int]:
-        with acting(ours.api, "service_role"):
-            server = ours.api.execute(read.encode(), {"key": key}).rowcount
-        return {"ours": len(ours.asks(read, key=key)), "theirs": len(theirs.asks(read, key=key)), "server": server}
+    assert {table for _, table, _ in changes} == {"certjob.dynamics_sync_failures"}
+    assert [(kind, row[0]) for kind, _, row in changes if row[0] == str(key)] == [("I", str(key)), ("U", str(key))]
+    assert selected_by_each_role(realtime, key, ours, theirs) == {
+        "ours": 1,
+        "theirs": 0,
+        "service_role": 1,
+        "anon": None,
+    }
 
-    assert readers() == {"ours": 1, "theirs": 0, "server": 1}
-    with pytest.raises(DENIED), acting(ours.api, "anon"):
-        ours.api.execute(read.encode(), {"key": key})
-    owner.execute("UPDATE dynamics_sync_failures SET resolved_at = now()")
-    assert readers() == {"ours": 0, "theirs": 0, "server": 1}
+    realtime.execute("UPDATE dynamics_sync_failures SET resolved_at = now() WHERE id = %s", (key,))
+    assert selected_by_each_role(realtime, key, ours, theirs) == {
+        "ours": 0,
+        "theirs": 0,
+        "service_role": 1,
+        "anon": None,
+    }
+    realtime.execute("DELETE FROM dynamics_sync_failures WHERE id = %s", (key,))
+    *_, (kind, _, row) = decoded(realtime)
+    assert (kind, row[0], {*row[1:]}) == ("D", str(key), {None})
+
+
+def selected_by_each_role(
+    connection: Connection, key: object, ours: Organisation, theirs: Organisation
+) -> dict[str, int | None]:
+    """Return how many rows each role selects by the key, as Realtime does before it sends; None means refused."""
+    listeners: dict[str, Any] = {
+        "ours": logged_in(connection, ours.coordinator),
+        "theirs": logged_in(connection, theirs.coordinator),
+        "service_role": acting(connection, "service_role"),
+        "anon": acting(connection, "anon"),
+    }
+    found: dict[str, int | None] = {}
+    for name, listener in listeners.items():
+        try:
+            with listener:
+                asked = "SELECT FROM certjob.dynamics_sync_failures WHERE id = %s"
+                found[name] = connection.execute(asked, (key,)).rowcount
+        except DENIED:
+            found[name] = None
+    return found
