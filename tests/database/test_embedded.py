@@ -89,39 +89,44 @@ def test_server_does_not_start_if_others_could_reach_it(folder: Path) -> None:
         refused(data, f"{data} belongs to another user")
 
 
-def test_server_is_private_and_ends_with_its_last_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed processes and interrupted starts do not prevent the end. Data remain.
-
-    Other users cannot list root's folders, although the server's user can pass through them.
-    """
-    monkeypatch.setenv("XDG_DATA_HOME", str(folder / "home"))
+@pytest.fixture
+def data(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The data directory of this user, below a private folder."""
     (folder / "home").mkdir(mode=0o700)
-    directory = embedded.data_directory()
+    monkeypatch.setenv("XDG_DATA_HOME", str(folder / "home"))
+    return embedded.data_directory()
 
+
+def test_server_is_private(folder: Path, data: Path) -> None:
+    """Other users cannot list root's folders, although the server's user can pass through them."""
     with embedded.database_url("embedded") as url:
-        with psycopg.connect(url) as connection:
-            connection.execute("CREATE TABLE visits ()")
-        assert is_running(directory)
-        assert f"host={directory}" in url
-        assert (directory.parent / ".postgresql.lock").exists()
-        status = directory.stat()
+        status = data.stat()
+        assert f"host={data}" in url
+        assert (data.parent / ".postgresql.lock").exists()  # in /tmp it would belong to another user
         assert stat.S_IMODE(status.st_mode) == 0o700
         assert pwd.getpwuid(status.st_uid).pw_name == ("pgserver" if IS_ROOT else getpass.getuser())
         assert stat.S_IMODE((folder / "home").stat().st_mode) == (0o711 if IS_ROOT else 0o700)
-        other = other_process(directory)
-    interrupt_a_start(directory)
-    assert is_running(directory)
-    other.communicate("enough\n", timeout=60)
-    assert not is_running(directory)
 
-    interrupt_a_start(directory)
-    assert not is_running(directory)
-    killed = other_process(directory)
+
+def test_server_ends_with_its_last_process(data: Path) -> None:
+    """Killed processes and interrupted starts do not prevent the end. Data remain."""
+    with embedded.database_url("embedded") as url:
+        with psycopg.connect(url) as connection:
+            connection.execute("CREATE TABLE visits ()")
+        other = other_process(data)
+    interrupt_a_start(data)
+    assert is_running(data)
+    other.communicate("enough\n", timeout=60)
+    assert not is_running(data)
+
+    interrupt_a_start(data)
+    assert not is_running(data)
+    killed = other_process(data)
     killed.kill()
     killed.communicate(timeout=60)
-    with embedded.server(directory) as url, psycopg.connect(url) as connection:
+    with embedded.server(data) as url, psycopg.connect(url) as connection:
         assert connection.execute("SELECT FROM visits").fetchall() == []
-    assert not is_running(directory)
+    assert not is_running(data)
 
 
 def interrupt_a_start(directory: Path) -> None:
