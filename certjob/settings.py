@@ -71,6 +71,13 @@ def _web_address(url: str) -> str:
     return url
 
 
+def _address(text: str) -> str:
+    if not re.fullmatch(r"[^@\s]+@[^@\s]+\.[^@\s]+", text):
+        message = "must be an e-mail address"
+        raise _RefusedError(message)
+    return text
+
+
 def _portal(url: str) -> str:
     _split_safely(url, instead_of_login="the function's key goes into CERTJOB_PORTAL_KEY")
     return url
@@ -136,6 +143,8 @@ class Settings(BaseSettings):
     """A folder with message templates of the programme's own; looked into only by what writes messages."""
     app_url: Annotated[str, AfterValidator(_web_address)] | None = None
     """The app that coordinators use; digests link to it."""
+    operator_address: Annotated[str, AfterValidator(_address)] | None = None
+    """The e-mail address of the people who run certjob; digests tell coordinators to write there."""
     ping_url: Annotated[SecretStr, AfterValidator(_ping)] | None = None
     """Where `run` reports how it ended. A secret, because anyone who knows the address can report."""
     log_format: Literal["text", "json"] = "text"

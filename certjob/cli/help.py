@@ -27,6 +27,7 @@ Settings (environment variables, or lines of the file that --env-file names):
   CERTJOB_BOUNCE_ADDRESS                      where it is returned to
   CERTJOB_TEMPLATES_DIR                       message templates of your own
   CERTJOB_APP_URL                             the app that digests link to
+  CERTJOB_OPERATOR_ADDRESS                    whom coordinators write to
   CERTJOB_PING_URL                            an external monitor
   CERTJOB_LOG_FORMAT                          text (the default) or json
 

@@ -225,6 +225,7 @@ def delivery_from(settings: "Settings", *, deadline_seconds: float | None = None
         channel=open_channel(settings),
         mail_waits_until=lambda: settings.mail_waits_until,
         app_url=settings.app_url or "",
+        operator_address=settings.operator_address or "",
         templates_dir=settings.templates_dir,
         zone=settings.zone,
         today=lambda: settings.today,

@@ -12,6 +12,7 @@ from uuid import UUID
 
 import psycopg
 
+from certjob import database
 from certjob.database import CONTENTION, Connection, is_lost
 from certjob.errors import DatabaseUnavailableError, StageEnd, StoppedBySignalError
 from certjob.jobs.report import RunReport
@@ -71,6 +72,7 @@ class Delivery:
     templates_dir: Path | None = None
     """The programme's own templates."""
     app_url: str = ""
+    operator_address: str = ""
     """Where the app is; digests link to it."""
     zone: tzinfo = UTC
     """In which times are written."""
@@ -133,8 +135,9 @@ class Deliveries:
             self._run("portal", lambda: self._push(calls, seconds=self._delivery.deadline_seconds))
 
     def queue_digests(self) -> None:
-        """Only after a night: the job between the nights sends what is queued."""
-        if self._report.review is not None:
+        """Queue the coordinators' pages after a run; between runs only if a full run is overdue."""
+        today = {"today": self._report.today}
+        if self._report.review is not None or database.fetch_value(self._connection, "is_full_run_overdue", today):
             queue_digests(self._connection, today=self._report.today, organisation_id=self._organisation_id)
 
     def _run(self, name: str, stage: Callable[[], StageStop | None]) -> StageStop | None:
@@ -226,6 +229,7 @@ class Deliveries:
             today=report.today,
             zone=delivery.zone,
             app_url=delivery.app_url,
+            operator_address=delivery.operator_address,
             templates=templates,
         )
         counts = report.reminders, report.digests = MailCounts(), MailCounts()

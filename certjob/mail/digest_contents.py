@@ -12,7 +12,7 @@ from certjob.database import Connection
 from certjob.domain import rules
 from certjob.domain.causes import advise_on_message
 from certjob.facts import reading
-from certjob.mail.messages.content import write_date, write_moment
+from certjob.mail.messages.content import NOTHING_TO_DO, write_date, write_day, write_moment
 from certjob.redaction import one_line
 
 EXPIRING_WITHIN_DAYS = 30
@@ -48,6 +48,7 @@ class Coordinator:
     locale: str
     contact_email: str | None
     """The organisation's, for answers."""
+    has_portal: bool
     digest_on: date
     """The day for which this page was queued."""
     last_page_on: date | None
@@ -61,24 +62,37 @@ class Digest:
     """Everything one page says."""
 
     coordinator: Coordinator
+    acknowledged: Words
+    """How many alerts someone has acknowledged, and the day on which the first returns."""
     sections: Mapping[str, list[Words]]
     """``paused`` and ``returned`` since the last page, and everything that is open now."""
     keys: frozenset[str]
     """The keys of everything on the page, and of the pauses that earlier pages had."""
-    acknowledged: int
-    """How many alerts of the organisation someone knows about; they are not on the page."""
     has_news: bool
     """Whether the page is to be sent: it has a new key, or something has been open for a week since the last page."""
 
-    def words(self, *, repeat: bool, app_url: str = "") -> Words:
+    @property
+    def urgent(self) -> list[str]:
+        """The sections in which someone without a valid certificate may still be visible on the portal."""
+        holds_pauses = any(item["what"] == "pauses" for item in self.sections["held"])
+        about_a_portal = {"not_run": bool(self.sections["not_run"]), "held": holds_pauses}
+        about_a_portal["unreviewed"] = bool(self.sections["unreviewed"])
+        urgent = [name for name, is_urgent in about_a_portal.items() if is_urgent and self.coordinator.has_portal]
+        return urgent + ["visible"] * bool(self.sections["visible"])
+
+    def words(self, *, repeat: bool, app_url: str = "", operator_address: str = "") -> Words:
         """Return what the templates can use, by name."""
         return {
             "language": self.coordinator.locale,
             "most": MOST_LINES,
             "name": one_line(self.coordinator.full_name),
             "organisation": one_line(self.coordinator.organisation_name),
+            "has_portal": self.coordinator.has_portal,
             "repeat": repeat,
             "app_url": app_url,
+            "operator_address": operator_address,
+            "urgent": self.urgent,
+            "to_do": any(self.sections[name] for name in self.sections.keys() - NOTHING_TO_DO),
             "acknowledged": self.acknowledged,
             **self.sections,
         }
@@ -103,9 +117,9 @@ def read_digest(connection: Connection, digest_id: int, *, today: date, zone: tz
         return [row for row in rows if row["key"] not in coordinator.reported]
 
     paused, returned = read("read_paused_mentors"), read("read_returned_mentors")
-    held, unreviewed = read("read_held_back"), read("read_unreviewed_mentors")
+    not_run, held, unreviewed = read("read_missing_run"), read("read_held_back"), read("read_unreviewed_mentors")
     pushes, undelivered = read("read_pending_pushes"), read("read_undelivered_reminders")
-    not_run, uncertified = read("read_missing_run"), read("read_uncertified_mentors")
+    uncertified = read("read_uncertified_mentors")
     names = {row["id"]: row["name"] for row in read("read_expiring_mentors")}
     ids = [row["id"] for row in paused] + list(names)
     mentors = {mentor.id: mentor for mentor in reading.read(connection, ids, lock=False).mentors}
@@ -115,13 +129,16 @@ def read_digest(connection: Connection, digest_id: int, *, today: date, zone: tz
         if mentor.id in names
         for certificate in rules.ending_certificates(mentor, today, within_days=EXPIRING_WITHIN_DAYS)
     )
-    still_open = [row["key"] for row in (*not_run, *pushes, *held, *unreviewed, *undelivered)]
+    still_open = [row["key"] for row in (*not_run, *held, *unreviewed, *pushes, *undelivered)]
     keys = frozenset(
         [row["key"] for row in (*paused, *returned, *uncertified)]
         + still_open
         + [f"ends:{expires_on}:{_hash(member_no, kind)}" for expires_on, _, member_no, kind in expiring]
     )
     is_week_over = last is None or (today - last).days >= REPORTED_AGAIN_AFTER_DAYS
+    for row in not_run:
+        row["since"] = write_day(row["since"], locale=coordinator.locale)
+    ((acknowledged, returns_on),) = database.fetch(connection, "count_acknowledged_of", window)
     for row in paused:
         mentor = mentors.get(row["id"])
         lapsed = rules.lapsed_certificates(mentor, today) if mentor is not None else ()
@@ -151,12 +168,15 @@ def read_digest(connection: Connection, digest_id: int, *, today: date, zone: tz
     }
     return Digest(
         coordinator=coordinator,
+        acknowledged={
+            "number": acknowledged,
+            "until": write_day(returns_on, locale=coordinator.locale) if returns_on else "",
+        },
         sections={
             name: [_in_words(row, locale=coordinator.locale, zone=zone) for row in rows]
             for name, rows in sections.items()
         },
         keys=keys,
-        acknowledged=database.fetch_value(connection, "count_acknowledged_of", window),
         has_news=not keys <= set(coordinator.reported) or (bool(still_open) and is_week_over),
     )
 

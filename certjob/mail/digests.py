@@ -56,12 +56,13 @@ class DigestMail(MailQueue[QueuedDigest]):
         today: date,
         zone: tzinfo,
         app_url: str = "",
+        operator_address: str = "",
         templates: Templates,
     ) -> None:
-        """Times are written in ``zone``; the page links to ``app_url``."""
+        """Times are written in ``zone``. The page links to ``app_url`` and names the address of the operators."""
         super().__init__(connection, table="digests", item=QueuedDigest, today=today)
         self._zone = zone
-        self._app_url = app_url
+        self._links = {"app_url": app_url, "operator_address": operator_address}
         self._templates = templates
 
     def _draft(self, item: QueuedDigest) -> Writer | str | None:
@@ -84,7 +85,7 @@ class DigestMail(MailQueue[QueuedDigest]):
         rendered = self._templates.render(
             "digest",
             slug=coordinator.organisation_slug,
-            words=digest.words(repeat=item.maybe_sent, app_url=self._app_url),
+            words=digest.words(repeat=item.maybe_sent, **self._links),
         )
         return OutgoingMessage(
             to=coordinator.email,

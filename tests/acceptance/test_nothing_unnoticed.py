@@ -95,7 +95,7 @@ def test_everybody_says_that_an_organisation_is_held_until_it_is_over(
     assert (each["organisation"], each["cause"], each["number"]) == ("hlf", "pauses", 30)
     assert play("status -q", 3) == "certjob status: 1 organisation is held; see `certjob alerts`\n"
     assert len(portal.requests) == 3
-    assert "30 likepersoner ville blitt satt på pause eller skjult (har ventet siden " in the_digest(tmp_path)
+    assert "blir 30 likepersoner satt på pause eller skjult." in the_digest(tmp_path)
 
     # Later that day cron's mail has only what is new, on the next day everything; whichever organisation's run.
     assert play("run", 3) == ""

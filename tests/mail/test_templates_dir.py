@@ -221,26 +221,36 @@ def test_the_samples_are_every_situation() -> None:
 
 def test_the_made_up_digest_has_the_words_of_a_real_one(desk: Scene) -> None:
     """Were there one more or less, the check would refuse good templates, or let bad ones into the night."""
-    paused, back, shown = (desk.certified(until=number) for number in (-1, 400, 20))
+    paused, back, unseen, shown = (desk.certified(until=number) for number in (-1, 400, 500, 20))
+    desk.facts.mentor(desk.home, full_name="Without")
     own = {"reason": "certification_expired", "actor": "certjob"}
     soon = {"threshold_days": 30, "cert_id": shown, "expires_on": day(20)}
     held = {"as_of": TODAY, "reason": "too many", "mentors": 30, "allow": 30}
-    desk.facts.mentor(desk.home)
-    old_run = {"id": uuid4(), "command": "run", "as_of": TODAY, "host": "h", "version": "1", "outcome": "ok"}
     for table, row in (
-        ("job_runs", old_run | {"finished_at": TODAY}),
         ("mentor_pauses", {"mentor_id": paused} | own),
         ("mentor_pauses", {"mentor_id": back, "lifted_at": TODAY, "lifted_by": "certjob"} | own),
         ("portal_sync_events", {"mentor_id": paused, "visible": False, "wanted_at": TODAY}),
-        ("portal_sync_events", {"mentor_id": shown, "visible": True, "wanted_at": TODAY}),
+        ("portal_sync_events", {"mentor_id": unseen, "visible": True, "wanted_at": TODAY}),
         ("cert_notification_log", {"mentor_id": shown, "status": "failed", "failure_code": "wrong_address"} | soon),
         ("held_reviews", {"organisation_id": desk.home, "what": "pauses"} | held),
-        ("review_problems", {"mentor_id": paused, "reason": "locked", "as_of": TODAY}),
+        ("review_problems", {"mentor_id": shown, "reason": "locked", "as_of": TODAY}),
+        (
+            "job_runs",
+            {
+                "id": uuid4(),
+                "command": "run",
+                "outcome": "ok",
+                "as_of": TODAY,
+                "finished_at": TODAY,
+                "host": "",
+                "version": "",
+            },
+        ),
         ("coordinator_digests", {"coordinator_id": desk.rows("SELECT id FROM coordinators")[0][0], "digest_on": TODAY}),
     ):
         desk.facts.insert(table, **row)
     desk.execute("UPDATE mentor_pauses SET lifted_at = now() WHERE lifted_at IS NOT NULL")
-    desk.execute("UPDATE mentors SET review_on = 'infinity' WHERE id = %s", shown)  # the show waits for no review
+    desk.execute("UPDATE mentors SET review_on = 'infinity' WHERE id = %s", unseen)
     ((row_id,),) = desk.connection.execute("SELECT id FROM coordinator_digests").fetchall()
 
     real = read_digest(desk.connection, row_id, today=TODAY, zone=UTC)

@@ -14,6 +14,9 @@ from certjob.redaction import one_line
 LANGUAGES = {"nb": "nb", "nn": "nn", "en": "en_GB"}
 """Languages that have templates, and how each writes a date. People have no other locale."""
 
+NOTHING_TO_DO = frozenset({"paused", "returned", "expiring"})
+"""The sections of a digest that ask the coordinator to do nothing."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipient:
@@ -51,9 +54,14 @@ def write_date(day: date, *, locale: str) -> str:
     return _unbroken(babel.dates.format_date(day, format="long", locale=LANGUAGES[locale]))
 
 
+def write_day(day: date, *, locale: str) -> str:
+    """Return the date without its year, as people with this locale write it."""
+    return _unbroken(babel.dates.format_skeleton("MMMMd", day, locale=LANGUAGES[locale]))
+
+
 def write_moment(moment: datetime, *, locale: str) -> str:
     """Return day and time, without the year, as people with this locale write them; ``moment`` is in their zone."""
-    day = _day_and_month(moment, locale=locale)
+    day = write_day(moment, locale=locale)
     return f"{day} at {moment:%H:%M}" if locale == "en" else f"{day} kl.\N{NO-BREAK SPACE}{moment:%H.%M}"
 
 
@@ -76,7 +84,7 @@ def reminder_words(due: Reminder, recipient: Recipient, *, today: date, repeat: 
         "member_no": one_line(mentor.member_no),
         "kind": one_line(kind),
         "expires_on": write_date(due.expires_on, locale=language),
-        "expires_day": _day_and_month(due.expires_on, locale=language),
+        "expires_day": write_day(due.expires_on, locale=language),
         "days_left": days_left,
         "threshold_days": due.threshold_days,
         "pauses": kind not in mentor.organisation.optional_kinds,
@@ -90,10 +98,6 @@ def reminder_words(due: Reminder, recipient: Recipient, *, today: date, repeat: 
         "renewal_host": _web_host(url),
         "repeat": repeat,
     }
-
-
-def _day_and_month(day: date, *, locale: str) -> str:
-    return _unbroken(babel.dates.format_skeleton("MMMMd", day, locale=LANGUAGES[locale]))
 
 
 def _unbroken(day: str) -> str:

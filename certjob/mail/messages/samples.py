@@ -7,13 +7,23 @@ from uuid import UUID
 
 from certjob.domain.models import Certificate, Mentor, Organisation, Reminder
 from certjob.errors import Cause
-from certjob.mail.messages.content import Recipient, reminder_words, write_date, write_moment
+from certjob.mail.messages.content import NOTHING_TO_DO, Recipient, reminder_words, write_date, write_day, write_moment
 
 _SOME_DAY = date(2027, 1, 31)
 _SOME_MOMENT = datetime(2027, 1, 31, 3, 15)  # noqa: DTZ001 - only written, as it stands
 _NAME = "Kari «Ea» O'Nordmann & <Sønn>"
 _MOST = 25
 _ID = UUID(int=1)
+_URGENT = ("not_run", "held", "unreviewed", "visible")
+_ABOUT_PUSHES = (
+    Cause.CONTACT_NOT_FOUND,
+    Cause.PORTAL_DOWN,
+    Cause.NO_CONTACT_ID,
+    Cause.CHANGE_REFUSED,
+    Cause.QUEUED,
+    Cause.PORTAL_STOPPED,
+    Cause.HIDE_BY_HAND,
+)
 
 Words = dict[str, object]
 
@@ -87,7 +97,14 @@ def sample_digests(language: str) -> Iterator[Words]:
             "name": name,
             "organisation": "Hørselshjelpen",
             "repeat": repeat,
-            "acknowledged": len(name) // 20,
+            "has_portal": not repeat,
+            "operator_address": "drift@example.org" if name else "",
+            "urgent": [section for section in _URGENT if lists[section] and not repeat],
+            "to_do": any(lists[section] for section in lists.keys() - NOTHING_TO_DO),
+            "acknowledged": {
+                "number": len(lists["unreviewed"]),
+                "until": write_day(_SOME_DAY, locale=language) if name else "",
+            },
             **lists,
         }
 
@@ -102,16 +119,15 @@ def _sections(language: str) -> dict[str, list[Words]]:
             {
                 **mentor,
                 "since": since,
-                "sentence": f"Dynamics sync pending — mentor may still be {how} on portal",
                 "cause": str(cause),
             }
-            for mentor, cause in ((who, Cause.CONTACT_NOT_FOUND), (unnamed, Cause.PORTAL_DOWN))
+            for mentor, cause in zip(itertools.cycle((who, unnamed)), _ABOUT_PUSHES, strict=False)
         ]
         for how in ("visible", "hidden")
     }
     held: Words = {"what": "pauses", "since": since, "mentors": 33}
     return {
-        "not_run": [{"since": day, "ended": ended} for ended in (3, 1, 0)],
+        "not_run": [{"since": write_day(_SOME_DAY, locale=language), "ended": 3}],
         "held": [
             held,
             {**held, "mentors": 1},
@@ -139,6 +155,8 @@ def _sections(language: str) -> dict[str, list[Words]]:
                 (who, 12, Cause.WRONG_ADDRESS),
                 (who, -14, Cause.WRONG_ADDRESS),
                 (unnamed, 12, Cause.NO_ADDRESS),
+                (who, 12, Cause.MAIL_DELAYED),
+                (who, 12, Cause.MAIL_STOPPED),
             )
         ],
         "uncertified": [who, unnamed],

@@ -51,7 +51,7 @@ WHERE m.organisation_id = %(organisation_id)s
 
 -- name: read_pending_pushes
 -- Mentors whom the portal may still show, or hide, wrongly, as the alerts have them.
-SELECT full_name AS name, member_no, kind = 'may_be_hidden' AS visible, sentence, since, cause,
+SELECT full_name AS name, member_no, kind = 'may_be_hidden' AS visible, since, cause,
     md5(alert_id) || ':' || row_id || CASE cause WHEN 'hide_by_hand' THEN ':by_hand' ELSE '' END AS key
 FROM current_alerts(%(today)s)
 WHERE kind IN ('may_be_visible', 'may_be_hidden')
@@ -131,5 +131,7 @@ WHERE m.organisation_id = %(organisation_id)s
 ORDER BY name, m.member_no
 
 -- name: count_acknowledged_of
--- How many alerts of the organisation someone knows about.
-SELECT count(*) FROM current_alerts(%(today)s) WHERE organisation_id = %(organisation_id)s AND is_acknowledged
+-- How many alerts of the organisation someone knows about, and the day on which the first returns.
+SELECT count(*), min(acknowledged_until) + 1
+FROM current_alerts(%(today)s)
+WHERE organisation_id = %(organisation_id)s AND is_acknowledged

@@ -42,9 +42,10 @@ WITH reader AS MATERIALIZED (
         AND c.expires_on BETWEEN %(today)s AND %(today)s + %(within_days)s
         AND c.revoked_at IS NULL
     UNION
-    SELECT organisation_id, 'infinity', NULL
-    FROM current_alerts(%(today)s)
-    WHERE kind NOT IN ('failed_digests', 'waiting_digests') AND NOT is_acknowledged
+    SELECT o.id, 'infinity', NULL
+    FROM current_alerts(%(today)s) AS a
+    JOIN organisations AS o ON o.id = a.organisation_id OR a.kind = 'no_full_run'
+    WHERE a.kind NOT IN ('failed_digests', 'waiting_digests') AND NOT a.is_acknowledged
 )
 INSERT INTO coordinator_digests AS d (coordinator_id, digest_on)
 SELECT r.id, %(today)s
@@ -67,3 +68,6 @@ SET digest_on = excluded.digest_on,
     failure_code = NULL
 WHERE (d.status = 'cancelled' OR d.digest_on NOT IN (%(today)s, %(today)s + 1))
     AND NOT (d.claim_token IS NOT NULL AND d.next_attempt_at > now())
+
+-- name: is_full_run_overdue
+SELECT EXISTS (SELECT FROM current_alerts(%(today)s) WHERE kind = 'no_full_run' AND NOT is_acknowledged)
