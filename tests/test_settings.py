@@ -102,6 +102,7 @@ A_URL = "must be a URL that starts with"
         ("NOTIFY_URL", f"https://:{SECRET}@push.example", "use CERTJOB_NOTIFY_USER and CERTJOB_NOTIFY_PASSWORD"),
         ("MAIL_HOURS", f"08:00-{SECRET}", "must be two times of the day"),
         ("APP_URL", f"javascript:{SECRET}", A_URL),
+        ("OPERATOR_ADDRESS", SECRET, "must be an e-mail address"),
         ("PING_URL", f"http://hc.example/{SECRET}", NO_HTTP),
         ("PING_URL", f"https://hc.example/{SECRET}?x=1", "must hold no ? and no #"),
         ("PING_URL", f"https://hc.example/{SECRET}#x", "must hold no ? and no #"),
