@@ -4,6 +4,7 @@ import re
 
 import psycopg
 import pytest
+from jinja2 import Environment
 
 from certjob.database import Connection
 from certjob.errors import Cause
@@ -237,11 +238,9 @@ def test_code_of_the_dashboard_page_names_existing_objects(ours: Organisation) -
 @pytest.mark.parametrize(("number", "language"), [(1, "nb"), (2, "nn"), (3, "en")])
 def test_dashboard_page_has_the_words_of_the_digests(number: int, language: str) -> None:
     """A coordinator reads the same sentence in the app and in the mail, for each cause that the view can have."""
-    words = read(f"certjob/mail/messages/digest.{language}.words")
-    words = words.replace(r"\u2011", "-")
-    sentences = dict(
-        re.findall(r'^    "(\w+)": "(.*)",$', words.partition("set causes = ")[2].partition("%}")[0], re.M)
-    )
+    words = Environment(autoescape=True).from_string(read(f"certjob/mail/messages/digest.{language}.words"))
+    causes: dict[str, str] = words.make_module({"operator_address": ""}).causes  # type: ignore[attr-defined]
+    sentences = {cause: str(sentence).replace("\u2011", "-") for cause, sentence in causes.items()}
     table = re.findall(
         r"^\| `(\w+)` \| (.*?) \| (.*?) \| (.*?) \|$", PAGE.partition("## Words")[2].partition("## ")[0], re.M
     )

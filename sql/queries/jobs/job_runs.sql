@@ -50,3 +50,6 @@ WHERE command = 'run'
     AND counts ->> 'alerts_read_at' IS NOT NULL
 ORDER BY finished_at DESC
 LIMIT 1
+
+-- name: is_full_run_overdue
+SELECT EXISTS (SELECT FROM current_alerts(%(today)s) WHERE kind = 'no_full_run' AND NOT is_acknowledged)

@@ -68,6 +68,3 @@ SET digest_on = excluded.digest_on,
     failure_code = NULL
 WHERE (d.status = 'cancelled' OR d.digest_on NOT IN (%(today)s, %(today)s + 1))
     AND NOT (d.claim_token IS NOT NULL AND d.next_attempt_at > now())
-
--- name: is_full_run_overdue
-SELECT EXISTS (SELECT FROM current_alerts(%(today)s) WHERE kind = 'no_full_run' AND NOT is_acknowledged)
