@@ -113,9 +113,10 @@ def start_again_when_lost(
         try:
             return job()
         except (psycopg.Error, DatabaseUnavailableError) as error:
-            was_lost = was_lost or is_lost(error)
-            if not was_lost:
+            is_still_away = was_lost and isinstance(error, DatabaseUnavailableError)
+            if not (is_lost(error) or is_still_away):
                 raise
+            was_lost = True
             logger.info("the database went away (%s); starting again", error, extra={"event": "database_lost"})
         stop.sleep(pause_seconds)
     return job()

@@ -72,8 +72,9 @@ class Delivery:
     templates_dir: Path | None = None
     """The programme's own templates."""
     app_url: str = ""
-    operator_address: str = ""
     """Where the app is; digests link to it."""
+    operator_address: str = ""
+    """The address of the people who run the system; digests name it."""
     zone: tzinfo = UTC
     """In which times are written."""
     today: Callable[[], date] = lambda: date.min

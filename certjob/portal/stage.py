@@ -132,8 +132,12 @@ class PortalStage:
         if self._on_progress is not None:
             self._on_progress(self._counts.delivered + self._counts.failed)
         self._begin_at = max(self._begin_at, time.monotonic() + push.asked_seconds)
-        if not (self._ended or self._stop.is_set()):
+        if self._ended or self._stop.is_set():
+            return
+        try:
             self._ended = self._judge(push, self._deadline_at)
+        except psycopg.Error as error:  # the other calls in flight are still settled
+            self._crash = self._crash or error
 
     def _judge(self, push: Push, deadline_at: float) -> StageStop | None:
         """Decide from one outcome whether the stage goes on."""

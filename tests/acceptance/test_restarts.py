@@ -214,6 +214,7 @@ def test_only_a_lost_database_starts_a_job_again(url: str, cluster: Cluster) -> 
         (psycopg.errors.LockNotAvailable(), None),
         (DatabaseUnavailableError("the database cannot be reached"), None),
         (psycopg.errors.AdminShutdown(), refused),
+        (psycopg.errors.AdminShutdown(), psycopg.errors.InsufficientPrivilege()),
     ):
         raised = iter([first, then])
 
@@ -223,7 +224,7 @@ def test_only_a_lost_database_starts_a_job_again(url: str, cluster: Cluster) -> 
             raise error
 
         with pytest.raises(type(then or first)):
-            database.start_again_when_lost(job, stop=StopFlag(), pauses_seconds=(0,))
+            database.start_again_when_lost(job, stop=StopFlag(), pauses_seconds=(0, 0))
 
 
 def test_a_job_that_brings_the_server_down_each_time_is_given_up(url: str) -> None:

@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from certjob.errors import Outcome, TransientPortalError
+from certjob.errors import Outcome, PortalStageError, TransientPortalError
 from certjob.outbox import calls as outside
 from certjob.portal.push import PushOutcome
 from certjob.portal.sync import PortalCounts, PortalSyncService
@@ -362,3 +362,16 @@ def test_a_settle_that_breaks_leaves_no_hide_unseen(scene: Scene) -> None:
     assert scene.night(scene.portal).outcome is Outcome.FAILED
 
     assert scene.rows(FAILURES) == [("stage", 5)]
+
+
+def test_stage_end_that_is_not_recorded_leaves_no_call_unsettled(scene: Scene) -> None:
+    """The calls in flight are settled although the reason of the early end cannot be stored."""
+    scene.backlog(5)
+    scene.run_sql("ALTER TABLE dynamics_sync_failures ADD CONSTRAINT refuse CHECK (kind <> 'stage')")
+    refused = PortalStageError("a wrong key")
+    first_is_refused = FlakyPortal(lambda number: refused if number == 1 else time.sleep(0.5))
+
+    report = night(scene.connection, ways_out=delivery(portal=first_is_refused, concurrency=3))
+
+    assert report.outcome is Outcome.FAILED
+    assert scene.rows("SELECT count(*) FROM portal_sync_events WHERE claim_token IS NOT NULL") == [(0,)]
