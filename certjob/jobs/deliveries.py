@@ -30,6 +30,8 @@ from certjob.portal.push import PORTAL_POLICY
 from certjob.portal.stage import CONCURRENCY, LONGEST_PAUSE_SECONDS, PortalStage
 from certjob.portal.sync import PortalSyncService
 from certjob.redaction import without_people
+from certjob.review.certification import CertificationManagementService
+from certjob.review.guards import MassChangeGuard
 from certjob.stopping import StopFlag
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ PORTAL_SHARE = 0.75
 ABOUT_REMINDERS_ALONE = frozenset({StageEnd.ALL_REFUSED, StageEnd.CRASH})
 """Ends of the reminder stage that say nothing about the mail server: digests are still sent, and report it."""
 
+_LOCK_TIMEOUT_MS = 10_000
 _LOCKED = "a table or a row is locked by another database session; end that session; the rest stays pending"
 
 
@@ -102,8 +105,8 @@ class Deliveries:
     ) -> None:
         """What happens is noted in ``report``; ``organisation_id`` is the only one whose digests are queued.
 
-        ``portal`` says what is claimed and pushed, unless that is everything due. With ``wrong_day``, the reason why
-        the day cannot be believed, only hides go out.
+        ``portal`` says what is claimed and pushed, unless that is everything due: then the due mentors who have an open
+        push are reviewed first. With ``wrong_day``, the reason why the day cannot be believed, only hides go out.
         """
         self._connection = connection
         self._report = report
@@ -112,6 +115,7 @@ class Deliveries:
         self._progress = progress
         self._organisation_id = organisation_id
         self._portal = portal or PortalSyncService(connection, run_id=report.run_id)
+        self._is_for_all = portal is None
         self._wrong_day = wrong_day
         if wrong_day is not None:
             report.stopped.append(wrong_day)
@@ -120,6 +124,7 @@ class Deliveries:
         """Push, then send reminders, then digests. Raises StoppedBySignalError after a signal."""
         ends_at = time.monotonic() + self._delivery.deadline_seconds
         try:
+            self._run("portal", self._review_open_pushes)
             with Calls(self._stop) as calls:
                 self._run("portal", lambda: self._push(calls, seconds=self._delivery.deadline_seconds * PORTAL_SHARE))
                 if self._wrong_day is None:
@@ -132,13 +137,16 @@ class Deliveries:
 
     def push(self) -> None:
         """Only the portal. Raises StoppedBySignalError after a signal."""
+        self._run("portal", self._review_open_pushes)
         with Calls(self._stop) as calls:
             self._run("portal", lambda: self._push(calls, seconds=self._delivery.deadline_seconds))
 
     def queue_digests(self) -> None:
         """Queue the coordinators' pages after a run; between runs only if a full run is overdue."""
-        today = {"today": self._report.today}
-        if self._report.review is not None or database.fetch_value(self._connection, "is_full_run_overdue", today):
+        with database.transaction(self._connection, lock_timeout_ms=_LOCK_TIMEOUT_MS):
+            today = {"today": self._report.today}
+            is_overdue = bool(database.fetch_value(self._connection, "is_full_run_overdue", today))
+        if self._report.review is not None or is_overdue:
             queue_digests(self._connection, today=self._report.today, organisation_id=self._organisation_id)
 
     def _run(self, name: str, stage: Callable[[], StageStop | None]) -> StageStop | None:
@@ -150,11 +158,11 @@ class Deliveries:
             self._stop.check()
             if is_lost(error):
                 raise
-            if isinstance(error, CONTENTION):
+            if isinstance(error, (*CONTENTION, DatabaseUnavailableError)):
                 ended = StageStop(stage=name, code=StageEnd.LOCKED, reason=_LOCKED)
             else:
                 ended = self._note_crash(name, error)
-        if ended is not None:
+        if ended is not None and ended not in self._report.stopped:
             self._report.stopped.append(ended)
         return ended
 
@@ -169,6 +177,18 @@ class Deliveries:
             with contextlib.suppress(psycopg.Error):  # the database may be what is broken
                 self._portal.record_stage_end(reason, end=StageEnd.CRASH)
         return StageStop(stage=name, code=StageEnd.CRASH, reason=reason)
+
+    def _review_open_pushes(self) -> None:
+        """Review the due mentors who have an open push, with the guard: an outdated push is replaced."""
+        if self._wrong_day is None and self._is_for_all:
+            guard = MassChangeGuard(self._connection, today=self._report.today)
+            CertificationManagementService(
+                self._connection,
+                today=self._report.today,
+                run_id=self._report.run_id,
+                guard=guard,
+                stop=self._stop,
+            ).apply_open_pushes()
 
     def _push(self, calls: Calls, *, seconds: float) -> StageStop | None:
         delivery, report = self._delivery, self._report

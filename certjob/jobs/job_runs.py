@@ -83,10 +83,13 @@ def recorded(
     try:
         yield Heartbeat(connection, report.run_id, progress)
         report.open_work = read_open_work(connection)
-        if report.command == "run":
-            _note_attention(connection, report, organisation=organisation)
-        elif report.command == "deliver" and not _was_overdue_told(connection, report):
-            report.overdue = read_attention(connection, today=report.today).overdue
+        if report.command in ("run", "deliver"):
+            try:
+                with database.transaction(connection, lock_timeout_ms=_LOCK_TIMEOUT_MS):
+                    note = _note_attention if report.command == "run" else _note_overdue
+                    note(connection, report, organisation=organisation)
+            except database.CONTENTION:
+                report.stopped.append(StageStop(stage="alerts", code=StageEnd.LOCKED, reason=_NOT_READ))
     except BaseException as error:
         try:
             _record_end(connection, report, Outcome.FAILED, lines=[_in_a_line(error)])
@@ -98,20 +101,17 @@ def recorded(
 
 def _note_attention(connection: Connection, report: RunReport, *, organisation: str | None) -> None:
     """Note in the report what needs attention, and what of it the run before has not reported."""
-    try:
-        with database.transaction(connection, lock_timeout_ms=_LOCK_TIMEOUT_MS):
-            last = database.fetch(connection, "read_last_report", {"organisation": organisation})
-            last_on, read_at = last[0] if last else (None, None)
-            report.is_first_today = last_on != report.today
-            database.execute(connection, "end_acknowledgements", {"today": report.today})
-            report.attention = read_attention(connection, today=report.today, new_since=read_at)
-    except database.CONTENTION:
-        report.stopped.append(StageStop(stage="alerts", code=StageEnd.LOCKED, reason=_NOT_READ))
+    last = database.fetch(connection, "read_last_report", {"organisation": organisation})
+    last_on, read_at = last[0] if last else (None, None)
+    report.is_first_today = last_on != report.today
+    database.execute(connection, "end_acknowledgements", {"today": report.today})
+    report.attention = read_attention(connection, today=report.today, new_since=read_at)
 
 
-def _was_overdue_told(connection: Connection, report: RunReport) -> bool:
-    """Return whether a delivery of this day has said that no full run has finished."""
-    return bool(database.fetch_value(connection, "was_overdue_told", {"today": report.today}))
+def _note_overdue(connection: Connection, report: RunReport, *, organisation: str | None) -> None:
+    """Note in the report of a delivery that no full run has finished, once a day."""
+    if not database.fetch_value(connection, "was_overdue_told", {"today": report.today}):
+        report.overdue = read_attention(connection, today=report.today).overdue
 
 
 def _record_beginning(

@@ -36,9 +36,8 @@ def deliver(
 ) -> RunReport:
     """Deliver what is queued and due: the background job between the nights.
 
-    It first reviews the due mentors who have an open push: a show that is not true any more becomes a hide. On a day
-    that cannot be believed (not the database server's, or before the last run's, unless it is the ``accept_date``) it
-    reviews no one and pushes hides only.
+    On a day that cannot be believed (not the database server's, or before the last run's, unless it is the
+    ``accept_date``) it pushes hides only.
     """
     report = RunReport(
         command="deliver", run_id=run_id or uuid4(), today=today, reminders=MailCounts(), digests=MailCounts()
@@ -46,20 +45,9 @@ def deliver(
     wrong_day = why_wrong_day(connection, today, zone=delivery.zone, accept_date=accept_date)
     report.known_stops = read_known_stops(connection, report.today)
     with recorded(connection, report, progress=progress) as beating:
-        if wrong_day is None:
-            _review_open_pushes(connection, report, stop=stop)
         deliveries = Deliveries(connection, report, delivery=delivery, stop=stop, progress=beating, wrong_day=wrong_day)
         deliveries.deliver()
     return report
-
-
-def _review_open_pushes(connection: Connection, report: RunReport, *, stop: StopFlag) -> None:
-    """Review the due mentors who have an open push, with the guard; the next run reports the others."""
-    guard = MassChangeGuard(connection, today=report.today)
-    service = CertificationManagementService(
-        connection, today=report.today, run_id=report.run_id, guard=guard, stop=stop
-    )
-    service.apply_open_pushes()
 
 
 def run(
@@ -132,13 +120,11 @@ def retry_all(
 ) -> RunReport:
     """Reopen every open push, blocked ones too, whatever its retry time says, and push them; no mail is sent.
 
-    As ``deliver`` does, it first reviews the due mentors among them, and on a wrong day pushes hides only.
+    On a wrong day it pushes hides only, as ``deliver`` does.
     """
     report = RunReport(command="alerts", run_id=run_id or uuid4(), today=today)
     wrong_day = why_wrong_day(connection, today, zone=delivery.zone, accept_date=None)
     with recorded(connection, report, progress=progress) as beating:
-        if wrong_day is None:
-            _review_open_pushes(connection, report, stop=stop)
         report.reopened = PortalSyncService(connection, run_id=report.run_id).reopen_all()
         Deliveries(connection, report, delivery=delivery, stop=stop, progress=beating, wrong_day=wrong_day).push()
     return report

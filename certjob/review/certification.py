@@ -83,7 +83,8 @@ class CertificationManagementService:
 
     def apply_open_pushes(self) -> None:
         """Review the due mentors who have an open push, once. Raises StoppedBySignalError between chunks."""
-        rows = database.fetch(self._connection, "find_due_open_pushes", {"today": self._today})
+        with transaction(self._connection, lock_timeout_ms=LOCK_TIMEOUT_MS):
+            rows = database.fetch(self._connection, "find_due_open_pushes", {"today": self._today})
         if rows:
             self._pass(None, ids=[mentor_id for (mentor_id,) in rows])
 

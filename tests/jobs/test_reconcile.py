@@ -400,7 +400,7 @@ def test_a_mentor_whom_the_app_locks_is_waited_for_and_then_reported(
         monkeypatch.setattr(comparison, "_LOCKED_FOR_SECONDS", 0.0)
 
     def let_go() -> None:
-        corrected = "SELECT count(*) = 2 FROM portal_sync_events WHERE status = 'pending'"
+        corrected = "SELECT count(*) >= 2 FROM portal_sync_events WHERE NOT visible"
         until(lambda: scene.other.execute(corrected).fetchone() == (True,))
         if for_a_moment:
             scene.app.rollback()

@@ -9,7 +9,8 @@ import pytest
 
 from certjob import database
 from certjob.database import Connection
-from certjob.jobs import nightly
+from certjob.jobs import deliveries, job_runs, nightly
+from certjob.review import certification
 from certjob.stopping import StopFlag
 from tests.support import intents
 from tests.support.facts import TODAY
@@ -51,6 +52,35 @@ def test_retry_all_turns_a_stale_show_into_a_hide(scene: Scene, change: str) -> 
     nightly.retry_all(scene.connection, today=TODAY, delivery=delivery(portal=portal), stop=stop, progress=NoProgress())
 
     assert portal.values == [False]
+
+
+def test_run_of_another_organisation_sends_no_outdated_hide(scene: Scene) -> None:
+    """It delivers for all organisations, so it reviews their due mentors with an open push."""
+    mentor = scene.expired()
+    scene.night(deliver=False)
+    scene.facts.organisation("nhf")
+    scene.facts.certificate(mentor, NEXT_YEAR, issued_on=TODAY)
+    portal = FlakyPortal()
+
+    scene.night(portal, organisation="nhf")
+
+    assert portal.values == [True]
+
+
+def test_locked_table_does_not_stop_the_deliveries(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The review gives up, the pushes go on, and the report has the reason."""
+    monkeypatch.setattr(certification, "WAIT_FOR_LOCKS_SECONDS", 0.0)
+    for module in (deliveries, job_runs):
+        monkeypatch.setattr(module, "_LOCK_TIMEOUT_MS", 500)
+    scene.run_sql(PAUSE, queue_show(scene))
+    scene.wish(scene.expired(), visible=False)
+    scene.app.execute("LOCK TABLE mentor_pauses")
+    portal = FlakyPortal()
+
+    report = scene.deliver(portal)
+
+    assert portal.values == [False]
+    assert report.outcome == "attention"
 
 
 def test_deliver_turns_a_stale_hide_into_a_show(scene: Scene) -> None:
