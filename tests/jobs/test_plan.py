@@ -11,7 +11,7 @@ import pytest
 from certjob import database
 from certjob.cli.pages.night import show_plan
 from certjob.cli.terminal.output import Output
-from certjob.jobs import nightly
+from certjob.jobs import runs
 from certjob.stopping import StopFlag
 from tests.support.facts import TODAY
 from tests.support.nights import EVERYTHING, delivery
@@ -124,6 +124,6 @@ def test_a_plan_shows_how_far_it_is(scene: Scene) -> None:
             return lambda done: shown.append((name, done))
 
     ways_out = {"delivery": delivery(), "stop": StopFlag(), "progress": Shown()}
-    nightly.run(scene.connection, today=TODAY, accept_date=TODAY, dry_run=True, **ways_out)  # type: ignore[arg-type]
+    runs.run(scene.connection, today=TODAY, accept_date=TODAY, dry_run=True, **ways_out)  # type: ignore[arg-type]
 
     assert shown == [("Reviewing mentors", 1)]

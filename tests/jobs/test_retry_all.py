@@ -2,7 +2,7 @@
 
 import json
 
-from certjob.jobs import nightly
+from certjob.jobs import runs
 from certjob.jobs.report import RunReport
 from certjob.stopping import StopFlag
 from tests.conftest import Certjob
@@ -17,7 +17,7 @@ OPEN = "SELECT status, attempts, version FROM portal_sync_events ORDER BY id"
 
 def retry_all(scene: Scene) -> RunReport:
     ways_out = delivery(portal=scene.portal, channel=scene.channel)
-    return nightly.retry_all(scene.connection, today=TODAY, delivery=ways_out, stop=StopFlag(), progress=NoProgress())
+    return runs.retry_all(scene.connection, today=TODAY, delivery=ways_out, stop=StopFlag(), progress=NoProgress())
 
 
 def test_blocked_and_delayed_pushes_go_out_and_nothing_is_mailed(scene: Scene) -> None:

@@ -21,7 +21,7 @@ from psycopg.pq import TransactionStatus
 
 from certjob import database
 from certjob.errors import StoppedBySignalError
-from certjob.jobs import nightly
+from certjob.jobs import runs
 from certjob.jobs.deliveries import Delivery
 from certjob.jobs.reconcile import reconcile
 from certjob.jobs.report import RunReport
@@ -403,7 +403,7 @@ class Saga(RuleBasedStateMachine):
         ways_out |= {"today": today, "progress": NoProgress()}
         if command == "reconcile":
             return reconcile(connection, accept_date=self.today, **ways_out)
-        start = nightly.retry_all if command == "alerts --retry-all" else nightly.deliver
+        start = runs.retry_all if command == "alerts --retry-all" else runs.deliver
         return start(connection, **ways_out)
 
     def _answer(self, request: PortalRequest) -> Behaviour:

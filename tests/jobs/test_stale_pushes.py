@@ -9,7 +9,7 @@ import pytest
 
 from certjob import database
 from certjob.database import Connection
-from certjob.jobs import deliveries, job_runs, nightly
+from certjob.jobs import deliveries, job_runs, runs
 from certjob.review import certification
 from certjob.stopping import StopFlag
 from tests.support import intents
@@ -49,7 +49,7 @@ def test_retry_all_turns_a_stale_show_into_a_hide(scene: Scene, change: str) -> 
     scene.run_sql(change, queue_show(scene))
     portal, stop = FlakyPortal(), StopFlag()
 
-    nightly.retry_all(scene.connection, today=TODAY, delivery=delivery(portal=portal), stop=stop, progress=NoProgress())
+    runs.retry_all(scene.connection, today=TODAY, delivery=delivery(portal=portal), stop=stop, progress=NoProgress())
 
     assert portal.values == [False]
 
@@ -168,7 +168,7 @@ def test_deliver_on_a_wrong_day_pushes_hides_only(scene: Scene) -> None:
     scene.wish(scene.certified(), visible=True)
     portal = FlakyPortal()
 
-    report = nightly.deliver(
+    report = runs.deliver(
         scene.connection,
         today=YESTERDAY,
         delivery=delivery(portal=portal),

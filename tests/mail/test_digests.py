@@ -12,7 +12,7 @@ import pytest
 from certjob import database
 from certjob.database import Connection, statements
 from certjob.errors import PermanentPortalError, StoppedBySignalError
-from certjob.jobs import nightly
+from certjob.jobs import runs
 from certjob.mail import digests
 from certjob.mail.digest_contents import read_digest
 from certjob.mail.digests import queue_digests
@@ -49,7 +49,7 @@ def deliver(desk: Scene, number: int = 0) -> Messages:
     before = len(desk.channel.sent)
     desk.channel.on_send = None
     ways_out = delivery(portal=FlakyPortal(), channel=desk.channel)
-    nightly.deliver(desk.connection, today=day(number), delivery=ways_out, stop=StopFlag(), progress=NoProgress())
+    runs.deliver(desk.connection, today=day(number), delivery=ways_out, stop=StopFlag(), progress=NoProgress())
     return [message for message in desk.channel.sent[before:] if message.kind == "digest"]
 
 

@@ -11,7 +11,7 @@ from uuid import UUID
 
 from certjob.database import Connection
 from certjob.errors import PortalCallError, TransientPortalError
-from certjob.jobs import nightly
+from certjob.jobs import runs
 from certjob.jobs.deliveries import Delivery
 from certjob.jobs.job_runs import note_told
 from certjob.jobs.report import RunReport
@@ -155,8 +155,8 @@ def night(
     stop: StopFlag | None = None,
     **options: Any,
 ) -> RunReport:
-    """Run one night, and print its lines nowhere; the options are those of ``nightly.run``."""
-    report = nightly.run(
+    """Run one night, and print its lines nowhere; the options are those of ``runs.run``."""
+    report = runs.run(
         connection,
         today=today,
         accept_date=today,

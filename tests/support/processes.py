@@ -70,7 +70,7 @@ def _set_everywhere(name: str, value: object) -> None:
 
 
 def _shorten_portal(*, lease: float, call: float, repeats: float) -> None:
-    from certjob.jobs import deliveries, nightly, resync  # noqa: F401 - all that know these times are to be loaded
+    from certjob.jobs import deliveries, resync, runs  # noqa: F401 - all that know these times are to be loaded
     from certjob.portal import push, sync
 
     _set_defaults(sync.PortalSyncService.__init__, lease_seconds=lease)

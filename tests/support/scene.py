@@ -15,7 +15,7 @@ import pytest
 from certjob import database
 from certjob.database import Connection
 from certjob.errors import PortalCallError, StoppedBySignalError
-from certjob.jobs import nightly
+from certjob.jobs import runs
 from certjob.jobs.job_runs import note_told
 from certjob.jobs.reconcile import reconcile
 from certjob.jobs.report import RunReport
@@ -130,9 +130,7 @@ class Scene:
         """The delivery half alone, as cron starts it between the nights."""
         ways_out = delivery(portal=portal, channel=channel)
         connection = connection or self.connection
-        report = nightly.deliver(
-            connection, today=TODAY, delivery=ways_out, stop=StopFlag(), progress=nights.NoProgress()
-        )
+        report = runs.deliver(connection, today=TODAY, delivery=ways_out, stop=StopFlag(), progress=nights.NoProgress())
         note_told(connection, report.run_id)
         return report
 

@@ -68,11 +68,11 @@ def alerts(
 
 
 def _retry_all(opened: Session) -> "RunReport":
-    from certjob.jobs import nightly
+    from certjob.jobs import runs
 
     delivery = delivery_from(opened.settings)
     with opened.output.progress() as progress:
-        return nightly.retry_all(
+        return runs.retry_all(
             opened.connection,
             today=opened.settings.today,
             delivery=delivery,

@@ -60,7 +60,7 @@ def run(
     Safe to repeat and to run twice at once. --organisation limits the review; what is queued is delivered for all.
     Exits 3 while anything needs attention.
     """
-    from certjob.jobs import nightly
+    from certjob.jobs import runs
     from certjob.jobs.deliveries import RUN_SECONDS
 
     if as_of is not None and not dry_run:
@@ -71,7 +71,7 @@ def run(
         pings=not dry_run and organisation is None,  # one organisation's is no night: it would hide that none ran
     ) as opened:
         with opened.output.progress() as progress:
-            report = nightly.run(
+            report = runs.run(
                 opened.connection,
                 today=as_of or opened.settings.today,
                 delivery=delivery_from(opened.settings, deadline_seconds=RUN_SECONDS),
@@ -103,12 +103,12 @@ def deliver(
     It first reviews the due mentors who have an open push, so that no outdated push goes out.
     Exits 3 only if something failed for the first time or for another reason, or if a stage stopped for a new reason.
     """
-    from certjob.jobs import nightly
+    from certjob.jobs import runs
 
     with call.session() as opened:
         delivery = delivery_from(opened.settings)
         with opened.output.progress() as progress:
-            report = nightly.deliver(
+            report = runs.deliver(
                 opened.connection,
                 today=opened.settings.today,
                 accept_date=accept_date,
