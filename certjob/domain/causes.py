@@ -77,13 +77,13 @@ _ADVICE: Final[Mapping[str, Advice]] = {
         Advice(
             cause=Cause.PORTAL_DOWN,
             why="The portal did not answer or could not make the change.",
-            action="Nothing; certjob tries again {next_try}. If it lasts longer than an hour, check the Edge Function "
+            action="Wait; certjob tries again {next_try}. If it lasts longer than an hour, check the Edge Function "
             "and Dynamics.",
         ),
         Advice(
             cause=Cause.QUEUED,
             why="The change is in the queue.",
-            action="Nothing; certjob tries again {next_try}.",
+            action="Wait; certjob tries again {next_try}.",
         ),
         Advice(
             cause=Cause.PORTAL_STOPPED,
@@ -107,7 +107,7 @@ _ADVICE: Final[Mapping[str, Advice]] = {
         Advice(
             cause=Cause.MAIL_DELAYED,
             why="The mail server has not confirmed delivery.",
-            action="Nothing; certjob tries again. If it lasts, ask whether the mailbox is full.",
+            action="Wait; certjob tries again. If it lasts, ask whether the mailbox is full.",
         ),
         Advice(
             cause=Cause.MAIL_STOPPED,
@@ -141,7 +141,7 @@ _ADVICE: Final[Mapping[str, Advice]] = {
         ),
         Advice(
             cause="unknown_contact",
-            why="Visible on the portal, but no mentor of an organisation with a portal has this contact.",
+            why="Visible on the portal, but not the contact of any mentor whose organisation has a portal.",
             action="Hide it in Dynamics, or run `certjob acknowledge {alert} --because TEXT`.",
         ),
         Advice(

@@ -27,12 +27,12 @@ def find_mentor(connection: Connection, name: str, *, organisation: str | None) 
         if organisation:
             find_organisation(connection, organisation)  # reports a mistyped slug
         where = f" in {organisation}" if organisation else ""
-        message = f"no mentor {name!r}{where}"
+        message = f"no mentor matches {name!r}{where}"
         raise UnknownMentorError(message, next_step="give an id, a member number, an e-mail address or part of a name")
     candidates = ", ".join(f"{member_no} of {slug}" for _, member_no, slug in rows[:_CANDIDATES])
     rest = f" and {len(rows) - _CANDIDATES} more" if len(rows) > _CANDIDATES else ""
     step = "add --organisation" if len({member_no for _, member_no, _ in rows}) == 1 else "give the member number"
-    message = f"{name!r} fits {len(rows)} mentors: {candidates}{rest}"
+    message = f"{name!r} matches {len(rows)} mentors: {candidates}{rest}"
     raise UnknownMentorError(message, next_step=step)
 
 

@@ -13,8 +13,8 @@ def differing(comparison: Comparison) -> list[str]:
     """What a reading of the portal leaves for people to do."""
     lines = counted(
         len(comparison.unknown),
-        "contact on the portal is no mentor's",
-        "contacts on the portal are no mentor's",
+        "contact on the portal does not belong to any mentor",
+        "contacts on the portal do not belong to any mentor",
         see_alerts=True,
     )
     lines += _listed(

@@ -153,7 +153,7 @@ class PortalStage:
             return None
         cause = error.cause
         if push.outcome is PushOutcome.REFUSED:
-            reason = f"{cause}; nothing was pushed to anybody after that, all events stay queued"
+            reason = f"{cause}; certjob stopped pushing, and all events stay queued"
             return self._end(
                 StageEnd.KEY_REFUSED if cause.status in {401, 403} else StageEnd.MISCONFIGURED, reason, cause
             )

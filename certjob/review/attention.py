@@ -35,7 +35,10 @@ WORDS: Mapping[Kind, tuple[str, str]] = {
     Kind.HELD: ("organisation is held", "organisations are held"),
     Kind.NEVER_REVIEWED: ("mentor could not be reviewed", "mentors could not be reviewed"),
     Kind.MAY_BE_VISIBLE: ("mentor may still be visible on the portal", "mentors may still be visible on the portal"),
-    Kind.UNKNOWN_CONTACTS: ("contact on the portal is no mentor's", "contacts on the portal are no mentor's"),
+    Kind.UNKNOWN_CONTACTS: (
+        "contact on the portal does not belong to any mentor",
+        "contacts on the portal do not belong to any mentor",
+    ),
     Kind.PORTAL_NOT_READ: ("portal was not read for three days", "portals were not read for three days"),
     Kind.MAY_BE_HIDDEN: ("mentor may still be hidden on the portal", "mentors may still be hidden on the portal"),
     Kind.FAILED_REMINDERS: ("reminder was not delivered", "reminders were not delivered"),

@@ -94,7 +94,7 @@ def test_alerts_page_has_the_most_harmful_first_then_the_oldest() -> None:
         "New: since 23 November 08:00, 2 days Last failure today 08:00: 404 (b)",
         "Per [b]: since 21 November 08:00, 4 days",
         "Pål: since 23 November 08:00, 2 days Last failure today 07:00: 503",
-        "1 contact on the portal is no mentor's",
+        "1 contact on the portal does not belong to any mentor",
         "or run `certjob acknowledge -:unknown_contacts:6f --because TEXT`.",
         "The portal has never been read What to do: Run `certjob reconcile`",
         HIDDEN,
@@ -182,7 +182,7 @@ def test_the_next_try_is_said_once_for_all() -> None:
         (24, "on 26 November at"),
     ):
         pushes = [alert(next_attempt_at=ago(hours=-each), **BUSY) for each in (hours, 72)]
-        assert f"(2) What to do: Nothing; certjob tries again {said}" in flat(page(*pushes))
+        assert f"(2) What to do: Wait; certjob tries again {said}" in flat(page(*pushes))
 
 
 def test_the_list_is_that_of_the_dashboard_and_a_corrected_contact_id_is_told(facts: Facts, here: Certjob) -> None:

@@ -112,7 +112,7 @@ def test_what_is_unknown_or_ambiguous_is_named(here: Certjob, facts: Facts) -> N
         assert_one_line(result, "no organisation 'hfl'", "`certjob organisation list`", code=2)
     assert_one_line(here("run", "--organisation", b"bl\xe5".decode("utf-8", "surrogateescape")), "UTF-8", code=2)
     for name in ("M9", "nobody@example.org", "6f9619ff-8b86-4d01-b42d-00cf4fc964ff"):
-        assert_one_line(here("resync", name), f"no mentor '{name}'", code=2, command="certjob resync")
+        assert_one_line(here("resync", name), f"no mentor matches '{name}'", code=2, command="certjob resync")
     assert_one_line(here("load", "no-such.csv"), "no-such.csv", code=2, command="certjob load")
 
     facts.mentor(facts.organisation("nhf", portal=None), member_no="M1")

@@ -72,7 +72,9 @@ def test_mentor_is_found_by_a_part_of_the_name(connection: Connection, facts: Fa
         assert find_mentor(connection, typed, organisation=None) == asked, typed
     assert find_mentor(connection, "stb", organisation=None) == numbered
     assert find_mentor(connection, "kari", organisation="nhf")
-    with pytest.raises(UnknownMentorError, match=r"^'kari' fits 2 mentors: M1 of hlf, M1 of nhf; add --organisation"):
+    with pytest.raises(
+        UnknownMentorError, match=r"^'kari' matches 2 mentors: M1 of hlf, M1 of nhf; add --organisation"
+    ):
         find_mentor(connection, "kari", organisation=None)
     facts.mentor(nhf, member_no="M3", full_name="Kari Berg")
     with pytest.raises(UnknownMentorError, match=r"M1 of nhf, M3 of nhf; give the member number"):

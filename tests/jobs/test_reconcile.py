@@ -304,7 +304,7 @@ def test_contact_of_no_mentor_is_an_alert_until_gone_or_acknowledged(scene: Scen
         scene.portal.visible[deleted] = True
         report = scene.reconcile()
         assert report.outcome == "attention"
-        assert report.reasons == ["1 contact on the portal is no mentor's; see `certjob alerts`"]
+        assert report.reasons == ["1 contact on the portal does not belong to any mentor; see `certjob alerts`"]
     scene.portal.visible[deleted] = False
     assert scene.reconcile().outcome == "ok"
     unknown = scene.rows("SELECT contact_id, gone_at > first_seen_at FROM portal_unknown_contacts")

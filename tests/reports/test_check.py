@@ -296,7 +296,7 @@ def test_what_an_organisation_lacks_is_said_with_the_command(check: Check, facts
 
     found = "\n".join(check()[1]["organisations"])
     for phrase in (
-        "bare has no coordinator, so nobody gets its daily mail; `certjob organisation set bare --coordinator 'NAME <",
+        "bare has no coordinator, so no one gets its daily mail; `certjob organisation set bare --coordinator 'NAME <",
         "bare has no contact for its mentors' questions; `certjob organisation set bare --contact-email ADDRESS`",
         "1 mentor has no contact ID in bare, so their pushes are blocked; `certjob list --without-contact-id --organi",
         "none has no coordinator",

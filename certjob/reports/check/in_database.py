@@ -200,7 +200,7 @@ def _gaps(slug: str, has_coordinator: bool, has_contact: bool, without_contact_i
     change = f"`certjob organisation set {slug}"
     if not has_coordinator:
         step = f"{change} --coordinator 'NAME <MAIL>'`"
-        yield warn("organisations", f"{slug} has no coordinator, so nobody gets its daily mail", next_step=step)
+        yield warn("organisations", f"{slug} has no coordinator, so no one gets its daily mail", next_step=step)
     if not has_contact:
         step = f"{change} --contact-email ADDRESS`"
         yield warn("organisations", f"{slug} has no contact for its mentors' questions", next_step=step)
