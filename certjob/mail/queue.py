@@ -16,7 +16,7 @@ import psycopg
 from certjob import database
 from certjob.database import persist
 from certjob.domain.addresses import parse_address
-from certjob.errors import Cause, DatabaseUnavailableError, NotifyError
+from certjob.errors import Cause, CertjobError, NotifyError
 from certjob.mail.message import OutgoingMessage
 from certjob.outbox.claims import RELEASED, Answer, Item, Lease, Outbox, Settlement
 
@@ -92,7 +92,7 @@ class MailQueue(ABC, Generic[Item]):
             return self._outbox.settle(item, settlement)
         except psycopg.Error as error:
             if database.is_lost(error):
-                with suppress(DatabaseUnavailableError), database.connect_again(self._connection) as fresh:
+                with suppress(CertjobError), database.connect_again(self._connection) as fresh:
                     replace(self._outbox, connection=fresh).settle(item, settlement)
             raise
 

@@ -14,7 +14,7 @@ from uuid import UUID
 
 from certjob import database
 from certjob.database import persist
-from certjob.errors import DatabaseUnavailableError, StageEnd
+from certjob.errors import CertjobError, StageEnd
 from certjob.outbox.claims import Answer, Lease, Outbox, Settlement
 from certjob.outbox.retry import seconds_to_next_round
 from certjob.portal.push import PortalEvent, Push, PushOutcome
@@ -137,7 +137,7 @@ class PortalSyncService:
 
         Without it they keep their leases, and are pushed again after that.
         """
-        with suppress(DatabaseUnavailableError), database.connect_again(self._connection) as fresh:
+        with suppress(CertjobError), database.connect_again(self._connection) as fresh:
             service = PortalSyncService(fresh, run_id=self._run_id)
             for push in pushes:
                 service.settle(push, counts)

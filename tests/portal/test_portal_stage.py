@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 from uuid import UUID, uuid4
 
+import psycopg
 import pytest
 
 from certjob.errors import Outcome, PortalStageError, TransientPortalError
@@ -375,3 +376,15 @@ def test_stage_end_that_is_not_recorded_leaves_no_call_unsettled(scene: Scene) -
 
     assert report.outcome is Outcome.FAILED
     assert scene.rows("SELECT count(*) FROM portal_sync_events WHERE claim_token IS NOT NULL") == [(0,)]
+
+
+def test_lost_database_is_raised_although_its_url_has_become_wrong(scene: Scene) -> None:
+    """Then the job starts again, and the command says what is wrong with the URL."""
+    scene.backlog(1)
+    scene.connection.url = psycopg.conninfo.make_conninfo(scene.connection.url, dbname="renamed")
+
+    def lose_database(_number: int) -> None:
+        scene.app.execute("SELECT pg_terminate_backend(%s)", (scene.connection.info.backend_pid,))
+
+    with pytest.raises(psycopg.errors.AdminShutdown):
+        scene.run_stage(FlakyPortal(lose_database))
