@@ -189,6 +189,8 @@ class Deliveries:
                 guard=guard,
                 stop=self._stop,
             ).apply_open_pushes()
+            if self._report.review is None:  # `run` reports every hold itself
+                self._report.held += guard.new_lines
 
     def _push(self, calls: Calls, *, seconds: float) -> StageStop | None:
         delivery, report = self._delivery, self._report

@@ -249,8 +249,7 @@ class RunReport:
             document["problems"] = [
                 {"mentor_id": str(mentor_id), "reason": reason} for mentor_id, reason in review.problems
             ]
-        if review is not None or self.command == "reconcile":
-            document["held"] = self.held
+        document["held"] = self.held
         if self.attention is not None:
             document["alerts"] = self.attention.numbers
             document["acknowledged"] = self.attention.acknowledged

@@ -51,6 +51,8 @@ class MassChangeGuard:
         self.held: dict[tuple[UUID, str], Hold] = {}
         """What is held, by organisation and kind."""
         self._unstored: list[Hold] = []
+        self.new_lines: list[str] = []
+        """The lines of stored holds that no earlier run had stored."""
 
     @property
     def lines(self) -> list[str]:
@@ -132,10 +134,11 @@ class MassChangeGuard:
         """
         while self._unstored:
             hold = self._unstored.pop()
-            persist(
+            if persist(
                 self._connection,
                 lambda hold=hold: store_hold(self._connection, hold, today=self._today, run_id=run_id),  # type: ignore[misc]
-            )
+            ):
+                self.new_lines.append(hold.line)
 
     def _is_surprising(self, decision: Decision) -> bool:
         """Whether the change was not foreseen, or no run has reviewed the organisation for a week."""

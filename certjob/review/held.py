@@ -10,10 +10,10 @@ from certjob.database import Connection, persist
 from certjob.domain.holds import Hold
 
 
-def store_hold(connection: Connection, hold: Hold, *, today: date, run_id: UUID) -> None:
-    """Write it down, inside the caller's transaction."""
+def store_hold(connection: Connection, hold: Hold, *, today: date, run_id: UUID) -> bool:
+    """Store the hold in the caller's transaction. Return whether no earlier run has stored it."""
     stored = {name: value for name, value in asdict(hold).items() if name != "organisation"}
-    database.execute(connection, "store_held_review", stored | {"today": today, "run_id": run_id})
+    return bool(database.fetch_value(connection, "store_held_review", stored | {"today": today, "run_id": run_id}))
 
 
 def store_portal_holds(connection: Connection, holds: Sequence[Hold], *, today: date, run_id: UUID) -> None:

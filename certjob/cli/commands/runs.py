@@ -101,7 +101,8 @@ def deliver(
     """Deliver what is queued and due, portal first, then mail: the background job between the nightly runs.
 
     It first reviews the due mentors who have an open push, so that no outdated push goes out.
-    Exits 3 only if something failed for the first time or for another reason, or if a stage stopped for a new reason.
+    Exits 3 only if something failed for the first time or for another reason, if a stage stopped for a new reason, or
+    if a guard held something new.
     """
     from certjob.jobs import runs
 

@@ -21,6 +21,7 @@ VALUES (%(organisation_id)s, %(what)s, %(today)s, %(reason)s, %(mentors)s, %(all
 ON CONFLICT (organisation_id, what) DO UPDATE
 SET as_of = excluded.as_of, reason = excluded.reason, mentors = excluded.mentors, allow = excluded.allow,
     after_gap = excluded.after_gap, run_id = excluded.run_id
+RETURNING xmax = 0 AS is_new
 
 -- name: forget_held_reviews
 -- What this run would have held, and did not. What a reading of the portal holds only the next reading lets go, unless the
