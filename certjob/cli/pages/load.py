@@ -4,6 +4,7 @@ from dataclasses import asdict
 
 from certjob.cli.terminal import plain
 from certjob.cli.terminal.output import Output
+from certjob.domain.rules import MASS_CHANGE_MINIMUM
 from certjob.facts.loading import LoadReport
 
 COMMAND = "certjob load"
@@ -25,6 +26,8 @@ def show(output: Output, report: LoadReport, *, json: bool, dry_run: bool) -> No
         plain.print_attention(COMMAND, f"{report.skipped:,} of {report.rows:,} rows were skipped")
     if report.paused_next_run:
         paused, back = report.paused_next_run, report.brought_back_next_run
-        plain.print_note(COMMAND, f"the next run will pause {paused:,} of this file's mentors and bring back {back:,}")
+        guard = ", unless a guard holds these changes" if max(paused, back) > MASS_CHANGE_MINIMUM else ""
+        text = f"the next run will pause {paused:,} of this file's mentors and bring back {back:,}{guard}"
+        plain.print_note(COMMAND, text)
     if dry_run:
         plain.print_note(COMMAND, "--dry-run: nothing was loaded")
