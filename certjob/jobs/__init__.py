@@ -1,1 +1,1 @@
-"""The commands that change something: the night in order, deliver, resync; what a run says of itself."""
+"""The commands that change data: one function each, and the report of a run."""

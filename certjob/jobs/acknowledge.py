@@ -1,4 +1,4 @@
-"""Acknowledge an alert: someone knows about it, so it is left out of lists, exit codes and digests up to a day."""
+"""Acknowledge an alert: lists, exit codes and digests leave it out up to a day."""
 
 import os
 from datetime import date, timedelta
@@ -9,24 +9,24 @@ from certjob.errors import UsageError
 
 LONGEST_DAYS = 31
 
-_WITHOUT_END = ("hide_by_hand", "unknown_contact")
-"""Nothing that certjob does ends these, so they may be acknowledged for as long as the cause stays."""
+_WITHOUT_END = {"hide_by_hand", "unknown_contact"}
+"""Causes that certjob cannot end. Their acknowledgement may last until the alert ends."""
 
 
 def acknowledge(connection: Connection, alert_id: str, *, because: str, until: date | None, today: date) -> str:
-    """Note that someone knows about an alert, committed on return; return the name of this machine's user.
+    """Acknowledge an alert with its present cause, and commit; return the user's name on this machine.
 
-    It holds for the alert and its cause. Raises UsageError if there is no such alert, or for a day that is not allowed.
+    Raises UsageError for an unknown alert, an empty reason, or a day outside the limits.
     """
     if not because.strip():
         message = "--because has no text"
-        raise UsageError(message, next_step="say why nothing has to be done about it now")
+        raise UsageError(message, next_step="say why no one has to act now")
     causes = {row[0] for row in database.fetch(connection, "read_alert_causes", {"today": today, "alert_id": alert_id})}
     if not causes:
-        message = f"there is no alert {alert_id[:300]!r}"
-        raise UsageError(message, next_step="`certjob alerts` prints their ids")
+        message = f"no alert has the id {alert_id[:300]!r}"
+        raise UsageError(message, next_step="`certjob alerts` prints the ids")
     last = today + timedelta(days=LONGEST_DAYS)
-    if until is None and not causes <= {*_WITHOUT_END}:
+    if until is None and not causes <= _WITHOUT_END:
         message = "--until is missing"
         raise UsageError(message, next_step=f"give a day up to {last}")
     if until is not None and not today <= until <= last:

@@ -1,4 +1,4 @@
-"""The delivery half of a night: the portal first, then reminders, then digests."""
+"""The deliveries of a run: the portal first, then reminders, then digests."""
 
 import contextlib
 import logging
@@ -40,23 +40,23 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 RUN_SECONDS = 40 * 60.0
-"""How long the deliveries of a nightly run may take. The crontab ends the whole run after 55 minutes."""
+"""Time for the deliveries of a full run. The crontab ends the run after 55 minutes."""
 
 DELIVER_SECONDS = 10 * 60.0
-"""How long the deliveries of any other command may take. The crontab ends `certjob deliver` after 14 minutes."""
+"""Time for the deliveries of any other command. The crontab ends `certjob deliver` after 14 minutes."""
 
 PORTAL_SHARE = 0.75
-"""The portal's part of the time for deliveries: a slow portal leaves some of it to the mail."""
+"""The portal's share of this time. The rest is reserved for mail if the portal is slow."""
 
 ABOUT_REMINDERS_ALONE = frozenset({StageEnd.ALL_REFUSED, StageEnd.CRASH})
-"""Ends of the reminder stage that say nothing about the mail server: digests are still sent, and report it."""
+"""Ends of the reminder stage that need not be the mail server's fault. Digests are still sent, and report them."""
 
 _LOCK_TIMEOUT_MS = 10_000
 _LOCKED = "a table or a row is locked by another database session; end that session; the rest stays pending"
 
 
 class Progress(Protocol):
-    """Shows the progress of each phase on a terminal."""
+    """Shows the progress of each phase."""
 
     def phase(self, name: str, *, count: Callable[[], int] | None = None) -> Callable[[int], None]:
         """Begin a phase and return the function that takes the number done; ``count`` returns the total."""
@@ -64,24 +64,22 @@ class Progress(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
-    """How intents leave the machine."""
+    """The portal, the mail channel, and the settings of a delivery."""
 
     make_portal: "Callable[[], HLFDynamicsSyncService] | None"
-    """The portal's client; None = CERTJOB_PORTAL_URL is not set."""
+    """Returns the portal's client. None: CERTJOB_PORTAL_URL is not set."""
     channel: Channel | None = None
-    """None = CERTJOB_NOTIFY_URL is not set."""
+    """None: CERTJOB_NOTIFY_URL is not set."""
     mail_waits_until: Callable[[], datetime | None] = lambda: None
-    """When mail may be sent; None: now."""
+    """Returns when mail may be sent, or None if it may be sent now."""
     templates_dir: Path | None = None
-    """The programme's own templates."""
     app_url: str = ""
-    """Where the app is; digests link to it."""
+    """The address of the app, to which digests link."""
     operator_address: str = ""
-    """The address of the people who run the system; digests name it."""
+    """The e-mail address of the operators, which digests name."""
     zone: tzinfo = UTC
-    """In which times are written."""
     today: Callable[[], date] = lambda: date.min
-    """The day it is now; a run that goes on after midnight pushes no show that was true only until then."""
+    """Returns the present day. After midnight a run sends no show that was true only on the day before."""
     policy: RetryPolicy = PORTAL_POLICY
     concurrency: int = CONCURRENCY
     longest_pause_seconds: float = LONGEST_PAUSE_SECONDS
@@ -89,7 +87,7 @@ class Delivery:
 
 
 class Deliveries:
-    """The stages of one run, one after the other; how one ends never stops the next."""
+    """The stages of one run, one after the other. A failed stage does not prevent the next one."""
 
     def __init__(
         self,
@@ -103,10 +101,10 @@ class Deliveries:
         portal: PortalSyncService | None = None,
         wrong_day: StageStop | None = None,
     ) -> None:
-        """What happens is noted in ``report``; ``organisation_id`` is the only one whose digests are queued.
+        """Record results in ``report``. Digests are queued for one organisation (``organisation_id``) or for all.
 
-        ``portal`` says what is claimed and pushed, unless that is everything due: then the due mentors who have an open
-        push are reviewed first. With ``wrong_day``, the reason why the day cannot be believed, only hides go out.
+        ``portal`` selects other pushes than those due; if it is None, due mentors with an open push are reviewed first.
+        ``wrong_day`` is the reason why today's date is not trusted; then only hides are sent.
         """
         self._connection = connection
         self._report = report
@@ -115,7 +113,7 @@ class Deliveries:
         self._progress = progress
         self._organisation_id = organisation_id
         self._portal = portal or PortalSyncService(connection, run_id=report.run_id)
-        self._is_for_all = portal is None
+        self._reviews_first = portal is None and wrong_day is None
         self._wrong_day = wrong_day
         if wrong_day is not None:
             report.stopped.append(wrong_day)
@@ -124,25 +122,23 @@ class Deliveries:
         """Push, then send reminders, then digests. Raises StoppedBySignalError after a signal."""
         ends_at = time.monotonic() + self._delivery.deadline_seconds
         try:
-            self._run("portal", self._review_open_pushes)
             with Calls(self._stop) as calls:
-                self._run("portal", lambda: self._push(calls, seconds=self._delivery.deadline_seconds * PORTAL_SHARE))
+                self._run_portal(calls, seconds=self._delivery.deadline_seconds * PORTAL_SHARE)
                 if self._wrong_day is None:
                     self._send_mail(calls, ends_at=ends_at)
         except StoppedBySignalError:
-            # The next run may be stopped in the same way: what happened in this one is queued now.
+            # The next run may be stopped, too, so the digests about this one are queued now.
             with contextlib.suppress(psycopg.Error, DatabaseUnavailableError):
                 self.queue_digests()
             raise
 
     def push(self) -> None:
-        """Only the portal. Raises StoppedBySignalError after a signal."""
-        self._run("portal", self._review_open_pushes)
+        """Run the portal stage only. Raises StoppedBySignalError after a signal."""
         with Calls(self._stop) as calls:
-            self._run("portal", lambda: self._push(calls, seconds=self._delivery.deadline_seconds))
+            self._run_portal(calls, seconds=self._delivery.deadline_seconds)
 
     def queue_digests(self) -> None:
-        """Queue the coordinators' pages after a run; between runs only if a full run is overdue."""
+        """Queue the coordinators' digests after a review. A delivery queues them only if a full run is overdue."""
         with database.transaction(self._connection, lock_timeout_ms=_LOCK_TIMEOUT_MS):
             today = {"today": self._report.today}
             is_overdue = bool(database.fetch_value(self._connection, "is_full_run_overdue", today))
@@ -150,7 +146,7 @@ class Deliveries:
             queue_digests(self._connection, today=self._report.today, organisation_id=self._organisation_id)
 
     def _run(self, name: str, stage: Callable[[], StageStop | None]) -> StageStop | None:
-        """Run a stage and note why it ended early, if it did. A signal is the reason for whatever it broke off."""
+        """Run a stage, and record and return why it ended early, or None. A signal takes precedence as the reason."""
         try:
             ended = stage()
             self._stop.check()
@@ -167,30 +163,30 @@ class Deliveries:
         return ended
 
     def _note_crash(self, name: str, error: Exception) -> StageStop:
-        """Nobody foresaw it: the run has failed, and the other stages still run."""
+        """Record an unexpected error: the run has failed."""
         logger.debug("the %s stage crashed", name, exc_info=error, extra={"event": "stage_crashed"})
         self._report.crashed = True
-        # Without the DETAIL of a database error, which holds names and addresses.
+        # The DETAIL of a database error is left out, because it has names and addresses.
         text = (error.diag.message_primary if isinstance(error, psycopg.Error) else None) or str(error)
         reason = f"unforeseen {type(error).__name__}: {without_people(text)}"
         if name == "portal":
-            with contextlib.suppress(psycopg.Error):  # the database may be what is broken
+            with contextlib.suppress(psycopg.Error):  # the database may have caused the crash
                 self._portal.record_stage_end(reason, end=StageEnd.CRASH)
         return StageStop(stage=name, code=StageEnd.CRASH, reason=reason)
 
+    def _run_portal(self, calls: Calls, *, seconds: float) -> None:
+        if self._reviews_first:
+            self._run("portal", self._review_open_pushes)
+        self._run("portal", lambda: self._push(calls, seconds=seconds))
+
     def _review_open_pushes(self) -> None:
-        """Review the due mentors who have an open push, with the guard: an outdated push is replaced."""
-        if self._wrong_day is None and self._is_for_all:
-            guard = MassChangeGuard(self._connection, today=self._report.today)
-            CertificationManagementService(
-                self._connection,
-                today=self._report.today,
-                run_id=self._report.run_id,
-                guard=guard,
-                stop=self._stop,
-            ).apply_open_pushes()
-            if self._report.review is None:  # `run` reports every hold itself
-                self._report.held += guard.new_lines
+        """Review the due mentors with an open push, with the guard, because their pushes may be outdated."""
+        guard = MassChangeGuard(self._connection, today=self._report.today)
+        CertificationManagementService(
+            self._connection, today=self._report.today, run_id=self._report.run_id, guard=guard, stop=self._stop
+        ).apply_open_pushes()
+        if self._report.review is None:  # `run` reports every hold itself
+            self._report.held += guard.new_lines
 
     def _push(self, calls: Calls, *, seconds: float) -> StageStop | None:
         delivery, report = self._delivery, self._report
@@ -205,27 +201,30 @@ class Deliveries:
             today=lambda: None if self._wrong_day else max(report.today, delivery.today()),
             concurrency=delivery.concurrency,
             longest_pause_seconds=delivery.longest_pause_seconds,
-            on_progress=self._progress.phase(
-                "Pushing to the portal", count=lambda: self._count_due("portal_hides", "portal_shows")
-            ),
+            on_progress=self._phase("Pushing to the portal", "portal_hides", "portal_shows"),
             counts=report.portal,
         )
         return stage.run(deadline_seconds=seconds)
 
-    def _count_due(self, *kinds: str) -> int:
-        open_work = read_open_work(self._connection)
-        return sum(open_work[kind].due for kind in kinds)
+    def _phase(self, name: str, *kinds: str) -> Callable[[int], None]:
+        """Begin a phase with the number of due rows of these kinds as its total."""
+
+        def count() -> int:
+            open_work = read_open_work(self._connection)
+            return sum(open_work[kind].due for kind in kinds)
+
+        return self._progress.phase(name, count=count)
 
     def _missing_portal(self) -> StageStop | None:
         open_work = read_open_work(self._connection)
         if not (open_work["portal_hides"].open or open_work["portal_shows"].open):
             return None
-        reason = "CERTJOB_PORTAL_URL is not set"  # of each open hide, in the alerts and in coordinators' mails
+        reason = "CERTJOB_PORTAL_URL is not set"  # alerts and digests have it for each open hide
         self._portal.record_stage_end(reason, end=StageEnd.NO_URL)
         return StageStop(stage="portal", code=StageEnd.NO_URL, reason=f"{reason}; the pushes stay pending")
 
     def _send_mail(self, calls: Calls, *, ends_at: float) -> None:
-        """Reminders, then digests: what a digest tells of is then as new as can be."""
+        """Send reminders, then digests, because a digest reports the latest failures."""
         connection, report, delivery = self._connection, self._report, self._delivery
         channel = delivery.channel
         if channel is None:
@@ -233,13 +232,13 @@ class Deliveries:
             self._run("mail", self._missing_channel)
             return
 
-        def send(queue: MailQueue[Any], counts: MailCounts, *, kind: str) -> StageStop | None:
+        def send(queue: MailQueue[Any], counts: MailCounts, kind: str) -> StageStop | None:
             stage = MailStage(
                 queue,
                 channel=channel,
                 calls=calls,
                 stop=self._stop,
-                on_progress=self._progress.phase(f"Sending {kind}", count=lambda: self._count_due(kind)),
+                on_progress=self._phase(f"Sending {kind}", kind),
                 is_open=lambda: delivery.mail_waits_until() is None,
                 counts=counts,
             )
@@ -255,12 +254,11 @@ class Deliveries:
             operator_address=delivery.operator_address,
             templates=templates,
         )
-        counts = report.reminders, report.digests = MailCounts(), MailCounts()
         try:
-            ended = self._run("mail", lambda: send(reminders, counts[0], kind="reminders"))
+            ended = self._run("mail", lambda: send(reminders, report.reminders, "reminders"))
             self._run("mail", self.queue_digests)
             if ended is None or ended.code in ABOUT_REMINDERS_ALONE:
-                self._run("mail", lambda: send(digests, counts[1], kind="digests"))
+                self._run("mail", lambda: send(digests, report.digests, "digests"))
         finally:
             calls.make(channel.close())
         if (problem := templates.problem()) is not None:

@@ -1,4 +1,4 @@
-"""The ledger of runs: every run has its line in ``job_runs``, and the last night's date guards against a bad clock."""
+"""The ledger of runs: each run has one row in ``job_runs``, from its beginning to its end."""
 
 import json
 import logging
@@ -6,7 +6,6 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from datetime import date
 from uuid import UUID
 
 import psycopg
@@ -32,13 +31,13 @@ _NOT_READ = "a table or a row is locked by another database session; end that se
 
 
 class Heartbeat:
-    """A progress that also notes in the run's line, now and then, that the run is alive."""
+    """A progress that also records in the row that the run is alive, every 15 seconds."""
 
     def __init__(self, connection: Connection, run_id: UUID, progress: Progress | None) -> None:
         self._connection = connection
         self._run_id = run_id
         self._progress = progress
-        self._next_at = time.monotonic() + BEAT_SECONDS
+        self._next_at = 0.0
 
     def phase(self, name: str, *, count: Callable[[], int] | None = None) -> Callable[[int], None]:
         """Begin a phase; see ``Progress``."""
@@ -58,7 +57,7 @@ class Heartbeat:
         if time.monotonic() < self._next_at or self._connection.info.transaction_status != TransactionStatus.IDLE:
             return
         self._next_at = time.monotonic() + BEAT_SECONDS
-        with suppress(psycopg.Error):  # the next statement of the run finds out
+        with suppress(psycopg.Error):  # the run's next statement reports the error
             database.execute(self._connection, "touch_job_run", {"id": self._run_id})
 
 
@@ -72,10 +71,9 @@ def recorded(
     progress: Progress | None = None,
     everybody: bool = False,
 ) -> Iterator[Progress]:
-    """Keep the run's line in ``job_runs``, whatever becomes of the run.
+    """Write the run's row at the beginning and at the end, also after an error; yield a progress for its phases.
 
-    Yields the progress to tell: it also notes now and then that the run is alive. With ``everybody``, and in a night
-    after one on a later date, all mentors are made due first.
+    In a run after one on a later date, or if the caller asks for it, all mentors become due first.
     """
     _record_beginning(
         connection, report, organisation=organisation, organisation_id=organisation_id, everybody=everybody
@@ -83,35 +81,34 @@ def recorded(
     try:
         yield Heartbeat(connection, report.run_id, progress)
         report.open_work = read_open_work(connection)
-        if report.command in ("run", "deliver"):
+        if report.sends_mail:
             try:
                 with database.transaction(connection, lock_timeout_ms=_LOCK_TIMEOUT_MS):
-                    note = _note_attention if report.command == "run" else _note_overdue
-                    note(connection, report, organisation=organisation)
+                    _read_alerts(connection, report, organisation=organisation)
             except database.CONTENTION:
                 report.stopped.append(StageStop(stage="alerts", code=StageEnd.LOCKED, reason=_NOT_READ))
     except BaseException as error:
+        # The text of an unexpected error may quote data about people.
+        reason = str(error) if isinstance(error, CertjobError) else f"unforeseen {type(error).__name__}"
         try:
-            _record_end(connection, report, Outcome.FAILED, lines=[_in_a_line(error)])
-        except (psycopg.Error, DatabaseUnavailableError):  # the database is what failed
+            _record_end(connection, report, Outcome.FAILED, lines=[reason])
+        except (psycopg.Error, DatabaseUnavailableError):  # the database caused the error
             logger.info("the end of the run could not be recorded", extra={"event": "run_not_recorded"})
         raise
     _record_end(connection, report, report.outcome, lines=report.every_line)
 
 
-def _note_attention(connection: Connection, report: RunReport, *, organisation: str | None) -> None:
-    """Note in the report what needs attention, and what of it the run before has not reported."""
+def _read_alerts(connection: Connection, report: RunReport, *, organisation: str | None) -> None:
+    """Add the alerts to the report of a run, or the overdue run to the first report of a delivery on this day."""
+    if report.command == "deliver":
+        if not database.fetch_value(connection, "was_overdue_told", {"today": report.today}):
+            report.overdue = read_attention(connection, today=report.today).overdue
+        return
     last = database.fetch(connection, "read_last_report", {"organisation": organisation})
     last_on, read_at = last[0] if last else (None, None)
     report.is_first_today = last_on != report.today
     database.execute(connection, "end_acknowledgements", {"today": report.today})
     report.attention = read_attention(connection, today=report.today, new_since=read_at)
-
-
-def _note_overdue(connection: Connection, report: RunReport, *, organisation: str | None) -> None:
-    """Note in the report of a delivery that no full run has finished, once a day."""
-    if not database.fetch_value(connection, "was_overdue_told", {"today": report.today}):
-        report.overdue = read_attention(connection, today=report.today).overdue
 
 
 def _record_beginning(
@@ -122,7 +119,6 @@ def _record_beginning(
     organisation_id: UUID | None,
     everybody: bool,
 ) -> None:
-    """Write the run's line, and make every mentor due if an earlier run went by a wrong, later date."""
     identity = {
         "id": report.run_id,
         "command": report.command,
@@ -137,32 +133,18 @@ def _record_beginning(
             database.execute(connection, "start_job_run", identity)
             if everybody:
                 make_everybody_due(connection, organisation_id)
+            if report.sends_mail:
+                known_stops = database.fetch(connection, "read_known_stops", {"today": report.today})
+                report.known_stops = {key for (key,) in known_stops}
     except database.CONTENTION as error:
-        message = "every mentor is to be reviewed, but some are locked by another session"
-        raise DatabaseUnavailableError(message, next_step="end it and run again") from error
+        message = "all mentors must be reviewed, but another session has locked some of them"
+        raise DatabaseUnavailableError(message, next_step="end that session and run again") from error
     about = {"command": report.command, "today": str(report.today), "host": identity["host"]}
     logger.info("the run has begun", extra={"event": "run_began"} | about)
 
 
-def read_known_stops(connection: Connection, today: date) -> frozenset[str]:
-    """Return the keys of the stops that were told today and are not over."""
-    return frozenset(code for (code,) in database.fetch(connection, "read_known_stops", {"today": today}))
-
-
-def note_told(connection: Connection, run_id: UUID) -> None:
-    """Note that the lines of a run were written: later runs of the day do not repeat them."""
-    with suppress(psycopg.Error):  # they are repeated
-        database.execute(connection, "note_told", {"id": run_id})
-
-
-def _in_a_line(error: BaseException) -> str:
-    """Return why a run failed. The text of an unforeseen error may quote anything, so only its type is named."""
-    return str(error) if isinstance(error, CertjobError) else f"unforeseen {type(error).__name__}"
-
-
 def _record_end(connection: Connection, report: RunReport, outcome: Outcome, *, lines: Sequence[str]) -> None:
-    told = ("command", "today", "outcome", "duration_seconds")  # columns of their own
-    counts = {name: value for name, value in report.to_counts().items() if name not in told}
+    counts = report.to_counts()
     stored = dict(counts)
     if report.attention is not None:
         stored["alerts_read_at"] = report.attention.read_at.isoformat()
@@ -174,3 +156,9 @@ def _record_end(connection: Connection, report: RunReport, outcome: Outcome, *, 
     database.execute(connection, "finish_job_run", parameters)
     about = {"outcome": str(outcome), "duration_seconds": report.duration_seconds}
     logger.info("the run has ended", extra={"event": "run_ended"} | about | counts)
+
+
+def note_told(connection: Connection, run_id: UUID) -> None:
+    """Record that the lines of a run were printed. Later runs of the day do not repeat them."""
+    with suppress(psycopg.Error):  # the next run prints them again
+        database.execute(connection, "note_told", {"id": run_id})

@@ -1,34 +1,27 @@
-"""How a run says why it needs attention, a line each."""
+"""Lines of a run's report that say why it needs attention."""
 
 from collections.abc import Sequence, Set
 from uuid import UUID
 
 from certjob.portal.comparison import Comparison
+from certjob.review.attention import Kind, in_words
 from certjob.review.plan import LOCKED, ReviewCounts
 
 _MOST_NAMES = 5
 
 
 def differing(comparison: Comparison) -> list[str]:
-    """What a reading of the portal leaves for people to do."""
-    lines = counted(
-        len(comparison.unknown),
-        "contact on the portal does not belong to any mentor",
-        "contacts on the portal do not belong to any mentor",
-        see_alerts=True,
-    )
-    lines += _listed(
-        [each.member_no for each in comparison.locked],
-        "mentor is locked by another session and not corrected, run `certjob reconcile` again",
-        "mentors are locked by another session and not corrected, run `certjob reconcile` again",
-    )
-    return lines
+    """Return the unknown contacts and the locked mentors of a comparison with the portal."""
+    unknown = len(comparison.unknown)
+    again = "locked by another session and not corrected, run `certjob reconcile` again"
+    lines = [f"{in_words(Kind.UNKNOWN_CONTACTS, unknown)}; see `certjob alerts`"] if unknown else []
+    return lines + _listed([each.member_no for each in comparison.locked], f"mentor is {again}", f"mentors are {again}")
 
 
 def named(review: ReviewCounts, *, known: Set[UUID]) -> list[str]:
-    """The mentors that need attention, by id: the first few of each kind (the JSON document has all).
+    """Return the skipped and the broken mentors by id, without acknowledged ones (``known``).
 
-    Someone knows about those of ``known``.
+    Each line has the first five ids, because the JSON document has all of them.
     """
     broken = [f"{mentor_id} ({reason})" for mentor_id, reason in review.broken.items() if mentor_id not in known]
     skipped = [mentor_id for mentor_id in review.skipped if mentor_id not in known]
@@ -36,12 +29,9 @@ def named(review: ReviewCounts, *, known: Set[UUID]) -> list[str]:
     return lines + _listed(broken, "mentor is broken", "mentors are broken")
 
 
-def counted(number: int, singular: str, plural: str, *, see_alerts: bool = False) -> list[str]:
-    """Return a line about so many, none about none."""
-    if not number:
-        return []
-    text = f"1 {singular}" if number == 1 else f"{number:,} {plural}"
-    return [f"{text}; see `certjob alerts`" if see_alerts else text]
+def counted(number: int, singular: str, plural: str) -> list[str]:
+    """Return one line with the number, or no line for 0."""
+    return [f"{number:,} {singular if number == 1 else plural}"] if number else []
 
 
 def _listed(names: Sequence[object], singular: str, plural: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""``certjob reconcile``: what the portal shows is read and compared with what certjob wants; differences are pushed."""
+"""``certjob reconcile``: read the contacts that the portal shows, and push the differences."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -35,11 +35,11 @@ def reconcile(
     accept_date: date | None = None,
     run_id: UUID | None = None,
 ) -> RunReport:
-    """Read the portal, compare, raise an event for each difference, and run the portal stage.
+    """Read the portal, compare it with the database, queue a push for each difference, and push.
 
-    A page that cannot be read ends it before anything is changed, and the report says so. A dry run writes nothing.
-    Raises ConfigurationError for an unknown organisation or a day before the last night's, ClocksDisagreeError for a
-    day that is not the database server's, StoppedBySignalError after a signal.
+    If a page cannot be read, no contact is changed and the report has the reason. A dry run only reads. Raises
+    ConfigurationError for an unknown organisation, the errors of ``refuse_wrong_day``, and StoppedBySignalError after a
+    signal.
     """
     for slug in allow:
         find_organisation(connection, slug)
@@ -48,10 +48,9 @@ def reconcile(
 
     def compare(shown: Progress) -> Comparison | None:
         reading = _read(connection, report, delivery=delivery, stop=stop, progress=shown)
-        if reading is None:
-            return None
-        report.comparison = comparison.compare(connection, reading, today=today, allow=allow)
-        report.held = [hold.line for hold in report.comparison.held]
+        if reading is not None:
+            report.comparison = comparison.compare(connection, reading, today=today, allow=allow)
+            report.held = [hold.line for hold in report.comparison.held]
         return report.comparison
 
     if dry_run:
@@ -70,38 +69,34 @@ def reconcile(
 
 
 def _read(
-    connection: Connection,
-    report: RunReport,
-    *,
-    delivery: Delivery,
-    stop: StopFlag,
-    progress: Progress,
+    connection: Connection, report: RunReport, *, delivery: Delivery, stop: StopFlag, progress: Progress
 ) -> Reading | None:
-    """Read all pages; None if one could not be read, and then the report says why."""
+    """Read all pages, or return None and add the reason to the report."""
     make_portal = delivery.make_portal
     if make_portal is None:
-        message = "CERTJOB_PORTAL_URL is not set, so there is no portal to read"
+        message = "CERTJOB_PORTAL_URL is not set, so certjob cannot read the portal"
         raise ConfigurationError(message)
     read_at = database.clock(connection)
     advance = progress.phase("Reading the portal")
     pages: list[VisiblePage] = []
+    days: dict[UUID, date | None] = {}
 
     async def read() -> None:
         async with make_portal() as portal:
             async for page in portal.read_visible_contacts(policy=delivery.policy):
                 stop.check()
                 pages.append(page)
-                advance(sum(len(each.visible_until) for each in pages))
+                days.update(page.visible_until)
+                advance(len(days))
 
     try:
         with Calls(stop) as calls:
             calls.make(read())
     except PortalCallError as error:
         stop.check()
-        reason = f"{error}; the portal was not read to its end, nothing was compared and nothing changed"
+        reason = f"{error}; the portal was not read to its end, so no contact was compared or changed"
         report.stopped.append(StageStop(stage="portal", code=StageEnd.NOT_READ, reason=reason))
         return None
-    days = {contact_id: day for page in pages for contact_id, day in page.visible_until.items()}
     return Reading(
         read_at=read_at,
         pages=len(pages),

@@ -1,7 +1,7 @@
-"""RunReport: what a run did, as one document with fixed keys."""
+"""The report of a run: a JSON document with fixed keys, and one line for each reason for attention."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import asdict, dataclass, field
 from datetime import date, datetime
 from typing import Any
@@ -21,18 +21,18 @@ from certjob.review.plan import ReviewCounts
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedChange:
-    """What the plan would do to one mentor."""
+    """The changes that a run would make for one mentor."""
 
     decision: Decision
     new_reminders: tuple[Reminder, ...]
     has_address: bool = True
-    """Whether they can be sent; only looked at where there are new ones."""
+    """Whether the new reminders, if there are any, can be sent."""
     is_held: bool = False
-    """The guard holds everything about this mentor."""
+    """Whether a guard holds the whole decision."""
     reminders_are_held: bool = False
 
     def sort_key(self) -> tuple[str, bool, bool, bool, str]:
-        """By organisation: pauses, returns, reminders, then those whose status alone changes."""
+        """Sort by organisation: pauses, returns, reminders, then changes of a status only."""
         pause = self.decision.pause
         return (
             self.decision.organisation.slug,
@@ -71,140 +71,142 @@ class PlannedChange:
 
 @dataclass(slots=True, kw_only=True)
 class RunReport:
-    """Everything a run says about itself; filled while it goes on. What a command does not touch stays None."""
+    """The results of a run so far. Parts that its command does not have stay None."""
 
     command: str
     today: date
     dry_run: bool = False
     run_id: UUID = field(default_factory=uuid4)
     review: ReviewCounts | None = None
-    reminders: MailCounts | None = None
-    digests: MailCounts | None = None
+    reminders: MailCounts = field(default_factory=MailCounts)
+    digests: MailCounts = field(default_factory=MailCounts)
     portal: PortalCounts = field(default_factory=PortalCounts)
     comparison: Comparison | None = None
-    """None, too, if the portal could not be read."""
+    """None also if the portal could not be read."""
     reopened: int | None = None
-    """How many open pushes were reopened."""
+    """The number of reopened pushes."""
     open_work: Mapping[str, OpenWork] = field(default_factory=lambda: NO_WORK)
-    """What is open at its end."""
+    """The open work at the end of the run."""
     mail_waits_until: datetime | None = None
-    """When mail may be sent again; None: the run ended at an hour for mail, or sends none."""
+    """When mail may be sent again, or None if it may be sent now."""
     held: list[str] = field(default_factory=list)
-    """What this run held back."""
+    """One line for each hold of this run."""
     attention: Attention | None = None
-    """What needs attention at its end, whichever run found it; None: not asked."""
+    """All alerts at the end of the run. Only ``run`` reads them."""
     overdue: str = ""
-    """That no full run has finished for 26 hours; empty if one has, or if a delivery has said it today."""
+    """The alert of an overdue full run, unless another delivery of this day has reported it."""
     is_first_today: bool = True
-    """No run of this day has reported what needs attention."""
+    """Whether no other run of this day has reported its alerts."""
     stopped: list[StageStop] = field(default_factory=list)
-    known_stops: frozenset[str] = frozenset()
-    """The keys of stops that were told today and are not over."""
+    known_stops: Set[str] = frozenset()
+    """The keys of stops that another run of this day has reported and that are not over."""
     changes: list[PlannedChange] = field(default_factory=list)
     crashed: bool = False
-    """A stage ended by an error nobody foresaw."""
+    """Whether a stage ended with an unexpected error."""
     _started: float = field(default_factory=time.monotonic)
 
     @property
     def duration_seconds(self) -> float:
-        """How long it has taken so far."""
+        """Return the seconds since the start of the run."""
         return round(time.monotonic() - self._started, 3)
 
     @property
+    def sends_mail(self) -> bool:
+        """Return whether the command has mail stages."""
+        return self.command in ("run", "deliver")
+
+    @property
     def reasons(self) -> list[str]:
-        """Why this needs attention, a line each; empty when it does not."""
-        return self._lines(only_new=False)
+        """Return one line for each reason why the run needs attention; none means that all is well.
+
+        A delivery leaves out known stops, because cron starts one every 15 minutes.
+        """
+        return self._lines(known_stops=self.known_stops if self.review is None else frozenset())
 
     @property
     def news(self) -> list[str]:
-        """The same, without what an earlier run of the same day has reported: an hourly run does not repeat itself.
+        """Return the reasons without those that another run of the same day has reported.
 
-        Beside other lines it says how much is acknowledged.
+        If there are any, a last line has the number of acknowledged alerts.
         """
-        lines = self._lines(only_new=not (self.is_first_today or self.crashed or self.attention is None))
-        number = self.attention.acknowledged if self.attention is not None else 0
+        attention = self.attention
+        if attention is None or self.is_first_today or self.crashed:
+            lines = self.reasons
+        else:
+            lines = self._lines(known_stops=self.known_stops, only_new=True)
+        number = attention.acknowledged if attention is not None else 0
         return [*lines, f"{number:,} acknowledged; see `certjob alerts --acknowledged`"] if lines and number else lines
 
     @property
     def every_line(self) -> list[str]:
-        """The reasons, and also why stages stopped if that was told before."""
-        return self._lines(only_new=False, known_stops=frozenset())
-
-    def _lines(self, *, only_new: bool, known_stops: frozenset[str] | None = None) -> list[str]:
-        known_stops = self.known_stops if known_stops is None else known_stops
-        attention = self.attention
-        lines = [self.overdue] if self.overdue else []
-        if attention is None or attention.counts[Kind.HELD].new or not only_new:
-            lines += self.held if attention is None else attention.held
-        quiet = only_new or self.review is None  # deliver every 15 minutes does not repeat itself
-        lines += [
-            str(stop)
-            for stop in self.stopped
-            if not quiet or stop.code is StageEnd.CRASH or stop.key not in known_stops
-        ]
-        if self.review is not None:
-            is_old = only_new and attention is not None and not attention.counts[Kind.NEVER_REVIEWED].new
-            known = attention.known_mentors if attention is not None else frozenset[UUID]()
-            lines += [] if is_old else named(self.review, known=known)
-        if attention is not None:
-            lines += self._of_the_list(attention, only_new=only_new)
-        return lines + self._of_this_run()
-
-    def _of_the_list(self, attention: Attention, *, only_new: bool) -> list[str]:
-        """Return what no line of this run says already."""
-        review = self.review
-        by_name = len(review.skipped) + len(review.broken) if review is not None else 0
-        said = {Kind.HELD} | (
-            {Kind.NEVER_REVIEWED} if attention.counts[Kind.NEVER_REVIEWED].number <= by_name else set()
-        )
-        return [line for kind, line in attention.lines(only_new=only_new).items() if kind not in said]
-
-    def _of_this_run(self) -> list[str]:
-        """Return what went wrong in this run; what the list of alerts has anyway is not repeated."""
-        if self.dry_run:
-            return []
-        lines = differing(self.comparison) if self.comparison is not None else []
-        portal = self.portal
-        reminders, digests = self.reminders or MailCounts(), self.digests or MailCounts()
-        if self.attention is None:
-            failed = portal.news if self.command == "deliver" else portal.failed
-            has_shown_alerts = self.reopened is not None
-            lines += counted(failed, "portal push failed", "portal pushes failed", see_alerts=not has_shown_alerts)
-            lines += counted(reminders.failed, "reminder failed", "reminders failed", see_alerts=True)
-            lines += counted(digests.failed, "digest failed", "digests failed", see_alerts=True)
-        lines += counted(portal.lost, "portal push lost its lease", "portal pushes lost their lease")
-        lines += counted(reminders.lost, "reminder lost its lease", "reminders lost their lease")
-        return lines + counted(digests.lost, "digest lost its lease", "digests lost their lease")
+        """Return the reasons with all stops, known or not."""
+        return self._lines(known_stops=frozenset())
 
     @property
     def outcome(self) -> Outcome:
-        """``attention`` while anything needs a person."""
+        """Return ``failed`` after a crash, ``attention`` while there is a reason, otherwise ``ok``."""
         if self.crashed:
             return Outcome.FAILED
         return Outcome.ATTENTION if self.reasons else Outcome.OK
 
-    def to_counts(self) -> dict[str, Any]:
-        """Return the numbers of the JSON document, and the keys of what stopped: nothing about any person."""
-        document = self.to_document()
-        names = ("command", "today", "outcome", "duration_seconds")
-        parts = ("mentors", "certificates", "reminders", "read", "differences", "portal", "digests")
-        return {name: document[name] for name in (*names, *parts) if name in document} | {
-            "stop_codes": [stop.key for stop in self.stopped],
-            "worked": self._worked(),
-        }
+    def _lines(self, *, known_stops: Set[str], only_new: bool = False) -> list[str]:
+        """Return the reasons, each once: alerts follow only where no line of this run says the same."""
+        review, attention = self.review, self.attention
+        counts = attention.counts if attention is not None else {}
+        told_kinds = {kind for kind, count in counts.items() if count.new or not only_new}
+        lines = [self.overdue] if self.overdue else []
+        if attention is None:
+            lines += self.held
+        elif Kind.HELD in told_kinds:
+            lines += attention.held
+        lines += [str(stop) for stop in self.stopped if stop.code is StageEnd.CRASH or stop.key not in known_stops]
+        if review is not None and (attention is None or Kind.NEVER_REVIEWED in told_kinds):
+            lines += named(review, known=attention.known_mentors if attention is not None else frozenset())
+        if attention is not None:
+            by_name = len(review.skipped) + len(review.broken) if review is not None else 0
+            said = {Kind.HELD}
+            if attention.counts[Kind.NEVER_REVIEWED].number <= by_name:
+                said.add(Kind.NEVER_REVIEWED)
+            lines += [line for kind, line in attention.lines(only_new=only_new).items() if kind not in said]
+        return lines + ([] if self.dry_run else self._failures())
 
-    def _worked(self) -> list[str]:
-        """Return the stages that did something: an earlier reason why they stopped is over."""
-        mails = [counts for counts in (self.reminders, self.digests) if counts is not None]
+    def _failures(self) -> list[str]:
+        """Return what failed in this run; failures are among the alerts if the run has read them."""
+        lines = differing(self.comparison) if self.comparison is not None else []
+        done: list[tuple[str, str, PortalCounts | MailCounts]] = [
+            ("portal push", "portal pushes", self.portal),
+            ("reminder", "reminders", self.reminders),
+            ("digest", "digests", self.digests),
+        ]
+        if self.attention is None:
+            see = "; see `certjob alerts`" if self.reopened is None else ""  # --retry-all shows them itself
+            for singular, plural, counts in done:
+                is_delivery = isinstance(counts, PortalCounts) and self.command == "deliver"
+                failed = self.portal.news if is_delivery else counts.failed
+                lines += counted(failed, f"{singular} failed{see}", f"{plural} failed{see}")
+        for singular, plural, counts in done:
+            lines += counted(counts.lost, f"{singular} lost its lease", f"{plural} lost their lease")
+        return lines
+
+    def to_counts(self) -> dict[str, Any]:
+        """Return the numbers of the JSON document, the keys of the stops, and the stages that did something.
+
+        An earlier stop of a stage is over once the stage has done something. It has no data about people.
+        """
+        document = self.to_document()
+        parts = ("mentors", "certificates", "reminders", "read", "differences", "portal", "digests")
         worked = {
             "portal": self.portal.delivered,
-            "mail": sum(counts.sent for counts in mails),
+            "mail": self.reminders.sent + self.digests.sent,
             "alerts": self.attention is not None,
         }
-        return [stage for stage, number in worked.items() if number]
+        return {name: document[name] for name in parts if name in document} | {
+            "stop_codes": [stop.key for stop in self.stopped],
+            "worked": [stage for stage, number in worked.items() if number],
+        }
 
     def to_ping(self) -> dict[str, Any]:
-        """Return what a ping may tell others: how many alerts of each kind, and the keys of what stopped."""
+        """Return the body of a ping: the number of alerts of each kind and the keys of the stops."""
         numbers = self.attention.numbers if self.attention is not None else {}
         return {
             "alerts": {kind: number for kind, number in numbers.items() if number},
@@ -212,7 +214,7 @@ class RunReport:
         }
 
     def to_document(self) -> dict[str, Any]:
-        """Return the JSON document; a command leaves out what it does not touch."""
+        """Return the JSON document, with only the parts that the command can fill."""
         document: dict[str, Any] = {
             "run_id": str(self.run_id),
             "command": self.command,
@@ -221,7 +223,9 @@ class RunReport:
             "outcome": str(self.outcome),
             "duration_seconds": self.duration_seconds,
         }
-        review = self.review
+        review, comparison, open_work = self.review, self.comparison, self.open_work
+        pending = {kind: work.pending for kind, work in open_work.items()}
+        queued: dict[str, int] = {}
         if review is not None:
             document["mentors"] = {
                 "reviewed": review.reviewed,
@@ -233,17 +237,30 @@ class RunReport:
             document["certificates"] = {
                 str(status): review.transitions[status] for status in Status if status is not Status.RECORDED
             }
+            queued = {"queued": review.portal_queued}
         if self.command == "reconcile":
-            reading = self.comparison.reading if self.comparison is not None else None
+            reading = comparison.reading if comparison is not None else None
             document["read"] = {"pages": reading.pages, "visible": len(reading.visible)} if reading else None
-            document["differences"] = self.comparison.counts() if self.comparison is not None else None
-        if review is not None or self.reminders is not None:
-            document["reminders"] = self._reminders()
-        document["portal"] = self._portal()
-        if self.digests is not None:
-            pending = self.open_work["digests"].pending
-            document["digests"] = {"sent": self.digests.sent, "failed": self.digests.failed, "pending": pending}
-            waits = self.mail_waits_until if pending or self.open_work["reminders"].pending else None
+            document["differences"] = comparison.counts() if comparison is not None else None
+            queued = {"queued": comparison.raised if comparison is not None else 0}
+        if review is not None or self.sends_mail:
+            document["reminders"] = (
+                ({"queued": review.reminders_queued} if review is not None else {})
+                | (asdict(self.reminders) if self.sends_mail else {})
+                | {"pending": pending["reminders"]}
+            )
+        document["portal"] = queued | ({"reopened": self.reopened} if self.reopened is not None else {})
+        document["portal"] |= {
+            "delivered": self.portal.delivered,
+            "failed": self.portal.failed,
+            "blocked": open_work["portal_hides"].blocked + open_work["portal_shows"].blocked,
+            "lost": self.portal.lost,
+            "pending": pending["portal_hides"] + pending["portal_shows"],
+        }
+        if self.sends_mail:
+            digests = self.digests
+            document["digests"] = {"sent": digests.sent, "failed": digests.failed, "pending": pending["digests"]}
+            waits = self.mail_waits_until if pending["reminders"] or pending["digests"] else None
             document["mail_waits_until"] = waits and waits.isoformat()
         if review is not None:
             document["problems"] = [
@@ -258,31 +275,6 @@ class RunReport:
             crashes = [str(stop) for stop in self.stopped if stop.code is StageEnd.CRASH]
             document["error"] = {"code": StageEnd.CRASH, "message": "; ".join(crashes), "next_step": None}
         if self.dry_run:
-            differences = self.comparison.admitted if self.comparison is not None else ()
+            differences = comparison.admitted if comparison is not None else ()
             document["changes"] = [change.to_document() for change in (*self.changes, *differences)]
         return document
-
-    def _reminders(self) -> dict[str, int]:
-        counts: dict[str, int] = {}
-        if self.review is not None:
-            counts["queued"] = self.review.reminders_queued
-        if self.reminders is not None:
-            counts |= asdict(self.reminders)
-        return counts | {"pending": self.open_work["reminders"].pending}
-
-    def _portal(self) -> dict[str, int]:
-        counts: dict[str, int] = {}
-        if self.review is not None:
-            counts["queued"] = self.review.portal_queued
-        if self.command == "reconcile":
-            counts["queued"] = self.comparison.raised if self.comparison is not None else 0
-        if self.reopened is not None:
-            counts["reopened"] = self.reopened
-        hides, shows = self.open_work["portal_hides"], self.open_work["portal_shows"]
-        return counts | {
-            "delivered": self.portal.delivered,
-            "failed": self.portal.failed,
-            "blocked": hides.blocked + shows.blocked,
-            "lost": self.portal.lost,
-            "pending": hides.pending + shows.pending,
-        }

@@ -1,4 +1,4 @@
-"""Resync of one mentor, now: review, then push the visibility whatever the retry time says."""
+"""``certjob resync``: review one mentor and push the visibility now, before any retry time."""
 
 import time
 from collections import defaultdict
@@ -27,25 +27,25 @@ _POLL_SECONDS = 0.25
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MentorState:
-    """One mentor as a person wants to see it."""
+    """The state of one mentor, for the page."""
 
     member_no: str
     has_portal: bool
     desired: bool | None
-    """The last visibility that was queued; None: nothing yet."""
+    """The last queued visibility, or None."""
     pauses: list[str]
     certificates: list[str]
     acknowledged: bool | None
-    """What the portal confirmed last; None: nothing yet."""
+    """The last visibility that the portal confirmed, or None."""
     open_push: str | None
-    """The status of an unfinished push."""
+    """The status of the open push, or None."""
     next_try_at: datetime | None
-    """When it is due, if it is pending."""
+    """When a pending push is due, or None."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resync:
-    """The result of a resync, failed or not."""
+    """The result of a resync."""
 
     report: RunReport
     before: MentorState
@@ -54,21 +54,20 @@ class Resync:
 
 
 class _OneMentor(PortalSyncService):
-    """The portal event of one mentor alone: pushed whatever its retry time says, and once."""
+    """Claims only the open push of one mentor, even before its retry time, until it was tried."""
 
     def __init__(self, connection: Connection, mentor_id: UUID, *, run_id: UUID) -> None:
         super().__init__(connection, run_id=run_id)
         self._mentor_id = mentor_id
         self.is_pushed = False
         self.error: DynamicsSyncException | None = None
-        """Why the push did not succeed."""
 
     def claim(self, limit: int, *, today: date | None) -> list[tuple[PortalEvent, Lease]]:
         return [] if self.is_pushed else self.claim_mentor(self._mentor_id, today=today)
 
     def settle(self, push: Push, counts: PortalCounts) -> Answer:
         answer = super().settle(push, counts)
-        if push.is_tried and answer is not Answer.LOST:  # else another run has taken it over
+        if push.is_tried and answer is not Answer.LOST:
             self.error = push.error
             self.is_pushed = push.error is not None or answer is not Answer.RAISED
         return answer
@@ -86,11 +85,11 @@ def resync(
     flight_wait_seconds: float = 60.0,
     run_id: UUID | None = None,
 ) -> Resync:
-    """Review one mentor and push the desired visibility even if nothing changed. Reminders are queued, not sent.
+    """Review one mentor and push the desired visibility, changed or not. Reminders are queued, not sent.
 
-    The result's ``error`` says when the push did not succeed: DynamicsSyncException, or MentorBusyError while another
-    run has claimed it. Raises MentorBusyError when the mentor's lock cannot be had, ConfigurationError on a day that
-    cannot be believed, and StoppedBySignalError after a signal.
+    ``error`` in the result is DynamicsSyncException if the push failed, and MentorBusyError if another run kept it
+    claimed. Raises MentorBusyError if another session kept the mentor locked, the errors of ``refuse_wrong_day``, and
+    StoppedBySignalError after a signal.
     """
     refuse_wrong_day(connection, today, zone=delivery.zone, accept_date=accept_date)
     report = RunReport(command="resync", run_id=run_id or uuid4(), today=today)
@@ -109,18 +108,22 @@ def resync(
         report.review = service.counts
         if not _comes_true(lambda: service.review_one(mentor_id, then=queue), stop=stop, seconds=lock_wait_seconds):
             message = f"mentor {mentor_id} is locked by another session (waited {lock_wait_seconds:g} s)"
-            raise MentorBusyError(message, next_step="nothing was changed, try again")
+            raise MentorBusyError(message, next_step="try again; the mentor was not changed")
         at_once = replace(delivery, longest_pause_seconds=0.0, deadline_seconds=LEASE_SECONDS)
         deliveries = Deliveries(connection, report, delivery=at_once, stop=stop, progress=beating, portal=portal)
 
-        def is_pushed() -> bool:
-            """By this run or another, or not wanted any more; or the stage has ended early."""
+        def is_finished() -> bool:
+            """Push; return whether this run has tried, the stage has ended early, or no push is open."""
             deliveries.push()
             state = describe(connection, mentor_id)
             return portal.is_pushed or bool(report.stopped) or not (state.has_portal and state.open_push)
 
-        if queued and not _comes_true(is_pushed, stop=stop, seconds=flight_wait_seconds):
-            error = _claimed_by_another_run(waited_seconds=flight_wait_seconds)
+        if queued and not _comes_true(is_finished, stop=stop, seconds=flight_wait_seconds):
+            error = MentorBusyError(
+                f"another run has kept this push claimed for {flight_wait_seconds:g} s",
+                next_step="the new value is queued: that run pushes it next, or, if that run has died, the first "
+                f"`certjob run` or `certjob deliver` after {LEASE_SECONDS / 60:.0f} minutes",
+            )
             report.stopped.append(StageStop(stage="portal", code=StageEnd.IN_FLIGHT, reason=error.message))
             portal.record_stage_end(error.message, end=StageEnd.IN_FLIGHT, mentor_id=mentor_id)
         elif portal.error is not None:
@@ -132,27 +135,19 @@ def resync(
 
 
 def describe(connection: Connection, mentor_id: UUID) -> MentorState:
-    """Read one mentor's state."""
+    """Return one mentor's state. Raises UnknownMentorError if someone has deleted the mentor."""
     rows = database.fetch(connection, "describe_mentor", {"id": mentor_id}, into=MentorState)
     if not rows:
-        message = f"mentor {mentor_id} does not exist any more"
+        message = f"mentor {mentor_id} has been deleted"
         raise UnknownMentorError(message)
     return rows[0]
 
 
 def _comes_true(happens: Callable[[], bool], *, stop: StopFlag, seconds: float) -> bool:
-    """Ask again and again, for this long at most; False: another session was in the way all the time."""
+    """Ask repeatedly for at most this time; return whether the answer was True."""
     give_up_at = time.monotonic() + seconds
     while not happens():
         if time.monotonic() > give_up_at:
             return False
         stop.sleep(_POLL_SECONDS)
     return True
-
-
-def _claimed_by_another_run(*, waited_seconds: float) -> MentorBusyError:
-    return MentorBusyError(
-        f"another run has kept this push claimed for {waited_seconds:g} s",
-        next_step="the new value is queued: that run pushes it next, or, if that run has died, the first "
-        f"`certjob run` or `certjob deliver` after {LEASE_SECONDS / 60:.0f} minutes",
-    )

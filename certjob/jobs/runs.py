@@ -1,4 +1,4 @@
-"""One night in order: plan or apply, then deliver, then say what happened."""
+"""The runs that cron and people start: ``run`` (review and deliver), ``deliver``, and ``alerts --retry-all``."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping
@@ -10,10 +10,9 @@ from certjob.database import Connection
 from certjob.domain.models import Reminder
 from certjob.facts.lookup import find_organisation
 from certjob.jobs.deliveries import Deliveries, Delivery, Progress
-from certjob.jobs.job_runs import read_known_stops, recorded
+from certjob.jobs.job_runs import recorded
 from certjob.jobs.report import PlannedChange, RunReport
 from certjob.mail.reminders import find_new_reminders, find_without_address
-from certjob.mail.stage import MailCounts
 from certjob.outbox.open_work import read_open_work
 from certjob.portal.sync import PortalSyncService
 from certjob.review import plan
@@ -34,19 +33,14 @@ def deliver(
     accept_date: date | None = None,
     run_id: UUID | None = None,
 ) -> RunReport:
-    """Deliver what is queued and due: the background job between the nights.
+    """Deliver due pushes and mail.
 
-    On a day that cannot be believed (not the database server's, or before the last run's, unless it is the
-    ``accept_date``) it pushes hides only.
+    If today's date is not trusted (see ``why_wrong_day``), send hides only.
     """
-    report = RunReport(
-        command="deliver", run_id=run_id or uuid4(), today=today, reminders=MailCounts(), digests=MailCounts()
-    )
+    report = RunReport(command="deliver", run_id=run_id or uuid4(), today=today)
     wrong_day = why_wrong_day(connection, today, zone=delivery.zone, accept_date=accept_date)
-    report.known_stops = read_known_stops(connection, report.today)
     with recorded(connection, report, progress=progress) as beating:
-        deliveries = Deliveries(connection, report, delivery=delivery, stop=stop, progress=beating, wrong_day=wrong_day)
-        deliveries.deliver()
+        Deliveries(connection, report, delivery=delivery, stop=stop, progress=beating, wrong_day=wrong_day).deliver()
     return report
 
 
@@ -65,23 +59,20 @@ def run(
     deliver: bool = True,
     run_id: UUID | None = None,
 ) -> RunReport:
-    """Review every due mentor (with ``everybody``: all), then deliver portal events and mail.
+    """Review the due mentors, or on request all mentors, then deliver pushes and mail.
 
-    ``organisation`` is the slug of the only one that is reviewed, ``allow`` as in ``MassChangeGuard``, ``accept_date``
-    the date that a person has said to be right. Raises ConfigurationError for an unknown organisation or a day before
-    an earlier run's, ClocksDisagreeError for a day that is not the database server's, StoppedBySignalError after a
-    signal; then ``job_runs`` says ``failed``. What was committed stays.
+    ``organisation`` is a slug and limits the review. ``allow`` is as in ``MassChangeGuard``, ``accept_date`` as in
+    ``refuse_wrong_day``. Raises ConfigurationError for an unknown organisation, the errors of ``refuse_wrong_day``, and
+    StoppedBySignalError after a signal. Committed changes stay.
     """
     organisation_id = find_organisation(connection, organisation) if organisation else None
     for slug in allow:
         find_organisation(connection, slug)
     refuse_wrong_day(connection, today, zone=delivery.zone, accept_date=accept_date)
     report = RunReport(command="run", run_id=run_id or uuid4(), today=today, dry_run=dry_run)
-    report.reminders, report.digests = MailCounts(), MailCounts()
     if dry_run:
         _plan(connection, report, organisation_id=organisation_id, allow=allow, everybody=everybody, progress=progress)
         return report
-    report.known_stops = read_known_stops(connection, today)
     with recorded(
         connection,
         report,
@@ -90,7 +81,7 @@ def run(
         progress=progress,
         everybody=everybody,
     ) as beating:
-        on_progress = beating.phase("Reviewing mentors")  # the guard's count is a part of it
+        on_progress = beating.phase("Reviewing mentors")  # includes the guard's count
         guard = MassChangeGuard(connection, today=today, allow=allow)
         guard.examine(organisation_id)
         service = CertificationManagementService(
@@ -118,9 +109,9 @@ def retry_all(
     progress: Progress,
     run_id: UUID | None = None,
 ) -> RunReport:
-    """Reopen every open push, blocked ones too, whatever its retry time says, and push them; no mail is sent.
+    """Make all open pushes due, also blocked ones, and push. No mail is sent.
 
-    On a wrong day it pushes hides only, as ``deliver`` does.
+    If today's date is not trusted, send hides only, as ``deliver`` does.
     """
     report = RunReport(command="alerts", run_id=run_id or uuid4(), today=today)
     wrong_day = why_wrong_day(connection, today, zone=delivery.zone, accept_date=None)
@@ -139,9 +130,9 @@ def _plan(
     everybody: bool,
     progress: Progress,
 ) -> None:
-    """Fill the report with what a run would do: one read-only snapshot, no write, no lock, no call."""
+    """Fill the report of a dry run from one read-only snapshot, without locks and calls."""
     today, counts = report.today, ReviewCounts()
-    on_progress = progress.phase("Reviewing mentors")  # the guard's count is a part of it
+    on_progress = progress.phase("Reviewing mentors")  # includes the guard's count
     with database.read_only_snapshot(connection):
         everybody = everybody or looks_at_everybody(connection, today)
         guard = MassChangeGuard(connection, today=today, allow=allow, everybody=everybody)

@@ -140,7 +140,7 @@ def test_next_withdrawn_hide_of_the_mentor_is_an_alert_again(scene: Scene) -> No
 @pytest.mark.parametrize(
     ("alert_id", "because", "days", "said"),
     [
-        pytest.param("hlf:may_be_visible:M9", "x", 1, "there is no alert", id="no such alert"),
+        pytest.param("hlf:may_be_visible:M9", "x", 1, "no alert has the id", id="no such alert"),
         pytest.param(ALERT, " ", 1, "--because has no text", id="no reason"),
         pytest.param(ALERT, "x", None, "--until is missing", id="no day"),
         pytest.param(ALERT, "x", 32, "is not a day from", id="too long"),
@@ -174,4 +174,6 @@ def test_acknowledge_command_is_undone_by_its_day_only(scene: Scene, certjob: Ce
     assert (listed.returncode, f", acknowledged until {until}: on leave: " in listed.stdout) == (0, True)
     assert json.loads(certjob("alerts", "--json").stdout)["acknowledged"] == 1
     unknown = certjob("acknowledge", "hlf:held:x", "--because", "x")
-    assert_one_line(unknown, "there is no alert 'hlf:held:x'; `certjob alerts`", code=2, command="certjob acknowledge")
+    assert_one_line(
+        unknown, "no alert has the id 'hlf:held:x'; `certjob alerts`", code=2, command="certjob acknowledge"
+    )

@@ -179,7 +179,7 @@ def test_a_page_that_fails_for_good_changes_nothing(scene: Scene) -> None:
 
     (reason,) = report.reasons
     assert "502 dynamics_unavailable" in reason
-    assert reason.endswith("the portal was not read to its end, nothing was compared and nothing changed")
+    assert reason.endswith("the portal was not read to its end, so no contact was compared or changed")
     assert (report.outcome, report.to_document()["differences"], pushes(scene)) == ("attention", None, [])
     assert scene.rows("SELECT count(*) FROM portal_last_reading") == [(0,)]
 

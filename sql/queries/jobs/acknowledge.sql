@@ -1,9 +1,9 @@
 -- name: read_alert_causes
--- Why an alert is one. Two reminders of one mentor have one alert id.
+-- Two reminders of one mentor have the same alert id, so there may be several causes.
 SELECT cause FROM current_alerts(%(today)s) WHERE alert_id = %(alert_id)s
 
 -- name: acknowledge_alert
--- With the cause and the number that someone has read: with others the alert returns.
+-- Stores the cause, and the number of a hold: an alert with another cause or number returns.
 INSERT INTO acknowledgements AS k (alert_id, cause, number, because, until, acknowledged_by)
 SELECT a.alert_id, a.cause, CASE a.kind WHEN 'held' THEN a.number END, %(because)s, %(until)s, %(who)s
 FROM current_alerts(%(today)s) AS a
@@ -15,8 +15,8 @@ SET cause = excluded.cause, number = excluded.number, because = excluded.because
     acknowledged_by = excluded.acknowledged_by, acknowledged_at = now(), ended_at = NULL
 
 -- name: end_acknowledgements
--- Alerts that have another cause, or another number, than the one that someone has read: they are new from now on. Without
--- a day an acknowledgement also ends with its alert, so that the next one of the same mentor or contact is not silent.
+-- Ends acknowledgements of alerts that now have another cause or number. Without a day, an acknowledgement also ends with
+-- its alert, because it must not cover the next alert of the same mentor or contact.
 WITH current AS (
     SELECT alert_id, bool_or(is_acknowledged) AS is_acknowledged FROM current_alerts(%(today)s) GROUP BY alert_id
 )

@@ -1,25 +1,23 @@
 -- name: start_job_run
--- Written before anything else, so that a run that dies shows.
+-- The first write of a run. A run that dies leaves this row.
 INSERT INTO job_runs (id, command, as_of, organisation, host, version)
 VALUES (%(id)s, %(command)s, %(today)s, %(organisation)s, %(host)s, %(version)s)
 
 -- name: touch_job_run
--- A run says that it is alive: one that says nothing for long, and has not finished, has died.
+-- An unfinished run with an old last_seen_at has died.
 UPDATE job_runs SET last_seen_at = now() WHERE id = %(id)s AND finished_at IS NULL
 
 -- name: finish_job_run
--- The end of a run, whatever it was.
 UPDATE job_runs
 SET finished_at = now(), last_seen_at = now(), outcome = %(outcome)s, counts = %(counts)s, lines = %(lines)b
 WHERE id = %(id)s
 
 -- name: note_told
--- The run's lines were written: later runs of the day do not repeat them.
 UPDATE job_runs SET told_at = now() WHERE id = %(id)s
 
 -- name: read_known_stops
--- Why stages have stopped today, if it was told and is not over: a cron line every 15 minutes does not repeat itself. It is
--- over once a later run has done something in that stage. A run that had nothing to do there proves nothing.
+-- The keys of today's stops that were printed and still last. A stop is over once a later run has done something in its
+-- stage. A run without work in the stage does not count.
 SELECT DISTINCT stop.code
 FROM job_runs AS told
 CROSS JOIN LATERAL jsonb_array_elements_text(told.counts -> 'stop_codes') AS stop (code)
@@ -35,13 +33,13 @@ WHERE told.command IN ('run', 'deliver')
     )
 
 -- name: was_overdue_told
--- Whether a delivery of this day has said that no full run has finished: it says so once a day.
+-- Whether a delivery of this day has printed the alert of an overdue full run.
 SELECT EXISTS (
     SELECT FROM job_runs WHERE command = 'deliver' AND as_of = %(today)s AND told_at IS NOT NULL AND counts ? 'overdue'
 )
 
 -- name: read_last_report
--- The last run (over the same organisations) that told what needs attention: its day, and when it looked.
+-- The last run of the same organisations that printed its alerts: its day, and when it read them.
 SELECT as_of, (counts ->> 'alerts_read_at')::timestamptz
 FROM job_runs
 WHERE command = 'run'

@@ -1,5 +1,5 @@
 -- name: describe_mentor
--- What a resync shows before and after; of a broken mentor, who has too many rows, some of them.
+-- The state before and after a resync. A mentor with too many rows is broken, so the lists are limited.
 SELECT m.member_no, o.portal IS NOT NULL AS has_portal, m.portal_visible AS desired,
     coalesce((
         SELECT array_agg(p.reason ORDER BY p.reason)
