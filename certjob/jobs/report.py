@@ -240,7 +240,7 @@ class RunReport:
             queued = {"queued": review.portal_queued}
         if self.command == "reconcile":
             reading = comparison.reading if comparison is not None else None
-            document["read"] = {"pages": reading.pages, "visible": len(reading.visible)} if reading else None
+            document["read"] = {"pages": reading.pages, "visible": len(reading.visible_until)} if reading else None
             document["differences"] = comparison.counts() if comparison is not None else None
             queued = {"queued": comparison.raised if comparison is not None else 0}
         if review is not None or self.sends_mail:

@@ -1,1 +1,1 @@
-"""The desired visibility on the portal: queue it, push it, settle it, keep what is unfinished visible."""
+"""The visibility of mentors on the portal: queued, pushed, and compared with the portal."""

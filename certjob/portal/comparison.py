@@ -1,7 +1,7 @@
-"""What the portal shows, compared with what certjob has told it: differences, and contacts that nobody has.
+"""Compare the visible contacts on the portal with the visibility that certjob wants, and queue corrections.
 
-Comparing reads one snapshot and writes nothing. A difference is corrected by an event, and only where the same
-question, asked again under the mentor's lock, has the same answer.
+The comparison reads one snapshot and writes nothing. A correction is queued only if the same query finds the same
+difference again after the mentor has been locked.
 """
 
 import json
@@ -22,15 +22,15 @@ from certjob.portal.sync import PortalSyncService
 from certjob.stopping import StopFlag
 
 SLICE = 100
-"""Events that are raised in one transaction."""
+"""Maximum number of corrections in one transaction."""
 _LOCKED_FOR_SECONDS = 5.0
-"""How long to wait for mentors whom another session has locked."""
+"""How long to try again for mentors that another session has locked."""
 _POLL_SECONDS = 0.25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """A mentor whom the portal shows, or hides, unlike certjob."""
+    """A mentor for whom the portal and certjob differ."""
 
     mentor_id: UUID
     member_no: str
@@ -38,14 +38,14 @@ class Difference:
     organisation_id: UUID
     contact_id: UUID
     visible: bool
-    """What certjob wants; the portal shows the opposite, unless ``wrong_day``."""
+    """The visibility that certjob wants. The portal has the opposite, unless ``wrong_day``."""
     wrong_day: bool
-    """The portal shows the mentor, but with another last day."""
+    """The portal shows the mentor, as wanted, but with another last day."""
     restricts: bool
-    """The correction is a hide, or takes days away. No guard holds it."""
+    """The correction is a hide or an earlier last day. No guard holds it."""
 
     def to_document(self) -> dict[str, Any]:
-        """Return the entry of ``changes``."""
+        """Return the entry in ``changes`` of the JSON document."""
         return {
             "mentor_id": str(self.mentor_id),
             "member_no": self.member_no,
@@ -57,47 +57,42 @@ class Difference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """What the portal showed, all pages of it."""
+    """All pages of visible contacts."""
 
     read_at: datetime
-    """When it began, by the database's clock."""
+    """The time before the first page, on the clock of the database."""
     pages: int
     visible_until: Mapping[UUID, date | None]
-    """The contacts that it showed, each with its last visible day."""
+    """The last visible day of each visible contact."""
     dates: bool
     """Whether the portal has a column for the day."""
-
-    @property
-    def visible(self) -> list[UUID]:
-        """Return the contacts that it showed."""
-        return list(self.visible_until)
 
 
 @dataclass(slots=True, kw_only=True)
 class Comparison:
-    """What a reading showed, beside what certjob wants."""
+    """The differences between a reading and the visibility that certjob wants."""
 
     reading: Reading
     differences: Sequence[Difference] = ()
-    """All of them, those that the guard holds as well."""
+    """All differences, also those that are held."""
     unknown: Sequence[UUID] = ()
-    """Shown, and the contact of no mentor of an organisation with a portal; nobody has acknowledged them."""
+    """Visible contacts that belong to no mentor of an organisation with a portal."""
     acknowledged: Sequence[UUID] = ()
-    """The same, and somebody has said that they are shown on purpose."""
+    """Unknown contacts that someone has acknowledged. They are not in ``unknown``."""
     held: list[Hold] = field(default_factory=list)
     raised: int = 0
-    """Events that were raised for the differences."""
+    """The number of queued corrections."""
     locked: Sequence[Difference] = ()
-    """For whom none could be raised, because another session had locked the mentor."""
+    """Differences without a correction, because another session had locked the mentor."""
 
     @property
     def admitted(self) -> list[Difference]:
-        """Return what may be put right: every hide, and the shows that nobody holds."""
+        """Return the differences that may be corrected."""
         held = {each.organisation_id for each in self.held}
         return [each for each in self.differences if each.restricts or each.organisation_id not in held]
 
     def counts(self) -> dict[str, int]:
-        """Return the figures of the JSON document's ``differences``."""
+        """Return ``differences`` of the JSON document."""
         days = sum(each.wrong_day for each in self.differences)
         hides = sum(not each.visible for each in self.differences)
         return {
@@ -112,30 +107,29 @@ class Comparison:
 def compare(
     connection: Connection, reading: Reading, *, today: date, allow: Mapping[str, int] = Counter()
 ) -> Comparison:
-    """Compare a reading with what certjob wants, in one read-only snapshot; ``allow`` as in ``MassChangeGuard``."""
+    """Compare a reading with the database in one read-only snapshot; ``allow`` as in ``MassChangeGuard``."""
     with database.read_only_snapshot(connection):
         differences = _find(connection, reading, today=today)
-        others = database.fetch(connection, "find_unknown_contacts", {"shown": reading.visible, "today": today})
-        comparison = Comparison(
-            reading=reading,
-            differences=differences,
-            unknown=[contact_id for contact_id, is_known in others if not is_known],
-            acknowledged=[contact_id for contact_id, is_known in others if is_known],
-        )
-        comparison.held = _hold_shows(connection, comparison, allow=allow)
-    return comparison
+        listed: dict[str, object] = {"shown": [*reading.visible_until]}
+        others = database.fetch(connection, "find_unknown_contacts", listed | {"today": today})
+        ((wanted, found),) = database.fetch(connection, "count_wanted_contacts", listed)
+    return Comparison(
+        reading=reading,
+        differences=differences,
+        unknown=[contact_id for contact_id, is_known in others if not is_known],
+        acknowledged=[contact_id for contact_id, is_known in others if is_known],
+        held=[] if found else _hold_shows(differences, wanted=wanted, allow=allow),
+    )
 
 
-def _hold_shows(connection: Connection, comparison: Comparison, *, allow: Mapping[str, int]) -> list[Hold]:
-    """Hold the shows if the portal lists none of the mentors who should be visible: a wrong column or another Dynamics.
+def _hold_shows(differences: Sequence[Difference], *, wanted: int, allow: Mapping[str, int]) -> list[Hold]:
+    """Hold the shows, because the portal lists none of the ``wanted`` mentors: a wrong column or another Dynamics.
 
-    With 20 such mentors or fewer nothing is held: someone may have cleared the portal of a small programme by hand.
+    Up to 20 mentors are not held, because someone may have cleared the portal of a small programme by hand.
     """
-    listed = {"shown": comparison.reading.visible}
-    ((wanted, found),) = database.fetch(connection, "count_wanted_contacts", listed)
-    if found or wanted <= rules.MASS_CHANGE_MINIMUM:
+    if wanted <= rules.MASS_CHANGE_MINIMUM:
         return []
-    shows = Counter((each.organisation, each.organisation_id) for each in comparison.differences if not each.restricts)
+    shows = Counter((each.organisation, each.organisation_id) for each in differences if not each.restricts)
     reason = f"the portal lists none of the {wanted:,} mentors who should be visible; no one was shown, hides went on"
     return [
         Hold(
@@ -154,7 +148,6 @@ def _hold_shows(connection: Connection, comparison: Comparison, *, allow: Mappin
 def _find(
     connection: Connection, reading: Reading, *, today: date, among: Sequence[Difference] | None = None
 ) -> list[Difference]:
-    ids = None if among is None else [each.mentor_id for each in among]
     shown = reading.visible_until
     if among is not None:
         shown = {each.contact_id: shown[each.contact_id] for each in among if each.contact_id in shown}
@@ -162,7 +155,7 @@ def _find(
         "shown": [*shown],
         "days": [*shown.values()],
         "dates": reading.dates,
-        "ids": ids,
+        "ids": None if among is None else [each.mentor_id for each in among],
         "read_at": reading.read_at,
         "today": today,
     }
@@ -170,14 +163,14 @@ def _find(
 
 
 def raise_events(connection: Connection, comparison: Comparison, *, today: date, run_id: UUID, stop: StopFlag) -> None:
-    """Raise an event for each difference that nobody holds, hides first, a hundred in a transaction.
+    """Queue a correction for each difference that is not held, hides first, and count them in the comparison.
 
-    What it has done is noted in the comparison. A signal ends it between two transactions with StoppedBySignalError.
+    Raises StoppedBySignalError between two transactions after a signal.
     """
     service = PortalSyncService(connection, run_id=run_id)
 
     def raise_slice(part: Sequence[Difference]) -> tuple[int, set[UUID]]:
-        """Rows are locked first and read later, as in a review: facts may have changed since the comparison."""
+        """Lock first and read later, as a review does, because facts may have changed since the comparison."""
         ids = {"ids": [each.mentor_id for each in part]}
         locked = {row[0] for row in database.fetch(connection, "lock_portal_mentors", ids)}
         unchanged = set(_find(connection, comparison.reading, today=today, among=part))
@@ -201,12 +194,12 @@ def raise_events(connection: Connection, comparison: Comparison, *, today: date,
 
 
 def store(connection: Connection, comparison: Comparison, *, run_id: UUID) -> None:
-    """Keep what the reading showed; unknown contacts that it no longer shows are gone, unless something was held."""
+    """Store the reading and its unknown contacts. Contacts that it does not list are gone, unless shows were held."""
     reading = comparison.reading
     parameters = {
         "read_at": reading.read_at,
         "pages": reading.pages,
-        "visible": reading.visible,
+        "visible": [*reading.visible_until],
         "differences": json.dumps(comparison.counts()),
         "held": bool(comparison.held),
         "run_id": run_id,

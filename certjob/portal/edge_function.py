@@ -1,4 +1,4 @@
-"""The portal's Edge Function, as a folder that a Supabase project can deploy."""
+"""Copy the portal's Edge Function into a Supabase project."""
 
 import shutil
 from pathlib import Path
@@ -12,13 +12,13 @@ CONFIGURATION: Final = f"""\
 [functions.{NAME}]
 verify_jwt = false
 """
-"""For ``config.toml``: the function checks its own key, and certjob has no user's JWT."""
+"""Lines for ``config.toml``. Supabase must not ask for a JWT, because the function checks its own key."""
 
 
 def copy_edge_function(folder: Path) -> Path:
-    """Copy the function, without its tests, into a new folder below ``folder``, and return that.
+    """Copy the function without its tests into a new folder below ``folder``, and return that folder.
 
-    Raises ConfigurationError if it exists: nothing is overwritten.
+    Raises ConfigurationError if the new folder exists already, and CertjobError if it cannot be written.
     """
     package = Path(__file__).parents[1]
     inside = package / "edge_function"
@@ -27,10 +27,10 @@ def copy_edge_function(folder: Path) -> Path:
     try:
         shutil.copytree(source, target, ignore=shutil.ignore_patterns("tests"))
     except FileExistsError:
-        message = f"{target} exists already, and nothing is overwritten"
-        raise ConfigurationError(message, next_step="remove it, then run this again") from None
+        message = f"{target} exists already"
+        raise ConfigurationError(message, next_step="remove it, then run the command again") from None
     except (OSError, shutil.Error) as error:
-        reason = getattr(error, "strerror", None) or "not every file could be copied"
+        reason = getattr(error, "strerror", None) or "a file could not be copied"
         message = f"{target} cannot be written ({reason})"
-        raise CertjobError(message, next_step="remove what is there, and name a folder that can be written") from error
+        raise CertjobError(message, next_step=f"remove {target}, then name a folder that can be written") from error
     return target

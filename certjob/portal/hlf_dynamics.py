@@ -1,33 +1,33 @@
-"""The client of the portal's Edge Function: set who is visible, read who is, and what the outcome of a call means.
+"""Client of the portal's Edge Function: sets the visibility of a contact and reads the visible contacts.
 
-    outcome                                                                     raised
-    200 with the contract's JSON and the values that were sent                  nothing
+    answer                                                                      error
+    200 with the contract's JSON and the values that were sent                  none
     200 of an older function, without `dates`                                   PortalStageError
     4xx with our error envelope and a code about this contact                   PermanentPortalError
-    401, 403, 405, 413; any 3xx; code misconfigured; other 4xx without
-      our envelope (a failed deploy answers 404 to everything)                  PortalStageError
-    everything else: no connection, no answer in time, 408, 425, 429, 5xx,
-      a 2xx that is not the contract, 4xx with a code we do not know            TransientPortalError
+    401, 403, 405, 413; any 3xx; the code misconfigured; other 4xx without
+      our envelope (a failed deploy answers 404 to every call)                  PortalStageError
+    everything else: no connection, timeout, 408, 425, 429, 5xx, a 2xx that
+      breaks the contract, 4xx with an unknown code                             TransientPortalError
 
-Three cases the contract does not foresee go the way that blocks nobody wrongly. A code about the contact under a 5xx
-is transient: something between us and the function is broken. So is an unknown code of ours: a newer function knows a
-reason that this client does not, so it is tried again and shown, but neither blocks the mentor nor stops the others.
-And a code that is not written like ours (``ResourceNotFound``, ``0x80040217``) comes from a gateway: no envelope.
+The contract does not cover three cases. Each is handled in the way that never blocks a mentor by mistake:
 
-A transient push may have been done, or may be done later. It is repeated with an absolute value, and `certjob
-reconcile` reads what the portal shows. A page of visible contacts has the same outcomes.
+* A code about the contact with a 5xx is transient, because something between certjob and the function is broken.
+* An unknown code in our format is transient, because a newer function may know more reasons than this client.
+* A code in another format (``ResourceNotFound``, ``0x80040217``) comes from a gateway, so it is not our envelope.
+
+A push that failed may have been made, or may be made later. It is repeated with an absolute value, and `certjob
+reconcile` reads what the portal shows. Reading the visible contacts raises the same errors.
 """
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
-from http import HTTPStatus
 from typing import Annotated, Final, Literal, Self, TypeVar
 from uuid import UUID
 
 import httpx
-from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from certjob import __version__
 from certjob.errors import (
@@ -44,30 +44,28 @@ from certjob.redaction import foreign_line
 
 PERMANENT_CODES: Final = frozenset({"contact_not_found", "invalid_request", "dynamics_rejected"})
 TRANSIENT_STATUSES: Final = frozenset({408, 425, 429})
-"""The 4xx that ask for another try, whatever the body says."""
-
+"""4xx statuses that are retried regardless of the body."""
 STAGE_STATUSES: Final = {
     401: "check CERTJOB_PORTAL_KEY",
-    403: "check CERTJOB_PORTAL_KEY and what stands before the function",
+    403: "check CERTJOB_PORTAL_KEY and any gateway in front of the function",
     405: "check that CERTJOB_PORTAL_URL is the function's address",
     413: "check that CERTJOB_PORTAL_URL is the function's address",
 }
-"""The 4xx that every call would get, with the next step."""
+"""4xx statuses that every call would get, with the next step."""
 
-GATEWAY_401: Final = ", and that the function is deployed with verify_jwt = false: this is not its own answer"
-"""Supabase's gateway asks for a JWT where supabase/config.toml was not in place; the key may be right."""
+GATEWAY_401: Final = ", and that the function is deployed with verify_jwt = false (a gateway sent this answer)"
+"""Supabase's gateway requires a JWT if supabase/config.toml was missing at deployment; the key may be correct."""
 
 LONGEST_TEXT: Final = 200
-"""Characters of somebody else's text that an error carries."""
-
+"""Maximum characters that an error quotes from another system."""
 LONGEST_PAGE_BYTES: Final = 1_000_000
 """A page of 5,000 contacts is about 450 kB."""
 MOST_PAGES: Final = 2000
-"""Ten million contacts; a list that goes on after that has no end."""
+"""Enough for ten million contacts; a longer list is treated as endless."""
 
 
 class _Success(BaseModel):
-    """An answer of the contract that is a success; one that has an error as well is none."""
+    """Base of the successful answers. An answer that also has an ``error`` is not a success."""
 
     model_config = ConfigDict(strict=True)
     error: None = None
@@ -91,26 +89,14 @@ class _Page(_Success):
     next: Annotated[str, Field(min_length=1, max_length=4096)] | None
 
 
-class _Old(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-
-class _OldReady(_Old):
-    ok: Literal[True]
-
-
-class _OldConfirmed(_Old):
-    contact_id: str
-    visible: bool
-
-
-class _OldPage(_Old):
-    visible: list[UUID]
-    next: str | None
-
-
-class _Outdated(RootModel[_OldReady | _OldConfirmed | _OldPage]):
+class _Outdated(BaseModel):
     """A success of a function that does not know the last visible day."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    ok: Literal[True] | None = None
+    contact_id: str = ""
+    visible: bool | list[UUID] | None = None
+    next: str | None = None
 
 
 class _Error(BaseModel):
@@ -129,22 +115,24 @@ Form = TypeVar("Form", bound=BaseModel)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VisiblePage:
-    """One page of the contacts that the portal shows."""
+    """One page of the visible contacts."""
 
     visible_until: Mapping[UUID, date | None]
     """The last visible day of each contact; None if the column is empty or does not exist."""
     dates: bool
     """Whether the portal has a column for the day, and hides a contact after it."""
+    next: str | None
+    """The cursor of the next page."""
 
 
 class HLFDynamicsSyncService:
-    """Sets contacts visible or hidden on HLF's portal. Keeps connections: closed at the end, used in one event loop.
+    """Shows or hides contacts on HLF's portal, one call at a time; retries and the order of calls are up to the caller.
 
-    It tries once; trying again, the order of calls and the consequences are the caller's.
+    Connections are kept open until ``close`` and belong to one event loop.
     """
 
     def __init__(self, url: str, key: str, *, deadline_seconds: float = 30) -> None:
-        """Raise ConfigurationError for a URL that HTTP cannot carry. The key has been checked with the settings."""
+        """Raise ConfigurationError if the URL is not valid. The settings have already checked the key."""
         try:
             self._url = httpx.URL(url)
         except httpx.InvalidURL as error:
@@ -152,18 +140,16 @@ class HLFDynamicsSyncService:
             raise ConfigurationError(message) from error
         self._key = key
         self.deadline_seconds = deadline_seconds
-        """The longest that one call takes, from the name lookup to the last byte of the answer."""
+        """Maximum duration of one call, from the name lookup to the last byte of the answer."""
         self._client = HttpClient()
 
     async def update_portal_visibility(
         self, contact_id: UUID, *, visible: bool, visible_until: date | None, idempotency_key: str
     ) -> None:
-        """Make the contact visible until a day, or hidden (None); return once the portal has confirmed it.
+        """Show the contact until a day, or hide it (None), with exactly one call; return when the portal confirms.
 
-        Makes exactly one call.
-
-        Raises PermanentPortalError, PortalStageError or TransientPortalError, as drawn at the top of the module; the
-        function may have done it even so, if the answer was lost.
+        Raises PermanentPortalError, PortalStageError or TransientPortalError (see the table at the top of the module).
+        The change may have been made despite an error, because the answer can be lost.
         """
         answer = await self._call(
             "POST",
@@ -175,49 +161,44 @@ class HLFDynamicsSyncService:
             },
         )
         stored = _success(answer, _Confirmed)
-        # A UUID's letters may be in either case (RFC 9562, 4).
+        # RFC 9562, section 4, allows upper and lower case in UUIDs.
         if stored is None or stored.contact_id.lower() != str(contact_id):
             raise self._error_for(answer)
         if stored.visible != visible or (stored.dates and stored.visible_until != visible_until):
             message = "the portal stored another value than the one that was sent"
-            raise TransientPortalError(
-                message,
-                status=answer.status_code,
-                correlation_id=self._correlation_id(answer),
-            )
+            raise TransientPortalError(message, status=answer.status_code, correlation_id=self._correlation_id(answer))
 
     async def read_visible_contacts(self, *, policy: RetryPolicy) -> AsyncIterator[VisiblePage]:
-        """Yield the contacts that the portal shows, a page at a time; after the last page these are all.
+        """Yield the visible contacts page by page; the list is complete when the generator ends without an error.
 
-        Each page has its own deadline and the policy's tries. Raises as ``update_portal_visibility`` does; then what
-        was yielded is only a part. A contact that changes while the list is read may be in it or not.
+        Each page has its own deadline and is retried according to ``policy``. Raises the same errors as
+        ``update_portal_visibility``. A contact that changes during the read may or may not be in the list.
         """
         cursors: set[str] = set()
         cursor: str | None = None
         while True:
-            page, cursor = await policy.call(lambda after=cursor: self._read_page(after))  # type: ignore[misc]
+            page = await policy.call(lambda after=cursor: self._read_page(after))  # type: ignore[misc]
             yield page
+            cursor = page.next
             if cursor is None:
                 return
             if cursor in cursors or len(cursors) == MOST_PAGES:
-                message = "the portal's list of contacts does not end, so nothing can be compared with it"
+                message = "the portal's list of contacts does not end, so certjob cannot compare it"
                 raise PortalStageError(message)
             cursors.add(cursor)
 
     async def read_first_page(self) -> VisiblePage:
-        """Return the first contacts that the portal shows: whether the function can list at all."""
-        page, _ = await self._read_page(None)
-        return page
+        """Return the first page of visible contacts, to check that the function can list them."""
+        return await self._read_page(None)
 
-    async def _read_page(self, after: str | None) -> tuple[VisiblePage, str | None]:
-        """Return a page, and the cursor of the next one."""
+    async def _read_page(self, after: str | None) -> VisiblePage:
         query = {"visible": "true"} | ({} if after is None else {"after": after})
         answer = await self._call("GET", query=query, max_body_bytes=LONGEST_PAGE_BYTES)
         page = _success(answer, _Page)
         if page is None:
             raise self._error_for(answer)
         days = {contact.contact_id: contact.visible_until for contact in page.contacts}
-        return VisiblePage(visible_until=days, dates=page.dates), page.next
+        return VisiblePage(visible_until=days, dates=page.dates, next=page.next)
 
     async def _call(
         self,
@@ -249,7 +230,7 @@ class HLFDynamicsSyncService:
         code = envelope.error.code if envelope else None
         kind, remark, next_step = _judge(status, code)
         said = self._printable(envelope.error.message) if envelope else ""
-        what = f"{status} {code or _phrase(status)}".rstrip()
+        what = f"{status} {code or httpx.codes.get_reason_phrase(status)}".rstrip()
         asked = parse_retry_after(answer.headers.get("Retry-After"), now=datetime.now(UTC))
         return kind(
             f"the portal answered {what}{remark}" + (f" ({said})" if said else ""),
@@ -264,13 +245,13 @@ class HLFDynamicsSyncService:
         if isinstance(error, httpx.ConnectTimeout):
             return f"no connection to the portal within {self.deadline_seconds:g} s"
         if isinstance(error, httpx.TimeoutException):
-            return f"no whole answer from the portal within {self.deadline_seconds:g} s"
-        if isinstance(error, httpx.ProtocolError):  # its text quotes what came over the wire
-            return "the portal closed the connection before its answer was whole, or it does not speak HTTP"
+            return f"no complete answer from the portal within {self.deadline_seconds:g} s"
+        if isinstance(error, httpx.ProtocolError):  # its text quotes the received bytes
+            return "the portal closed the connection before its answer was complete, or it does not speak HTTP"
         what = (
             "no connection to the portal" if isinstance(error, httpx.ConnectError) else "connection to the portal lost"
         )
-        said = self._printable(str(error))  # nothing, where the connection was reset
+        said = self._printable(str(error))  # empty if the connection was reset
         return f"{what}: {said}" if said else what
 
     def _correlation_id(self, answer: HttpAnswer) -> str | None:
@@ -291,12 +272,12 @@ class HLFDynamicsSyncService:
 
 
 def _judge(status: int, code: str | None) -> tuple[type[PortalCallError], str, str | None]:
-    """Return what an answer that is no success means: the error, a remark, and the next step.
+    """Classify an unsuccessful answer: return the error class, a remark and the next step.
 
-    ``code`` is the envelope's, None without our envelope. The table at the top of the module says the same in words.
+    ``code`` comes from our envelope, or is None without one. The table at the top of the module has the same rules.
     """
     if status < 300:
-        return TransientPortalError, ", but not what the contract says", None
+        return TransientPortalError, ", which breaks the contract", None
     if status < 400:
         return PortalStageError, ", a redirect", "CERTJOB_PORTAL_URL must be the function's own address"
     if status in TRANSIENT_STATUSES:
@@ -305,34 +286,28 @@ def _judge(status: int, code: str | None) -> tuple[type[PortalCallError], str, s
         step = STAGE_STATUSES[status] + (GATEWAY_401 if status == 401 and code is None else "")
         return PortalStageError, "", step
     if code == "misconfigured":
-        return PortalStageError, "", "check the function's secrets and its rights in Dynamics"
+        return PortalStageError, "", "check the function's secrets and its permissions in Dynamics"
     if status < 500 and code is None:
-        return PortalStageError, ", but not by the function", "check CERTJOB_PORTAL_URL and that it is deployed"
+        step = "check CERTJOB_PORTAL_URL and that the function is deployed"
+        return PortalStageError, ", but the answer is not from the function", step
     if status < 500 and code in PERMANENT_CODES:
         return PermanentPortalError, "", None
     return TransientPortalError, "", None
 
 
 def _success(answer: HttpAnswer, form: type[Form]) -> Form | None:
-    """Return a 200 in this form, None for anything else. Raises PortalStageError for an older function."""
+    """Return a 200 as ``form``, or None if it does not fit. Raises PortalStageError for an older function."""
     if answer.status_code != 200:
         return None
     success = _parse(answer, form)
-    if success is None and _parse(answer, _Outdated):
+    if success is None and (outdated := _parse(answer, _Outdated)) and outdated.model_fields_set:
         message = "the portal's function is too old for this certjob"
         raise PortalStageError(message, next_step="deploy it again (docs/edge-function.md)")
     return success
 
 
 def _parse(answer: HttpAnswer, form: type[Form]) -> Form | None:
-    """Return the body in this form, None if it is anything else: what was too long, and is cut, is no JSON."""
+    """Return the body as ``form``, or None if it does not fit. A body cut off at the limit is not valid JSON."""
     with suppress(ValidationError):
         return form.model_validate_json(answer.body)
     return None
-
-
-def _phrase(status: int) -> str:
-    try:
-        return HTTPStatus(status).phrase
-    except ValueError:
-        return ""

@@ -1,4 +1,4 @@
-"""One push of one mentor's visibility: the tries, what to make of their outcome, and when the next round is due."""
+"""One push of one mentor's visibility: its calls, and what their outcome means."""
 
 import asyncio
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ CALL_DEADLINE_SECONDS = 30.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PortalEvent(ClaimedRow):
-    """A claimed row of ``portal_sync_events`` with what a call needs; its attempts are rounds of calls."""
+    """A claimed row of ``portal_sync_events`` with the values for a call. Its attempts are rounds of calls."""
 
     mentor_id: UUID
     member_no: str
@@ -38,30 +38,30 @@ class PortalEvent(ClaimedRow):
 
     @property
     def idempotency_key(self) -> str:
-        """The same for every repeat of this value, another for the next one."""
+        """Return a key that is equal for repeats of this value, and differs for the next value."""
         return f"{self.id}-{self.version}"
 
 
 class PushOutcome(Enum):
-    """What a round of calls for one event came to."""
+    """The result of a round of calls for one event."""
 
     DELIVERED = "delivered"
     """The portal has the value."""
     BLOCKED = "blocked"
-    """The portal refused this contact, or there is none: somebody has to correct it."""
+    """The portal rejected this contact, or the mentor has none. Someone has to correct it."""
     FAILED = "failed"
-    """All calls failed; the next round comes later."""
+    """All calls failed. The next round comes later."""
     THROTTLED = "throttled"
-    """The portal asked to wait for longer than a call does. It does not count against the event."""
+    """The portal asked for a longer wait than a round allows. The attempt is not counted."""
     REFUSED = "refused"
-    """Nobody can be pushed: the key, the address or the function is wrong."""
+    """No push can succeed: the key, the URL or the function is wrong."""
     NOT_TRIED = "not_tried"
-    """Not begun, or ended before anything was learned about the event."""
+    """No call was made, or a signal ended the round early."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Push:
-    """What became of one claimed event."""
+    """The outcome of one claimed event."""
 
     event: PortalEvent
     outcome: PushOutcome
@@ -70,17 +70,17 @@ class Push:
 
     @property
     def is_tried(self) -> bool:
-        """Whether this was a round."""
+        """Return whether the round tells something about the event."""
         return self.outcome is not PushOutcome.NOT_TRIED
 
     @property
     def is_failure(self) -> bool:
-        """Whether the round counts against the event."""
+        """Return whether the round failed because of the event."""
         return self.outcome in (PushOutcome.BLOCKED, PushOutcome.FAILED)
 
     @property
     def asked_seconds(self) -> float:
-        """How long the portal asked to wait with its last answer; otherwise 0."""
+        """Return the wait that the portal asked for with its last answer, or 0."""
         return (self.error.cause.retry_after_seconds or 0.0) if self.error is not None else 0.0
 
 
@@ -98,13 +98,13 @@ PORTAL_POLICY = RetryPolicy(
 async def push_once(
     event: PortalEvent, lease: Lease, *, portal: "HLFDynamicsSyncService", policy: RetryPolicy, stopped: asyncio.Event
 ) -> Push:
-    """Push one event's value, with the policy's tries, and return what became of it.
+    """Make the calls of one round for an event, and return their outcome.
 
-    A repeat is made only if it surely ends inside the lease, and none after a signal.
+    A call is repeated only if the repeat is certain to finish within the lease, and not after a signal.
     """
-    if not lease.fits(policy.worst_case_seconds(CALL_DEADLINE_SECONDS)):  # the process stood still
+    if not lease.fits(policy.worst_case_seconds(CALL_DEADLINE_SECONDS)):  # the process was suspended
         return Push(event=event, outcome=PushOutcome.NOT_TRIED)
-    errors: list[PortalCallError] = []  # of the calls that were made
+    errors: list[PortalCallError] = []  # one for each call
     outcome, error = PushOutcome.DELIVERED, None
 
     async def call() -> None:
@@ -146,13 +146,13 @@ def _given_up(event: PortalEvent, *, attempts: int, cause: PortalCallError) -> D
         message = f"{who} cannot be pushed: {cause}"
         step = "add the contact ID in the app, then run the same command again"
     elif isinstance(cause, PermanentPortalError):
-        message = f"portal refused {who}: {cause}"
+        message = f"the portal rejected {who}: {cause}"
         step = "check the contact ID in the app and the contact in Dynamics, then run the same command again"
     elif isinstance(cause, PortalStageError):
-        message, step = f"portal cannot be pushed to: {cause.message}", cause.next_step
+        message, step = f"no push can succeed: {cause.message}", cause.next_step
     else:
         times = "1 call" if attempts == 1 else f"{attempts} calls"
-        message = f"portal push of {who} failed after {times}: {cause}"
+        message = f"the push of {who} failed after {times}: {cause}"
     return DynamicsSyncException(
         message, next_step=step, mentor_id=event.mentor_id, event_id=event.id, attempts=attempts, cause=cause
     )

@@ -1,7 +1,7 @@
-"""The portal stage of a delivery: as many calls as there are slots; a slot that is free claims the next event.
+"""The portal stage of a delivery: makes several calls at once, and claims the next event when a call has ended.
 
-Several processes share what there is, since each claims only what it begins; and a hide that comes in meanwhile is
-next, not behind a hundred others. While the database is used the calls under way stand still: it is a few milliseconds.
+It claims only as many events as it can start, so several processes share the work and a new hide is pushed next. Calls
+in flight pause while the stage uses the database, which takes a few milliseconds.
 """
 
 import asyncio
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
     from certjob.portal.hlf_dynamics import HLFDynamicsSyncService  # httpx: 50 ms
 
 CONCURRENCY = 4
-"""Calls at once: at 200 ms an answer they stay within Dataverse's 6,000 requests in 5 minutes."""
+"""Calls at once. At 200 ms a call they stay within Dataverse's 6,000 requests in 5 minutes."""
 BREAKER_FAILURES = 5
-"""After this number of exhausted events in a row the endpoint counts as dead for this run."""
+"""After this number of failed events in a row, the stage ends because the portal is down."""
 LONGEST_PAUSE_SECONDS = 600.0
-"""A Retry-After up to this is slept by the stage; a longer one ends it."""
+"""The longest Retry-After for which the stage waits. A longer one ends it."""
 
 
 class PortalStage:
-    """Delivers the due events until none is left, the deadline is reached, or the portal is out of order."""
+    """Delivers the due events until none is left, the deadline has passed, or the portal is out of order."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class PortalStage:
         on_progress: Callable[[int], None] | None = None,
         counts: PortalCounts,
     ) -> None:
-        """``today`` is asked before each claim. None: the day cannot be believed, so only hides are pushed."""
+        """``today`` is called before each claim. It returns None if the day is not reliable: then only hides go out."""
         self._service = service
         self._calls = calls
         self._stop = stop
@@ -62,21 +62,21 @@ class PortalStage:
         self._counts = counts
         self._flying: set[asyncio.Task[Push]] = set()
         self._begin_at = 0.0
-        """When the next call may begin: after the wait that the portal asked for."""
+        """When the next call may start, after the wait that the portal asked for."""
         self._deadline_at = 0.0
-        self._exhausted_in_a_row = 0
+        self._failures_in_a_row = 0
         self._ended: StageStop | None = None
-        """Why nothing more is begun."""
+        """Why no more calls are started."""
         self._crash: BaseException | None = None
-        """Why nothing more is begun and ``run`` raises, once the calls under way have ended."""
+        """The error that ``run`` raises after all calls in flight have ended."""
         self._unsettled: list[Push] = []
-        """Pushes that ended after the database went away."""
+        """Pushes that ended after the connection to the database was lost."""
 
     def run(self, *, deadline_seconds: float) -> StageStop | None:
-        """Deliver; return why the stage ended early, or None: nothing is left to do.
+        """Deliver, and return why the stage ended early, or None. Each push is settled as soon as it ends.
 
-        Raises StoppedBySignalError after a signal, and what a push has raised that nobody foresaw: its outcome is
-        unknown, so the event keeps its lease. What ends is settled first, one by one, also within a signal's grace.
+        Raises StoppedBySignalError after a signal, and any unexpected error of a push. The outcome of that push is
+        unknown, so its event keeps the lease.
         """
         self._deadline_at = time.monotonic() + deadline_seconds
         self._service.take_back()
@@ -95,7 +95,7 @@ class PortalStage:
         return self._ended
 
     def _begin_more(self, portal: "HLFDynamicsSyncService") -> bool:
-        """Claim and begin what has a slot; return whether there may be more, once a wait is over."""
+        """Claim events and start their calls; return whether there may be more events, perhaps after a wait."""
         free = self._concurrency - len(self._flying)
         if self._stop.is_set() or self._ended or self._crash or free <= 0:
             return False
@@ -123,56 +123,46 @@ class PortalStage:
             self._settle(task.result())
 
     def _settle(self, push: Push) -> None:
+        """Settle one push and judge its outcome. After an error the other calls in flight are still settled."""
         try:
             self._service.settle(push, self._counts)
+            if self._on_progress is not None:
+                self._on_progress(self._counts.delivered + self._counts.failed)
+            self._begin_at = max(self._begin_at, time.monotonic() + push.asked_seconds)
+            if not (self._ended or self._stop.is_set()):
+                self._ended = self._judge(push)
         except psycopg.Error as error:
             self._crash = self._crash or error
             self._unsettled += [push] if is_lost(error) else []
-            return
-        if self._on_progress is not None:
-            self._on_progress(self._counts.delivered + self._counts.failed)
-        self._begin_at = max(self._begin_at, time.monotonic() + push.asked_seconds)
-        if self._ended or self._stop.is_set():
-            return
-        try:
-            self._ended = self._judge(push, self._deadline_at)
-        except psycopg.Error as error:  # the other calls in flight are still settled
-            self._crash = self._crash or error
 
-    def _judge(self, push: Push, deadline_at: float) -> StageStop | None:
-        """Decide from one outcome whether the stage goes on."""
+    def _judge(self, push: Push) -> StageStop | None:
+        """Decide from one outcome whether the stage ends."""
         error, seconds = push.error, push.asked_seconds
         if push.outcome is PushOutcome.NOT_TRIED:
-            if time.monotonic() >= deadline_at:
+            if time.monotonic() >= self._deadline_at:
                 return self._end(StageEnd.DEADLINE, "the time for deliveries is over; the rest stays pending")
-            stood_still = "the lease is shorter than a push can take, or this process stood still; the rest waits"
-            return self._end(StageEnd.LEASE, stood_still)
+            unfit = "a push can take longer than its lease, or this process stood still; the rest stays pending"
+            return self._end(StageEnd.LEASE, unfit)
         if error is None or (push.outcome is PushOutcome.BLOCKED and error.attempts):
-            self._exhausted_in_a_row = 0  # the portal was called, and does its work
+            self._failures_in_a_row = 0  # the portal has answered a call
         if error is None or push.outcome is PushOutcome.BLOCKED:
             return None
         cause = error.cause
         if push.outcome is PushOutcome.REFUSED:
-            reason = f"{cause}; certjob stopped pushing, and all events stay queued"
-            return self._end(
-                StageEnd.KEY_REFUSED if cause.status in {401, 403} else StageEnd.MISCONFIGURED, reason, cause
-            )
-        self._exhausted_in_a_row += push.outcome is PushOutcome.FAILED
-        if self._exhausted_in_a_row >= BREAKER_FAILURES:
+            end = StageEnd.KEY_REFUSED if cause.status in {401, 403} else StageEnd.MISCONFIGURED
+            return self._end(end, f"{cause}; no more pushes were made, and all events stay queued", cause)
+        self._failures_in_a_row += push.outcome is PushOutcome.FAILED
+        if self._failures_in_a_row >= BREAKER_FAILURES:
             reason = f"{BREAKER_FAILURES} pushes in a row failed (last: {cause}); the rest stays pending"
             return self._end(StageEnd.BREAKER, reason, cause)
-        if seconds > self._longest_pause_seconds or time.monotonic() + seconds >= deadline_at:
+        if seconds > self._longest_pause_seconds or time.monotonic() + seconds >= self._deadline_at:
             asked = f"the portal asked to wait {seconds:,.0f} s; the rest stays pending"
             return self._end(StageEnd.RETRY_AFTER, asked, cause)
         return None
 
     def _end(self, end: StageEnd, reason: str, cause: PortalCallError | None = None) -> StageStop:
-        """Give the open hides the reason of an early end."""
-        refusal = cause if isinstance(cause, PortalStageError) else None
-        stopped = StageStop(stage="portal", code=end, reason=reason, fault=str(refusal) if refusal else "")
-        self._service.record_stage_end(
-            str(stopped),
-            end=end,
-            correlation_id=cause.correlation_id if cause else None,
-        )
+        """Store the reason of an early end with the open hides."""
+        fault = str(cause) if isinstance(cause, PortalStageError) else ""
+        stopped = StageStop(stage="portal", code=end, reason=reason, fault=fault)
+        self._service.record_stage_end(str(stopped), end=end, correlation_id=cause.correlation_id if cause else None)
         return stopped

@@ -1,7 +1,7 @@
-"""The desired visibility of mentors: queued, claimed, settled, and an alert while it is not delivered.
+"""Queue, claim and settle the desired visibility of mentors.
 
-Our state is never rolled back because the portal failed. An event is delivered, withdrawn (its organisation lost the
-portal), or open and visible as an alert.
+certjob keeps its own state when the portal fails. An event is delivered, withdrawn (its organisation lost the portal),
+or open; an open event that fails is an alert.
 """
 
 import logging
@@ -27,25 +27,17 @@ _LOCK_TIMEOUT_MS = 500
 
 @dataclass(slots=True, kw_only=True)
 class PortalCounts:
-    """What a stage did, for the report."""
+    """The settled events of a stage, for the report."""
 
     delivered: int = 0
     failed: int = 0
     lost: int = 0
     news: int = 0
-    """Of those that failed, how many had not failed before, or for another reason."""
-
-    def add(self, push: Push, answer: Answer) -> None:
-        """Count one settled event; not what was raised, which is pushed again, nor what another session holds."""
-        if answer is Answer.LOST:
-            self.lost += push.is_tried
-        elif answer is Answer.SETTLED:
-            self.delivered += push.outcome is PushOutcome.DELIVERED
-            self.failed += push.is_failure
+    """The failed events that had not failed before, or for another reason."""
 
 
 class PortalSyncService:
-    """Everything that is written about portal events; the calls themselves are made without it."""
+    """Writes portal events and their failures. The stage makes the calls."""
 
     def __init__(self, connection: database.Connection, *, run_id: UUID, lease_seconds: float = LEASE_SECONDS) -> None:
         self._connection = connection
@@ -57,9 +49,9 @@ class PortalSyncService:
     def queue(
         self, desired: Sequence[tuple[UUID, bool]], *, moved_from: Mapping[UUID, date] = MappingProxyType({})
     ) -> int:
-        """Queue (mentor, desired visibility) inside the caller's transaction; an open event is replaced.
+        """Queue (mentor, desired visibility) in the caller's transaction, and replace the mentor's open event.
 
-        ``moved_from`` has the last visible day so far of each mentor for whom only that day moves.
+        If only a mentor's last visible day changes, ``moved_from`` has the old day.
         """
         if not desired:
             return 0
@@ -73,48 +65,46 @@ class PortalSyncService:
         return database.execute(self._connection, "queue_portal_events", parameters)
 
     def reopen_all(self) -> int:
-        """Make every open event due now, blocked ones too, committed on return; return how many there are."""
+        """Make all open events due now, blocked ones too, and commit; return their number."""
         parameters = {"run_id": self._run_id}
         return persist(self._connection, lambda: database.execute(self._connection, "reopen_portal_events", parameters))
 
     def withdraw(self, mentor_ids: Sequence[UUID]) -> set[UUID]:
-        """Withdraw what is open for mentors of organisations without a portal, inside the caller's transaction.
+        """Withdraw the open events of mentors whose organisation has no portal, in the caller's transaction.
 
-        Returns the mentors for whom something was open. A withdrawn hide stays an alert: someone must hide by hand.
+        Returns the mentors who had an open event. A withdrawn hide stays an alert, because someone must hide by hand.
         """
         if not mentor_ids:
             return set()
         rows = database.fetch(self._connection, "withdraw_portal_events", {"mentor_ids": list(mentor_ids)})
-        withdrawn = {row[0] for row in rows}
+        withdrawn = sorted(mentor_id for (mentor_id,) in rows)
         if withdrawn:
-            self._resolve(sorted(withdrawn))
-        return withdrawn
+            self._resolve(withdrawn)
+        return set(withdrawn)
 
     def take_back(self) -> int:
-        """Take back the claims of processes that died, and their attempts; return how many, committed.
-
-        Nothing is known to be wrong with these events: each keeps its place in the line.
-        """
+        """Clear the expired claims of processes that died, without counting their attempts; return their number."""
         return persist(self._connection, lambda: database.execute(self._connection, "take_back_portal_claims"))
 
     def claim(self, limit: int, *, today: date | None) -> list[tuple[PortalEvent, Lease]]:
         """Claim due events: untried hides, untried shows, retried hides, retried shows, moves of the last day.
 
-        A show is claimed only if the mentor needs no review before ``today`` is over; without a day, none is.
+        A show is claimed only if the mentor's next review is later than ``today``, and never without a day.
         """
         events, lease = self._outbox.claim("lock_due_portal_events", {"limit": limit, "today": today})
         return [(event, lease) for event in events]
 
     def claim_mentor(self, mentor_id: UUID, *, today: date | None) -> list[tuple[PortalEvent, Lease]]:
-        """Claim one mentor's open event whatever its retry time; not while another run holds it."""
+        """Claim one mentor's open event before its retry time, unless another run has claimed it."""
         events, lease = self._outbox.claim("lock_portal_event", {"mentor_id": mentor_id, "today": today})
         return [(event, lease) for event in events]
 
     def settle(self, push: Push, counts: PortalCounts) -> Answer:
-        """Write what became of one claimed event, with its failure row or resolution, in one transaction; count it.
+        """Store and count the outcome of one claimed event; record or resolve its failure in the same transaction.
 
-        HELD: another session keeps the event for longer than this waits. It keeps its lease, and is pushed again after
-        that. A failure whose mentor is held gets its row with the next failure; it is an alert after an hour anyway.
+        HELD: another session has locked the event. It keeps its lease, and is pushed again when that has expired. If
+        another session has locked the mentor, the failure is recorded with the next one; after an hour the open event
+        is an alert in any case.
         """
         is_news = False
 
@@ -126,16 +116,19 @@ class PortalSyncService:
                 self._resolve([push.event.mentor_id])
 
         answer = self._outbox.settle(push.event, _settlement(push), then=record, lock_timeout_ms=_LOCK_TIMEOUT_MS)
-        counts.add(push, answer)
-        counts.news += is_news
+        counts.lost += answer is Answer.LOST and push.is_tried
+        if answer is Answer.SETTLED:
+            counts.delivered += push.outcome is PushOutcome.DELIVERED
+            counts.failed += push.is_failure
+            counts.news += is_news
         if logger.isEnabledFor(logging.DEBUG):
             _log(push, answer)
         return answer
 
     def settle_again(self, pushes: Sequence[Push], counts: PortalCounts) -> None:
-        """Settle pushes that ended after the database went away, over one new connection.
+        """Settle pushes over one new connection, after the old one was lost.
 
-        Without it they keep their leases, and are pushed again after that.
+        If there is no new connection, the events keep their leases, and are pushed again when those have expired.
         """
         with suppress(CertjobError), database.connect_again(self._connection) as fresh:
             service = PortalSyncService(fresh, run_id=self._run_id)
@@ -143,28 +136,22 @@ class PortalSyncService:
                 service.settle(push, counts)
 
     def record_stage_end(
-        self,
-        reason: str,
-        *,
-        end: StageEnd,
-        mentor_id: UUID | None = None,
-        correlation_id: str | None = None,
+        self, reason: str, *, end: StageEnd, mentor_id: UUID | None = None, correlation_id: str | None = None
     ) -> None:
-        """Give every open hide (or one mentor's) without one a failure row: nothing waits unseen after an early end.
+        """Record the reason of an early end as the failure of every open hide, or of one mentor's.
 
-        ``correlation_id`` is that of the answer which ended the stage, if one did.
+        ``correlation_id`` is that of the answer that ended the stage, if any.
         """
         parameters = {"error": reason, "code": end.cause, "mentor_id": mentor_id, "correlation_id": correlation_id}
         persist(self._connection, lambda: database.execute(self._connection, "record_stage_failures", parameters))
 
     def _record_failure(self, push: Push) -> bool:
-        """Write the failure row inside the caller's transaction; return whether it is news.
+        """Record the failure in the caller's transaction; return whether it is news.
 
-        None is written while another session holds the mentor; that is said each time.
+        No row is written while another session has locked the mentor. That counts as news.
         """
         error = push.error
-        if error is None:
-            return False
+        assert error is not None  # noqa: S101 - a failure has an error
         parameters = {
             "event_id": push.event.id,
             "visible": push.event.visible,
@@ -182,7 +169,7 @@ class PortalSyncService:
 
 
 def _log(push: Push, answer: Answer) -> None:
-    """Log the end of one event, by its ids alone: what the portal said may name someone."""
+    """Log the outcome of one event with its IDs only, because the text of the portal may name a person."""
     event, error = push.event, push.error
     what = "event_not_tried" if not push.is_tried else "event_failed" if error else "event_pushed"
     about = {"event": what, "event_id": event.id, "version": event.version, "mentor_id": str(event.mentor_id)}

@@ -98,7 +98,7 @@ THROTTLED = TransientPortalError("429 throttled", retry_after_seconds=120)  # a 
     [
         (DOWN, 3, "after 3 calls: 503", ("pending", 1, 15), ("transient", 3)),
         (REFUSED, 1, "then run the same command again", ("blocked", 1, 0), ("permanent", 1)),
-        (PortalStageError("401"), 1, "portal cannot be pushed to: 401", ("pending", 0, 0), ("stage", 0)),
+        (PortalStageError("401"), 1, "no push can succeed: 401", ("pending", 0, 0), ("stage", 0)),
         (THROTTLED, 1, "429 throttled", ("pending", 0, 2), ("stage", 0)),
     ],
     ids=str,

@@ -234,10 +234,10 @@ def test_a_hide_that_was_withdrawn_needs_a_person_until_the_mentor_returns(scene
 @pytest.mark.parametrize(
     ("cause", "calls", "says"),
     [
-        (RESET, 3, ("portal push of mentor M1042", "after 3 calls: reset")),
+        (RESET, 3, ("the push of mentor M1042", "after 3 calls: reset")),
         (TransientPortalError("429 throttled", retry_after_seconds=21), 1, ("after 1 call: 429 throttled",)),
-        (PortalStageError("401 unauthorized"), 1, ("portal cannot be pushed to: 401 unauthorized",)),
-        (REFUSED, 1, ("portal refused mentor M1042", "contact in Dynamics, then run the same command again")),
+        (PortalStageError("401 unauthorized"), 1, ("no push can succeed: 401 unauthorized",)),
+        (REFUSED, 1, ("the portal rejected mentor M1042", "contact in Dynamics, then run the same command again")),
     ],
     ids=["transient", "long Retry-After", "out of order", "refused"],
 )

@@ -312,7 +312,7 @@ def test_what_an_organisation_lacks_is_said_with_the_command(check: Check, facts
 def test_what_the_portal_answers_has_a_next_step(check: Check, portal: PortalServer) -> None:
     """A wrong setting is exit 2, something that is away exit 1; a function may take pushes and be too old to list."""
     for behaviour, code, phrases in (
-        (html(404), 2, ["404", "not by the function", "that it is deployed"]),
+        (html(404), 2, ["404", "not from the function", "that the function is deployed"]),
         (answer(200, {"contacts": []}), 2, ["something answered that is not the function", "own address"]),
         (error(500, "misconfigured"), 2, ["misconfigured", "check the function's secrets"]),
         (error(503, "token_unavailable"), 1, ["503", "try `certjob check` again"]),

@@ -1,5 +1,5 @@
 -- name: read_open_work
--- Each outbox is read by the partial index of its open rows.
+-- Each part reads the partial index of the open rows of its table.
 SELECT
     what,
     count(*) AS open,

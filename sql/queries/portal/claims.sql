@@ -1,6 +1,7 @@
 -- name: take_back_portal_claims
--- A process that died has left its claims behind, whose leases have run out. Nothing is known to be wrong with these
--- events: without their attempt they keep their place in the line. A process that only stood still settles nothing then.
+-- Clear the expired claims of processes that died. The attempt is subtracted, because the events themselves did not
+-- fail; they keep their place in the queue. If the process was only suspended, its settle finds no token and changes
+-- no row.
 WITH left_behind AS MATERIALIZED (
     SELECT id
     FROM portal_sync_events
@@ -14,14 +15,14 @@ FROM left_behind
 WHERE e.id = left_behind.id
 
 -- name: lock_due_portal_events
--- Untried hides, untried shows, retried hides, retried shows: hides that never succeed do not delay the others. Last come
--- the pushes that only move the last visible day. A show of
--- a mentor who is due waits for the review, because it may not be true any more; without a day (null) all shows wait. Not
--- while a call for the contact is in flight: the contact may have been another mentor's when that call began. The review
--- withdraws an event of an organisation that has lost its portal.
+-- Order: untried hides, untried shows, retried hides, retried shows, moves of the last day. Hides that keep failing
+-- do not delay other events. A show of a due mentor waits for the review, because the facts have changed; without a
+-- day (null) all shows wait. An event waits while a call for its contact is in flight, because the contact may have
+-- been another mentor's when that call started. If an organisation has lost its portal, the review withdraws its
+-- events.
 SELECT e.id
 FROM portal_sync_events AS e
--- OFFSET 0 and the count keep the planner from joining all mentors, or all calls in flight, with each event.
+-- OFFSET 0 and the count prevent a join of all mentors, or of all calls in flight, with each event.
 CROSS JOIN LATERAL (
     SELECT o.portal IS NOT NULL AS has_portal, m.review_on > %(today)s::date AS is_reviewed, (
             SELECT count(*)
@@ -45,8 +46,9 @@ LIMIT %(limit)s
 FOR NO KEY UPDATE OF e SKIP LOCKED
 
 -- name: lock_portal_event
--- One mentor's open event for a resync, whatever its retry time, and also a blocked one; a show only as above. Not while
--- another run holds a live lease on it or calls for its contact.
+-- The open event of one mentor, for a resync. Retry times are ignored, and blocked events are included. The
+-- conditions for shows and for calls in flight are those of lock_due_portal_events. The resync asks again while
+-- another run has the event.
 SELECT e.id
 FROM portal_sync_events AS e
 JOIN mentors AS m ON m.id = e.mentor_id
@@ -64,9 +66,9 @@ WHERE e.mentor_id = %(mentor_id)s
 FOR NO KEY UPDATE OF e SKIP LOCKED
 
 -- name: claim_portal_events
--- The events that the statement before has locked, with the mentors of a newer snapshot; so it asks again whether a show
--- is true and a call for the contact in flight. Committed before any call is made: after a crash the lease runs out. The
--- contact of the last call stays when the mentor has none any more: it may still be visible.
+-- Claim the events that the previous statement locked. This statement reads the mentors in a newer snapshot, so it
+-- checks the shows and the calls in flight again. The claim is committed before any call; after a crash, its lease
+-- expires. If the mentor has no contact, the contact of the last call is kept, because it may still be visible.
 UPDATE portal_sync_events AS e
 SET claim_token = %(token)s,
     claim_contact_id = coalesce(m.dynamics_contact_id, e.claim_contact_id),
@@ -85,14 +87,15 @@ WHERE e.id = ANY (%(ids)b::bigint[])
             AND flying.claim_token IS NOT NULL
             AND flying.next_attempt_at > now()
     ) = 0
--- The filter of the portal's view does not reach further than 2099-12-31.
+-- The filter of the portal's view ends at 2099-12-31.
 RETURNING e.id, e.mentor_id, m.member_no, e.visible,
     CASE WHEN e.visible THEN least(m.certified_until, '2099-12-31') END AS visible_until,
     e.version, e.attempts, e.claim_token, m.dynamics_contact_id AS contact_id
 
 -- name: settle_portal_events
--- The three answers: no row (token gone, nothing is written), unchanged, or raised (a newer value came during the call:
--- pending, due now, nothing resolved; what was withdrawn stays so).
+-- Return no row if the token does not match; the event is then left as it is. Otherwise `unchanged` is true if the
+-- outcome was stored, and false if a newer value was queued during the call. The event is then pending and due now,
+-- or withdrawn.
 UPDATE portal_sync_events AS e
 SET status = CASE
         WHEN e.status = 'withdrawn' THEN e.status

@@ -1,10 +1,9 @@
 -- name: find_portal_differences
--- Where the portal shows something else than certjob has told it. %(shown)s are the contacts that it showed in a reading
--- that began at %(read_at)s; what is under way, or was confirmed since, the reading may have missed. Without %(ids)s of all
--- mentors; under their locks the same question is asked again of a few. With %(dates)s a visible contact also differs if
--- it has another last day: a later or missing one is corrected like a hide, an earlier one like a show.
---
--- No one is shown who waits for a review. A hide goes in any case.
+-- Mentors with another visibility on the portal than certjob wants. %(shown)s are the visible contacts of a reading
+-- that began at %(read_at)s. Mentors with an open push, or with one that was confirmed since, are left out, because
+-- the reading may be older than the push. With %(ids)s only these mentors are compared. With %(dates)s the last day
+-- is compared, too: a later or missing day is corrected like a hide, an earlier day like a show. Shows of due mentors
+-- wait for the review.
 WITH differing AS MATERIALIZED (
     SELECT m.id AS mentor_id, m.member_no, o.slug AS organisation, m.organisation_id, m.dynamics_contact_id AS contact_id,
         m.portal_visible AS visible, m.portal_visible AND shown.contact_id IS NOT NULL AS wrong_day,
@@ -24,7 +23,7 @@ WITH differing AS MATERIALIZED (
             OR (
                 %(dates)s
                 AND m.portal_visible
-                AND m.certified_until IS NOT NULL  -- a review has to decide first
+                AND m.certified_until IS NOT NULL  -- else not reviewed yet
                 AND shown.day IS DISTINCT FROM least(m.certified_until, '2099-12-31')
             )
         )
@@ -37,7 +36,7 @@ WHERE NOT EXISTS (
         WHERE e.mentor_id = d.mentor_id
             AND (
                 e.status IN ('pending', 'blocked')
-                OR (e.claim_token IS NOT NULL AND e.next_attempt_at > now())  -- withdrawn in the middle of its call
+                OR (e.claim_token IS NOT NULL AND e.next_attempt_at > now())  -- withdrawn during its call
                 OR e.delivered_at BETWEEN %(read_at)s AND now()  -- a later time was written by a wrong clock
             )
     )
@@ -45,7 +44,8 @@ WHERE NOT EXISTS (
 ORDER BY d.organisation, d.member_no
 
 -- name: find_unknown_contacts
--- What the portal shows, and is the contact of no mentor of an organisation with a portal; whether someone knows about it.
+-- Visible contacts that belong to no mentor of an organisation with a portal, and whether someone has acknowledged
+-- each.
 SELECT shown.contact_id, EXISTS (
         SELECT FROM acknowledgements AS k
         WHERE k.alert_id = '-:unknown_contacts:' || shown.contact_id
@@ -61,7 +61,7 @@ WHERE NOT EXISTS (
 )
 
 -- name: count_wanted_contacts
--- How many mentors should be visible, and how many of them the portal lists.
+-- The number of mentors who should be visible, and how many of them the portal lists.
 SELECT count(*) AS wanted, count(shown.contact_id) AS found
 FROM mentors AS m
 JOIN organisations AS o ON o.id = m.organisation_id
@@ -69,11 +69,13 @@ LEFT JOIN unnest(%(shown)b::uuid[]) AS shown (contact_id) ON shown.contact_id = 
 WHERE o.portal IS NOT NULL AND m.portal_visible AND m.dynamics_contact_id IS NOT NULL
 
 -- name: lock_portal_mentors
--- Only locks; what is wanted of them is read by a later statement, in a newer snapshot. In one order, and never waiting.
+-- Lock the mentors that no other session has locked, in the order of all statements. A later statement reads them in
+-- a newer snapshot.
 SELECT id FROM mentors WHERE id = ANY (%(ids)b::uuid[]) ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
 
 -- name: store_portal_reading
--- The last one that began, whichever ends last. A stored time in the future was written by a wrong clock.
+-- Keep the reading that began last, even if another one ends later. A stored time in the future is from a wrong
+-- clock.
 INSERT INTO portal_last_reading AS l (read_at, pages, visible, differences, held, run_id)
 VALUES (%(read_at)s, %(pages)s, %(visible)b, %(differences)s, %(held)s, %(run_id)s)
 ON CONFLICT (only_one) DO UPDATE
@@ -82,7 +84,7 @@ SET read_at = excluded.read_at, pages = excluded.pages, visible = excluded.visib
 WHERE l.read_at < excluded.read_at OR l.read_at > now()
 
 -- name: store_unknown_contacts
--- One that comes again after it was gone is a new one. In one order: two readings may end at once.
+-- A contact that is visible again after it was gone counts as new. The order prevents deadlocks of two readings.
 INSERT INTO portal_unknown_contacts AS u (contact_id, first_seen_at, last_seen_at)
 SELECT contact_id, %(read_at)s, %(read_at)s
 FROM unnest(%(contacts)b::uuid[]) AS n (contact_id)
@@ -95,13 +97,14 @@ WHERE u.last_seen_at > now()
     OR (u.last_seen_at <= excluded.last_seen_at AND (u.gone_at IS NULL OR u.gone_at < excluded.last_seen_at))
 
 -- name: note_gone_contacts
--- Only after a complete reading that nobody doubts.
+-- Contacts that the last reading did not list. Not called if the reading is doubtful.
 UPDATE portal_unknown_contacts
 SET gone_at = %(read_at)s
 WHERE gone_at IS NULL AND (last_seen_at < %(read_at)s OR last_seen_at > now())
 
 -- name: forget_acknowledged_contacts
--- A contact that has become a mentor's is shown as certjob wants it. Once it is no mentor's any more, someone must decide anew.
+-- The acknowledgement of an unknown contact ends when a mentor gets that contact. If the contact is unknown again
+-- later, someone must decide again.
 UPDATE acknowledgements AS k
 SET ended_at = now()
 FROM mentors AS m

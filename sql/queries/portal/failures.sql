@@ -1,8 +1,8 @@
 -- name: record_sync_failure
--- One unresolved row per mentor, whose attempts (calls made) and time move with every failed round. A row needs a lock on
--- its mentor: while somebody holds that, none is written, rather than that one open transaction holds up all settling.
--- Returns whether it is news: RETURNING still sees the row as it was. Who waited because the stage ended early, and now
--- fails in the same outage, is none.
+-- Each mentor has at most one unresolved row. Every failed round updates it and adds its calls to `attempts`. The
+-- foreign key needs a lock on the mentor. While another session has that lock, no row is written, because the settle
+-- must not wait. `is_news` is false if the same cause was known; the subquery still sees the old row. The cause is
+-- also known if an early end of the stage has recorded it.
 INSERT INTO dynamics_sync_failures AS f (mentor_id, event_id, visible, kind, attempts, error, failure_code, correlation_id)
 SELECT e.mentor_id, e.id, %(visible)s, %(kind)s, %(attempts)s, %(error)s, %(code)s, %(correlation_id)s
 FROM portal_sync_events AS e
@@ -27,11 +27,11 @@ RETURNING NOT EXISTS (
 ) AS is_news
 
 -- name: record_stage_failures
--- The stage ended early: every open hide has a reason, the current one. It replaces the reason of an older end. It replaces
--- the mentor's own failure if the push was reopened since, or if no push can succeed: someone must act on that first. The
--- same reason again leaves the row as it is, so that nothing is written again and again for thousands of mentors. An event
--- that another session has locked gets its own outcome; without the lock a row made here could outlive the delivery that
--- should have resolved it. last_failed_at carries what was read, so that a failure that was stored meanwhile stays.
+-- Record the reason of an early end for every open hide. It replaces the reason of an older end. It also replaces the
+-- mentor's own failure if the push was reopened since, or if no push can succeed, because someone must act on that
+-- first. Rows with the same reason are left as they are, because there may be thousands. Locked events are skipped,
+-- because a row could otherwise outlive the delivery that should resolve it. last_failed_at keeps the value that was
+-- read: a failure that was stored in the meantime is not replaced.
 INSERT INTO dynamics_sync_failures AS f (mentor_id, event_id, visible, kind, attempts, error, failure_code,
     correlation_id, last_failed_at)
 SELECT e.mentor_id, e.id, e.visible, 'stage', 0, %(error)s, %(code)s, %(correlation_id)s,
@@ -63,7 +63,7 @@ SET event_id = excluded.event_id,
 WHERE f.kind = 'stage' OR f.last_failed_at = excluded.last_failed_at
 
 -- name: resolve_sync_failures
--- Resolved by UPDATE, never deleted: Realtime does not filter DELETE by row-level security.
+-- An UPDATE, because Realtime does not filter a DELETE by row-level security.
 UPDATE dynamics_sync_failures
 SET resolved_at = now()
 WHERE mentor_id = ANY (%(mentor_ids)b::uuid[]) AND resolved_at IS NULL

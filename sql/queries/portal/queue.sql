@@ -1,8 +1,7 @@
 -- name: queue_portal_events
--- A new value replaces an open one: version + 1 tells a call in flight that its value is old. While a live lease is held
--- its token and time stay, so that no second call starts beside the first. The same value again keeps its time:
--- alerts show the oldest first. An open show that never arrived stays one when its day moves. In mentor order, as everybody
--- who locks several.
+-- A new value replaces an open one. The new version tells a call in flight that its value is old. A live lease keeps
+-- its token and its end, so that no second call for the contact starts. If the value is the same, `wanted_at` is kept
+-- for the alerts. An open show stays a show when its last day moves. The order of the mentors prevents deadlocks.
 INSERT INTO portal_sync_events AS e (mentor_id, visible, moved_from, run_id)
 SELECT n.mentor_id, n.visible, n.moved_from, %(run_id)s
 FROM unnest(%(mentor_ids)b::uuid[], %(visible)b::boolean[], %(moved_from)b::date[]) AS n (mentor_id, visible, moved_from)
@@ -23,9 +22,8 @@ SET visible = excluded.visible,
     END
 
 -- name: reopen_portal_events
--- Everything that is open is due now, as a new value would be, blocked or not, whatever its retry time. version + 1 tells
--- a call in flight that it does not settle this. One statement, which waits for nobody: what another session has locked
--- (the app corrects a contact) is counted and reported.
+-- Make all open events due now, as if their values were new, blocked ones too. The new version tells a call in flight
+-- that it does not settle the event. Locked events are skipped, for example while the app corrects a contact ID.
 WITH open AS MATERIALIZED (
     SELECT id
     FROM portal_sync_events
@@ -46,9 +44,8 @@ FROM open
 WHERE e.id = open.id
 
 -- name: withdraw_portal_events
--- The organisation has no portal (any more): what is still open is withdrawn, and no call is made for it. In
--- mentor order, as everybody who locks several rows. A call in flight keeps its lease: should the mentor come back at
--- once, the next call waits for its end.
+-- Withdraw the open events of mentors whose organisation has no portal, in the order of the mentors, which prevents
+-- deadlocks. A call in flight keeps its lease, so that the next call waits for its end if the mentor comes back.
 WITH open AS MATERIALIZED (
     SELECT id
     FROM portal_sync_events
