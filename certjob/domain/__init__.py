@@ -1,1 +1,1 @@
-"""Pure: the values, the programme's rules, the coming nights, the rules in words; no I/O."""
+"""Values, rules, projections and explanations. Everything here is pure; no module does I/O."""

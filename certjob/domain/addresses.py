@@ -1,11 +1,11 @@
-"""E-mail addresses that mail can be sent to: the one definition, for whoever takes one in or writes to one."""
+"""The one definition of an e-mail address that certjob accepts and sends to."""
 
 import contextlib
 import re
 from dataclasses import dataclass, replace
 
 MAX_ADDRESS_OCTETS = 254
-"""RFC 5321, 4.5.3.1.3: a path is at most 256 octets, its angle brackets included."""
+"""RFC 5321, 4.5.3.1.3: a path has at most 256 octets, with its angle brackets."""
 
 _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~\u00a1-\U0010ffff-]+"
 _LOCAL_PART = re.compile(rf"{_ATOM}(?:\.{_ATOM})*")
@@ -16,7 +16,7 @@ _NAMED = re.compile(r"(?P<name>[^<>@\"]*|\"[^<>@\"]*\"\s*)<(?P<address>[^<>]*)>"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MailAddress:
-    """An address that mail can be sent to, with the domain as DNS knows it."""
+    """A valid address."""
 
     local_part: str
     domain: str
@@ -25,20 +25,20 @@ class MailAddress:
 
     @property
     def specification(self) -> str:
-        """The address alone, as SMTP commands take it."""
+        """The address alone, for SMTP commands."""
         return f"{self.local_part}@{self.domain}"
 
     @property
     def international(self) -> bool:
-        """Whether only servers with SMTPUTF8 can take it (RFC 6531)."""
+        """Whether only servers with SMTPUTF8 accept it (RFC 6531)."""
         return not self.local_part.isascii()
 
 
 def parse_address(text: str) -> MailAddress:
-    """Read one bare address, such as ``kari@example.org``.
+    """Read one address without a name, such as ``kari@example.org``.
 
-    Raises ValueError, whose text does not repeat the address, for anything else: a name before it, a list, quotes, a
-    control character, a domain that cannot be written in DNS without becoming another one.
+    Raises ValueError for any other text, for example a list, quotes, a control character, or a domain that DNS would
+    change into another. The error does not repeat the address.
     """
     local_part, at, domain = text.strip(" ").rpartition("@")
     domain = _ascii_domain(domain)
@@ -47,7 +47,7 @@ def parse_address(text: str) -> MailAddress:
         not at
         or not _LOCAL_PART.fullmatch(local_part)
         or not local_part.isprintable()
-        or "=?" in local_part  # an encoded word: in a header it would become what it stands for, line ends too
+        or "=?" in local_part  # a header would decode an encoded word, which may contain line breaks
         or not _DOMAIN.fullmatch(domain)
         or len(address.specification.encode()) > MAX_ADDRESS_OCTETS
     ):
@@ -60,7 +60,8 @@ def _ascii_domain(domain: str) -> str:
     if domain.isascii():
         return domain
     with contextlib.suppress(UnicodeError):
-        # The standard library has the older IDNA, which turns some letters into others: ß into ss is another domain.
+        # The standard library implements the older IDNA, which maps some letters to others. ß becomes ss, for example,
+        # and the result is another domain.
         ascii_domain = domain.encode("idna")
         if ascii_domain.decode("idna") == domain.lower():
             return ascii_domain.decode("ascii")
@@ -69,9 +70,9 @@ def _ascii_domain(domain: str) -> str:
 
 
 def parse_sender(text: str) -> MailAddress:
-    """Read the sender: an address, or ``Name <address>``, the name with or without quotes.
+    """Read an address, or a name and ``<address>``. The name may have quotes.
 
-    Raises ValueError when it is not exactly one such address, or has letters beyond ASCII before the ``@``.
+    Raises ValueError for any other text, and for letters beyond ASCII before the ``@``.
     """
     named = _NAMED.fullmatch(text.strip())
     address = parse_address(named["address"] if named else text)
@@ -82,10 +83,7 @@ def parse_sender(text: str) -> MailAddress:
 
 
 def parse_own_sender(text: str | None) -> MailAddress | None:
-    """Read an organisation's own sender, or where its answers go, as ``parse_sender`` does.
-
-    None when that is no address, which must not keep the message from its reader.
-    """
+    """Read an organisation's sender or reply address; None if it is not valid, because the mail is sent anyway."""
     with contextlib.suppress(ValueError):
         return parse_sender(text or "")
     return None

@@ -1,4 +1,4 @@
-"""Why something needs attention, as operators read it: one sentence and one action for each cause.
+"""Why something needs attention, for operators: one sentence and one action for each cause.
 
 `alerts`, its JSON and `explain` use these texts. A coordinator's digest has its own sentence for each cause, in
 ``certjob/mail/messages/digest.<language>.words``.
@@ -10,20 +10,22 @@ from typing import Final, Literal
 
 from certjob.errors import Cause
 
+_ADDRESS: Final = {"reminder": "in the app", "digest": "in the app or with `certjob organisation set`"}
+"""Where to correct the address of a message's recipient."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Advice:
-    """What an operator is told about one cause."""
+    """The texts about one cause."""
 
     cause: str
-    why: str
+    why: str = "{error}"
     action: str
-    """What to do. ``advise`` fills in ``{resync}``, ``{next_try}``, ``{message}``, ``{address}``, ``{command}`` and
-    ``{alert}``."""
+    """What to do. ``advise`` fills in its parameters and ``{address}``."""
     says_all: bool = False
-    """The technical text adds nothing."""
+    """Whether the technical reason adds nothing."""
     is_for_all: bool = False
-    """One thing is wrong for everyone, so the action is needed once."""
+    """Whether one fault affects everyone, so that the action is needed once."""
 
     def advise(
         self,
@@ -36,8 +38,8 @@ class Advice:
     ) -> str:
         """Return what to do.
 
-        ``resync`` and ``command`` are commands to type, the latter lets through what a guard holds. ``next_try`` is
-        when certjob tries again, ``message`` what was not delivered, ``alert`` the alert's id.
+        ``resync`` is a command, ``command`` the one that permits held changes, ``next_try`` the time of the next
+        attempt, ``message`` the undelivered message, and ``alert`` the id of the alert.
         """
         words = {"resync": resync, "next_try": next_try, "command": command, "alert": alert}
         filled: str = self.action.format(**words, message=message, address=_ADDRESS[message])
@@ -45,15 +47,9 @@ class Advice:
 
     @property
     def is_tried_automatically(self) -> bool:
-        """Whether the action names the time of the next try."""
+        """Whether the action names the time of the next attempt."""
         return "{next_try}" in self.action
 
-
-_ADDRESS: Final = {
-    "reminder": "in the app",
-    "digest": "in the app or with `certjob organisation set`",
-}
-"""Where the address of a message's recipient is corrected."""
 
 _ADVICE: Final[Mapping[str, Advice]] = {
     advice.cause: advice
@@ -80,11 +76,7 @@ _ADVICE: Final[Mapping[str, Advice]] = {
             action="Wait; certjob tries again {next_try}. If it lasts longer than an hour, check the Edge Function "
             "and Dynamics.",
         ),
-        Advice(
-            cause=Cause.QUEUED,
-            why="The change is in the queue.",
-            action="Wait; certjob tries again {next_try}.",
-        ),
+        Advice(cause=Cause.QUEUED, why="The change is in the queue.", action="Wait; certjob tries again {next_try}."),
         Advice(
             cause=Cause.PORTAL_STOPPED,
             why="The portal cannot be updated for anyone.",
@@ -118,7 +110,6 @@ _ADVICE: Final[Mapping[str, Advice]] = {
         *(
             Advice(
                 cause=what,
-                why="{error}",
                 action="Check the clock and the last import; `certjob run --dry-run` lists the mentors. If the import "
                 "was wrong, correct it and run `certjob run`. If the changes are right, run `{command}`.",
                 says_all=True,
@@ -127,12 +118,11 @@ _ADVICE: Final[Mapping[str, Advice]] = {
         ),
         Advice(
             cause="portal",
-            why="{error}",
             action="Look at the portal. If these mentors are visible there, correct the function's settings. If they "
             "are really hidden, run `{command}`.",
             says_all=True,
         ),
-        Advice(cause="not_reviewed", why="{error}", action="Fix the cause, then run {resync}.", says_all=True),
+        Advice(cause="not_reviewed", action="Fix the cause, then run {resync}.", says_all=True),
         Advice(
             cause=Cause.HIDE_BY_HAND,
             why="certjob can no longer hide this contact.",
@@ -144,34 +134,22 @@ _ADVICE: Final[Mapping[str, Advice]] = {
             why="Visible on the portal, but not the contact of any mentor whose organisation has a portal.",
             action="Hide it in Dynamics, or run `certjob acknowledge {alert} --because TEXT`.",
         ),
-        Advice(
-            cause="not_read",
-            why="{error}",
-            action="Run `certjob reconcile`, then check its cron line.",
-            says_all=True,
-        ),
+        Advice(cause="not_read", action="Run `certjob reconcile`, then check its cron line.", says_all=True),
         Advice(
             cause="reading_failed",
-            why="{error}",
             action="Fix the cause; the next `certjob reconcile` reads the portal.",
             says_all=True,
         ),
-        Advice(
-            cause="not_run",
-            why="{error}",
-            action="Run `certjob run`, then check cron.",
-            says_all=True,
-        ),
+        Advice(cause="not_run", action="Run `certjob run`, then check cron.", says_all=True),
     )
 }
 
-NEVER_TRIED: Final = Advice(
+_NEVER_TRIED: Final = Advice(
     cause=Cause.PORTAL_STOPPED,
     why="Not tried for over an hour.",
     action="Check that cron starts `certjob deliver`; running it now clears the queue.",
     is_for_all=True,
 )
-"""For a push that no delivery has reached."""
 
 NO_MAIL_AT_ALL: Final = Advice(
     cause=Cause.MAIL_STOPPED,
@@ -180,13 +158,13 @@ NO_MAIL_AT_ALL: Final = Advice(
     "`certjob deliver`.",
     is_for_all=True,
 )
-"""For messages that wait, rather than one that was refused."""
+"""For queued messages, because no single message was refused."""
 
 
 def advise_on_push(cause: str, *, error: str | None) -> Advice:
-    """Return the advice for an open push; without an error no delivery has reached it."""
+    """Return the advice for an open push. Without an error, no delivery has tried it."""
     if cause == Cause.PORTAL_STOPPED and error is None:
-        return NEVER_TRIED
+        return _NEVER_TRIED
     return _ADVICE.get(cause, _ADVICE[Cause.PORTAL_STOPPED])
 
 

@@ -1,23 +1,15 @@
-"""The rules in words: why a certificate has its status, why a mentor is certified or not, what a night does. Pure."""
+"""Explain the rules in words: the status of a certificate, the kinds that a mentor holds, and coming changes."""
 
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import date, datetime
 
 from certjob.domain import rules
-from certjob.domain.models import (
-    IN_FORCE,
-    OWN_PAUSE_REASON,
-    Certificate,
-    Mentor,
-    Reminder,
-    Status,
-    Transition,
-)
+from certjob.domain.models import IN_FORCE, OWN_PAUSE_REASON, Certificate, Mentor, Reminder, Status, Transition
 
 
 def day_words(day: date, today: date) -> str:
-    """Return a date as people write it, without the year where it is today's.
+    """Return a date as people write it, without the current year.
 
     >>> day_words(date(2026, 3, 12), date(2026, 1, 1)), day_words(date(2027, 3, 12), date(2026, 1, 1))
     ('12 March', '12 March 2027')
@@ -26,7 +18,7 @@ def day_words(day: date, today: date) -> str:
 
 
 def moment_words(at: datetime, today: date) -> str:
-    """Return a local time with its day, as a sentence has it. Tables and lines for programs have ISO dates instead.
+    """Return a local time with its day, for sentences. Tables and lines for programs have ISO dates.
 
     >>> moment_words(datetime(2026, 3, 9, 8, 5), date(2026, 3, 9)), moment_words(datetime(2026, 3, 9), date(2026, 4, 1))
     ('today 08:05', '9 March 00:00')
@@ -35,7 +27,7 @@ def moment_words(at: datetime, today: date) -> str:
 
 
 def distance_words(day: date, today: date) -> str:
-    """Return how far away a day is.
+    """Return the distance of a day from today.
 
     >>> distance_words(date(2026, 3, 12), date(2026, 3, 10)), distance_words(date(2026, 3, 9), date(2026, 3, 10))
     ('in 2 days', '1 day ago')
@@ -54,24 +46,23 @@ def why_status(certificate: Certificate, mentor: Mentor, today: date, *, revoked
         case Status.REVOKED:
             return "it was revoked" + (f" on {day_words(revoked_on, today)}" if revoked_on else "")
         case Status.UPCOMING:
-            begins_on = certificate.issued_on
-            return f"it begins on {day_words(begins_on, today)}, {distance_words(begins_on, today)}"
+            first_day = certificate.issued_on
+            return f"it begins on {day_words(first_day, today)}, {distance_words(first_day, today)}"
         case Status.RENEWED:
-            return (
-                f"the later one of its kind{_span(rules.replacement(certificate, mentor, today), today)} counts instead"
-            )
+            later = _span(rules.replacement(certificate, mentor, today), today)
+            return f"the later one of its kind{later} counts instead"
         case Status.EXPIRED:
             return f"its last day was {last_day}"
     thresholds = mentor.organisation.reminder_thresholds
     if not thresholds:
         slug = mentor.organisation.slug
-        return f"its last day is {last_day}; {slug} has no reminder thresholds, so nothing counts as expiring"
+        return f"its last day is {last_day}; {slug} has no reminder thresholds, so no certificate counts as expiring"
     place = "inside" if status is Status.EXPIRING else "beyond"
     return f"its last day is {last_day}, {place} the largest reminder threshold, {number(max(thresholds), 'day')}"
 
 
 def why_certified(mentor: Mentor, today: date) -> Iterator[str]:
-    """Yield, for each kind that the mentor has held or will hold, whether it is in force and whether it counts."""
+    """Yield for each kind of the mentor's certificates whether it is in force, and whether it is optional."""
     all_kinds_count = replace(mentor, organisation=replace(mentor.organisation, optional_kinds=frozenset()))
     lapsed = {certificate.kind: certificate for certificate in rules.lapsed_certificates(all_kinds_count, today)}
     statuses = rules.statuses(mentor, today)
@@ -80,21 +71,20 @@ def why_certified(mentor: Mentor, today: date) -> Iterator[str]:
         if statuses[certificate.id] in IN_FORCE:
             last_days[certificate.kind] = max(certificate.expires_on, last_days.get(certificate.kind, date.min))
     for kind in sorted({certificate.kind for certificate in mentor.certificates}):
-        optional = kind in mentor.organisation.optional_kinds
         if kind in last_days:
             text = f"{kind} is in force until {day_words(last_days[kind], today)}"
-        elif kind in lapsed and lapsed[kind].revoked:
+        elif kind not in lapsed:
+            text = f"{kind} has not begun yet"
+        elif lapsed[kind].revoked:
             text = f"{kind} was revoked"
-        elif kind in lapsed:
+        else:
             ended_on = lapsed[kind].expires_on
             text = f"{kind} ended on {day_words(ended_on, today)}, {distance_words(ended_on, today)}"
-        else:
-            text = f"{kind} has not begun yet"
-        yield text + (" (optional: it pauses nobody)" if optional else "")
+        yield text + (" (optional: it pauses no one)" if kind in mentor.organisation.optional_kinds else "")
 
 
 def why_no_reminder(certificate: Certificate, mentor: Mentor, today: date) -> str | None:
-    """Return why nothing will ever be sent about a certificate that counts, if only the facts stay as they are."""
+    """Return why certjob sends no reminder about a certificate unless a fact changes, or None."""
     if rules.status_of(certificate, mentor, today) not in (Status.VALID, Status.EXPIRING, Status.EXPIRED):
         return None
     if mentor.left:
@@ -106,7 +96,7 @@ def why_no_reminder(certificate: Certificate, mentor: Mentor, today: date) -> st
 
 
 def reminder_words(reminder: Reminder, today: date) -> str:
-    """Return which reminder it is: the days before or after the last day."""
+    """Return the name of a reminder: its threshold and the last day."""
     return f"reminder {threshold_words(reminder.threshold_days)} the last day ({day_words(reminder.expires_on, today)})"
 
 
@@ -120,7 +110,7 @@ def threshold_words(days: int) -> str:
 
 
 def transition_words(change: Transition, certificate: Certificate, today: date) -> str:
-    """Return what becomes of a certificate, as a night notes it."""
+    """Return a certificate's change of status in words."""
     which = f"{certificate.kind} until {day_words(certificate.expires_on, today)}"
     if change.from_status is Status.RECORDED:
         return f"{which} is noted as {change.to_status}"
@@ -128,7 +118,7 @@ def transition_words(change: Transition, certificate: Certificate, today: date) 
 
 
 def reason_words(reason: str) -> str:
-    """Return the reason of a pause as people read it: certjob's own in words, any other as somebody wrote it."""
+    """Return the reason of a pause. Only certjob's own reason is translated."""
     return "no valid certificate" if reason == OWN_PAUSE_REASON else reason
 
 
@@ -139,5 +129,5 @@ def _span(certificate: Certificate | None, today: date) -> str:
 
 
 def number(count: int, noun: str) -> str:
-    """Return how many there are of something."""
+    """Return a number with its noun in the right form."""
     return f"{count:,} {noun}" if abs(count) == 1 else f"{count:,} {noun}s"

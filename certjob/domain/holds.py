@@ -1,19 +1,20 @@
-"""What a guard holds back for an organisation: why, how much, and the command that permits it."""
+"""The changes that a guard holds for an organisation, and the command that permits them."""
 
 from dataclasses import dataclass
 from uuid import UUID
 
+_CHECK_IMPORT = "the last import (`certjob run --dry-run` lists the mentors)"
 _WHAT_TO_CHECK = {
-    "pauses": "the clock and the last import (`certjob run --dry-run` lists the mentors)",
-    "returns": "the clock and the last import (`certjob run --dry-run` lists the mentors)",
-    "reminders": "the last import (`certjob run --dry-run` lists the mentors)",
+    "pauses": f"the clock and {_CHECK_IMPORT}",
+    "returns": f"the clock and {_CHECK_IMPORT}",
+    "reminders": _CHECK_IMPORT,
     "portal": "DYNAMICS_VISIBILITY_FIELD and DYNAMICS_URL of the function",
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hold:
-    """Changes of one kind that are held back for an organisation."""
+    """Held changes of one kind in one organisation."""
 
     organisation_id: UUID
     organisation: str
@@ -22,23 +23,23 @@ class Hold:
     """``pauses`` (and hides), ``returns``, ``reminders`` or ``portal``."""
     reason: str
     mentors: int
-    """How many mentors are held."""
+    """The number of held mentors."""
     allow: int
-    """The number that permits them, for ``--allow``."""
+    """The number for ``--allow`` that permits the changes."""
     after_gap: bool = False
-    """Whether no run had reviewed the organisation for a week. The next runs find all its changes surprising, too."""
+    """Whether no run had reviewed the organisation for a week. Later runs then treat all its changes as surprising."""
 
     @property
     def line(self) -> str:
-        """What is held, why, and what to do, in one line."""
+        """The reason and the next step."""
         return in_words(self.what, self.organisation, self.reason, allow=self.allow)
 
 
 def in_words(what: str, organisation: str, reason: str, *, allow: int) -> str:
-    """Return what is held, why, and what to do, in one line."""
+    """Return the reason and the next step in one line."""
     return f"{organisation}: {reason}. Check {_WHAT_TO_CHECK[what]}, then `{command(what, organisation, allow=allow)}`"
 
 
 def command(what: str, organisation: str, *, allow: int) -> str:
-    """Return the command that permits what a guard holds."""
+    """Return the command that permits held changes."""
     return f"certjob {'reconcile' if what == 'portal' else 'run'} --allow {organisation}={allow}"

@@ -1,4 +1,4 @@
-"""The values that rules and services pass to each other: frozen, no behaviour beyond what follows from their fields."""
+"""The values that rules and services pass to each other."""
 
 from dataclasses import dataclass
 from datetime import date
@@ -6,19 +6,20 @@ from enum import StrEnum
 from uuid import UUID
 
 LAST_PORTAL_DAY = date(2099, 12, 31)
-"""The filter of the portal's view does not reach further."""
+"""The last day that the filter of the portal's view accepts."""
 
 NOT_CERTIFIED = date.min
-"""Stored as ``certified_until`` of a mentor who is not certified today."""
+"""Stored as ``certified_until`` of a mentor who is not certified."""
 
 OWN_PAUSE_REASON = "certification_expired"
-"""The only pause that certjob opens and lifts."""
+"""The reason of certjob's own pause. certjob changes no other pause."""
 
 
 class Status(StrEnum):
-    """What a certificate is on a given day; the texts are stored in ``certificates.status``."""
+    """The status of a certificate, as stored in ``certificates.status``."""
 
     RECORDED = "recorded"
+    """Not reviewed yet."""
     UPCOMING = "upcoming"
     VALID = "valid"
     EXPIRING = "expiring"
@@ -31,37 +32,36 @@ IN_FORCE = frozenset({Status.VALID, Status.EXPIRING})
 
 
 class PauseChange(StrEnum):
-    """What certjob does to its own pause of a mentor."""
+    """A change of certjob's own pause."""
 
     OPEN = "open"
     LIFT = "lift"
 
 
 class Change(StrEnum):
-    """A change that the guard counts; the texts are stored in ``held_reviews.what`` and ``guard_counts.what``."""
+    """A change that the guard counts, as stored in ``held_reviews.what`` and ``guard_counts.what``."""
 
     REMOVAL = "pauses"
-    """certjob pauses or hides the mentor. A hide because of a person's pause is none."""
+    """certjob pauses or hides the mentor. A hide because of a person's pause does not count."""
     RETURN = "returns"
-    """The mentor becomes visible, or is active again where there is no portal."""
+    """The mentor becomes visible or, without a portal, active again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Organisation:
-    """An organisation's rules, as far as decisions need them."""
+    """The rules of an organisation."""
 
     id: UUID
     slug: str
     has_portal: bool
     reminder_thresholds: tuple[int, ...]
-    """Days before the expiry; negative = after it. Empty: no reminders and no ``expiring``."""
+    """Days before the last day; negative days are after it. Empty: no reminders, and no ``expiring``."""
     optional_kinds: frozenset[str]
-    """Kinds whose expiry pauses nobody."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Certificate:
-    """One row of ``certificates``."""
+    """A row of ``certificates``."""
 
     id: UUID
     kind: str
@@ -70,12 +70,12 @@ class Certificate:
     """The last day in force."""
     revoked: bool
     status: Status = Status.RECORDED
-    """As stored: what certjob decided last, ``recorded`` if it never saw the row."""
+    """The stored status, from the last review."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenPause:
-    """A pause that nobody has lifted yet."""
+    """A pause that has not been lifted."""
 
     id: UUID
     reason: str
@@ -83,27 +83,27 @@ class OpenPause:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mentor:
-    """Everything about one mentor that a decision reads."""
+    """A mentor with all facts that a decision needs."""
 
     id: UUID
     member_no: str
     organisation: Organisation
     left: bool
     portal_visible: bool | None
-    """The last value wanted on the portal; None: unknown, push whatever is wanted now."""
+    """The last desired visibility; None: unknown, so the next value is pushed in any case."""
     has_contact: bool
-    """Whether the app has the mentor's contact on the portal."""
+    """Whether there is a contact ID."""
     certified_until: date | None
-    """As the last review stored it; None: not reviewed yet."""
+    """As stored by the last review; None: never reviewed."""
     due_by_calendar: bool
-    """Whether the last review named the day of the next one; False: a fact has changed since, or there was none."""
+    """Whether the stored day of the next review stands. False: a fact has changed, or there was no review."""
     certificates: tuple[Certificate, ...]
     open_pauses: tuple[OpenPause, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class Reminder:
-    """A reminder that is due: the key of ``cert_notification_log`` and the date it is about."""
+    """A due reminder: the key of ``cert_notification_log``, and the last day that the mail states."""
 
     cert_id: UUID
     threshold_days: int
@@ -121,7 +121,7 @@ class Transition:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """The state one mentor should be in today, as changes against what is stored, and the day to look again."""
+    """The state of one mentor today, as changes of the stored state, and the day of the next review."""
 
     mentor_id: UUID
     member_no: str
@@ -129,22 +129,22 @@ class Decision:
     transitions: tuple[Transition, ...]
     pause: PauseChange | None
     own_pause_id: UUID | None
-    """certjob's open pause before the change, if any."""
+    """certjob's open pause before the change."""
     reminders: tuple[Reminder, ...]
-    """Every reminder due today, also those already queued or sent: the upsert knows which are new."""
+    """All reminders due today, also those that are queued or sent already."""
     certified_until: date
-    """The last day on which the mentor is certified if no fact changes, whatever pauses are open."""
+    """The last day on which the mentor is certified if no fact changes, or NOT_CERTIFIED."""
     visible: bool
-    """The wanted portal value; meaningless for an organisation without a portal."""
+    """The desired visibility. It has no meaning without a portal."""
     push: bool
-    """Whether the wanted portal value differs from the last wanted one and must be pushed."""
+    """Whether the portal must be told the visibility or its last day."""
     moved_from: date | None
-    """The last visible day that was wanted so far, if the push only moves that day; the mentor stays visible."""
+    """The previous last visible day, if only that day changes."""
     change: Change | None
-    """What the guard counts, if anything."""
+    """The change that the guard counts."""
     foreseen: bool
     """Whether the last review foresaw the change."""
     without_certificate: bool
-    """Not paused and not left, but without any certificate that counts."""
+    """Whether the mentor is active, but has never held a kind that counts."""
     review_on: date | None
-    """The next day on which anything can change by itself; None: never."""
+    """The next day on which a decision can differ if no fact changes; None: never."""

@@ -1,267 +1,269 @@
-"""The rule table of the programme, a line at a time. Days are counted from today: -1 ended yesterday."""
+"""The rules of ``docs/rules.md``, one example a line. Days are counted from today: ``ends(-1)`` ended yesterday."""
 
 from collections.abc import Sequence
 from datetime import date, timedelta
+from typing import Any
 
 import pytest
 
 from certjob.domain import rules
-from certjob.domain.models import Certificate, OpenPause, PauseChange, Reminder, Status
+from certjob.domain.models import Certificate, PauseChange, Reminder, Status
 from tests.support.facts import TODAY
-from tests.support.people import DEFAULT_THRESHOLDS as ALL
-from tests.support.people import certificate, mentor, organisation, own_pause, pause
+from tests.support.people import DEFAULT_THRESHOLDS, certificate, mentor, organisation, own_pause, pause
 
 YEAR = 365
+OPTIONAL = organisation(optional_kinds=["optional"])
+ILLNESS, OWN_PAUSE = pause("illness"), own_pause()
 
 
 def day(number: int) -> date:
     return TODAY + timedelta(days=number)
 
 
-def row(ends: int, begins: int = -800, *, kind: str = "likeperson", revoked: bool = False) -> Certificate:
-    return certificate(day(ends), issued_on=day(begins), kind=kind, revoked=revoked)
+def ends(days: int, *, begins: int = -800, kind: str = "likeperson", revoked: bool = False) -> Certificate:
+    """A certificate with this last and this first day."""
+    return certificate(day(days), issued_on=day(begins), kind=kind, revoked=revoked)
 
 
-R, U, V = Status.REVOKED, Status.UPCOMING, Status.VALID
+class Case:
+    """A mentor with these certificates, and the answer of a rule."""
+
+    def __init__(self, *certificates: Certificate, expected: Any, **facts: Any) -> None:
+        self.mentor = mentor(*certificates, **{"organisation": OPTIONAL} | facts)
+        self.expected = expected
+
+
+class Queued(Case):
+    """A mentor with a queued reminder about the first certificate, and why it is cancelled."""
+
+    def __init__(self, *certificates: Certificate, threshold: int = 7, last_day: int = 7, **case: Any) -> None:
+        super().__init__(*certificates, **case)
+        about = certificates[0].id
+        self.reminder = Reminder(cert_id=about, threshold_days=threshold, expires_on=day(last_day))
+
+
+def table(**cases: Case) -> pytest.MarkDecorator:
+    """A test for each line; its name is the id."""
+    return pytest.mark.parametrize("case", cases.values(), ids=[name.replace("_", " ") for name in cases])
+
+
+REVOKED, UPCOMING, VALID = Status.REVOKED, Status.UPCOMING, Status.VALID
 EXPIRING, EXPIRED, RENEWED = Status.EXPIRING, Status.EXPIRED, Status.RENEWED
 
-STATUSES: dict[str, tuple[list[Certificate], int, list[Status]]] = {
-    "revoked, whatever the dates say": ([row(ends, revoked=True) for ends in (YEAR, -1, 9)], 0, [R] * 3),
-    "upcoming until the day it starts": ([row(YEAR, 1)], 0, [U]),
-    "the first day is in force": ([row(YEAR, 1)], 1, [V]),
-    "renewed comes before expired": ([row(-1), row(YEAR, 0)], 0, [RENEWED, V]),
-    "not renewed before the later one starts": ([row(-1), row(YEAR, 1)], 0, [EXPIRED, U]),
-    "renewed once it has started": ([row(-1), row(YEAR, 1)], 1, [RENEWED, V]),
-    "a revoked one renews nothing": ([row(YEAR), row(2 * YEAR, -1, revoked=True)], 0, [V, R]),
-    "another kind renews nothing": ([row(-1), row(YEAR, kind="first_aid")], 0, [EXPIRED, V]),
-    "of one expiry the later issued one counts": ([row(YEAR, -9), row(YEAR, -8)], 0, [RENEWED, V]),
-    "issued later and ending earlier is the renewed one": ([row(YEAR, -9), row(0, -8)], 0, [V, RENEWED]),
-    "the expiry day itself is in force": ([row(0)], 0, [EXPIRING]),
-    "expired begins on the day after": ([row(0)], 1, [EXPIRED]),
-    "valid beyond the largest threshold": ([row(61)], 0, [V]),
-    "expiring from the largest threshold on": ([row(60)], 0, [EXPIRING]),
-}
 
-
-@pytest.mark.parametrize(("rows", "on", "expected"), STATUSES.values(), ids=STATUSES)
-def test_the_status_is_that_of_the_first_rule_that_matches(
-    rows: list[Certificate], on: int, expected: list[Status]
-) -> None:
-    decision = rules.decide(mentor(*rows), day(on))
+@table(
+    revoked_before_it_begins=Case(ends(YEAR, begins=1, revoked=True), expected=[REVOKED]),
+    revoked_after_its_last_day=Case(ends(-1, revoked=True), expected=[REVOKED]),
+    before_its_first_day=Case(ends(YEAR, begins=1), expected=[UPCOMING]),
+    on_its_first_day=Case(ends(YEAR, begins=0), expected=[VALID]),
+    a_later_one_has_begun=Case(ends(-1), ends(YEAR, begins=0), expected=[RENEWED, VALID]),
+    a_later_one_has_not_begun=Case(ends(-1), ends(YEAR, begins=1), expected=[EXPIRED, UPCOMING]),
+    a_later_one_is_revoked=Case(ends(YEAR), ends(800, begins=-1, revoked=True), expected=[VALID, REVOKED]),
+    a_later_one_is_of_another_kind=Case(ends(-1), ends(YEAR, kind="first_aid"), expected=[EXPIRED, VALID]),
+    same_last_day=Case(ends(YEAR, begins=-9), ends(YEAR, begins=-8), expected=[RENEWED, VALID]),
+    earlier_last_day=Case(ends(YEAR, begins=-9), ends(0, begins=-8), expected=[VALID, RENEWED]),
+    on_its_last_day=Case(ends(0), expected=[EXPIRING]),
+    after_its_last_day=Case(ends(-1), expected=[EXPIRED]),
+    before_the_largest_threshold=Case(ends(61), expected=[VALID]),
+    at_the_largest_threshold=Case(ends(60), expected=[EXPIRING]),
+    thresholds_in_any_order=Case(ends(45), organisation=organisation(thresholds=[-1, 45, 7]), expected=[EXPIRING]),
+    no_thresholds=Case(ends(0), organisation=organisation(thresholds=[]), expected=[VALID]),
+    thresholds_after_the_last_day_only=Case(ends(0), organisation=organisation(thresholds=[-7]), expected=[VALID]),
+)
+def test_certificate_has_the_first_status_that_applies(case: Case) -> None:
+    decision = rules.decide(case.mentor, TODAY)
 
     decided = {change.certificate_id: change.to_status for change in decision.transitions}
-    assert [decided[each.id] for each in rows] == expected
+    assert [decided[each.id] for each in case.mentor.certificates] == case.expected
 
 
-def test_the_largest_threshold_decides_what_is_expiring() -> None:
-    """In whatever order they stand; without one before the expiry nothing is ever expiring."""
-    for thresholds, expected in (((-1, 45, 7, 45), EXPIRING), ((44, 7), V), ((), V), ((-1,), V), ((-30, -7), V)):
-        (change,) = rules.decide(mentor(row(45), organisation=organisation(thresholds=thresholds)), TODAY).transitions
-        assert change.to_status is expected
+def test_transition_has_the_old_and_the_new_status() -> None:
+    """An unchanged certificate has none. The certificates of a mentor who has left change as well."""
+    unchanged = certificate(day(YEAR), status=VALID)
+    ended = certificate(day(-1), status=EXPIRING, kind="first_aid")
 
-
-def test_a_transition_is_a_change_and_names_where_the_certificate_came_from() -> None:
-    """Those of mentors who left move, too: the record stays true for everybody."""
-    known = certificate(day(YEAR), status=Status.VALID)
-    ended = certificate(day(-1), status=Status.EXPIRING, kind="first_aid")
-
-    (change,) = rules.decide(mentor(known, ended, left=True), TODAY).transitions
+    (change,) = rules.decide(mentor(unchanged, ended, left=True), TODAY).transitions
 
     assert (change.certificate_id, change.from_status, change.to_status) == (ended.id, EXPIRING, EXPIRED)
 
 
-OPEN, LIFT = PauseChange.OPEN, PauseChange.LIFT
-ILL = pause("illness")
-MINE = own_pause()
-IN_FORCE, ENDED = row(YEAR), row(-1)
+@table(
+    on_the_last_day=Case(ends(0), expected=None),
+    after_the_last_day=Case(ends(-1), expected=PauseChange.OPEN),
+    revoked_before_it_begins=Case(ends(YEAR, begins=1, revoked=True), expected=PauseChange.OPEN),
+    never_held_a_certificate=Case(ends(YEAR, begins=1), expected=None),
+    one_of_two_kinds_ended=Case(ends(YEAR), ends(-1, kind="first_aid"), expected=PauseChange.OPEN),
+    optional_kind_ended=Case(ends(-1, kind="optional"), expected=None),
+    optional_kind_does_not_certify=Case(ends(-1), ends(YEAR, kind="optional"), expected=PauseChange.OPEN),
+    a_person_has_paused_the_mentor=Case(ends(-1), pauses=[ILLNESS], expected=PauseChange.OPEN),
+    already_paused=Case(ends(-1), pauses=[OWN_PAUSE], expected=None),
+    renewed=Case(ends(-1), ends(YEAR, begins=0), pauses=[ILLNESS, OWN_PAUSE], expected=PauseChange.LIFT),
+    expired_after_leaving=Case(ends(-1), left=True, expected=None),
+    renewed_after_leaving=Case(ends(YEAR), left=True, pauses=[OWN_PAUSE], expected=None),
+)
+def test_certjob_pauses_while_a_held_kind_is_not_in_force(case: Case) -> None:
+    """It lifts only its own pause, and changes none of a mentor who has left."""
+    decision = rules.decide(case.mentor, TODAY)
 
-PAUSES: dict[str, tuple[list[Certificate], list[OpenPause], PauseChange | None]] = {
-    "the last day": ([row(0)], [], None),
-    "ended yesterday": ([ENDED], [], OPEN),
-    "revoked before it began: held": ([row(YEAR, 1, revoked=True)], [], OPEN),
-    "nothing but an upcoming one": ([row(YEAR, 1)], [], None),
-    "one kind of two ended": ([IN_FORCE, row(-1, kind="first_aid")], [], OPEN),
-    "only an optional kind held, and ended": ([row(-1, kind="optional")], [], None),
-    "an optional kind in force certifies nobody": ([ENDED, row(YEAR, kind="optional")], [], OPEN),
-    "renewed, beside another pause": ([ENDED, row(YEAR, 0)], [ILL, MINE], LIFT),
-    "another pause does not stand in for the own one": ([ENDED], [ILL], OPEN),
-}
-
-
-@pytest.mark.parametrize(("rows", "pauses", "expected"), PAUSES.values(), ids=PAUSES)
-def test_the_own_pause_is_open_exactly_while_a_kind_that_was_held_is_not_in_force(
-    rows: list[Certificate], pauses: list[OpenPause], expected: PauseChange | None
-) -> None:
-    """The row to close is the one that is open; while the mentor has left, pauses stay as they are."""
-    optional = organisation(optional_kinds=["optional"])
-
-    decision = rules.decide(mentor(*rows, pauses=pauses, organisation=optional), TODAY)
-
-    assert (decision.pause, decision.own_pause_id) == (expected, MINE.id if MINE in pauses else None)
-    assert rules.decide(mentor(*rows, pauses=pauses, organisation=optional, left=True), TODAY).pause is None
+    own_pause_id = OWN_PAUSE.id if OWN_PAUSE in case.mentor.open_pauses else None
+    assert (decision.pause, decision.own_pause_id) == (case.expected, own_pause_id)
 
 
-def test_who_is_active_and_has_held_nothing_that_counts_is_watched_by_nobody() -> None:
-    """And counted; somebody paused or gone needs no watching."""
-    optional = organisation(optional_kinds=["optional"])
-    unwatched = [mentor(), mentor(row(YEAR, 1)), mentor(row(-1, kind="optional"), organisation=optional)]
-    others = [mentor(pauses=[ILL]), mentor(left=True), mentor(IN_FORCE), mentor(ENDED), mentor(row(YEAR, 0))]
-
-    watched = [not rules.decide(person, TODAY).without_certificate for person in unwatched + others]
-    assert watched == [False] * 3 + [True] * 5
-    assert [rules.holds_nothing(person, TODAY) for person in unwatched + others] == [True] * 5 + [False] * 3
-
-
-def due(*rows: Certificate, thresholds: Sequence[int] = ALL, **person: object) -> list[int]:
-    """The thresholds of the reminders that are due today."""
-    decision = rules.decide(mentor(*rows, organisation=organisation(thresholds=thresholds), **person), TODAY)  # type: ignore[arg-type]
-    return [reminder.threshold_days for reminder in decision.reminders]
+@table(
+    on_the_last_day=Case(ends(0), expected=True),
+    after_the_last_day=Case(ends(-1), expected=False),
+    renewed=Case(ends(-1), ends(YEAR, begins=0), pauses=[OWN_PAUSE], expected=True),
+    one_of_two_kinds_ended=Case(ends(YEAR), ends(-1, kind="first_aid"), expected=False),
+    optional_kind_ended=Case(ends(YEAR), ends(-1, kind="optional"), expected=True),
+    optional_kind_does_not_certify=Case(ends(YEAR, kind="optional"), expected=False),
+    never_held_a_certificate=Case(expected=False),
+    a_person_has_paused_the_mentor=Case(ends(YEAR), pauses=[ILLNESS], expected=False),
+    the_mentor_has_left=Case(ends(YEAR), left=True, expected=False),
+)
+def test_mentor_is_visible_while_certified_and_active(case: Case) -> None:
+    assert rules.decide(case.mentor, TODAY).visible is case.expected
 
 
-@pytest.mark.parametrize(
-    ("thresholds", "days"),
-    [
-        (ALL, {60: range(31, 61), 30: range(15, 31), 14: range(8, 15), 7: range(2, 8)}
-        | {1: range(2), -1: range(-15, 0)}),
-        ((30, 7, 0), {30: range(8, 31), 7: range(1, 8), 0: range(1)}),
-        ((-1, -10, -40), {-1: range(-9, 0), -10: range(-24, -9), -40: range(-54, -39)}),
-        ([-7], {-7: range(-21, -6)}),
-        ((), {}),
-    ],
-    ids=str,
-)  # fmt: skip
-def test_the_nearest_threshold_reached_is_due(thresholds: Sequence[int], days: dict[int, range]) -> None:
-    """A missed week or a late import sends one message, not five; after the expiry at most 14 days late."""
-    for left in (-2500, -400, *range(-60, 70)):
-        expected = [threshold for threshold, when in days.items() if left in when]
-        assert due(row(left), thresholds=thresholds) == expected, left
-
-
-REMINDED: dict[str, tuple[list[Certificate], list[int]]] = {
-    "continued on the next day": ([row(7), row(YEAR, 8)], []),
-    "continued with a gap of one day": ([row(7), row(YEAR, 9)], [7]),
-    "a revoked row continues nothing": ([row(7), row(YEAR, 1, revoked=True)], [7]),
-    "a row that ends earlier continues nothing": ([row(7), row(3, 0)], [7]),
-    "the new one when its own time comes": ([row(-200), row(30, -199)], [30]),
-    "upcoming": ([row(7, 1)], []),
-    "each kind, an optional one, too": ([row(7), row(30, kind="optional")], [7, 30]),
-    "shorter than its thresholds": ([row(5, 0)], [7]),
-}
-
-
-@pytest.mark.parametrize(("rows", "expected"), REMINDED.values(), ids=REMINDED)
-def test_what_is_continued_without_a_gap_reminds_nobody(rows: list[Certificate], expected: list[int]) -> None:
-    """Nor does what has not begun or was revoked; whoever has left is told nothing, whoever is paused is."""
-    optional = organisation(optional_kinds=["optional"])
-    for pauses, left in (([], False), ([ILL, MINE], False), ([], True)):
-        reminders = rules.decide(mentor(*rows, organisation=optional, pauses=pauses, left=left), TODAY).reminders
-        assert sorted(each.threshold_days for each in reminders) == ([] if left else expected)
-        about = {each.id: each.expires_on for each in rows}
-        assert all(each.expires_on == about[each.cert_id] for each in reminders)
-
-
-CANCELLED: dict[str, tuple[list[Certificate], int, int, Sequence[int], str | None]] = {
-    "still due": ([row(7)], 7, 7, ALL, None),
-    "still the nearest": ([row(2)], 7, 2, ALL, None),
-    "14 days late": ([row(-15)], -1, -15, ALL, None),
-    "revoked": ([row(7, revoked=True)], 7, 7, ALL, "revoked"),
-    "extended": ([row(300)], 7, 7, ALL, "extended"),
-    "shortened": ([row(3)], 7, 7, ALL, "shortened"),
-    "renewed by one that has begun": ([row(7), row(YEAR, 0)], 7, 7, ALL, "renewed"),
-    "renewed without a gap": ([row(7), row(YEAR, 8)], 7, 7, ALL, "renewed"),
-    "renewed with a gap": ([row(7), row(YEAR, 9)], 7, 7, ALL, None),
-    "overtaken by a more urgent one": ([row(7)], 14, 7, ALL, "too late"),
-    "after the last day": ([row(-1)], 7, -1, [7], "too late"),
-    "three weeks after": ([row(-16)], -1, -16, ALL, "too late"),
-    "its day has not come": ([row(10)], 7, 10, ALL, "not due"),
-    "its threshold has not come": ([row(90)], 60, 90, ALL, "not due"),
-    "its threshold is no more": ([row(45)], 60, 45, [30], "not due"),
-    "moved into the future": ([row(7, 1)], 7, 7, ALL, "not due"),
-}
-
-
-@pytest.mark.parametrize(("rows", "threshold", "about", "thresholds", "reason"), CANCELLED.values(), ids=CANCELLED)
-def test_a_queued_reminder_is_cancelled_for_a_reason(
-    rows: list[Certificate], threshold: int, about: int, thresholds: Sequence[int], reason: str | None
-) -> None:
-    """None while it is right, also for paused mentors. Deleted comes first, then left."""
-    rule = organisation(thresholds=thresholds)
-    reminder = Reminder(cert_id=rows[0].id, threshold_days=threshold, expires_on=day(about))
-    for person, expected in (
-        (mentor(*rows, organisation=rule), reason),
-        (mentor(*rows, organisation=rule, pauses=[ILL]), reason),
-        (mentor(*rows, organisation=rule, left=True), "left"),
-        (mentor(*rows[1:], organisation=rule, left=True), "deleted"),
-    ):
-        assert rules.cancel_reason(reminder, person, TODAY) == expected
+@table(
+    no_certificate=Case(expected=True),
+    not_begun=Case(ends(YEAR, begins=1), expected=True),
+    optional_kind=Case(ends(-1, kind="optional"), expected=True),
+    begun_today=Case(ends(YEAR, begins=0), expected=False),
+    ended=Case(ends(-1), expected=False),
+    paused=Case(pauses=[ILLNESS], expected=False),
+    left=Case(left=True, expected=False),
+)
+def test_active_mentor_who_never_held_a_kind_is_counted(case: Case) -> None:
+    """No pause reports this mentor, so the run does."""
+    assert rules.decide(case.mentor, TODAY).without_certificate is case.expected
 
 
 @pytest.mark.parametrize(
-    ("rows", "left", "expected"),
+    ("thresholds", "days_left"),
     [
-        pytest.param([row(60)], False, 30, id="the next threshold"),
-        pytest.param([row(45), row(YEAR, 46)], False, 46, id="no reminders of a continued one"),
-        pytest.param([row(50)], True, 51, id="no reminders of one who left"),
-        pytest.param([row(100), row(65, kind="first_aid")], False, 5, id="the soonest of all kinds"),
-        pytest.param([row(YEAR, revoked=True), row(-500, kind="first_aid")], False, None, id="revoked, and expired"),
+        pytest.param(
+            DEFAULT_THRESHOLDS,
+            {60: range(31, 61), 30: range(15, 31), 14: range(8, 15), 7: range(2, 8), 1: range(2), -1: range(-15, 0)},
+            id="usual thresholds",
+        ),
+        pytest.param((30, 7, 0), {30: range(8, 31), 7: range(1, 8), 0: range(1)}, id="on the last day"),
+        pytest.param((-1, -10), {-1: range(-9, 0), -10: range(-24, -9)}, id="after the last day only"),
+        pytest.param((), {}, id="no thresholds"),
     ],
 )
-def test_the_next_day_to_look_is_the_next_on_which_anything_can_change(
-    rows: list[Certificate], left: bool, expected: int | None
-) -> None:
-    """None: only a new fact can; stored as infinity. That no day is missing, test_projection holds."""
-    review_on = rules.decide(mentor(*rows, left=left), TODAY).review_on
+def test_smallest_threshold_reached_is_due(thresholds: Sequence[int], days_left: dict[int, range]) -> None:
+    """A missed week leads to one message. A reminder after the last day is at most 14 days late."""
+    for days in (-2500, -400, *range(-60, 70)):
+        decision = rules.decide(mentor(ends(days), organisation=organisation(thresholds=thresholds)), TODAY)
 
-    assert review_on == (None if expected is None else day(expected))
-
-
-def test_the_ends_of_the_calendar_do_not_overflow() -> None:
-    """9999-12-31 serves as "never"; somebody's import has year 1."""
-    forever, ancient = certificate(date.max), certificate(date(1, 1, 2), issued_on=date(1, 1, 1))
-    far_away = date.max - timedelta(days=3650)
-    for each, thresholds, review_on in ((forever, [3650], far_away), (forever, [], None), (ancient, [3650], None)):
-        person = mentor(each, organisation=organisation(thresholds=thresholds))
-        assert rules.decide(person, TODAY).review_on == review_on
+        due = [each.threshold_days for each in decision.reminders]
+        assert due == [threshold for threshold, due_days in days_left.items() if days in due_days], days
 
 
-def test_more_than_twenty_changes_and_more_than_a_tenth_are_held() -> None:
-    """A bad clock or a bad import; and more than 5,000 new reminders."""
-    for active_mentors, limit in ((0, 20), (21, 20), (209, 20), (210, 21), (1000, 100)):
-        assert rules.mass_change_limit(active_mentors) == limit
-    assert rules.MASS_REMINDER_LIMIT == 5_000
+@table(
+    continued_on_the_next_day=Case(ends(7), ends(YEAR, begins=8), expected=[None, None]),
+    continued_after_a_gap=Case(ends(7), ends(YEAR, begins=9), expected=[7, None]),
+    continued_by_a_revoked_one=Case(ends(7), ends(YEAR, begins=1, revoked=True), expected=[7, None]),
+    continued_by_one_that_ends_earlier=Case(ends(7), ends(3, begins=0), expected=[7, None]),
+    renewed_long_ago=Case(ends(-200), ends(30, begins=-199), expected=[None, 30]),
+    not_begun=Case(ends(7, begins=1), expected=[None]),
+    two_kinds=Case(ends(7), ends(30, kind="optional"), expected=[7, 30]),
+    shorter_than_the_threshold=Case(ends(5, begins=0), expected=[7]),
+    paused=Case(ends(7), pauses=[ILLNESS, OWN_PAUSE], expected=[7]),
+    left=Case(ends(7), left=True, expected=[None]),
+)
+def test_reminder_is_due_unless_a_certificate_is_continued(case: Case) -> None:
+    decision = rules.decide(case.mentor, TODAY)
+
+    assert set(decision.reminders) == {
+        Reminder(cert_id=each.id, threshold_days=threshold, expires_on=each.expires_on)
+        for each, threshold in zip(case.mentor.certificates, case.expected, strict=True)
+        if threshold is not None
+    }
 
 
-MOVES: dict[str, tuple[dict[str, object], int | None, bool]] = {
-    "a renewal moves the day": ({}, 30, True),
-    "a correction to an earlier day moves it, too": ({}, 2 * YEAR, True),
-    "the same day moves nothing": ({}, YEAR, False),
-    "after the first review reconcile tells the day": ({}, None, False),
-    "a hidden mentor is shown anyway": ({"portal_visible": False}, 30, False),
-    "a paused mentor has no day": ({"pauses": [pause()]}, 30, False),
-    "without a contact there is nothing to push": ({"has_contact": False}, 30, False),
-    "without a portal there is nothing to push": ({"organisation": organisation(has_portal=False)}, 30, False),
-}
-"""What is known of a mentor who is certified for a year, and the last day that was wanted so far."""
+@table(
+    still_due=Queued(ends(7), expected=None),
+    still_the_smallest_threshold=Queued(ends(2), last_day=2, expected=None),
+    still_due_while_paused=Queued(ends(7), pauses=[ILLNESS], expected=None),
+    two_weeks_late=Queued(ends(-15), threshold=-1, last_day=-15, expected=None),
+    three_weeks_late=Queued(ends(-22), threshold=-1, last_day=-22, expected="too late"),
+    one_day_too_late=Queued(ends(-16), threshold=-1, last_day=-16, expected="too late"),
+    after_the_last_day=Queued(ends(-1), last_day=-1, organisation=organisation(thresholds=[7]), expected="too late"),
+    smaller_threshold_reached=Queued(ends(7), threshold=14, expected="too late"),
+    left=Queued(ends(7, revoked=True), left=True, expected="left"),
+    revoked=Queued(ends(300, revoked=True), expected="revoked"),
+    extended=Queued(ends(300), expected="extended"),
+    shortened=Queued(ends(3), expected="shortened"),
+    renewed_today=Queued(ends(7), ends(YEAR, begins=0), expected="renewed"),
+    continued_on_the_next_day=Queued(ends(7), ends(YEAR, begins=8), expected="renewed"),
+    continued_after_a_gap=Queued(ends(7), ends(YEAR, begins=9), expected=None),
+    threshold_not_reached=Queued(ends(10), last_day=10, expected="not due"),
+    no_threshold_reached=Queued(ends(90), threshold=60, last_day=90, expected="not due"),
+    threshold_removed=Queued(
+        ends(45), threshold=60, last_day=45, organisation=organisation(thresholds=[30]), expected="not due"
+    ),
+    first_day_moved_into_the_future=Queued(ends(7, begins=1), expected="not due"),
+)
+def test_queued_reminder_that_does_not_apply_is_cancelled(case: Queued) -> None:
+    assert rules.cancel_reason(case.reminder, case.mentor, TODAY) == case.expected
 
 
-@pytest.mark.parametrize(("known", "wanted", "moves"), MOVES.values(), ids=MOVES)
-def test_visible_mentor_is_pushed_again_if_only_the_day_moves(
-    known: dict[str, object], wanted: int | None, moves: bool
-) -> None:
-    so_far = None if wanted is None else day(wanted)
+def test_reminder_about_a_deleted_certificate_is_cancelled() -> None:
+    """Even if the mentor has left as well."""
+    deleted = Queued(ends(7), expected="deleted").reminder
 
-    decision = rules.decide(mentor(row(YEAR), certified_until=so_far, **known), TODAY)  # type: ignore[arg-type]
-
-    assert (decision.moved_from, decision.moved_from is not None and decision.push) == (
-        so_far if moves else None,
-        moves,
-    )
+    assert rules.cancel_reason(deleted, mentor(ends(7), left=True), TODAY) == "deleted"
 
 
-def test_days_after_2099_are_one_day_for_the_portal() -> None:
-    """The filter of the portal's view does not reach further."""
-    endless = certificate(date.max, issued_on=day(-1))
+@table(
+    next_threshold=Case(ends(60), expected=30),
+    no_reminder_of_a_continued_one=Case(ends(45), ends(YEAR, begins=46), expected=46),
+    no_reminder_after_leaving=Case(ends(50), left=True, expected=51),
+    earliest_of_all_kinds=Case(ends(100), ends(65, kind="first_aid"), expected=5),
+    revoked_and_long_expired=Case(ends(YEAR, revoked=True), ends(-500, kind="first_aid"), expected=None),
+)
+def test_next_review_is_on_the_next_day_with_a_change(case: Case) -> None:
+    """test_projection shows that no day is missing."""
+    review_on = rules.decide(case.mentor, TODAY).review_on
 
-    decision = rules.decide(mentor(endless, certified_until=date(2150, 1, 1)), TODAY)
+    assert review_on == (None if case.expected is None else day(case.expected))
 
-    assert (decision.certified_until, decision.push) == (date.max, False)
+
+LONG_THRESHOLD = organisation(thresholds=[3650])
+FOREVER, ANCIENT = certificate(date.max), certificate(date(1, 1, 2), issued_on=date(1, 1, 1))
+
+
+@table(
+    forever=Case(FOREVER, organisation=LONG_THRESHOLD, expected=date.max - timedelta(days=3650)),
+    forever_without_thresholds=Case(FOREVER, organisation=organisation(thresholds=[]), expected=None),
+    first_days_of_the_calendar=Case(ANCIENT, organisation=LONG_THRESHOLD, expected=None),
+)
+def test_end_of_the_calendar_does_not_overflow(case: Case) -> None:
+    """9999-12-31 is used for "never"."""
+    assert rules.decide(case.mentor, TODAY).review_on == case.expected
+
+
+@pytest.mark.parametrize(("certified", "limit"), [(0, 20), (209, 20), (210, 21), (1000, 100)])
+def test_guard_allows_twenty_changes_or_a_tenth(certified: int, limit: int) -> None:
+    assert rules.mass_change_limit(certified) == limit
+
+
+@table(
+    renewed=Case(ends(YEAR), certified_until=day(30), expected=day(30)),
+    corrected_to_an_earlier_day=Case(ends(YEAR), certified_until=day(800), expected=day(800)),
+    unchanged=Case(ends(YEAR), certified_until=day(YEAR), expected=None),
+    first_review=Case(ends(YEAR), certified_until=None, expected=None),
+    hidden=Case(ends(YEAR), certified_until=day(30), portal_visible=False, expected=None),
+    paused=Case(ends(YEAR), certified_until=day(30), pauses=[ILLNESS], expected=None),
+    without_a_contact=Case(ends(YEAR), certified_until=day(30), has_contact=False, expected=None),
+    without_a_portal=Case(
+        ends(YEAR), certified_until=day(30), organisation=organisation(has_portal=False), expected=None
+    ),
+    after_the_last_day_of_the_portal=Case(FOREVER, certified_until=date(2150, 1, 1), expected=None),
+)
+def test_visible_mentor_is_pushed_if_the_last_day_moves(case: Case) -> None:
+    decision = rules.decide(case.mentor, TODAY)
+
+    assert decision.moved_from == case.expected
+    assert decision.push or not decision.moved_from

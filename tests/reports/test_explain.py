@@ -299,7 +299,7 @@ def test_every_kind_of_certificate_is_judged_separately(explained: Explained) ->
     explained.page(
         taught,
         "Not certified: ",
-        "course ended on 19 January, 50 days ago (optional: it pauses nobody); likeperson is in",
+        "course ended on 19 January, 50 days ago (optional: it pauses no one); likeperson is in",
         "; talk was revoked.",
         "course, optional, 1 January 2024 to 19 January 2026: expired",
         "revoked on 9 March",
