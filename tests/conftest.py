@@ -18,8 +18,6 @@ from psycopg import sql
 
 from certjob import database
 from certjob.database import embedded, migrations
-from tests.support import supabase
-from tests.support.app_rows import Organisation, furnish
 from tests.support.facts import Facts
 from tests.support.own_server import data_parent
 
@@ -69,16 +67,10 @@ def server_url(testrun_uid: str) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def template(server_url: str, worker_id: str) -> Iterator[str]:
     """The name of a migrated database that each test copies."""
-    yield from _template(server_url, f"certjob_template_{worker_id}")
+    yield from make_template(server_url, f"certjob_template_{worker_id}")
 
 
-@pytest.fixture(scope="session")
-def supabase_template(server_url: str, worker_id: str) -> Iterator[str]:
-    """The name of a migrated database with Supabase's roles, auth.uid() and publication."""
-    yield from _template(server_url, f"certjob_supabase_{worker_id}", before=supabase.set_up)
-
-
-def _template(
+def make_template(
     server_url: str, name: str, *, before: Callable[[database.Connection], None] = lambda _connection: None
 ) -> Iterator[str]:
     for url in fresh_database(server_url, "template1", name):
@@ -92,12 +84,6 @@ def _template(
 def database_url(server_url: str, template: str) -> Iterator[str]:
     """The URL of a fresh, migrated database."""
     yield from fresh_database(server_url, template)
-
-
-@pytest.fixture
-def supabase_url(server_url: str, supabase_template: str) -> Iterator[str]:
-    """The URL of a fresh, migrated database of Supabase's shape, as the tables' owner."""
-    yield from fresh_database(server_url, supabase_template)
 
 
 @pytest.fixture
@@ -121,35 +107,6 @@ def fresh_database(server_url: str, template: str, name: str = "certjob_test") -
 def database_of(url: str, name: str) -> str:
     """The same server's URL, for another database."""
     return psycopg.conninfo.make_conninfo(url, dbname=name)
-
-
-@pytest.fixture
-def owner(supabase_url: str) -> Iterator[database.Connection]:
-    """The owner of certjob's tables on Supabase, from whom nothing is hidden."""
-    with database.connect(supabase_url) as connection:
-        yield connection
-
-
-@pytest.fixture
-def api(supabase_url: str) -> Iterator[database.Connection]:
-    """The connection on which the app's requests are served, each in a role and with claims of its own.
-
-    Without certjob's own settings: a coordinator's session has what the coordinator sets.
-    """
-    with database.Connection.connect(supabase_url, autocommit=True) as connection:
-        yield connection
-
-
-@pytest.fixture
-def ours(owner: database.Connection, api: database.Connection) -> Organisation:
-    """The organisation whose coordinator asks."""
-    return furnish(owner, "hlf", api=api)
-
-
-@pytest.fixture
-def theirs(owner: database.Connection, api: database.Connection) -> Organisation:
-    """The organisation that is none of their business."""
-    return furnish(owner, "nhf", api=api)
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ import pytest
 from certjob.database import Connection
 from certjob.facts import reading
 from tests.conftest import Certjob
-from tests.support.app_rows import Organisation
+from tests.database.supabase import Organisation
+from tests.facts.loading import REQUIRED, Loader
 from tests.support.command_line import today
 from tests.support.facts import TODAY, Facts
-from tests.support.loading import REQUIRED, Loader
 from tests.support.nights import night
 from tests.support.waiting import until, waits_for_a_lock
 

@@ -3,8 +3,7 @@
 import pytest
 
 from certjob.database import Connection, migrations
-from tests.support.app_rows import DENIED, READABLE, Organisation
-from tests.support.supabase import CUSTOM_SCHEMA_GUIDE
+from tests.database.supabase import CUSTOM_SCHEMA_GUIDE, DENIED, READABLE, Organisation
 
 WORKER, COORDINATOR, SERVER = "certjob_worker", "authenticated", "service_role"
 

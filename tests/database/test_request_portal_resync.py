@@ -7,10 +7,9 @@ import psycopg
 import pytest
 
 from tests.conftest import Certjob
-from tests.support.app_rows import DENIED, Organisation
+from tests.database.supabase import DENIED, Organisation, acting
 from tests.support.command_line import today
 from tests.support.portal_server import PortalServer
-from tests.support.supabase import acting
 
 REQUEST = "SELECT event_version, visible, in_flight FROM certjob.request_portal_resync(%(mentor)s)"
 CONTACT = uuid4()

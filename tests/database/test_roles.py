@@ -12,8 +12,8 @@ from certjob import database
 from certjob.database import embedded, migrations
 from certjob.errors import ConfigurationError
 from tests.conftest import database_of
-from tests.support import supabase
-from tests.support.app_rows import DENIED, furnish
+from tests.database import supabase
+from tests.database.supabase import DENIED, furnish
 from tests.support.everything import do_everything
 from tests.support.facts import Facts
 from tests.support.own_server import data_folder

@@ -9,9 +9,8 @@ from jinja2 import Environment
 from certjob.database import Connection
 from certjob.errors import Cause
 from tests.conftest import Certjob
-from tests.support.app_rows import DENIED, READABLE, Organisation
+from tests.database.supabase import DENIED, READABLE, Organisation, acting, logged_in
 from tests.support.docs import read
-from tests.support.supabase import acting, logged_in
 
 STRANGER = "6f1f6a2e-3c0b-4b0a-9d55-0d5a6a3c9b11"
 """A user of the app who is not a coordinator."""

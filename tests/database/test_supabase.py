@@ -8,10 +8,9 @@ import pytest
 from certjob import database
 from certjob.database import Connection, migrations
 from tests.conftest import Certjob
-from tests.support import supabase
-from tests.support.app_rows import DENIED, Organisation, furnish
+from tests.database import supabase
+from tests.database.supabase import CUSTOM_SCHEMA_GUIDE, DENIED, Organisation, acting, furnish, logged_in
 from tests.support.own_server import Cluster, data_folder
-from tests.support.supabase import CUSTOM_SCHEMA_GUIDE, acting, logged_in
 
 
 @pytest.fixture(params=[True, False], ids=["before 30 October 2026", "after"])

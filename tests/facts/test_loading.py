@@ -12,8 +12,8 @@ from certjob.errors import InputError, MentorBusyError
 from certjob.facts import loading
 from certjob.facts.loading import LoadReport, load
 from certjob.facts.roster import Problem
+from tests.facts.loading import REQUIRED, Loader, counts, many, row
 from tests.support.facts import TODAY, Facts
-from tests.support.loading import REQUIRED, Loader, counts, many, row
 from tests.support.nights import in_background, night
 from tests.support.waiting import until, waits_for_a_lock
 

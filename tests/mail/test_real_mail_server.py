@@ -13,12 +13,11 @@ from pydantic import SecretStr
 
 from tests.conftest import Certjob
 from tests.mail.conftest import Scene
+from tests.mail.exim import LOGIN, MISSING, PROGRAM, CuttingProxy, Exim, exim
 from tests.support.channels import Blocking, smtp_channel
 from tests.support.command_line import today
-from tests.support.exim import LOGIN, MISSING, PROGRAM, Exim, exim
 from tests.support.facts import TODAY
 from tests.support.mails import MESSAGE
-from tests.support.proxy import CuttingProxy
 from tests.support.smtp_server import client_tls
 
 pytestmark = pytest.mark.real_mail_server

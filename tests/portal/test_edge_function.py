@@ -14,10 +14,10 @@ from uuid import UUID, uuid4
 import pytest
 from deno import find_deno_bin
 
+from tests.portal.edge_function import FUNCTION, OFFLINE, EdgeFunction, deno_environment
+from tests.portal.fake_dynamics import DAY_FIELD, PERSON, FakeDynamics, refusal
 from tests.support.command_line import Finished, run_in_process
-from tests.support.edge_function import FUNCTION, OFFLINE, EdgeFunction, deno_environment
 from tests.support.facts import Facts
-from tests.support.fake_dynamics import DAY_FIELD, PERSON, FakeDynamics, refusal
 
 KEY = "planted-sync-key-7-of-thirty-two-letters"
 NEW_KEY = "planted-new-key-8-of-thirty-two-letters"
