@@ -1,4 +1,4 @@
-"""The mission's own tests: what certjob exists for, on a real PostgreSQL and over real HTTP."""
+"""The six requirements that certjob exists for, with a real PostgreSQL and real HTTP."""
 
 from uuid import UUID
 
@@ -11,17 +11,17 @@ from tests.support.portal_answers import error, ok, reset
 from tests.support.scene import NEXT_YEAR, YESTERDAY, Scene, push_once
 
 CONTACT = UUID("6f9619ff-8b86-4d01-b42d-00cf4fc964ff")
-FAILURES = "SELECT visible, kind, attempts, resolved_at IS NOT NULL FROM dynamics_sync_failures"
+FAILURES = "SELECT visible, kind, attempts, resolved_at IS NOT NULL AS is_resolved FROM dynamics_sync_failures"
 
 
 @pytest.fixture
 def expired_mentor(scene: Scene) -> UUID:
-    """A mentor of HLF whose certificate was in force until yesterday."""
+    """A mentor of HLF with a certificate that expired yesterday."""
     return scene.expired(contact_id=CONTACT, member_no="M1042")
 
 
-def test_1_and_2_an_expiry_hides_and_a_renewal_shows(scene: Scene, expired_mentor: UUID) -> None:
-    """update_portal_visibility(…, visible=False) is called on an expiry, visible=True on a valid renewal."""
+def test_mentor_is_hidden_after_expiry_and_shown_after_renewal(scene: Scene, expired_mentor: UUID) -> None:
+    """Requirements 1 and 2: one call with visible=False after the expiry, one with visible=True after the renewal."""
     expired = scene.night(scene.portal)
     scene.facts.certificate(expired_mentor, NEXT_YEAR, issued_on=TODAY)
     renewed = scene.night(scene.portal)
@@ -32,9 +32,9 @@ def test_1_and_2_an_expiry_hides_and_a_renewal_shows(scene: Scene, expired_mento
     assert renewed.to_document()["mentors"]["resumed"] == 1
 
 
-@pytest.mark.parametrize("failures", [0, 1, 2])
-def test_3_fewer_failures_than_attempts_end_in_success(scene: Scene, expired_mentor: UUID, failures: int) -> None:
-    """One call more than it failed, all with one key, and no failure row."""
+@pytest.mark.parametrize("failures", [0, 1, 2], ids=["no_failure", "one_failure", "two_failures"])
+def test_push_succeeds_within_three_attempts(scene: Scene, expired_mentor: UUID, failures: int) -> None:
+    """Requirement 3: all attempts have the same idempotency key, and a success leaves no failure row."""
     scene.portal.then(*[reset(), error(500, "dynamics_unavailable")][:failures], ok())
 
     report = scene.night(scene.portal)
@@ -45,28 +45,34 @@ def test_3_fewer_failures_than_attempts_end_in_success(scene: Scene, expired_men
     assert (scene.portal.visible, report.outcome) == ({CONTACT: False}, "ok")
 
 
-def test_3_and_4_after_three_attempts_a_failure_row_is_kept_and_our_state_not_rolled_back(
-    scene: Scene, expired_mentor: UUID
-) -> None:
-    """Expired and paused in our database, whatever the portal did; a resync recovers."""
+def test_failed_push_is_recorded_after_three_attempts(scene: Scene, expired_mentor: UUID) -> None:
+    """Requirement 3: the row stays open until a push succeeds, here that of a resync."""
     scene.portal.default = error(503, "dynamics_unavailable")
 
     report = scene.night(scene.portal)
 
     assert (len(scene.portal.requests), report.outcome) == (3, "attention")
     assert scene.rows(FAILURES) == [(False, "transient", 3, False)]
-    assert scene.rows("SELECT status, attempts FROM portal_sync_events") == [("pending", 1)]
-    assert scene.rows("SELECT status FROM certificates") == [("expired",)]
-    assert scene.rows("SELECT reason FROM mentor_pauses WHERE lifted_at IS NULL") == [("certification_expired",)]
-    assert scene.rows("SELECT portal_visible FROM mentors") == [(False,)]
     scene.portal.default = ok()
     assert scene.resync(expired_mentor, scene.portal).error is None
     assert scene.rows(FAILURES) == [(False, "transient", 3, True)]
     assert scene.portal.visible == {CONTACT: False}
 
 
-def test_5_the_service_raises_after_exhaustion(scene: Scene, expired_mentor: UUID) -> None:
-    """DynamicsSyncException names mentor, event, attempts and cause; run collects it, a resync hands it on."""
+def test_failed_push_keeps_the_expiry_and_the_pause(scene: Scene, expired_mentor: UUID) -> None:
+    """Requirement 4: certjob's own state is never rolled back because the portal failed."""
+    scene.portal.default = error(503, "dynamics_unavailable")
+
+    scene.night(scene.portal)
+
+    assert scene.rows("SELECT status FROM certificates") == [("expired",)]
+    assert scene.rows("SELECT reason FROM mentor_pauses WHERE lifted_at IS NULL") == [("certification_expired",)]
+    assert scene.rows("SELECT portal_visible FROM mentors") == [(False,)]
+    assert scene.rows("SELECT status, attempts FROM portal_sync_events") == [("pending", 1)]
+
+
+def test_exhausted_push_ends_in_dynamics_sync_exception(scene: Scene, expired_mentor: UUID) -> None:
+    """Requirement 5: the error names mentor, event, attempts and cause."""
     scene.night(deliver=False)
     (event,) = scene.claim()
 
@@ -76,17 +82,21 @@ def test_5_the_service_raises_after_exhaustion(scene: Scene, expired_mentor: UUI
     assert (error.mentor_id, error.event_id, error.attempts) == (expired_mentor, event.id, 3)
     assert isinstance(error.cause, TransientPortalError)
     assert "M1042" in str(error)
-    scene.run_out()
-    collected = scene.night(FlakyPortal(failures=99)).to_document()
-    assert (collected["outcome"], collected["portal"]["failed"]) == ("attention", 1)
-    handed_on = scene.resync(expired_mentor, FlakyPortal(failures=99)).error
-    assert isinstance(handed_on, DynamicsSyncException)
-    assert handed_on.exit_code == 3
+
+
+def test_run_counts_a_failed_push_and_resync_returns_its_error(scene: Scene, expired_mentor: UUID) -> None:
+    """Requirement 5: a run goes on with other mentors, and a resync tells its caller."""
+    document = scene.night(FlakyPortal(failures=99)).to_document()
+    error = scene.resync(expired_mentor, FlakyPortal(failures=99)).error
+
+    assert (document["outcome"], document["portal"]["failed"]) == ("attention", 1)
+    assert isinstance(error, DynamicsSyncException)
+    assert error.exit_code == 3
     assert scene.rows(FAILURES) == [(False, "transient", 6, False)]
 
 
-def test_6_no_call_is_made_for_an_organisation_without_the_portal(scene: Scene) -> None:
-    """Paused like everybody, but neither event nor call; not by a resync either."""
+def test_organisation_without_a_portal_gets_no_event_and_no_call(scene: Scene) -> None:
+    """Requirement 6: the mentor is paused as usual, and neither a run nor a resync calls the portal."""
     elsewhere = scene.facts.organisation("nhf", portal=None)
     mentor = scene.facts.certified_mentor(elsewhere, YESTERDAY, contact_id=CONTACT)
 

@@ -125,14 +125,24 @@ class Scene:
         return nights.night(connection or self.connection, today, **options)
 
     def deliver(
-        self, portal: Portal, connection: Connection | None = None, *, channel: Channel | None = None
+        self,
+        portal: Portal,
+        connection: Connection | None = None,
+        *,
+        today: date = TODAY,
+        channel: Channel | None = None,
     ) -> RunReport:
         """The delivery half alone, as cron starts it between the nights."""
         ways_out = delivery(portal=portal, channel=channel)
         connection = connection or self.connection
-        report = runs.deliver(connection, today=TODAY, delivery=ways_out, stop=StopFlag(), progress=nights.NoProgress())
+        report = runs.deliver(connection, today=today, delivery=ways_out, stop=StopFlag(), progress=nights.NoProgress())
         note_told(connection, report.run_id)
         return report
+
+    def retry_all(self, portal: Portal) -> RunReport:
+        """Start ``alerts --retry-all``."""
+        ways_out, stop = delivery(portal=portal, channel=self.channel), StopFlag()
+        return runs.retry_all(self.connection, today=TODAY, delivery=ways_out, stop=stop, progress=nights.NoProgress())
 
     def resync(
         self, mentor_id: UUID, portal: Portal = None, *, connection: Connection | None = None, **options: Any
