@@ -1,24 +1,12 @@
-"""The commands: parse, build, call one function, print, choose the exit code."""
+"""The command line: options in, one function called, a page or a JSON document out, an exit code."""
 
 from typing import Annotated
 
 import typer
 
 from certjob import __version__
-from certjob.cli.commands import (
-    alerts,
-    bounces,
-    data,
-    edge_function,
-    health,
-    inspect,
-    organisation,
-    preview,
-    reconcile,
-    runs,
-    schema,
-)
-from certjob.cli.help import DATA, EPILOG, SETTING_UP, GroupedHelp
+from certjob.cli.commands import data, every_night, looking, setting_up
+from certjob.cli.help import EPILOG, GroupedHelp
 from certjob.cli.session import Commands
 
 app = Commands(
@@ -49,13 +37,5 @@ def certjob(
     """Nightly job for peer-mentor programmes: updates certificates and pauses, sends reminders, syncs the portal."""
 
 
-for commands in (runs, reconcile, bounces, health, alerts, inspect, preview, data):  # in the order of --help
+for commands in (every_night, looking, data, setting_up):  # in the order of --help
     app.add_typer(commands.app)
-app.add_typer(
-    organisation.app,
-    name="organisation",
-    rich_help_panel=DATA,
-    short_help="The member organisations: rules, contacts, coordinators.",
-)
-app.add_typer(edge_function.app)
-app.add_typer(schema.app, name="db", rich_help_panel=SETTING_UP)

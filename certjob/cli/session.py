@@ -4,10 +4,12 @@ import functools
 import inspect
 import logging.config
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from datetime import date
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 from uuid import UUID, uuid4
 
 import typer
@@ -21,36 +23,43 @@ if TYPE_CHECKING:
     from certjob.database import Connection
     from certjob.errors import Outcome
     from certjob.jobs.deliveries import Delivery
-    from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
     from certjob.settings import Settings
     from certjob.stopping import StopFlag
 
 Function = TypeVar("Function", bound=Callable[..., int])
 _COMMON = {"json": Json, "verbose": Verbose, "quiet": Quiet, "env_file": EnvFile}
 
+_LEAST_SECONDS = 120.0
+"""For the deliveries of a job that starts again when the time for them is nearly over."""
+
 logger = logging.getLogger(__name__)
 
 
 class Commands(typer.Typer):
-    """A group of commands. Each function takes a Call first, and each command gets the common options."""
+    """Commands under one heading of --help. Each function takes a Call first, and gets the common options."""
+
+    def __init__(self, *, group: str | None = None, **options: Any) -> None:
+        super().__init__(**options)
+        self._group = group
 
     def command(  # type: ignore[override]
         self,
         name: str | None = None,
         *,
-        group: str | None = None,
         short_help: str | None = None,
         examples: tuple[str, ...] = (),
         without: tuple[str, ...] = (),
         starts_again: bool = False,
     ) -> Callable[[Function], Function]:
-        """Register a function with Typer, under the heading ``group`` of --help.
+        """Register a function with Typer.
 
         ``without`` names common options that the command does not have. With ``starts_again``, the command starts again
         if the database connection is lost.
         """
         epilog = help_examples(*examples) if examples else None
-        register = super().command(name, cls=PlainHelp, rich_help_panel=group, short_help=short_help, epilog=epilog)
+        register = super().command(
+            name, cls=PlainHelp, rich_help_panel=self._group, short_help=short_help, epilog=epilog
+        )
 
         def add(function: Function) -> Function:
             register(_with_common_options(function, without=without, starts_again=starts_again))
@@ -75,16 +84,23 @@ def _with_common_options(
         return database.start_again_when_lost(lambda: function(call, **arguments), stop=call.stop)
 
     first, *own = inspect.signature(function, eval_str=True).parameters.values()
-    added = [
-        inspect.Parameter(
-            name, inspect.Parameter.KEYWORD_ONLY, default=None if name == "env_file" else False, annotation=option
-        )
-        for name, option in common.items()
-    ]
-    parameters = [first.replace(name="context", annotation=typer.Context), *own, *added]
+    parameters = [first.replace(name="context", annotation=typer.Context), *own]
+    for name, option in common.items():
+        default = None if name == "env_file" else False
+        kind = inspect.Parameter.KEYWORD_ONLY
+        parameters.append(inspect.Parameter(name, kind, default=default, annotation=option))
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return command
+
+
+class JobArguments(TypedDict):
+    """The arguments that every job takes."""
+
+    today: date
+    delivery: "Delivery"
+    stop: "StopFlag"
+    run_id: UUID
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,10 +111,45 @@ class Session:
     connection: "Connection"
     output: "Output"
     stop: "StopFlag"
+    began_at: float
+    """When the command began, on the monotonic clock."""
     run_id: UUID
     """Identifies the command in log lines, ``job_runs`` and pings."""
-    ping_body: dict[str, Any] = field(default_factory=dict)
+    ping_body: dict[str, Any]
     """The content of the final ping, in addition to the exit code."""
+
+    def job(self, *, seconds: float | None = None) -> JobArguments:
+        """Prepare a job, whose deliveries take at most ``seconds``, without connecting. Raises ConfigurationError.
+
+        A job that starts again gets the rest of the time. A broken template does not stop it: certjob's own template
+        replaces it, and the job reports it.
+        """
+        from certjob.jobs.deliveries import DELIVER_SECONDS, Delivery
+        from certjob.mail.channels.notify import open_channel
+        from certjob.portal.push import CALL_DEADLINE_SECONDS
+
+        settings, make_portal = self.settings, None
+        if settings.portal_url and settings.portal_key:
+            from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
+
+            key = settings.portal_key.get_secret_value()
+            make_portal = functools.partial(
+                HLFDynamicsSyncService, settings.portal_url, key, deadline_seconds=CALL_DEADLINE_SECONDS
+            )
+            make_portal()  # an unusable address fails now, not after the review
+        rest = (seconds or DELIVER_SECONDS) - (time.monotonic() - self.began_at)
+        delivery = Delivery(
+            make_portal=make_portal,
+            channel=open_channel(settings),
+            mail_waits_until=lambda: settings.mail_waits_until,
+            app_url=settings.app_url or "",
+            operator_address=settings.operator_address or "",
+            templates_dir=settings.templates_dir,
+            zone=settings.zone,
+            today=lambda: settings.today,
+            deadline_seconds=max(rest, _LEAST_SECONDS),
+        )
+        return {"today": settings.today, "delivery": delivery, "stop": self.stop, "run_id": self.run_id}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +163,7 @@ class Call:
     verbose: bool = False
     quiet: bool = False
     env_file: str | None = None
+    began_at: float = field(default_factory=time.monotonic)
 
     def attention(self, reason: str) -> None:
         """Print a reason why someone has to act, also with -q."""
@@ -134,20 +186,9 @@ class Call:
             self.attention(f"mentor {mentor_id} is left out: {reason}")
         return 3 if broken else 0
 
-    def _ping(self, address: str, *, run_id: UUID, about: dict[str, Any]) -> Callable[[int], None]:
-        from certjob.cli.terminal.plain import print_warning
-        from certjob.reports import pings
-
-        warn = functools.partial(print_warning, self.command)
-        return functools.partial(pings.ping, address, run_id=run_id, about=about, stop=self.stop, warn=warn)
-
     @contextmanager
     def session(
-        self,
-        *,
-        need_schema: bool = True,
-        interruptible: bool = False,
-        pings: bool = False,
+        self, *, need_schema: bool = True, interruptible: bool = False, pings: bool = False
     ) -> Iterator[Session]:
         """Read the settings, open the database, check its schema, and close everything at the end.
 
@@ -158,13 +199,16 @@ class Call:
         from certjob.database import embedded
         from certjob.settings import load_settings
 
-        stop = self.stop
-        run_id = uuid4()
-        settings = load_settings(self.env_file)
+        stop, settings = self.stop, load_settings(self.env_file)
+        run_id, ping_body = uuid4(), dict[str, Any]()
         set_up_logs(verbose=self.verbose, log_format=settings.log_format, run_id=run_id)
-        ping_body: dict[str, Any] = {}
         if pings and settings.ping_url is not None:
-            stop.at_end = self._ping(settings.ping_url.get_secret_value(), run_id=run_id, about=ping_body)
+            from certjob.cli.terminal.plain import print_warning
+            from certjob.reports.pings import ping
+
+            warn = functools.partial(print_warning, self.command)
+            url = settings.ping_url.get_secret_value()
+            stop.at_end = functools.partial(ping, url, run_id=run_id, about=ping_body, stop=stop, warn=warn)
         with (
             embedded.database_url(settings.database_url.get_secret_value()) as url,
             _open(url, settings, need_schema=need_schema, stop=stop) as connection,
@@ -175,6 +219,7 @@ class Call:
                 connection=connection,
                 output=Output(quiet=self.quiet, stop=stop),
                 stop=stop,
+                began_at=self.began_at,
                 run_id=run_id,
                 ping_body=ping_body,
             )
@@ -189,18 +234,12 @@ def _open(url: str, settings: "Settings", *, need_schema: bool, stop: "StopFlag"
     with stop.interruptible():
         connection = database.connect(url)
     with connection:
-        with stop.interruptible():
-            server = connection.info.parameter_status("server_version")
-            if need_schema:
+        server = connection.info.parameter_status("server_version")
+        if need_schema:
+            with stop.interruptible():
                 migrations.require_current(connection)
-        logger.debug(
-            "certjob %s on PostgreSQL %s, today is %s in %s",
-            __version__,
-            server,
-            settings.today,
-            settings.time_zone,
-            extra={"event": "opened"},
-        )
+        about = (__version__, server, settings.today, settings.time_zone)
+        logger.debug("certjob %s on PostgreSQL %s, today is %s in %s", *about, extra={"event": "opened"})
         yield connection
 
 
@@ -210,41 +249,3 @@ def set_up_logs(*, verbose: bool, log_format: str | None = None, run_id: UUID | 
 
     form = log_format or ("json" if os.environ.get("CERTJOB_LOG_FORMAT") == "json" else "text")
     logging.config.dictConfig(log_configuration(verbose=verbose, log_format=form, run_id=run_id))
-
-
-def delivery_from(settings: "Settings", *, deadline_seconds: float | None = None) -> "Delivery":
-    """Prepare the portal's client and the mail channel without connecting. Raises ConfigurationError.
-
-    A broken template does not stop a run: certjob's own template replaces it, and the run reports it.
-    """
-    from certjob.jobs.deliveries import DELIVER_SECONDS, Delivery
-    from certjob.mail.channels.notify import open_channel
-
-    return Delivery(
-        make_portal=portal_from(settings) if settings.portal_url else None,
-        channel=open_channel(settings),
-        mail_waits_until=lambda: settings.mail_waits_until,
-        app_url=settings.app_url or "",
-        operator_address=settings.operator_address or "",
-        templates_dir=settings.templates_dir,
-        zone=settings.zone,
-        today=lambda: settings.today,
-        deadline_seconds=deadline_seconds or DELIVER_SECONDS,
-    )
-
-
-def portal_from(settings: "Settings") -> "Callable[[], HLFDynamicsSyncService]":
-    """Return a factory of the portal's client. Raises ConfigurationError if its address is missing or unusable."""
-    from certjob.errors import ConfigurationError
-    from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
-    from certjob.portal.push import CALL_DEADLINE_SECONDS
-
-    url, key = settings.portal_url, settings.portal_key
-    if url is None or key is None:
-        message = "CERTJOB_PORTAL_URL is not set, so there is no portal to read"
-        raise ConfigurationError(message)
-    make = functools.partial(
-        HLFDynamicsSyncService, url, key.get_secret_value(), deadline_seconds=CALL_DEADLINE_SECONDS
-    )
-    make()  # an unusable address fails now, not after the review
-    return make

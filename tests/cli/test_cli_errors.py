@@ -31,7 +31,7 @@ needs_a_full_disk = pytest.mark.skipif(not Path("/dev/full").exists(), reason="t
         ("run --dryrun", "certjob run", ["--dryrun", "--dry-run", "`certjob run --help`"]),
         ("run tonight", "certjob run", ["tonight"]),
         ("resync", "certjob resync", ["MENTOR"]),
-        ("run --as-of 2026-03-10", "certjob run", ["--as-of requires --dry-run; add it, or leave --as-of out"]),
+        ("run --as-of 2026-03-10", "certjob run", ["--as-of requires --dry-run; add it, or omit --as-of"]),
         ("run --dry-run --as-of 10.03.2026", "certjob run", ["'10.03.2026' is not a valid date", "2026-12-31"]),
         ("organisation set hlf --portal web", "certjob organisation set", ["'web' is not one of 'dynamics', 'none'"]),
         ("list --within soon", "certjob list", ["'--within': it must be a valid integer; see `certjob list --help`"]),

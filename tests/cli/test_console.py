@@ -16,7 +16,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from certjob.cli import entry
-from certjob.cli.pages.night import show_plan
+from certjob.cli.pages.jobs import show_report
 from certjob.cli.terminal.lines import PageLine, wrap
 from certjob.cli.terminal.logs import JsonFormatter, TextFormatter, traceback_lines
 from certjob.cli.terminal.output import Output
@@ -140,9 +140,9 @@ def test_a_plan_says_what_would_change_cut_on_a_terminal_and_whole_off_it(capsys
     report = report_of(often, back, *people, mentor(expiring_in(0), organisation=elsewhere))
     output, shown = terminal(120)
 
-    show_plan(OFF, report, find_names=names)
+    show_report(OFF, report, find_names=names)
     whole = capsys.readouterr().out
-    show_plan(output, report, find_names=names)
+    show_report(output, report, find_names=names)
     cut = flat(shown.getvalue())
 
     assert whole.splitlines()[1:3] == [

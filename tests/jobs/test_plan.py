@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from certjob import database
-from certjob.cli.pages.night import show_plan
+from certjob.cli.pages.jobs import show_report
 from certjob.cli.terminal.output import Output
 from certjob.jobs import runs
 from certjob.stopping import StopFlag
@@ -83,7 +83,7 @@ def test_the_plan_says_which_reminder_can_reach_nobody(scene: Scene, capsys: pyt
         scene.facts.certified_mentor(organisation, TODAY + timedelta(days=7), member_no=number, email=email)
 
     report = scene.night(dry_run=True)
-    show_plan(Output(quiet=False), report, find_names=lambda _ids: {})
+    show_report(Output(quiet=False), report, find_names=lambda _ids: {})
 
     changes = report.to_document()["changes"]
     assert [change["reminders"][0]["has_address"] for change in changes] == [False, False, True]

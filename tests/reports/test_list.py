@@ -180,5 +180,5 @@ def test_a_terminal_gets_a_page_that_fits_and_is_told_how_many_there_are(capsys:
     bare = row(certificate_id=None, kind=None, status=None, issued_on=None, expires_on=None, days_left=None)
     for rows in ([row(), bare], [bare], []):
         show_list(output, rows)
-    counted = ["hlf: 1 certificate, 1 without a certificate", "hlf: 1 without a certificate", "Nothing fits."]
+    counted = ["hlf: 1 certificate, 1 without a certificate", "hlf: 1 without a certificate", "No mentor matches."]
     assert capsys.readouterr().out.splitlines() == counted

@@ -1,43 +1,51 @@
-"""The command that fills the database: load."""
+"""The commands that enter data: ``load``, and ``organisation`` for the rules of a member organisation."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from certjob.cli.help import DATA
 from certjob.cli.session import Call, Commands
 
-app = Commands()
+if TYPE_CHECKING:
+    from certjob.facts.organisations import OrganisationDetails
 
-File = Annotated[
-    Path, typer.Argument(metavar="FILE.csv", show_default=False, help="The CSV file; - reads standard input.")
-]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what the file would change, and change nothing.")]
+app = Commands(group=DATA)
+organisation = Commands(help="The member organisations: their rules, contacts and coordinators.", no_args_is_help=True)
+
+Slug = Annotated[str, typer.Argument(metavar="SLUG", show_default=False, help="Its short name, such as hlf.")]
 
 
 @app.command(
-    group=DATA,
     short_help="Load or correct mentors and certificates from a CSV file.",
     examples=("certjob load people.csv --dry-run", "certjob load - < people.csv"),
 )
-def load(call: Call, file: File, *, dry_run: DryRun = False) -> int:
-    """Load mentors and certificates from a CSV file; existing rows are updated, never duplicated or deleted.
+def load(
+    call: Call,
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE.csv", show_default=False, help="The CSV file; - reads standard input.")
+    ],
+    *,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the changes only, without writes.")] = False,
+) -> int:
+    """Load mentors and certificates from a CSV file. Existing rows are updated, never duplicated or deleted.
 
     The first line names the columns: organisation, member_no, kind, issued_on and expires_on; optionally revoked_on,
     full_name, email, locale, dynamics_contact_id and left_on. Dates are 2026-12-31 or 31.12.2026.
 
-    An empty cell changes nothing. A mentor with a bad line is skipped, the others are loaded, and it exits 3. A file
-    without certificate columns corrects mentors who are known. It says how many mentors the next run pauses because of
-    this file.
+    An empty cell changes nothing. If a line is bad, its mentor is skipped, the others are loaded, and the command exits
+    with 3. A file without certificate columns corrects known mentors. The command prints how many mentors the next run
+    pauses because of this file.
     """
     from certjob.cli.pages import load as page
     from certjob.facts import loading
 
     with call.session(interruptible=True) as opened:
         report = loading.load(opened.connection, _read(file), today=opened.settings.today, dry_run=dry_run)
-    page.show(opened.output, report, json=call.json, dry_run=dry_run)
+    page.show_load(opened.output, report, json=call.json, dry_run=dry_run)
     return 3 if report.skipped else 0
 
 
@@ -54,3 +62,147 @@ def _read(file: Path) -> bytes:
     except OSError as error:
         message = f"{file} cannot be read ({error.strerror or type(error).__name__})"
         raise InputError(message, next_step="check the path and its permissions") from error
+
+
+@organisation.command(
+    "set",
+    short_help="Create an organisation or change it.",
+    examples=(
+        "certjob organisation set hlf --name HLF --portal dynamics",
+        "certjob organisation set hlf --thresholds 90,60,30,14,7,1,-1",
+    ),
+)
+def organisation_set(
+    call: Call,
+    slug: Slug,
+    *,
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Its name in messages.  [default: the slug in capitals]")
+    ] = None,
+    portal: Annotated[
+        Literal["dynamics", "none"] | None,
+        typer.Option(metavar="dynamics|none", help="Whether its mentors are shown on the portal."),
+    ] = None,
+    thresholds: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DAYS,…",
+            help="Days before the expiry to remind on, negative = after it; none.  [default: 60,30,14,7,1,-1]",
+        ),
+    ] = None,
+    optional_kind: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KIND",
+            help="Certificate kind whose expiry does not pause mentors. May be repeated; none clears the list.",
+        ),
+    ] = None,
+    coordinator: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="'[UUID] NAME <MAIL> [nb|nn|en]'",
+            help="A coordinator; UUID = the app's user id, if known. The language is that of the daily mail.",
+        ),
+    ] = None,
+    remove_coordinator: Annotated[
+        list[str] | None, typer.Option(metavar="MAIL|UUID", help="Remove a coordinator. May be repeated.")
+    ] = None,
+    contact_email: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Where mentors can write to.")] = None,
+    contact_phone: Annotated[str | None, typer.Option(metavar="NUMBER", help="Where mentors can call.")] = None,
+    renewal_url: Annotated[str | None, typer.Option(metavar="URL", help="Where mentors renew a certificate.")] = None,
+    sender: Annotated[
+        str | None,
+        typer.Option(metavar="'NAME <MAIL>'", help="The sender of its mails.  [default: CERTJOB_MAIL_FROM]"),
+    ] = None,
+) -> int:
+    """Create an organisation, or update only the options given.
+
+    An empty text removes a contact, the address for renewals or the sender. Afterwards, `certjob run --dry-run` shows
+    the changes that the next run will make.
+    """
+    from dataclasses import asdict
+
+    from certjob.cli.terminal import plain
+    from certjob.facts import organisations
+
+    with call.session(interruptible=True) as opened:
+        done = organisations.set_organisation(
+            opened.connection,
+            slug,
+            optional_kinds=optional_kind,
+            coordinators=coordinator or (),
+            remove_coordinators=remove_coordinator or (),
+            name=name,
+            portal=portal,
+            thresholds=thresholds,
+            contact_email=contact_email,
+            contact_phone=contact_phone,
+            renewal_url=renewal_url,
+            sender=sender,
+        )
+    if call.json:
+        outcome = "attention" if done.open_hides else "ok"
+        plain.print_json({"outcome": outcome, "organisation": slug} | asdict(done))
+    opened.output.line(f"{slug}: {'created' if done.created else 'changed' if done.changed else 'nothing to change'}")
+    if not done.open_hides:
+        return 0
+    call.attention(f"{slug}: hides that the portal has not confirmed: {done.open_hides:,}; hide these mentors by hand")
+    return 3
+
+
+@organisation.command("show", without=("quiet",), short_help="Show one organisation.")
+def organisation_show(call: Call, slug: Slug) -> int:
+    """Show all values of one organisation, and its coordinators with the language of their daily mail."""
+    from certjob.cli.terminal import plain
+    from certjob.facts import organisations
+
+    with call.session(interruptible=True) as opened:
+        (details,) = organisations.read_organisation_details(opened.connection, slug)
+    if call.json:
+        plain.print_json({"outcome": "ok"} | _to_document(details))
+    else:
+        opened.output.show_rows(("=What", slug), _rows(details, mail_from=opened.settings.mail_from))
+    return 0
+
+
+@organisation.command("list", without=("quiet",))
+def organisation_list(call: Call) -> int:
+    """List the organisations with their rules."""
+    from certjob.cli.terminal import plain
+    from certjob.facts import organisations
+
+    with call.session(interruptible=True) as opened:
+        found = organisations.read_organisation_details(opened.connection)
+    if call.json:
+        plain.print_json({"outcome": "ok", "organisations": list(map(_to_document, found))})
+        return 0
+    headings = ("~Slug", "~Name", "=Portal", "Thresholds", ">Coordinators", ">Mentors")
+    rows = []
+    for each in found:
+        thresholds = ", ".join(map(str, each.thresholds)) or "none"
+        numbers = (str(len(each.coordinators)), f"{each.mentors:,}")
+        rows.append((each.slug, each.name, each.portal or "none", thresholds, *numbers))
+    opened.output.show_rows(headings, rows)
+    return 0
+
+
+def _to_document(details: "OrganisationDetails") -> dict[str, Any]:
+    from dataclasses import asdict
+
+    document = asdict(details)
+    return {"organisation_id": document.pop("id"), "organisation": document.pop("slug")} | document
+
+
+def _rows(details: "OrganisationDetails", *, mail_from: str | None) -> Iterator[tuple[str, str]]:
+    """Yield the name of each value, and the value."""
+    sender = details.sender or f"{mail_from or 'none'} (CERTJOB_MAIL_FROM)"
+    for name, value in (_to_document(details) | {"sender": sender}).items():
+        if name not in ("organisation_id", "organisation", "coordinators"):
+            words = ",".join(map(str, value)) if isinstance(value, list) else value
+            yield name.replace("_", "-"), "none" if words in (None, "") else str(words)
+    for person in details.coordinators:
+        yield "coordinator", f"{person.full_name or ''} <{person.email}> {person.locale} ({person.id})".strip()
+
+
+_SHORT_HELP = "The member organisations: rules, contacts, coordinators."
+app.add_typer(organisation, name="organisation", rich_help_panel=DATA, short_help=_SHORT_HELP)

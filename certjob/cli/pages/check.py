@@ -1,4 +1,4 @@
-"""`certjob check`: one line for each finding, problems first."""
+"""The page of `certjob check`: one line for each finding, problems first."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -15,26 +15,16 @@ _ORDER: Final = (Verdict.FAIL, Verdict.WARN, Verdict.SKIP, Verdict.OK)
 
 def show_findings(output: Output, findings: Sequence[Finding]) -> None:
     """Print the findings, the worst first."""
-    output.show_lines(
-        PageLine(
-            bullet=f"{finding.verdict:<4}  ",
-            bullet_style=_STYLES.get(finding.verdict, ""),
-            head=f"{finding.check}: ",
-            text=finding.text,
-        )
-        for finding in sorted(findings, key=lambda finding: _ORDER.index(finding.verdict))
-    )
+    for finding in sorted(findings, key=lambda finding: _ORDER.index(finding.verdict)):
+        bullet, style, head = f"{finding.verdict:<4}  ", _STYLES.get(finding.verdict, ""), f"{finding.check}: "
+        output.show_lines([PageLine(bullet=bullet, bullet_style=style, head=head, text=finding.text)])
 
 
 def closing_line(findings: Iterable[Finding]) -> str | None:
-    """Return why the command does not end with 0; None when it does."""
+    """Return the number of findings of each verdict, or None if all are ok."""
     counts = Counter(finding.verdict for finding in findings)
     if not counts.keys() - {Verdict.OK}:
         return None
-    words = {
-        Verdict.FAIL: "failed",
-        Verdict.WARN: "warning" if counts[Verdict.WARN] == 1 else "warnings",
-        Verdict.SKIP: "not checked",
-        Verdict.OK: "ok",
-    }
+    warnings = "warning" if counts[Verdict.WARN] == 1 else "warnings"
+    words = {Verdict.FAIL: "failed", Verdict.WARN: warnings, Verdict.SKIP: "not checked", Verdict.OK: "ok"}
     return ", ".join(f"{counts[verdict]} {word}" for verdict, word in words.items() if counts[verdict])

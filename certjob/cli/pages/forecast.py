@@ -1,4 +1,4 @@
-"""The forecast: one line for each week, with a bar for its expiries."""
+"""The page of `certjob forecast`: one line for each week, with a bar for its expiries."""
 
 from dataclasses import asdict
 from typing import Final
@@ -8,11 +8,11 @@ from certjob.cli.terminal.output import Output
 from certjob.reports.forecast import MEASURES, Forecast
 
 LONGEST_BAR: Final = 9
-"""Cells; the table has room for it on 80 columns."""
+"""Cells, so that the table fits on 80 columns."""
 
 
 def show_forecast(output: Output, forecast: Forecast) -> None:
-    """Print a table on a terminal, tab-separated lines off it."""
+    """Print a table on a terminal, otherwise tab-separated lines."""
     sign = "━" if output.out.encoding.startswith("utf") else "="
     most = max(week.expiries for week in forecast.weeks)
     rows = []
@@ -24,9 +24,6 @@ def show_forecast(output: Output, forecast: Forecast) -> None:
 
 def to_document(forecast: Forecast, *, organisation: str | None) -> dict[str, object]:
     """Return the JSON document."""
-    return left_out(forecast.broken) | {
-        "today": forecast.today,
-        "until": forecast.until,
-        "organisation": organisation,
-        "weeks": [asdict(week) for week in forecast.weeks],
-    }
+    weeks = [asdict(week) for week in forecast.weeks]
+    about = {"today": forecast.today, "until": forecast.until, "organisation": organisation, "weeks": weeks}
+    return left_out(forecast.broken) | about

@@ -1,4 +1,4 @@
-"""The list as people and programs read it: a table on a terminal, CSV off it, one JSON document."""
+"""The page of `certjob list`: a table on a terminal, otherwise CSV."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
@@ -14,18 +14,18 @@ from certjob.redaction import harmless
 from certjob.reports.listing import ListedCertificate, Listing
 
 COLUMNS: Final = tuple(each.name for each in fields(ListedCertificate))
-"""Of the CSV; the JSON document has the same keys."""
+"""The columns of the CSV, and the keys of the JSON document."""
 MOST_ROWS: Final = 200
-"""A table on a terminal has at most this many rows; CSV and JSON have all."""
+"""Rows of a table on a terminal. CSV and JSON have all of them."""
 
 
 def show_list(output: Output, rows: Sequence[ListedCertificate]) -> None:
-    """Print a table of the first rows on a terminal, CSV of all of them off it."""
+    """Print a table of the first rows on a terminal, otherwise CSV of all of them."""
     if not output.on_terminal:
         print_list_csv(rows)
         return
     if not rows:
-        output.result("Nothing fits.")
+        output.result("No mentor matches.")
         return
     shown = rows[:MOST_ROWS]
     slug, *others = {row.organisation for row in shown}
@@ -38,16 +38,16 @@ def show_list(output: Output, rows: Sequence[ListedCertificate]) -> None:
     output.show_table(headings, cells)
     if len(rows) > MOST_ROWS:
         output.result(f"… and {len(rows) - MOST_ROWS:,} more; --csv prints all of them")
-    else:
-        without = sum(row.status is None for row in rows)
-        held = len(rows) - without
-        counts = [number(held, "certificate")] if held or not without else []
-        counts += [f"{without:,} without a certificate"] if without else []
-        output.result(("" if others else f"{slug}: ") + ", ".join(counts))
+        return
+    without = sum(row.status is None for row in rows)
+    held = len(rows) - without
+    counts = [number(held, "certificate")] if held or not without else []
+    counts += [f"{without:,} without a certificate"] if without else []
+    output.result(("" if others else f"{slug}: ") + ", ".join(counts))
 
 
 def days_left_words(days: int | None) -> str:
-    """Return how far away a last day is, in a column of such.
+    """Return the distance of a last day from today, for a column of numbers.
 
     >>> days_left_words(26392), days_left_words(0), days_left_words(-299)
     ('26,392', 'today', '299 ago')
@@ -63,19 +63,18 @@ def print_list_csv(rows: Iterable[ListedCertificate]) -> None:
 
 
 def to_document(listing: Listing, *, today: date) -> dict[str, Any]:
-    """Return the list as a JSON document."""
-    certificates = [asdict(row) for row in listing.rows]
-    return left_out(listing.broken) | {"today": today, "certificates": certificates}
+    """Return the JSON document."""
+    return left_out(listing.broken) | {"today": today, "certificates": [asdict(row) for row in listing.rows]}
 
 
 def _status(row: ListedCertificate) -> str:
-    """The status, and why the mentor is not active."""
+    """Return the status, and why the mentor is not active."""
     pauses = ("paused" if reason == OWN_PAUSE_REASON else reason_words(reason) for reason in row.pauses)
     return harmless(", ".join([str(row.status or "none"), *pauses, *(["has left"] if row.left else [])]))
 
 
 def _cell(value: object) -> object:
-    """Return a value as a spreadsheet shows it: reasons in one cell, ``yes`` or nothing."""
+    """Return a value for a spreadsheet: several reasons in one cell, ``yes`` or nothing."""
     match value:
         case tuple():
             return "; ".join(value)

@@ -1,4 +1,4 @@
-"""What a load prints: every problem on stderr by line and column, and the numbers."""
+"""The page of `certjob load`: the numbers, and each problem on stderr by line and column."""
 
 from dataclasses import asdict
 
@@ -8,24 +8,24 @@ from certjob.domain.rules import MASS_CHANGE_MINIMUM
 from certjob.facts.loading import LoadReport
 
 COMMAND = "certjob load"
+_NUMBERS = ("rows", "skipped", "mentors_added", "mentors_changed", "certificates_added", "certificates_changed")
 
 
-def show(output: Output, report: LoadReport, *, json: bool, dry_run: bool) -> None:
-    """Print what a load did, and what is wrong with the file."""
+def show_load(output: Output, report: LoadReport, *, json: bool, dry_run: bool) -> None:
+    """Print the result of a load, and the problems of the file."""
     document = asdict(report) | {"dry_run": dry_run}
     if json:
         plain.print_json({"outcome": "attention" if report.skipped else "ok"} | document)
     elif output.interactive or dry_run:
-        names = ("rows", "skipped", "mentors_added", "mentors_changed", "certificates_added", "certificates_changed")
-        rows = [(name.replace("_", " "), f"{document[name]:,}") for name in names if document[name]]
+        rows = [(name.replace("_", " "), f"{document[name]:,}") for name in _NUMBERS if document[name]]
         output.show_rows(("What", ">Number"), rows)
     for problem in report.problems:
         say = plain.print_warning if problem.is_warning else plain.print_attention
         say(COMMAND, f"line {problem.line}: {problem.column}: {problem.reason}")
     if report.skipped:
         plain.print_attention(COMMAND, f"{report.skipped:,} of {report.rows:,} rows were skipped")
-    if report.paused_next_run:
-        paused, back = report.paused_next_run, report.brought_back_next_run
+    if paused := report.paused_next_run:
+        back = report.brought_back_next_run
         guard = ", unless a guard holds these changes" if max(paused, back) > MASS_CHANGE_MINIMUM else ""
         text = f"the next run will pause {paused:,} of this file's mentors and bring back {back:,}{guard}"
         plain.print_note(COMMAND, text)

@@ -1,0 +1,251 @@
+"""The commands that change data every night, or for one mentor, mail or alert."""
+
+import sys
+from datetime import date
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from certjob.cli.help import EVERY_NIGHT
+from certjob.cli.options import AcceptDate, Allow, MentorArgument, OrganisationSlug, parse_allowed, parse_day
+from certjob.cli.session import Call, Commands, Session
+from certjob.errors import UsageError
+
+if TYPE_CHECKING:
+    from certjob.jobs.report import RunReport
+
+app = Commands(group=EVERY_NIGHT)
+
+TRY_LATER = 75
+"""EX_TEMPFAIL of sysexits.h: the mail server keeps the report and retries later."""
+
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan only, without writes, locks or calls.")]
+AsOf = Annotated[
+    date | None,
+    typer.Option(parser=parse_day, metavar="DATE", help="Plan for another day, YYYY-MM-DD; needs --dry-run."),
+]
+Everybody = Annotated[
+    bool,
+    typer.Option(
+        "--everybody",
+        help="Review all mentors, due or not: after a restore, or after changes of facts without the triggers.",
+    ),
+]
+
+
+@app.command(
+    starts_again=True,
+    short_help="The nightly run: certificates, pauses, portal, mail.",
+    examples=("certjob run --dry-run", "certjob run --dry-run --as-of 2027-01-31 --organisation hlf"),
+)
+def run(
+    call: Call,
+    *,
+    dry_run: DryRun = False,
+    as_of: AsOf = None,
+    organisation: OrganisationSlug = None,
+    everybody: Everybody = False,
+    allow: Allow = [],  # noqa: B006 - typer copies it
+    accept_date: AcceptDate = None,
+) -> int:
+    """Update certificates and pauses, push visibility to the portal, and send mail.
+
+    It is safe to repeat, and safe to run twice at once. --organisation limits the review, not the delivery of queued
+    pushes and mails. Exits with 3 while there is any alert.
+    """
+    from certjob.jobs import runs
+    from certjob.jobs.deliveries import RUN_SECONDS
+
+    if as_of is not None and not dry_run:
+        message = "--as-of requires --dry-run"
+        raise UsageError(message, next_step="add it, or omit --as-of, because a real run always uses today's date")
+    with call.session(
+        interruptible=dry_run,
+        pings=not dry_run and organisation is None,  # a run for one organisation must not hide a missed full run
+    ) as opened:
+        job = opened.job(seconds=RUN_SECONDS)
+        job["today"] = as_of or job["today"]
+        with opened.output.progress() as progress:
+            report = runs.run(
+                opened.connection,
+                **job,
+                progress=progress,
+                organisation=organisation,
+                dry_run=dry_run,
+                allow=parse_allowed(allow),
+                accept_date=as_of or accept_date,
+                everybody=everybody,
+            )
+        return _report_on(call, opened, report)
+
+
+@app.command(
+    starts_again=True,
+    short_help="Deliver queued pushes and mails that are due.",
+    examples=("certjob deliver",),
+)
+def deliver(call: Call, *, accept_date: AcceptDate = None) -> int:
+    """Deliver queued pushes and mails that are due, pushes first. Run it in the background between nightly runs.
+
+    It first reviews the due mentors who have an open push, so outdated pushes are not sent. Exits with 3 only after a
+    new failure, a failure for a new reason, an early end of a stage for a new reason, or a new hold.
+    """
+    from certjob.jobs import runs
+
+    with call.session() as opened:
+        with opened.output.progress() as progress:
+            report = runs.deliver(opened.connection, **opened.job(), progress=progress, accept_date=accept_date)
+        return _report_on(call, opened, report)
+
+
+@app.command(
+    short_help="Review one mentor and push the visibility now.",
+    examples=("certjob resync M1042", "certjob resync 'kari nordmann' --organisation hlf"),
+)
+def resync(
+    call: Call, mentor: MentorArgument, *, organisation: OrganisationSlug = None, accept_date: AcceptDate = None
+) -> int:
+    """Review one mentor and push the portal visibility now, even if a retry is scheduled for later.
+
+    Reminders are queued but not sent. Exits with 3 if the push fails.
+    """
+    from certjob.cli.documents import print_document
+    from certjob.cli.pages import jobs
+    from certjob.facts import lookup
+    from certjob.jobs import resync as resyncing
+
+    with call.session() as opened:
+        mentor_id = lookup.find_mentor(opened.connection, mentor, organisation=organisation)
+        result = resyncing.resync(opened.connection, mentor_id, **opened.job(), accept_date=accept_date)
+        if call.json:
+            document = result.report.to_document() | {"mentor_id": mentor_id}
+            if result.error is not None:
+                document |= {"outcome": "attention", "error": result.error.to_document()}
+            print_document(opened.connection, document)
+        elif not call.quiet:
+            jobs.show_resync(opened.output, result.before, result.after)
+    if result.error is not None:
+        call.attention(str(result.error))
+        return result.error.exit_code
+    return call.end(result.report.outcome, result.report.reasons)
+
+
+@app.command(
+    starts_again=True,
+    short_help="Read the portal and correct the differences.",
+    examples=("certjob reconcile --dry-run",),
+)
+def reconcile(
+    call: Call,
+    *,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Read the portal and print the differences, without writes.")
+    ] = False,
+    allow: Allow = [],  # noqa: B006 - typer copies it
+    accept_date: AcceptDate = None,
+) -> int:
+    """Read the visible contacts of the portal, and push the differences from the desired visibility.
+
+    Run it every night after `certjob run`. If the portal lists none of more than 20 mentors who should be visible, it
+    shows no one. It reports visible contacts of no mentor until they are hidden or acknowledged. Exits with 3 if a
+    change was held or someone has to act.
+    """
+    from certjob.jobs import reconcile as reconciling
+
+    with call.session() as opened:
+        with opened.output.progress() as progress:
+            report = reconciling.reconcile(
+                opened.connection,
+                **opened.job(),
+                progress=progress,
+                dry_run=dry_run,
+                allow=parse_allowed(allow),
+                accept_date=accept_date,
+            )
+        return _report_on(call, opened, report)
+
+
+@app.command(short_help="Read a report about a mail that came back.", examples=("certjob bounces < report.eml",))
+def bounces(call: Call) -> int:
+    """Read one delivery report (RFC 3464) on standard input and record that its reminder or digest came back.
+
+    `certjob alerts` shows it. Exits with 75 if the report could not be saved, so that the mail server keeps it and
+    retries.
+    """
+    import psycopg
+
+    from certjob.cli.terminal import plain
+    from certjob.errors import CertjobError, DatabaseUnavailableError
+    from certjob.mail.bounces import LARGEST_REPORT_OCTETS, take_report
+
+    if sys.stdin.isatty():
+        message = "there is no report on standard input, which is a terminal"
+        raise UsageError(message, next_step="run `certjob bounces < report.eml`")
+    try:
+        with call.session() as opened:
+            verdict = take_report(opened.connection, sys.stdin.buffer.read(LARGEST_REPORT_OCTETS + 1))
+    except (CertjobError, psycopg.Error) as error:
+        text = f"the report was not saved ({type(error).__name__}); the mail server keeps it and tries again"
+        kept = error if isinstance(error, CertjobError) else DatabaseUnavailableError(text)
+        kept.exit_code = TRY_LATER
+        raise kept from error
+    if call.json:
+        plain.print_json({"outcome": "ok", "report": verdict})
+    else:
+        opened.output.line(f"the report: {verdict.replace('_', ' ')}")
+    return 0
+
+
+@app.command(
+    short_help="Leave one alert out of lists, exit codes and digests.",
+    examples=("certjob acknowledge hlf:held:pauses --because import --until 2027-01-15",),
+)
+def acknowledge(
+    call: Call,
+    alert: Annotated[
+        str, typer.Argument(metavar="ALERT", help="Its id, as `certjob alerts` prints it.", show_default=False)
+    ],
+    *,
+    because: Annotated[str, typer.Option(metavar="TEXT", help="Why no one has to act now.", show_default=False)] = "",
+    until: Annotated[
+        date | None, typer.Option(parser=parse_day, metavar="DATE", help="The last day, at most 31 days ahead.")
+    ] = None,
+) -> int:
+    """Leave one alert out of lists, exit codes and digests until a day, or until its cause changes.
+
+    --until may be omitted for a contact of no mentor, and for a hide that certjob can no longer make.
+    """
+    from certjob.cli.terminal import plain
+    from certjob.jobs import acknowledge as job
+
+    with call.session() as opened:
+        today = opened.settings.today
+        who = job.acknowledge(opened.connection, alert, because=because, until=until, today=today)
+        if call.json:
+            plain.print_json({"outcome": "ok", "alert_id": alert, "until": until, "by": who})
+        elif opened.output.interactive:
+            opened.output.result(f"{alert} is acknowledged" + (f" until {until}." if until else "."))
+    return 0
+
+
+def _report_on(call: Call, opened: Session, report: "RunReport") -> int:
+    """Print a run's report and return its exit code."""
+    from functools import partial
+
+    from certjob.cli.documents import print_document
+    from certjob.cli.pages import jobs
+    from certjob.cli.terminal.streams import stderr_is_complete
+    from certjob.facts.lookup import name_mentors
+    from certjob.jobs.job_runs import note_told
+
+    opened.ping_body.update(report.to_ping())
+    if call.json:
+        print_document(opened.connection, report.to_document())
+    elif report.dry_run or opened.output.interactive:
+        jobs.show_report(opened.output, report, find_names=partial(name_mentors, opened.connection))
+    # cron mails the output: the first run of a day prints every problem, later runs print new ones
+    is_watched = opened.output.on_terminal or opened.output.interactive
+    exit_code = call.end(report.outcome, report.reasons if is_watched else report.news)
+    if not report.dry_run and stderr_is_complete():
+        note_told(opened.connection, report.run_id)
+    return exit_code

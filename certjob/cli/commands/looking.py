@@ -1,0 +1,325 @@
+"""The commands that only read, and ``alerts --retry-all``."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from certjob.cli.help import LOOKING
+from certjob.cli.options import Csv, Locale, MentorArgument, OrganisationSlug, parse_duration
+from certjob.cli.session import Call, Commands
+from certjob.domain.models import Status
+from certjob.errors import Outcome, UsageError
+
+if TYPE_CHECKING:
+    from certjob.mail.message import OutgoingMessage
+    from certjob.settings import Settings
+
+app = Commands(group=LOOKING)
+
+
+@app.command(
+    short_help="Show whether the nightly runs work, and the backlog.",
+    examples=("certjob status", "certjob status -q --max-age 26h"),
+)
+def status(
+    call: Call,
+    *,
+    max_age: Annotated[
+        float,
+        typer.Option(
+            parser=parse_duration,
+            metavar="TIME",
+            show_default=False,
+            help="The maximum time since the end of the last good run.  [default: 26h]",
+        ),
+    ] = 26 * 3600.0,
+) -> int:
+    """Show whether the nightly runs work, the backlog, the last runs, and the number of mentors to review.
+
+    A run is good if it completed for all organisations, even if someone has to act. Exits with 3 if the last good run
+    is older than --max-age, if there was none, or if `certjob alerts` lists anything.
+    """
+    from datetime import timedelta
+
+    from certjob.cli.pages import status as page
+    from certjob.cli.terminal import plain
+    from certjob.reports.status import read_status, to_document
+
+    with call.session(interruptible=True) as opened:
+        zone, waits_until = opened.settings.zone, opened.settings.mail_waits_until
+        age, today = timedelta(seconds=max_age), opened.settings.today
+        found = read_status(opened.connection, today=today, max_age=age, mail_waits_until=waits_until)
+    if call.json:
+        plain.print_json(to_document(found))
+    elif not call.quiet:
+        page.show_status(opened.output, found, zone=zone)
+    if reason := page.closing_line(found, zone=zone):
+        call.attention(reason)
+    return found.exit_code
+
+
+@app.command(
+    without=("quiet",),
+    short_help="Show problems, and what to do.",
+    examples=("watch certjob alerts", "certjob alerts --retry-all"),
+)
+def alerts(
+    call: Call,
+    *,
+    retry_all: Annotated[
+        bool, typer.Option("--retry-all", help="First retry every open push, even blocked ones.")
+    ] = False,
+    acknowledged: Annotated[
+        bool, typer.Option("--acknowledged", help="Show acknowledged alerts only: until when, and why.")
+    ] = False,
+) -> int:
+    """Show problems, the most harmful first: the cause, the next step, and the mentors.
+
+    Exits with 3 while there are any.
+    """
+    from datetime import datetime
+
+    from certjob.cli.documents import print_document
+    from certjob.cli.pages import alerts as page
+    from certjob.reports.alerts import count_acknowledged, read_alerts
+
+    if acknowledged and retry_all:
+        message = "--acknowledged cannot be combined with --retry-all"
+        raise typer.BadParameter(message)
+    report = None
+    with call.session(interruptible=not retry_all) as opened:
+        if retry_all:
+            from certjob.jobs import runs
+
+            with opened.output.progress() as progress:
+                report = runs.retry_all(opened.connection, **opened.job(), progress=progress)
+        today = opened.settings.today
+        found = read_alerts(opened.connection, today=today, acknowledged=acknowledged)
+        number = 0 if acknowledged else count_acknowledged(opened.connection, today=today)
+        outcome = Outcome.ATTENTION if found and not acknowledged else Outcome.OK
+        if report is not None and report.outcome is not Outcome.OK:
+            outcome = report.outcome
+        if call.json:
+            document = report.to_document() if report is not None else {}
+            document |= {"outcome": outcome, "alerts": [alert.to_document() for alert in found]}
+            print_document(opened.connection, document if acknowledged else document | {"acknowledged": number})
+        else:
+            page.show_alerts(opened.output, found, now=datetime.now(opened.settings.zone), acknowledged=number)
+    return call.end(outcome, report.reasons if report is not None else ())
+
+
+@app.command(
+    without=("quiet",),
+    short_help="Show one mentor's history, and the next change.",
+    examples=("certjob explain M1042", "certjob explain kari"),
+)
+def explain(call: Call, mentor: MentorArgument, *, organisation: OrganisationSlug = None) -> int:
+    """Show one mentor's certificates, pauses, reminders and pushes with their reasons, and the next change.
+
+    Changes nothing, takes no lock, and works on a read-only database.
+    """
+    from certjob.cli.pages.explain import show_explanation
+    from certjob.cli.terminal import plain
+    from certjob.facts.lookup import find_mentor
+    from certjob.reports import explain as report
+
+    with call.session(interruptible=True) as opened:
+        mentor_id = find_mentor(opened.connection, mentor, organisation=organisation)
+        settings = opened.settings
+        explained = report.explain(opened.connection, mentor_id, today=settings.today, zone=settings.zone)
+    if call.json:
+        plain.print_json(explained.to_document())
+    else:
+        show_explanation(opened.output, explained, zone=settings.zone)
+    return 0
+
+
+def _parse_status(word: str) -> Status:
+    known = [status for status in Status if status is not Status.RECORDED]
+    if word not in known:
+        message = f"{word[:40]!r} is not one of {', '.join(known)}"
+        raise typer.BadParameter(message)
+    return Status(word)
+
+
+@app.command(
+    "list",
+    without=("quiet",),
+    short_help="List mentors and their certificates.",
+    examples=("certjob list --within 60 --organisation hlf", "certjob list --status expired --csv > expired.csv"),
+)
+def list_(
+    call: Call,
+    *,
+    status: Annotated[
+        list[Status] | None,
+        typer.Option(
+            "--status",
+            parser=_parse_status,
+            metavar="STATUS",
+            help="Only these: upcoming, valid, expiring, expired, renewed or revoked. May be repeated.",
+        ),
+    ] = None,
+    within: Annotated[
+        int | None,
+        typer.Option(
+            metavar="DAYS",
+            help="Only certificates whose last day is within DAYS of today, before or after.",
+            min=0,
+            max=36_500,
+        ),
+    ] = None,
+    organisation: OrganisationSlug = None,
+    with_left: Annotated[bool, typer.Option("--with-left", help="Include mentors who have left.")] = False,
+    without_contact_id: Annotated[
+        bool, typer.Option("--without-contact-id", help="Only portal mentors without a Dynamics contact ID.")
+    ] = False,
+    without_address: Annotated[
+        bool, typer.Option("--without-address", help="Only mentors without an e-mail address.")
+    ] = False,
+    without_certificate: Annotated[
+        bool, typer.Option("--without-certificate", help="Only active mentors who hold no certificate that counts.")
+    ] = False,
+    csv: Csv = False,
+) -> int:
+    """List mentors and their certificates, sorted by the last day. The options can be combined.
+
+    The status is that of today, even if no run has stored it yet. Paused shows the open pauses.
+    """
+    from certjob.cli.documents import print_document
+    from certjob.cli.pages import listing as page
+    from certjob.facts.lookup import find_organisation
+    from certjob.reports.listing import Filter, list_certificates
+
+    with call.session(interruptible=True) as opened:
+        today = opened.settings.today
+        wanted = Filter(
+            statuses=frozenset(status or ()),
+            within_days=within,
+            organisation_id=find_organisation(opened.connection, organisation) if organisation else None,
+            with_left=with_left,
+            without_contact_id=without_contact_id,
+            without_address=without_address,
+            without_certificate=without_certificate,
+        )
+        found = list_certificates(opened.connection, today=today, wanted=wanted)
+        if call.json:
+            print_document(opened.connection, page.to_document(found, today=today))
+        elif csv:
+            page.print_list_csv(found.rows)
+        else:
+            page.show_list(opened.output, found.rows)
+    return call.name_left_out(found.broken)
+
+
+@app.command(
+    without=("quiet",),
+    short_help="Show what the coming nightly runs will do.",
+    examples=("certjob forecast", "certjob forecast --days 365 --json"),
+)
+def forecast(
+    call: Call,
+    *,
+    days: Annotated[
+        int, typer.Option(metavar="DAYS", help="The number of nights, including today.", min=1, max=3650)
+    ] = 90,
+    organisation: OrganisationSlug = None,
+) -> int:
+    """Show the expiries, reminders, pauses and hides of the coming runs, by week, if no one renews a certificate.
+
+    It uses the rules of the runs. Changes nothing.
+    """
+    from certjob.cli.documents import print_document
+    from certjob.cli.pages import forecast as page
+    from certjob.facts.lookup import find_organisation
+    from certjob.reports.forecast import make_forecast
+
+    with call.session(interruptible=True) as opened:
+        organisation_id = find_organisation(opened.connection, organisation) if organisation else None
+        with opened.output.progress() as progress:
+            advance = progress.phase("Reading mentors")
+            made = make_forecast(
+                opened.connection,
+                today=opened.settings.today,
+                days=days,
+                organisation_id=organisation_id,
+                on_progress=advance,
+            )
+        if call.json:
+            print_document(opened.connection, page.to_document(made, organisation=organisation))
+        else:
+            page.show_forecast(opened.output, made)
+    return call.name_left_out(made.broken)
+
+
+@app.command(
+    without=("quiet",),
+    short_help="Show a reminder before it is sent.",
+    examples=("certjob preview M1042 --threshold 30", "certjob preview M1042 --html > page.html"),
+)
+def preview(
+    call: Call,
+    mentor: MentorArgument,
+    *,
+    threshold: Annotated[
+        int | None,
+        typer.Option(metavar="DAYS", help="The reminder for this threshold, as on its day; negative = after expiry."),
+    ] = None,
+    locale: Annotated[
+        Locale | None, typer.Option(metavar="LOCALE", help="In nb, nn or en.  [default: the mentor's language]")
+    ] = None,
+    html: Annotated[bool, typer.Option("--html", help="Print only the HTML part.")] = False,
+    organisation: OrganisationSlug = None,
+) -> int:
+    """Show one mentor's reminder as it will be sent: the one that is due today, otherwise the next. Changes nothing.
+
+    Exits with 2 if there is no reminder to show.
+    """
+    from certjob.cli.documents import print_document
+    from certjob.cli.terminal.plain import print_note, print_result
+    from certjob.facts.lookup import find_mentor
+    from certjob.mail.messages.checking import open_templates
+    from certjob.reports.preview import preview_reminder
+
+    if html and call.json:
+        clash = "--html prints one part alone"
+        raise UsageError(clash, next_step="leave out --json")
+    with call.session(interruptible=True) as opened:
+        shown = preview_reminder(
+            opened.connection,
+            find_mentor(opened.connection, mentor, organisation=organisation),
+            today=opened.settings.today,
+            threshold_days=threshold,
+            locale=locale,
+            templates=open_templates(opened.settings.templates_dir),
+        )
+        message, headers = shown.message, _headers(opened.settings, shown.message)
+        if call.json:
+            names = ("mentor_id", "threshold_days", "expires_on", "locale", "repeat", "text", "html")
+            document = {"outcome": "ok", "explanation": shown.explanation, "sends_on": shown.sends_on, "reply_to": None}
+            document |= {name.lower().replace("-", "_"): value for name, value in headers.items()}
+            print_document(opened.connection, document | {name: getattr(message, name) for name in names})
+            return 0
+    print_note(call.command, shown.explanation)
+    if html:
+        print_result(message.html.rstrip("\n"))
+        return 0
+    for line in (*(f"{name}: {value}" for name, value in headers.items()), "", *message.text.splitlines()):
+        opened.output.text(line)
+    return 0
+
+
+def _headers(settings: "Settings", message: "OutgoingMessage") -> dict[str, str]:
+    from certjob.domain.addresses import parse_own_sender
+    from certjob.mail.channels.notify import REHEARSAL_SENDER
+
+    url = settings.notify_url.get_secret_value() if settings.notify_url else ""
+    no_sender = REHEARSAL_SENDER if url.startswith("maildir:") else "(CERTJOB_MAIL_FROM is not set)"
+    sender = message.sender if message.sender and parse_own_sender(message.sender) else None
+    reply_to = parse_own_sender(message.reply_to)
+    return {
+        "From": sender or settings.mail_from or no_sender,
+        "To": message.to or "(no address)",
+        "Subject": message.subject,
+        **({"Reply-To": reply_to.specification} if reply_to is not None else {}),
+    }

@@ -1,0 +1,160 @@
+"""The pages of `run`, `deliver`, `reconcile` and `resync`: the plan, the totals, a mentor before and after."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Final
+from uuid import UUID
+
+from certjob.cli.terminal.lines import PageLine
+from certjob.cli.terminal.output import Output
+from certjob.domain.explanations import reason_words
+from certjob.domain.models import Decision, PauseChange
+from certjob.facts.lookup import MentorName
+from certjob.jobs.report import PlannedChange, RunReport
+from certjob.jobs.resync import MentorState
+from certjob.portal.comparison import Difference
+
+MOST_PLANNED_ROWS: Final = 50
+"""Mentors of a plan on a terminal. --json has all of them."""
+_TITLES: Final = {"run": "Night", "reconcile": "Comparison with the portal"}
+
+FindNames = Callable[[Sequence[UUID]], Mapping[UUID, MentorName]]
+"""Called on a terminal only, because names are printed nowhere else."""
+
+
+def show_report(output: Output, report: RunReport, *, find_names: FindNames) -> None:
+    """Print the changes that a dry run would make, mentor by mentor, then the totals of any run."""
+    differences = report.comparison.admitted if report.dry_run and report.comparison is not None else []
+    if not output.on_terminal:
+        for line in (*map(_planned_line, report.changes), *map(_difference_line, differences)):
+            output.result(line)
+    elif report.changes or differences:
+        ids = [change.decision.mentor_id for change in report.changes] + [each.mentor_id for each in differences]
+        names = find_names(ids[:MOST_PLANNED_ROWS])
+        if report.changes:
+            _show_changes(output, report, names)
+        for each in differences[:MOST_PLANNED_ROWS]:
+            name, who = names.get(each.mentor_id), f"{each.member_no} of {each.organisation}"
+            who = f"{name.full_name} ({who})" if name and name.full_name else who
+            output.show_lines([PageLine(text=f"{who}: {_difference_words(each)}", bullet="- ")])
+        if len(ids) > MOST_PLANNED_ROWS:
+            output.result(f"… and {len(ids) - MOST_PLANNED_ROWS:,} more; --json lists all of them")
+    totals = list(_totals(report))
+    if output.on_terminal:
+        what = "Plan" if report.dry_run and report.command == "run" else _TITLES.get(report.command, "Delivery")
+        output.show_table(("=", ""), totals, title=f"{what} of {report.today}", header=False)
+    else:
+        output.result("; ".join(f"{name}: {figures}" for name, figures in totals))
+
+
+def show_resync(output: Output, before: MentorState, after: MentorState) -> None:
+    """Print one mentor's state before and after."""
+    for when, state in (("before: ", before), ("after:  ", after)):
+        output.show_lines([PageLine(bullet=when, text=_state_line(state))])
+
+
+def _show_changes(output: Output, report: RunReport, names: Mapping[UUID, MentorName]) -> None:
+    """Print a table of the first mentors, with a column for organisations if the plan has several."""
+    slug, *others = {change.decision.organisation.slug for change in report.changes}
+    rows = []
+    for change in report.changes[:MOST_PLANNED_ROWS]:
+        decision, name = change.decision, names.get(change.decision.mentor_id)
+        member_no = decision.member_no + (" (held)" if change.is_held else "")
+        organisation = [decision.organisation.slug] if others else []
+        rows.append([member_no, name and name.full_name, *_planned_cells(change).values(), *organisation])
+    headings = ("=No.", "~Name", "Certificates", "=Pause", "Reminder", "=Portal", *(["~Org"] if others else []))
+    title = f"What `certjob run` would do on {report.today}" + ("" if others else f" for {slug}")
+    output.show_table(headings, rows, title=title)
+
+
+def _planned_line(change: PlannedChange) -> str:
+    cells = "; ".join(f"{name}: {cell}" for name, cell in _planned_cells(change).items() if cell)
+    decision = change.decision
+    return f"{decision.organisation.slug} {decision.member_no}: {cells}" + (" (held)" if change.is_held else "")
+
+
+def _planned_cells(change: PlannedChange) -> dict[str, str]:
+    """Return the changes of a mentor's certificates, pause, reminders and visibility."""
+    decision = change.decision
+    transitions = Counter(str(transition.to_status) for transition in decision.transitions)
+    reminders = ", ".join(_threshold(reminder.threshold_days) for reminder in change.new_reminders)
+    if reminders and not change.has_address:
+        reminders += ", no address"
+    if reminders and change.reminders_are_held and not change.is_held:
+        reminders += " (held)"
+    return {
+        "certificates": ", ".join(words if count == 1 else f"{count} {words}" for words, count in transitions.items()),
+        "pause": {PauseChange.OPEN: "starts", PauseChange.LIFT: "ends", None: ""}[decision.pause],
+        "reminder": reminders,
+        "portal": _push_words(decision),
+    }
+
+
+def _push_words(decision: Decision) -> str:
+    if not decision.push:
+        return ""
+    if decision.moved_from is not None:
+        return "new last day"
+    return "show" if decision.visible else "hide"
+
+
+def _threshold(days: int) -> str:
+    """Return a threshold for a narrow column.
+
+    >>> _threshold(30), _threshold(0), _threshold(-1)
+    ('30 d before', 'last day', '1 d after')
+    """
+    return "last day" if days == 0 else f"{abs(days)} d {'before' if days > 0 else 'after'}"
+
+
+def _difference_line(difference: Difference) -> str:
+    return f"{difference.organisation} {difference.member_no}: {_difference_words(difference)}"
+
+
+def _difference_words(difference: Difference) -> str:
+    if difference.wrong_day:
+        return "visible on the portal until another day, which would be corrected"
+    return "hidden on the portal, would be shown" if difference.visible else "visible on the portal, would be hidden"
+
+
+def _totals(report: RunReport) -> Iterator[tuple[str, str]]:
+    """Yield the parts of a report with their figures. Digests are left out if there are none."""
+    document = report.to_document()
+    for part in ("mentors", "certificates", "reminders", "read", "differences", "portal", "digests"):
+        figures = document.get(part) or {}
+        words = _figures(figures)
+        if words or (figures and part != "digests"):
+            yield part, words or "nothing"
+    if document.get("acknowledged"):
+        yield "acknowledged", f"{document['acknowledged']:,} of the alerts"
+    if document.get("mail_waits_until"):
+        yield "mail", f"waits until {report.mail_waits_until:%H:%M} (CERTJOB_MAIL_HOURS)"
+
+
+def _figures(figures: Mapping[str, int]) -> str:
+    """Return the figures that are not 0. Each push and mail is counted once: failed pushes include blocked ones.
+
+    >>> _figures({"queued": 19, "delivered": 16, "failed": 3, "blocked": 3}), _figures({"queued": 2, "sent": 0})
+    ('16 delivered, 3 failed (3 blocked); 19 new', '2 queued')
+    """
+    counts = {name: value for name, value in figures.items() if value}
+    new, blocked = counts.pop("queued", 0), counts.pop("blocked", 0)
+    parts = []
+    for name, count in counts.items():
+        words = name.replace("_", " ")
+        failed = f" ({blocked:,} blocked)" if blocked and name == "failed" else ""
+        parts.append(f"{count:,} {words.removesuffix('s') if count == 1 else words}{failed}")
+    if not parts:
+        return f"{new:,} queued" if new else ""
+    return ", ".join(parts) + (f"; {new:,} new" if new else "")
+
+
+def _state_line(state: MentorState) -> str:
+    words = {True: "visible", False: "hidden", None: "unknown"}
+    certificates = ", ".join(state.certificates) or "no certificate"
+    pauses = f"paused: {', '.join(map(reason_words, state.pauses))}" if state.pauses else "not paused"
+    portal = "no portal"
+    if state.has_portal:
+        portal = f"portal wanted {words[state.desired]}, confirmed {words[state.acknowledged]}"
+        portal += f", push {state.open_push}" if state.open_push else ""
+    return f"{state.member_no}: {certificates}; {pauses}; {portal}"
