@@ -1,10 +1,10 @@
-"""The crash matrix: whole nights in which something is killed, cut or stopped at a seeded place, then put right again.
+"""Whole nights in which a seeded fault happens, and the recovery after it.
 
-    make chaos                              # every statement of a night, then random faults; more than 500 runs
-    make chaos CHAOS_ARGS="--seed 1234"     # one of them again
+    make chaos                              # every place of a night, then random faults; more than 500 runs
+    make chaos CHAOS_ARGS="--seed 1234"     # one run again
 
-A run has a database of its own, a portal and a mail server on loopback, and the installed command as a process. After
-the fault the portal is healthy, the leases run out, certjob runs until it is content, and everything must be as if
-nothing had happened. All choices come from ``random.Random(seed)``; with several threads or two processes at once the
-order of the calls is the machine's own, and a seed repeats the plan but not every interleaving.
+Each run has its own database, a portal and a mail server on loopback, and the installed command as a process. After
+the fault the servers are healthy, the leases expire, and certjob runs until it is content. Then the result must be the
+same as without a fault. ``random.Random(seed)`` makes all choices. A seed repeats the plan, but not the order of
+concurrent calls.
 """

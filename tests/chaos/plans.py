@@ -1,57 +1,50 @@
-"""From a seed to a plan: whom there is, what happens to them, which commands run and what goes wrong in each."""
+"""From a seed to a plan: the mentors, the changes to their facts, the commands and the faults in each."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from random import Random
 
-from tests.chaos.faults import EACH_MESSAGE, MAIL_TROUBLES, Action, Fault, MailWord, Phase, Spot, When, Word
+from tests.chaos.faults import EACH_MESSAGE, MAIL_FAULTS, PHASES, Action, Fault, MailFault, Spot, When
 from tests.chaos.population import Change, Deed, MentorPlan, draw_changes, draw_population
+from tests.chaos.servers import APPLYING, NOT_APPLYING
 
 FIRST_RANDOM_SEED = 1000
-"""Smaller seeds are the matrix: one place of the standard night each."""
+"""Smaller seeds are the places of the standard night."""
 RUN, DELIVER = ("run",), ("deliver",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
-    """One command, what goes wrong in it, and how the outside answers."""
+    """One command, its fault, and the scripts of the servers."""
 
     words: tuple[str, ...] = RUN
     fault: Fault | None = None
     twin: tuple[str, ...] | None = None
-    """A second process that starts at the same time; the fault is the first one's."""
-    script: tuple[Word, ...] = ()
-    mail_script: tuple[MailWord, ...] = ()
+    """A second process without a fault, which starts at the same time."""
+    script: tuple[str, ...] = ()
+    mail_script: tuple[MailFault | None, ...] = ()
     concurrency: int = 1
     attempts: int = 2
 
-    def __str__(self) -> str:
-        how = f"{self.words} beside {self.twin}, {self.concurrency} at once, {self.attempts} attempts; {self.fault}"
-        return f"{how}; portal: {', '.join(self.script)}; mail: {', '.join(map(str, self.mail_script))}"
-
     @property
     def label(self) -> str:
-        """The kind of trouble, for the summary."""
+        """The kind of fault, for the summary."""
         parts = [*([self.fault.label] if self.fault else []), *(["two at once"] if self.twin else [])]
-        return " + ".join(parts) or ("portal's script" if self.script or self.mail_script else "none")
+        return " + ".join(parts) or ("script" if self.script or self.mail_script else "none")
 
 
-TIME_PASSES: tuple[Change, ...] = ()
-"""Every lease runs out and every retry is due, as by the next night."""
-Step = Command | tuple[Change, ...]
+TIME_PASSES = "time passes"
+"""Every lease expires and every retry is due, as by the next night."""
+Step = Command | Sequence[Change] | str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Everything that a run does before it is put right again."""
+    """All steps of a run before the recovery."""
 
     seed: int
-    population: tuple[MentorPlan, ...]
-    steps: tuple[Step, ...]
-    deliver_first: bool = False
-    """The first command of the recovery is the background job."""
-    corrects_contacts: bool = True
-    """Somebody corrects wrong and missing contacts before the recovery; else these stay blocked, by design."""
+    population: Sequence[MentorPlan]
+    steps: Sequence[Step]
 
 
 STANDARD_POPULATION = (
@@ -65,20 +58,20 @@ STANDARD_CHANGES = (
     Change(number=1, deed=Deed.RENEW, serial=1),  # to be shown
     Change(number=4, deed=Deed.REVOKE),  # to be hidden
     Change(number=3, deed=Deed.EXTEND, days=5),  # another threshold
-    Change(number=5, deed=Deed.EXTEND, days=6),  # to be lifted and reminded
+    Change(number=5, deed=Deed.EXTEND, days=6),  # the pause ends, and a reminder is due
 )
 
 
-def struck_night(command: Command, *, seed: int) -> Plan:
-    """The standard night: everybody is as wanted, then facts change, and the command after that is struck."""
+def standard_night(command: Command, *, seed: int) -> Plan:
+    """A quiet run, some changes, and this command."""
     return Plan(seed=seed, population=STANDARD_POPULATION, steps=(Command(), STANDARD_CHANGES, command))
 
 
 def matrix(places: Mapping[Spot, int]) -> list[Command]:
-    """Strike every place of the standard night: kills before and after each, and a mail server that fails in each way.
+    """Return a command for every place of the standard night and for every mail fault.
 
-    A mail server that fails does so for the second message, as far as it can: then the connection is an old one. And
-    each settle comes so late that another run has done the work.
+    A kill comes before and after each place. Each settle comes so late that another run has done the work. Each mail
+    fault also comes in the second message of a connection, if it can.
     """
     sides = {
         Spot.STATEMENT: (When.BEFORE, When.AFTER),
@@ -86,112 +79,78 @@ def matrix(places: Mapping[Spot, int]) -> list[Command]:
         Spot.MAIL: (When.AFTER,),
         Spot.STEP: (When.BEFORE,),
     }
-    struck = [
+    faults = [
         Fault(spot=spot, number=number, when=when, action=Action.KILL)
         for spot, whens in sides.items()
         for number in range(1, places[spot] + 1)
         for when in whens
     ]
-    struck += [
+    faults += [
         Fault(spot=Spot.STATEMENT, number=number, action=Action.OVERTAKE, settle=settle)
         for settle, spot in (("portal_events", Spot.REQUEST), ("reminders", Spot.MAIL))
         for number in range(1, places[spot] + 1)
     ]
     return [
-        *(Command(fault=fault, attempts=1) for fault in struck),
-        *(Command(mail_script=(trouble,)) for trouble in MAIL_TROUBLES),
-        *(Command(mail_script=(None, trouble)) for trouble in MAIL_TROUBLES if trouble.phase in EACH_MESSAGE),
+        *(Command(fault=fault, attempts=1) for fault in faults),
+        *(Command(mail_script=(fault,)) for fault in MAIL_FAULTS),
+        *(Command(mail_script=(None, fault)) for fault in MAIL_FAULTS if fault.phase in EACH_MESSAGE),
     ]
 
 
 def plan_for(seed: int, *, matrix: Sequence[Command] = ()) -> Plan:
-    """The plan of a seed. Those below FIRST_RANDOM_SEED are places of the matrix, in its order."""
+    """Return the plan of a seed; seeds below FIRST_RANDOM_SEED are places of the matrix."""
     if seed < FIRST_RANDOM_SEED:
-        return struck_night(matrix[seed], seed=seed)
+        return standard_night(matrix[seed], seed=seed)
     chance = Random(seed)
     population = draw_population(chance)
-    steps: list[Step] = []
-    serial = 1
-
-    def changes(low: int, high: int) -> None:
-        nonlocal serial
-        count = chance.randint(low, high)
-        steps.append(tuple(draw_changes(chance, population, count=count, first_serial=serial)))
-        serial += count
-
+    steps: list[Step] = [draw_changes(chance, population, count=chance.randint(3, 9), first_serial=100)]
     if chance.random() < 0.3:
-        steps.append(Command(concurrency=4))
-        changes(5, 9)
-    for _ in range(chance.choice([1, 1, 2])):
-        steps.append(_draw_command(chance, population))
-        changes(0, 4)
-    return Plan(
-        seed=seed,
-        population=tuple(population),
-        steps=tuple(_with_time_between([step for step in steps if step], Random(f"time {seed}"))),
-        deliver_first=chance.random() < 0.25,
-        corrects_contacts=chance.random() < 0.7,
-    )
-
-
-def _with_time_between(steps: Sequence[Step], chance: Random) -> Iterator[Step]:
-    """Let the next night come before half of the commands; the others follow at once."""
-    for number, step in enumerate(steps):
-        if number and isinstance(step, Command) and chance.random() < 0.5:
-            yield TIME_PASSES
-        yield step
+        changes = draw_changes(chance, population, count=chance.randint(5, 9), first_serial=200)
+        steps += [Command(concurrency=4), changes]
+    for number in range(chance.choice([1, 1, 2])):
+        steps += [TIME_PASSES] if chance.random() < 0.5 else []
+        changes = draw_changes(chance, population, count=chance.randint(0, 4), first_serial=300 + 10 * number)
+        steps += [_draw_command(chance, population), changes]
+    return Plan(seed=seed, population=population, steps=tuple(steps))
 
 
 def _draw_command(chance: Random, population: Sequence[MentorPlan]) -> Command:
-    kinds = {"fault": 60, "two at once": 16, "script": 22, "portal black hole": 2}
-    kind = chance.choices(list(kinds), weights=list(kinds.values()))[0]
     resync = ("resync", chance.choice([plan.member_no for plan in population if plan.has_portal]))
-    words = chance.choices([RUN, DELIVER, resync], weights=[7, 2, 1])[0]
-    if kind == "portal black hole":
-        return Command(script=(Word.OK, Word.HANG), concurrency=2, attempts=1)
-    command = Command(
-        words=words,
-        script=_draw_script(chance),
+    if chance.random() < 0.02:
+        return Command(script=("ok", "hang"), concurrency=2, attempts=1)
+    twin = chance.choice([RUN, RUN, DELIVER, resync]) if chance.random() < 0.16 else None
+    fault = _draw_fault(chance, alone=twin is None) if chance.random() < 0.75 else None
+    script = _draw_script(chance) if fault is None or chance.random() < 0.5 else ()
+    if fault and not twin and (fault.action, fault.spot) == (Action.STOP, Spot.REQUEST) and chance.random() < 0.5:
+        script = (*["ok"] * (fault.number - 1), "hang")  # stop it in its call
+    return Command(
+        words=RUN if twin else chance.choices([RUN, DELIVER, resync], weights=[7, 2, 1])[0],
+        fault=fault,
+        twin=twin,
+        script=script,
         mail_script=_draw_mail_script(chance),
         concurrency=chance.choice([1, 1, 2, 4]),
         attempts=chance.choice([1, 2, 2, 3]),
     )
-    if kind == "script":
-        return command
-    if kind == "two at once":
-        fault = _draw_fault(chance, alone=False) if chance.random() < 0.75 else None
-        return replace(command, words=RUN, twin=chance.choice([RUN, RUN, DELIVER, resync]), fault=fault)
-    fault = _draw_fault(chance, alone=True)
-    if fault.action is Action.STOP and fault.spot is Spot.REQUEST and chance.random() < 0.5:
-        return replace(command, fault=fault, script=(*[Word.OK] * (fault.number - 1), Word.HANG))  # in its call
-    return replace(command, fault=fault, script=command.script if chance.random() < 0.5 else ())
 
 
-def _draw_mail_script(chance: Random) -> tuple[MailWord, ...]:
-    """What becomes of some messages; after any trouble certjob makes a new connection, which may have its own."""
-    words: list[MailWord] = []
-    is_connected = False
+def _draw_script(chance: Random) -> tuple[str, ...]:
+    """Some answers of the portal. It hangs only where something ends the wait, because a call may take 30 seconds."""
+    weights = dict.fromkeys(APPLYING | NOT_APPLYING, 4)
+    weights |= {"ok": 40, "slow": 10, "hang": 0, "429 for 15 minutes": 1, "401": 1}
+    return tuple(chance.choices([*weights], weights=[*weights.values()], k=chance.choice([0, 4, 8, 16])))
+
+
+def _draw_mail_script(chance: Random) -> tuple[MailFault | None, ...]:
+    """A fault or none for some messages. After a fault certjob connects again, and reaches the first phases again."""
+    script: list[MailFault | None] = []
     for _ in range(chance.choice([0, 0, 0, 2, 3, 5])):
-        if chance.random() < 0.5:
-            words.append(None)
-            is_connected = True
-        else:
-            phases = set(Phase) - {Phase.QUIT} if not is_connected else EACH_MESSAGE
-            words.append(chance.choice([trouble for trouble in MAIL_TROUBLES if trouble.phase in phases]))
-            is_connected = False
-    if words and chance.random() < 0.3:
-        words.append(chance.choice([trouble for trouble in MAIL_TROUBLES if trouble.phase is Phase.QUIT]))
-    return tuple(words)
-
-
-_WEIGHTS = {Word.OK: 40, Word.SLOW: 10, Word.HANG: 0, Word.THROTTLED_LONG: 1, Word.WRONG_KEY: 1}
-"""Silence is drawn only where something ends it: a call's deadline is half a minute."""
-
-
-def _draw_script(chance: Random) -> tuple[Word, ...]:
-    """Some answers, after which the portal is healthy."""
-    weights = [_WEIGHTS.get(word, 4) for word in Word]
-    return tuple(chance.choices(list(Word), weights=weights, k=chance.choice([0, 4, 8, 16])))
+        phases = EACH_MESSAGE if script and script[-1] is None else PHASES[:-1]
+        fault = chance.choice([fault for fault in MAIL_FAULTS if fault.phase in phases])
+        script.append(chance.choice([None, fault]))
+    if script and chance.random() < 0.3:
+        script.append(chance.choice([fault for fault in MAIL_FAULTS if fault.phase == "QUIT"]))
+    return tuple(script)
 
 
 _NUMBERS = (1, 1, 1, 2, 2, 3, 4, 6)
@@ -202,10 +161,8 @@ _DRAWN: dict[Spot, tuple[int, str, Sequence[int]]] = {
     Spot.MAIL: (13, "kill kill kill kill kill stop stop stop restart", _NUMBERS),
     Spot.STEP: (6, "kill stop", range(1, 13)),
     Spot.TURN: (14, "stop stop late kill", range(1, 121)),
-    Spot.RESULT: (6, "late", range(1, 16)),
-    Spot.PUSH: (8, "cancel", (1, 1, 2, 3)),
 }
-"""How often each spot is drawn, what happens there, and at which of its places: such as most nights reach."""
+"""The weight of each spot, its actions, and the places that most nights reach."""
 
 
 def _draw_fault(chance: Random, *, alone: bool) -> Fault:
@@ -213,12 +170,11 @@ def _draw_fault(chance: Random, *, alone: bool) -> Fault:
     _, actions, numbers = _DRAWN[spot]
     action, when, settle = Action(chance.choice(actions.split())), When.BEFORE, ""
     if spot is Spot.STATEMENT:
-        if alone and chance.random() < 0.15:  # what it keeps locked would hold up another for half a minute
+        if alone and chance.random() < 0.15:  # its locks would hold up another process for half a minute
             action = chance.choice([Action.BLACK_HOLE_KILL, Action.BLACK_HOLE_STOP, Action.BLACK_HOLE_STOP])
         settle = chance.choice(["", "", "portal_events", "reminders"])
         numbers = _NUMBERS if settle else numbers
     if spot in {Spot.STATEMENT, Spot.REQUEST, Spot.MAIL}:
         is_answered_kill = spot is Spot.REQUEST and action is Action.KILL
         when = chance.choice(list(When) if is_answered_kill else [When.BEFORE, When.AFTER])
-    steps = chance.randint(0, 9)
-    return Fault(spot=spot, number=chance.choice(numbers), when=when, action=action, settle=settle, steps=steps)
+    return Fault(spot=spot, number=chance.choice(numbers), when=when, action=action, settle=settle)

@@ -9,8 +9,8 @@
 ``freeze_after`` a method; in seconds ``portal_lease``, ``mail_lease``, ``call`` (the longest a call to the portal
 takes), ``round`` (how long its repeats may begin) and ``message`` (the longest each half of a message takes, before and
 after it is handed over); ``attempts`` (calls of one round) and ``at_once`` (pushes); ``grace``, how long what is being
-done may go on after a signal; ``ignored``, a signal, as under `nohup`; ``loop_fault`` and ``patience``: see
-``tests.chaos.struck_command``. The times of a lease are minutes; a test that waits for them shortens all that belong
+done may go on after a signal; ``ignored``, a signal, as under `nohup`; ``loop_fault`` and ``mail_timeout``: see
+``tests.chaos.event_loop``. The times of a lease are minutes; a test that waits for them shortens all that belong
 together. A freeze is a SIGSTOP that the process sends to itself, the first time it comes to that point.
 """
 
@@ -113,10 +113,14 @@ def run_altered(alterations: Mapping[str, Any]) -> None:
         _set_everywhere("GRACE_SECONDS", alterations["grace"])
     if "ignored" in alterations:
         signal.signal(alterations["ignored"], signal.SIG_IGN)
-    if faults := {name: alterations[name] for name in ("loop_fault", "patience") if name in alterations}:
-        from tests.chaos.struck_command import plant
+    if "loop_fault" in alterations:
+        from tests.chaos.event_loop import plant_fault
 
-        plant(**faults)
+        plant_fault(**alterations["loop_fault"])
+    if "mail_timeout" in alterations:
+        from tests.chaos.event_loop import shorten_timeouts
+
+        shorten_timeouts(alterations["mail_timeout"])
     for moment in alterations.keys() & {"freeze_before", "freeze_after"}:
         _plant_freeze(alterations[moment], before=moment == "freeze_before")
     main()
