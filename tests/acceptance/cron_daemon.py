@@ -1,8 +1,4 @@
-"""Debian's own cron daemon for a test, in a mount namespace where it sees only the test's crontabs and mails nobody.
-
-The daemon is the installed one; its crontabs, user database, mail program and PID file are the test's, bound over the
-machine's in a namespace of the daemon's own. Its PAM set-up is a short one: a container has no login uid.
-"""
+"""Debian's cron daemon in a mount namespace, where its crontabs, users, PAM file and mail program are the test's."""
 
 import email
 import email.policy
@@ -29,7 +25,7 @@ session sufficient pam_permit.so
 
 
 def missing() -> str | None:
-    """Why the daemon cannot be run here, in a sentence; None if it can."""
+    """Return why the daemon cannot run here, or None."""
     if not Path("/etc/debian_version").exists() or not CRON.exists():
         return "Debian's cron is not installed (apt-get install cron)"
     if not SENDMAIL.exists():
@@ -44,22 +40,20 @@ class CronDaemon:
     """The daemon, to be started shortly before a full minute."""
 
     def __init__(self, folder: Path) -> None:
-        """``folder`` is the test's own, and does not exist."""
         self.folder = folder
         self._users: list[str] = []
-        # cron looks at its table at each full minute; a few seconds are for the start.
+        # The jobs run at a full minute, at least four seconds from now.
         self.minute = (datetime.now().astimezone() + timedelta(seconds=64)).replace(second=0, microsecond=0)
-        """When the jobs run, by the machine's own clock."""
         for name in ("spool/crontabs", "cron.d", "run", "mail"):
             (folder / name).mkdir(parents=True)
         (folder / "crontab").touch()
         (folder / "pam").write_text(_PAM)
         (folder / "sendmail").write_text(f'#!/bin/sh\nexec cat > "{folder}/mail/$$"\n')
         (folder / "sendmail").chmod(0o755)
-        shutil.copy(CRON, folder / "daemon")  # so that it can be told from the machine's own
+        shutil.copy(CRON, folder / "daemon")  # its name differs from that of the machine's daemon
 
     def install(self, user: str, crontab: str) -> Path:
-        """Make a user (root under another name) with this crontab, before the start; return $HOME of their jobs."""
+        """Add a user, who is root, with this crontab; return their home folder."""
         home = self.folder / "home" / user
         home.mkdir(parents=True)
         table = self.folder / "spool" / "crontabs" / user
@@ -69,7 +63,7 @@ class CronDaemon:
         return home
 
     def run_the_minute(self) -> None:
-        """Start it, and end it once the jobs of the minute have ended and their mails are handed over."""
+        """Run the daemon until the jobs of the minute have ended."""
         (self.folder / "passwd").write_text(Path("/etc/passwd").read_text() + "".join(self._users))
         bound = {"spool": "/var/spool/cron", "cron.d": "/etc/cron.d", "crontab": "/etc/crontab"}
         bound |= {"passwd": "/etc/passwd", "pam": "/etc/pam.d/cron"}
@@ -91,21 +85,21 @@ class CronDaemon:
             assert process.poll() is None, "the daemon ended by itself"
             return True
 
-        # Before it becomes the daemon it is a shell, whose children bind all that.
+        # First the process is a shell, whose children are the mounts.
         until(lambda: alive() and Path(f"/proc/{process.pid}/exe").readlink().name == "daemon")
         seconds = (self.minute - datetime.now().astimezone()).total_seconds()
         until(lambda: alive() and children.read_text().split(), seconds=max(seconds, 0) + 10)
         until(lambda: alive() and not children.read_text().split(), seconds=60)
 
     def mails(self, user: str) -> list[EmailMessage]:
-        """What cron has mailed about this user's jobs."""
+        """Return cron's mails about this user's jobs."""
         paths = sorted((self.folder / "mail").iterdir())
         found = [email.message_from_bytes(path.read_bytes(), policy=email.policy.default) for path in paths]
         return [mail for mail in found if mail["Subject"].startswith(f"Cron <{user}@")]
 
 
 def moved_to(minute: datetime, crontab: str, commands: str, *, folder: Path) -> str:
-    """The crontab as it is installed here, the jobs of this pattern at that minute and the others half a day later."""
+    """Move the matching jobs to that minute and the others by half a day, and certjob to this folder."""
 
     def move(job: re.Match[str]) -> str:
         when = minute if re.fullmatch(commands, job[2]) else minute + timedelta(hours=12)
@@ -115,5 +109,5 @@ def moved_to(minute: datetime, crontab: str, commands: str, *, folder: Path) -> 
 
 
 def jobs(crontab: str) -> Sequence[tuple[str, str]]:
-    """(times, what certjob is told) of each job, those to uncomment too."""
+    """Return the times and the arguments of each job, also of those in comments."""
     return re.findall(r"^(?:# )?((?:[\d*/,-]+\s+){5}).*/certjob (.+) --env-file .*$", crontab, flags=re.MULTILINE)

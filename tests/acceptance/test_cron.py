@@ -1,4 +1,4 @@
-"""The jobs as they are installed: crontab.example under Debian's own cron, systemd units, Kubernetes, and the watch."""
+"""The examples for cron, systemd and Kubernetes start the same jobs, and the watch reports a missing run."""
 
 import re
 import shutil
@@ -10,9 +10,9 @@ from zoneinfo import ZoneInfo
 import pytest
 import yaml
 
+from tests.acceptance.cron_daemon import CronDaemon, jobs, missing, moved_to
 from tests.conftest import Certjob, installed_command
 from tests.support.command_line import commands
-from tests.support.cron_daemon import CronDaemon, jobs, missing, moved_to
 from tests.support.docs import ROOT, read, read_section
 from tests.support.facts import Facts
 
@@ -20,26 +20,20 @@ EXAMPLE = read("crontab.example")
 FOLDER = ROOT / "docs/examples/systemd"
 UNITS = {path.name: path.read_text() for path in FOLDER.rglob("*") if path.is_file()}
 SERVICE = UNITS["certjob@.service"]
-LIMITS = {
-    command: read(f"docs/examples/systemd/certjob@{command}.service.d/limit.conf")
-    for command in ("deliver", "reconcile")
-}
 ACTIVE = {
     "run": ("10 3,4,5 * * *", "*-*-* 03,04,05:10:00 Europe/Oslo"),
     "deliver": ("*/15 * * * *", "*:0/15"),
     "reconcile": ("40 4 * * *", "*-*-* 04:40:00 Europe/Oslo"),
 }
-"""When each job runs, in the words of cron and of systemd."""
-
-
+"""The times of each job, as cron and systemd write them."""
 JOBS = {
     job["metadata"]["name"].removeprefix("certjob-"): job
     for job in yaml.safe_load_all(read("docs/examples/kubernetes.yaml"))
 }
 
 
-def test_the_crontab_and_the_timers_have_the_same_jobs_at_the_same_times() -> None:
-    """And certjob where "Going live" installs it; a machine that was off makes up for its night."""
+def test_crontab_and_timers_start_the_same_jobs_at_the_same_times() -> None:
+    """They find certjob where docs/install.md installs it. A timer makes up for a time when the machine was off."""
     assert [(" ".join(times.split()), command) for times, command in jobs(EXAMPLE)] == [
         *((cron, command) for command, (cron, _) in ACTIVE.items()),
         ("40 6-22 * * *", "run"),
@@ -60,26 +54,28 @@ def test_the_crontab_and_the_timers_have_the_same_jobs_at_the_same_times() -> No
     assert "$HOME/certjob.env" in EXAMPLE
 
 
-def test_each_job_has_the_same_limit_in_every_scheduler() -> None:
-    """A server that stalls behind a proxy looks alive, so only a limit from outside ends the command."""
-    limits = re.findall(r"^[^#].* timeout -k 30 (\d+)m \S+/certjob (\w+) ", EXAMPLE, re.MULTILINE)
-    in_cron = {command: minutes for minutes, command in limits}
+def test_each_job_has_the_same_time_limit_in_every_scheduler() -> None:
+    """Only a limit from outside ends a command whose database stalls behind a proxy."""
+    limits = {command: f"docs/examples/systemd/certjob@{command}.service.d/limit.conf" for command in JOBS}
+    limits["run"] = "docs/examples/systemd/certjob@.service"
+
+    in_cron = re.findall(r"^[^#].* timeout -k 30 (\d+)m \S+/certjob (\w+) ", EXAMPLE, re.MULTILINE)
     in_systemd = {
-        command: re.search(r"^TimeoutStartSec=(\d+)min$", unit, re.MULTILINE)[1]  # type: ignore[index]
-        for command, unit in (("run", SERVICE), ("deliver", LIMITS["deliver"]), ("reconcile", LIMITS["reconcile"]))
+        command: re.findall(r"^TimeoutStartSec=(\d+)min$", read(file), re.MULTILINE) for command, file in limits.items()
     }
-
     in_kubernetes = {
-        command: str(job["spec"]["jobTemplate"]["spec"]["activeDeadlineSeconds"] // 60) for command, job in JOBS.items()
+        command: job["spec"]["jobTemplate"]["spec"]["activeDeadlineSeconds"] / 60 for command, job in JOBS.items()
     }
 
-    assert in_cron == in_systemd == in_kubernetes == {"run": "55", "deliver": "14", "reconcile": "30"}
+    assert in_kubernetes == {"run": 55, "deliver": 14, "reconcile": 30}
+    assert in_systemd == {command: [f"{minutes:.0f}"] for command, minutes in in_kubernetes.items()}
+    assert {command: [minutes] for minutes, command in in_cron} == in_systemd
     assert "TimeoutStopSec=30s" in SERVICE
 
 
 @pytest.mark.parametrize("command", ACTIVE)
 def test_kubernetes_starts_each_job_once_at_the_time_of_cron(command: str) -> None:
-    """No second pod beside the first, and no retry: exit code 3 means that someone has to act."""
+    """Kubernetes starts no second pod and no retry, because exit code 3 asks a person to act."""
     spec = JOBS[command]["spec"]
     job = spec["jobTemplate"]["spec"]
     pod = job["template"]["spec"]
@@ -95,16 +91,13 @@ def test_kubernetes_starts_each_job_once_at_the_time_of_cron(command: str) -> No
 
 
 @pytest.mark.real_cron
-def test_debians_cron_runs_the_example_silently_and_mails_a_line_about_trouble(
+def test_cron_mails_only_about_a_job_that_fails(
     ways_out: dict[str, str], database_url: str, facts: Facts, tmp_path: Path
 ) -> None:
-    """The example as it stands, its times moved to the next minute, in the environment that cron gives.
-
-    For one user all is well, another's database cannot be reached, and the third forgot the file with the settings.
-    """
+    """crontab.example for three users: one is fine, one has an unreachable database, and one has no settings file."""
     why_not = missing()
     if why_not:
-        pytest.skip(f"the crontab was not tried with a real cron: {why_not}")
+        pytest.skip(why_not)
     facts.certified_mentor(facts.organisation(), date(2026, 1, 1))
     urls = {"nightly": database_url, "down": "postgresql://certjob@127.0.0.1:1/certjob", "forgot": None}
     cron = CronDaemon(tmp_path / "cron")
@@ -130,10 +123,9 @@ def test_debians_cron_runs_the_example_silently_and_mails_a_line_about_trouble(
             assert re.fullmatch(said, mail.get_content().strip()), mail.get_content()
 
 
-def test_systemd_finds_nothing_wrong_with_the_units(tmp_path: Path) -> None:
-    """`systemd-analyze verify`."""
+def test_systemd_accepts_the_units(tmp_path: Path) -> None:
     if shutil.which("systemd-analyze") is None:
-        pytest.skip("the units were not verified: systemd-analyze is not installed (apt-get install systemd)")
+        pytest.skip("systemd-analyze is not installed (apt-get install systemd)")
     shutil.copytree(FOLDER, tmp_path, dirs_exist_ok=True)
     (tmp_path / "certjob@.service").write_text(SERVICE.replace("/opt/certjob/bin/certjob", str(installed_command())))
     for command in ACTIVE:
@@ -147,8 +139,7 @@ def test_systemd_finds_nothing_wrong_with_the_units(tmp_path: Path) -> None:
     assert (verified.returncode, verified.stderr) == (0, "")
 
 
-def test_the_line_of_the_service_reads_the_secrets_and_runs_certjob(database_url: str, tmp_path: Path) -> None:
-    """As systemd would start it: the credential is a file of its own, in a folder that only this service sees."""
+def test_systemd_service_reads_its_settings_from_a_credential(database_url: str, tmp_path: Path) -> None:
     (line,) = re.findall(r"^ExecStart=(.+)$", SERVICE, flags=re.MULTILINE)
     (tmp_path / "certjob.env").write_text(f"CERTJOB_DATABASE_URL='{database_url}'\n")
     line = line.replace("/opt/certjob/bin", str(installed_command().parent)).replace("%i", "organisation list --json")
@@ -160,8 +151,8 @@ def test_the_line_of_the_service_reads_the_secrets_and_runs_certjob(database_url
     assert '"organisations"' in result.stdout
 
 
-def test_watch_reports_a_run_that_is_overdue(facts: Facts, here: Certjob) -> None:
-    """A run of one organisation and a failed run do not count; one that someone has to act upon does."""
+def test_watch_reports_an_overdue_run(facts: Facts, here: Certjob) -> None:
+    """A run of one organisation and a failed run do not count."""
     watch = read("docs/examples/watch.sql")
     assert facts.rows(watch) == [("certjob has never finished a full run",)]
     facts.organisation(portal=None)

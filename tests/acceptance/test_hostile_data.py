@@ -1,12 +1,18 @@
-"""Whatever stands in the facts, a night goes through: mail, terminal and JSON stay whole; what is not sent says why."""
+"""No text in the facts breaks a mail, a terminal or a document, and a mail that cannot be sent has a reason."""
 
+import email
+import email.policy
 import itertools
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
+from email.errors import NonASCIILocalPartDefect
+from email.message import EmailMessage
 from pathlib import Path
+from typing import NamedTuple
 from uuid import UUID, uuid4
 
 import pytest
@@ -18,21 +24,98 @@ from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
 from tests.conftest import Certjob
 from tests.support.command_line import on_terminal, today, without_escapes
 from tests.support.facts import Facts
-from tests.support.hostile_texts import HOSTILE, SPY, ReceivedMail, assert_harmless, read_mail
 from tests.support.mails import MESSAGE, Page
 from tests.support.smtp_server import HOST, Mailbox, real_server
 
+SPY = "spy@example.org"
 PLAIN = "PLAINTEXT"
-"""What one organisation has wherever the hostile ones have their texts: its mail shows how mail is to look."""
-HOSTILE_BY_SLUG = {f"h{number}": hostile for number, hostile in enumerate(HOSTILE.values())}
-TEXTS = {slug: hostile.text for slug, hostile in HOSTILE_BY_SLUG.items()} | {"plain": PLAIN}
+CONTROLS = "".join(map(chr, [*range(1, 32), *range(127, 160)]))
+"""Without NUL, which PostgreSQL does not store."""
+MARKUP = (
+    """<script>alert(1)</script>--></title></style></p>"'><img src=x onerror=alert(1)><a href='//evil.example'>"""
+    "&lt;b&gt;&amp;&#10;&nbsp;"
+)
+TEXTS = {  # as stored, and as a person reads them
+    f"Kari\r\nBcc: {SPY}\nTo: {SPY}\rCc: {SPY}\x85X-A: 1\u2028X-B: 2\u2029X-C: 3": (
+        f"Kari Bcc: {SPY} To: {SPY} Cc: {SPY} X-A: 1 X-B: 2 X-C: 3"
+    ),
+    f"Kari\r\n\r\nHi.\r\n.\r\nMAIL FROM:<{SPY}>\r\nDATA": f"Kari Hi. . MAIL FROM:<{SPY}> DATA",
+    f"From {SPY} Thu Jan  1": f"From {SPY} Thu Jan 1",  # the first line of a mailbox
+    f"K{CONTROLS}K": "K K",
+    "K\x1b[2J\x1b[5mK\x1b]0;owned\x07K\x9b5mK": "K [2J [5mK ]0;owned K 5mK",
+    "K \u202egpj.exe\u202c K\u2067a\u2069\u200fr\u200e\u061ci": "K gpj.exe K a r i",
+} | {
+    text: text
+    for text in (
+        PLAIN,
+        ".",
+        "--===============0==--",  # a MIME boundary
+        # Python's e-mail package decodes such words when a header is set, and writes the result.
+        f"=?utf-8?q?=0D=0ABcc:_{SPY}?=",
+        "=?utf-8?b?DQpCY2M6IHNweUBleGFtcGxlLm9yZw==?=",
+        "=?utf-8?q?Kari?= =?utf-8?q?Nordmann?= a=3Db=0D=0Ac=",
+        "محمد علي קארי (1) Nordmann",
+        "K" * 199,  # the tables store 200 characters, and the member number has one more
+        "Ø" * 199,
+        " ".join(["Kari"] * 39),
+        """Kari "Ea" O'Nordmann, «K»; <k> (K)\\""",
+        "Kari 👩‍🏫🇳🇴👍🏽 Z" + "\u0335\u0327\u0301\u0489" * 40 + "algo",
+        "𝕶𝖆𝖗𝖎 𠜎 \U0010ffff K\ue000\uf8ffK",
+        MARKUP,
+        "{{ 7*7 }}{% raw %}{# K #}{{ organisation }}",
+        "[red]x[/red] [/][/red]K[bold [link=https://evil.example]K[/link] :smile:",
+        "%s %(name)s {0} {name} ${HOME} $(id) `id` \\n K'); DROP TABLE mentors; --",
+    )
+}
+SLUGS = {text: f"h{number}" for number, text in enumerate(TEXTS)}
+HEADERS = [
+    *("Auto-Submitted", "Content-Language", "Content-Type", "Date", "From", "MIME-Version", "Message-ID", "Subject"),
+    *("To", "X-Auto-Response-Suppress"),
+]
+OPTIONAL_HEADERS = ["Reply-To", "List-Id"]
+ORDERS_TO_A_TERMINAL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
+ORDERS_OF_RICH = re.compile(r"\x1b\[[0-9;]*m|\x1b\[\?25[lh]|\x1b\[2K|\x1b\[1A|\r")
 
 Run = Callable[..., str]
 
 
+class ReceivedMail(NamedTuple):
+    """A valid message as a mail program shows it."""
+
+    to: str
+    subject: str
+    text: str
+    page: Page
+
+
+def read_mail(data: bytes, *, utf8: bool = False) -> ReceivedMail:
+    """Check that a message has only the lines, headers and parts of certjob's messages, and parse it.
+
+    ``utf8`` allows letters beyond ASCII in the headers.
+    """
+    lines = data.split(b"\r\n")
+    assert not any(control in line for line in lines for control in (b"\r", b"\n", b"\x00"))
+    assert max(map(len, lines)) <= 998  # RFC 5322, 2.1.1
+    head = lines[: lines.index(b"")]
+    names = [line.partition(b":")[0].decode() for line in head if line[:1] not in (b" ", b"\t")]
+    assert sorted(name for name in names if name not in OPTIONAL_HEADERS) == HEADERS
+    assert all(names.count(name) <= 1 for name in OPTIONAL_HEADERS)
+    assert utf8 or data.isascii()
+    message = email.message_from_string(data.decode(), policy=email.policy.default)
+    assert isinstance(message, EmailMessage)
+    parts = list(message.walk())
+    assert [part.get_content_type() for part in parts] == ["multipart/alternative", "text/plain", "text/html"]
+    defects = [*message["To"].defects, *message["Subject"].defects]
+    assert [defect for defect in defects if not (utf8 and isinstance(defect, NonASCIILocalPartDefect))] == []
+    assert [part.defects for part in parts] == [[], [], []]
+    (recipient,) = message["To"].addresses
+    text, html = (str(part.get_content()).replace("\r\n", "\n") for part in parts[1:])
+    return ReceivedMail(recipient.addr_spec, str(message["Subject"]), text, Page(html))
+
+
 @pytest.fixture
 def mailbox(environment: dict[str, str]) -> Iterator[Mailbox]:
-    """What the mail server of this file's environment took."""
+    """What the mail server took."""
     mailbox = Mailbox()
     with real_server(mailbox, enable_SMTPUTF8=True) as server:
         environment["CERTJOB_NOTIFY_URL"] = f"smtp://{HOST}:{server.port}"
@@ -42,28 +125,32 @@ def mailbox(environment: dict[str, str]) -> Iterator[Mailbox]:
 
 @pytest.fixture
 def run(here: Certjob, environment: dict[str, str], tmp_path: Path) -> Run:
-    """Run a command: nothing that it prints is an order to a terminal, on one none but Rich's own.
-
-    The terminal is as wide as this so that nothing short is wrapped.
-    """
+    """Run a command, also on a wide terminal; its output contains no order to a terminal but Rich's own."""
 
     def run(*arguments: str, code: int = 0, shown: bool = False) -> str:
         if shown:
             returned, text = on_terminal(arguments, environment=environment, folder=tmp_path, columns=4_000)
+            assert "\x1b[5m" not in text, "something blinks"
+            unfit = set(ORDERS_TO_A_TERMINAL.findall(ORDERS_OF_RICH.sub("", text)))
         else:
             result = here(*arguments)
             returned, text = result.returncode, result.stdout
-            assert_harmless(result.stderr)
-        assert returned == code, text
-        assert_harmless(text, on_terminal=shown, is_document="--json" in arguments or "--html" in arguments)
+            unfit = set(ORDERS_TO_A_TERMINAL.findall(text + result.stderr))
+            if not {"--json", "--html"} & {*arguments}:
+                unfit |= {each for each in text + result.stderr if not each.isprintable() and each != "\n"}
+        assert (returned, sorted(unfit)) == (code, []), text
         return without_escapes(text) if shown else text
 
     return run
 
 
-def add_organisation(facts: Facts, text: str, *, slug: str) -> tuple[UUID, UUID]:
-    """One with the text in every field, a coordinator, a mentor who lapsed (id and contact id), one without address."""
-    organisation, contact_id = facts.organisation(slug), uuid4()
+def add_organisation(facts: Facts, text: str) -> tuple[UUID, UUID]:
+    """Add an organisation with this text everywhere, a coordinator, and mentors with and without an address.
+
+    Return the mentor and the contact whose certificate has expired.
+    """
+    slug, contact_id = SLUGS[text], uuid4()
+    organisation = facts.organisation(slug)
     facts.connection.execute(
         "UPDATE organisations SET name = %s, contact_email = %s, contact_phone = %s, renewal_url = %s WHERE id = %s",
         (text, text, f"+47 {text}", f"https://hlf.example/?{text}", organisation),
@@ -71,33 +158,20 @@ def add_organisation(facts: Facts, text: str, *, slug: str) -> tuple[UUID, UUID]
     coordinator = {"full_name": text, "email": f"coordinator@{slug}.example", "locale": "en"}
     facts.insert("coordinators", organisation_id=organisation, **coordinator)
     who = {"full_name": text, "email": f"mentor@{slug}.example", "locale": "en", "contact_id": contact_id}
-    lapsed = facts.certified_mentor(organisation, today() - timedelta(days=1), member_no=f"{text}1", **who)
+    expired = facts.certified_mentor(organisation, today() - timedelta(days=1), member_no=f"{text}1", **who)
     unreachable = {"member_no": f"{text}2", "full_name": text, "email": None}
     facts.certified_mentor(organisation, today() + timedelta(days=5), **unreachable)
     facts.connection.execute("UPDATE certificates SET kind = %s WHERE kind = 'likeperson'", (text,))
-    return lapsed, contact_id
+    return expired, contact_id
 
 
-def assert_whole(messages: dict[str, ReceivedMail]) -> None:
-    """The mail about a hostile organisation is that about the plain one, with another word in it."""
-    assert messages.keys() == {f"{who}@{slug}.example" for who in ("mentor", "coordinator") for slug in TEXTS}
-    for who, (slug, hostile) in itertools.product(("mentor", "coordinator"), HOSTILE_BY_SLUG.items()):
-        plain, message = messages[f"{who}@plain.example"], messages[f"{who}@{slug}.example"]
-        assert message.subject == plain.subject.replace(PLAIN, hostile.in_message)
-        with_text = plain.text.replace(PLAIN, hostile.in_message).replace("plain.example", f"{slug}.example")
-        assert message.text == with_text
-        assert message.page.shape == plain.page.shape, hostile
-        assert message.page.all_words == plain.page.all_words.replace(PLAIN, hostile.in_message)
-        assert {link.partition(":")[0] for link in message.page.links} <= {"https", "mailto", "tel"}, hostile
-
-
-def test_no_text_breaks_a_message_a_terminal_or_what_a_command_prints(
+def test_no_text_breaks_a_mail_a_terminal_or_a_document(
     facts: Facts, run: Run, mailbox: Mailbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In names, kinds, contact fields and the portal's own words: a line stays a line, JSON JSON, a mail a mail."""
+    """In names, kinds, contact fields and portal errors: the output is that of a plain text with another word."""
     mentors, words = {}, {}
-    for slug, text in TEXTS.items():
-        mentors[slug], contact_id = add_organisation(facts, text, slug=slug)
+    for text in TEXTS:
+        mentors[text], contact_id = add_organisation(facts, text)
         words[contact_id] = text
 
     async def refuse(_portal: object, contact_id: UUID, **_wish: object) -> None:
@@ -105,45 +179,41 @@ def test_no_text_breaks_a_message_a_terminal_or_what_a_command_prints(
 
     monkeypatch.setattr(HLFDynamicsSyncService, "update_portal_visibility", refuse)
 
-    plan, plan_shown = run("run", "--dry-run"), run("run", "--dry-run", shown=True)
+    plans = run("run", "--dry-run"), run("run", "--dry-run", shown=True)
     changes = json.loads(run("run", "--dry-run", "--json"))["changes"]
-    previews = {slug: run("preview", str(mentor)) for slug, mentor in mentors.items()}
-    (markup,) = [slug for slug, hostile in HOSTILE_BY_SLUG.items() if "<script>" in hostile.text]
-    page, plain = (Page(run("preview", str(mentors[slug]), "--html")) for slug in (markup, "plain"))
-    outcome = json.loads(run("run", "--json", code=3))
-    alerts, alerts_shown = run("alerts", code=3), run("alerts", code=3, shown=True)
+    previews = {text: run("preview", str(mentor)) for text, mentor in mentors.items()}
+    page, plain_page = (Page(run("preview", str(mentors[text]), "--html")) for text in (MARKUP, PLAIN))
+    run("run", code=3)
+    alerts = run("alerts", code=3), run("alerts", code=3, shown=True)
     document = json.loads(run("alerts", "--json", code=3))
 
-    assert len(plan.splitlines()) == 2 * len(TEXTS) + 1  # two mentors of each organisation, and the figures
-    assert Counter(change["member_no"] for change in changes) == Counter(
-        f"{text}{number}" for text in TEXTS.values() for number in (1, 2)
-    )
-    counts = outcome["reminders"]["sent"], outcome["reminders"]["failed"], outcome["digests"]["sent"]
-    assert (*counts, outcome["portal"]["blocked"]) == (len(TEXTS),) * 4
-    messages = [read_mail(envelope.content) for envelope in mailbox.envelopes]
-    assert [envelope.rcpt_tos for envelope in mailbox.envelopes] == [[message.to] for message in messages]
-    assert len({message.to for message in messages}) == len(messages)
-    assert_whole({message.to: message for message in messages})
-    assert facts.rows("SELECT DISTINCT last_error FROM cert_notification_log WHERE status = 'failed'") == [
-        ("no address",)
-    ]
-    assert len(alerts.splitlines()) == 2 * len(TEXTS)  # a push and a reminder of each organisation
-    names = [alert["full_name"] for alert in document["alerts"]]
-    assert Counter(names) == Counter([*TEXTS.values()] * 2)
-    assert page.shape == plain.shape
-    for slug, hostile in HOSTILE_BY_SLUG.items():
-        assert len(previews[slug].splitlines()) == len(previews["plain"].splitlines()), hostile
-        assert hostile.in_message in previews[slug] or not hostile.in_message.isprintable()
-        for printed in (plan, alerts):
-            assert hostile.text in printed or not hostile.text.isprintable()
-    short = [text for text in TEXTS.values() if text.isprintable() and len(text) < 100]
-    for shown in (plan_shown, alerts_shown):
-        assert sum(text in shown for text in short) > 10, "markup is only text; the others are only counted"
-    assert "K\ufffd[2J\ufffd[5mK" in alerts_shown
+    both = [f"{text}{number}" for text in TEXTS for number in (1, 2)]
+    assert Counter(change["member_no"] for change in changes) == Counter(both)
+    assert Counter(alert["full_name"] for alert in document["alerts"]) == Counter([*TEXTS] * 2)
+    assert len(plans[0].splitlines()) == len(both) + 1  # and a line with the figures
+    assert len(alerts[0].splitlines()) == len(both)
+    for text, read in TEXTS.items():
+        assert len(previews[text].splitlines()) == len(previews[PLAIN].splitlines()), text
+        assert read in previews[text] or not read.isprintable()
+        assert not text.isprintable() or all(text in printed for printed in (plans[0], alerts[0])), text
+    short = [text for text in TEXTS if text.isprintable() and len(text) < 100]
+    assert all(sum(text in shown for text in short) > 10 for shown in (plans[1], alerts[1]))
+    assert page.shape == plain_page.shape
+
+    messages = {message.to: message for message in (read_mail(each.content) for each in mailbox.envelopes)}
+    assert [each.rcpt_tos for each in mailbox.envelopes] == [[to] for to in messages]
+    assert len(messages) == 2 * len(TEXTS)
+    for who, (text, read) in itertools.product(("mentor", "coordinator"), TEXTS.items()):
+        plain, message = messages[f"{who}@{SLUGS[PLAIN]}.example"], messages[f"{who}@{SLUGS[text]}.example"]
+        assert message.subject == plain.subject.replace(PLAIN, read)
+        assert message.text == plain.text.replace(PLAIN, read).replace(f"{SLUGS[PLAIN]}.ex", f"{SLUGS[text]}.ex")
+        assert message.page.shape == plain.page.shape, text
+        assert message.page.all_words == plain.page.all_words.replace(PLAIN, read)
+        assert {link.partition(":")[0] for link in message.page.links} <= {"https", "mailto", "tel"}, text
 
 
 NO_ADDRESS = "the e-mail address is not an address that mail can be sent to; correct it"
-WHY_NOT = {
+NOT_SENT = {
     f"kari@a.example>\r\nRCPT TO:<{SPY}": NO_ADDRESS,
     f"kari@a.example, {SPY}": NO_ADDRESS,
     "@b.example:kari@a.example": NO_ADDRESS,
@@ -151,20 +221,19 @@ WHY_NOT = {
     f"kari@{'a' * 980}.example": NO_ADDRESS,
     "kari@a\u202e.example": "the e-mail address has a domain that cannot be written in DNS; correct it",
 }
-"""Addresses that no mail goes to; more of them are in tests/mail/test_addresses.py."""
-ARRIVES_AT = {
+"""More addresses are in tests/mail/test_addresses.py."""
+SENT_TO = {
     "%s{{7*7}}`id`$HOME'@a.example": "%s{{7*7}}`id`$HOME'@a.example",
     "kåre@blåbær.example": "kåre@xn--blbr-roah.example",
     "😀علي@a.example": "😀علي@a.example",
     "a\u0301\u0489@a.example": "a\u0301\u0489@a.example",
 }
-"""Others, as the server and the header have them."""
 
 
-def test_an_address_is_used_as_it_is_or_not_at_all(facts: Facts, mailbox: Mailbox, here: Certjob) -> None:
-    """No copy goes anywhere else; what cannot be sent is failed, and the address is no part of the reason."""
+def test_address_is_used_as_it_is_or_not_at_all(facts: Facts, mailbox: Mailbox, here: Certjob) -> None:
+    """A mail to an unusable address fails. The reason does not contain the address."""
     organisation = facts.organisation(portal=None)
-    for address in (*WHY_NOT, *ARRIVES_AT):
+    for address in (*NOT_SENT, *SENT_TO):
         facts.certified_mentor(organisation, today() + timedelta(days=5), email=address)
         facts.insert("coordinators", organisation_id=organisation, email=address)
 
@@ -173,20 +242,20 @@ def test_an_address_is_used_as_it_is_or_not_at_all(facts: Facts, mailbox: Mailbo
     for envelope in mailbox.envelopes:
         (recipient,) = envelope.rcpt_tos
         assert read_mail(envelope.content, utf8=not recipient.isascii()).to == recipient
-    arrived = Counter(recipient for envelope in mailbox.envelopes for recipient in envelope.rcpt_tos)
-    assert arrived == Counter([*ARRIVES_AT.values()] * 2), "a reminder and a digest each"
-    wanted: set[tuple[object, ...]] = {(address, "failed", reason) for address, reason in WHY_NOT.items()}
-    wanted |= {(address, "sent", None) for address in ARRIVES_AT}
+    received = Counter(recipient for envelope in mailbox.envelopes for recipient in envelope.rcpt_tos)
+    assert received == Counter([*SENT_TO.values()] * 2), "a reminder and a digest each"
+    wanted: set[tuple[object, ...]] = {(address, "failed", reason) for address, reason in NOT_SENT.items()}
+    wanted |= {(address, "sent", None) for address in SENT_TO}
     for table in ("cert_notification_log AS t JOIN mentors", "coordinator_digests AS t JOIN coordinators"):
         key = table.split()[-1].removesuffix("s")
         found = facts.rows(f"SELECT email, status, last_error FROM {table} AS r ON r.id = t.{key}_id")
         assert set(found) == wanted
-    assert not [address for address in (*WHY_NOT, *ARRIVES_AT) if address in night.stdout + night.stderr]
+    assert not [address for address in (*NOT_SENT, *SENT_TO) if address in night.stdout + night.stderr]
     assert night.returncode == 3
 
 
-def test_a_subject_in_plain_words_travels_as_it_is() -> None:
-    """Whatever else there is, a search in a mail program finds it."""
+def test_ascii_subject_is_not_encoded() -> None:
+    """Therefore every mail program finds it in a search."""
     subject = "Your certificate expires on 9 March, in 30 days"
 
     _, letter = compose(replace(MESSAGE, subject=subject), sender=parse_sender("certjob@hlf.example"))

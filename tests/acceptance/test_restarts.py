@@ -1,4 +1,4 @@
-"""A database that is restarted in mid-run: the job starts again and does the rest, or reports that it is gone."""
+"""PostgreSQL restarts during a run: the run starts again and does the rest, or reports that the database is gone."""
 
 import select
 import threading
@@ -36,24 +36,23 @@ def url(cluster: Cluster) -> Iterator[str]:
         yield url
 
 
-def start_again(url: str, job: Callable[[Connection], Result], *, stop: StopFlag | None = None) -> Result:
-    """Do a job as `certjob run` does, without the waits."""
+def start_again(url: str, job: Callable[[Connection], Result]) -> Result:
+    """Do a job as `certjob run` does, with short waits."""
 
     def start() -> Result:
         with database.connect(url) as connection:
             return job(connection)
 
-    return database.start_again_when_lost(start, stop=stop or StopFlag(), pauses_seconds=(0.1, 0.1, 0.1))
+    return database.start_again_when_lost(start, stop=StopFlag(), pauses_seconds=(0.1, 0.1, 0.1))
 
 
-def add_people(url: str, number: int) -> None:
-    """Mentors whose certificates ended yesterday, and a coordinator."""
+def add_expired_mentors(url: str, count: int) -> None:
     with database.connect(url) as connection:
-        people = Facts(connection)
-        organisation = people.organisation()
-        people.insert("coordinators", organisation_id=organisation, email="anna@example.org")
-        for _ in range(number):
-            people.certified_mentor(organisation, TODAY - timedelta(days=1))
+        facts = Facts(connection)
+        organisation = facts.organisation()
+        facts.insert("coordinators", organisation_id=organisation, email="anna@example.org")
+        for _ in range(count):
+            facts.certified_mentor(organisation, TODAY - timedelta(days=1))
 
 
 def rows(url: str, statement: str) -> list[tuple[Any, ...]]:
@@ -61,75 +60,72 @@ def rows(url: str, statement: str) -> list[tuple[Any, ...]]:
         return connection.execute(statement.encode()).fetchall()
 
 
-class Strikes:
-    """A portal, a channel and a reader of facts during whose calls the server is restarted."""
+class InterruptedNight:
+    """A night whose second chunk, second push, second reminder or digest calls ``interrupt``, each once."""
 
-    def __init__(self, restart: Callable[[], object], where: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._restart, self._where = restart, where.split()
-        self._read = reading.read
+    def __init__(self, interrupt: Callable[[], object], places: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._interrupt, self._places = interrupt, places.split()
+        self._read, self._chunks = reading.read, 0
         self.sent: list[str] = []
-        self.portal = FlakyPortal(lambda number: self.strike("push") if number == 2 else None)
-        self.channel = CollectingChannel(on_send=self._during_mail)
-        monkeypatch.setattr(reading, "read", self._during_review)
+        self.portal = FlakyPortal(lambda number: self._reach("push") if number == 2 else None)
+        self.channel = CollectingChannel(on_send=self._send)
+        monkeypatch.setattr(reading, "read", self._read_chunk)
         monkeypatch.setattr(certification, "CHUNK_SIZE", 5)
-        self._chunks = 0
 
-    def strike(self, place: str) -> None:
-        if place in self._where:
-            self._where.remove(place)
-            self._restart()
+    def _reach(self, place: str) -> None:
+        if place in self._places:
+            self._places.remove(place)
+            self._interrupt()
 
-    def _during_review(self, connection: Connection, ids: Any, *, lock: bool) -> Any:
+    def _read_chunk(self, connection: Connection, ids: Any, *, lock: bool) -> Any:
         found = self._read(connection, ids, lock=lock)
-        if lock:  # a mail reads its mentor, too
-            self._chunks += 1
-            if self._chunks == 2:
-                self.strike("chunk")
+        self._chunks += lock  # a mail reads its mentor without a lock
+        if lock and self._chunks == 2:
+            self._reach("chunk")
         return found
 
-    def _during_mail(self, message: OutgoingMessage) -> None:
+    def _send(self, message: OutgoingMessage) -> None:
         self.sent.append(message.kind)
         if self.sent[-2:] == ["reminder"] * 2:
-            self.strike("mail")
+            self._reach("mail")
         if message.kind == "digest":
-            self.strike("digest")
+            self._reach("digest")
 
-    def run(self, connection: Connection, *, day_after: int = 0) -> RunReport:
-        return night(connection, TODAY + timedelta(days=day_after), portal=self.portal, channel=self.channel)
+    def run(self, connection: Connection, *, days_later: int = 0) -> RunReport:
+        return night(connection, TODAY + timedelta(days=days_later), portal=self.portal, channel=self.channel)
 
 
-@pytest.mark.parametrize("where", ["chunk", "push", "mail", "digest", "chunk push mail"])
-def test_a_restart_in_mid_run_loses_nothing_and_repeats_no_mail(
-    url: str, cluster: Cluster, monkeypatch: pytest.MonkeyPatch, where: str
+@pytest.mark.parametrize("places", ["chunk", "push", "mail", "digest", "chunk push mail"])
+def test_restart_during_a_run_loses_nothing_and_repeats_no_mail(
+    url: str, cluster: Cluster, monkeypatch: pytest.MonkeyPatch, places: str
 ) -> None:
-    """A chunk is reviewed again; the outcome of a call or a mail in flight is kept."""
-    add_people(url, 12)
-    strikes = Strikes(cluster.restart, where, monkeypatch)
+    """The run reviews the chunk again, and keeps the outcome of a call or a mail in flight."""
+    add_expired_mentors(url, 12)
+    interrupted = InterruptedNight(cluster.restart, places, monkeypatch)
 
-    report = start_again(url, strikes.run).to_document()
+    report = start_again(url, interrupted.run).to_document()
 
     assert report["outcome"] == "ok"
     assert rows(url, "SELECT count(*), count(DISTINCT mentor_id) FROM mentor_pauses") == [(12, 12)]
-    assert len(strikes.portal.calls) == len(strikes.portal.visible) == 12
-    assert strikes.sent == ["reminder"] * 12 + ["digest"]
+    assert len(interrupted.portal.calls) == len(interrupted.portal.visible) == 12
+    assert interrupted.sent == ["reminder"] * 12 + ["digest"]
     assert rows(url, "SELECT status, count(*) FROM portal_sync_events GROUP BY 1") == [("delivered", 12)]
     mails = "SELECT status, maybe_sent, count(*) FROM cert_notification_log GROUP BY 1, 2"
     assert rows(url, mails) == [("sent", False, 12)]
     outcomes = [outcome for (outcome,) in rows(url, "SELECT outcome FROM job_runs ORDER BY started_at")]
-    assert outcomes == [None] * len(where.split()) + ["ok"]
-    start_again(url, lambda connection: strikes.run(connection, day_after=1))
-    assert len(strikes.sent) == 13, "what a digest has told is not told again"
+    assert outcomes == [None] * len(places.split()) + ["ok"]
+    start_again(url, lambda connection: interrupted.run(connection, days_later=1))
+    assert len(interrupted.sent) == 13, "no second digest about the same mentors"
 
 
-def test_the_installed_command_survives_a_restart_without_a_word(
+def test_command_survives_a_restart_and_prints_nothing(
     url: str, cluster: Cluster, environment: dict[str, str], portal: PortalServer, tmp_path: Path
 ) -> None:
-    """cron mails nothing about a database that was updated at three in the morning."""
-    add_people(url, 2)
+    """Therefore cron mails nothing about a database that was updated at three in the morning."""
+    add_expired_mentors(url, 2)
     portal.then(hang())
 
-    settings = environment | {"CERTJOB_DATABASE_URL": url}
-    with started("run", environment=settings, folder=tmp_path) as child:
+    with started("run", environment=environment | {"CERTJOB_DATABASE_URL": url}, folder=tmp_path) as child:
         portal.wait_until(lambda: len(portal.requests) >= 1)
         cluster.restart()
         portal.release()
@@ -140,40 +136,40 @@ def test_the_installed_command_survives_a_restart_without_a_word(
     assert rows(url, "SELECT status, count(*) FROM portal_sync_events GROUP BY 1") == [("delivered", 2)]
 
 
-def test_a_server_that_stays_away_ends_the_job_and_the_next_one_does_the_rest(
+def test_run_after_a_database_that_stayed_down_does_the_rest(
     url: str, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was committed is kept."""
-    add_people(url, 12)
-    strikes = Strikes(cluster.stop, "chunk", monkeypatch)
+    """The committed chunk is kept."""
+    add_expired_mentors(url, 12)
+    interrupted = InterruptedNight(cluster.stop, "chunk", monkeypatch)
     try:
         with pytest.raises(DatabaseUnavailableError, match="cannot be reached") as caught:
-            start_again(url, strikes.run)
+            start_again(url, interrupted.run)
     finally:
         cluster.start()
 
     assert caught.value.exit_code == 1
     assert rows(url, "SELECT count(*) FROM mentor_pauses") == [(5,)]
-    start_again(url, strikes.run)
+    start_again(url, interrupted.run)
     assert rows(url, "SELECT count(*) FROM mentor_pauses") == [(12,)]
-    assert len(strikes.sent) == 13
+    assert len(interrupted.sent) == 13
 
 
-def test_a_signal_ends_the_wait_for_the_server(url: str) -> None:
+def end_session(connection: Connection) -> None:
+    """End this session on the server, as an administrator does."""
+    connection.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+
+
+def test_signal_ends_the_wait_for_the_database(url: str) -> None:
     stop = StopFlag()
     threading.Timer(0.3, stop.set).start()
 
     with database.connect(url) as connection, pytest.raises(StoppedBySignalError):
-        database.start_again_when_lost(lambda: terminate(connection), stop=stop, pauses_seconds=(60,))
+        database.start_again_when_lost(lambda: end_session(connection), stop=stop, pauses_seconds=(60,))
 
 
-def terminate(connection: Connection) -> None:
-    """The server ends this session, as at a shutdown."""
-    connection.execute("SELECT pg_terminate_backend(pg_backend_pid())")
-
-
-def test_no_statement_of_a_night_goes_on_for_ever(url: str) -> None:
-    """The limits are the transaction's own, and one that the administrator has set stays."""
+def test_every_transaction_of_a_night_has_time_limits(url: str) -> None:
+    """A statement_timeout of the administrator has precedence."""
     shown = "SELECT current_setting('lock_timeout'), current_setting('statement_timeout')"
     with database.connect(url) as connection:
         for of_the_session, of_the_night in (("0", "10min"), ("20min", "20min")):
@@ -183,22 +179,23 @@ def test_no_statement_of_a_night_goes_on_for_ever(url: str) -> None:
             assert connection.execute(shown).fetchone() == ("0", of_the_session)
 
 
-@pytest.mark.parametrize("setting", ["", "idle_in_transaction_session_timeout", "transaction_timeout"])
-def test_a_session_that_the_server_ended_is_started_again(url: str, setting: str) -> None:
-    """By an administrator or by a timeout of the server; nothing of the cut-off transaction stays."""
+@pytest.mark.parametrize("timeout", ["", "idle_in_transaction_session_timeout", "transaction_timeout"])
+def test_session_that_the_server_ended_starts_again(url: str, timeout: str) -> None:
+    """An administrator or a timeout of the server ends it; the server rolls its transaction back."""
     tries: list[int] = []
 
     def work(connection: Connection) -> None:
-        if setting == "transaction_timeout" and connection.info.server_version < 170000:
-            pytest.skip("PostgreSQL 17 brought it")
+        if timeout == "transaction_timeout" and connection.info.server_version < 170000:
+            pytest.skip("PostgreSQL 17 is the first version with it")
         with database.transaction(connection):
             tries.append(connection.info.backend_pid)
             connection.execute("CREATE TABLE once (id int)")
-            if len(tries) == 1:
-                kill = "SELECT pg_terminate_backend(pg_backend_pid())"
-                connection.execute((f"SET LOCAL {setting} = '50ms'" if setting else kill).encode())
+            if len(tries) == 1 and timeout:
+                connection.execute(f"SET LOCAL {timeout} = '50ms'".encode())
                 assert select.select([connection.fileno()], [], [], 20)[0]
                 connection.execute("SELECT 1")
+            elif len(tries) == 1:
+                end_session(connection)
 
     start_again(url, work)
 
@@ -206,34 +203,34 @@ def test_a_session_that_the_server_ended_is_started_again(url: str, setting: str
     assert rows(url, "SELECT to_regclass('once') IS NOT NULL") == [(True,)]
 
 
-def test_only_a_lost_database_starts_a_job_again(url: str, cluster: Cluster) -> None:
-    """Not a statement that took too long, a locked table, a server that was never there, or a changed password."""
-    refused = ConfigurationError("password authentication failed")
-    for first, then in (
-        (psycopg.errors.QueryCanceled(), None),
-        (psycopg.errors.LockNotAvailable(), None),
-        (DatabaseUnavailableError("the database cannot be reached"), None),
-        (psycopg.errors.AdminShutdown(), refused),
-        (psycopg.errors.AdminShutdown(), psycopg.errors.InsufficientPrivilege()),
-    ):
-        raised = iter([first, then])
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        pytest.param(psycopg.errors.QueryCanceled(), None, id="statement timeout"),
+        pytest.param(psycopg.errors.LockNotAvailable(), None, id="lock timeout"),
+        pytest.param(DatabaseUnavailableError("the database cannot be reached"), None, id="never reached"),
+        pytest.param(psycopg.errors.AdminShutdown(), ConfigurationError("wrong"), id="lost, then a wrong password"),
+        pytest.param(psycopg.errors.AdminShutdown(), psycopg.errors.InsufficientPrivilege(), id="lost, then no right"),
+    ],
+)
+def test_only_a_lost_database_starts_a_job_again(first: Exception, then: Exception | None) -> None:
+    errors = iter([first, then])
 
-        def job(errors: Iterator[Exception | None] = raised) -> None:
-            error = next(errors)
-            assert error is not None, "it was started again"
-            raise error
+    def job() -> None:
+        error = next(errors)
+        assert error is not None, "it started again"
+        raise error
 
-        with pytest.raises(type(then or first)):
-            database.start_again_when_lost(job, stop=StopFlag(), pauses_seconds=(0, 0))
+    with pytest.raises(type(then or first)):
+        database.start_again_when_lost(job, stop=StopFlag(), pauses_seconds=(0, 0))
 
 
-def test_a_job_that_brings_the_server_down_each_time_is_given_up(url: str) -> None:
-    """After three more starts."""
+def test_job_that_stops_the_database_each_time_starts_four_times(url: str) -> None:
     tries = []
 
     def work(connection: Connection) -> None:
         tries.append(1)
-        terminate(connection)
+        end_session(connection)
 
     with pytest.raises(psycopg.errors.AdminShutdown):
         start_again(url, work)

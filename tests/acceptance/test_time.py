@@ -1,7 +1,6 @@
-"""Which day it is: the calendar of CERTJOB_TIME_ZONE, read once at the command's edge, and from nowhere else.
+"""CERTJOB_TIME_ZONE decides which day it is, and the database decides all other times.
 
-The clock is frozen around the whole command; only ``today`` may come from it. Leases, retry times and the ledger are
-the database's, which nobody freezes.
+freezegun freezes the clock of the whole command, but not the clock of the database.
 """
 
 import json
@@ -24,7 +23,7 @@ Night = Callable[..., Any]
 
 @pytest.fixture
 def night(environment: dict[str, str], tmp_path: Path) -> Night:
-    """Run a night at a moment given in UTC; return its document."""
+    """Run a night at a moment in UTC; return its document."""
 
     def night(moment: str, *arguments: str, **settings: str) -> Any:
         zone = ZoneInfo(settings.get("CERTJOB_TIME_ZONE", "Europe/Oslo"))
@@ -38,8 +37,7 @@ def night(environment: dict[str, str], tmp_path: Path) -> Night:
 
 @pytest.mark.parametrize(
     ("moment", "today"),
-    [
-        # Winter: midnight is 23:00 UTC; summer: 22:00. 29 March begins by winter time and ends by summer time.
+    [  # midnight in Oslo is 23:00 UTC in winter and 22:00 UTC in summer; summer time begins on 29 March
         ("2026-01-15 22:59:59", date(2026, 1, 15)),
         ("2026-12-31 23:00", date(2027, 1, 1)),
         ("2026-03-28 23:00", date(2026, 3, 29)),
@@ -47,10 +45,9 @@ def night(environment: dict[str, str], tmp_path: Path) -> Night:
         ("2026-10-25 22:59:59", date(2026, 10, 25)),
     ],
 )
-def test_a_certificate_is_in_force_to_the_end_of_its_day_in_oslo(
+def test_certificate_is_in_force_to_the_end_of_its_last_day_in_oslo(
     night: Night, facts: Facts, moment: str, today: date
 ) -> None:
-    """Yesterday's is expired, today's is not, whatever the day is in UTC."""
     organisation_id = facts.organisation(portal=None)
     for days in (-1, 0, 1):
         facts.certified_mentor(organisation_id, today + timedelta(days=days))
@@ -63,21 +60,20 @@ def test_a_certificate_is_in_force_to_the_end_of_its_day_in_oslo(
     assert facts.rows("SELECT as_of FROM certificate_transitions UNION SELECT as_of FROM job_runs") == [(today,)]
 
 
-def test_the_day_is_that_of_the_zone_that_is_set(night: Night) -> None:
-    """Not of Oslo, where it is another one."""
+def test_day_is_that_of_the_configured_time_zone(night: Night) -> None:
     assert night("2026-01-15 23:30", CERTJOB_TIME_ZONE="UTC")["today"] == "2026-01-15"
     assert night("2026-01-15 12:00", CERTJOB_TIME_ZONE="Pacific/Kiritimati")["today"] == "2026-01-16"
 
 
-FROM_THE_DATABASE = """
-    job_runs.started_at job_runs.last_seen_at job_runs.finished_at mentor_pauses.paused_at certificate_transitions.at
-    portal_sync_events.wanted_at dynamics_sync_failures.created_at dynamics_sync_failures.last_failed_at
-    cert_notification_log.queued_at cert_notification_log.sent_at
-"""
+TIMES = (
+    *("job_runs.started_at", "job_runs.last_seen_at", "job_runs.finished_at", "mentor_pauses.paused_at"),
+    *("certificate_transitions.at", "portal_sync_events.wanted_at", "dynamics_sync_failures.created_at"),
+    *("dynamics_sync_failures.last_failed_at", "cert_notification_log.queued_at", "cert_notification_log.sent_at"),
+)
 
 
-def test_only_today_comes_from_the_machines_clock(night: Night, facts: Facts, portal: PortalServer) -> None:
-    """A night with a push that fails and a mail that goes out, thirty years ahead: every time is the database's."""
+def test_only_the_date_comes_from_the_clock_of_the_machine(night: Night, facts: Facts, portal: PortalServer) -> None:
+    """A night thirty years ahead, with a push that fails and a reminder that is sent."""
     organisation_id = facts.organisation()
     facts.certified_mentor(organisation_id, date(2055, 1, 1), member_no="hidden")
     facts.certified_mentor(organisation_id, date(2056, 3, 1), member_no="reminded")
@@ -87,16 +83,14 @@ def test_only_today_comes_from_the_machines_clock(night: Night, facts: Facts, po
 
     assert document["today"] == "2056-02-24"
     assert (document["portal"]["blocked"], document["reminders"]["sent"]) == (1, 1)
-    for name in FROM_THE_DATABASE.split():
-        table, _, column = name.partition(".")
+    for table, column in (name.split(".") for name in TIMES):
         rows = facts.rows(f"SELECT DISTINCT {column} BETWEEN now() - interval '1 hour' AND now() FROM {table}")
-        assert rows == [(True,)], name
+        assert rows == [(True,)], (table, column)
     later = facts.rows("SELECT max(next_attempt_at) < now() + interval '1 day' FROM portal_sync_events")
     assert later == [(True,)]
 
 
-def test_a_plan_for_any_day_of_the_calendar_can_be_made(night: Night, facts: Facts) -> None:
-    """The first and the last day that a date can be, too."""
+def test_dry_run_works_for_the_first_and_the_last_date(night: Night, facts: Facts) -> None:
     facts.certified_mentor(facts.organisation(portal=None), date(2026, 3, 11))
 
     for day in ("0001-01-01", "9999-12-31"):
