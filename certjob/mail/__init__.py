@@ -1,1 +1,1 @@
-"""Reminders and coordinators' digests: queued, written, handed over, settled."""
+"""Reminders and digests: queue, write, send and settle them."""

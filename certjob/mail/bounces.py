@@ -1,7 +1,7 @@
-"""Delivery reports (RFC 3464): a mail that came back becomes an alert, and is sent again once the address is corrected.
+"""Delivery reports (RFC 3464): a mail that came back is an alert, and is sent again after the address is corrected.
 
-A report is only believed where it returns the Message-ID of a mail of ours and names the address that this mail's
-recipient still has. Delays, reports about other mails and forged ones change nothing.
+A report counts only if it returns the Message-ID of a mail by certjob and names the current address of its recipient.
+Delays, reports about other mails and forged reports change nothing.
 """
 
 import email
@@ -9,7 +9,6 @@ import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from email.message import Message
 from enum import StrEnum
 from functools import partial
@@ -23,7 +22,7 @@ from certjob.mail.reminder_mail import reminder_key
 logger = logging.getLogger(__name__)
 
 LARGEST_REPORT_OCTETS = 1_000_000
-"""A mail of ours has a tenth of that, and a report returns it at most once."""
+"""A mail by certjob has at most a tenth of that, and a report returns it at most once."""
 
 _OUR_MESSAGE_ID = re.compile(
     r"<certjob-(?:(?P<key>reminder-(?P<reminder>[0-9]{1,18})-[0-9a-f]{8})"
@@ -31,50 +30,42 @@ _OUR_MESSAGE_ID = re.compile(
 )
 _RETURNED = frozenset({"message/rfc822", "text/rfc822-headers", "message/global", "message/global-headers"})
 _GLOBAL_STATUS = re.compile(rb"(?i)message/global-delivery-status")
-"""The same with addresses in UTF-8 (RFC 6533); the standard library knows only the older name."""
+"""A status with addresses in UTF-8 (RFC 6533). The standard library parses only message/delivery-status."""
 
 
 class Verdict(StrEnum):
-    """What a report was."""
+    """The result of reading a report."""
 
     BOUNCED = "bounced"
-    """A mail of ours came back, and its row says so now."""
+    """A mail by certjob came back. Its row has failed now."""
     NOT_FAILED = "not_failed"
-    """A delay, or a delivery that succeeded."""
+    """A delay or a successful delivery."""
     NOT_OURS = "not_ours"
-    """About no mail of ours, another address, or one that is known to have failed."""
+    """About another mail, another address, or a mail that is known to have failed."""
     UNREADABLE = "unreadable"
-    """No report by RFC 3464, broken, or larger than a report can be."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
-    """What a report says, as far as it is of use."""
-
-    message_id: str
-    """That of the mail it is about; empty without one."""
-    failed: Sequence[tuple[str, str]]
-    """Each address of a recipient whose delivery failed, the original one first, and ``<status> <diagnostic>``."""
+    """Broken, too large, or not a report by RFC 3464."""
 
 
 def take_report(connection: Connection, data: bytes) -> Verdict:
-    """Read one report and note in the row of its mail that it came back; committed on return."""
-    report = parse_report(data)
-    if report is None:
+    """Read one report, mark its mail as failed, and commit."""
+    if (report := _parse(data)) is None:
         return Verdict.UNREADABLE
-    if not report.failed:
+    message_id, failures = report
+    if not failures:
         return Verdict.NOT_FAILED
-    about = _OUR_MESSAGE_ID.fullmatch(report.message_id)
+    about = _OUR_MESSAGE_ID.fullmatch(message_id)
     if about is None:
         return Verdict.NOT_OURS
-    note = _note_reminder if about["reminder"] else _note_digest
-    noted = persist(connection, partial(note, connection, about, report.failed))
-    logger.debug("a report about %s", about[0], extra={"event": "report_read", "noted": noted})
-    return Verdict.BOUNCED if noted else Verdict.NOT_OURS
+    bounced = persist(connection, partial(_mark_bounced, connection, about, failures))
+    logger.debug("a report about %s", about[0], extra={"event": "report_read", "noted": bounced})
+    return Verdict.BOUNCED if bounced else Verdict.NOT_OURS
 
 
-def parse_report(data: bytes) -> Report | None:
-    """Return what a report says; None if it is none by RFC 3464, or too large."""
+def _parse(data: bytes) -> tuple[str, Sequence[tuple[str, str]]] | None:
+    """Return the Message-ID of the returned mail and the failures, or None if the data is not a readable report.
+
+    A failure is an address, original addresses first, and ``<status> <diagnostic>``.
+    """
     if len(data) > LARGEST_REPORT_OCTETS:
         return None
     try:
@@ -82,13 +73,10 @@ def parse_report(data: bytes) -> Report | None:
         parts = next(_parts(part) for part in mail.walk() if part.get_content_type() == "multipart/report")
         blocks = _parts(next(part for part in parts if part.get_content_type() == "message/delivery-status"))
         recipients = [block for block in blocks if _field(block, "Final-Recipient")]
-        if not recipients:
-            return None
-        failed = [
-            each for block in recipients if _field(block, "Action").lower() == "failed" for each in _failed(block)
-        ]
-        return Report(message_id=_returned_id(parts), failed=failed)
-    except Exception:  # noqa: BLE001 - a stranger's bytes make the library raise what they like
+        failed = [block for block in recipients if _field(block, "Action").lower() == "failed"]
+        failures = [failure for block in failed for failure in _failures(block)]
+        return (_returned_id(parts), failures) if recipients else None
+    except Exception:  # noqa: BLE001 - the library raises any error for hostile input
         return None
 
 
@@ -98,12 +86,12 @@ def _parts(part: Message) -> list[Message]:
 
 
 def _field(block: Message, name: str) -> str:
-    """Return a field in one line, its letters as they came; empty without one."""
+    """Return a field on one line, decoded as UTF-8, or ""."""
     value = next((str(value) for key, value in block.raw_items() if key.lower() == name.lower()), "")
     return " ".join(value.encode("utf-8", "surrogateescape").decode("utf-8", "replace").split())
 
 
-def _failed(block: Message) -> Iterator[tuple[str, str]]:
+def _failures(block: Message) -> Iterator[tuple[str, str]]:
     diagnostic = _field(block, "Diagnostic-Code")
     why = f"{_field(block, 'Status')} {diagnostic.partition(';')[2] or diagnostic}"
     for name in ("Original-Recipient", "Final-Recipient"):
@@ -111,45 +99,38 @@ def _failed(block: Message) -> Iterator[tuple[str, str]]:
 
 
 def _returned_id(parts: Sequence[Message]) -> str:
-    """Return the Message-ID of the returned mail, or of its headers; empty without one."""
+    """Return the Message-ID of the returned mail, or of its returned headers, or ""."""
     for part in parts:
         if part.get_content_type() in _RETURNED:
-            inner = _parts(part)
-            if not inner:
-                content = part.get_payload(decode=True)
-                inner = [email.message_from_bytes(content if isinstance(content, bytes) else b"")]
-            return _field(inner[0], "Message-ID")
+            content = part.get_payload(decode=True)
+            headers = content if isinstance(content, bytes) else b""
+            return _field(next(iter(_parts(part)), email.message_from_bytes(headers)), "Message-ID")
     return ""
 
 
-def _note_reminder(connection: Connection, about: re.Match[str], failed: Sequence[tuple[str, str]]) -> bool:
-    row: dict[str, object] = {"id": int(about["reminder"])}
-    error = _error(database.fetch_value(connection, "hold_reminders", row), failed)
+def _mark_bounced(connection: Connection, about: re.Match[str], failures: Sequence[tuple[str, str]]) -> bool:
+    """Mark the reminder or digest as failed, and return whether it was."""
+    kind, bounce = ("reminder", "bounce_reminder") if about["reminder"] else ("digest", "bounce_digest")
+    row: dict[str, object] = {"id": int(about[kind])}
+    address = database.fetch_value(connection, f"hold_{kind}s", row)
+    error = _error(address or "", failures)
     if error is None:
         return False
-    ((mentor_id, threshold_days, expires_on),) = database.fetch(connection, "read_returned_reminder", row)
-    key = reminder_key(
-        int(about["reminder"]), mentor_id=mentor_id, threshold_days=threshold_days, expires_on=expires_on
-    )
-    if key != about["key"]:  # about another last day, or from before a restore
-        return False
-    return bool(database.execute(connection, "bounce_reminder", row | {"error": error}))
+    if about["digest"]:
+        database.execute(connection, "supersede_open_digest", row)
+    else:
+        ((mentor_id, threshold_days, expires_on),) = database.fetch(connection, "read_returned_reminder", row)
+        about_it = {"mentor_id": mentor_id, "threshold_days": threshold_days, "expires_on": expires_on}
+        if reminder_key(int(about["reminder"]), **about_it) != about["key"]:  # another last day, or before a restore
+            return False
+    return bool(database.execute(connection, bounce, row | {"error": error}))
 
 
-def _note_digest(connection: Connection, about: re.Match[str], failed: Sequence[tuple[str, str]]) -> bool:
-    row: dict[str, object] = {"id": int(about["digest"])}
-    error = _error(database.fetch_value(connection, "hold_digests", row), failed)
-    if error is None:
-        return False
-    database.execute(connection, "supersede_open_digest", row)
-    return bool(database.execute(connection, "bounce_digest", row | {"error": error}))
-
-
-def _error(address: str | None, failed: Sequence[tuple[str, str]]) -> str | None:
-    """Return what the row is to say; None if none of these is its recipient's address as it is now."""
-    for said, why in failed:
+def _error(address: str, failures: Sequence[tuple[str, str]]) -> str | None:
+    """Return the error for the row, or None if no failure is about the recipient's current address."""
+    for failed, why in failures:
         with suppress(ValueError):  # one of the two is not an address
-            known = parse_address(address or "")
-            if parse_address(said).specification.casefold() == known.specification.casefold():
+            known = parse_address(address)
+            if parse_address(failed).specification.casefold() == known.specification.casefold():
                 return f"the mail came back ({readable(why, recipient=known)})"
     return None

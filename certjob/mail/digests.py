@@ -1,10 +1,10 @@
-"""Coordinators' digests: at most one page a day that tells a coordinator what happened and what needs attention.
+"""Coordinators' digests: at most one mail a day with what has happened and what needs attention.
 
-A digest is queued when something may have happened since the last sent page, and written when it is sent: three nights
-without a mail server lead to one digest. A run that dies before it queues loses nothing: the next one asks again.
+A digest is queued if something may have happened since the last sent one, and written when it is sent. After three
+nights without a mail server, the coordinator gets one digest. If a run dies before it queues, the next run queues.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import date, tzinfo
 from uuid import UUID
 
@@ -12,9 +12,8 @@ from certjob import database
 from certjob.database import persist
 from certjob.mail.digest_contents import (
     EXPIRING_WITHIN_DAYS,
-    FIRST_PAGE_DAYS,
+    FIRST_DIGEST_DAYS,
     OVERLAP_DAYS,
-    Coordinator,
     Digest,
     read_digest,
 )
@@ -32,15 +31,15 @@ class QueuedDigest(ClaimedRow):
 
 
 def queue_digests(connection: database.Connection, *, today: date, organisation_id: UUID | None = None) -> int:
-    """Queue today's digest for each coordinator, or those of one organisation, who may have something to hear.
+    """Queue today's digest for each coordinator who may have news, of one organisation or of all; commit.
 
-    Returns how many were queued, committed; the mail stage sends them.
+    Returns the number of queued digests.
     """
     parameters = {
         "today": today,
         "organisation_id": organisation_id,
         "overlap_days": OVERLAP_DAYS,
-        "first_page_days": FIRST_PAGE_DAYS,
+        "first_digest_days": FIRST_DIGEST_DAYS,
         "within_days": EXPIRING_WITHIN_DAYS,
     }
     return persist(connection, lambda: database.execute(connection, "queue_digests", parameters))
@@ -59,18 +58,17 @@ class DigestMail(MailQueue[QueuedDigest]):
         operator_address: str = "",
         templates: Templates,
     ) -> None:
-        """Times are written in ``zone``. The page links to ``app_url`` and names the address of the operators."""
+        """Digests show times in ``zone``, link to ``app_url`` and name the operators' address."""
         super().__init__(connection, table="digests", item=QueuedDigest, today=today)
-        self._zone = zone
-        self._links = {"app_url": app_url, "operator_address": operator_address}
+        self._setting = {"zone": zone, "app_url": app_url, "operator_address": operator_address}
         self._templates = templates
 
     def _draft(self, item: QueuedDigest) -> Writer | str | None:
-        """Read what there is to say by now, and store its keys: the next page is compared with them.
+        """Read the current contents and store their keys, with which the next digest is compared.
 
-        See ``MailQueue``. A run that queues the row meanwhile waits for it.
+        See ``MailQueue``. A run that queues the row again waits until this is committed.
         """
-        digest = read_digest(self._connection, item.id, today=self._today, zone=self._zone)
+        digest = read_digest(self._connection, item.id, today=self._today)
         if digest is None:
             return None
         if not digest.has_news:
@@ -78,22 +76,19 @@ class DigestMail(MailQueue[QueuedDigest]):
         reported = {"id": item.id, "token": item.claim_token, "keys": sorted(digest.keys)}
         if not database.execute(self._connection, "note_reported", reported):
             return None
-        return lambda: self._message(item, digest)
+        return lambda: self._write(item, digest)
 
-    def _message(self, item: QueuedDigest, digest: Digest) -> OutgoingMessage:
+    def _write(self, item: QueuedDigest, digest: Digest) -> OutgoingMessage:
         coordinator = digest.coordinator
-        rendered = self._templates.render(
-            "digest",
-            slug=coordinator.organisation_slug,
-            words=digest.words(repeat=item.maybe_sent, **self._links),
-        )
+        words = digest.words(repeat=item.maybe_sent, **self._setting)
+        # An attempt may report more than the one before, so each has its own key. After a restore, another digest can
+        # have the same id, but not the same key.
+        key = f"digest-{item.id}-{item.attempts}-{key_hash(coordinator.id, coordinator.digest_on)}"
         return OutgoingMessage(
+            **asdict(self._templates.render("digest", slug=coordinator.organisation_slug, words=words)),
             to=coordinator.email,
             to_name=coordinator.full_name,
-            subject=rendered.subject,
-            text=rendered.text,
-            html=rendered.html,
-            idempotency_key=digest_key(item, coordinator),
+            idempotency_key=key,
             locale=coordinator.locale,
             kind="digest",
             repeat=item.maybe_sent,
@@ -101,11 +96,3 @@ class DigestMail(MailQueue[QueuedDigest]):
             reply_to=coordinator.contact_email,
             list_name=f"digest.{coordinator.organisation_slug}",
         )
-
-
-def digest_key(item: QueuedDigest, coordinator: Coordinator) -> str:
-    """Return the idempotency key of one attempt. After a restore another digest can have the same id, not the same key.
-
-    Each attempt has its own, because it may say more than the one before; a possible repeat says so.
-    """
-    return f"digest-{item.id}-{item.attempts}-{key_hash(coordinator.id, coordinator.digest_on)}"

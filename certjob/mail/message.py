@@ -1,4 +1,4 @@
-"""A mail as values, as bytes, and the way out that takes it."""
+"""A mail as values and as bytes, and the interface of the channels that send it."""
 
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -18,75 +18,72 @@ from certjob.errors import Cause, RecipientRefusedError
 from certjob.redaction import one_line
 
 MAX_LINE_CHARACTERS = 78
-"""RFC 5322, 2.1.1: what a line of a header should not exceed."""
+"""The recommended maximum for a line of a header (RFC 5322, 2.1.1)."""
 
 _UTF8 = Charset("utf-8")
-_UTF8.body_encoding = QP  # a text stays readable as it travels; by default it would be base64
+_UTF8.body_encoding = QP  # keeps a text readable in transit; the default is base64
 _BOUNDARY = "=_certjob"
-"""Stands between the parts and can stand in none: quoted-printable never writes ``=_`` (RFC 2045, 6.7)."""
+"""Separates the parts. No part contains it, because quoted-printable never writes ``=_`` (RFC 2045, 6.7)."""
 _UNFOLDED = compat32.clone(max_line_length=None)
-"""Headers are folded here where they may be: some programs find no Message-ID that begins on the second line."""
+"""This module folds headers itself, because some programs do not find a Message-ID on the second line of a header."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutgoingMessage:
-    """One rendered message for one person."""
+    """One rendered message for one recipient."""
 
     to: str
-    """The address as the database has it, unchecked."""
+    """The address in the database, unchecked."""
     to_name: str | None = None
-    """Whose address it is."""
     subject: str
     text: str
     html: str
     idempotency_key: str
-    """The same on every repeat; a webhook's receiver uses it to drop the second copy. The Message-ID is made of it."""
+    """The same on every repeat, so that the receiver of a webhook can drop it. Part of the Message-ID."""
     locale: str
     kind: str
-    """What the message is: ``reminder``, ``digest`` or ``test``."""
+    """``reminder``, ``digest`` or ``test``."""
     repeat: bool
-    """Whether an earlier try may have arrived already."""
+    """Whether an earlier copy may have arrived."""
     mentor_id: UUID | None = None
-    """Whom a reminder is about."""
+    """The mentor of a reminder."""
     threshold_days: int | None = None
-    """Days before the expiry; negative = after it."""
+    """Days before the expiry; negative: after it."""
     expires_on: date | None = None
     reply_to: str | None = None
-    """Where an answer goes, unchecked: whoever has a question presses "reply". None: to the sender."""
+    """The address for replies, unchecked. None: the sender."""
     sender: str | None = None
     """The organisation's own sender, unchecked. None: the channel's."""
     list_name: str | None = None
-    """What a mail program can sort a daily message by (RFC 2919)."""
+    """Identifies daily messages, so that a mail program can sort them (RFC 2919)."""
 
 
 class Channel(Protocol):
-    """A way out for messages, used by one task at a time."""
+    """Sends messages, one at a time."""
 
     @property
     def worst_case_seconds(self) -> float:
-        """The longest that one ``send`` can take."""
+        """The maximum duration of ``send``."""
 
     async def send(self, message: OutgoingMessage) -> None:
-        """Hand one message over, in one try; returns once it was accepted.
+        """Send one message in one attempt, and return when it was accepted.
 
-        Raises RecipientRefusedError, RecipientDeferredError, OutcomeUnknownError or ChannelDownError; no text of theirs
-        holds the recipient's address or a secret.
+        Raises RecipientRefusedError, RecipientDeferredError, OutcomeUnknownError or ChannelDownError. Their texts do
+        not contain the recipient's address or a secret.
         """
 
     async def probe(self) -> str:
-        """Try all that comes before a message and return what was found. Raises ChannelDownError."""
+        """Test everything except sending, and return what was found. Raises ChannelDownError."""
 
     async def close(self) -> None:
-        """Let go of connections; the next ``send`` opens them again. Takes 5 seconds at most and raises nothing."""
+        """Close connections within 5 seconds, without an error. The next ``send`` opens them again."""
 
 
 def compose(message: OutgoingMessage, *, sender: MailAddress) -> tuple[MailAddress, bytes]:
-    """Return the recipient and the message as a mail program writes it, lines ended by a line feed.
+    """Return the recipient and the mail, with a line feed after each line.
 
-    It is from the organisation's own sender where there is one. The envelope stays the channel's: bounces have one
-    mailbox.
-
-    Raises RecipientRefusedError when the address is not one, or a header or a text cannot be written.
+    The author is the organisation's own sender, if it has one. The envelope keeps ``sender``, because all bounces go to
+    one mailbox. Raises RecipientRefusedError if the address is invalid, or if a header or a text cannot be written.
     """
     try:
         recipient = parse_address(message.to)
@@ -103,64 +100,59 @@ def compose(message: OutgoingMessage, *, sender: MailAddress) -> tuple[MailAddre
 def _build(message: OutgoingMessage, *, sender: MailAddress, recipient: MailAddress) -> bytes:
     """Write headers, text and page.
 
-    Not by EmailMessage, which damages a subject in some folds: 106 of 1,500 came back with a space lost or doubled.
+    It does not use EmailMessage, which damages folded subjects: in a test, 106 of 1,500 lost or gained a space.
     """
     author = parse_own_sender(message.sender) or sender
     mail = MIMEMultipart("alternative", boundary=_BOUNDARY)
     mail["From"] = _address_header("From", author.display_name, author.specification)
-    # Letters beyond ASCII as they are, for SMTPUTF8 (RFC 6532); the standard library takes them as surrogates.
+    # SMTPUTF8 needs non-ASCII letters unencoded (RFC 6532); the standard library accepts them as surrogates.
     address = recipient.specification.encode().decode("ascii", "surrogateescape")
     mail["To"] = _address_header("To", one_line(message.to_name), address)
     mail["Subject"] = _subject_header(message.subject)
     mail["Date"] = format_datetime(datetime.now(UTC))
     mail["Message-ID"] = message_id(message.idempotency_key, sender=sender)
-    mail["Auto-Submitted"] = "auto-generated"  # RFC 3834: no holiday replies, please
-    mail["X-Auto-Response-Suppress"] = "All"  # the same for Exchange, which does not read the line above
+    mail["Auto-Submitted"] = "auto-generated"  # RFC 3834: prevents automatic replies
+    mail["X-Auto-Response-Suppress"] = "All"  # the same for Exchange, which ignores Auto-Submitted
     mail["Content-Language"] = message.locale
     if message.list_name is not None:
         mail["List-Id"] = f"<{message.list_name}.{sender.domain}>"
-    reply_to = parse_own_sender(message.reply_to)
-    if reply_to is not None:
+    if (reply_to := parse_own_sender(message.reply_to)) is not None:
         mail["Reply-To"] = reply_to.specification
     for text, subtype in ((message.text, "plain"), (message.html, "html")):
-        text.encode()  # raises ValueError for half a character, which MIMEText would send as it is
-        mail.attach(MIMEText(text, subtype, _UTF8))  # type: ignore[arg-type]  # it takes a Charset, too
+        text.encode()  # raises ValueError for a lone surrogate, which MIMEText would send
+        mail.attach(MIMEText(text, subtype, _UTF8))  # type: ignore[arg-type]  # it also accepts a Charset
     return mail.as_bytes(policy=_UNFOLDED)
 
 
 def _subject_header(text: str) -> str:
-    """Write a subject that arrives letter by letter. Raises ValueError for one of several lines."""
+    """Return a header that arrives unchanged. Raises ValueError if the subject has several lines."""
     if "".join(text.splitlines()) != text:
         problem = "the subject has more than one line"
         raise ValueError(problem)
-    # Readable as it travels where that is possible: then it can end its lines only between words.
+    # An unencoded header is readable in transit, but can be folded only between words.
     fits = max(map(len, text.split(" "))) < MAX_LINE_CHARACTERS - len("Subject: ")
     return Header(text, "us-ascii" if _is_plain(text) and fits else "utf-8", header_name="Subject").encode()
 
 
 def _address_header(header: str, name: str, address: str) -> str:
-    """Write ``Name <address>`` whose name arrives letter by letter."""
-    written = f"{_quoted(name)} <{address}>" if _is_plain(name) and "  " not in name else ""
+    """Return ``Name <address>`` with a name that arrives unchanged."""
+    quoted = formataddr((name, "a@b")).removesuffix(" <a@b>")  # formataddr refuses a non-ASCII address
+    written = f"{quoted} <{address}>" if _is_plain(name) and "  " not in name else ""
     if not name or 0 < len(written) <= MAX_LINE_CHARACTERS - len(f"{header}: "):
         return written if name else address
     return f"{Header(name, 'utf-8', header_name=header).encode()}\n <{address}>"
 
 
-def _quoted(name: str) -> str:
-    """Return the name as formataddr writes it, which refuses an address beyond ASCII."""
-    return formataddr((name, "a@b")).removesuffix(" <a@b>")
-
-
 def _is_plain(text: str) -> bool:
-    """Whether a header can hold it without encoding, and nobody decodes it into something else."""
+    """Return whether a header can contain the text unencoded, and no reader would decode it."""
     return text.isascii() and text.isprintable() and "=?" not in text
 
 
 def key_hash(*about: object) -> str:
-    """Return the part of an idempotency key that says what the message is about."""
+    """Return the part of an idempotency key that identifies the contents."""
     return sha256(":".join(map(str, about)).encode()).hexdigest()[:8]
 
 
 def message_id(key: str, *, sender: MailAddress) -> str:
-    """Return the Message-ID of the message with this key; by ``sender``, whatever sender an organisation has."""
+    """Return the Message-ID for this key, with the channel's sender also for an organisation with its own."""
     return f"<certjob-{key}@{sender.domain}>"

@@ -1,6 +1,6 @@
-"""The rows of one table that become mails: claimed, each written from the facts of that moment, then settled.
+"""The rows of one table that become mails: claimed, written from the current facts, and settled.
 
-What differs between reminders and digests: their statements, and the draft.
+Reminders and digests differ in their statements and in ``_draft``.
 """
 
 from abc import ABC, abstractmethod
@@ -20,23 +20,23 @@ from certjob.errors import Cause, CertjobError, NotifyError
 from certjob.mail.message import OutgoingMessage
 from certjob.outbox.claims import RELEASED, Answer, Item, Lease, Outbox, Settlement
 
-HOLD_MS = 500
-"""How long to wait for a recipient: another process may be writing another mail to them."""
-HELD_DELAY_SECONDS = 60.0
-"""When to look again at a mail whose recipient is locked by another session: the facts may be changing."""
+LOCK_TIMEOUT_MS = 500
+"""How long to wait for the lock on a recipient, to whom another process may be writing another mail."""
+LOCKED_DELAY_SECONDS = 60.0
+"""When to retry a mail whose recipient another session has locked, perhaps to change the facts."""
 
 
 Writer = Callable[[], OutgoingMessage]
-"""Writes a mail from facts that were read. Called without any lock, since templates take their time."""
+"""Writes a mail from facts that were read. It holds no lock, because templates can be slow."""
 
 
 class MailQueue(ABC, Generic[Item]):
-    """Claims due rows, turns them into mails and settles them; each step is committed when it returns."""
+    """Claims due rows, turns them into mails and settles them. Each method commits before it returns."""
 
     lease_seconds = 900.0
 
     def __init__(self, connection: database.Connection, *, table: str, item: type[Item], today: date) -> None:
-        """``table`` names the statements: lock_due_, claim_, hold_, settle_ and reopen_refused_<table>."""
+        """Use the statements lock_due_, claim_, hold_, settle_ and reopen_refused_<table>."""
         self._connection = connection
         self._table = table
         self._today = today
@@ -44,49 +44,51 @@ class MailQueue(ABC, Generic[Item]):
 
     @abstractmethod
     def _draft(self, item: Item) -> Writer | str | None:
-        """Read the facts while the recipient is held; return what writes the mail, or why it is cancelled.
+        """Read the facts while the recipient is locked, and return the writer, or the reason to cancel the mail.
 
-        None: the row is not this claim's any more, or gone.
+        Returns None if the row was deleted or another process has claimed it.
         """
 
     def claim(self) -> tuple[Item | None, Lease]:
-        """Claim a due row, untried before retried, oldest first; None that a night of a later day has queued.
+        """Claim one due row, untried rows first, then the oldest. Rows that a later day's run has queued are left out.
 
-        One at a time: a lease then covers one message, and two runs share what is due.
+        A lease covers one message only, so that two runs can share the work.
         """
         items, lease = self._outbox.claim(f"lock_due_{self._table}", {"today": self._today})
         return (items[0] if items else None), lease
 
     def draft(self, item: Item) -> OutgoingMessage | Settlement | None:
-        """Write the mail from the facts of this moment, or settle the row and return how, because none is to be sent.
+        """Return the mail, or the settlement of a row that is not to be sent and was settled.
 
-        None: not now. The recipient is locked by another session, or the row was taken over or deleted. The recipient
-        is held meanwhile: a review or a correction comes before this, or after it and finds what it did.
+        Returns None if another session has locked the recipient, or if the row was deleted or claimed again. The
+        recipient is locked while the facts are read, so that a review or a correction is committed before, or finds the
+        outcome.
         """
 
         def decide() -> Writer | Settlement | None:
-            unsent: Settlement | None
-            address = self._hold(item)
+            address = self._lock_recipient(item)
             draft = self._draft(item) if address is not None else None
             if address is None or draft is None:
                 return None
-            if isinstance(draft, str):
+            if not isinstance(draft, str):
+                unsent = _unsendable(address)
+                if unsent is None:
+                    return draft
+            else:
                 unsent = Settlement(status="cancelled", error=draft, count_attempt=False)
-            elif (unsent := _unsendable(address)) is None:
-                return draft
             return unsent if self._outbox.settle(item, unsent) is Answer.SETTLED else None
 
         try:
-            draft = persist(self._connection, decide, lock_timeout_ms=HOLD_MS, tries=1)
+            draft = persist(self._connection, decide, lock_timeout_ms=LOCK_TIMEOUT_MS, tries=1)
         except database.CONTENTION:
-            self.settle(item, replace(RELEASED, delay_seconds=HELD_DELAY_SECONDS))
+            self.settle(item, replace(RELEASED, delay_seconds=LOCKED_DELAY_SECONDS))
             return None
         return draft if draft is None or isinstance(draft, Settlement) else draft()
 
     def settle(self, item: Item, settlement: Settlement) -> Answer:
-        """Write what became of a mail; SETTLED or LOST. It insists: a known outcome must be kept.
+        """Store the outcome of a mail, with retries, and return SETTLED or LOST.
 
-        If the database went away, it stores the outcome over one new connection and then raises the error.
+        If the connection to the database is lost, store it over a new one and then raise the error.
         """
         try:
             return self._outbox.settle(item, settlement)
@@ -97,42 +99,41 @@ class MailQueue(ABC, Generic[Item]):
             raise
 
     def refuse(self, item: Item, error: NotifyError, *, address: str) -> Answer:
-        """Fail a row that a server refused, if the address is still the recipient's: SETTLED, or LOST.
+        """Mark a refused row as failed if the recipient still has this address, and return SETTLED or LOST.
 
-        RAISED: the row is pending. The address was corrected meanwhile, or another session has locked the recipient,
-        perhaps to correct it.
+        Otherwise the row is pending again and the answer is RAISED: the address was corrected, or another session has
+        locked the recipient, perhaps to correct it.
         """
         refused = Settlement(status="failed", error=str(error), code=error.code)
 
-        def try_again(settlement: Settlement) -> Answer:
+        def retry(settlement: Settlement) -> Answer:
             answer = self._outbox.settle(item, settlement)
             return Answer.RAISED if answer is Answer.SETTLED else answer
 
         def write() -> Answer:
-            if self._hold(item) == address:
+            if self._lock_recipient(item) == address:
                 return self._outbox.settle(item, refused)
-            return try_again(replace(refused, status="pending", count_attempt=False))
+            return retry(replace(refused, status="pending", count_attempt=False))
 
         try:
-            return persist(self._connection, write, lock_timeout_ms=HOLD_MS, tries=1)
+            return persist(self._connection, write, lock_timeout_ms=LOCK_TIMEOUT_MS, tries=1)
         except database.CONTENTION:
-            return try_again(replace(refused, status="pending", delay_seconds=HELD_DELAY_SECONDS))
+            return retry(replace(refused, status="pending", delay_seconds=LOCKED_DELAY_SECONDS))
 
     def reopen_refused(self, items: Sequence[Item], *, delay_seconds: float) -> None:
-        """Put rows that were refused and should not be failed back to pending; each in its own commit."""
+        """Make refused rows pending again, each in its own transaction."""
         for item in items:
             row = {"id": item.id, "delay_seconds": delay_seconds}
-            reopen = partial(database.execute, self._connection, f"reopen_refused_{self._table}", row)
-            persist(self._connection, reopen)
+            persist(self._connection, partial(database.execute, self._connection, f"reopen_refused_{self._table}", row))
 
-    def _hold(self, item: Item) -> str | None:
-        """Lock the recipient and return the address, empty without one; None: gone. It waits for other sessions."""
+    def _lock_recipient(self, item: Item) -> str | None:
+        """Return the recipient's address, "" without one, or None if the row was deleted."""
         address: str | None = database.fetch_value(self._connection, f"hold_{self._table}", {"id": item.id})
         return address
 
 
 def _unsendable(address: str) -> Settlement | None:
-    """Return how to settle a mail to this address, to which none can go; None: one can. No server is asked."""
+    """Return the settlement of a mail to a missing or invalid address, otherwise None."""
     try:
         parse_address(address)
     except ValueError as error:

@@ -1,6 +1,6 @@
-"""Reminders as mails: asked again, and written, from the facts of the moment."""
+"""Reminders as mails, checked and written with the current facts."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import date, timedelta
 from uuid import UUID
 
@@ -23,7 +23,7 @@ class QueuedReminder(ClaimedRow):
     threshold_days: int
     expires_on: date
     maybe_sent: bool
-    """An earlier attempt's outcome is unknown: the message must say that it may be a repeat."""
+    """The outcome of an earlier attempt is unknown, so the message must say that it may be a repeat."""
 
 
 class ReminderMail(MailQueue[QueuedReminder]):
@@ -34,10 +34,8 @@ class ReminderMail(MailQueue[QueuedReminder]):
         self._templates = templates
 
     def _draft(self, item: QueuedReminder) -> Writer | str | None:
-        """Ask the rules again; see ``MailQueue``.
-
-        A review may have given the row to a certificate that was entered anew since the claim.
-        """
+        """Apply the rules again; see ``MailQueue``."""
+        # A review may have moved the row to a certificate that was entered anew after the claim.
         parameters = {"id": item.id, "token": item.claim_token}
         cert_id = database.fetch_value(self._connection, "read_reminded_certificate", parameters)
         recipient = read_recipient(self._connection, item.mentor_id)
@@ -46,27 +44,20 @@ class ReminderMail(MailQueue[QueuedReminder]):
         due = Reminder(cert_id=cert_id, threshold_days=item.threshold_days, expires_on=item.expires_on)
         reason = rules.cancel_reason(due, recipient.mentor, self._today)
         if reason is None:
+            key = reminder_key(
+                item.id, mentor_id=item.mentor_id, threshold_days=due.threshold_days, expires_on=due.expires_on
+            )
             return lambda: reminder_message(
-                due,
-                recipient,
-                key=reminder_key(
-                    item.id,
-                    mentor_id=item.mentor_id,
-                    threshold_days=item.threshold_days,
-                    expires_on=item.expires_on,
-                ),
-                repeat=item.maybe_sent,
-                today=self._today,
-                templates=self._templates,
+                due, recipient, key=key, repeat=item.maybe_sent, today=self._today, templates=self._templates
             )
         if reason == "not due" or due.expires_on - timedelta(days=due.threshold_days) > self._today:
-            # Queued by a night of a later day, which has noted when to look next: a day after this one's.
+            # A run of a later day has queued it, and put off the next review to a later day still.
             database.execute(self._connection, "review_mentor", {"id": item.mentor_id})
         return reason
 
 
 def read_recipient(connection: database.Connection, mentor_id: UUID) -> Recipient | None:
-    """Read one mentor with everything a message needs; None if the mentor is gone."""
+    """Return a mentor with everything that a reminder needs, or None if the mentor was deleted."""
     mentors = reading.read(connection, [mentor_id], lock=False).mentors
     rows = database.fetch(connection, "read_recipient", {"mentor_id": mentor_id}, into=dict)
     if not mentors or not rows:
@@ -76,29 +67,14 @@ def read_recipient(connection: database.Connection, mentor_id: UUID) -> Recipien
 
 
 def reminder_message(
-    due: Reminder,
-    recipient: Recipient,
-    *,
-    key: str,
-    repeat: bool,
-    today: date,
-    templates: Templates,
+    due: Reminder, recipient: Recipient, *, key: str, repeat: bool, today: date, templates: Templates
 ) -> OutgoingMessage:
-    """Write the reminder for this recipient, with the days left on ``today``.
-
-    ``key`` is the same on every repeat.
-    """
-    rendered = templates.render(
-        "reminder",
-        slug=recipient.mentor.organisation.slug,
-        words=reminder_words(due, recipient, today=today, repeat=repeat),
-    )
+    """Return the reminder with the days left on ``today``. ``key`` is the same on every repeat."""
+    words = reminder_words(due, recipient, today=today, repeat=repeat)
     return OutgoingMessage(
+        **asdict(templates.render("reminder", slug=recipient.mentor.organisation.slug, words=words)),
         to=recipient.email or "",
         to_name=recipient.full_name,
-        subject=rendered.subject,
-        text=rendered.text,
-        html=rendered.html,
         idempotency_key=key,
         locale=recipient.locale,
         kind="reminder",
@@ -112,8 +88,8 @@ def reminder_message(
 
 
 def reminder_key(log_id: int, *, mentor_id: UUID, threshold_days: int, expires_on: date) -> str:
-    """Return the idempotency key of a reminder: the same on every repeat, another one for another last day.
+    """Return the idempotency key of a reminder, which is the same on every repeat for the same last day.
 
-    After a restore the row of another reminder can have the same id, not the same key.
+    After a restore, another reminder can have the same id, but not the same key.
     """
     return f"reminder-{log_id}-{key_hash(mentor_id, threshold_days, expires_on)}"

@@ -1,10 +1,10 @@
-"""CertificationReminderService: each mentor is reminded once per threshold, and only while it is still true.
+"""CertificationReminderService: queues one reminder per mentor and threshold, and only while it is due.
 
-A reminder is queued by an upsert in the transaction of the state it follows from. Before it is sent, under the claim,
-the rules are asked again on the facts of that moment (``reminder_mail``).
+Reminders are queued in the transaction of the review that finds them due. Before one is sent, ``reminder_mail`` applies
+the rules again to the current facts.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from uuid import UUID
 
 from certjob import database
@@ -19,51 +19,41 @@ class CertificationReminderService:
         self._run_id = run_id
 
     def queue(self, decisions: Iterable[Decision]) -> list[UUID]:
-        """Queue the due reminders that are new, inside the caller's transaction; return the mentor of each.
+        """Queue new due reminders in the caller's transaction, and return the mentor of each.
 
-        A more urgent one makes older unsent ones about the same certificate superseded; what was mailed about a
-        certificate that was entered anew counts for the new one.
+        A more urgent reminder supersedes older unsent ones about the same certificate. What was mailed about a
+        certificate also counts for the certificate that replaces it after it was entered anew.
         """
-        arrays = _arrays(decisions)
-        if not arrays["mentor_ids"]:
+        due = _due(decisions)
+        if not due:
             return []
+        arrays = _arrays(due)
         database.execute(self._connection, "adopt_reminders", arrays)
         queued = database.fetch(self._connection, "queue_reminders", arrays | {"run_id": self._run_id})
+        mentor_ids = [row[0] for row in queued]
+        more_urgent = {"thresholds": [row[1] for row in queued], "cert_ids": [row[2] for row in queued]}
         if queued:
-            database.execute(
-                self._connection,
-                "supersede_reminders",
-                {
-                    "mentor_ids": [row[0] for row in queued],
-                    "thresholds": [row[1] for row in queued],
-                    "cert_ids": [row[2] for row in queued],
-                },
-            )
-        return [row[0] for row in queued]
+            database.execute(self._connection, "supersede_reminders", {"mentor_ids": mentor_ids} | more_urgent)
+        return mentor_ids
 
 
 def find_new_reminders(connection: database.Connection, decisions: Iterable[Decision]) -> list[tuple[UUID, Reminder]]:
-    """Return (mentor, reminder) of those that would be queued; writes nothing."""
-    decided = list(decisions)
-    arrays = _arrays(decided)
-    if not arrays["mentor_ids"]:
-        return []
-    new = set(database.fetch(connection, "find_new_reminders", arrays))
-    return [
-        (decision.mentor_id, reminder)
-        for decision in decided
-        for reminder in decision.reminders
-        if (decision.mentor_id, reminder.threshold_days, reminder.cert_id) in new
-    ]
+    """Return (mentor, reminder) of the reminders that ``queue`` would queue; write nothing."""
+    due = _due(decisions)
+    new = set(database.fetch(connection, "find_new_reminders", _arrays(due))) if due else set()
+    return [each for each in due if (each[0], each[1].threshold_days, each[1].cert_id) in new]
 
 
 def find_without_address(connection: database.Connection, mentor_ids: Iterable[UUID]) -> set[UUID]:
-    """Return those of these mentors whom no reminder can reach."""
+    """Return the mentors without an address."""
     return {row[0] for row in database.fetch(connection, "find_without_address", {"ids": list(mentor_ids)})}
 
 
-def _arrays(decisions: Iterable[Decision]) -> dict[str, object]:
-    due = [(decision.mentor_id, reminder) for decision in decisions for reminder in decision.reminders]
+def _due(decisions: Iterable[Decision]) -> list[tuple[UUID, Reminder]]:
+    return [(decision.mentor_id, reminder) for decision in decisions for reminder in decision.reminders]
+
+
+def _arrays(due: Sequence[tuple[UUID, Reminder]]) -> dict[str, object]:
     return {
         "mentor_ids": [mentor_id for mentor_id, _ in due],
         "thresholds": [reminder.threshold_days for _, reminder in due],

@@ -1,9 +1,6 @@
-"""The mail stage of a night: one message at a time, each settled before the next one is sent.
+"""The mail stage: claims, writes, sends and settles one message at a time.
 
-    claim → draft → send → settle
-
-What the messages are, reminders or digests, is their queue's business; whose fault a failure is, and what follows from
-it, is decided here, once for both.
+The queue knows reminders and digests. This module decides whether a failure concerns one message or all of them.
 """
 
 import logging
@@ -12,13 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic
 
-from certjob.errors import (
-    ChannelDownError,
-    NotifyError,
-    OutcomeUnknownError,
-    RecipientRefusedError,
-    StageEnd,
-)
+from certjob.errors import ChannelDownError, NotifyError, OutcomeUnknownError, RecipientRefusedError, StageEnd
 from certjob.mail.message import Channel, OutgoingMessage
 from certjob.mail.queue import MailQueue
 from certjob.outbox.calls import Calls
@@ -32,14 +23,10 @@ REFUSALS_IN_A_ROW = 5
 UNKNOWN_IN_A_ROW = 3
 CHANNEL_TRIES = 3
 
-_DEADLINE = StageStop(
-    stage="mail", code=StageEnd.DEADLINE, reason="the time for deliveries is over; the rest stays pending"
-)
-
 
 @dataclass(slots=True, kw_only=True)
 class MailCounts:
-    """What the stage did, for the report."""
+    """The number of messages by outcome, for the report."""
 
     sent: int = 0
     failed: int = 0
@@ -48,7 +35,7 @@ class MailCounts:
 
 
 class MailStage(Generic[Item]):
-    """Sends what is due in a queue until none is left, the deadline comes, or the channel turns out to be down."""
+    """Sends the due messages of a queue until none is left, the deadline has passed, or the channel is down."""
 
     def __init__(
         self,
@@ -67,6 +54,7 @@ class MailStage(Generic[Item]):
         self._stop = stop
         self._on_progress = on_progress
         self._is_open = is_open
+        self._counts = counts
         self._refused: list[Item] = []
         self._unknown_in_a_row = 0
         self._tries = RetryPolicy(
@@ -74,60 +62,63 @@ class MailStage(Generic[Item]):
             backoff=exponential(base_seconds=0.5, cap_seconds=5),
             deadline_seconds=120,
             is_transient=lambda error: isinstance(error, ChannelDownError),
-            retry_after=lambda error: error.retry_after_seconds if isinstance(error, ChannelDownError) else None,
+            retry_after=lambda error: getattr(error, "retry_after_seconds", None),
         )
-        self._counts = counts
 
     def run(self, *, deadline_seconds: float) -> StageStop | None:
-        """Send; return why the stage ended early, or None. Raises StoppedBySignalError after a signal.
+        """Send, and return why the stage stopped early, or None. Outside the mail hours nothing is sent.
 
-        That it was not open is nobody's concern: what waits goes out when it is.
+        Raises StoppedBySignalError after a signal.
         """
         deadline_at = time.monotonic() + deadline_seconds
-        while True:
+        early: StageStop | None = None
+        while early is None:
             self._stop.check()
             if not self._is_open():
                 return None
-            item, lease, message = self._next()
+            item, lease = self._queue.claim()
             if item is None:
                 return None
-            early: StageStop | None = None
+            message = self._write(item)
             if self._stop.is_set() or time.monotonic() >= deadline_at:
-                early = _DEADLINE
                 if message is not None:
                     self._queue.settle(item, RELEASED)
+                early = _stopped(StageEnd.DEADLINE, "the time for deliveries is over; the rest stays pending")
             elif message is not None:
                 early = self._deliver(item, lease, message)
-            if early is not None:
-                self._stop.check()  # a signal cuts the tries short, and is what ended the stage
-                return early
+        self._stop.check()  # a signal also ends the attempts, and is then the reason
+        return early
 
-    def _deliver(self, item: Item, lease: Lease, message: OutgoingMessage) -> StageStop | None:
-        """Send and settle one message; it keeps its lease if anything unforeseen happens."""
-        try:
-            self._calls.make(self._send(message, lease))
-        except ChannelDownError as error:  # it was surely not handed over, and comes after all others the next time
-            self._queue.settle(item, RELEASED)
-            return StageStop(
-                stage="mail", code=StageEnd.CHANNEL_DOWN, reason=f"{error}; the rest stays pending", fault=str(error)
-            )
-        except NotifyError as error:
-            return self._settle_failure(item, error, message.to)
-        self._settle_sent(item)
+    def _write(self, item: Item) -> OutgoingMessage | None:
+        """Return the message. If there is none, the queue has settled or released the row."""
+        draft = self._queue.draft(item)
+        if not isinstance(draft, Settlement):
+            return draft
+        self._counts.cancelled += draft.status == "cancelled"
+        self._counts.failed += draft.status == "failed"
         return None
 
-    def _next(self) -> tuple[Item | None, Lease, OutgoingMessage | None]:
-        """Claim a row and write its message from the facts of this moment; without one, the row says why."""
-        item, lease = self._queue.claim()
-        draft = self._queue.draft(item) if item is not None else None
-        if isinstance(draft, Settlement):
-            self._counts.cancelled += draft.status == "cancelled"
-            self._counts.failed += draft.status == "failed"
-            draft = None
-        return item, lease, draft
+    def _deliver(self, item: Item, lease: Lease, message: OutgoingMessage) -> StageStop | None:
+        """Send and settle one message. After an unexpected error its claim stays until the lease expires."""
+        try:
+            self._calls.make(self._send(message, lease))
+        except ChannelDownError as error:  # it was not sent; the next stage tries it after the others
+            self._queue.settle(item, RELEASED)
+            return _stopped(StageEnd.CHANNEL_DOWN, f"{error}; the rest stays pending", fault=str(error))
+        except RecipientRefusedError as error:
+            return self._settle_refusal(item, error, address=message.to)
+        except NotifyError as error:
+            return self._settle_later(item, error)
+        self._reset()
+        answer = self._queue.settle(item, Settlement(status="sent"))
+        self._counts.sent += answer is Answer.SETTLED
+        self._counts.lost += answer is Answer.LOST
+        if self._on_progress:
+            self._on_progress(self._counts.sent)
+        return None
 
     async def _send(self, message: OutgoingMessage, lease: Lease) -> None:
-        """Hand one message over, with three tries while it is everybody's fault, none that could outlast the lease."""
+        """Send one message, up to three times while the channel is down. No attempt may outlast the lease."""
 
         async def attempt() -> None:
             if not lease.fits(self._channel.worst_case_seconds):
@@ -142,19 +133,8 @@ class MailStage(Generic[Item]):
             raise
         _log(message, "message_sent")
 
-    def _settle_sent(self, item: Item) -> None:
-        self._refused.clear()
-        self._unknown_in_a_row = 0
-        answer = self._queue.settle(item, Settlement(status="sent"))
-        self._counts.sent += answer is Answer.SETTLED
-        self._counts.lost += answer is Answer.LOST
-        if self._on_progress:
-            self._on_progress(self._counts.sent)
-
-    def _settle_failure(self, item: Item, error: NotifyError, address: str) -> StageStop | None:
-        """Write whose fault it was; too many of one kind in a row are the server's and end the stage."""
-        if isinstance(error, RecipientRefusedError):
-            return self._settle_refusal(item, error, address=address)
+    def _settle_later(self, item: Item, error: NotifyError) -> StageStop | None:
+        """Schedule a retry. Three unknown outcomes in a row end the stage, because the server is at fault."""
         maybe_sent = isinstance(error, OutcomeUnknownError)
         later = Settlement(
             status="pending",
@@ -165,17 +145,16 @@ class MailStage(Generic[Item]):
         )
         self._counts.lost += self._queue.settle(item, later) is Answer.LOST
         if not maybe_sent:
-            self._refused.clear()
-            self._unknown_in_a_row = 0
+            self._reset()
             return None
         self._unknown_in_a_row += 1
         if self._unknown_in_a_row < UNKNOWN_IN_A_ROW:
             return None
         reason = f"the outcome of {UNKNOWN_IN_A_ROW} messages in a row is unknown (last: {error}); the rest waits"
-        return StageStop(stage="mail", code=StageEnd.OUTCOMES_UNKNOWN, reason=reason)
+        return _stopped(StageEnd.OUTCOMES_UNKNOWN, reason)
 
     def _settle_refusal(self, item: Item, error: RecipientRefusedError, *, address: str) -> StageStop | None:
-        """Note a refusal for good. Five in a row are the server's fault: then none of them is for good."""
+        """Store a refusal. Five in a row end the stage and are all undone, because the server is at fault."""
         answer = self._queue.refuse(item, error, address=address)
         self._counts.lost += answer is Answer.LOST
         if answer is Answer.SETTLED:
@@ -188,11 +167,19 @@ class MailStage(Generic[Item]):
         self._counts.failed -= len(self._refused)
         self._refused.clear()
         reason = f"{REFUSALS_IN_A_ROW} messages in a row were refused (last: {error}); they and the rest stay pending"
-        return StageStop(stage="mail", code=StageEnd.ALL_REFUSED, reason=reason)
+        return _stopped(StageEnd.ALL_REFUSED, reason)
+
+    def _reset(self) -> None:
+        self._refused.clear()
+        self._unknown_in_a_row = 0
+
+
+def _stopped(code: StageEnd, reason: str, *, fault: str = "") -> StageStop:
+    return StageStop(stage="mail", code=code, reason=reason, fault=fault)
 
 
 def _log(message: OutgoingMessage, event: str, **about: str) -> None:
-    """Note what became of one message, by its ids alone."""
+    """Log the outcome of one message with its ids only."""
     if logger.isEnabledFor(logging.DEBUG):
         ids = {"kind": message.kind, "message_key": message.idempotency_key, "mentor_id": message.mentor_id}
         known = {name: str(value) for name, value in ids.items() if value is not None}

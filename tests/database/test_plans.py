@@ -213,7 +213,7 @@ def test_every_index_is_used(connection: Connection) -> None:
     """Each index slows down writes. Unique indexes enforce rules and do not count."""
     connection.execute("SET enable_seqscan = off; SET enable_bitmapscan = off")
     named: dict[str, object] = {"today": today(), "mentor_id": TOKEN, "after_review": "-infinity", "limit": 100}
-    named |= {"overlap_days": 2, "first_page_days": 30, "after_id": TOKEN, "organisation_id": None, "held": []}
+    named |= {"overlap_days": 2, "first_digest_days": 30, "after_id": TOKEN, "organisation_id": None, "held": []}
     named |= {"ids": None, "within_days": 30, "acknowledged": False} | settled(7, status="delivered")
 
     used = {index for name in USES for index in USES[name].split() if f" {index} " in plan_of(connection, name, named)}

@@ -1,1 +1,1 @@
-"""The ways out for messages: SMTP, a Maildir, a webhook."""
+"""Channels that send messages: SMTP, a Maildir, a webhook."""

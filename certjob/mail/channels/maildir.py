@@ -1,4 +1,4 @@
-"""Messages into a Maildir folder on this machine, for the demo and for rehearsals."""
+"""A channel that writes messages into a local Maildir folder, for the demo and for rehearsals."""
 
 import mailbox
 import os
@@ -13,23 +13,22 @@ FOLDERS = ("cur", "new", "tmp")
 
 
 class MaildirChannel:
-    """A folder in which each message becomes one file under ``new``; mail programs can read it."""
+    """Writes each message as one file under ``new``, which mail programs can read."""
 
     worst_case_seconds = 30.0
-    """A file is written in milliseconds; this is for a disk far away."""
+    """For a slow network disk; a local disk takes milliseconds."""
 
     def __init__(self, folder: Path, *, sender: MailAddress) -> None:
-        """Prepare; the folder is made by the first ``send``."""
         self._folder = folder
         self._sender = sender
 
     async def send(self, message: OutgoingMessage) -> None:
-        """Put one message into the folder, whole or not at all; see ``Channel.send``."""
+        """Write the message completely or not at all; see ``Channel.send``. Creates missing folders."""
         _, data = compose(message, sender=self._sender)
         try:
-            for part in FOLDERS:  # mailbox makes a whole Maildir or nothing, and no folder above it
+            for part in FOLDERS:  # mailbox creates no folders above the Maildir
                 (self._folder / part).mkdir(mode=0o700, parents=True, exist_ok=True)
-                self._require_ours(self._folder / part)
+            self._require_ours()
             mailbox.Maildir(self._folder, create=False).add(data)
         except (OSError, mailbox.Error) as error:
             reason = getattr(error, "strerror", None) or str(error)
@@ -37,23 +36,23 @@ class MaildirChannel:
             raise ChannelDownError(text, next_step="correct CERTJOB_NOTIFY_URL") from error
 
     async def probe(self) -> str:
-        """Look whether a message could be written, without making the folder. Raises ChannelDownError."""
+        """Check whether a message could be written; create no folder. Raises ChannelDownError."""
         there = self._folder
-        while not there.exists() and there != there.parent:  # the first message makes what is missing
+        while not there.exists() and there != there.parent:
             there = there.parent
         for folder in (there, *(there / part for part in FOLDERS if there == self._folder)):
             if folder.exists() and not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
                 message = "the Maildir folder cannot be written by this user"
                 raise ChannelDownError(message, next_step="correct CERTJOB_NOTIFY_URL or its rights")
-        for part in FOLDERS:
-            self._require_ours(self._folder / part)
+        self._require_ours()
         return "the Maildir folder can be written"
 
-    def _require_ours(self, folder: Path) -> None:
-        """Reject a folder of another user, who could read the messages."""
-        if folder.exists() and (why := files.why_untrusted(folder, writers=files.OTHERS)):
-            message = f"the Maildir folder is not used, because {why}"
-            raise ChannelDownError(message, next_step="correct CERTJOB_NOTIFY_URL or its owner and rights")
+    def _require_ours(self) -> None:
+        """Reject a folder in which another user could read or replace messages."""
+        for folder in (self._folder / part for part in FOLDERS):
+            if folder.exists() and (why := files.why_untrusted(folder, writers=files.OTHERS)):
+                message = f"the Maildir folder is not used, because {why}"
+                raise ChannelDownError(message, next_step="correct CERTJOB_NOTIFY_URL or its owner and rights")
 
     async def close(self) -> None:
-        """Nothing is held open; see ``Channel.close``."""
+        """Do nothing; see ``Channel.close``."""

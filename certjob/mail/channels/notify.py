@@ -1,4 +1,4 @@
-"""The way out for messages that the settings ask for."""
+"""Open the channel that the settings name."""
 
 from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -10,32 +10,35 @@ from certjob.outbox.calls import run_alone
 from certjob.settings import LOOPBACK_HOSTS, Settings
 
 REHEARSAL_SENDER = "certjob@localhost"
-"""From whom the messages in a Maildir are while CERTJOB_MAIL_FROM is not set."""
+"""The sender of messages in a Maildir if CERTJOB_MAIL_FROM is not set."""
 
 
 def open_channel(settings: Settings) -> Channel | None:
-    """Return the channel of CERTJOB_NOTIFY_URL, None without one; it connects with its first message.
+    """Return the channel of CERTJOB_NOTIFY_URL, or None without one. It connects when it sends its first message.
 
-    Without a port ``smtps://`` means 465 and ``smtp://`` 587, on this machine 25. Raises ConfigurationError for
-    settings that do not go together; no value is part of its text.
+    Raises ConfigurationError for settings that contradict each other. Its text contains no value.
     """
     if settings.notify_url is None:
         return None
     url = settings.notify_url.get_secret_value()
     parts = urlsplit(url)
-    match parts.scheme:
-        case "smtp" | "smtps":
-            return _smtp(parts, settings=settings)
-        case "maildir":
-            return _maildir(parts, settings=settings)
-        case _:
-            from certjob.mail.channels.webhook import WebhookChannel  # noqa: PLC0415
+    if parts.scheme in ("smtp", "smtps"):
+        return _open_smtp(parts, settings=settings)
+    if parts.scheme == "maildir":
+        from certjob.mail.channels.maildir import MaildirChannel  # noqa: PLC0415
 
-            return WebhookChannel(url, token=settings.notify_password)
+        if parts.netloc:
+            message = "CERTJOB_NOTIFY_URL: maildir takes a path on this machine"
+            raise ConfigurationError(message, next_step="write maildir:/path with one slash")
+        sender = _sender("CERTJOB_MAIL_FROM", settings.mail_from or REHEARSAL_SENDER)
+        return MaildirChannel(Path(unquote(parts.path)), sender=sender)
+    from certjob.mail.channels.webhook import WebhookChannel  # noqa: PLC0415
+
+    return WebhookChannel(url, token=settings.notify_password)
 
 
 def send_alone(channel: Channel, message: OutgoingMessage) -> None:
-    """Send one message in an event loop of its own, and close the channel. Raises as ``Channel.send`` does."""
+    """Send one message in a new event loop, and close the channel. Raises as ``Channel.send`` does."""
 
     async def send() -> None:
         try:
@@ -46,7 +49,8 @@ def send_alone(channel: Channel, message: OutgoingMessage) -> None:
     run_alone(send())
 
 
-def _smtp(parts: SplitResult, *, settings: Settings) -> Channel:
+def _open_smtp(parts: SplitResult, *, settings: Settings) -> Channel:
+    """Return the channel. Default ports: 465 for ``smtps://``, 587 for ``smtp://``, 25 for ``smtp://`` on loopback."""
     from certjob.mail.channels.smtp import SmtpChannel  # noqa: PLC0415 - aiosmtplib, which no other channel needs
 
     if (settings.notify_user is None) != (settings.notify_password is None):
@@ -55,26 +59,15 @@ def _smtp(parts: SplitResult, *, settings: Settings) -> Channel:
     host = parts.hostname or ""
     implicit_tls = parts.scheme == "smtps"
     bounces = settings.bounce_address
-    usual_port = 465 if implicit_tls else 25 if host in LOOPBACK_HOSTS else 587
     return SmtpChannel(
         host,
-        port=parts.port or usual_port,
+        port=parts.port or (465 if implicit_tls else 25 if host in LOOPBACK_HOSTS else 587),
         sender=_sender("CERTJOB_MAIL_FROM", settings.mail_from or ""),
         bounce_address=_sender("CERTJOB_BOUNCE_ADDRESS", bounces) if bounces else None,
         implicit_tls=implicit_tls,
         user=settings.notify_user,
         password=settings.notify_password,
     )
-
-
-def _maildir(parts: SplitResult, *, settings: Settings) -> Channel:
-    from certjob.mail.channels.maildir import MaildirChannel  # noqa: PLC0415
-
-    if parts.netloc:
-        message = "CERTJOB_NOTIFY_URL: maildir takes a path on this machine"
-        raise ConfigurationError(message, next_step="write maildir:/path with one slash")
-    sender = _sender("CERTJOB_MAIL_FROM", settings.mail_from or REHEARSAL_SENDER)
-    return MaildirChannel(Path(unquote(parts.path)), sender=sender)
 
 
 def _sender(variable: str, text: str) -> MailAddress:

@@ -1,4 +1,4 @@
-"""What a server said, made fit for a log: one line, no addresses of people, no secrets."""
+"""Make the text of a server safe for a log: one line, without addresses and secrets."""
 
 import re
 from collections.abc import Iterable
@@ -9,9 +9,9 @@ from certjob.redaction import foreign_line
 
 
 def readable(text: str, *, recipient: MailAddress | None = None, secrets: Iterable[str] = ()) -> str:
-    """Return the text as ``foreign_line`` does, and with ``<recipient>`` in place of that address.
+    """Return the text as ``foreign_line`` does, with ``<recipient>`` in place of the recipient's address.
 
-    Servers echo what they were sent, and not always in UTF-8.
+    Servers repeat what they received, and not always in UTF-8.
     """
     text = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     for form in _forms(recipient) if recipient is not None else ():
@@ -20,7 +20,7 @@ def readable(text: str, *, recipient: MailAddress | None = None, secrets: Iterab
 
 
 def _forms(address: MailAddress) -> list[str]:
-    """Return the ways in which servers write an address: as people do, as DNS does, in a link, in a bounce's sender."""
+    """Return how servers write an address: with a readable domain, as in DNS, in a link, in the sender of a bounce."""
     whole = address.specification
-    as_typed = f"{address.local_part}@{address.domain.encode('ascii').decode('idna')}"
-    return [as_typed, whole, quote(whole, safe=""), whole.replace("@", "="), address.local_part]
+    with_readable_domain = f"{address.local_part}@{address.domain.encode('ascii').decode('idna')}"
+    return [with_readable_domain, whole, quote(whole, safe=""), whole.replace("@", "="), address.local_part]

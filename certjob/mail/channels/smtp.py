@@ -1,4 +1,4 @@
-"""Messages by SMTP: one recipient each, over a kept connection, with every failure told apart by whose fault it is."""
+"""Send messages by SMTP, one recipient each, and tell a failure of one message from a failure of the server."""
 
 import asyncio
 import contextlib
@@ -7,7 +7,7 @@ import os
 import re
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import cast
 
@@ -31,32 +31,32 @@ from certjob.settings import LOOPBACK_HOSTS
 
 QUIT_SECONDS = 5.0
 
-EVERYBODYS_CODES = frozenset({421, 530, 534, 535, 538})
-"""The server is closing (RFC 5321), or wants a login or another one (RFC 4954): no recipient is to blame."""
+CODES_FOR_ALL = frozenset({421, 530, 534, 535, 538})
+"""The server shuts down (RFC 5321) or requires a different login (RFC 4954), so no message can be sent."""
 
 BROKEN = (SMTPException, OSError, ValueError)
-"""What a connection raises that is of no more use. A TimeoutError is an OSError; a host name that is not one and a
-command that cannot be written are ValueErrors."""
+"""Errors after which a connection is not used again. TimeoutError is an OSError. An invalid host name or command is a
+ValueError."""
 
 
 class SmtpChannel:
     """A mail server.
 
-    Until a server has answered 354 to DATA it cannot have a message: a failure before that is known to be one. After it
-    only the answer to the whole message tells, and RFC 5321, 4.5.3.2.6, gives servers 10 minutes for it: who cuts it
-    off early makes duplicates. A connection on which anything but success was said is dropped without another word: a
-    late answer would be taken for that to the next message.
+    Until the server has answered 354 to DATA, it cannot have the message, so an earlier failure is certain. After that
+    only the answer to the whole message is certain. RFC 5321, 4.5.3.2.6, allows servers 10 minutes for it, so a shorter
+    timeout would send duplicates. After a failure the connection is cut without QUIT, because a late answer would be
+    taken for the answer to the next message.
     """
 
     connect_seconds = 60.0
-    """For connecting, TLS and login."""
+    """For connection, TLS and login."""
     envelope_seconds = 60.0
     """For sender and recipient, up to DATA."""
     answer_seconds = 600.0
     """For the message."""
     messages_per_connection = 100
     tls: ssl.SSLContext | None = None
-    """Made with the first connection that needs it."""
+    """Created for the first connection that needs it."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class SmtpChannel:
         user: str | None = None,
         password: SecretStr | None = None,
     ) -> None:
-        """Prepare; nothing is opened before the first ``send``."""
+        """Store the settings. The first ``send`` connects."""
         self._host = host
         self._port = port
         self._sender = sender
@@ -82,11 +82,11 @@ class SmtpChannel:
 
     @property
     def worst_case_seconds(self) -> float:
-        """The longest that one ``send`` can take; 725 unless told otherwise."""
+        """The maximum duration of ``send`` (default 725)."""
         return QUIT_SECONDS + self.connect_seconds + self.envelope_seconds + self.answer_seconds
 
     async def send(self, message: OutgoingMessage) -> None:
-        """Hand one message over, in one try; see ``Channel.send``."""
+        """Send one message in one attempt; see ``Channel.send``."""
         recipient, data = compose(message, sender=self._sender)
         client = await self._ready()
         try:
@@ -98,13 +98,10 @@ class SmtpChannel:
         self._messages_sent += 1
 
     async def probe(self) -> str:
-        """Connect, secure, log in and do nothing (NOOP): all that comes before a message. Raises ChannelDownError."""
+        """Connect, log in and send NOOP. Raises ChannelDownError."""
         client = await self._ready()
         try:
-            async with _phase(
-                self.envelope_seconds,
-                lambda why: ChannelDownError(f"the connection to the mail server broke: {why}"),
-            ):
+            async with _phase(self.envelope_seconds, ChannelDownError, "the connection to the mail server broke"):
                 code, text = await client.execute_command(b"NOOP")
         finally:
             await self.close()
@@ -114,52 +111,48 @@ class SmtpChannel:
         return "the server took the connection and the login, where there is one; nothing was sent"
 
     async def close(self) -> None:
-        """Send QUIT and wait at most 5 seconds for the answer; see ``Channel.close``."""
+        """Send QUIT and wait up to 5 seconds for the answer; see ``Channel.close``."""
         client = self._client
         transport = client.transport if client is not None else None
         try:
             if client is not None:
-                with contextlib.suppress(*BROKEN):  # it is being closed anyway
+                with contextlib.suppress(*BROKEN):
                     async with asyncio.timeout(QUIT_SECONDS):
                         await client.quit()
         finally:
             self._drop()
-            _abort(transport)  # else TLS waits for an end of its own
-            await asyncio.sleep(0)  # the loop may end now: let it close the socket
+            _abort(transport)  # otherwise TLS waits for the other side
+            await asyncio.sleep(0)  # the loop may end now, so let it close the socket
 
     def _drop(self) -> None:
-        """Cut the connection: what was not sent yet is not to be sent any more."""
+        """Cut the connection, without sending what is buffered."""
         if self._client is not None:
             _abort(self._client.transport)
             self._client.close()
         self._client = None
 
     async def _ready(self) -> SMTP:
-        """Return a connection that may take a message: the kept one, or a new one, secured and logged in."""
-        for _ in range(2):  # the loop stood still: let it hear what the server has said meanwhile
+        """Return the kept connection, or a new one with TLS and login."""
+        for _ in range(2):  # the loop did not run between messages, so let it read what the server has sent
             await asyncio.sleep(0)
         if self._messages_sent >= self.messages_per_connection:
             await self.close()
         protocol = self._client.protocol if self._client is not None else None
-        # An answer to which there was no question: all later ones would be taken for each other's.
+        # Unread bytes are an answer to no command; later answers would be taken for each other.
         if self._client is not None and protocol is not None and protocol.is_connected and not protocol._buffer:
             return self._client
         self._drop()
         self._messages_sent = 0
+        failed, next_step = "the mail server cannot be used", "check CERTJOB_NOTIFY_URL and the server"
         try:
-            async with _phase(
-                self.connect_seconds,
-                lambda why: ChannelDownError(
-                    f"the mail server cannot be used: {why}", next_step="check CERTJOB_NOTIFY_URL and the server"
-                ),
-            ):
+            async with _phase(self.connect_seconds, ChannelDownError, failed, next_step=next_step):
                 return await self._connect()
         except BaseException:
             self._drop()
             raise
 
     async def _connect(self) -> SMTP:
-        # A server that smtp:// names must begin TLS, unless it is this machine's own; that, too, for a login.
+        # smtp:// requires STARTTLS, except on loopback without a login.
         secured = self._implicit_tls or self._user is not None or self._host not in LOOPBACK_HOSTS
         if secured and self.tls is None:
             self.tls = ssl.create_default_context()
@@ -175,21 +168,18 @@ class SmtpChannel:
         await client.connect()
         await client.ehlo()
         if secured and not self._implicit_tls:
-            await self._secure(client)
+            if not client.supports_extension("starttls"):
+                message = "the mail server offers no STARTTLS, without which certjob sends neither mail nor password"
+                next_step = "use smtps:// or a server with STARTTLS in CERTJOB_NOTIFY_URL"
+                raise ChannelDownError(message, next_step=next_step)
+            await client.starttls()
+            await client.ehlo()  # answers before TLS do not count (RFC 3207)
         if self._user is not None:
             await self._log_in(client, self._user)
         return client
 
-    async def _secure(self, client: SMTP) -> None:
-        """Begin TLS; what the server said before it is forgotten (RFC 3207)."""
-        if not client.supports_extension("starttls"):
-            message = "the mail server offers no STARTTLS, without which certjob sends neither mail nor password"
-            raise ChannelDownError(message, next_step="use smtps:// or a server with STARTTLS in CERTJOB_NOTIFY_URL")
-        await client.starttls()
-        await client.ehlo()
-
     async def _log_in(self, client: SMTP, user: str) -> None:
-        """Log in by PLAIN or LOGIN, in one try: aiosmtplib's ``login`` tries every mechanism, CRAM-MD5 first."""
+        """Log in with PLAIN or LOGIN, once. The ``login`` of aiosmtplib would try every mechanism, CRAM-MD5 first."""
         password = self._password.get_secret_value()
         try:
             if "plain" in client.server_auth_methods:
@@ -197,41 +187,35 @@ class SmtpChannel:
             elif "login" in client.server_auth_methods:
                 await client.auth_login(user, password)
             else:
-                offered = "the mail server offers no login that certjob knows (PLAIN, LOGIN)"
-                raise ChannelDownError(offered, next_step="is CERTJOB_NOTIFY_URL right?")
+                message = "the mail server offers no login that certjob knows (PLAIN, LOGIN)"
+                raise ChannelDownError(message, next_step="is CERTJOB_NOTIFY_URL right?")
         except SMTPAuthenticationError as error:
             coded = [auth_plain_encode(user, password), *auth_login_encode(user, password)]
             secrets = [*(code.decode("ascii") for code in coded), user, password]
-            said = f"{error.code} {readable(error.message, secrets=secrets)}"
-            if error.code == 421 or not 500 <= error.code < 600:
-                message, next_step = "the mail server cannot take the login now", None
-            else:
+            message, next_step = "the mail server cannot take the login now", None
+            if 500 <= error.code < 600:
                 message = "the mail server refused the login"
                 next_step = "correct CERTJOB_NOTIFY_USER and CERTJOB_NOTIFY_PASSWORD"
-            message = f"{message} ({said})"
-            raise ChannelDownError(message, next_step=next_step) from None  # the answer may hold the password
+            message = f"{message} ({error.code} {readable(error.message, secrets=secrets)})"
+            raise ChannelDownError(message, next_step=next_step) from None  # the answer may contain the password
 
     async def _announce(self, client: SMTP, *, recipient: MailAddress) -> SMTPProtocol:
-        """Say from whom and for whom a message is, up to the 354 to DATA; return what takes the message then."""
-        wire = cast("SMTPProtocol", client.protocol)  # it is connected
-        options = []
+        """Send the envelope up to the 354 to DATA, and return the protocol that accepts the message."""
+        wire = cast("SMTPProtocol", client.protocol)  # not None while connected
+        sender, options = f"FROM:<{self._bounce_address.specification}>".encode(), []
         if recipient.international:
             if not client.supports_extension("smtputf8"):
                 message = "the mail server takes no address with letters beyond ASCII before the @"
                 raise RecipientRefusedError(message, next_step="correct the address", code=Cause.WRONG_ADDRESS)
             options = [b"SMTPUTF8"]
-        # With SMTPUTF8 this recipient's letters may be what the server cannot pass on; the next one will tell.
-        steps = [
-            (
-                "recipient" if options else "sender",
-                [b"MAIL", _path("FROM", self._bounce_address), *options],
-                range(200, 300),
-            ),
-            ("recipient", [b"RCPT", _path("TO", recipient)], range(200, 300)),
+        steps = (
+            # With SMTPUTF8, a refusal may be due to the recipient's letters. The next message will show it.
+            ("recipient" if options else "sender", [b"MAIL", sender, *options], range(200, 300)),
+            ("recipient", [b"RCPT", f"TO:<{recipient.specification}>".encode()], range(200, 300)),
             ("message", [b"DATA"], range(354, 355)),
-        ]
+        )
         broke = "the connection to the mail server broke before a message was handed over"
-        async with _phase(self.envelope_seconds, lambda why: ChannelDownError(f"{broke}: {why}")):
+        async with _phase(self.envelope_seconds, ChannelDownError, broke):
             for what, command, success in steps:
                 code, text = await wire.execute_command(*command)
                 if wire._buffer or (code in success and not wire.is_connected):
@@ -242,9 +226,9 @@ class SmtpChannel:
         return wire
 
     async def _hand_over(self, wire: SMTPProtocol, data: bytes, *, recipient: MailAddress) -> None:
-        """Send the message and hear what becomes of it."""
+        """Send the message and wait for the answer."""
         silent = "no answer came after the message was handed over, so it may have arrived"
-        async with _phase(self.answer_seconds, lambda why: OutcomeUnknownError(f"{silent}: {why}")):
+        async with _phase(self.answer_seconds, OutcomeUnknownError, silent):
             wire.write(_as_sent(data))
             code, text = await wire.read_response()
         if 400 <= code < 600:
@@ -255,13 +239,16 @@ class SmtpChannel:
 
 
 @asynccontextmanager
-async def _phase(seconds: float, failed: Callable[[str], NotifyError]) -> AsyncIterator[None]:
-    """End what takes longer, and raise the error of this reason for whatever breaks a connection."""
+async def _phase(
+    seconds: float, failure: type[NotifyError], text: str, *, next_step: str | None = None
+) -> AsyncIterator[None]:
+    """Limit the duration, and raise ``failure`` with the reason for any error of the connection."""
     try:
         async with asyncio.timeout(seconds):
             yield
     except BROKEN as broken:
-        raise failed(_reason(broken)) from _cause(broken)
+        message = f"{text}: {_reason(broken)}"
+        raise failure(message, next_step=next_step) from _cause(broken)
 
 
 def _abort(transport: asyncio.BaseTransport | None) -> None:
@@ -270,37 +257,31 @@ def _abort(transport: asyncio.BaseTransport | None) -> None:
 
 
 def _client_name() -> str:
-    """Return the name to greet with: this machine's own if it is a full one, else an address literal (RFC 5321, 4.1.4).
+    """Return this machine's name if it is fully qualified, otherwise an address literal (RFC 5321, 4.1.4).
 
-    No name lookup: it could take any time.
+    A lookup could take any time.
     """
     name = socket.gethostname()
     is_full = "." in name and name.replace(".", "").replace("-", "").isalnum() and name.isascii()
     return name if is_full else "[127.0.0.1]"
 
 
-def _path(verb: str, address: MailAddress) -> bytes:
-    return f"{verb}:<{address.specification}>".encode()
-
-
 def _as_sent(data: bytes) -> bytes:
-    """Return a message as it travels: each line ends in CRLF, a dot at its beginning is doubled, a lone dot ends it."""
+    """Return the message with CRLF after each line, doubled dots at the start of lines, and a final dot."""
     lines = re.sub(rb"\r\n|\r|\n", b"\r\n", data).removesuffix(b"\r\n") + b"\r\n"
     return re.sub(rb"(?m)^\.", b"..", lines) + b".\r\n"
 
 
 def _refusal(code: int, text: str, *, recipient: MailAddress, what: str) -> NotifyError:
-    """Return the error that says whose fault a failure with this answer is."""
+    """Return the error for an answer that is not a success."""
     said = f"{code} {readable(text, recipient=recipient)}"
-    if code in EVERYBODYS_CODES:
+    if code in CODES_FOR_ALL:
         return ChannelDownError(f"the mail server takes no messages ({said})")
     if what == "sender":
-        return ChannelDownError(
-            f"the mail server refused the sender ({said})",
-            next_step="check CERTJOB_MAIL_FROM (or CERTJOB_BOUNCE_ADDRESS)",
-        )
+        next_step = "check CERTJOB_MAIL_FROM (or CERTJOB_BOUNCE_ADDRESS)"
+        return ChannelDownError(f"the mail server refused the sender ({said})", next_step=next_step)
     if 400 <= code < 500:
-        return RecipientDeferredError(f"the mail server put the {what} off ({said})")
+        return RecipientDeferredError(f"the mail server deferred the {what} ({said})")
     if 500 <= code < 600:
         why = Cause.WRONG_ADDRESS if what == "recipient" else Cause.MAIL_STOPPED
         return RecipientRefusedError(f"the mail server refused the {what} ({said})", code=why)
@@ -308,14 +289,14 @@ def _refusal(code: int, text: str, *, recipient: MailAddress, what: str) -> Noti
 
 
 def _cause(error: BaseException) -> BaseException:
-    """Return what is below the library's own errors: the system's, or TLS's."""
+    """Return the error of the system or of TLS inside the library's error."""
     while isinstance(error, SMTPException) and error.__cause__ is not None:
         error = error.__cause__
     return error
 
 
 def _reason(error: Exception) -> str:
-    """Say in one line what happened to a connection; no such text holds what was sent."""
+    """Return what happened to a connection, on one line and without anything that was sent."""
     match _cause(error):
         case ssl.SSLCertVerificationError() as cause:
             return f"its certificate is not trusted ({cause.verify_message})"

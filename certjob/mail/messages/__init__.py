@@ -1,1 +1,1 @@
-"""The texts that people read: Jinja2 templates in this folder, one text and one HTML file per message and language."""
+"""The texts of the messages: Jinja2 templates with their sentences in each language."""

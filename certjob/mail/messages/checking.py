@@ -1,4 +1,4 @@
-"""A programme's own templates, tried in every language and situation before a night depends on them."""
+"""Test a programme's own templates with sample data, in every language and situation."""
 
 import itertools
 import re
@@ -14,9 +14,9 @@ _SLUG = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 
 
 def open_templates(folder: Path | None) -> Templates:
-    """Return the templates to write with; those in the folder of CERTJOB_TEMPLATES_DIR are tried first.
+    """Return the templates of CERTJOB_TEMPLATES_DIR and certjob's own.
 
-    Raises TemplateError when the folder does not exist, or one of its files is broken.
+    Raises TemplateError if the folder does not exist or a file in it is broken.
     """
     problems = check_templates(folder) if folder is not None else []
     if not problems:
@@ -28,10 +28,9 @@ def open_templates(folder: Path | None) -> Templates:
 
 
 def check_templates(folder: Path) -> list[TemplateError]:
-    """Render every message that the folder has a part in, with made-up contents; return what is wrong, file by file.
+    """Render each message for which the folder has a file, with sample data, and return each error once.
 
-    Each problem is returned once, although every situation is tried; a few seconds for a folder of many organisations.
-    Raises TemplateError when the folder, or one in it, cannot be read.
+    A folder with many organisations takes a few seconds. Raises TemplateError if a folder cannot be read.
     """
     templates = Templates(folder, sample_data=True)
     templates.look_into("")
@@ -44,13 +43,13 @@ def check_templates(folder: Path) -> list[TemplateError]:
     for slug, place in [("", folder), *((path.name, path) for path in of_organisations)]:
         in_both = names | {file.name for file in place.iterdir()}
         for message, language in itertools.product(SAMPLES, LANGUAGES):
-            if _has_part_in(message, in_both, language=language):  # else ours alone, which certjob's own tests try
+            if _has_part_in(message, in_both, language=language):
                 problems.extend(_broken(templates, message, slug=slug, language=language))
     return list({str(problem): problem for problem in problems}.values())
 
 
 def _has_part_in(message: str, names: Iterable[str], *, language: str) -> bool:
-    """Whether any of these files is the message's own, or a piece that ours are built on, such as their layout."""
+    """Return whether a file is a template of the message, or replaces a file that certjob's templates include."""
     return any(
         name.startswith(f"{message}.{language}.")
         or name in (f"{message}.txt", f"{message}.html")

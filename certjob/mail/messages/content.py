@@ -1,8 +1,10 @@
-"""What messages say, and the words that a template finds for it."""
+"""The variables of the templates: everything that a reminder or a digest says, by name."""
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import date, datetime, tzinfo
+from typing import Any
 from urllib.parse import quote, urlsplit
 
 import babel.dates
@@ -12,24 +14,32 @@ from certjob.domain.models import Mentor, Reminder
 from certjob.redaction import one_line
 
 LANGUAGES = {"nb": "nb", "nn": "nn", "en": "en_GB"}
-"""Languages that have templates, and how each writes a date. People have no other locale."""
+"""The languages of the templates, each with the locale for its dates. Mentors and coordinators have no other locale."""
 
-NOTHING_TO_DO = frozenset({"paused", "returned", "expiring"})
+NO_ACTION = frozenset({"paused", "returned", "expiring"})
 """The sections of a digest that ask the coordinator to do nothing."""
+LONGEST_LIST = 25
+"""Lines of one list; the digest then says how many more there are. Gmail shows nine lists of this length."""
+
+_URGENT = ("not_run", "held", "unreviewed", "visible")
+_NOT_FOR_TEMPLATES = frozenset({"id", "key", "is_show"})
+
+Words = dict[str, Any]
+"""Variables of a template by name. No value can break a line or change the direction of the text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipient:
-    """The mentor as the facts are now, with what a message says about the organisation."""
+    """A mentor with the current facts, and what a reminder says about the organisation."""
 
     mentor: Mentor
     full_name: str | None
-    """None: the greeting names nobody."""
+    """None: the greeting has no name."""
     email: str | None
     locale: str
     """``nb``, ``nn`` or ``en``."""
     paused: bool
-    """certjob's own pause is open."""
+    """Whether certjob's own pause is open."""
     organisation_name: str
     contact_email: str | None
     contact_phone: str | None
@@ -39,44 +49,22 @@ class Recipient:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RenderedMessage:
-    """A message ready for a channel."""
+    """A message ready for a channel: its subject in one line, and a text and a page that are complete without it."""
 
     subject: str
-    """One line."""
     text: str
-    """Complete in itself."""
     html: str
-    """A whole document; ours are without images or anything from elsewhere."""
 
 
-def write_date(day: date, *, locale: str) -> str:
-    """Return the date as people with this locale write it, in words."""
-    return _unbroken(babel.dates.format_date(day, format="long", locale=LANGUAGES[locale]))
+def reminder_words(due: Reminder, recipient: Recipient, *, today: date, repeat: bool) -> Words:
+    """Return the variables of a reminder.
 
-
-def write_day(day: date, *, locale: str) -> str:
-    """Return the date without its year, as people with this locale write it."""
-    return _unbroken(babel.dates.format_skeleton("MMMMd", day, locale=LANGUAGES[locale]))
-
-
-def write_moment(moment: datetime, *, locale: str) -> str:
-    """Return day and time, without the year, as people with this locale write them; ``moment`` is in their zone."""
-    day = write_day(moment, locale=locale)
-    return f"{day} at {moment:%H:%M}" if locale == "en" else f"{day} kl.\N{NO-BREAK SPACE}{moment:%H.%M}"
-
-
-def reminder_words(due: Reminder, recipient: Recipient, *, today: date, repeat: bool) -> dict[str, object]:
-    """Return what a reminder's templates can use, by name; nothing in it can break a line or turn the text around.
-
-    ``repeat``: an earlier copy may have arrived. The texts go by the days left: a late reminder has fewer than its
-    threshold.
+    ``repeat``: an earlier copy may have arrived. The texts use the days left, because a late reminder has fewer than
+    its threshold.
     """
-    language = recipient.locale
-    mentor = recipient.mentor
+    language, mentor = recipient.locale, recipient.mentor
     kind = next((certificate.kind for certificate in mentor.certificates if certificate.id == due.cert_id), "")
-    days_left = (due.expires_on - today).days
-    phone = one_line(recipient.contact_phone)
-    url = one_line(recipient.renewal_url)
+    phone, url = one_line(recipient.contact_phone), one_line(recipient.renewal_url)
     reply_to = parse_own_sender(recipient.contact_email)
     return {
         "language": language,
@@ -85,7 +73,7 @@ def reminder_words(due: Reminder, recipient: Recipient, *, today: date, repeat: 
         "kind": one_line(kind),
         "expires_on": write_date(due.expires_on, locale=language),
         "expires_day": write_day(due.expires_on, locale=language),
-        "days_left": days_left,
+        "days_left": (due.expires_on - today).days,
         "threshold_days": due.threshold_days,
         "pauses": kind not in mentor.organisation.optional_kinds,
         "paused": recipient.paused,
@@ -100,15 +88,85 @@ def reminder_words(due: Reminder, recipient: Recipient, *, today: date, repeat: 
     }
 
 
+def digest_words(
+    sections: Mapping[str, Sequence[Words]],
+    *,
+    language: str,
+    name: str | None,
+    organisation: str,
+    has_portal: bool,
+    acknowledged: tuple[int, date | None],
+    zone: tzinfo,
+    repeat: bool,
+    app_url: str = "",
+    operator_address: str = "",
+) -> Words:
+    """Return the variables of a digest.
+
+    ``sections`` has rows of the database by section. ``acknowledged`` is the number of acknowledged alerts and the day
+    on which the first returns. Times are shown in ``zone``.
+    """
+    number, returns_on = acknowledged
+    # Someone without a valid certificate may still be visible. A hold of other changes than pauses shows no one.
+    dangers = {**sections, "held": [row for row in sections["held"] if row["what"] == "pauses"]}
+    return {
+        "language": language,
+        "most": LONGEST_LIST,
+        "name": one_line(name),
+        "organisation": one_line(organisation),
+        "has_portal": has_portal,
+        "repeat": repeat,
+        "app_url": app_url,
+        "operator_address": operator_address,
+        "urgent": [section for section in _URGENT if dangers[section] and (has_portal or section == "visible")],
+        "to_do": any(sections[section] for section in sections.keys() - NO_ACTION),
+        "acknowledged": {"number": number, "until": write_day(returns_on, locale=language) if returns_on else ""},
+        **{section: [_in_words(row, locale=language, zone=zone) for row in rows] for section, rows in sections.items()},
+    }
+
+
+def _in_words(value: Any, *, locale: str, zone: tzinfo, with_year: bool = False) -> Any:
+    """Return a row, or a value in it, as templates use it. A day has its year if its name ends in ``_on``."""
+    match value:
+        case str():
+            return one_line(value)
+        case datetime():
+            return write_moment(value.astimezone(zone), locale=locale)
+        case date():
+            return (write_date if with_year else write_day)(value, locale=locale)
+        case list():
+            return [_in_words(each, locale=locale, zone=zone) for each in value]
+        case dict():
+            return {
+                name: _in_words(each, locale=locale, zone=zone, with_year=name.endswith("_on"))
+                for name, each in value.items()
+                if name not in _NOT_FOR_TEMPLATES
+            }
+    return value
+
+
+def write_date(day: date, *, locale: str) -> str:
+    return _unbroken(babel.dates.format_date(day, format="long", locale=LANGUAGES[locale]))
+
+
+def write_day(day: date, *, locale: str) -> str:
+    return _unbroken(babel.dates.format_skeleton("MMMMd", day, locale=LANGUAGES[locale]))
+
+
+def write_moment(moment: datetime, *, locale: str) -> str:
+    day = write_day(moment, locale=locale)
+    return f"{day} at {moment:%H:%M}" if locale == "en" else f"{day} kl.\N{NO-BREAK SPACE}{moment:%H.%M}"
+
+
 def _unbroken(day: str) -> str:
     """Keep the day and its month on one line."""
     return day.replace(" ", "\N{NO-BREAK SPACE}", 1)
 
 
 def _web_host(url: str) -> str:
-    """Return where a web address leads; nothing for any other, such as ``javascript:``, which must not become a link.
+    """Return the host of a web address, or "" for any other URL, such as ``javascript:``, which must not be a link.
 
-    Readers are shown this name, so that they see where a link leads before they follow it.
+    The messages show the host, so that readers know where a link leads.
     """
     try:
         parts = urlsplit(url)

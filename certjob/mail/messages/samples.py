@@ -1,173 +1,131 @@
-"""Made-up messages in every situation: what a programme's own templates are tried on before a night depends on them."""
+"""Sample messages in every situation, with which certjob tests a programme's own templates."""
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from uuid import UUID
 
 from certjob.domain.models import Certificate, Mentor, Organisation, Reminder
 from certjob.errors import Cause
-from certjob.mail.messages.content import NOTHING_TO_DO, Recipient, reminder_words, write_date, write_day, write_moment
+from certjob.mail.messages.content import LONGEST_LIST, Recipient, Words, digest_words, reminder_words
 
-_SOME_DAY = date(2027, 1, 31)
-_SOME_MOMENT = datetime(2027, 1, 31, 3, 15)  # noqa: DTZ001 - only written, as it stands
+_TODAY = date(2027, 1, 31)
+_SINCE = datetime(2027, 1, 31, 3, 15, tzinfo=UTC)
 _NAME = "Kari «Ea» O'Nordmann & <Sønn>"
-_MOST = 25
 _ID = UUID(int=1)
-_URGENT = ("not_run", "held", "unreviewed", "visible")
-_ABOUT_PUSHES = (
-    Cause.CONTACT_NOT_FOUND,
-    Cause.PORTAL_DOWN,
-    Cause.NO_CONTACT_ID,
-    Cause.CHANGE_REFUSED,
-    Cause.QUEUED,
-    Cause.PORTAL_STOPPED,
-    Cause.HIDE_BY_HAND,
-)
-
-Words = dict[str, object]
 
 
 def sample_reminders(language: str) -> Iterator[Words]:
-    """Yield the words of made-up reminders: every situation, with and without what a mentor may lack."""
+    """Yield the variables of reminders in every situation, with and without everything that a mentor may lack."""
     for days_left, pauses, paused, repeat, complete in itertools.product(
         (60, 1, 0, -1, -14), (True, False), (True, False), (False, True), (True, False)
     ):
-        due, recipient = _sample_reminder(
-            language, days_left=days_left, pauses=pauses, paused=paused, complete=complete
-        )
-        yield reminder_words(due, recipient, today=_SOME_DAY, repeat=repeat)
-
-
-def _sample_reminder(
-    language: str, *, days_left: int, pauses: bool, paused: bool, complete: bool
-) -> tuple[Reminder, Recipient]:
-    """Make up a reminder and its recipient; one that is not ``complete`` lacks whatever it may lack."""
-    kind = "likeperson" if complete else ""
-    due = Reminder(cert_id=_ID, threshold_days=days_left, expires_on=_SOME_DAY + timedelta(days=days_left))
-    mentor = Mentor(
-        id=_ID,
-        member_no="M1001",
-        organisation=Organisation(
+        kind, expires_on = "likeperson" if complete else "", _TODAY + timedelta(days=days_left)
+        optional = frozenset([] if pauses else [kind])
+        organisation = Organisation(id=_ID, slug="", has_portal=False, reminder_thresholds=(), optional_kinds=optional)
+        certificate = Certificate(id=_ID, kind=kind, issued_on=_TODAY, expires_on=expires_on, revoked=False)
+        mentor = Mentor(
             id=_ID,
-            slug="",
-            has_portal=False,
-            reminder_thresholds=(),
-            optional_kinds=frozenset() if pauses else frozenset({kind}),
-        ),
-        left=False,
-        portal_visible=None,
-        has_contact=True,
-        certified_until=None,
-        due_by_calendar=True,
-        certificates=(Certificate(id=_ID, kind=kind, issued_on=_SOME_DAY, expires_on=due.expires_on, revoked=False),),
-        open_pauses=(),
-    )
-    return due, Recipient(
-        mentor=mentor,
-        full_name=_NAME if complete else None,
-        email=None,
-        locale=language,
-        paused=paused,
-        organisation_name="Hørselshjelpen",
-        contact_email="kontakt@example.org" if complete else None,
-        contact_phone="+47 22 00 00 00" if complete else None,
-        renewal_url="https://example.org/forny?a=1&b=2" if complete else None,
-        sender=None,
-    )
+            member_no="M1001",
+            organisation=organisation,
+            left=False,
+            portal_visible=None,
+            has_contact=True,
+            certified_until=None,
+            due_by_calendar=True,
+            certificates=(certificate,),
+            open_pauses=(),
+        )
+        recipient = Recipient(
+            mentor=mentor,
+            full_name=_NAME if complete else None,
+            email=None,
+            locale=language,
+            paused=paused,
+            organisation_name="Hørselshjelpen",
+            contact_email="kontakt@example.org" if complete else None,
+            contact_phone="+47 22 00 00 00" if complete else None,
+            renewal_url="https://example.org/forny?a=1&b=2" if complete else None,
+            sender=None,
+        )
+        due = Reminder(cert_id=_ID, threshold_days=days_left, expires_on=expires_on)
+        yield reminder_words(due, recipient, today=_TODAY, repeat=repeat)
 
 
 def sample_digests(language: str) -> Iterator[Words]:
-    """Yield the words of made-up digests: sections with no, one, some and too many lines, alone and together."""
-    sections = _sections(language)
-    one = {name: items[:1] for name, items in sections.items()}
-    many = {name: [*items, *itertools.repeat(items[0], _MOST)] for name, items in sections.items()}
-    nothing: dict[str, list[Words]] = {name: [] for name in sections}
-    for lists, repeat, name in (
-        (sections, False, _NAME),
-        (one, True, ""),
-        (many, False, _NAME),
-        *((nothing | {section: items}, False, _NAME) for section, items in sections.items()),
-        *((nothing | {section: items}, True, "") for section, items in one.items()),
+    """Yield the variables of digests: lists with none, one, some and too many items, alone and together."""
+    some = _sections()
+    one = {section: rows[:1] for section, rows in some.items()}
+    many = {section: [*rows, *itertools.repeat(rows[0], LONGEST_LIST)] for section, rows in some.items()}
+    none: dict[str, list[Words]] = {section: [] for section in some}
+    for sections, complete in (
+        (some, True),
+        (one, False),
+        (many, True),
+        *((none | {section: rows}, True) for section, rows in some.items()),
+        *((none | {section: rows}, False) for section, rows in one.items()),
     ):
-        yield {
-            "language": language,
-            "most": _MOST,
-            "app_url": "https://example.org/app" if name else "",
-            "name": name,
-            "organisation": "Hørselshjelpen",
-            "repeat": repeat,
-            "has_portal": not repeat,
-            "operator_address": "drift@example.org" if name else "",
-            "urgent": [section for section in _URGENT if lists[section] and not repeat],
-            "to_do": any(lists[section] for section in lists.keys() - NOTHING_TO_DO),
-            "acknowledged": {
-                "number": len(lists["unreviewed"]),
-                "until": write_day(_SOME_DAY, locale=language) if name else "",
-            },
-            **lists,
-        }
+        yield digest_words(
+            sections,
+            language=language,
+            name=_NAME if complete else None,
+            organisation="Hørselshjelpen",
+            has_portal=complete,
+            acknowledged=(len(sections["unreviewed"]), _TODAY if complete else None),
+            zone=UTC,
+            repeat=not complete,
+            app_url="https://example.org/app" if complete else "",
+            operator_address="drift@example.org" if complete else "",
+        )
 
 
-def _sections(language: str) -> dict[str, list[Words]]:
-    day = write_date(_SOME_DAY, locale=language)
-    who: Words = {"name": _NAME, "member_no": "M1001"}
-    unnamed: Words = {"name": "M1002", "member_no": "M1002"}
-    since = write_moment(_SOME_MOMENT, locale=language)
-    pushes = {
-        how: [
-            {
-                **mentor,
-                "since": since,
-                "cause": str(cause),
-            }
-            for mentor, cause in zip(itertools.cycle((who, unnamed)), _ABOUT_PUSHES, strict=False)
-        ]
-        for how in ("visible", "hidden")
-    }
-    held: Words = {"what": "pauses", "since": since, "mentors": 33}
+def _sections() -> dict[str, list[Words]]:
+    """Return rows as the database has them."""
+    named, unnamed = {"name": _NAME, "member_no": "M1001"}, {"name": "M1002", "member_no": "M1002"}
+    causes = (
+        Cause.CONTACT_NOT_FOUND,
+        Cause.PORTAL_DOWN,
+        Cause.NO_CONTACT_ID,
+        Cause.CHANGE_REFUSED,
+        Cause.QUEUED,
+        Cause.PORTAL_STOPPED,
+        Cause.HIDE_BY_HAND,
+    )
+    pushes = [
+        mentor | {"since": _SINCE, "cause": cause}
+        for mentor, cause in zip(itertools.cycle((named, unnamed)), causes, strict=False)
+    ]
+    expired, revoked = {"kind": "likeperson", "ended_on": _TODAY}, {"kind": "b", "ended_on": ""}
+
+    def ends_in(days: int) -> Words:
+        return {"expires_on": _TODAY + timedelta(days=days), "days_left": days}
+
     return {
-        "not_run": [{"since": write_day(_SOME_DAY, locale=language), "ended": 3}],
+        "not_run": [{"since": _TODAY, "ended": 3}],
         "held": [
-            held,
-            {**held, "mentors": 1},
-            *({**held, "what": what} for what in ("returns", "reminders", "portal")),
+            {"what": what, "since": _SINCE, "mentors": mentors}
+            for what, mentors in (("pauses", 33), ("pauses", 1), ("returns", 33), ("reminders", 33), ("portal", 33))
         ],
-        "unreviewed": [{**each, "since": since} for each in (who, unnamed)],
-        **pushes,
+        "unreviewed": [mentor | {"since": _SINCE} for mentor in (named, unnamed)],
+        "visible": pushes,
+        "hidden": pushes,
         "paused": [
-            {**who, "reopened": False, "lapses": [{"kind": "likeperson", "ended_on": day}]},
-            {**who, "reopened": True, "lapses": [{"kind": "a", "ended_on": day}, {"kind": "b", "ended_on": ""}]},
-            {**unnamed, "reopened": False, "lapses": []},
+            named | {"reopened": False, "lapses": [expired]},
+            named | {"reopened": True, "lapses": [expired | {"kind": "a"}, revoked]},
+            unnamed | {"reopened": False, "lapses": []},
         ],
-        "returned": [
-            {**who, "still_paused": False},
-            {**unnamed, "still_paused": True},
-        ],
+        "returned": [named | {"still_paused": False}, unnamed | {"still_paused": True}],
         "undelivered": [
-            {
-                **mentor,
-                "expires_on": day,
-                "days_left": days_left,
-                "cause": str(cause),
-            }
-            for mentor, days_left, cause in (
-                (who, 12, Cause.WRONG_ADDRESS),
-                (who, -14, Cause.WRONG_ADDRESS),
-                (unnamed, 12, Cause.NO_ADDRESS),
-                (who, 12, Cause.MAIL_DELAYED),
-                (who, 12, Cause.MAIL_STOPPED),
-            )
+            named | ends_in(12) | {"cause": Cause.WRONG_ADDRESS},
+            named | ends_in(-14) | {"cause": Cause.WRONG_ADDRESS},
+            unnamed | ends_in(12) | {"cause": Cause.NO_ADDRESS},
+            named | ends_in(12) | {"cause": Cause.MAIL_DELAYED},
+            named | ends_in(12) | {"cause": Cause.MAIL_STOPPED},
         ],
-        "uncertified": [who, unnamed],
-        "expiring": [
-            {**who, "kind": "likeperson", "expires_on": day, "days_left": days_left} for days_left in (12, 1, 0)
-        ],
+        "uncertified": [named, unnamed],
+        "expiring": [named | ends_in(days) | {"kind": "likeperson"} for days in (12, 1, 0)],
     }
 
 
-SAMPLES: Mapping[str, Callable[[str], Iterator[Words]]] = {
-    "reminder": sample_reminders,
-    "digest": sample_digests,
-}
-"""The words of made-up messages in one language, by what there are templates for."""
+SAMPLES: Mapping[str, Callable[[str], Iterator[Words]]] = {"reminder": sample_reminders, "digest": sample_digests}
+"""The functions that yield variables of sample messages in one language."""

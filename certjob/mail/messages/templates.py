@@ -1,4 +1,4 @@
-"""The templates of messages: certjob's own, and before them those of the programme or of one organisation."""
+"""Find and render templates: an organisation's own, then the programme's, then certjob's."""
 
 import difflib
 import os
@@ -27,35 +27,34 @@ OUR_FOLDER = Path(__file__).parent
 
 
 class Templates:
-    """Finds and renders templates; each file is looked for in three places, the most particular one first.
+    """Finds each template in ``<folder>/<organisation's slug>/``, then in ``<folder>/``, then among certjob's own.
 
-    These are ``<folder>/<organisation's slug>/``, ``<folder>/`` and certjob's own texts. A template of the programme's
-    can build on ours, whose names begin with ``certjob/`` then: ``{% include "certjob/reminder.txt" %}``.
+    A programme's template can use certjob's under the prefix ``certjob/``: ``{% include "certjob/reminder.txt" %}``.
     """
 
     def __init__(self, folder: Path | None = None, *, sample_data: bool = False) -> None:
-        """Prepare; files are read when they are first used, and kept: a night is written in one voice.
+        """Read each file at its first use and keep it, so that all messages of a run are alike.
 
-        With ``sample_data`` errors may repeat what was written; a person's data never end in a log.
+        Errors quote values only with ``sample_data``, because logs contain no data about people.
         """
         self.folder = folder
         self.broken: TemplateError | None = None
-        """Why a message was written with certjob's own template instead, the first time."""
+        """The first error because of which certjob's own template was used instead."""
         self._sample_data = sample_data
         self._own_instead = 0
         self._environments: dict[tuple[Path | None, bool], ImmutableSandboxedEnvironment] = {}
 
     def render(self, message: str, *, slug: str, words: Mapping[str, object]) -> RenderedMessage:
-        """Write a message; with certjob's own template where the programme's breaks, so that it goes out in time."""
+        """Return a message. If a template of the programme fails, use certjob's own."""
         try:
             return self.try_out(message, slug=slug, words=words)
         except TemplateError as error:
-            self.broken = self.broken or error  # that of each message would hold its words, night-long
+            self.broken = self.broken or error
             self._own_instead += 1
             return OUR_TEMPLATES.try_out(message, slug=slug, words=words)
 
     def problem(self) -> StageStop | None:
-        """Return what somebody has to correct, once the messages are sent."""
+        """Return the error for the report, if certjob's own template was used instead of a broken one."""
         if self.broken is None:
             return None
         what = "1 message was" if self._own_instead == 1 else f"{self._own_instead:,} messages were"
@@ -63,10 +62,9 @@ class Templates:
         return StageStop(stage="mail", code=StageEnd.TEMPLATE, reason=reason, fault=str(self.broken))
 
     def try_out(self, message: str, *, slug: str, words: Mapping[str, object]) -> RenderedMessage:
-        """Write a message: the first line of the text template is the subject, an empty one follows.
+        """Return a message. The first line of the text template is the subject, which the page gets as a variable.
 
-        The HTML template gets the subject as well. Raises TemplateError, naming file and line, for a template that is
-        broken, or breaks on these words.
+        Raises TemplateError with file and line.
         """
         self.look_into(slug)
         name, page = (
@@ -77,30 +75,25 @@ class Templates:
         subject = re.sub(r"[ \t]+", " ", subject).strip()
         gap, _, text = rest.partition("\n")
         html = self._write(page, slug=slug, words={**words, "subject": subject})
-        for wrong, file, line, reason, step in (
+        step = "put it into one line, then an empty one"
+        for is_wrong, file, line, reason, next_step in (
             (not subject, name, 1, "the first line is the subject, and it is empty", "begin with the subject"),
-            (
-                gap.strip(),
-                name,
-                2,
-                "the subject takes more than the first line",
-                "put it into one line, then an empty one",
-            ),
+            (gap.strip(), name, 2, "the subject takes more than the first line", step),
             (not text.strip(), name, None, "there is no text after the subject", "write one"),
-            (not html.strip(), page, None, "the page is empty", "write one, or take the file away"),
+            (not html.strip(), page, None, "the page is empty", "write one, or delete the file"),
         ):
-            if wrong:
+            if is_wrong:
                 shown = self._shown(self._path(file, slug=slug))
-                raise TemplateError(reason, next_step=step, file=shown, line=line)
+                raise TemplateError(reason, next_step=next_step, file=shown, line=line)
         return RenderedMessage(subject=subject, text=text.strip("\n") + "\n", html=html)
 
     def look_into(self, slug: str) -> None:
-        """Raise TemplateError when the folder, or an organisation's in it, cannot be read: Jinja would say nothing."""
+        """Raise TemplateError if the folder, or the organisation's folder in it, cannot be read. Jinja ignores that."""
         folder = self.folder or OUR_FOLDER
         try:
             os.scandir(folder).close()
             with suppress(FileNotFoundError, NotADirectoryError):
-                os.stat(f"{folder}/{slug}/.")  # noqa: PTH116 - a Path drops the dot, which asks for the right to enter
+                os.stat(f"{folder}/{slug}/.")  # noqa: PTH116 - a Path drops the dot, which checks the right to enter
                 os.scandir(f"{folder}/{slug}").close()
         except OSError as error:
             reason = f"the folder {Path(error.filename)} cannot be read ({error.strerror})"
@@ -108,19 +101,18 @@ class Templates:
             raise TemplateError(reason, next_step=step, file="CERTJOB_TEMPLATES_DIR") from error
 
     def _name(self, own: str, for_all: str, *, slug: str) -> str:
-        """Return the template to use: the programme's own for one language, or the one for all, which may be ours."""
+        """Return the template for one language, if the programme has one, otherwise the one for all languages."""
         return own if self._path(own, slug=slug).is_file() else for_all
 
     def _environment(self, slug: str, *, page: bool) -> ImmutableSandboxedEnvironment:
-        """Return the environment in which one organisation's templates are found; ``""`` for everybody's.
+        """Return the environment of an organisation, or the shared one if it has no folder.
 
-        Organisations without a folder of their own share it, and what it has read and compiled. In that of a ``page``
-        markup in a value is text, whatever the file is called that writes the value.
+        The environment for pages escapes all values, also in included files that do not end in ``.html``.
         """
         own = self.folder / slug if self.folder and slug and (self.folder / slug).is_dir() else None
         if (own, page) not in self._environments:
             ours = FileSystemLoader(OUR_FOLDER)
-            # Some editors put a byte-order mark before the subject.
+            # utf-8-sig: some editors write a byte-order mark before the subject.
             theirs = [FileSystemLoader(folder, encoding="utf-8-sig") for folder in (own, self.folder) if folder]
             self._environments[own, page] = ImmutableSandboxedEnvironment(
                 loader=ChoiceLoader([PrefixLoader({"certjob": ours}), *theirs, ours]),
@@ -134,31 +126,30 @@ class Templates:
         return self._environments[own, page]
 
     def _path(self, name: str, *, slug: str) -> Path:
-        """Return the file of a template: the organisation's, the programme's, or where ours would be."""
+        """Return the file of a template; among certjob's own it may not exist."""
         theirs = [self.folder / slug / name, self.folder / name] if self.folder else []
         return next((path for path in theirs if path.is_file()), OUR_FOLDER / name)
 
     def _write(self, name: str, *, slug: str, words: Mapping[str, object]) -> str:
         try:
             return self._environment(slug, page=name.endswith(".html")).get_template(name).render(words)
-        except Exception as error:  # a template is somebody's program, and raises what it likes
+        except Exception as error:  # a template can raise any error
             path, line = _place(error) or (self._path(name, slug=slug), None)
             reason, step = _reason(error, words=words, sample_data=self._sample_data)
             raise TemplateError(reason, next_step=step, file=self._shown(path), line=line) from error
 
     def _shown(self, path: Path) -> str:
-        """Return a template's file as a person knows it: its path inside the folder, or that it is certjob's own."""
         if self.folder and path.is_relative_to(self.folder):
             return str(path.relative_to(self.folder))
         return f"certjob's own {path.name}"
 
 
 OUR_TEMPLATES = Templates()
-"""The texts that come with certjob, nothing else."""
+"""Only certjob's own templates."""
 
 
 def _place(error: Exception) -> tuple[Path, int] | None:
-    """Return the file and the line in which a template broke; None where no file was read."""
+    """Return the file and line of the error, or None if no template was read."""
     if isinstance(error, TemplateSyntaxError) and error.filename:
         return Path(error.filename), error.lineno
     frames = ((Path(frame.f_code.co_filename), line) for frame, line in traceback.walk_tb(error.__traceback__))
@@ -167,10 +158,9 @@ def _place(error: Exception) -> tuple[Path, int] | None:
 
 
 def _reason(error: Exception, *, words: Mapping[str, object], sample_data: bool) -> tuple[str, str]:
-    """Return why a template broke, and what to do.
+    """Return why a template failed, and the next step.
 
-    The text of most errors can hold what the template worked on, in whatever form it gave it, and ends in a log: with a
-    person's data it is left out. What ``check_templates`` finds with made-up ones is said in full.
+    Most errors can quote a value in some form, so with a person's data their text is left out.
     """
     match error:
         case TemplateSyntaxError():
@@ -183,7 +173,7 @@ def _reason(error: Exception, *, words: Mapping[str, object], sample_data: bool)
         case OSError():
             return f"the file cannot be read ({error.strerror})", "let certjob's user read it"
         case UndefinedError() if unknown := re.fullmatch(r"'(\w+)' is undefined", str(error.message)):
-            near = difflib.get_close_matches(unknown[1], words, n=1)  # a name that stands in the template
+            near = difflib.get_close_matches(unknown[1], words, n=1)  # the name is the template's, not a value
             return error.message or "", f"did you mean {near[0]}?" if near else f"use one of {', '.join(sorted(words))}"
     if sample_data:
         return f"{type(error).__name__}: {' '.join(str(error).split())}", "correct the line"

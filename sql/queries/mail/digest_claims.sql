@@ -34,7 +34,7 @@ FOR NO KEY UPDATE OF c, d
 -- counts for nothing.
 SELECT c.id, c.organisation_id, o.slug AS organisation_slug, o.name AS organisation_name, o.sender, c.full_name, c.email,
     c.locale, o.contact_email, o.portal IS NOT NULL AS has_portal, d.digest_on, coalesce(last.reported, '{}') AS reported,
-    CASE WHEN last.digest_on <= %(today)s + 1 THEN last.digest_on END AS last_page_on
+    CASE WHEN last.digest_on <= %(today)s + 1 THEN last.digest_on END AS last_digest_on
 FROM coordinator_digests AS d
 JOIN coordinators AS c ON c.id = d.coordinator_id
 JOIN organisations AS o ON o.id = c.organisation_id

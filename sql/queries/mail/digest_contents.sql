@@ -1,5 +1,5 @@
 -- name: read_paused_mentors
--- Paused by certjob, and still. Reopened: a person had lifted the pause before.
+-- Mentors whom certjob has paused, and who still are. ``reopened``: a person had lifted the pause in the week before.
 SELECT m.id, coalesce(m.full_name, m.member_no) AS name, m.member_no,
     EXISTS (
         SELECT
@@ -19,7 +19,7 @@ WHERE p.reason = 'certification_expired'
 ORDER BY name, m.member_no
 
 -- name: read_returned_mentors
--- Back again: certjob lifted its pause, and has not opened another.
+-- Mentors whose pause certjob has lifted, and whom it has not paused again.
 SELECT m.id, coalesce(m.full_name, m.member_no) AS name, m.member_no,
     EXISTS (SELECT FROM mentor_pauses AS o WHERE o.mentor_id = m.id AND o.lifted_at IS NULL) AS still_paused,
     'back:' || p.id AS key
@@ -38,8 +38,8 @@ WHERE m.organisation_id = %(organisation_id)s
 ORDER BY name, m.member_no
 
 -- name: read_expiring_mentors
--- Mentors with a certificate that ends soon; the rules say whether another one continues it.
-SELECT m.id, coalesce(m.full_name, m.member_no) AS name
+-- Mentors with a certificate that ends soon. The rules decide whether another one continues it.
+SELECT m.id, coalesce(m.full_name, m.member_no) AS name, m.member_no
 FROM mentors AS m
 WHERE m.organisation_id = %(organisation_id)s
     AND m.left_at IS NULL
@@ -50,8 +50,8 @@ WHERE m.organisation_id = %(organisation_id)s
     )
 
 -- name: read_pending_pushes
--- Mentors whom the portal may still show, or hide, wrongly, as the alerts have them.
-SELECT full_name AS name, member_no, kind = 'may_be_hidden' AS visible, since, cause,
+-- Mentors whom the portal may still show or hide wrongly, as in the alerts.
+SELECT full_name AS name, member_no, kind = 'may_be_hidden' AS is_show, since, cause,
     md5(alert_id) || ':' || row_id || CASE cause WHEN 'hide_by_hand' THEN ':by_hand' ELSE '' END AS key
 FROM current_alerts(%(today)s)
 WHERE kind IN ('may_be_visible', 'may_be_hidden')
@@ -59,9 +59,10 @@ WHERE kind IN ('may_be_visible', 'may_be_hidden')
     AND NOT is_acknowledged
 
 -- name: read_undelivered_reminders
--- Reminders that failed, or have waited for more than a day, as long as the alerts show them. A reminder that fails again
--- after a correction has a new key.
-SELECT coalesce(m.full_name, m.member_no) AS name, m.member_no, l.expires_on, l.failure_code AS code,
+-- Reminders that failed, or that have waited for more than a day, as long as the alerts show them. The key of a reminder
+-- changes when it fails again after a correction.
+SELECT coalesce(m.full_name, m.member_no) AS name, m.member_no, l.expires_on, l.expires_on - %(today)s AS days_left,
+    coalesce(l.failure_code, 'mail_stopped') AS cause,
     md5(a.alert_id) || ':' || a.row_id || ':' || extract(epoch FROM a.since) AS key
 FROM current_alerts(%(today)s) AS a
 JOIN cert_notification_log AS l ON l.id = a.row_id
@@ -72,7 +73,7 @@ WHERE a.kind IN ('failed_reminders', 'waiting_reminders')
 ORDER BY l.next_attempt_at, l.id
 
 -- name: read_held_back
--- What the guards hold for the organisation.
+-- Changes that the guards hold.
 SELECT h.what, h.since, h.mentors, md5(a.alert_id) || ':' || extract(epoch FROM a.since) AS key
 FROM current_alerts(%(today)s) AS a
 JOIN held_reviews AS h ON h.organisation_id = a.organisation_id AND h.what = a.cause
@@ -80,14 +81,14 @@ WHERE a.kind = 'held' AND a.organisation_id = %(organisation_id)s AND NOT a.is_a
 ORDER BY h.since, h.what
 
 -- name: read_unreviewed_mentors
--- Whom no run could review.
+-- Mentors whom no run could review.
 SELECT full_name AS name, member_no, since, md5(alert_id) || ':' || extract(epoch FROM since) AS key
 FROM current_alerts(%(today)s)
 WHERE kind = 'never_reviewed' AND organisation_id = %(organisation_id)s AND NOT is_acknowledged
 ORDER BY name, member_no
 
 -- name: read_missing_run
--- That no run has covered the organisation for 26 hours, and how many of its certificates have ended since.
+-- One row if no run has included the organisation for 26 hours, with the number of certificates that have ended since.
 SELECT a.day AS since, 'not_run:' || a.day AS key, (
         SELECT count(*)
         FROM certificates AS c
@@ -114,7 +115,7 @@ WHERE a.kind = 'no_full_run'
     )
 
 -- name: read_uncertified_mentors
--- Active mentors who have never held a certificate of a kind that counts: they are hidden, and get no reminders.
+-- Active mentors who have never held a certificate of a kind that counts. They are hidden and get no reminders.
 SELECT coalesce(m.full_name, m.member_no) AS name, m.member_no, 'uncertified:' || m.id AS key
 FROM mentors AS m
 JOIN organisations AS o ON o.id = m.organisation_id
@@ -131,7 +132,7 @@ WHERE m.organisation_id = %(organisation_id)s
 ORDER BY name, m.member_no
 
 -- name: count_acknowledged_of
--- How many alerts of the organisation someone knows about, and the day on which the first returns.
+-- The number of acknowledged alerts of the organisation, and the day on which the first returns.
 SELECT count(*), min(acknowledged_until) + 1
 FROM current_alerts(%(today)s)
 WHERE organisation_id = %(organisation_id)s AND is_acknowledged

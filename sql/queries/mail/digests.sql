@@ -5,7 +5,7 @@
 -- the run of the next day has queued already; the day of a wrong clock gives way. A digest that is being sent right now is
 -- left alone: the next run finds what it does not report.
 WITH reader AS MATERIALIZED (
-    SELECT c.id, c.organisation_id, CASE WHEN last.digest_on <= %(today)s + 1 THEN last.digest_on END AS last_page_on
+    SELECT c.id, c.organisation_id, CASE WHEN last.digest_on <= %(today)s + 1 THEN last.digest_on END AS last_digest_on
     FROM coordinators AS c
     LEFT JOIN LATERAL (
         SELECT d.digest_on
@@ -17,8 +17,8 @@ WITH reader AS MATERIALIZED (
     WHERE (%(organisation_id)s::uuid IS NULL OR c.organisation_id = %(organisation_id)s)
         AND last.digest_on BETWEEN %(today)s AND %(today)s + 1 IS NOT TRUE
 ), read_from AS MATERIALIZED (
-    SELECT r.id, r.organisation_id, coalesce(r.last_page_on - %(overlap_days)s, %(today)s - %(first_page_days)s) AS since,
-        coalesce(r.last_page_on - %(overlap_days)s + %(within_days)s, %(today)s - 1) AS expiring_after
+    SELECT r.id, r.organisation_id, coalesce(r.last_digest_on - %(overlap_days)s, %(today)s - %(first_digest_days)s) AS since,
+        coalesce(r.last_digest_on - %(overlap_days)s + %(within_days)s, %(today)s - 1) AS expiring_after
     FROM reader AS r
 ), happened (organisation_id, at, expires_on) AS MATERIALIZED (
     -- Looked up once for everybody, by what has happened lately: an organisation may have many coordinators, and there
