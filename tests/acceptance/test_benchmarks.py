@@ -1,4 +1,4 @@
-"""The bench is held to what it promises: it compares fairly, it shows a missed bar, and it runs."""
+"""The benchmarks compare fairly, show a missed bar, and run."""
 
 import subprocess
 import sys
@@ -21,7 +21,7 @@ from tests.support.nights import EVERYTHING, night
     [(1.5, None, 119, True), (1.4, None, 119, False), (None, 1.6, 119, False), (None, 1.5, 121, False)],
 )
 def test_a_missed_bar_is_shown(at_most: float | None, at_least: float | None, peak: float, is_met: bool) -> None:
-    """That of the ratio and that of the quantity."""
+    """The bar of the ratio, or of the quantity."""
     ratio = Ratio([2.0, 3.0, 9.0], [2.0, 2.0, 2.0])
     bars = [ratio.bar(at_most=at_most, at_least=at_least), Bar(value=peak, unit="MB", at_most=120)]
     figure = Figure(name="1 % due", ours="80 µs", ratio=ratio, bars=bars)
@@ -30,8 +30,8 @@ def test_a_missed_bar_is_shown(at_most: float | None, at_least: float | None, pe
     assert figure.is_met is is_met
 
 
-def test_the_night_and_the_set_based_sql_end_in_the_same_state(server_url: str, database_url: str) -> None:
-    """Two versions of the rules, one in Python and one in SQL: row by row the same, and a difference is found."""
+def test_night_and_set_based_sql_end_in_the_same_state(server_url: str, database_url: str) -> None:
+    """The rules in Python and the rules in SQL write the same rows, and the comparison finds a difference."""
     with database.connect(database_url) as one:
         populate(one, 1_500)
         name = one.info.dbname
@@ -55,8 +55,7 @@ def test_the_night_and_the_set_based_sql_end_in_the_same_state(server_url: str, 
                         compare_states(one, other)
 
 
-def test_the_bench_runs() -> None:
-    """From the command line, on a server of its own with durable commits."""
+def test_bench_runs_from_the_command_line() -> None:
     command = [sys.executable, "-m", "tests.benchmarks", "--only", "start-up", "--rounds", "1"]
 
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -14,7 +14,7 @@ FOR_TESTS = {"CERTJOB_TEST_DATABASE_URL", "CERTJOB_ENV_FILE"}
 """Variables that are not settings."""
 
 
-def test_five_minutes_of_the_readme_run_as_printed(bare_environment: dict[str, str]) -> None:
+def test_first_commands_of_the_readme_run_as_printed(bare_environment: dict[str, str]) -> None:
     """In a shell on a terminal, with the installed command and the embedded database."""
     section = read_section("README.md", "Five minutes")
     setup = re.findall(r"^    (.*)$", section.partition("    $ ")[0], re.MULTILINE)
@@ -23,16 +23,9 @@ def test_five_minutes_of_the_readme_run_as_printed(bare_environment: dict[str, s
     path = f"{installed_command().parent}:{bare_environment['PATH']}"
 
     with data_folder("readme") as folder:
-        settings = {
-            "PATH": path,
-            "HOME": str(folder),
-            "XDG_DATA_HOME": str(folder),
-            "TERM": "dumb",
-            "TZ": "Europe/Oslo",
-        }
-        _, shown = on_terminal(
-            ["-c", script], environment=bare_environment | settings, folder=folder, program=["/bin/sh"]
-        )
+        settings = {"PATH": path, "XDG_DATA_HOME": str(folder), "TERM": "dumb", "TZ": "Europe/Oslo"}
+        environment = bare_environment | {"HOME": str(folder)} | settings
+        _, shown = on_terminal(["-c", script], environment=environment, folder=folder, program=["/bin/sh"])
 
     *outputs, rest = re.split(r"^exit code (\d)\n", shown, flags=re.MULTILINE)
     assert ({*outputs[1::2]}, rest) == ({"0"}, "")
@@ -76,7 +69,7 @@ def test_settings_in_the_documents_exist() -> None:
     assert {name for row in rows for name in re.findall(r"`(CERTJOB_[A-Z_]+)`", row)} == settings
 
 
-def test_every_link_leads_to_a_file_and_a_title_in_it() -> None:
+def test_every_link_leads_to_a_file_and_a_title() -> None:
     """GitHub's anchors: small letters, no punctuation, dashes."""
     broken = []
     for name, text in TEXTS.items():

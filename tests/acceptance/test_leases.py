@@ -1,7 +1,4 @@
-"""What a lease promises between real processes: nobody acts on one that is over, and what does not fit goes back.
-
-Portal and processes are real; where a test would wait for minutes, the times that belong together are shortened.
-"""
+"""Leases between real processes: no process acts on an expired lease, and none starts a call that does not fit."""
 
 import json
 import signal
@@ -21,7 +18,7 @@ from certjob.database import Connection
 from tests.conftest import Certjob
 from tests.support.command_line import Backends, Child, started, today
 from tests.support.facts import Facts
-from tests.support.intents import backlog, review, run_out
+from tests.support.nights import backlog, review, run_out
 from tests.support.portal_answers import confirm, delay, hang, ok
 from tests.support.portal_server import PortalServer
 from tests.support.processes import FIRST_CALL, FIRST_MESSAGE, MAIL_CLAIM, PORTAL_CLAIM
@@ -39,19 +36,18 @@ LOST_MAIL = "certjob deliver: 1 reminder lost its lease\n"
 
 @pytest.fixture
 def start(environment: dict[str, str], tmp_path: Path) -> Start:
-    """Start the command in the background, altered by the keyword arguments."""
+    """Start the command in the background, with the alterations of ``tests.support.processes``."""
     return lambda *arguments, **altered: started(*arguments, environment=environment, folder=tmp_path, **altered)
 
 
 @pytest.fixture
 def expired(facts: Facts) -> UUID:
-    """A mentor whose certificate expired; the first run hides them on the portal and mails them."""
+    """A mentor whom the first run hides and mails."""
     ended = today() - timedelta(days=5)
     return facts.certified_mentor(facts.organisation(), ended, member_no="M1042", contact_id=CONTACT)
 
 
 def renew(facts: Facts, mentor_id: UUID) -> None:
-    """The mentor is wanted visible again."""
     facts.certificate(mentor_id, today() + timedelta(days=700), issued_on=today())
 
 
@@ -61,18 +57,18 @@ def do_all(here: Certjob, command: str) -> None:
 
 
 def let_run_out(facts: Facts, table: str, *, really: bool) -> None:
-    """Let the leases run out; really: wait, since a process counts its own on its own clock."""
+    """Let the leases expire; ``really``: wait, because a process measures its own lease."""
     if not really:
         run_out(facts, table)
     open_leases = f"SELECT count(*) FROM {table} WHERE claim_token IS NOT NULL AND next_attempt_at > now()"
     until(lambda: facts.rows(open_leases) == [(0,)])
 
 
-def test_no_push_begins_so_late_that_it_could_outlast_its_lease(
+def test_no_push_starts_that_could_outlast_its_lease(
     connection: Connection, app: psycopg.Connection[Any], facts: Facts, start: Start, portal: PortalServer
 ) -> None:
-    """Two processes share more than fits into a lease; no call is made twice: nothing is claimed that must wait."""
-    number = 80  # a half takes 2 s: claimed at once, the last calls could outlast the lease
+    """Two processes share more pushes than fit into one lease, and no call is made twice."""
+    number = 80  # a half takes 2 s, so that the last calls of one large claim would outlast its lease
     contacts = backlog(facts, number)
     portal.default = delay(0.2)
 
@@ -92,14 +88,14 @@ def test_no_push_begins_so_late_that_it_could_outlast_its_lease(
 @pytest.mark.parametrize(
     ("in_call", "altered", "arrived", "shown", "said"),
     [
-        pytest.param(confirm, {}, [False, True], True, LOST, id="in its call, which the portal did at once"),
-        pytest.param(ok(), {}, [False, True], False, LOST, id="in its call, which the portal does late"),
+        pytest.param(confirm, {}, [False, True], True, LOST, id="in its call, applied at once"),
+        pytest.param(ok(), {}, [False, True], False, LOST, id="in its call, applied late"),
         pytest.param(None, {"freeze_before": FIRST_CALL}, [True, False], False, LOST, id="just before its call"),
         pytest.param(None, SHORT | {"freeze_after": PORTAL_CLAIM}, [True], True, STOOD_STILL, id="after its claim"),
     ],
 )
 @pytest.mark.proc
-def test_a_process_that_stood_still_writes_nothing_over_a_newer_value(
+def test_process_that_stood_still_overwrites_no_newer_value(
     facts: Facts,
     here: Certjob,
     start: Start,
@@ -111,7 +107,7 @@ def test_a_process_that_stood_still_writes_nothing_over_a_newer_value(
     shown: bool,
     said: str,
 ) -> None:
-    """Past its lease; only if it stopped after its last look at it does an old value land, which docs/rules.md says."""
+    """Only a process that stopped after its last check of the lease sends an old value, as docs/rules.md says."""
     if in_call:
         portal.then(hang(in_call, applied=True))
 
@@ -140,7 +136,7 @@ def test_a_process_that_stood_still_writes_nothing_over_a_newer_value(
     assert facts.rows("SELECT status, visible, version FROM portal_sync_events") == [("delivered", True, 2)]
     assert facts.rows("SELECT count(*) FROM dynamics_sync_failures") == [(0,)]
     assert portal.visible == {CONTACT: shown}
-    if not shown:  # nothing in the database knows of it, until the portal is read
+    if not shown:  # reconcile finds it
         assert facts.rows("SELECT count(*) FROM alerts") == [(0,)]
         do_all(here, "reconcile")
         assert portal.visible == {CONTACT: True}
@@ -154,10 +150,10 @@ def test_a_process_that_stood_still_writes_nothing_over_a_newer_value(
     ],
 )
 @pytest.mark.proc
-def test_a_process_that_stood_still_sends_a_second_copy_only_after_its_last_look_at_the_lease(
+def test_process_that_stood_still_sends_a_copy_only_after_its_last_check(
     facts: Facts, here: Certjob, start: Start, tmp_path: Path, altered: dict[str, Any], said: str, copies: int
 ) -> None:
-    """Both carry one Message-ID, and the other process's mail the line that it may be a repeat."""
+    """Both mails have one Message-ID, and the other process's mail says that it may be a repeat."""
     facts.certified_mentor(facts.organisation(), today() + timedelta(days=10), locale="en")
     review(facts.connection, today())
 

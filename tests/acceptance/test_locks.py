@@ -1,4 +1,4 @@
-"""The two locks: what runs in production, and what a contributor has beside it."""
+"""The two lock files: for production, and for contributors."""
 
 import re
 import subprocess
@@ -16,13 +16,13 @@ RUNNING, EVERYTHING = "requirements.lock", "requirements-dev.lock"
 
 
 def pins(lock: str) -> dict[str, str]:
-    """Each locked package with its version, extras and hashes, as the lock has them."""
+    """Return each line of a lock file by its package."""
     text = (ROOT / lock).read_text().replace("\\\n", "")
     return {canonicalize_name(Requirement(line.split(" ")[0]).name): line for line in text.splitlines()}
 
 
 def needed(requirements: Iterable[str], *, python: str = "3.11") -> dict[str, set[str]]:
-    """Every package that these requirements bring on this version of Python, with the extras that are asked for."""
+    """Return every package that these requirements install on this version of Python, with its extras."""
     found: dict[str, set[str]] = {}
     open_ends = [Requirement(text) for text in requirements]
     while open_ends:
@@ -36,11 +36,8 @@ def needed(requirements: Iterable[str], *, python: str = "3.11") -> dict[str, se
     return found
 
 
-def test_each_lock_holds_what_is_needed_and_nothing_else() -> None:
-    """No test tool, no PostgreSQL and no compiler reach production; what is tested there is what is installed.
-
-    Whatever mirror serves it; with an extra missing, Python 3.11's pip refuses the lock at the next release.
-    """
+def test_each_lock_has_the_needed_packages_and_no_other() -> None:
+    """Each line has hashes and no index, so that any mirror serves it, and the extras that Python 3.11's pip needs."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     running, extras = project["dependencies"], project["optional-dependencies"]
     everything = [*running, *extras["embedded"], *extras["dev"]]
@@ -54,8 +51,8 @@ def test_each_lock_holds_what_is_needed_and_nothing_else() -> None:
     assert pins(RUNNING).items() <= pins(EVERYTHING).items()
 
 
-def test_certjob_imports_where_only_the_running_lock_is_installed() -> None:
-    """Every module, in a process that finds no other package."""
+def test_certjob_imports_only_packages_of_the_production_lock() -> None:
+    """A process imports every module and finds no other package."""
     program = """
 import importlib, importlib.metadata, pkgutil, re, sys
 installed = set(sys.argv[1:])

@@ -1,4 +1,4 @@
-"""Many nights at once, as real processes: nothing is done twice, and everybody does a part of it."""
+"""Several runs at the same time share the work, and do nothing twice."""
 
 import asyncio
 import email
@@ -22,23 +22,23 @@ from tests.support.smtp_server import Mailbox, real_server
 
 PROCESSES = 3
 CHUNK = 1_000
-"""The most mentors that one transaction of a review takes."""
+"""The most mentors in one transaction of a review."""
 CALLS = 4
-"""That one process makes at once, each over a connection of its own."""
+"""The calls of one process at the same time, each on its own connection."""
 COUNT = 10 * PROCESSES
-"""Pushes and mails for all of them."""
+"""Pushes, and reminders."""
 
 PROGRAMME = f"""
     INSERT INTO mentors (organisation_id, member_no, email)
         SELECT o.id, 'P' || n, 'p' || n || '@example.org'
         FROM organisations AS o, generate_series(1, {CHUNK * PROCESSES}) AS n;
-    -- Some are to be hidden and to be reminded.
+    -- Some mentors get a pause and a certificate: they need a push and a reminder.
     INSERT INTO mentor_pauses (mentor_id, reason, actor)
         SELECT id, 'illness', 'coordinator' FROM mentors ORDER BY email LIMIT {COUNT};
     UPDATE mentors AS m SET dynamics_contact_id = gen_random_uuid() FROM mentor_pauses AS p WHERE p.mentor_id = m.id;
     INSERT INTO certificates (mentor_id, kind, issued_on, expires_on)
         SELECT mentor_id, 'likeperson', '2024-01-01', '{{expires_on}}' FROM mentor_pauses;
-    -- Each session's first chunk waits until every session has one, so that nobody comes too late for any.
+    -- The first chunk of each session waits until every session has one.
     CREATE SEQUENCE arrivals;
     CREATE FUNCTION meet() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
         IF current_setting('test.has_arrived', true) IS DISTINCT FROM 'yes' THEN
@@ -52,7 +52,7 @@ PROGRAMME = f"""
 
 
 class MeetingMailbox(Mailbox):
-    """A mail server that takes nothing until every process has something to hand over."""
+    """Takes the first message only when every process has one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ def mailbox(environment: dict[str, str]) -> Iterator[MeetingMailbox]:
         yield mailbox
 
 
-def test_nights_set_off_together_share_the_work_and_remind_once_in_each_cycle(
+def test_runs_at_the_same_time_share_the_work_and_remind_once(
     app: psycopg.Connection[Any],
     facts: Facts,
     environment: dict[str, str],
@@ -82,14 +82,14 @@ def test_nights_set_off_together_share_the_work_and_remind_once_in_each_cycle(
     mailbox: MeetingMailbox,
     tmp_path: Path,
 ) -> None:
-    """All begin together, and meet at the first chunk, call and mail; then again about a new date, and the last day."""
+    """They meet at their first chunk, call and mail; then again for a new expiry date, and for the last day."""
     facts.organisation(thresholds=(60, 20))
     facts.connection.execute(PROGRAMME.format(expires_on=today() + timedelta(days=55)).encode())
     backends, gate = Backends(facts.connection), threading.Event()
     portal.default = hang(delay(0.02), until=gate)
 
     def run_together(**totals: int) -> None:
-        """Nothing needs a person, everybody does some, together all, and nobody loses a lease."""
+        """Run all processes; each does a part, together they do the totals, and none loses a lease."""
         with ExitStack() as stack:
             with backends.start_barrier(app) as children:
                 for _ in range(PROCESSES):
@@ -107,25 +107,20 @@ def test_nights_set_off_together_share_the_work_and_remind_once_in_each_cycle(
             assert (sum(shares), min(shares) > 0) == (total, True), (name, shares)
         assert {(report["portal"]["lost"], report["reminders"]["lost"]) for report in reports} == {(0, 0)}
 
-    run_together(
-        mentors_reviewed=CHUNK * PROCESSES,
-        portal_queued=COUNT,
-        portal_delivered=COUNT,
-        reminders_queued=COUNT,
-        reminders_sent=COUNT,
-    )
+    work = {"portal_queued": COUNT, "portal_delivered": COUNT, "reminders_queued": COUNT, "reminders_sent": COUNT}
+    run_together(mentors_reviewed=CHUNK * PROCESSES, **work)
 
-    wanted = facts.rows("SELECT dynamics_contact_id, email FROM mentors WHERE NOT portal_visible")
-    assert len(wanted) == COUNT
-    assert Counter(request.contact_id for request in portal.requests) == Counter(contact for contact, _ in wanted)
-    assert portal.visible == {contact: False for contact, _ in wanted}
+    mentors = facts.rows("SELECT dynamics_contact_id, email FROM mentors WHERE NOT portal_visible")
+    assert len(mentors) == COUNT
+    assert Counter(request.contact_id for request in portal.requests) == Counter(contact for contact, _ in mentors)
+    assert portal.visible == {contact: False for contact, _ in mentors}
     assert portal.overlaps == []
-    left = "SELECT status, attempts, claim_token, count(*)::int FROM portal_sync_events GROUP BY 1, 2, 3"
-    assert facts.rows(left) == [("delivered", 1, None, COUNT)]
+    events = "SELECT status, attempts, claim_token, count(*)::int FROM portal_sync_events GROUP BY 1, 2, 3"
+    assert facts.rows(events) == [("delivered", 1, None, COUNT)]
     assert facts.rows("SELECT count(*) FROM dynamics_sync_failures") == [(0,)]
     assert facts.rows("SELECT count(*) FROM certificate_transitions") == [(COUNT,)]
 
-    messages = Counter[str]()
+    message_ids = Counter[str]()
     for days_left in (55, 54, 0):
         if days_left < 55:
             mailbox.envelopes.clear()
@@ -133,10 +128,10 @@ def test_nights_set_off_together_share_the_work_and_remind_once_in_each_cycle(
             facts.connection.execute("UPDATE certificates SET expires_on = %s", (today() + timedelta(days=days_left),))
             run_together(reminders_sent=COUNT)
         recipients = Counter(recipient for envelope in mailbox.envelopes for recipient in envelope.rcpt_tos)
-        assert recipients == Counter(address for _, address in wanted)
-        messages.update(email.message_from_bytes(each.content)["Message-ID"] for each in mailbox.envelopes)
+        assert recipients == Counter(address for _, address in mentors)
+        message_ids.update(email.message_from_bytes(each.content)["Message-ID"] for each in mailbox.envelopes)
 
-    assert set(messages.values()) == {1}, "each cycle has a Message-ID of its own"
+    assert set(message_ids.values()) == {1}
     assert facts.rows(
         "SELECT threshold_days, status, attempts, claim_token, jsonb_array_length(history), count(*)::int"
         " FROM cert_notification_log GROUP BY 1, 2, 3, 4, 5 ORDER BY threshold_days DESC"

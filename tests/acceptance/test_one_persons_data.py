@@ -1,4 +1,4 @@
-"""What docs/runbook.md promises to a person who asks for their data, or to be erased, played through the command."""
+"""docs/runbook.md: how a person gets their data, and how it is erased."""
 
 import json
 from datetime import timedelta
@@ -15,7 +15,7 @@ NAME, ADDRESS = "Åse Ødegård", "ase@oedegaard.example"
 def test_a_person_gets_their_data_and_is_erased(
     certjob: Certjob, ways_out: dict[str, str], facts: Facts, portal: PortalServer
 ) -> None:
-    """explain --json has all; after left_at, a resync and a DELETE no table names the person, and the portal hides."""
+    """`explain --json` prints everything. After left_at, a resync and a DELETE no table names the person."""
     organisation, contact_id = facts.organisation(), uuid4()
     facts.insert("coordinators", organisation_id=organisation, email="ola@hlf.example")
     mentor_id = facts.mentor(organisation, member_no="M4711", full_name=NAME, email=ADDRESS, contact_id=contact_id)

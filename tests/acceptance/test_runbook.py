@@ -1,4 +1,4 @@
-"""The SQL statements of the runbook do what it says."""
+"""The SQL statements of docs/runbook.md work."""
 
 import re
 from datetime import timedelta
@@ -16,16 +16,16 @@ PAGE = read("docs/runbook.md")
 
 
 def statement(beginning: str) -> bytes:
-    """The statement of the runbook that begins so, as it stands there."""
+    """Return the statement of the page with this beginning."""
     (found,) = re.findall(rf"^    ({beginning}.+?;)$", PAGE, flags=re.MULTILINE | re.DOTALL)
     return str(found).encode()
 
 
-def test_after_a_restore_nobody_is_mailed_about_what_was_mailed_before(facts: Facts, connection: Connection) -> None:
-    """The backup is older than the last night: its mails are not in it."""
+def test_no_reminder_is_sent_twice_after_a_restore(facts: Facts, connection: Connection) -> None:
+    """The backup does not contain the last night, which sent three of the four reminders."""
     day = today()
     organisation = facts.organisation()
-    for days in (29, 6, -2, 30):  # three were due yesterday, and the last one is today
+    for days in (29, 6, -2, 30):
         facts.certified_mentor(organisation, day + timedelta(days=days))
     channel, later, portal = CollectingChannel(), CollectingChannel(), FlakyPortal()
     night(connection, day, deliver=False)
@@ -41,7 +41,7 @@ def test_after_a_restore_nobody_is_mailed_about_what_was_mailed_before(facts: Fa
     assert (len(channel.sent), len(later.sent)) == (1, 3)
 
 
-def test_blocking_session_is_found_by_the_owner_and_the_jobs_login(
+def test_owner_and_job_find_the_blocking_session(
     facts: Facts, connection: Connection, database_url: str, app: psycopg.Connection[tuple[object, ...]]
 ) -> None:
     """A forgotten transaction is found although no one waits for it; only an administrator sees its state."""
@@ -59,8 +59,8 @@ def test_blocking_session_is_found_by_the_owner_and_the_jobs_login(
     assert [row[:2] for row in by_job] == [(app.info.backend_pid, app.info.user)]
 
 
-def test_work_put_off_by_a_wrong_clock_is_due_again(facts: Facts, connection: Connection) -> None:
-    """A push, a reminder and a digest that the server's clock has put off for a year, by a run that ended in a year."""
+def test_work_of_a_wrong_clock_is_due_again(facts: Facts, connection: Connection) -> None:
+    """The clock was a year ahead when a run queued a push, a reminder and a digest."""
     organisation = facts.organisation()
     facts.insert("coordinators", organisation_id=organisation, email="berit@example.org")
     facts.certified_mentor(organisation, today() - timedelta(days=1))
@@ -92,8 +92,8 @@ def test_work_put_off_by_a_wrong_clock_is_due_again(facts: Facts, connection: Co
     assert facts.rows("SELECT count(*) FROM job_runs WHERE finished_at > now()") == [(0,)]
 
 
-def test_the_statements_name_the_schema(connection: Connection) -> None:
-    """A psql session of an app that has a table of mentors, too, must never change that one."""
+def test_statements_name_the_schema(connection: Connection) -> None:
+    """Otherwise a session of an app could change the app's own table of mentors."""
     connection.execute("SET search_path = pg_catalog")
     for beginning in ("UPDATE certjob.cert_notification_log\n", "WITH pushes AS", "SELECT pid, usename"):
         connection.execute(b"EXPLAIN " + statement(beginning))

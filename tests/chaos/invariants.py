@@ -11,8 +11,8 @@ from certjob.mail.reminder_mail import reminder_key
 from tests.chaos.database_proxy import Trigger
 from tests.chaos.faults import Action
 from tests.chaos.servers import Received
-from tests.support.calm import read_people
 from tests.support.command_line import Finished
+from tests.support.programmes import read_people
 
 if TYPE_CHECKING:
     from tests.chaos.run import ChaosRun

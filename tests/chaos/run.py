@@ -20,11 +20,10 @@ from tests.chaos.faults import ENCRYPTED, Action, Spot
 from tests.chaos.plans import DELIVER, RUN, Command, Plan
 from tests.chaos.population import Change, Deed, create
 from tests.chaos.servers import PASSWORD, USER, ChaosMailServer, ChaosPortal
-from tests.support.calm import Person, read_people
 from tests.support.command_line import Child, Finished, started, today
 from tests.support.facts import Facts
 from tests.support.own_server import OWN_NAME, Cluster
-from tests.support.programmes import everything
+from tests.support.programmes import Person, everything, read_people
 from tests.support.smtp_server import CERTIFICATE
 from tests.support.waiting import until
 

@@ -15,10 +15,9 @@ from certjob.reports.alerts import Alert
 from certjob.review.attention import Kind
 from tests.cli.conftest import MORNING, VISIBLE, alert
 from tests.conftest import Certjob
-from tests.support.command_line import without_escapes
+from tests.support.command_line import HOSTILE, assert_in_order, flat, terminal, without_escapes
 from tests.support.facts import Facts
-from tests.support.intents import review
-from tests.support.terminals import HOSTILE, assert_in_order, flat, terminal
+from tests.support.nights import review
 
 HIDDEN = VISIBLE.replace("visible", "hidden")
 OSLO = ZoneInfo("Europe/Oslo")

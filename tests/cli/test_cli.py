@@ -14,11 +14,10 @@ import pytest
 from certjob import __version__
 from tests.cli.conftest import LONG_AGO, SOON, VISIBLE
 from tests.conftest import Certjob, installed_command
-from tests.support.command_line import Finished, all_commands, on_terminal, started, without_escapes
+from tests.support.command_line import HOSTILE, Finished, all_commands, on_terminal, started, without_escapes
 from tests.support.facts import Facts
 from tests.support.portal_answers import error
 from tests.support.portal_server import PortalServer
-from tests.support.terminals import HOSTILE
 
 
 def document_of(result: Finished) -> Any:

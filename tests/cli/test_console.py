@@ -30,11 +30,10 @@ from certjob.redaction import harmless
 from certjob.review.plan import ReviewCounts
 from certjob.stopping import StopFlag
 from tests.conftest import Certjob
-from tests.support.command_line import on_terminal, run_in_process, today, without_escapes
+from tests.support.command_line import flat, on_terminal, run_in_process, terminal, today, without_escapes
 from tests.support.facts import TODAY, Facts
 from tests.support.nights import night
 from tests.support.people import certificate, expiring_in, mentor, organisation, own_pause
-from tests.support.terminals import flat, terminal
 
 OFF = Output(quiet=False)
 

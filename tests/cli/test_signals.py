@@ -24,7 +24,7 @@ from certjob.stopping import STOP_SIGNALS, StopFlag
 from tests.cli.conftest import LONG_AGO, SOON
 from tests.support.command_line import WITHIN_SECONDS, Backends, Child, Finished, assert_one_line, started
 from tests.support.facts import Facts
-from tests.support.intents import make_due
+from tests.support.nights import make_due
 from tests.support.ping_host import ping_host
 from tests.support.portal_answers import hang, ok
 from tests.support.portal_server import PortalServer

@@ -22,7 +22,7 @@ from certjob.database import Connection, migrations
 from certjob.facts import reading
 from certjob.jobs.report import RunReport
 from certjob.stopping import StopFlag
-from tests.support.everything import do_everything
+from tests.database.everything import do_everything
 from tests.support.facts import TODAY, Facts
 from tests.support.nights import CollectingChannel, FlakyPortal, night
 from tests.support.own_server import Cluster, data_folder

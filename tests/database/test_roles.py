@@ -13,8 +13,8 @@ from certjob.database import embedded, migrations
 from certjob.errors import ConfigurationError
 from tests.conftest import database_of
 from tests.database import supabase
+from tests.database.everything import do_everything
 from tests.database.supabase import DENIED, furnish
-from tests.support.everything import do_everything
 from tests.support.facts import Facts
 from tests.support.own_server import data_folder
 

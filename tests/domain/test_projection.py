@@ -9,8 +9,18 @@ from certjob.domain import explanations, rules
 from certjob.domain.models import IN_FORCE, Decision, Mentor, Reminder
 from certjob.domain.projection import coming_nights
 from tests.support.facts import TODAY
-from tests.support.people import apply_decision, certificate, expiring_in, mentor, organisation
-from tests.support.strategies import any_day, days, mentors, ordinarily, thoroughly
+from tests.support.people import (
+    any_day,
+    apply_decision,
+    certificate,
+    days,
+    expiring_in,
+    mentor,
+    mentors,
+    ordinarily,
+    organisation,
+    thoroughly,
+)
 
 Night = tuple[date, object, object, bool | None, frozenset[Reminder]]
 

@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 from certjob.domain import rules
 from certjob.domain.models import NOT_CERTIFIED, OWN_PAUSE_REASON, Certificate, Mentor, PauseChange, Reminder, Status
-from tests.support.people import apply_decision
-from tests.support.strategies import days, mentors, ordinarily, thoroughly
+from tests.support.people import apply_decision, days, mentors, ordinarily, thoroughly
 
 
 def counting(person: Mentor) -> list[Certificate]:

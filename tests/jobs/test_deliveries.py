@@ -20,8 +20,7 @@ from certjob.portal.sync import PortalSyncService
 from tests.conftest import Certjob, installed_command
 from tests.support.command_line import today
 from tests.support.facts import TODAY
-from tests.support.intents import make_due
-from tests.support.nights import CollectingChannel, FlakyPortal, delivery
+from tests.support.nights import CollectingChannel, FlakyPortal, delivery, make_due
 from tests.support.portal_answers import error, ok
 from tests.support.scene import Scene
 

@@ -20,8 +20,7 @@ from certjob.reports.alerts import read_alerts
 from certjob.reports.status import read_status
 from certjob.review.attention import Kind
 from tests.support.facts import TODAY
-from tests.support.intents import make_due
-from tests.support.nights import CollectingChannel, FlakyPortal
+from tests.support.nights import CollectingChannel, FlakyPortal, make_due
 from tests.support.programmes import random_programme
 from tests.support.scene import Scene
 

@@ -20,8 +20,7 @@ from certjob.facts import lookup
 from certjob.portal.sync import PortalSyncService
 from certjob.stopping import StopFlag
 from tests.support.facts import TODAY, Facts
-from tests.support.intents import claim, review
-from tests.support.nights import FlakyPortal, delivery
+from tests.support.nights import FlakyPortal, claim, delivery, review
 from tests.support.scene import NEXT_YEAR, YESTERDAY, Scene
 from tests.support.waiting import until
 

@@ -29,13 +29,12 @@ from certjob.jobs.resync import Resync, resync
 from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
 from certjob.stopping import StopFlag
 from tests.conftest import fresh_database
-from tests.support.calm import Person, read_people
 from tests.support.facts import TODAY, Facts
-from tests.support.intents import make_due, run_out
-from tests.support.nights import NoProgress, night, quick_policy
+from tests.support.nights import NoProgress, make_due, night, quick_policy, run_out
+from tests.support.people import ordinarily
 from tests.support.portal_answers import Behaviour, Exchange, PortalRequest, cut, error, ok, reset
 from tests.support.portal_server import PortalServer
-from tests.support.strategies import ordinarily
+from tests.support.programmes import Person, read_people
 
 PORTAL_MOODS: dict[str, Callable[[int], Behaviour]] = {
     "up": lambda _number: ok(),

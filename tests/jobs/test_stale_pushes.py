@@ -12,7 +12,7 @@ from certjob import database
 from certjob.database import Connection
 from certjob.jobs import deliveries, job_runs
 from certjob.review import certification
-from tests.support import intents
+from tests.support import nights
 from tests.support.facts import TODAY
 from tests.support.nights import FlakyPortal, delivery
 from tests.support.scene import NEXT_YEAR, Scene
@@ -144,7 +144,7 @@ def test_deliver_holds_a_wrong_import_and_sends_open_hides(scene: Scene) -> None
     for _ in range(30):
         scene.expired()
         scene.certified()
-    intents.review(scene.connection)
+    nights.review(scene.connection)
     scene.run_sql("UPDATE certificates SET expires_on = expires_on + 730")
     portal = FlakyPortal()
 

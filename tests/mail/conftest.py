@@ -17,7 +17,7 @@ from certjob.mail.message import Channel, OutgoingMessage
 from certjob.mail.queue import MailQueue
 from certjob.mail.stage import MailCounts
 from certjob.stopping import StopFlag
-from tests.support import intents
+from tests.support import nights
 from tests.support.channels import reminder_mail, run_stage
 from tests.support.facts import TODAY, Facts
 from tests.support.nights import CollectingChannel, FlakyPortal, night
@@ -65,17 +65,17 @@ class Scene:
 
     def review(self, number: int = 0) -> None:
         """The first half of a night."""
-        intents.review(self.connection, day(number))
+        nights.review(self.connection, day(number))
 
     def make_due(self) -> None:
         """Let the time until the next try of each mail pass."""
         for table in ("cert_notification_log", "coordinator_digests"):
-            intents.make_due(self.facts, table)
+            nights.make_due(self.facts, table)
 
     def run_out(self) -> None:
         """Let every lease of a mail run out."""
         for table in ("cert_notification_log", "coordinator_digests"):
-            intents.run_out(self.facts, table)
+            nights.run_out(self.facts, table)
 
     def night(self, number: int = 0, *, on: Connection | None = None, **options: Any) -> Messages:
         """A whole night: what it sends. Options are ``_listen``'s and those of ``tests.support.nights.night``."""

@@ -19,8 +19,7 @@ from certjob.stopping import StopFlag
 from tests.mail.conftest import CUT, DOWN, PUT_OFF, REFUSED, Scene, day
 from tests.support.channels import reminder_mail, smtp_channel
 from tests.support.facts import Facts
-from tests.support.intents import run_out
-from tests.support.nights import CollectingChannel
+from tests.support.nights import CollectingChannel, run_out
 from tests.support.smtp_server import Fault, Mailbox, real_server, scripted_server
 
 

@@ -15,8 +15,7 @@ from certjob.outbox.claims import Answer
 from certjob.portal.push import Push, PushOutcome
 from certjob.portal.sync import PortalCounts, PortalSyncService
 from tests.support.facts import TODAY
-from tests.support.intents import claim, review
-from tests.support.nights import FlakyPortal, in_background, night
+from tests.support.nights import FlakyPortal, claim, in_background, night, review
 from tests.support.scene import NEXT_YEAR, YESTERDAY, Scene
 from tests.support.waiting import until, waits_for_a_lock
 

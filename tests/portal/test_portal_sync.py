@@ -16,8 +16,7 @@ from certjob.errors import (
 from certjob.outbox.claims import Answer
 from certjob.portal.sync import PortalCounts
 from tests.support.facts import TODAY, Facts
-from tests.support.intents import review
-from tests.support.nights import FlakyPortal, delivery, night
+from tests.support.nights import FlakyPortal, delivery, night, review
 from tests.support.scene import NEXT_YEAR, Scene, push_once
 
 RESET = TransientPortalError("reset")

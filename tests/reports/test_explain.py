@@ -13,12 +13,10 @@ from certjob.cli.pages.explain import page_lines, show_explanation
 from certjob.errors import Cause, PermanentPortalError, UnknownMentorError
 from certjob.reports.explain import Explanation, Next, explain
 from tests.conftest import Certjob
-from tests.support.command_line import without_escapes
+from tests.support.command_line import HOSTILE, assert_in_order, flat, terminal, without_escapes
 from tests.support.facts import TODAY, Facts
-from tests.support.intents import make_due, review
-from tests.support.nights import EVERYTHING, CollectingChannel, FlakyPortal, night
+from tests.support.nights import EVERYTHING, CollectingChannel, FlakyPortal, make_due, night, review
 from tests.support.programmes import changes_by_mentor, random_programme
-from tests.support.terminals import HOSTILE, assert_in_order, flat, terminal
 
 OSLO = ZoneInfo("Europe/Oslo")
 DAY = timedelta(days=1)

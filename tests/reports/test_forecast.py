@@ -16,11 +16,10 @@ from certjob.domain import rules
 from certjob.domain.models import Decision, Mentor
 from certjob.reports.forecast import Forecast, Week, make_forecast
 from tests.conftest import Certjob
-from tests.support.command_line import assert_one_line, today, without_escapes
+from tests.support.command_line import assert_one_line, terminal, today, without_escapes
 from tests.support.facts import TODAY, Facts
 from tests.support.nights import EVERYTHING, night
 from tests.support.programmes import changes_by_mentor, random_programme
-from tests.support.terminals import terminal
 
 DAY = timedelta(days=1)
 

@@ -19,10 +19,9 @@ from certjob.domain.models import Status
 from certjob.facts import reading as facts_reading
 from certjob.reports.listing import Filter, ListedCertificate, list_certificates
 from tests.conftest import Certjob
-from tests.support.command_line import assert_one_line, without_escapes
+from tests.support.command_line import HOSTILE, assert_one_line, terminal, without_escapes
 from tests.support.facts import TODAY, Facts
 from tests.support.programmes import random_programme
-from tests.support.terminals import HOSTILE, terminal
 
 
 def listed(connection: Connection, **wanted: Any) -> list[ListedCertificate]:

@@ -16,8 +16,7 @@ from certjob.reports.preview import Preview, preview_reminder
 from tests.conftest import Certjob
 from tests.support.command_line import assert_one_line, today
 from tests.support.facts import TODAY, Facts
-from tests.support.intents import review
-from tests.support.nights import CollectingChannel, night
+from tests.support.nights import CollectingChannel, night, review
 
 DAY = timedelta(days=1)
 IN_20_DAYS = TODAY + 20 * DAY

@@ -21,8 +21,7 @@ from certjob.reports.status import read_status
 from tests.conftest import Certjob
 from tests.support.command_line import Finished, without_escapes
 from tests.support.facts import TODAY, Facts
-from tests.support.intents import review
-from tests.support.nights import EVERYTHING, NoProgress, night
+from tests.support.nights import EVERYTHING, NoProgress, night, review
 from tests.support.programmes import random_programme
 
 SECOND, MINUTE, HOUR, DAY = (timedelta(seconds=number) for number in (1, 60, 3600, 86_400))

@@ -12,8 +12,7 @@ from certjob.mail.reminder_mail import QueuedReminder, ReminderMail
 from certjob.outbox.claims import Lease
 from tests.support.channels import run_stage
 from tests.support.facts import TODAY, Facts
-from tests.support.intents import make_due, review
-from tests.support.nights import CollectingChannel
+from tests.support.nights import CollectingChannel, make_due, review
 from tests.support.scene import Scene
 
 LOG = "SELECT threshold_days, status, cert_id FROM cert_notification_log ORDER BY id"

@@ -25,9 +25,11 @@ from zoneinfo import ZoneInfo
 
 import psycopg
 import typer
+from rich.console import Console
 
 from certjob.cli import entry
 from certjob.cli.app import app
+from certjob.cli.terminal.output import Output
 from certjob.database import Connection
 from certjob.outbox import http_client
 from certjob.stopping import StopFlag
@@ -273,3 +275,26 @@ _ESCAPE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07]*\x07|\x1b[=>]")
 def without_escapes(text: str) -> str:
     """What a person reads of it."""
     return _ESCAPE.sub("", text)
+
+
+HOSTILE = "[red]M[/red]\x1b[2J\x1b]0;gotcha\x07\u202e:smile:\\"
+
+
+def terminal(columns: int, lines: int = 25) -> tuple[Output, io.StringIO]:
+    """An output on a terminal of this size, without colours, and what it shows."""
+    output, shown = Output(quiet=False), io.StringIO()
+    output.on_terminal = True
+    size: dict[str, Any] = {"width": columns, "height": lines, "_environ": {"TERM": "xterm"}}
+    output.out = Console(file=shown, force_terminal=True, color_system=None, emoji=False, highlight=False, **size)
+    return output, shown
+
+
+def flat(text: str) -> str:
+    """The same without its line ends, for sentences that are wrapped."""
+    return " ".join(text.split())
+
+
+def assert_in_order(text: str, *phrases: str) -> None:
+    places = [text.find(phrase) for phrase in phrases]
+    assert -1 not in places, (phrases[places.index(-1)], text)
+    assert places == sorted(places), text

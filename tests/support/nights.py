@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from datetime import date
 from typing import Any, Self
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from certjob.database import Connection
 from certjob.errors import PortalCallError, TransientPortalError
@@ -18,9 +18,12 @@ from certjob.jobs.report import RunReport
 from certjob.mail.message import Channel, OutgoingMessage
 from certjob.outbox.retry import RetryPolicy
 from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
-from certjob.portal.push import PORTAL_POLICY
+from certjob.portal.push import PORTAL_POLICY, PortalEvent
+from certjob.portal.sync import PortalSyncService
+from certjob.review.certification import CertificationManagementService
+from certjob.review.guards import MassChangeGuard
 from certjob.stopping import StopFlag
-from tests.support.facts import TODAY
+from tests.support.facts import TODAY, Facts
 from tests.support.portal_server import PortalServer
 
 
@@ -182,3 +185,44 @@ def in_background(work: Callable[[], object]) -> Iterator[None]:
         wait([done], timeout=60)
     assert done.done(), "the background work did not end"
     done.result()
+
+
+def claim(connection: Connection, *, limit: int = 100) -> list[PortalEvent]:
+    """Claim what is due, as another run would."""
+    return [event for event, _ in PortalSyncService(connection, run_id=uuid4()).claim(limit, today=TODAY)]
+
+
+def backlog(facts: Facts, count: int, *, visible: bool = False) -> list[UUID]:
+    """So many new mentors of a new organisation with a wish each; their contact ids, in the order of delivery."""
+    organisation = facts.organisation(f"hlf-{uuid4().hex[:8]}")
+    contacts = [uuid4() for _ in range(count)]
+    facts.connection.execute(
+        "INSERT INTO mentors (organisation_id, member_no, email, dynamics_contact_id, portal_visible, review_on)"
+        " SELECT %s, 'B' || n, 'b' || n || '@example.org', contact, %s, '9999-12-31'"
+        " FROM unnest(%s::uuid[]) WITH ORDINALITY AS c (contact, n)",
+        (organisation, visible, contacts),
+    )
+    facts.connection.execute(
+        "INSERT INTO portal_sync_events (mentor_id, visible) SELECT id, %s FROM mentors"
+        " WHERE organisation_id = %s ORDER BY array_position(%s::uuid[], dynamics_contact_id)",
+        (visible, organisation, contacts),
+    )
+    return contacts
+
+
+def review(connection: Connection, today: date = TODAY) -> None:
+    """Review whoever is due, as the first half of a night does; nothing is delivered."""
+    guard = MassChangeGuard(connection, today=today, allow=EVERYTHING)
+    CertificationManagementService(connection, today=today, run_id=uuid4(), guard=guard, stop=StopFlag()).apply_due()
+
+
+def make_due(facts: Facts, table: str = "portal_sync_events") -> None:
+    """Let the time until the next round pass."""
+    facts.connection.execute(f"UPDATE {table} SET next_attempt_at = now() WHERE status = 'pending'".encode())
+
+
+def run_out(facts: Facts, table: str = "portal_sync_events") -> None:
+    """Let every lease run out."""
+    facts.connection.execute(
+        f"UPDATE {table} SET next_attempt_at = now() - interval '1 second' WHERE claim_token IS NOT NULL".encode()
+    )

@@ -1,7 +1,4 @@
-"""What the stand-in of the portal may do with a request: answer well, answer badly, or break the connection.
-
-Each function here returns a ``Behaviour``, to be put into the script of a ``tests.support.portal_server.PortalServer``.
-"""
+"""Behaviours of the ``PortalServer``: good answers, bad answers and broken connections."""
 
 import contextlib
 import json
@@ -20,7 +17,7 @@ from uuid import UUID
 
 @dataclass(kw_only=True)
 class PortalRequest:
-    """One request as it arrived."""
+    """A request as it arrived."""
 
     number: int
     """1, 2, … in the order of arrival."""
@@ -31,7 +28,6 @@ class PortalRequest:
     body: bytes
     arrived_seconds: float = field(default_factory=time.monotonic)
     json: Any = None
-    """The parsed body; None if it is no JSON."""
     contact_id: UUID | None = None
     visible: bool | None = None
     visible_until: str | None = None
@@ -51,30 +47,30 @@ class PortalRequest:
 
     @property
     def order(self) -> tuple[int, int]:
-        """The event and its version: a newer wish of an event has a higher one. Raises ValueError for another key."""
+        """The event and its version. Raises ValueError for another key."""
         event, version = map(int, (self.idempotency_key or "").split("-"))
         return event, version
 
 
 @dataclass(eq=False)
 class Exchange:
-    """A request and the connection to answer it on; what a behaviour works with."""
+    """A request, and the connection to answer it on."""
 
     connection: socket.socket
     request: PortalRequest
     visible: dict[UUID, bool]
-    """What the portal shows; ``apply`` changes it."""
+    """What the portal shows."""
     until: dict[UUID, str | None] | None
     """The last visible days; None if the portal has no column for them."""
     released: threading.Event
-    """Set when whatever hangs may go on."""
+    """Set when hanging requests may go on."""
     closing: threading.Event
     """Set when the server ends."""
     answered: bool = False
-    """Set before the last byte of the answer leaves: from then on the caller may rightly call again."""
+    """Set before the last byte of the answer, because the caller may call again afterwards."""
 
     def apply(self) -> None:
-        """Do what the request asks for."""
+        """Store what the request asks for."""
         if self.request.contact_id is not None and self.request.visible is not None:
             self.visible[self.request.contact_id] = self.request.visible
             if self.until is not None:
@@ -85,7 +81,7 @@ class Exchange:
         self.connection.sendall(data)
 
     def pause(self, seconds: float) -> None:
-        """Wait, but not longer than the caller or the server is there."""
+        """Wait, but not for a caller that has gone or a server that ends."""
         ends_at = time.monotonic() + seconds
         while (left := ends_at - time.monotonic()) > 0 and not self.closing.wait(min(left, 0.02)):
             if self.is_given_up:
@@ -101,11 +97,11 @@ class Exchange:
             return True
 
     def close(self, *, reset: bool = False) -> None:
-        """Close the connection; with ``reset``, so that the other side sees ECONNRESET."""
+        """Close the connection; with ``reset`` the other side gets ECONNRESET."""
         self.answered = True
         if reset:
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        os.close(self.connection.detach())  # close() would wait for whoever reads the next request
+        os.close(self.connection.detach())  # close() would wait for the thread that reads the next request
 
 
 Behaviour = Callable[[Exchange], None]
@@ -113,9 +109,9 @@ Behaviour = Callable[[Exchange], None]
 
 
 def http_answer(status: int, body: bytes, **headers: str) -> bytes:
-    """The bytes of an HTTP/1.1 answer."""
-    everything = {"Content-Type": "application/json", "Content-Length": str(len(body)), **headers}
-    lines = [f"HTTP/1.1 {status} Status", *(f"{name}: {value}" for name, value in everything.items())]
+    """Return the bytes of an HTTP/1.1 answer."""
+    headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), **headers}
+    lines = [f"HTTP/1.1 {status} Status", *(f"{name}: {value}" for name, value in headers.items())]
     return ("\r\n".join(lines) + "\r\n\r\n").encode() + body
 
 
@@ -131,23 +127,22 @@ def answer(status: int, body: Any = b"", *, headers: Mapping[str, str] | None = 
 
 
 def confirm(exchange: Exchange) -> None:
-    """Answer as if it were done; it may have been, long ago."""
+    """Confirm the request without applying it."""
     request, dates = exchange.request, exchange.until is not None
     values = {"contact_id": str(request.contact_id), "visible": request.visible}
     answer(200, values | {"visible_until": request.visible_until if dates else None, "dates": dates})(exchange)
 
 
 def ok(*, then_reset: bool = False, page_size: int = 5000) -> Behaviour:
-    """Do it and say so; then, unlike what the answer promised, drop the idle connection.
+    """Apply and confirm, or send a page of the visible contacts; then reset the idle connection.
 
-    A page has what is visible, in the order of the ids; its cursor is the last of them.
+    The cursor of a page is its last contact.
     """
 
     def behave(exchange: Exchange) -> None:
-        request, until = exchange.request, exchange.until or {}
+        query, until = parse_qs(urlsplit(exchange.request.path).query), exchange.until or {}
         dates = exchange.until is not None
-        query = parse_qs(urlsplit(request.path).query)
-        if request.method == "POST":
+        if exchange.request.method == "POST":
             exchange.apply()
             confirm(exchange)
         elif not query:
@@ -165,18 +160,18 @@ def ok(*, then_reset: bool = False, page_size: int = 5000) -> Behaviour:
 
 
 def error(status: int, code: str, *, message: str = "as the test wishes", retry_after: str | None = None) -> Behaviour:
-    """Answer with the function's own error envelope."""
+    """Answer with an error of the Edge Function."""
     headers = {} if retry_after is None else {"Retry-After": retry_after}
     return answer(status, {"error": {"code": code, "message": message}}, headers=headers)
 
 
 def html(status: int = 200) -> Behaviour:
-    """Answer with a web page, as a gateway in front of a failed deploy does."""
+    """Answer with a web page, as a gateway does after a failed deployment."""
     return answer(status, b"<!doctype html><p>Nothing here", headers={"Content-Type": "text/html"})
 
 
 def raw(data: bytes, *, applied: bool = False, reset: bool = False) -> Behaviour:
-    """Answer with these bytes, HTTP or not, and close; with ``applied``, after doing the work."""
+    """Answer with these bytes and close; with ``applied``, apply the request first."""
 
     def behave(exchange: Exchange) -> None:
         if applied:
@@ -188,17 +183,17 @@ def raw(data: bytes, *, applied: bool = False, reset: bool = False) -> Behaviour
 
 
 def reset(*, applied: bool = False) -> Behaviour:
-    """Break the connection instead of an answer."""
+    """Reset the connection instead of an answer."""
     return raw(b"", applied=applied, reset=True)
 
 
 def cut(*, applied: bool = True) -> Behaviour:
-    """Do the work, begin the answer, and close the connection in the middle of the body."""
+    """Apply the request, and close the connection within the body of the answer."""
     return raw(http_answer(200, b'{"contact_id": "', **{"Content-Length": "80"}), applied=applied)
 
 
 def drip(*, part: str = "body", every_seconds: float = 0.05) -> Behaviour:
-    """Do the work and answer without end, a byte now and then, in the ``headers`` or in the ``body``."""
+    """Apply the request, and send ``headers`` or a ``body`` without an end, byte by byte."""
     beginning = b"HTTP/1.1 200 OK\r\n" + (b"X-Filler: " if part == "headers" else b"Content-Length: 99999\r\n\r\n")
 
     def behave(exchange: Exchange) -> None:
@@ -212,7 +207,7 @@ def drip(*, part: str = "body", every_seconds: float = 0.05) -> Behaviour:
 
 
 def hang(then: Behaviour | None = None, *, applied: bool = False, until: threading.Event | None = None) -> Behaviour:
-    """Say nothing until ``portal.release()`` or that event; ``then`` behave (default: close without an answer)."""
+    """Wait for ``portal.release()`` or ``until``; ``then`` behave (default: close without an answer)."""
 
     def behave(exchange: Exchange) -> None:
         if applied:
@@ -225,7 +220,7 @@ def hang(then: Behaviour | None = None, *, applied: bool = False, until: threadi
 
 
 def delay(seconds: float, then: Behaviour | None = None) -> Behaviour:
-    """Take this long, ``then`` behave (default: ``ok()``)."""
+    """Wait, ``then`` behave (default: ``ok()``)."""
 
     def behave(exchange: Exchange) -> None:
         exchange.pause(seconds)

@@ -1,14 +1,13 @@
-"""A real HTTP server on loopback that stands in for the portal's Edge Function, and misbehaves as told.
+"""A real HTTP server on loopback in place of the portal's Edge Function.
 
     with PortalServer([error(503, "dynamics_unavailable", retry_after="2"), reset(), ok()]) as portal:
         ...                                # calls to portal.url with the key portal.key
         assert portal.visible == {contact_id: False}
         assert portal.overlaps == []       # never two open calls for one contact
 
-Each request takes the next behaviour of the script; when there is none left, ``portal.default``. The script may also
-be a function from the request to a behaviour. The behaviours are in ``tests.support.portal_answers``. Like the
-function, the server looks at the key first: a wrong one is answered with 401 and takes nothing from the script.
-Requests are recorded when they have arrived whole.
+Each request takes the next behaviour of the script, which may also be a function of the request; after its end, each
+takes ``portal.default``. ``tests.support.portal_answers`` has the behaviours. A wrong key gets 401, and takes nothing
+from the script.
 """
 
 import contextlib
@@ -27,7 +26,7 @@ Script = Iterable[Behaviour] | Callable[[PortalRequest], Behaviour]
 
 
 class PortalServer:
-    """The server; a context manager. Its records may be read, and what it does may be set, at any time."""
+    """The server; a context manager. A test may read and set its attributes at any time."""
 
     def __init__(
         self,
@@ -38,38 +37,35 @@ class PortalServer:
         visible: dict[UUID, bool] | None = None,
         dates: bool = False,
     ) -> None:
-        """The key is what the bearer must be; ``dates``: the portal has a column for the last visible day."""
-        self.key, self.default, self.visible = key, default or ok(), visible or {}
-        """What the portal shows: the last value done for each contact."""
+        """``dates``: the portal has a column for the last visible day."""
+        self.key, self.default = key, default or ok()
+        self.visible = visible or {}
+        """The last applied value of each contact."""
         self.until: dict[UUID, str | None] | None = {} if dates else None
         """The last visible day of each contact."""
         self.decide = script if callable(script) else None
-        """Chooses the behaviour by the request, instead of the script."""
         self._steps: deque[Behaviour] = deque(() if callable(script) else script)
         self.requests: list[PortalRequest] = []
-        """Everything that arrived, in order."""
         self.overlaps: list[tuple[PortalRequest, PortalRequest]] = []
-        """An unanswered request whose caller was still there, and the one that came in for the same contact."""
+        """An unanswered request whose caller still waited, and the next one for the same contact."""
         self.peak_in_flight = 0
-        """The most requests that were unanswered at once."""
+        """The most unanswered requests at the same time."""
         self.connections_made = 0
         self.connections: set[socket.socket] = set()
-        """Those that are open."""
+        """The open connections."""
         self._in_flight: list[Exchange] = []
-        self._port = 0
-        """Any free one; it stays the same, so that a test can let the server go and come back."""
+        self._port = 0  # a free one; a restart keeps it
         self.changed = threading.Condition()
-        """Guards all records; notified at every change of ``requests`` and of the open connections."""
+        """Guards the records; notified when ``requests`` or the open connections change."""
         self.released, self.closing = threading.Event(), threading.Event()
 
     @property
     def url(self) -> str:
-        """Known once the server has started; after its end, calls to it are refused."""
         return f"http://127.0.0.1:{self._port}/functions/v1/hlf-dynamics-sync"
 
     @property
     def is_idle(self) -> bool:
-        """Whether no request is being worked on, not even one whose caller is dead."""
+        """Whether it works on no request, not even on one of a dead caller."""
         return not self._in_flight
 
     def then(self, *behaviours: Behaviour) -> None:
@@ -78,7 +74,7 @@ class PortalServer:
             self._steps.extend(behaviours)
 
     def release(self) -> None:
-        """Let go of every request that hangs, now and later."""
+        """Let every request that hangs go on, now and later."""
         self.released.set()
 
     def requests_for(self, contact_id: UUID | None) -> list[PortalRequest]:
@@ -86,9 +82,9 @@ class PortalServer:
             return [request for request in self.requests if request.contact_id == contact_id]
 
     def wait_until(self, condition: Callable[[], bool], *, timeout_seconds: float = 10) -> None:
-        """Wait until a condition on the records holds, such as ``lambda: len(portal.requests) == 3``."""
+        """Wait for a condition on the records, such as ``lambda: len(portal.requests) == 3``."""
         with self.changed:
-            assert self.changed.wait_for(condition, timeout_seconds), "the portal waited in vain"
+            assert self.changed.wait_for(condition, timeout_seconds), "the condition did not become true"
 
     def __enter__(self) -> Self:
         self._server = _Server(self, port=self._port)
@@ -106,16 +102,16 @@ class PortalServer:
         self._server.server_close()
 
     def answer(self, connection: socket.socket, **arrived: Any) -> None:
-        """Record a request and behave."""
+        """Record a request and answer it."""
         with self.changed:
             request = PortalRequest(number=len(self.requests) + 1, **arrived)
             self.requests.append(request)
             exchange = Exchange(connection, request, self.visible, self.until, self.released, self.closing)
-            open_ones = [other for other in self._in_flight if not (other.answered or other.is_given_up)]
+            unanswered = [other for other in self._in_flight if not (other.answered or other.is_given_up)]
             if request.contact_id is not None:
-                same = [other.request for other in open_ones if other.request.contact_id == request.contact_id]
+                same = [other.request for other in unanswered if other.request.contact_id == request.contact_id]
                 self.overlaps += [(other, request) for other in same]
-            self.peak_in_flight = max(self.peak_in_flight, len(open_ones) + 1)
+            self.peak_in_flight = max(self.peak_in_flight, len(unanswered) + 1)
             self._in_flight.append(exchange)
             behave = self._behaviour(request)
             self.changed.notify_all()
@@ -134,7 +130,7 @@ class PortalServer:
 
 
 class _Server(ThreadingHTTPServer):
-    daemon_threads = False  # they are waited for at the end
+    daemon_threads = False  # server_close() waits for them
     request_queue_size = 128
 
     def __init__(self, portal: PortalServer, *, port: int) -> None:
@@ -156,7 +152,7 @@ class _Server(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         error = sys.exception()
-        if error is not None and not isinstance(error, OSError):  # that is a caller who is gone
+        if error is not None and not isinstance(error, OSError):  # the caller has gone
             raise error
 
 
@@ -176,4 +172,4 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_POST = _answer  # noqa: N815 - the base class asks for these names
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
+        """Log nothing."""

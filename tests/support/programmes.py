@@ -1,12 +1,18 @@
-"""A whole programme of mentors by chance, and everything that the database holds of it."""
+"""A programme of random mentors, everything that the database stores about it, and the decisions of the rules."""
 
 import contextlib
 import random
 from collections import defaultdict
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from uuid import UUID
 
 import psycopg
 
+from certjob.database import Connection
+from certjob.domain import rules
+from certjob.domain.models import Decision, Mentor
+from certjob.facts import reading
 from tests.support.facts import TODAY, Facts
 from tests.support.nights import EVERYTHING, night
 
@@ -70,3 +76,40 @@ def changes_by_mentor(facts: Facts) -> dict[str, set[tuple[str, ...]]]:
     for mentor_id, *rest in rows:
         found[str(mentor_id)].add(tuple(map(str, rest)))
     return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Person:
+    """A mentor, how to reach them, and what the rules decide of them."""
+
+    mentor: Mentor
+    email: str
+    contact_id: UUID | None
+    decision: Decision
+
+    @property
+    def id(self) -> UUID:
+        return self.mentor.id
+
+    @property
+    def member_no(self) -> str:
+        return self.mentor.member_no
+
+    @property
+    def has_portal(self) -> bool:
+        return self.mentor.organisation.has_portal
+
+    @property
+    def is_calm(self) -> bool:
+        """Whether everything stored of the mentor is as the rules want it."""
+        return not (self.decision.transitions or self.decision.pause or self.decision.push)
+
+
+def read_people(connection: Connection, today: date) -> dict[UUID, Person]:
+    """Read everybody, in the order of their numbers."""
+    rows = connection.execute("SELECT id, email, dynamics_contact_id FROM mentors ORDER BY member_no").fetchall()
+    mentors = reading.read(connection, [row[0] for row in rows], lock=False).mentors
+    return {
+        mentor.id: Person(mentor=mentor, email=email, contact_id=contact_id, decision=rules.decide(mentor, today))
+        for mentor, (_, email, contact_id) in zip(mentors, rows, strict=True)
+    }

@@ -29,7 +29,7 @@ from certjob.portal.push import PortalEvent, Push
 from certjob.portal.stage import PortalStage
 from certjob.portal.sync import PortalCounts, PortalSyncService
 from certjob.stopping import StopFlag
-from tests.support import intents, nights
+from tests.support import nights
 from tests.support.facts import TODAY, Facts
 from tests.support.nights import FlakyPortal, Portal, delivery, quick_policy
 from tests.support.portal_server import PortalServer
@@ -92,7 +92,7 @@ class Scene:
         self.connection.execute(statement.encode(), parameters)
 
     def backlog(self, count: int, *, visible: bool = False) -> list[UUID]:
-        return intents.backlog(self.facts, count, visible=visible)
+        return nights.backlog(self.facts, count, visible=visible)
 
     def wish(self, mentor_id: UUID, *, visible: bool) -> None:
         """Want one mentor shown or hidden, as a review does."""
@@ -101,7 +101,7 @@ class Scene:
             self.connection.execute("UPDATE mentors SET review_on = '9999-12-31' WHERE id = %s", (mentor_id,))
 
     def claim(self, limit: int = 100) -> list[PortalEvent]:
-        return intents.claim(self.connection, limit=limit)
+        return nights.claim(self.connection, limit=limit)
 
     def push(self, error: PortalCallError | None = None, *, event: PortalEvent | None = None) -> Answer:
         """Claim the only event and make one round, in which every call fails with the error, and settle it."""
@@ -112,10 +112,10 @@ class Scene:
         return self.service.settle(push_once(event, portal), self.counts)
 
     def make_due(self) -> None:
-        intents.make_due(self.facts)
+        nights.make_due(self.facts)
 
     def run_out(self) -> None:
-        intents.run_out(self.facts)
+        nights.run_out(self.facts)
 
     def night(
         self, portal: Portal = None, *, today: date = TODAY, connection: Connection | None = None, **options: Any
