@@ -85,7 +85,10 @@ class CertificationManagementService:
         """Review the due mentors who have an open push, once. Raises StoppedBySignalError between chunks."""
         with transaction(self._connection, lock_timeout_ms=LOCK_TIMEOUT_MS):
             rows = database.fetch(self._connection, "find_due_open_pushes", {"today": self._today})
+            if rows:
+                self._guard.examine(None)  # all due mentors count, or a few held changes would pass with each delivery
         if rows:
+            self._guard.store(run_id=self._run_id)
             self._pass(None, ids=[mentor_id for (mentor_id,) in rows])
 
     def review_one(self, mentor_id: UUID, *, then: Callable[[Decision], None]) -> bool:

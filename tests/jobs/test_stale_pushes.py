@@ -153,3 +153,18 @@ def test_deliver_holds_a_wrong_import_and_sends_open_hides(scene: Scene) -> None
     assert portal.values == [False] * 30
     assert [report.outcome for report in (first, second)] == ["attention", "ok"]
     assert first.reasons[0].startswith("hlf: 30 mentors would be shown or brought back")
+
+
+def test_held_change_stays_held_although_the_mentor_has_an_open_push(scene: Scene) -> None:
+    """15 of 70 held mentors have one. Alone they would be fewer than the guard's limit of 20."""
+    for _ in range(70):
+        scene.certified()
+    scene.run_sql("UPDATE mentors SET portal_visible = false WHERE member_no <= 'M1015'")
+    scene.night(deliver=False)
+    scene.run_sql("UPDATE certificates SET expires_on = expires_on - 730")
+    portal_is_down = FlakyPortal(failures=999)
+
+    scene.night(portal_is_down)
+    scene.deliver(portal_is_down)
+
+    assert scene.rows("SELECT count(*) FROM mentor_pauses") == [(0,)]
