@@ -29,7 +29,7 @@ from tests.support.ping_host import ping_host
 from tests.support.portal_answers import hang, ok
 from tests.support.portal_server import PortalServer
 from tests.support.proxy import StallingProxy
-from tests.support.smtp_server import Fault, scripted_server
+from tests.support.smtp_server import Fault, ScriptedServer
 from tests.support.waiting import until
 
 AT_ONCE_SECONDS = 4.0
@@ -234,7 +234,7 @@ def test_while_the_mail_server_says_nothing(scene: Scene) -> None:
     scene.mentors(3, expires_on=SOON)
     log = "FROM cert_notification_log GROUP BY 1, 2 ORDER BY 1, 2"
 
-    with scripted_server({"END": Fault.HANG}) as server:
+    with ScriptedServer({"END": Fault.HANG}) as server:
         mail = {"NOTIFY_URL": f"smtp://127.0.0.1:{server.port}"}
         with scene.start("run", grace=IMPATIENT, **mail) as child:
             until(lambda: server.bodies)

@@ -20,7 +20,7 @@ from tests.mail.conftest import CUT, DOWN, PUT_OFF, REFUSED, Scene, day
 from tests.support.channels import reminder_mail, smtp_channel
 from tests.support.facts import Facts
 from tests.support.nights import CollectingChannel, run_out
-from tests.support.smtp_server import Fault, Mailbox, real_server, scripted_server
+from tests.support.smtp_server import Fault, Mailbox, ScriptedServer, real_server
 
 
 def queue(scene: Scene, count: int) -> None:
@@ -73,7 +73,7 @@ def test_each_is_settled_before_the_next_is_sent(scene: Scene, other: Connection
 def test_an_unknown_outcome_is_repeated_with_the_same_id_and_says_so(scene: Scene) -> None:
     """The connection broke after the message: it is put off, the others go on, and two are no reason to stop."""
     queue(scene, 2)
-    with scripted_server({"END": Fault.CUT}) as server:
+    with ScriptedServer({"END": Fault.CUT}) as server:
         assert scene.stage(channel=smtp_channel(server.port)) is None
 
     assert log(scene, "status, maybe_sent") == [("pending", True)] * 2

@@ -31,7 +31,6 @@ from tests.support.smtp_server import (
     ScriptedServer,
     client_tls,
     real_server,
-    scripted_server,
     server_tls,
 )
 from tests.support.waiting import until
@@ -51,7 +50,7 @@ def channel_to(port: int, **options: Any) -> Blocking:
 @contextmanager
 def talk(answers: Answers | None = None, **options: Any) -> Iterator[tuple[ScriptedServer, Blocking]]:
     """A server that answers so, and a channel to it."""
-    with scripted_server(answers) as server, channel_to(server.port, **options) as channel:
+    with ScriptedServer(answers) as server, channel_to(server.port, **options) as channel:
         yield server, channel
 
 
@@ -232,7 +231,7 @@ def test_a_cancelled_message_leaves_nothing_behind(stage: str, is_reached: Calla
         await channel.send(replace(MESSAGE, subject="Another"))
         await channel.close()
 
-    with scripted_server({stage: Fault.HANG}) as server:
+    with ScriptedServer({stage: Fault.HANG}) as server:
         asyncio.run(cancel_one_and_send_another(server))
 
         assert server.connections == 2

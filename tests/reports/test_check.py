@@ -20,7 +20,7 @@ from tests.support.facts import Facts
 from tests.support.ping_host import ping_host
 from tests.support.portal_answers import answer, error, html
 from tests.support.portal_server import PortalServer
-from tests.support.smtp_server import CERTIFICATE, Fault, Mailbox, real_server, scripted_server, server_tls
+from tests.support.smtp_server import CERTIFICATE, Fault, Mailbox, ScriptedServer, real_server, server_tls
 from tests.support.waiting import until
 
 Found = dict[str, list[str]]
@@ -339,7 +339,7 @@ def test_the_mail_server_is_tried_up_to_the_login(check: Check, portal: PortalSe
         check.says(2, "mail", "fail: the mail server refused the login", step, **wrong)
     assert mailbox.envelopes == []
 
-    with scripted_server({"NOOP": b"250 fine"}) as scripted:
+    with ScriptedServer({"NOOP": b"250 fine"}) as scripted:
         assert check(**smtp(scripted.port)) == WELL
     assert [command.partition(" ")[0].upper() for command in scripted.commands] == ["EHLO", "NOOP", "QUIT"]
     scripts: list[tuple[dict[str, bytes | Fault], int, str]] = [
@@ -348,7 +348,7 @@ def test_the_mail_server_is_tried_up_to_the_login(check: Check, portal: PortalSe
         ({"NOOP": b"500 what?"}, 2, "takes no commands (500 what?)"),
     ]
     for answers, code, phrase in scripts:
-        with scripted_server(answers) as scripted:
+        with ScriptedServer(answers) as scripted:
             check.says(code, "mail", phrase, **smtp(scripted.port))
     webhook = "ok    mail: a webhook (http), which only a message can try; --send-test ADDRESS sends one"
     assert webhook in check.page(CERTJOB_NOTIFY_URL=portal.url + "/hook").stdout
@@ -357,7 +357,7 @@ def test_the_mail_server_is_tried_up_to_the_login(check: Check, portal: PortalSe
 
 def test_a_signal_ends_it_at_once(check: Check, environment: dict[str, str]) -> None:
     """While a mail server says nothing: there is nothing to wait for."""
-    with scripted_server({"GREETING": Fault.HANG}) as server:
+    with ScriptedServer({"GREETING": Fault.HANG}) as server:
         settings = environment | check.settings | smtp(server.port)
         with started("check", environment=settings, folder=check.folder) as child:
             until(lambda: server.connections)
@@ -371,7 +371,7 @@ def test_a_test_message_is_sent_only_when_asked_for(check: Check) -> None:
     mailbox, to = Mailbox(), ("--send-test", "drift@example.org")
     with real_server(mailbox) as server:
         result = check.page(*to, **smtp(server.port))
-    with scripted_server({"NOOP": b"250 fine", "RCPT": b"550 no such user"}) as scripted:
+    with ScriptedServer({"NOOP": b"250 fine", "RCPT": b"550 no such user"}) as scripted:
         code, refused = check(*to, **smtp(scripted.port))
 
     assert (result.returncode, result.stderr) == (0, "")

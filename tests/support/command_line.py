@@ -1,4 +1,4 @@
-"""The installed command seen from outside: its line of complaint, a pseudo-terminal, a child to be signalled."""
+"""The command: in this process, as a process that a test can stop, and on a terminal."""
 
 import contextlib
 import fcntl
@@ -38,10 +38,10 @@ from tests.support.forked_command import ForkedCommand, can_fork
 from tests.support.waiting import until
 
 SECRET = "planted-Hemmelighet-7"
-"""In every password and key of these tests; no output may hold it."""
+"""Part of every password and key of the tests; no output may contain it."""
 
 WITHIN_SECONDS = 10.0
-"""A signal ends certjob in this time."""
+"""A signal ends certjob within this time."""
 
 Finished = subprocess.CompletedProcess[str]
 
@@ -49,12 +49,12 @@ Process = subprocess.Popen[str] | ForkedCommand
 
 
 def today() -> date:
-    """The day that the installed command works on."""
+    """Return the command's date."""
     return datetime.now(UTC).astimezone(ZoneInfo("Europe/Oslo")).date()
 
 
 def all_commands(command: Any = None, name: str = "certjob") -> Iterator[tuple[str, Any]]:
-    """Every command and every group of some, by its name as it is typed."""
+    """Yield every command and every group with its full name."""
     command = command or typer.main.get_command(app)
     yield name, command
     for child_name, child in getattr(command, "commands", {}).items():
@@ -62,13 +62,13 @@ def all_commands(command: Any = None, name: str = "certjob") -> Iterator[tuple[s
 
 
 def commands() -> dict[str, set[str]]:
-    """Every command with its options, as they are typed."""
+    """Return the options of every command by its full name."""
     leaves = {name: command.params for name, command in all_commands() if not hasattr(command, "commands")}
     return {name: {opt for each in params for opt in each.opts if opt[0] == "-"} for name, params in leaves.items()}
 
 
 def assert_one_line(result: Finished, *phrases: str, code: int, command: str = "certjob run") -> str:
-    """Exactly one line on stderr, beginning with the command and holding the phrases; no traceback, no secret."""
+    """Check that stderr is one line with the command and these phrases, without a traceback or a secret."""
     said = result.stderr
     assert (result.returncode, said.count("\n")) == (code, 1), result
     assert said.startswith(f"{command}: "), result
@@ -84,8 +84,6 @@ def assert_no_secret(result: Finished) -> None:
 
 
 class _Terminal(io.StringIO):
-    """Looks like a terminal to whoever asks."""
-
     def isatty(self) -> bool:
         return True
 
@@ -93,16 +91,15 @@ class _Terminal(io.StringIO):
 def run_in_process(
     *arguments: str, environment: Mapping[str, str], folder: Path, columns: int | None = None, given: bytes = b""
 ) -> Finished:
-    """The same without a new process: a tenth of the time, for what does not depend on there being one.
+    """Run the command in this process, which takes a tenth of the time. ``given`` is its standard input.
 
-    With ``columns`` on a terminal so wide, which can do nothing but print: all it gets is ``stdout`` then. ``given`` is
-    its standard input.
+    With ``columns`` it prints to a terminal of this width, and ``stdout`` has everything.
     """
     out, err = io.StringIO(), io.StringIO()
     if columns is not None:
         out = err = _Terminal()
         environment = {"TERM": "dumb", "COLUMNS": str(columns), "LINES": "50"} | dict(environment)
-    # What verifies certificates is kept for a process, and this one plays several, each with its SSL_CERT_FILE.
+    # certjob creates one SSL context per process, but each of these commands has its own SSL_CERT_FILE.
     verifying = http_client._verifying_context.__wrapped__
     logger = logging.getLogger("certjob")
     kept = logger.handlers[:], logger.propagate, logger.level
@@ -123,14 +120,14 @@ def run_in_process(
 
 
 class Child:
-    """A running command, and the files that it prints to; it never waits for a reader."""
+    """A running command that prints to files."""
 
     def __init__(self, process: Process, *, stdout: int, stderr: int) -> None:
         self.process = process
         self._stdout, self._stderr = stdout, stderr
 
     def wait_until_frozen(self) -> None:
-        """Wait until every thread of it stands still."""
+        """Wait until SIGSTOP has stopped all of its threads."""
         threads = Path(f"/proc/{self.process.pid}/task")
         until(lambda: all(") T " in (thread / "stat").read_text() for thread in threads.iterdir()), seconds=60)
 
@@ -139,12 +136,12 @@ class Child:
         self.process.send_signal(number)
 
     def finish(self, *, timeout_seconds: float = 60) -> Finished:
-        """Wait for its end and return what it said."""
+        """Wait for its end and return its output."""
         code = self.process.wait(timeout_seconds)
         return Finished(self.process.args, code, _content(self._stdout), _content(self._stderr))
 
     def stop_within(self, seconds: float = WITHIN_SECONDS, number: Signals = SIGTERM) -> Finished:
-        """Send the signal; it ends in this time."""
+        """Send the signal, and check that the command ends within this time."""
         began = time.monotonic()
         self.signal(number)
         result = self.finish()
@@ -154,7 +151,7 @@ class Child:
 
 
 def _content(file: int) -> str:
-    """What was written; at an offset of its own, since the writer shares the file's."""
+    """Return the content of a file whose offset belongs to the writer."""
     return os.pread(file, os.fstat(file).st_size, 0).decode()
 
 
@@ -167,10 +164,10 @@ def started(
     given: bytes = b"",
     **more: Any,
 ) -> Iterator[Child]:
-    """The command in the background, or another ``program`` in its place; what is left of it at the end is killed.
+    """Start the command, or another ``program``, in the background; kill it at the end of the block.
 
-    ``given`` is what it can read. More named arguments are file descriptors for it to use as ``stdin``, ``stdout`` or
-    ``stderr``, and the alterations of ``tests.support.processes``.
+    ``given`` is its standard input. More named arguments are file descriptors for ``stdin``, ``stdout`` or ``stderr``,
+    and the alterations of ``tests.support.processes``.
     """
     with TemporaryFile() as read, TemporaryFile() as printed, TemporaryFile() as said:
         read.write(given)
@@ -191,25 +188,24 @@ def started(
 
 
 class Backends:
-    """The children's database sessions, seen from a session of the test."""
+    """The database sessions of commands, as a session of the test sees them."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         connection.execute("SELECT pg_stat_clear_snapshot()")
         self._own = [row[0] for row in connection.execute(_BACKENDS).fetchall()]
-        """Those of the test itself, open before any child was started."""
 
     def rows(self) -> list[tuple[Any, ...]]:
-        """(pid, state, wait_event_type, query) of each."""
+        """Return (pid, state, wait_event_type, query) of each session that is younger than this object."""
         return [row for row in self._connection.execute(_BACKENDS).fetchall() if row[0] not in self._own]
 
     def wait_for_query(self, part: str, *, waiting_for: str | None = None) -> None:
-        """Wait until a child is in, or has last run, a statement with this text."""
+        """Wait until the current or last statement of a session contains this text."""
         until(lambda: any(part in row[3] and (waiting_for is None or row[2] == waiting_for) for row in self.rows()))
 
     @contextmanager
     def start_barrier(self, app: psycopg.Connection[Any]) -> Iterator[list[Child]]:
-        """Hold the runs that the block starts and appends before their first write until all are there."""
+        """Hold the commands that the block starts and appends before their first write, until all have arrived."""
         children: list[Child] = []
 
         def all_are_there() -> bool:
@@ -226,7 +222,7 @@ class Backends:
         until(lambda: not self.rows())
 
     def terminate(self) -> None:
-        """End the sessions of now; the children may open others meanwhile."""
+        """End all current sessions."""
         ended = [row[0] for row in self.rows()]
         for process_id in ended:
             self._connection.execute("SELECT pg_terminate_backend(%s)", (process_id,))
@@ -248,10 +244,7 @@ def on_terminal(
     only: Sequence[str] = ("stdout", "stderr"),
     program: Sequence[str] = (),
 ) -> tuple[int, str]:
-    """Run the command, or another ``program``, on a pseudo-terminal.
-
-    Return its exit code and the text on the terminal, with lines ended by LF.
-    """
+    """Run the command, or another ``program``, on a pseudo-terminal; return its exit code and the text on it."""
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
     null = os.open(os.devnull, os.O_WRONLY)
@@ -261,7 +254,7 @@ def on_terminal(
     with started(*arguments, environment=looks, folder=folder, program=program, stdin=slave, **streams) as child:
         os.close(null)
         os.close(slave)
-        with contextlib.suppress(OSError):  # so Linux says that the last writer is gone
+        with contextlib.suppress(OSError):  # Linux reports the end of the last writer
             while select.select([master], [], [], 60)[0]:
                 shown += os.read(master, 65536)
         code = child.finish().returncode
@@ -273,7 +266,7 @@ _ESCAPE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07]*\x07|\x1b[=>]")
 
 
 def without_escapes(text: str) -> str:
-    """What a person reads of it."""
+    """Return the text without colours and other terminal sequences."""
     return _ESCAPE.sub("", text)
 
 
@@ -281,7 +274,7 @@ HOSTILE = "[red]M[/red]\x1b[2J\x1b]0;gotcha\x07\u202e:smile:\\"
 
 
 def terminal(columns: int, lines: int = 25) -> tuple[Output, io.StringIO]:
-    """An output on a terminal of this size, without colours, and what it shows."""
+    """Return an output on a terminal of this size, without colours, and its text."""
     output, shown = Output(quiet=False), io.StringIO()
     output.on_terminal = True
     size: dict[str, Any] = {"width": columns, "height": lines, "_environ": {"TERM": "xterm"}}
@@ -290,7 +283,7 @@ def terminal(columns: int, lines: int = 25) -> tuple[Output, io.StringIO]:
 
 
 def flat(text: str) -> str:
-    """The same without its line ends, for sentences that are wrapped."""
+    """Return the text without line ends."""
     return " ".join(text.split())
 
 

@@ -1,8 +1,7 @@
-"""The installed command without the half second of its imports: multiprocessing's fork server has made them.
+"""The command as a fork of a process that has imported everything, which saves half a second.
 
-What runs is a process of its own, with its own arguments, environment, folder, session and signals. Only the
-interpreter's start is shared. Where that start is what a test is about, or the environment changes it (``LANG``,
-``PYTHONPATH``, ``LD_PRELOAD``, …), the command is started in the ordinary way.
+The fork has its own arguments, environment, folder, session and signals. If the environment changes the start of the
+interpreter (``LANG``, ``PYTHONPATH``, …), the command must start in the ordinary way.
 """
 
 import contextlib
@@ -27,17 +26,17 @@ from unittest import mock
 import certjob
 
 _OWN_START = ("LANG", "LC_", "LD_", "PYTHON", "FORCE_COLOR", "PY_COLORS", "TERMINAL_WIDTH", "TYPER_", "_TYPER_")
-"""What the interpreter, or a library that is imported, reads only once."""
+"""Variables that the interpreter or an imported library reads only once."""
 _LATE_IMPORTS = ("rich.live", "rich.progress", "rich.table", "jinja2.sandbox", "babel.dates", "encodings.idna")
 
 
 def can_fork(environment: Mapping[str, str]) -> bool:
-    """Whether the command would start in this environment as it does in cron's."""
+    """Return whether the environment leaves the start of the interpreter as it is."""
     return not any(name.startswith(_OWN_START) for name in environment)
 
 
 class ForkedCommand:
-    """A running command; what tests use of ``subprocess.Popen``."""
+    """A running command, with the methods of ``subprocess.Popen`` that tests use."""
 
     def __init__(
         self,
@@ -48,13 +47,13 @@ class ForkedCommand:
         streams: Sequence[int],
         alterations: Mapping[str, Any] | None,
     ) -> None:
-        """``streams`` are file descriptors for stdin, stdout and stderr, the caller's to close."""
+        """``streams`` are file descriptors for stdin, stdout and stderr, which the caller closes."""
         self.args = ["certjob", *arguments]
         self.returncode: int | None = None
         self._reading = threading.Lock()
         request = (list(arguments), dict(environment), folder, alterations, [*map(_Passed, streams)])
         _start_server()
-        # Not by start(), which would look after all the others, too: here each is waited for by its own tests.
+        # Process.start() would also wait for all other children.
         self._process = Popen(multiprocessing.get_context("forkserver").Process(target=_become, args=request))
         self.pid: int = self._process.pid
 
@@ -75,7 +74,7 @@ class ForkedCommand:
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
-            with contextlib.suppress(ProcessLookupError):  # it has ended, and its code is on the way
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
                 os.kill(self.pid, number)
 
     def kill(self) -> None:
@@ -83,7 +82,7 @@ class ForkedCommand:
 
 
 class _Passed:
-    """A file descriptor on its way to the child."""
+    """A file descriptor that the child receives."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -99,7 +98,6 @@ def _received(passed: Any) -> int:
 
 @functools.cache
 def _start_server() -> None:
-    """With cron's environment, once for each process of tests."""
     ours = [module.name for module in pkgutil.walk_packages(certjob.__path__, "certjob.")]
     forkserver.set_forkserver_preload([__name__, *(name for name in ours if "__main__" not in name), *_LATE_IMPORTS])
     with mock.patch.dict(os.environ, {"PATH": "/usr/bin:/bin"}, clear=True):
@@ -113,14 +111,14 @@ def _become(
     alterations: dict[str, Any] | None,
     streams: list[int],
 ) -> None:
-    """Be the command that was asked for, in a session of its own."""
+    """Run the command in this process, in a session of its own."""
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
-    sys.stdin = os.fdopen(0)  # multiprocessing has put another one in its place
+    sys.stdin = os.fdopen(0)  # multiprocessing has replaced it
     os.setsid()
     if os.isatty(0):
-        fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # its line can be dropped
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)

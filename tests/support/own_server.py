@@ -1,4 +1,4 @@
-"""The tests' own PostgreSQL servers: where their data lies, and one that may be stopped hard."""
+"""The tests' own PostgreSQL servers: their data directories, and a server that a test may stop."""
 
 import atexit
 import contextlib
@@ -18,37 +18,31 @@ from certjob import database
 from certjob.database import Connection, embedded, migrations
 from tests.support.waiting import until
 
-MEMORY = Path("/dev/shm")  # noqa: S108 - Linux's file system in memory, which everybody may use
-ROOM_BYTES = 3 * 2**30
-"""What a run's servers use at most, several times over; a container's /dev/shm may have no more than 64 MB."""
+MEMORY = Path("/dev/shm")  # noqa: S108 - Linux's file system in memory, which every user may write
+NEEDED_BYTES = 3 * 2**30
+"""Several times the use of one run."""
 TEMPLATE = "migrated"
 OWN_NAME = "harness"
-"""How the sessions of ``Cluster.connect`` call themselves; all others are certjob's."""
+"""The application_name of ``Cluster.connect``."""
 
 
 def data_parent() -> Path:
-    """Where to put data directories: in memory, where there is room; else the system's temporary folder.
-
-    Every test has a database of its own, a copy of some 400 files, which costs seven times as much on a disk.
-    """
-    return MEMORY if _has_room(MEMORY) else Path(tempfile.gettempdir())
-
-
-def _has_room(memory: Path) -> bool:
+    """Return where data directories go: in memory if there is space, because each test copies some 400 files."""
     try:
-        system = os.statvfs(memory)
+        system = os.statvfs(MEMORY)
         available = next(line for line in Path("/proc/meminfo").read_text().splitlines() if "MemAvailable" in line)
-    except (OSError, StopIteration):  # another system
-        return False
-    return min(system.f_bavail * system.f_frsize, int(available.split()[1]) * 1024) >= ROOM_BYTES
+    except (OSError, StopIteration):  # not Linux
+        return Path(tempfile.gettempdir())
+    free = min(system.f_bavail * system.f_frsize, int(available.split()[1]) * 1024)
+    return MEMORY if free >= NEEDED_BYTES else Path(tempfile.gettempdir())
 
 
 @contextmanager
 def data_folder(purpose: str) -> Iterator[Path]:
-    """A folder for servers; it is gone afterwards.
+    """Yield a folder for servers, which is deleted at the end.
 
-    Never one of pytest's: as root the server is another user, and whenever some other pytest starts on the machine it
-    closes all that root's pytests have. The path is short: a Unix socket's may have some 100 characters.
+    It is not one of pytest's: PostgreSQL is another user if the tests run as root, and each start of pytest closes
+    root's folders. The path is short, because the path of a Unix socket has at most about 100 characters.
     """
     folder = Path(tempfile.mkdtemp(prefix=f"certjob-{purpose}-", dir=data_parent()))
     folder.chmod(0o755)
@@ -59,18 +53,15 @@ def data_folder(purpose: str) -> Iterator[Path]:
 
 
 def leave_on_sigterm() -> None:
-    """Let SIGTERM end this process through its context managers, so that its servers end, too."""
+    """Let SIGTERM end this process through its context managers, so that its servers end as well."""
     signal.signal(signal.SIGTERM, lambda _number, _frame: sys.exit(1))
 
 
 class Cluster:
-    """A PostgreSQL that may be stopped with ``immediate``, and databases that are copies; a context manager."""
+    """A PostgreSQL server that may be stopped, and databases that are copies of a template; a context manager."""
 
     def __init__(self, folder: Path, **settings: str) -> None:
-        """``folder`` must be reachable for the unprivileged user that root's PostgreSQL becomes.
-
-        Without settings no commit waits for a disk: what the system has outlives a killed server, if not a power cut.
-        """
+        """The unprivileged user of root's PostgreSQL must be able to reach ``folder``. By default fsync is off."""
         self.folder = folder
         self._settings = settings or {"fsync": "off", "full_page_writes": "off"}
         self._handle: Any = None
@@ -92,14 +83,14 @@ class Cluster:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def start(self) -> None:
-        """Start it, if it does not run."""
+        """Start the server unless it runs."""
         self._handle = embedded.start(self.folder / "postgresql")
-        atexit.unregister(self._handle._cleanup)  # it would make the folder anew; this class stops its server itself
+        atexit.unregister(self._handle._cleanup)  # it would create the folder again
 
     def stop(self) -> None:
-        """Stop it with ``immediate``: no checkpoint, every session broken, recovery at the next start."""
+        """Stop the server with ``immediate``: it ends every session, and recovers at the next start."""
         pid_file = self.folder / "postgresql" / "postmaster.pid"
-        with contextlib.suppress(FileNotFoundError):  # stopped already
+        with contextlib.suppress(FileNotFoundError):
             os.kill(int(pid_file.read_text().splitlines()[0]), signal.SIGQUIT)
         until(lambda: not pid_file.exists())
 
@@ -108,12 +99,12 @@ class Cluster:
         self.start()
 
     def make(self, name: str, template: str) -> None:
-        """A copy of a database; by file, which the other strategy writes to the log, page by page."""
+        """Copy a database, file by file, because the other strategy writes every page to the log."""
         self._administer("CREATE DATABASE {} TEMPLATE {} STRATEGY FILE_COPY", name, template)
 
     @contextmanager
     def fresh_database(self, name: str, *, template: str = TEMPLATE) -> Iterator[str]:
-        """The URL of a copy, which is dropped at the end; of a migrated one without rows, if no other is named."""
+        """Yield the URL of a copy, which is dropped at the end."""
         self.make(name, template)
         self._administer("ALTER DATABASE {} SET search_path = certjob, public", name)
         try:
@@ -126,11 +117,11 @@ class Cluster:
             admin.execute(sql.SQL(statement).format(*map(sql.Identifier, names)))
 
     def connect(self, name: str, *, statement_timeout: str = "30s") -> Connection:
-        """A session of the harness; none outlives a restart, so they are short."""
+        """Open a session, which does not survive a restart."""
         options = f"-c statement_timeout={statement_timeout} -c lock_timeout=20s"
         named: dict[str, Any] = {"application_name": OWN_NAME, "options": options}
         return Connection.connect(self.url(name), autocommit=True, prepare_threshold=None, **named)
 
     def url(self, name: str) -> str:
-        """Where a database of it is, also after a restart; as the superuser."""
+        """Return the superuser's URL of a database, which stays the same after a restart."""
         return conninfo.make_conninfo(self._handle.get_uri(), dbname=name)

@@ -1,17 +1,14 @@
-"""A certjob process that is altered: with shorter times, or frozen at a chosen point.
+"""A certjob process with alterations: shorter times, or a stop at a chosen method.
 
-    with started("run", "--json", environment=…, folder=…, freeze_before=FIRST_CALL) as child:
-        child.wait_until_frozen()
-        ...                                # what the others do meanwhile
-        child.signal(SIGCONT)
+``tests.support.command_line.started`` takes them as named arguments:
 
-``tests.support.command_line.started`` runs the command in such a process: ``freeze_before`` or
-``freeze_after`` a method; in seconds ``portal_lease``, ``mail_lease``, ``call`` (the longest a call to the portal
-takes), ``round`` (how long its repeats may begin) and ``message`` (the longest each half of a message takes, before and
-after it is handed over); ``attempts`` (calls of one round) and ``at_once`` (pushes); ``grace``, how long what is being
-done may go on after a signal; ``ignored``, a signal, as under `nohup`; ``loop_fault`` and ``mail_timeout``: see
-``tests.chaos.event_loop``. The times of a lease are minutes; a test that waits for them shortens all that belong
-together. A freeze is a SIGSTOP that the process sends to itself, the first time it comes to that point.
+* ``freeze_before`` and ``freeze_after``: stop the process with SIGSTOP when it first calls this method;
+* ``portal_lease``, ``call`` and ``round``, and ``mail_lease`` and ``message``: seconds of a lease and of the calls that
+  must fit into it; a message is sent in two halves;
+* ``attempts`` and ``at_once``: calls of a push, and pushes at the same time;
+* ``grace``: seconds for calls in flight after a signal;
+* ``ignored``: a signal, which `nohup` ignores;
+* ``loop_fault`` and ``mail_timeout``: see ``tests.chaos.event_loop``.
 """
 
 import itertools
@@ -23,35 +20,48 @@ from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
+from certjob.cli import entry
+from certjob.jobs import deliveries
+from certjob.mail.channels.maildir import MaildirChannel
+from certjob.mail.channels.smtp import SmtpChannel
+from certjob.mail.reminder_mail import ReminderMail
+from certjob.portal import push, sync
+
 FIRST_CALL = "certjob.portal.hlf_dynamics:HLFDynamicsSyncService.update_portal_visibility"
-"""Where the network begins: the lease was looked at for the last time."""
 FIRST_MESSAGE = "certjob.mail.channels.maildir:MaildirChannel.send"
 PORTAL_CLAIM = "certjob.portal.sync:PortalSyncService.claim"
 MAIL_CLAIM = "certjob.mail.reminder_mail:ReminderMail.claim"
 
 
-def _plant_freeze(name: str, *, before: bool) -> None:
-    module, _, path = name.partition(":")
-    owner, method = path.split(".")
-    room = getattr(import_module(module), owner)
-    original = getattr(room, method)
-    visits = itertools.count()
+def run_altered(alterations: Mapping[str, Any]) -> None:
+    """Run the command of ``sys.argv`` with these alterations."""
+    if "portal_lease" in alterations:
+        _set_defaults(sync.PortalSyncService.__init__, lease_seconds=alterations["portal_lease"])
+        _set_everywhere("CALL_DEADLINE_SECONDS", alterations["call"])
+        policy = replace(push.PORTAL_POLICY, deadline_seconds=alterations["round"])
+        _set_defaults(deliveries.Delivery.__init__, policy=policy)
+    if "mail_lease" in alterations:
+        ReminderMail.lease_seconds = alterations["mail_lease"]
+        _set_everywhere("QUIT_SECONDS", 0.0)
+        SmtpChannel.connect_seconds = SmtpChannel.envelope_seconds = alterations["message"] / 2
+        SmtpChannel.answer_seconds = MaildirChannel.worst_case_seconds = alterations["message"]
+    if "attempts" in alterations:
+        policy = replace(push.PORTAL_POLICY, max_attempts=alterations["attempts"])
+        _set_defaults(deliveries.Delivery.__init__, policy=policy, concurrency=alterations["at_once"])
+    if "grace" in alterations:
+        _set_everywhere("GRACE_SECONDS", alterations["grace"])
+    if "ignored" in alterations:
+        signal.signal(alterations["ignored"], signal.SIG_IGN)
+    if alterations.keys() & {"loop_fault", "mail_timeout"}:
+        from tests.chaos import event_loop
 
-    def freezing(*arguments: Any, **named: Any) -> Any:
-        is_first = next(visits) == 0
-        if is_first and before:
-            _freeze()
-        result = original(*arguments, **named)
-        if is_first and not before:  # of what is asynchronous nothing has happened yet
-            _freeze()
-        return result
-
-    setattr(room, method, freezing)
-
-
-def _freeze() -> None:
-    # To this thread: sent to the process, another thread might take it, and this one would run on for a while.
-    signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
+        if "loop_fault" in alterations:
+            event_loop.plant_fault(**alterations["loop_fault"])
+        if "mail_timeout" in alterations:
+            event_loop.shorten_timeouts(alterations["mail_timeout"])
+    for moment in alterations.keys() & {"freeze_before", "freeze_after"}:
+        _plant_freeze(alterations[moment], before=moment == "freeze_before")
+    entry.main()
 
 
 def _set_defaults(function: Callable[..., Any], **values: object) -> None:
@@ -62,65 +72,30 @@ def _set_defaults(function: Callable[..., Any], **values: object) -> None:
 
 
 def _set_everywhere(name: str, value: object) -> None:
-    """Set it in every room that has imported it by name; those that come later find it where it is defined."""
-    rooms = [room for key, room in sys.modules.items() if key.startswith("certjob.") and hasattr(room, name)]
-    assert rooms, name
-    for room in rooms:
-        setattr(room, name, value)
+    """Set a constant in every module that has imported it."""
+    modules = [module for key, module in sys.modules.items() if key.startswith("certjob.") and hasattr(module, name)]
+    assert modules, name
+    for module in modules:
+        setattr(module, name, value)
 
 
-def _shorten_portal(*, lease: float, call: float, repeats: float) -> None:
-    from certjob.jobs import deliveries, resync, runs  # noqa: F401 - all that know these times are to be loaded
-    from certjob.portal import push, sync
+def _plant_freeze(name: str, *, before: bool) -> None:
+    module, _, path = name.partition(":")
+    owner = getattr(import_module(module), path.split(".")[0])
+    original, calls = getattr(owner, path.split(".")[1]), itertools.count()
 
-    _set_defaults(sync.PortalSyncService.__init__, lease_seconds=lease)
-    _set_everywhere("CALL_DEADLINE_SECONDS", call)
-    _set_defaults(deliveries.Delivery.__init__, policy=replace(push.PORTAL_POLICY, deadline_seconds=repeats))
+    def freeze_once(*arguments: Any, **named: Any) -> Any:
+        is_first = next(calls) == 0
+        if is_first and before:
+            _freeze()
+        result = original(*arguments, **named)
+        if is_first and not before:  # an asynchronous method has not begun yet
+            _freeze()
+        return result
 
-
-def _set_pushes(*, attempts: int, at_once: int) -> None:
-    from certjob.jobs import deliveries
-    from certjob.portal import push
-
-    policy = replace(push.PORTAL_POLICY, max_attempts=attempts)
-    _set_defaults(deliveries.Delivery.__init__, policy=policy, concurrency=at_once)
-
-
-def _shorten_mail(*, lease: float, message: float) -> None:
-    from certjob.mail.channels.maildir import MaildirChannel
-    from certjob.mail.channels.smtp import SmtpChannel
-    from certjob.mail.reminder_mail import ReminderMail
-
-    ReminderMail.lease_seconds = lease
-    _set_everywhere("QUIT_SECONDS", 0.0)
-    half = message / 2
-    SmtpChannel.connect_seconds = SmtpChannel.envelope_seconds = half
-    SmtpChannel.answer_seconds = message
-    MaildirChannel.worst_case_seconds = message
+    setattr(owner, path.split(".")[1], freeze_once)
 
 
-def run_altered(alterations: Mapping[str, Any]) -> None:
-    """Run the command of ``sys.argv``, altered."""
-    from certjob.cli.entry import main
-
-    if "portal_lease" in alterations:
-        _shorten_portal(lease=alterations["portal_lease"], call=alterations["call"], repeats=alterations["round"])
-    if "mail_lease" in alterations:
-        _shorten_mail(lease=alterations["mail_lease"], message=alterations["message"])
-    if "attempts" in alterations:
-        _set_pushes(attempts=alterations["attempts"], at_once=alterations["at_once"])
-    if "grace" in alterations:
-        _set_everywhere("GRACE_SECONDS", alterations["grace"])
-    if "ignored" in alterations:
-        signal.signal(alterations["ignored"], signal.SIG_IGN)
-    if "loop_fault" in alterations:
-        from tests.chaos.event_loop import plant_fault
-
-        plant_fault(**alterations["loop_fault"])
-    if "mail_timeout" in alterations:
-        from tests.chaos.event_loop import shorten_timeouts
-
-        shorten_timeouts(alterations["mail_timeout"])
-    for moment in alterations.keys() & {"freeze_before", "freeze_after"}:
-        _plant_freeze(alterations[moment], before=moment == "freeze_before")
-    main()
+def _freeze() -> None:
+    # A signal to the process may reach another thread, and this one would go on for a while.
+    signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)

@@ -1,21 +1,22 @@
-"""A proxy on loopback: it carries bytes both ways, and a test or a subclass decides where that ends."""
+"""Proxies on loopback. They forward bytes both ways, until a test or a subclass stops them."""
 
 import contextlib
 import socket
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Self
 
 from psycopg import conninfo
 
 
+@dataclass(frozen=True, eq=False)
 class Link:
-    """One connection to the proxy, and the proxy's own to the server for it."""
+    """A connection to the proxy, and the proxy's own connection to the server for it."""
 
-    def __init__(self, client: socket.socket, server: socket.socket) -> None:
-        self.client = client
-        self.server = server
-        self.is_over = threading.Event()
+    client: socket.socket
+    server: socket.socket
+    is_over: threading.Event = field(default_factory=threading.Event)
 
     def close(self) -> None:
         _close(self.client)
@@ -24,12 +25,12 @@ class Link:
 
 
 class Proxy:
-    """Listens from the beginning to the end of its block; where one side of a connection is gone, so is the other."""
+    """Listens within its block. When one side of a connection ends, it ends the other."""
 
     def __init__(self, dial: Callable[[], socket.socket]) -> None:
-        """``dial`` makes a connection to the server, or raises OSError."""
+        """``dial`` connects to the server, or raises OSError."""
         self.is_silent = threading.Event()
-        """Once it is set nothing passes in either direction, and every connection stays open, a new one, too."""
+        """When set, nothing passes, and every connection stays open, also a new one."""
         self._dial = dial
         self._sockets: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
@@ -37,11 +38,11 @@ class Proxy:
         self.port: int = self._listener.getsockname()[1]
 
     def forward(self, link: Link) -> None:
-        """Carry what the client says, to its end."""
+        """Carry the client's bytes until it ends."""
         self.carry(link.client, link.server)
 
     def answer(self, link: Link) -> None:
-        """Carry what the server says, to its end."""
+        """Carry the server's bytes until it ends."""
         self.carry(link.server, link.client)
 
     def carry(self, source: socket.socket, target: socket.socket, *, stall_at: bytes | None = None) -> None:
@@ -83,10 +84,10 @@ class Proxy:
             return
         self._sockets.append(server)
         link = Link(client, server)
-        self._start(self._until_the_end, self.answer, link)
-        self._until_the_end(self.forward, link)
+        self._start(self._run_to_the_end, self.answer, link)
+        self._run_to_the_end(self.forward, link)
 
-    def _until_the_end(self, work: Callable[[Link], None], link: Link) -> None:
+    def _run_to_the_end(self, work: Callable[[Link], None], link: Link) -> None:
         with contextlib.suppress(OSError):
             work(link)
         if not self.is_silent.is_set():
@@ -99,30 +100,27 @@ def _close(connection: socket.socket) -> None:
     connection.close()
 
 
-def dial(database_url: str) -> socket.socket:
-    """A bare connection to a PostgreSQL. Raises OSError while it is down."""
-    parameters = conninfo.conninfo_to_dict(database_url)
-    host, port = str(parameters.get("host", "127.0.0.1")), int(parameters.get("port") or 5432)
-    if not host.startswith("/"):
-        return socket.create_connection((host, port))
+class StallingProxy(Proxy):
+    """In front of PostgreSQL: it can go silent, as some proxies do in a failover."""
+
+    def __init__(self, database_url: str, *, at: bytes | None = None) -> None:
+        """``at`` is a part of the statement before which it goes silent."""
+        parameters = conninfo.conninfo_to_dict(database_url)
+        host, port = str(parameters.get("host", "127.0.0.1")), int(parameters.get("port") or 5432)
+        super().__init__(lambda: _dial_unix(host, port) if host[0] == "/" else socket.create_connection((host, port)))
+        self._at = at
+        here = {"host": "127.0.0.1", "port": self.port, "sslmode": "disable", "gssencmode": "disable"}
+        self.url = conninfo.make_conninfo(database_url, **here)  # type: ignore[arg-type]
+
+    def forward(self, link: Link) -> None:
+        self.carry(link.client, link.server, stall_at=self._at)
+
+
+def _dial_unix(folder: str, port: int) -> socket.socket:
     server = socket.socket(socket.AF_UNIX)
     try:
-        server.connect(f"{host}/.s.PGSQL.{port}")
+        server.connect(f"{folder}/.s.PGSQL.{port}")
     except OSError:
         server.close()
         raise
     return server
-
-
-class StallingProxy(Proxy):
-    """In front of PostgreSQL: it can fall silent, as some do in a failover."""
-
-    def __init__(self, database_url: str, *, at: bytes | None = None) -> None:
-        """``at`` is the part of a statement before which it stalls."""
-        super().__init__(lambda: dial(database_url))
-        self._at = at
-        where = {"host": "127.0.0.1", "port": self.port, "sslmode": "disable", "gssencmode": "disable"}
-        self.url = conninfo.make_conninfo(database_url, **where)  # type: ignore[arg-type]
-
-    def forward(self, link: Link) -> None:
-        self.carry(link.client, link.server, stall_at=self._at)

@@ -1,4 +1,4 @@
-"""SMTP servers for tests: a real one (aiosmtpd), and one that misbehaves exactly where it is told to."""
+"""Mail servers on loopback: aiosmtpd, and a scripted server whose answers a test chooses."""
 
 import contextlib
 import socket
@@ -14,7 +14,7 @@ from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import AuthResult, LoginPassword
 
 CERTIFICATE = Path(__file__).parent / "certificates" / "localhost.pem"
-"""For localhost and 127.0.0.1, signed by itself, valid until 2120."""
+"""Self-signed, for localhost and 127.0.0.1, valid until 2120."""
 
 HOST = "127.0.0.1"
 
@@ -26,12 +26,12 @@ def server_tls() -> ssl.SSLContext:
 
 
 def client_tls() -> ssl.SSLContext:
-    """The client's side, verifying as always, that trusts the tests' certificate."""
+    """Return a context that verifies certificates and trusts CERTIFICATE."""
     return ssl.create_default_context(cafile=CERTIFICATE)
 
 
 class Mailbox:
-    """What a real server took."""
+    """The messages and logins of a real server."""
 
     def __init__(self) -> None:
         self.envelopes: list[Any] = []
@@ -50,9 +50,7 @@ class Mailbox:
         return AuthResult(success=self.logins[-1] == ("post", "blåbær-9"), handled=False)
 
 
-class RealServer(Controller):  # type: ignore[misc]
-    """aiosmtpd on a free port of this machine."""
-
+class _RealServer(Controller):  # type: ignore[misc]
     def __init__(self, mailbox: Mailbox, **options: Any) -> None:
         self._listening = socket.create_server((HOST, 0))
         super().__init__(mailbox, hostname=HOST, port=self._listening.getsockname()[1], **options)
@@ -62,9 +60,9 @@ class RealServer(Controller):  # type: ignore[misc]
 
 
 @contextmanager
-def real_server(mailbox: Mailbox, **options: Any) -> Iterator[RealServer]:
-    """A running server; the options are aiosmtpd's."""
-    server = RealServer(mailbox, **options)
+def real_server(mailbox: Mailbox, **options: Any) -> Iterator[Controller]:
+    """Run aiosmtpd with these options on a free port."""
+    server = _RealServer(mailbox, **options)
     server.start()
     try:
         yield server
@@ -73,7 +71,7 @@ def real_server(mailbox: Mailbox, **options: Any) -> Iterator[RealServer]:
 
 
 Fault = Enum("Fault", ["CUT", "HANG", "DRIP", "FLOOD"])
-"""Instead of an answer: close the connection, say nothing, send a byte now and then, or a reply that does not end."""
+"""Instead of an answer: close the connection, say nothing, send single bytes, or send a reply without an end."""
 
 GOOD_ANSWERS: Mapping[str, bytes] = {
     "GREETING": b"220 test ESMTP",
@@ -89,39 +87,38 @@ GOOD_ANSWERS: Mapping[str, bytes] = {
 }
 
 Answer = bytes | Fault | None
-"""None: nothing is said, and the session goes on."""
+"""None: say nothing, and go on."""
 
 
 class ScriptedServer:
-    """Answers each stage of a session as a good server does, but for the stages it is given another answer for.
+    """Gives these answers, and GOOD_ANSWERS at the other stages of a session.
 
-    The stages are the commands, GREETING, BODY (before the body is read) and END (after the final dot).
+    The stages are the commands, GREETING, BODY (before it reads the body) and END (after the final dot).
     """
 
-    def __init__(self, answers: Mapping[str, Answer]) -> None:
-        self.answers: Mapping[str, Answer] = dict(answers)
+    def __init__(self, answers: Mapping[str, Answer] | None = None) -> None:
+        self.answers: Mapping[str, Answer] = dict(answers or {})
         self.commands: list[str] = []
-        """Every line heard outside of bodies, of all connections."""
         self.bodies: list[bytes] = []
         self.connections = 0
         self._stop = threading.Event()
         self._listening = socket.create_server((HOST, 0))
-        # Small, so that a body which is not read fills it and blocks its sender.
+        # A small buffer, so that an unread body blocks its sender.
         self._listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         self.port: int = self._listening.getsockname()[1]
         self._sockets = [self._listening]
         self._threads: list[threading.Thread] = []
 
     def answer(self, stage: str) -> Answer:
-        """What is said at a stage."""
+        """Return the answer at a stage."""
         return self.answers.get(stage, None if stage == "BODY" else GOOD_ANSWERS.get(stage, b"500 what?"))
 
     def begin_tls(self, connection: socket.socket) -> socket.socket:
-        """Once STARTTLS was answered; as it is here, the session only goes on."""
+        """Return the connection after STARTTLS: here without TLS."""
         return connection
 
     def end_message(self, body: bytes, *, to: str) -> Answer:
-        """A message is whole; what is said to it."""
+        """Return the answer to a complete message."""
         self.bodies.append(body)
         return self.answer("END")
 
@@ -158,7 +155,7 @@ class ScriptedServer:
         connection.close()
 
     def _talk(self, connection: socket.socket) -> socket.socket:
-        """Talk to the end; return the connection, which is another one once TLS has begun."""
+        """Talk to the end; return the connection, which TLS replaces."""
         lines, to = connection.makefile("rb"), ""
         goes_on = self._say(connection, self.answer("GREETING"))
         while goes_on and (line := lines.readline()):
@@ -182,7 +179,7 @@ class ScriptedServer:
         return connection
 
     def _say(self, connection: socket.socket, answer: Answer) -> bool:
-        """Say it; whether the session goes on."""
+        """Send an answer; return whether the session goes on."""
         match answer:
             case bytes():
                 connection.sendall(answer + b"\r\n")
@@ -198,15 +195,10 @@ class ScriptedServer:
 
 
 def _read_body(lines: Iterable[bytes]) -> bytes | None:
-    """The lines before that with the dot; None if there is none."""
+    """Return the lines before the final dot, or None without one."""
     body = list[bytes]()
     for line in lines:
         if line == b".\r\n":
             return b"".join(body)
         body.append(line)
     return None
-
-
-def scripted_server(answers: Mapping[str, Answer] | None = None) -> ScriptedServer:
-    """A server that misbehaves as told, to be entered."""
-    return ScriptedServer(answers or {})
