@@ -1,4 +1,4 @@
-"""The JSON documents in which mentors stand: beside each id is what people and commands call the mentor."""
+"""The JSON documents about mentors: beside each id are the member number and the organisation."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -15,32 +15,30 @@ from certjob.facts.lookup import MentorName, name_mentors
 
 def print_document(connection: Connection, document: dict[str, Any]) -> None:
     """Print a command's document; each object with a ``mentor_id`` gets ``member_no`` and ``organisation``."""
-    unnamed = [each for each in _objects(document) if not {"member_no", "organisation"} <= each.keys()]
+    unnamed = [each for each in _mentors(document) if not {"member_no", "organisation"} <= each.keys()]
     names: dict[UUID, MentorName] = {}
-    # The database may have gone away since: what the command did is told all the same, with ids alone.
-    with suppress(psycopg.Error, DatabaseUnavailableError):
-        if unnamed:
+    if unnamed:
+        with suppress(psycopg.Error, DatabaseUnavailableError):  # the document is printed even without the names
             names = name_mentors(connection, {UUID(str(each["mentor_id"])) for each in unnamed})
     for each in unnamed:
-        name = names.get(UUID(str(each["mentor_id"])))  # None: deleted since, or not known
+        name = names.get(UUID(str(each["mentor_id"])))  # None: deleted or unknown
         each.setdefault("member_no", name and name.member_no)
         each.setdefault("organisation", name and name.organisation)
     plain.print_json(document)
 
 
 def left_out(broken: Mapping[UUID, str]) -> dict[str, Any]:
-    """Return the outcome of a command that looks at everybody, and the mentors whom its result does not have."""
+    """Return the outcome of a report on all mentors, and the mentors that are missing in it."""
     problems = [{"mentor_id": mentor_id, "reason": reason} for mentor_id, reason in broken.items()]
     return {"outcome": "attention" if broken else "ok", "problems": problems}
 
 
-def _objects(value: object) -> Iterator[dict[str, Any]]:
-    """Yield every object that is about a mentor."""
+def _mentors(value: object) -> Iterator[dict[str, Any]]:
+    """Yield every object with a ``mentor_id``."""
     if isinstance(value, dict):
         if value.get("mentor_id") is not None:
             yield value
-        for inner in value.values():
-            yield from _objects(inner)
-    elif isinstance(value, list | tuple):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
         for inner in value:
-            yield from _objects(inner)
+            yield from _mentors(inner)

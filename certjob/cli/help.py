@@ -1,4 +1,4 @@
-"""What --help shows beside the options: commands in groups, examples, settings, exit codes."""
+"""The parts of --help other than the options: commands in groups, examples, settings, exit codes."""
 
 import re
 from typing import Any, Final
@@ -13,39 +13,39 @@ _ORDER: Final = (EVERY_NIGHT, LOOKING, DATA, SETTING_UP)
 
 EPILOG: Final = """\b
 In trouble:
-  certjob status            whether the nightly runs work, and what waits
-  certjob alerts            what needs attention, by mentor, and what to do
-  certjob explain MENTOR    one mentor's whole history
+  certjob status            whether the nightly runs work, and the backlog
+  certjob alerts            the problems, by mentor, and what to do
+  certjob explain MENTOR    one mentor's history, and the next change
 
 \b
 Settings (environment variables, or lines of the file that --env-file names):
   CERTJOB_DATABASE_URL                        required
   CERTJOB_TIME_ZONE                           default Europe/Oslo
-  CERTJOB_PORTAL_URL, _KEY                    where visibility is pushed
-  CERTJOB_NOTIFY_URL, _USER, _PASSWORD        how mail leaves
-  CERTJOB_MAIL_FROM, _MAIL_HOURS              its sender, and when it leaves
-  CERTJOB_BOUNCE_ADDRESS                      where it is returned to
-  CERTJOB_TEMPLATES_DIR                       message templates of your own
+  CERTJOB_PORTAL_URL, _KEY                    the Edge Function of the portal
+  CERTJOB_NOTIFY_URL, _USER, _PASSWORD        mail server, webhook or folder
+  CERTJOB_MAIL_FROM, _MAIL_HOURS              sender and hours of mails
+  CERTJOB_BOUNCE_ADDRESS                      address for undeliverable mails
+  CERTJOB_TEMPLATES_DIR                       your own message templates
   CERTJOB_APP_URL                             the app that digests link to
-  CERTJOB_OPERATOR_ADDRESS                    whom coordinators write to
+  CERTJOB_OPERATOR_ADDRESS                    contact address in digests
   CERTJOB_PING_URL                            an external monitor
   CERTJOB_LOG_FORMAT                          text (the default) or json
 
 \b
 Exit codes:
   0  done
-  1  failed: database gone, a crash, or stopped by a signal
+  1  failed: no database, an internal error, or stopped by a signal
   2  wrong usage or configuration
   3  finished, but someone has to act
-  75 only `bounces`: the mail server keeps the report and tries again
+  75 `bounces` only: the report was not saved, and the mail server retries
 """
 
 
 class GroupedHelp(TyperGroup):
-    """A list of commands under the headings that they were registered with."""
+    """A list of commands under headings."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Write each heading with its commands, in the order in which they were registered."""
+        """Write each heading with its commands, in the order of their registration."""
         groups: dict[str, list[tuple[str, str]]] = {}
         for name, command in self.commands.items():
             heading = getattr(command, "rich_help_panel", "")
@@ -56,7 +56,7 @@ class GroupedHelp(TyperGroup):
 
 
 class PlainHelp(TyperCommand):
-    """A command whose arguments are words and whose ranges can be read; some versions of Typer add braces and types."""
+    """A command without the braces and types that some versions of Typer print around arguments and ranges."""
 
     def get_help(self, ctx: Any) -> str:
         """Return the help text."""
@@ -65,7 +65,7 @@ class PlainHelp(TyperCommand):
         return re.sub("<(str|path)>", lambda word: " " * len(word[0]), text)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Read the words of the command line. The id of an alert may begin with ``-:``, and is not an option."""
+        """Parse the command line. The id of an alert may begin with ``-:``, and is not an option."""
         ids = [word for word in args if word.startswith("-:")]
         if ids and "--" not in args:
             args = [*(word for word in args if word not in ids), "--", *ids]
@@ -73,5 +73,5 @@ class PlainHelp(TyperCommand):
 
 
 def examples(*lines: str) -> str:
-    """Return the end of a command's help: what people type."""
+    """Return the examples at the end of a command's help."""
     return "\n".join(("\b", "Examples:" if len(lines) > 1 else "Example:", *(f"  {line}" for line in lines)))

@@ -1,4 +1,4 @@
-"""The options that several commands share, and how their values are read."""
+"""The options of several commands, and the parsers of their values."""
 
 import re
 from collections import Counter
@@ -12,7 +12,7 @@ from certjob.errors import UsageError
 
 
 def parse_duration(text: str | float) -> float:
-    """Return the seconds in a text such as ``90s``, ``30m``, ``2h`` or ``1h30m``; a default is seconds already.
+    """Return the seconds in a text such as ``90s``, ``30m``, ``2h`` or ``1h30m``. A default is in seconds.
 
     >>> parse_duration("1h30m"), parse_duration(" 2H "), parse_duration("90s"), parse_duration("45")
     (5400.0, 7200.0, 90.0, 45.0)
@@ -53,7 +53,7 @@ def parse_allowed(texts: Iterable[str]) -> Counter[str]:
 
 
 def parse_recipient(text: str) -> str:
-    """Return an address that a channel can send to, and refuse any other before anything is opened."""
+    """Return an address that a channel can send to."""
     from certjob.domain.addresses import parse_address
 
     try:
@@ -67,21 +67,10 @@ def parse_recipient(text: str) -> str:
 _DURATION = re.compile(r"(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,6})s?)?")
 
 Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON document on stdout.")]
-Verbose = Annotated[
-    bool, typer.Option("--verbose", "-v", help="Log every step, and where an internal error was raised.")
-]
-Quiet = Annotated[
-    bool,
-    typer.Option("--quiet", "-q", help="Print nothing on success, even on a terminal. Warnings are still printed."),
-]
-EnvFile = Annotated[
-    str | None,
-    typer.Option(
-        envvar="CERTJOB_ENV_FILE",
-        metavar="FILE",
-        help="Take the settings that the environment does not have from this file: lines NAME='value'.",
-    ),
-]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log every step, and the source of an internal error.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no result on success. Warnings are still printed.")]
+_ENV_FILE_HELP = "Read settings that are not set in the environment from FILE (lines NAME='value')."
+EnvFile = Annotated[str | None, typer.Option(envvar="CERTJOB_ENV_FILE", metavar="FILE", help=_ENV_FILE_HELP)]
 MentorArgument = Annotated[
     str,
     typer.Argument(metavar="MENTOR", help="Id, member number, e-mail address or part of a name.", show_default=False),
@@ -103,7 +92,7 @@ AcceptDate = Annotated[
         "--accept-date",
         parser=parse_day,
         metavar="DATE",
-        help="Work although the database server or an earlier run has another date; DATE is this machine's date.",
+        help="Accept DATE, this machine's date, although the database server or an earlier run has another.",
     ),
 ]
 Csv = Annotated[bool, typer.Option("--csv", help="Print CSV (RFC 4180, UTF-8) with a header.")]

@@ -17,11 +17,13 @@ import typer
 from certjob.cli.help import PlainHelp
 from certjob.cli.help import examples as help_examples
 from certjob.cli.options import EnvFile, Json, Quiet, Verbose
+from certjob.cli.terminal import plain
+from certjob.cli.terminal.logs import log_configuration
+from certjob.errors import EXIT_CODES, Outcome
 
 if TYPE_CHECKING:
     from certjob.cli.terminal.output import Output
     from certjob.database import Connection
-    from certjob.errors import Outcome
     from certjob.jobs.deliveries import Delivery
     from certjob.settings import Settings
     from certjob.stopping import StopFlag
@@ -167,17 +169,12 @@ class Call:
 
     def attention(self, reason: str) -> None:
         """Print a reason why someone has to act, also with -q."""
-        from certjob.cli.terminal.plain import print_attention
+        plain.print_attention(self.command, reason)
 
-        print_attention(self.command, reason)
-
-    def end(self, outcome: "Outcome", reasons: Iterable[str]) -> int:
+    def end(self, outcome: Outcome, reasons: Iterable[str]) -> int:
         """Print why the command failed or why someone has to act, also with -q. Return the exit code."""
-        from certjob.cli.terminal.plain import print_attention, print_error
-        from certjob.errors import EXIT_CODES, Outcome
-
         for reason in reasons:
-            (print_error if outcome is Outcome.FAILED else print_attention)(self.command, reason)
+            (plain.print_error if outcome is Outcome.FAILED else plain.print_attention)(self.command, reason)
         return EXIT_CODES[outcome]
 
     def name_left_out(self, broken: Mapping[UUID, str]) -> int:
@@ -203,10 +200,9 @@ class Call:
         run_id, ping_body = uuid4(), dict[str, Any]()
         set_up_logs(verbose=self.verbose, log_format=settings.log_format, run_id=run_id)
         if pings and settings.ping_url is not None:
-            from certjob.cli.terminal.plain import print_warning
             from certjob.reports.pings import ping
 
-            warn = functools.partial(print_warning, self.command)
+            warn = functools.partial(plain.print_warning, self.command)
             url = settings.ping_url.get_secret_value()
             stop.at_end = functools.partial(ping, url, run_id=run_id, about=ping_body, stop=stop, warn=warn)
         with (
@@ -245,7 +241,5 @@ def _open(url: str, settings: "Settings", *, need_schema: bool, stop: "StopFlag"
 
 def set_up_logs(*, verbose: bool, log_format: str | None = None, run_id: UUID | None = None) -> None:
     """Write log lines to stderr, in this format or in that of CERTJOB_LOG_FORMAT in the environment."""
-    from certjob.cli.terminal.logs import log_configuration
-
     form = log_format or ("json" if os.environ.get("CERTJOB_LOG_FORMAT") == "json" else "text")
     logging.config.dictConfig(log_configuration(verbose=verbose, log_format=form, run_id=run_id))

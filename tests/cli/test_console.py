@@ -83,7 +83,7 @@ def test_an_error_and_its_traceback_leave_out_the_row_that_the_database_quotes(f
     crash.__cause__ = caught.value
 
     text = "\n".join(traceback_lines(crash))
-    ours = entry._as_ours(caught.value, ["run"]).message
+    ours = entry.to_certjob_error(caught.value, ["run"]).message
     for said in (text, ours):
         assert "organisations_slug_key" in said
         assert "(hlf)" not in said
@@ -107,7 +107,7 @@ def test_a_foreign_error_gets_a_code_and_a_next_step() -> None:
         (OSError(28, "No space left on device"), 1, "disk_full", "make room"),
         (ZeroDivisionError("division by zero"), 1, "internal", "run it again with -v"),
     ):
-        ours = entry._as_ours(error, ["run"])
+        ours = entry.to_certjob_error(error, ["run"])
         assert (ours.exit_code, ours.code, phrase in str(ours)) == (code, name, True)
         assert ours.next_step
 
@@ -253,7 +253,7 @@ def test_table_keeps_numbers_and_dates_whole_and_a_column_free(columns: int) -> 
 # Whole commands on terminals of 80 columns and more: no word is broken.
 
 WORDS = {
-    "status": "Last runs attention waits hides reminders digests Oldest Mentors",
+    "status": "Last runs attention backlog hides reminders digests Oldest Mentors",
     "organisation list": "hlf dynamics Thresholds Coordinators Mentors",
     "list": "expired Zebulon likeperson kursleder hlf",
     f"run --dry-run --accept-date {today()}": "mentors certificates reminders portal pending",

@@ -86,7 +86,7 @@ def test_next_goes_from_reminder_to_expiry_to_nothing(explained: Explained) -> N
         "Next: on 20 March, in 10 days: likeperson until 19 April: valid → expiring; reminder 30 days before",
         "Certificates\n- likeperson, 1 January 2024 to 19 April 2026: valid\nits last day is 19 April, in 40 days",
         "Pauses\n- none is open",
-        "Portal\n- wanted: visible until 19 April\n- the portal has confirmed nothing yet",
+        "Portal\n- wanted: visible until 19 April\n- the portal has not confirmed a push yet",
     )
     document = explained.explain(mentor).to_document()
     assert (document["certificates"][0]["stored_on"], document["certificates"][0]["days_left"]) == (TODAY, 40)
@@ -96,7 +96,7 @@ def test_next_goes_from_reminder_to_expiry_to_nothing(explained: Explained) -> N
     expiry = explained.next(mentor, today=TODAY + 10 * DAY)
     assert (expiry.on, len(expiry.what)) == (TODAY + 41 * DAY, 4)
     explained.run(expiry.on, portal=FlakyPortal())
-    explained.page(mentor, "Next: nothing, as long as no fact changes.", today=expiry.on)
+    explained.page(mentor, "Next: no change, unless a fact changes.", today=expiry.on)
 
 
 def test_doubtful_dates_are_marked_on_the_page(explained: Explained) -> None:
@@ -122,7 +122,7 @@ def test_held_changes_are_named_with_the_guards_line(explained: Explained, monke
     held = night(explained.connection, dry_run=True, organisation="hlf").held
 
     assert list(explained.explain(ended).held) == held
-    explained.page(ended, f"A run holds something back: {held[0]}", "held back: certjob pauses the mentor")
+    explained.page(ended, f"A guard holds changes: {held[0]}", "held back: certjob pauses the mentor")
     assert all(text.startswith("held back: ") for text in explained.next(ended).what)
     status, reminder = explained.next(reminded).what
     assert (status.startswith("held back: "), reminder.startswith("held back: ")) == (False, True)
@@ -173,12 +173,12 @@ def test_push_that_no_run_can_make_has_no_date(explained: Explained) -> None:
     missing = explained.certified_mentor(organisation, YESTERDAY, contact_id=None)
     hidden = explained.certified_mentor(organisation, YESTERDAY)
     explained.run(portal=FlakyPortal())
-    explained.page(missing, "no contact ID: nothing can be pushed; add it")
+    explained.page(missing, "no contact ID, so certjob makes no pushes; add it")
     explained.connection.execute("UPDATE organisations SET portal = NULL")
     assert explained.next(missing).what == ["the queued push is withdrawn, because the organisation has no portal"]
     explained.run()
     assert explained.explain(missing).next is None
-    explained.page(hidden, "hlf no longer has a portal: nothing is pushed", "the portal last confirmed: hidden")
+    explained.page(hidden, "hlf no longer has a portal, so certjob makes no pushes", "the portal last confirmed: hidden")
 
 
 def test_queued_reminder_is_sent_or_cancelled_as_the_rules_say(explained: Explained) -> None:

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -9,6 +10,7 @@ import typer
 
 from certjob.cli.help import DATA
 from certjob.cli.session import Call, Commands
+from certjob.cli.terminal import plain
 
 if TYPE_CHECKING:
     from certjob.facts.organisations import OrganisationDetails
@@ -36,9 +38,9 @@ def load(
     The first line names the columns: organisation, member_no, kind, issued_on and expires_on; optionally revoked_on,
     full_name, email, locale, dynamics_contact_id and left_on. Dates are 2026-12-31 or 31.12.2026.
 
-    An empty cell changes nothing. If a line is bad, its mentor is skipped, the others are loaded, and the command exits
-    with 3. A file without certificate columns corrects known mentors. The command prints how many mentors the next run
-    pauses because of this file.
+    An empty cell leaves the value unchanged. If a line is bad, its mentor is skipped, the others are loaded, and the
+    command exits with 3. A file without certificate columns corrects known mentors. The command prints how many mentors
+    the next run pauses because of this file.
     """
     from certjob.cli.pages import load as page
     from certjob.facts import loading
@@ -111,8 +113,7 @@ def organisation_set(
     contact_phone: Annotated[str | None, typer.Option(metavar="NUMBER", help="Where mentors can call.")] = None,
     renewal_url: Annotated[str | None, typer.Option(metavar="URL", help="Where mentors renew a certificate.")] = None,
     sender: Annotated[
-        str | None,
-        typer.Option(metavar="'NAME <MAIL>'", help="The sender of its mails.  [default: CERTJOB_MAIL_FROM]"),
+        str | None, typer.Option(metavar="'NAME <MAIL>'", help="The sender of its mails.  [default: CERTJOB_MAIL_FROM]")
     ] = None,
 ) -> int:
     """Create an organisation, or update only the options given.
@@ -120,9 +121,6 @@ def organisation_set(
     An empty text removes a contact, the address for renewals or the sender. Afterwards, `certjob run --dry-run` shows
     the changes that the next run will make.
     """
-    from dataclasses import asdict
-
-    from certjob.cli.terminal import plain
     from certjob.facts import organisations
 
     with call.session(interruptible=True) as opened:
@@ -153,7 +151,6 @@ def organisation_set(
 @organisation.command("show", without=("quiet",), short_help="Show one organisation.")
 def organisation_show(call: Call, slug: Slug) -> int:
     """Show all values of one organisation, and its coordinators with the language of their daily mail."""
-    from certjob.cli.terminal import plain
     from certjob.facts import organisations
 
     with call.session(interruptible=True) as opened:
@@ -168,7 +165,6 @@ def organisation_show(call: Call, slug: Slug) -> int:
 @organisation.command("list", without=("quiet",))
 def organisation_list(call: Call) -> int:
     """List the organisations with their rules."""
-    from certjob.cli.terminal import plain
     from certjob.facts import organisations
 
     with call.session(interruptible=True) as opened:
@@ -187,8 +183,6 @@ def organisation_list(call: Call) -> int:
 
 
 def _to_document(details: "OrganisationDetails") -> dict[str, Any]:
-    from dataclasses import asdict
-
     document = asdict(details)
     return {"organisation_id": document.pop("id"), "organisation": document.pop("slug")} | document
 

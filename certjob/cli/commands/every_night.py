@@ -2,6 +2,7 @@
 
 import sys
 from datetime import date
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -9,6 +10,7 @@ import typer
 from certjob.cli.help import EVERY_NIGHT
 from certjob.cli.options import AcceptDate, Allow, MentorArgument, OrganisationSlug, parse_allowed, parse_day
 from certjob.cli.session import Call, Commands, Session
+from certjob.cli.terminal import plain
 from certjob.errors import UsageError
 
 if TYPE_CHECKING:
@@ -80,9 +82,7 @@ def run(
 
 
 @app.command(
-    starts_again=True,
-    short_help="Deliver queued pushes and mails that are due.",
-    examples=("certjob deliver",),
+    starts_again=True, short_help="Deliver queued pushes and mails that are due.", examples=("certjob deliver",)
 )
 def deliver(call: Call, *, accept_date: AcceptDate = None) -> int:
     """Deliver queued pushes and mails that are due, pushes first. Run it in the background between nightly runs.
@@ -169,12 +169,10 @@ def reconcile(
 def bounces(call: Call) -> int:
     """Read one delivery report (RFC 3464) on standard input and record that its reminder or digest came back.
 
-    `certjob alerts` shows it. Exits with 75 if the report could not be saved, so that the mail server keeps it and
-    retries.
+    `certjob alerts` shows it. Exits with 75 if the report could not be saved, and the mail server retries.
     """
     import psycopg
 
-    from certjob.cli.terminal import plain
     from certjob.errors import CertjobError, DatabaseUnavailableError
     from certjob.mail.bounces import LARGEST_REPORT_OCTETS, take_report
 
@@ -215,7 +213,6 @@ def acknowledge(
 
     --until may be omitted for a contact of no mentor, and for a hide that certjob can no longer make.
     """
-    from certjob.cli.terminal import plain
     from certjob.jobs import acknowledge as job
 
     with call.session() as opened:
@@ -230,8 +227,6 @@ def acknowledge(
 
 def _report_on(call: Call, opened: Session, report: "RunReport") -> int:
     """Print a run's report and return its exit code."""
-    from functools import partial
-
     from certjob.cli.documents import print_document
     from certjob.cli.pages import jobs
     from certjob.cli.terminal.streams import stderr_is_complete

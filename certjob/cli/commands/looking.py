@@ -1,5 +1,6 @@
 """The commands that only read, and ``alerts --retry-all``."""
 
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -7,6 +8,7 @@ import typer
 from certjob.cli.help import LOOKING
 from certjob.cli.options import Csv, Locale, MentorArgument, OrganisationSlug, parse_duration
 from certjob.cli.session import Call, Commands
+from certjob.cli.terminal import plain
 from certjob.domain.models import Status
 from certjob.errors import Outcome, UsageError
 
@@ -39,10 +41,7 @@ def status(
     A run is good if it completed for all organisations, even if someone has to act. Exits with 3 if the last good run
     is older than --max-age, if there was none, or if `certjob alerts` lists anything.
     """
-    from datetime import timedelta
-
     from certjob.cli.pages import status as page
-    from certjob.cli.terminal import plain
     from certjob.reports.status import read_status, to_document
 
     with call.session(interruptible=True) as opened:
@@ -77,8 +76,6 @@ def alerts(
 
     Exits with 3 while there are any.
     """
-    from datetime import datetime
-
     from certjob.cli.documents import print_document
     from certjob.cli.pages import alerts as page
     from certjob.reports.alerts import count_acknowledged, read_alerts
@@ -116,10 +113,9 @@ def alerts(
 def explain(call: Call, mentor: MentorArgument, *, organisation: OrganisationSlug = None) -> int:
     """Show one mentor's certificates, pauses, reminders and pushes with their reasons, and the next change.
 
-    Changes nothing, takes no lock, and works on a read-only database.
+    It takes no locks, and works on a read-only database.
     """
     from certjob.cli.pages.explain import show_explanation
-    from certjob.cli.terminal import plain
     from certjob.facts.lookup import find_mentor
     from certjob.reports import explain as report
 
@@ -164,7 +160,7 @@ def list_(
         int | None,
         typer.Option(
             metavar="DAYS",
-            help="Only certificates whose last day is within DAYS of today, before or after.",
+            help="Only certificates whose last day is at most DAYS before or after today.",
             min=0,
             max=36_500,
         ),
@@ -227,7 +223,7 @@ def forecast(
 ) -> int:
     """Show the expiries, reminders, pauses and hides of the coming runs, by week, if no one renews a certificate.
 
-    It uses the rules of the runs. Changes nothing.
+    It uses the rules of the runs.
     """
     from certjob.cli.documents import print_document
     from certjob.cli.pages import forecast as page
@@ -271,12 +267,11 @@ def preview(
     html: Annotated[bool, typer.Option("--html", help="Print only the HTML part.")] = False,
     organisation: OrganisationSlug = None,
 ) -> int:
-    """Show one mentor's reminder as it will be sent: the one that is due today, otherwise the next. Changes nothing.
+    """Show one mentor's reminder as it will be sent: the one that is due today, otherwise the next.
 
-    Exits with 2 if there is no reminder to show.
+    Exits with 2 if no reminder matches.
     """
     from certjob.cli.documents import print_document
-    from certjob.cli.terminal.plain import print_note, print_result
     from certjob.facts.lookup import find_mentor
     from certjob.mail.messages.checking import open_templates
     from certjob.reports.preview import preview_reminder
@@ -300,9 +295,9 @@ def preview(
             document |= {name.lower().replace("-", "_"): value for name, value in headers.items()}
             print_document(opened.connection, document | {name: getattr(message, name) for name in names})
             return 0
-    print_note(call.command, shown.explanation)
+    plain.print_note(call.command, shown.explanation)
     if html:
-        print_result(message.html.rstrip("\n"))
+        plain.print_result(message.html.rstrip("\n"))
         return 0
     for line in (*(f"{name}: {value}" for name, value in headers.items()), "", *message.text.splitlines()):
         opened.output.text(line)

@@ -8,6 +8,7 @@ import typer
 from certjob.cli.help import SETTING_UP
 from certjob.cli.options import parse_recipient
 from certjob.cli.session import Call, Commands, set_up_logs
+from certjob.cli.terminal import plain
 
 app = Commands(group=SETTING_UP)
 database = Commands(help="The database: schema and retention.", no_args_is_help=True)
@@ -26,12 +27,11 @@ def check(
 ) -> int:
     """Test everything that a nightly run depends on: settings, database, portal, mail, templates.
 
-    Changes nothing, and sends nothing without --send-test. Exits with 2 for a wrong configuration, 1 if a server cannot
-    be reached, 3 for a warning.
+    It does not write, and sends mail only with --send-test. Exits with 2 for a wrong configuration, 1 if a server
+    cannot be reached, 3 for a warning.
     """
     from certjob.cli.pages import check as page
     from certjob.cli.terminal import output as console
-    from certjob.cli.terminal import plain
     from certjob.reports.check import everything
     from certjob.reports.check.findings import Finding, Verdict, exit_code_of
     from certjob.settings import survey_settings
@@ -76,7 +76,6 @@ def edge_function(
 
     It overwrites no file.
     """
-    from certjob.cli.terminal import plain
     from certjob.portal.edge_function import CONFIGURATION, copy_edge_function
 
     target = copy_edge_function(folder)
@@ -91,7 +90,6 @@ def edge_function(
 @database.command("migrate", short_help="Bring the schema up to date.", examples=("certjob db migrate",))
 def db_migrate(call: Call) -> int:
     """Bring the schema up to date. It is safe to repeat, to run twice at once, and to kill."""
-    from certjob.cli.terminal import plain
     from certjob.database import migrations
 
     with call.session(need_schema=False, interruptible=True) as opened:
@@ -121,7 +119,6 @@ def db_prune(
     It never deletes open rows, or rows that prevent a second mail. It is safe to repeat, to run beside a nightly run,
     and to stop.
     """
-    from certjob.cli.terminal import plain
     from certjob.database import retention
 
     age = retention.parse_age(older_than)

@@ -1,1 +1,1 @@
-"""What people see: one page for each view, and for what the night says."""
+"""The pages of the commands, for people."""

@@ -1,7 +1,4 @@
-"""The page of `certjob alerts` on a terminal, and plain lines off it: the most harmful first.
-
-``now`` is in the zone in which times are shown.
-"""
+"""The page of `certjob alerts`, the most harmful first. ``now`` has the time zone of the printed times."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -17,40 +14,36 @@ from certjob.reports.alerts import Alert
 from certjob.review.attention import Kind, in_words
 
 MOST_ROWS: Final = 20
-"""A page names so many of those who share a cause; --json has all of them."""
+"""Alerts of one cause on a page. --json has all of them."""
 _LINES_BELOW: Final = 2
-"""The shell's, below a page."""
-NOTHING: Final = "All clear: nothing needs attention."
+"""Lines that the shell prints below a page."""
+NO_ALERTS: Final = "All clear: nothing needs attention."
 
 _NOT_SENT: Final = "It was not sent: the mail server does not accept it, or `certjob deliver` does not run."
 SECTIONS: Final[Mapping[Kind, str]] = {
-    Kind.NO_FULL_RUN: "No mentor has been paused or hidden since then, whatever has expired.",
+    Kind.NO_FULL_RUN: "No mentor with an expired certificate has been paused or hidden since then.",
     Kind.HELD: "certjob does not make these changes until someone decides.",
-    Kind.NEVER_REVIEWED: (
-        "certjob does not know whether they are certified. They may be shown although they must not be."
-    ),
+    Kind.NEVER_REVIEWED: "certjob does not know whether they are certified, so uncertified ones may be visible.",
     Kind.MAY_BE_VISIBLE: (
         "{mentors} must not be visible, but the portal has not confirmed that it hides them: people may still find "
         "them there. If it cannot wait, hide them by hand in Dynamics."
     ),
-    Kind.UNKNOWN_CONTACTS: "certjob reads the portal every night. It hides no contact of a stranger.",
+    Kind.UNKNOWN_CONTACTS: "certjob reads the portal every night, but never hides a contact that belongs to no mentor.",
     Kind.PORTAL_NOT_READ: "certjob does not know whether someone has changed the portal by hand.",
-    Kind.MAY_BE_HIDDEN: ("{mentors} may meet people again, but the portal has not confirmed that it shows them."),
-    Kind.FAILED_REMINDERS: "The mail about their certificate has not reached these mentors.",
-    Kind.FAILED_DIGESTS: "These coordinators do not hear what happens to their mentors.",
+    Kind.MAY_BE_HIDDEN: "{mentors} may meet people again, but the portal has not confirmed that it shows them.",
+    Kind.FAILED_REMINDERS: "These mentors have not received the mail about their certificate.",
+    Kind.FAILED_DIGESTS: "These coordinators have not received the news about their mentors.",
     Kind.WAITING_REMINDERS: _NOT_SENT,
     Kind.WAITING_DIGESTS: _NOT_SENT,
 }
-"""What each kind means; ``{mentors}`` is how many."""
+"""The meaning of each kind. ``{mentors}`` is their number."""
 
 
 def show_alerts(output: Output, alerts: Sequence[Alert], *, now: datetime, acknowledged: int = 0) -> None:
-    """Print the page on a terminal, one whole line per alert off it; then how many others are acknowledged."""
+    """Print the page on a terminal, otherwise one line per alert; then the number of acknowledged alerts."""
     if output.on_terminal:
-        if not alerts:
-            output.out.print(NOTHING)
-        texts = list(wrap(output.out, page_lines(alerts, now=now)))
-        if len(texts) > output.out.height - _LINES_BELOW:  # the most harmful has scrolled away
+        texts = list(wrap(output.out, page_lines(alerts, now=now) or [PageLine(text=NO_ALERTS)]))
+        if len(texts) > output.out.height - _LINES_BELOW:  # the first lines have scrolled away
             short = (PageLine(text=in_words(kind, len(each)), bullet="- ") for kind, each in _sections(alerts))
             texts += wrap(output.out, [PageLine(text=""), PageLine(text="In short:", style="bold"), *short])
         output.show_texts(texts)
@@ -62,9 +55,9 @@ def show_alerts(output: Output, alerts: Sequence[Alert], *, now: datetime, ackno
 
 
 def plain_lines(alerts: Sequence[Alert], *, now: datetime) -> Iterator[str]:
-    """Yield one line per alert with everything in it, for programs and logs; none changes because time passes.
+    """Yield one line per alert for programs and logs. No line changes only because time passes.
 
-    What is wrong for everyone is said once, before those whom it concerns.
+    A separate line before the alerts has a cause that is the same for everyone.
     """
     for group in (group for _, section in _sections(alerts) for group in _groups(section)):
         advice = group[0].advice
@@ -84,7 +77,7 @@ def plain_lines(alerts: Sequence[Alert], *, now: datetime) -> Iterator[str]:
 
 
 def page_lines(alerts: Sequence[Alert], *, now: datetime) -> list[PageLine]:
-    """Return the page. Of those who share a cause whoever has waited longest is named first."""
+    """Return the page. In each group of alerts with one cause, the oldest comes first."""
     lines: list[PageLine] = []
     for kind, section in _sections(alerts):
         lines += [PageLine(text=""), PageLine(text=_heading(kind, section), style="bold")]
@@ -99,7 +92,7 @@ def _sections(alerts: Sequence[Alert]) -> list[tuple[Kind, list[Alert]]]:
 
 
 def _groups(section: Sequence[Alert]) -> list[list[Alert]]:
-    """Return those who share a cause together, in the order in which each cause first appears."""
+    """Return the alerts of each cause, in the order in which the causes first appear."""
     groups: dict[tuple[str, str | None], list[Alert]] = {}
     for alert in section:
         groups.setdefault((alert.advice.why, alert.error if alert.advice.is_for_all else None), []).append(alert)
@@ -107,13 +100,13 @@ def _groups(section: Sequence[Alert]) -> list[list[Alert]]:
 
 
 def _heading(kind: Kind, section: Sequence[Alert]) -> str:
-    """Return the design's sentence for open pushes, and otherwise how many there are of a kind."""
+    """Return the sentence of the dashboard for open pushes, otherwise the number of alerts of this kind."""
     is_push = kind in (Kind.MAY_BE_VISIBLE, Kind.MAY_BE_HIDDEN)
     return section[0].sentence if is_push else in_words(kind, len(section))
 
 
 def _group(group: Sequence[Alert], *, now: datetime) -> Iterator[PageLine]:
-    """Yield why, what to do, and who; the technical reason once if it is the same for all."""
+    """Yield the cause, the next step and the mentors; the technical reason once if it is the same for all."""
     advice = group[0].advice
     yield PageLine(text=f"{advice.why} ({len(group):,})" if len(group) > 1 else advice.why, style="bold", indent=2)
     yield PageLine(head="What to do: ", text=_do(group, now=now), indent=2)
@@ -132,11 +125,11 @@ def _group(group: Sequence[Alert], *, now: datetime) -> Iterator[PageLine]:
 
 
 def _technical(group: Sequence[Alert], *, now: datetime, indent: int) -> Iterator[PageLine]:
-    """Yield the technical reason, and when it was last so."""
+    """Yield the technical reason, and the time of the last failure."""
     if reason := _technical_reason(group[0]):
         failed_at = max((alert.last_failed_at for alert in group if alert.last_failed_at), default=None)
-        said = f"Last failure {moment_words(failed_at.astimezone(now.tzinfo), now.date())}" if failed_at else "Reason"
-        yield PageLine(text=f"{said}: {reason}", indent=indent)
+        head = f"Last failure {moment_words(failed_at.astimezone(now.tzinfo), now.date())}" if failed_at else "Reason"
+        yield PageLine(text=f"{head}: {reason}", indent=indent)
 
 
 def _technical_reason(alert: Alert) -> str | None:
@@ -144,7 +137,7 @@ def _technical_reason(alert: Alert) -> str | None:
 
 
 def _do(group: Sequence[Alert], *, now: datetime) -> str:
-    """Return what to do, with the command for the first of them, and the time of the first next try."""
+    """Return the next step, with the command for the first alert, and the time of the first retry."""
     at = min((alert.next_attempt_at for alert in group if alert.next_attempt_at), default=now)
     return group[0].what_to_do(next_try=next_try(at, now=now), others=len(group) > 1)
 
@@ -174,7 +167,7 @@ def _acknowledged(alert: Alert) -> str:
 
 
 def next_try(at: datetime, *, now: datetime) -> str:
-    """Return when certjob tries again automatically, as the end of a sentence."""
+    """Return the time of the automatic retry, as the end of a sentence."""
     if at <= now:
         return "when `certjob deliver` runs next, normally every 15 minutes"
     local = at.astimezone(now.tzinfo)
@@ -183,12 +176,14 @@ def next_try(at: datetime, *, now: datetime) -> str:
 
 
 def _duration(now: datetime, since: datetime) -> str:
-    """Return how long something has lasted, in its largest unit, rounded down.
+    """Return the time since then in its largest unit, rounded down.
 
     >>> _duration(datetime(2026, 3, 10, tzinfo=UTC), datetime(2026, 3, 8, 1, tzinfo=UTC))
     '1 day'
     """
-    elapsed = now.astimezone(UTC) - since.astimezone(UTC)  # within one zone Python ignores a change of the clocks
+    elapsed = now.astimezone(UTC) - since.astimezone(
+        UTC
+    )  # in UTC, because within one zone Python ignores changes of the clocks
     for unit, length in (("day", timedelta(days=1)), ("hour", timedelta(hours=1)), ("minute", timedelta(minutes=1))):
         if elapsed >= length:
             return number(elapsed // length, unit)

@@ -1,7 +1,8 @@
-"""One mentor's explanation as a page, on a terminal or off it."""
+"""The page of `certjob explain`."""
 
 from collections.abc import Callable, Iterator
 from datetime import date, datetime, tzinfo
+from functools import partial
 
 from certjob.cli.pages import alerts
 from certjob.cli.terminal.lines import PageLine
@@ -9,10 +10,12 @@ from certjob.cli.terminal.output import Output
 from certjob.cli.terminal.plain import WARNING_STYLE
 from certjob.domain.explanations import day_words, moment_words, number, reason_words, threshold_words
 from certjob.domain.models import OWN_PAUSE_REASON, Status
-from certjob.reports.explain import ExplainedCertificate, Explanation, Pause, Portal
+from certjob.reports.explain import ExplainedCertificate, Explanation, Pause
 from certjob.reports.logged_reminders import LoggedReminder
 
 _Moment = Callable[[datetime], str]
+_item = partial(PageLine, bullet="- ", indent=2)
+_detail = partial(PageLine, indent=4)
 
 
 def show_explanation(output: Output, explained: Explanation, *, zone: tzinfo) -> None:
@@ -21,8 +24,8 @@ def show_explanation(output: Output, explained: Explanation, *, zone: tzinfo) ->
 
 
 def page_lines(explained: Explanation, *, zone: tzinfo) -> Iterator[PageLine]:
-    """Yield the page."""
-    person, today = explained.mentor, explained.today
+    """Yield the lines of the page."""
+    person, today, coming = explained.mentor, explained.today, explained.next
 
     def moment(at: datetime) -> str:
         return moment_words(at.astimezone(zone), today)
@@ -33,8 +36,7 @@ def page_lines(explained: Explanation, *, zone: tzinfo) -> Iterator[PageLine]:
     for warning in _warnings(explained):
         yield PageLine(text=warning, bullet="warning: ", bullet_style=WARNING_STYLE)
     yield PageLine(text="")
-    coming = explained.next
-    text = f"{coming.when}: {'; '.join(coming.what)}." if coming else "nothing, as long as no fact changes."
+    text = f"{coming.when}: {'; '.join(coming.what)}." if coming else "no change, unless a fact changes."
     yield PageLine(head="Next: ", text=text)
     if explained.alerts:
         yield PageLine(text="")
@@ -43,12 +45,11 @@ def page_lines(explained: Explanation, *, zone: tzinfo) -> Iterator[PageLine]:
         ("Certificates", _certificate_lines(explained)),
         ("Pauses", _pause_lines(explained, moment)),
         ("Reminders", _reminder_lines(explained, moment)),
-        ("Portal", _portal_lines(explained, explained.portal, moment)),
+        ("Portal", _portal_lines(explained, moment)),
     ):
         for place, line in enumerate(lines):
             if not place:
-                yield PageLine(text="")
-                yield PageLine(text=heading, style="bold")
+                yield from (PageLine(text=""), PageLine(text=heading, style="bold"))
             yield line
 
 
@@ -61,15 +62,15 @@ def _activity(explained: Explanation, *, zone: tzinfo) -> str:
 
 def _certification(explained: Explanation) -> str:
     why = "; ".join(explained.certified_because)
-    if explained.without_certificate:
-        said = f" ({why})" if why else ""
-        hidden = " They are hidden on the portal." if explained.portal and explained.portal.has_portal else ""
-        return f"Has never held a certificate that counts{said}, so certjob does not pause or remind them.{hidden}"
-    return f"{'Certified' if explained.certified else 'Not certified'}: {why}."
+    if not explained.without_certificate:
+        return f"{'Certified' if explained.certified else 'Not certified'}: {why}."
+    hidden = " They are hidden on the portal." if explained.portal and explained.portal.has_portal else ""
+    kinds = f" ({why})" if why else ""
+    return f"Has never held a certificate that counts{kinds}, so certjob does not pause or remind them.{hidden}"
 
 
 def _warnings(explained: Explanation) -> Iterator[str]:
-    """Yield what makes the page's date doubtful, and what the guards hold back."""
+    """Yield the reasons why the date of the next change is doubtful, and the held changes."""
     last, today = explained.last_run_on, explained.today
     if last is None:
         yield "There has been no nightly run yet; the date below needs `certjob run` every night."
@@ -81,25 +82,17 @@ def _warnings(explained: Explanation) -> Iterator[str]:
     elif (today - last).days > 1:
         yield f"The last nightly run was for {day_words(last, today)}; the date below needs `certjob run` every night."
     for held in explained.held:
-        yield f"A run holds something back: {held}"
-
-
-def _item(text: str, *, head: str = "") -> PageLine:
-    return PageLine(text=text, head=head, bullet="- ", indent=2)
-
-
-def _detail(text: str, *, head: str = "") -> PageLine:
-    return PageLine(text=text, head=head, indent=4)
+        yield f"A guard holds changes: {held}"
 
 
 def _certificate_lines(explained: Explanation) -> Iterator[PageLine]:
     if not explained.certificates:
-        yield _item("none")
+        yield _item(text="none")
     for each in explained.certificates:
         optional = ", optional" if each.optional else ""
         span = f"{_whole_date(each.issued_on)} to {_whole_date(each.expires_on)}"
-        yield _item("", head=f"{each.kind}{optional}, {span}: {each.status}")
-        yield _detail(each.because + _stored(each, today=explained.today))
+        yield _item(head=f"{each.kind}{optional}, {span}: {each.status}", text="")
+        yield _detail(text=each.because + _stored(each, today=explained.today))
 
 
 def _stored(each: ExplainedCertificate, *, today: date) -> str:
@@ -112,16 +105,15 @@ def _stored(each: ExplainedCertificate, *, today: date) -> str:
 
 def _pause_lines(explained: Explanation, moment: _Moment) -> Iterator[PageLine]:
     if all(pause.lifted_at for pause in explained.pauses):
-        yield _item("none is open")
+        yield _item(text="none is open")
     for pause in explained.pauses:
-        since = f"by {pause.actor} since {moment(pause.paused_at)}"
+        reason, since = reason_words(pause.reason), f"by {pause.actor} since {moment(pause.paused_at)}"
         if pause.lifted_at is None:
-            yield _item(f", {since}", head=reason_words(pause.reason))
-            yield _detail(_lifted_when(pause, has_left=explained.mentor.left_at is not None))
+            yield _item(head=reason, text=f", {since}")
+            yield _detail(text=_lifted_when(pause, has_left=explained.mentor.left_at is not None))
         else:
             by = f" by {pause.lifted_by}" if pause.lifted_by else ""
-            text = f"earlier: {reason_words(pause.reason)}, {since}, lifted {moment(pause.lifted_at)}{by}"
-            yield _item(text)
+            yield _item(text=f"earlier: {reason}, {since}, lifted {moment(pause.lifted_at)}{by}")
 
 
 def _lifted_when(pause: Pause, *, has_left: bool) -> str:
@@ -137,13 +129,13 @@ def _reminder_lines(explained: Explanation, moment: _Moment) -> Iterator[PageLin
     for row in explained.reminders:
         kind = kinds.get(row.certificate_id, "a deleted certificate")
         which = f"{kind} until {day_words(row.expires_on, today)}, {threshold_words(row.threshold_days)}"
-        yield _item(f"{which}: {_outcome(row, moment)}")
+        yield _item(text=f"{which}: {_outcome(row, moment)}")
     for each in explained.certificates:
         if each.no_reminder_because is not None:
             until = day_words(each.expires_on, today)
-            yield _item(f"{each.kind} until {until}: no reminder, because {each.no_reminder_because}")
+            yield _item(text=f"{each.kind} until {until}: no reminder, because {each.no_reminder_because}")
     if explained.mentor.email is None:
-        yield _item("there is no e-mail address: nothing can be sent; enter one in the app")
+        yield _item(text="there is no e-mail address, so no mail is sent; enter one in the app")
 
 
 def _outcome(row: LoggedReminder, moment: _Moment) -> str:
@@ -157,37 +149,37 @@ def _outcome(row: LoggedReminder, moment: _Moment) -> str:
             return "being sent"
         case "pending":
             tried = f", tried {number(row.attempts, 'time')} so far" if row.attempts else ""
-            error = f" ({row.error})" if row.error and row.attempts else ""  # without a try: since corrected
+            error = f" ({row.error})" if row.error and row.attempts else ""  # without attempts, it was corrected
             return f"queued {moment(row.queued_at)}{tried}{error}"
         case "superseded":
             return "never sent: a more urgent one took its place"
-    return f"cancelled: {row.error or 'it was no longer right'}"
+    return f"cancelled: {row.error or 'it no longer applied'}"
 
 
 def _whole_date(day: date) -> str:
     return f"{day.day} {day:%B} {day.year:04}"
 
 
-def _portal_lines(explained: Explanation, portal: Portal | None, moment: _Moment) -> Iterator[PageLine]:
+def _portal_lines(explained: Explanation, moment: _Moment) -> Iterator[PageLine]:
+    portal, shown = explained.portal, {True: "shown", False: "hidden"}
     if portal is None:
         return
-    shown = {True: "shown", False: "hidden"}
     if not portal.has_portal:
-        yield _item(f"{explained.mentor.organisation} no longer has a portal: nothing is pushed")
+        yield _item(text=f"{explained.mentor.organisation} no longer has a portal, so certjob makes no pushes")
     elif portal.wanted is None:
-        yield _item("wanted: not known (the contact ID or the portal has changed); the next run pushes what is right")
+        yield _item(text="wanted: unknown (the contact ID or the portal has changed); the next run pushes it")
     elif portal.visible_until is not None:
-        yield _item(f"wanted: visible until {day_words(portal.visible_until, explained.today)}")
+        yield _item(text=f"wanted: visible until {day_words(portal.visible_until, explained.today)}")
     else:
-        yield _item(f"wanted: {shown[portal.wanted]}")
+        yield _item(text=f"wanted: {shown[portal.wanted]}")
     if portal.confirmed is None or portal.confirmed_at is None:
-        yield _item("the portal has confirmed nothing yet")
+        yield _item(text="the portal has not confirmed a push yet")
     else:
-        yield _item(f"the portal last confirmed: {shown[portal.confirmed]}, {moment(portal.confirmed_at)}")
+        yield _item(text=f"the portal last confirmed: {shown[portal.confirmed]}, {moment(portal.confirmed_at)}")
     if portal.has_portal and portal.read_at is not None and portal.was_shown is not None:
         saw = "visible" if portal.was_shown else "not visible"
-        yield _item(f"the portal was last read {moment(portal.read_at)}: the mentor was {saw}")
+        yield _item(text=f"the portal was last read {moment(portal.read_at)}: the mentor was {saw}")
     if portal.has_portal and explained.mentor.dynamics_contact_id is None:
-        yield _item("there is no contact ID: nothing can be pushed; add it in the app")
+        yield _item(text="there is no contact ID, so certjob makes no pushes; add it in the app")
     if portal.resolved_failures:
-        yield _item(f"{number(portal.resolved_failures, 'earlier failure')}, resolved")
+        yield _item(text=f"{number(portal.resolved_failures, 'earlier failure')}, resolved")

@@ -8,7 +8,7 @@ from certjob.cli.terminal.output import Output
 from certjob.reports.forecast import MEASURES, Forecast
 
 LONGEST_BAR: Final = 9
-"""Cells, so that the table fits on 80 columns."""
+"""Cells. With more, the table would not fit on 80 columns."""
 
 
 def show_forecast(output: Output, forecast: Forecast) -> None:

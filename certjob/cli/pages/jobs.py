@@ -19,7 +19,7 @@ MOST_PLANNED_ROWS: Final = 50
 _TITLES: Final = {"run": "Night", "reconcile": "Comparison with the portal"}
 
 FindNames = Callable[[Sequence[UUID]], Mapping[UUID, MentorName]]
-"""Called on a terminal only, because names are printed nowhere else."""
+"""Called on a terminal only, because plain lines have no names."""
 
 
 def show_report(output: Output, report: RunReport, *, find_names: FindNames) -> None:

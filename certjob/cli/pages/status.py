@@ -1,4 +1,4 @@
-"""`certjob status` for people: one screen of 24 lines on a terminal, one line per fact off it."""
+"""The page of `certjob status`: a screen of 24 lines on a terminal, otherwise one line per fact."""
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime, tzinfo
@@ -13,13 +13,13 @@ from certjob.review.attention import Kind, summarize
 _SORTS = {"portal_hides": "hides", "portal_shows": "shows", "reminders": "reminders", "digests": "digests"}
 _STATES = ("open", "due", "later", "busy", "blocked")
 _MOST_RUNS, _FEWEST_RUNS = 7, 3
-"""On a terminal: as many as leave the first line on a screen of 24 lines, whatever is wrong."""
+"""Runs on a terminal of 24 lines. With more, the first line would scroll away."""
 _OTHER_LINES = 13
-"""The last good night, both tables without the runs, what parts them, and the shell's own line."""
+"""The last good run, both tables without the runs, the blank lines, and the shell's line."""
 
 
 def show_status(output: Output, status: SystemStatus, *, zone: tzinfo) -> None:
-    """Print a screen on a terminal, lines off it."""
+    """Print a screen on a terminal, otherwise lines."""
     if output.on_terminal:
         _show_screen(output, status, zone=zone)
     else:
@@ -28,7 +28,7 @@ def show_status(output: Output, status: SystemStatus, *, zone: tzinfo) -> None:
 
 
 def closing_line(status: SystemStatus, *, zone: tzinfo) -> str | None:
-    """Return why the command exits with 3; None when the nights run and nothing needs attention."""
+    """Return why the command exits with 3, or None."""
     summary = summarize({kind: number for kind, number in status.alerts.items() if kind != Kind.NO_FULL_RUN})
     alerts = f"{summary}; see `certjob alerts`" if summary else ""
     stale = status.overdue or (_why_stale(status, zone=zone) if status.stale else "")
@@ -47,14 +47,13 @@ def _why_stale(status: SystemStatus, *, zone: tzinfo) -> str:
 
 
 def _show_screen(output: Output, status: SystemStatus, *, zone: tzinfo) -> None:
-    """Print whether the nights run, what waits, the last runs, and what comes."""
     output.show_lines([PageLine(head="Last good night: ", text=_last_good(status, zone))])
     output.out.print()
-    waiting = [
+    backlog = [
         (_SORTS[name], *(f"{count:,}" for count in _numbers(work)), work.oldest_at and _moment(work.oldest_at, zone))
         for name, work in status.backlog.items()
     ]
-    output.show_table(("What waits", *(f">{state.capitalize()}" for state in _STATES), "=Oldest"), waiting)
+    output.show_table(("Backlog", *(f">{state.capitalize()}" for state in _STATES), "=Oldest"), backlog)
     figures = [PageLine(head=f"{name}: ", text=text) for name, text in _figures(status, zone)]
     closing = [PageLine(text=f"certjob status: {line}") for line in [closing_line(status, zone=zone)] if line]
     below = len(list(wrap(output.out, [*figures, *closing])))
@@ -67,7 +66,7 @@ def _show_screen(output: Output, status: SystemStatus, *, zone: tzinfo) -> None:
 
 
 def _plain_lines(status: SystemStatus, *, zone: tzinfo) -> Iterator[str]:
-    """Yield the same without tables, and with more of the last runs."""
+    """Yield the same facts as lines, with more of the last runs."""
     yield f"last good night: {_last_good(status, zone)}"
     for name, work in status.backlog.items():
         counts = zip(_numbers(work)[1:], _STATES[1:], strict=True)
@@ -88,7 +87,7 @@ def _last_good(status: SystemStatus, zone: tzinfo) -> str:
 
 
 def _numbers(work: OpenWork) -> tuple[int, ...]:
-    """Return how much is in each of _STATES."""
+    """Return the number in each of _STATES."""
     return (work.open, work.due, work.waiting, work.in_flight, work.blocked)
 
 
@@ -100,6 +99,7 @@ def _run_cells(run: Run, zone: tzinfo) -> tuple[str, str, str, str, str]:
 
 
 def _figures(status: SystemStatus, zone: tzinfo) -> Iterator[tuple[str, str]]:
+    """Yield the name and the text of each fact below the tables."""
     tonight, coming = status.coming[0].mentors, sum(night.mentors for night in status.coming)
     yield "Mentors to review", f"{tonight:,} today, {coming:,} within {len(status.coming)} nights"
     if status.without_certificate:
@@ -109,19 +109,16 @@ def _figures(status: SystemStatus, zone: tzinfo) -> Iterator[tuple[str, str]]:
         yield "Without a certificate", f"{mentors}, hidden on every portal: {names}{more}"
     if status.acknowledged:
         yield "Acknowledged", f"{number(status.acknowledged, 'alert')}; see `certjob alerts --acknowledged`"
-    failed = next((run for run in status.runs if run.outcome == "failed" and run.lines), None)
-    if failed is not None:
+    if failed := next((run for run in status.runs if run.outcome == "failed" and run.lines), None):
         yield f"{failed.command.capitalize()} failed at {_moment(failed.started_at, zone)}", _because(failed)[2:]
     if status.mail_waits_until is not None:
         yield "Mail waits until", f"{_moment(status.mail_waits_until, zone)} (CERTJOB_MAIL_HOURS)"
 
 
 def _because(run: Run) -> str:
-    """Return the first of a run's lines, and how many more there are."""
-    if not run.lines:
-        return ""
+    """Return the first of a run's lines, and the number of the others."""
     more = f" (and {len(run.lines) - 1:,} more)" if len(run.lines) > 1 else ""
-    return f": {run.lines[0]}{more}"
+    return f": {run.lines[0]}{more}" if run.lines else ""
 
 
 def _moment(at: datetime, zone: tzinfo) -> str:
@@ -129,18 +126,14 @@ def _moment(at: datetime, zone: tzinfo) -> str:
 
 
 def _most_telling(runs: Sequence[Run], *, most: int) -> list[Run]:
-    """Return as many as a screen has room for: first what runs now or ended badly, and the last of each command."""
+    """Return at most ``most`` runs: first running and failed ones and the last of each command, then the others."""
     newest = {run.command: run for run in reversed(runs)}
-
-    def is_telling(run: Run) -> bool:
-        return run.outcome not in ("ok", "attention") or newest[run.command] is run
-
-    chosen = sorted(runs, key=lambda run: not is_telling(run))[:most]
+    chosen = sorted(runs, key=lambda run: run.outcome in ("ok", "attention") and newest[run.command] is not run)[:most]
     return [run for run in runs if run in chosen]
 
 
 def duration_words(seconds: float) -> str:
-    """Return how long something took, in its two largest units.
+    """Return a duration in its two largest units.
 
     >>> duration_words(26 * 3600), duration_words(3.21), duration_words(0.2), duration_words(9 * 86_400)
     ('1 d 2 h', '3 s', 'under 1 s', '9 d')

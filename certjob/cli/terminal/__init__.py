@@ -1,1 +1,1 @@
-"""How anything is printed: tables, lines, JSON, CSV, logs."""
+"""Output: tables, lines, JSON, CSV, logs."""

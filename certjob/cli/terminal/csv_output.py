@@ -1,4 +1,4 @@
-"""Tables for spreadsheets: CSV as in RFC 4180, in UTF-8, in which no cell is taken for a formula."""
+"""CSV for spreadsheets (RFC 4180, UTF-8). No cell is computed as a formula."""
 
 import csv
 import io
@@ -10,19 +10,19 @@ from typing import Final
 from certjob.redaction import harmless
 
 _SIGN: Final = "[=+\\-@＝＋－＠]"
-"""What begins a formula; the wide ones in the spreadsheets of East Asia."""
+"""The first characters of formulas, including the wide forms of East Asia."""
 
 _BEFORE_A_FORMULA: Final = re.compile(rf'(?:^|[,;|])(?=["\s]*{_SIGN})|\s(?="*{_SIGN}\S)')
-"""Where a formula can begin: in the cell, and in what a spreadsheet makes of it that splits at other signs than ours.
+"""The places where a formula can begin: in the cell, and in its parts if a spreadsheet splits it at other characters.
 
-Such a spreadsheet may take quotes in the cell for its own. One that splits at spaces also ends the formula at the next
-space, so that a sign alone (``Kari - Ola``) computes nothing. Tabs and line ends do not come this far.
+Such a spreadsheet may also remove quotes. If it splits at spaces, a formula ends at the next space, so a sign alone
+(``Kari - Ola``) is harmless. ``harmless`` has already removed tabs and line ends.
 """
 
 
 def print_csv(header: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
-    """Print a header and rows as they come; texts are made safe, numbers and dates stay what they are."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a spreadsheet expects UTF-8, whatever the terminal shows
+    """Print a header and rows. Texts become harmless; numbers and dates are not changed."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # spreadsheets expect UTF-8
         sys.stdout.reconfigure(encoding="utf-8", newline="")
     writer = csv.writer(sys.stdout, lineterminator="\r\n")
     writer.writerow(header)
@@ -31,7 +31,7 @@ def print_csv(header: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
 
 
 def spreadsheet_text(text: str) -> str:
-    """Return a text as one harmless line that no spreadsheet computes: what begins like a formula gets an apostrophe.
+    """Return the text as one line, with an apostrophe before each part that could be a formula.
 
     >>> spreadsheet_text("=HYPERLINK(1)"), spreadsheet_text("Kari"), spreadsheet_text("Ola;=1+1")
     ("'=HYPERLINK(1)", 'Kari', "Ola;'=1+1")

@@ -1,4 +1,4 @@
-"""The log set-up: a pure function from options to a dictConfig."""
+"""The formats of log lines, and the configuration of ``logging``."""
 
 import json
 import logging
@@ -15,9 +15,9 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 
 
 class TextFormatter(logging.Formatter):
-    """Time in UTC, level, sentence, and the ids and numbers given as ``extra``."""
+    """Formats a line with the time in UTC, the level, the sentence, and the ids and numbers in ``extra``."""
 
-    converter = time.gmtime  # type: ignore[assignment]  # as logging's documentation has it
+    converter = time.gmtime  # type: ignore[assignment]
     default_time_format = "%Y-%m-%d %H:%M:%S"
     default_msec_format = "%s.%03dZ"
 
@@ -29,14 +29,14 @@ class TextFormatter(logging.Formatter):
         return without_secrets(super().format(record))
 
     def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's
-        """Return the traceback without what the database says about a failing row."""
+        """Return the traceback, without the rows that database errors quote."""
         return "\n".join(traceback_lines(ei[1]))
 
 
 class JsonFormatter(TextFormatter):
-    """One JSON object per line: time, level, run_id, event, message, and the ids and numbers given as ``extra``.
+    """Formats a JSON object per line: time, level, run_id, event, message, and the ids and numbers in ``extra``.
 
-    ``event`` is a name that stays the same, to search for; ``message`` a sentence for people. Neither names a person.
+    ``event`` is a stable name for searches, ``message`` a sentence. Neither names a person.
     """
 
     def __init__(self, *, run_id: UUID | None = None) -> None:
@@ -65,9 +65,9 @@ def _extras(record: logging.LogRecord) -> dict[str, Any]:
 
 
 def traceback_lines(error: BaseException) -> Iterator[str]:
-    """Yield where an error and its causes were raised.
+    """Yield the places where an error and its causes were raised.
 
-    A database's DETAIL is left out: it quotes rows, and with them names and addresses. So does many a text.
+    The DETAIL of a database error is left out, and addresses in texts, because they are data about people.
     """
     cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     if cause is not None:
@@ -75,25 +75,22 @@ def traceback_lines(error: BaseException) -> Iterator[str]:
         yield "which led to:"
     for frame in traceback.format_tb(error.__traceback__):
         yield from frame.rstrip("\n").splitlines()
-    said = getattr(getattr(error, "diag", None), "message_primary", None) or str(error)
-    yield f"{type(error).__qualname__}: {without_people(' '.join(said.split()))}"
+    text = getattr(getattr(error, "diag", None), "message_primary", None) or str(error)
+    yield f"{type(error).__qualname__}: {without_people(' '.join(text.split()))}"
 
 
 def writes_json() -> bool:
-    """Whether certjob's log lines are JSON now."""
+    """Return whether certjob's log lines are JSON."""
     return any(isinstance(handler.formatter, JsonFormatter) for handler in logging.getLogger("certjob").handlers)
 
 
 def logs_steps() -> bool:
-    """Whether certjob logs each step now, and not only what somebody should know of."""
+    """Return whether certjob logs each step, not only warnings."""
     return logging.getLogger("certjob").isEnabledFor(logging.INFO)
 
 
 def log_configuration(*, verbose: bool, log_format: str, run_id: UUID | None = None) -> dict[str, Any]:
-    """Return the logging configuration: stderr, warnings and worse, with ``verbose`` everything.
-
-    JSON lines name the run, so that the lines of one night can be told from those of another.
-    """
+    """Return the logging configuration: warnings and errors on stderr, or every line with ``verbose``."""
     level = "DEBUG" if verbose else "WARNING"
     return {
         "version": 1,
@@ -107,7 +104,7 @@ def log_configuration(*, verbose: bool, log_format: str, run_id: UUID | None = N
         },
         "loggers": {
             "certjob": {"level": level, "handlers": ["stderr"], "propagate": False},
-            # It warns of a statement that a signal broke off; the line that certjob ends with says that.
+            # psycopg warns of a statement that a signal interrupted. certjob's last line reports the signal.
             "psycopg": {"level": "ERROR", "handlers": ["stderr"], "propagate": False},
         },
     }

@@ -1,6 +1,6 @@
-"""What people see: tables and progress on a terminal, plain lines off it.
+"""Output for people: tables and progress on a terminal, otherwise plain lines.
 
-Results go to stdout, messages and logs to stderr. Off a terminal nothing is wrapped, cut or coloured.
+Results go to stdout, messages and logs to stderr. Plain lines are not wrapped, cut or coloured.
 """
 
 import sys
@@ -8,15 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 
 from rich.console import Console, RenderableType
-from rich.progress import (
-    BarColumn,
-    Progress,
-    ProgressColumn,
-    SpinnerColumn,
-    Task,
-    TextColumn,
-    TimeElapsedColumn,
-)
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
 from rich.table import Column
 from rich.text import Text
 
@@ -28,39 +20,39 @@ from certjob.redaction import harmless
 from certjob.stopping import StopFlag
 
 _BAR = 8
-"""Cells; a longer one would leave no room on 80 columns for the ^C that a terminal echoes."""
+"""Cells. On 80 columns this leaves space for the ^C that a terminal echoes."""
 
 
 class Output:
-    """Where a command prints: results to stdout, messages to stderr if somebody watches."""
+    """Prints results on stdout, and messages on stderr if that is a terminal."""
 
     def __init__(self, *, quiet: bool, stop: StopFlag | None = None) -> None:
-        """``stop`` is set when a signal came: the work in hand may take some seconds to end."""
+        """The progress shows that the command is stopping once ``stop`` is set."""
         self._stop = stop or StopFlag()
         self.on_terminal = sys.stdout.isatty()
-        """Whether results are for a person's eyes: tables then, plain lines otherwise."""
+        """Whether results are tables and pages, instead of plain lines."""
         self.interactive = sys.stderr.isatty() and not quiet and not writes_json()
-        """A person is watching: print what happened even if all went well. JSON is for programs."""
+        """Whether a person is watching. Then certjob prints successes, too. JSON logs are for programs."""
         self.out = Console(
             highlight=False, emoji=False, force_terminal=self.on_terminal, soft_wrap=not self.on_terminal
         )
         self.err = Console(highlight=False, emoji=False, force_terminal=self.interactive, stderr=True)
 
     def line(self, text: str) -> None:
-        """Print a line for a person who watches; nothing off a terminal or with -q."""
+        """Print a line if a person is watching."""
         if self.interactive:
             self.err.print(Text(harmless(text)))
 
     def result(self, text: str) -> None:
-        """Print a line that was asked for, whole."""
+        """Print a line of the result without wrapping it."""
         print_result(harmless(text))
 
     def text(self, text: str) -> None:
-        """Print a line of a text: wrapped between words on a terminal, whole off it."""
+        """Print a line of a text, wrapped between words on a terminal."""
         self.show_lines([PageLine(text=text)])
 
     def show_lines(self, lines: Iterable[PageLine]) -> None:
-        """Print the lines of a page: wrapped between words on a terminal, whole off it."""
+        """Print the lines of a page, wrapped between words on a terminal."""
         if self.on_terminal:
             self.show_texts(wrap(self.out, lines))
             return
@@ -68,21 +60,21 @@ class Output:
             self.result(f"{' ' * line.indent}{line.bullet}{line.head}{line.text}".rstrip())
 
     def show_texts(self, texts: Iterable[Text]) -> None:
-        """Print the lines of a terminal as they are."""
+        """Print wrapped lines."""
         for text in texts:
             self.out.print(text, soft_wrap=True)
 
     def show_table(
         self, headings: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "", header: bool = True
     ) -> None:
-        """Print a table on a terminal; see ``lay_out`` for the headings. An empty cell is None or ``""``."""
+        """Print a table. ``lay_out`` describes the headings. An empty cell is None or ``""``."""
         cells = [["" if cell is None else harmless(cell) for cell in row] for row in rows]
         if title:
             self.out.print(Text(title, style="bold"))
         self.show_texts(lay_out(self.out, headings, cells, header=header))
 
     def show_rows(self, headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-        """Print a table on a terminal, tab-separated lines off it."""
+        """Print a table on a terminal, otherwise tab-separated lines."""
         if self.on_terminal:
             self.show_table(headings, rows)
             return
@@ -90,7 +82,7 @@ class Output:
             print_result("\t".join("" if cell is None else harmless(cell) for cell in row))
 
     def progress(self) -> "Phases":
-        """Show progress in a ``with`` block; nothing off a terminal, nor where -v logs each phase on it."""
+        """Show progress in a ``with`` block, on a terminal without the log lines of -v."""
         return Phases(
             _RunningColumn(),
             TextColumn("{task.description}"),
@@ -104,22 +96,22 @@ class Output:
 
 
 class _RunningColumn(SpinnerColumn):
-    """A spinner that stands still once its phase has ended."""
+    """A spinner that disappears when its phase ends."""
 
     def render(self, task: Task) -> RenderableType:
-        """Return the spinner's current picture."""
+        """Return the current frame."""
         return " " if task.stop_time is not None else super().render(task)
 
 
 class _DoneColumn(ProgressColumn):
-    """The number done, the total and the remaining time if they are known, and whether the command is stopping."""
+    """The number done, the total and the remaining time if known, and whether the command is stopping."""
 
     def __init__(self, stop: StopFlag) -> None:
         super().__init__(table_column=Column(no_wrap=True))
         self._stop = stop
 
     def render(self, task: Task) -> Text:
-        """Return the number."""
+        """Return the column's text."""
         total = f" of {task.total:,.0f}" if task.total is not None else ""
         rest = ""
         if task.stop_time is not None:
@@ -132,7 +124,7 @@ class _DoneColumn(ProgressColumn):
 
 
 class Phases(Progress):
-    """One line for each phase of a command. A phase ends when the next one begins, and its line then stands still."""
+    """One line for each phase of a command. A phase ends when the next one begins."""
 
     def phase(self, name: str, *, count: Callable[[], int] | None = None) -> Callable[[int], None]:
         """Begin a phase and return the function that takes the number done.

@@ -1,4 +1,4 @@
-"""What is printed without Rich: a harmless line, the line that says why, the one JSON document of a command."""
+"""Output without Rich: lines of a result, the lines on stderr, and the JSON document of a command."""
 
 import json
 import logging
@@ -11,42 +11,42 @@ from certjob.cli.terminal.logs import traceback_lines, writes_json
 from certjob.redaction import harmless, without_secrets
 
 _UNSEEN = re.compile("[\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb]")
-"""What json.dumps leaves as it is, although a terminal obeys it or a person does not see it."""
+"""Invisible characters and terminal commands that json.dumps does not escape."""
 
 
 def print_result(text: str) -> None:
-    """Print a line of what was asked for."""
+    """Print a line of the result."""
     print(text)  # noqa: T201
 
 
 def print_json(document: object) -> None:
-    """Print a command's document, in which no terminal finds an order: times are UTC, dates ISO, ids texts."""
+    """Print a command's document without characters that control a terminal. Times are UTC, dates ISO, ids texts."""
     text = json.dumps(document, ensure_ascii=False, indent=2, default=_as_json)
     print_result(_UNSEEN.sub(lambda match: json.dumps(match[0])[1:-1], text))
 
 
 ERROR_STYLE: Final = "bold #ffffff on #af0000"
 WARNING_STYLE: Final = "#000000 on #ffd75f"
-"""Each brings its own background, so that it can be read on every palette (contrast 7.9 and 15)."""
+"""Each style has a background, so it is readable on every palette (contrast 7.9 and 15)."""
 
 
 def print_error(command: str, message: str, *, error: BaseException | None = None) -> None:
-    """Print why a command failed, with the traceback of ``error``: one line on stderr, JSON if the log is JSON."""
+    """Print why a command failed, with the traceback of ``error``: one line on stderr, as JSON if the log is."""
     _say(logging.ERROR, command, message, event="failed", error=error)
 
 
 def print_attention(command: str, message: str) -> None:
-    """Print why someone has to act (exit 3): one line on stderr, whatever -q says."""
+    """Print why someone has to act (exit 3): one line on stderr, also with -q."""
     _say(logging.WARNING, command, message, event="attention")
 
 
 def print_warning(command: str, message: str) -> None:
-    """Print a warning about something beside the work: the exit code does not show it."""
+    """Print a warning that does not change the exit code."""
     _say(logging.WARNING, command, message, event="warning")
 
 
 def print_note(command: str, message: str) -> None:
-    """Print on stderr what a result is, so that it does not go into a pipe with the result."""
+    """Print an explanation of the result on stderr, because stdout may be a pipe."""
     _say(logging.INFO, command, message, event="note")
 
 
@@ -55,7 +55,7 @@ def _say(level: int, command: str, message: str, *, event: str, error: BaseExcep
     if writes_json():
         logger = logging.getLogger("certjob")
         trace = (type(error), error, error.__traceback__) if error is not None else None
-        # Not logger.log(): no level may suppress the reason for an exit code.
+        # Not logger.log(), because no level may suppress the reason for an exit code.
         about = {"command": command, "event": event}
         logger.handle(logger.makeRecord(logger.name, level, "", 0, line, (), trace, extra=about))
         return
@@ -68,14 +68,14 @@ def _say(level: int, command: str, message: str, *, event: str, error: BaseExcep
 
 
 def _print_on_terminal(level: int, command: str, line: str) -> None:
-    """Print a line for a person: wrapped, and with a word for its level, which alone is coloured."""
+    """Print a wrapped line with a coloured word for its level."""
     from rich.console import Console
 
     from certjob.cli.terminal.lines import PageLine, wrap
 
     word, style = _WORDS.get(level, ("", ""))
     console = Console(stderr=True, highlight=False, emoji=False)
-    print("\r", end="", file=sys.stderr)  # noqa: T201 - over the ^C that the terminal has echoed
+    print("\r", end="", file=sys.stderr)  # noqa: T201 - overwrites the ^C that the terminal has echoed
     for number, piece in enumerate(wrap(console, [PageLine(text=f"{command}: {word}{line}")])):
         if word and not number:
             piece.stylize(style, len(command) + 2, len(command) + 1 + len(word))

@@ -1,4 +1,4 @@
-"""Standard output and standard error as certjob writes to them."""
+"""Standard output and standard error of the command."""
 
 import errno
 import io
@@ -8,35 +8,35 @@ from typing import Any
 
 
 class _Stream(io.FileIO):
-    """A stream whose reader may go away, as in ``certjob alerts | head``: the command ends as if somebody had read."""
+    """A stream whose reader may end first, as in ``certjob alerts | head``. The command continues normally."""
 
     def write(self, data: Any) -> int:
-        """Write to the reader, if there is one."""
+        """Write to the reader, if it still reads."""
         try:
             return super().write(data)
         except OSError as error:
             if self.fileno() == _STDERR:
                 _lost.append(error)
-            elif error.errno not in _NOBODY_READS:
+            elif error.errno not in _NO_READER:
                 raise
             return len(data)
 
 
-_NOBODY_READS = (errno.EPIPE, errno.EIO)
-"""The pipe is closed; the terminal is gone, as after a dropped connection."""
+_NO_READER = (errno.EPIPE, errno.EIO)
+"""A closed pipe, and a closed terminal, for example after a dropped connection."""
 _STDERR = 2
 _lost: list[OSError] = []
-"""Why something could not be written to standard error; no one can be told."""
+"""Errors of writes to standard error."""
 
 
 def stderr_is_complete() -> bool:
-    """Return whether everything that was printed to standard error could be written."""
+    """Return whether every line on standard error was written."""
     sys.stderr.flush()
     return not _lost
 
 
 def forgiving(stream: Any) -> io.TextIOWrapper:
-    """Return the same stream for every sort of reader: one that leaves early, and one that cannot show a name."""
+    """Return a stream that works if the reader ends early, or if its encoding does not have every letter."""
     return io.TextIOWrapper(
         io.BufferedWriter(_Stream(stream.fileno(), "w", closefd=False)),
         encoding=stream.encoding,
@@ -46,7 +46,7 @@ def forgiving(stream: Any) -> io.TextIOWrapper:
 
 
 def discard_results() -> None:
-    """Let everything else that goes to stdout go nowhere: the disk is full, and the command has to say so."""
+    """Discard the rest of stdout after a failed write, because the error line comes next."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)

@@ -1,4 +1,4 @@
-"""Tables for a terminal: numbers, dates and ids stay whole, texts are wrapped or cut, and one column stays free."""
+"""Tables for a terminal. Numbers, dates and ids are never broken; texts are wrapped or cut."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -11,11 +11,11 @@ from rich.text import Text
 
 _GAP: Final = "  "
 _LONGEST_WORD: Final = 24
-"""A longer word may be cut, so that it does not take the room of the other columns."""
+"""A longer word may be cut, to leave space for other columns."""
 _READABLE: Final = 8
 _NARROWEST: Final = 3
 _PARTS: Final = re.compile(r"\s+|(?<=[^\W\d_]-)(?=[^\W\d_])")
-"""Between words, and after a hyphen between letters, as in a double name."""
+"""The places for a line break: between words, and after a hyphen between letters."""
 
 NUMBER: Final = ">"
 WHOLE: Final = "="
@@ -25,10 +25,10 @@ CUT: Final = "~"
 def lay_out(
     console: Console, headings: Sequence[str], rows: Sequence[Sequence[str]], *, header: bool = True
 ) -> Iterator[Text]:
-    """Yield the lines of a table, each shorter than the terminal: a line that fills it would begin another one.
+    """Yield the lines of a table, one column narrower than the terminal, because a full line starts a new one.
 
-    The first character of a heading says what may happen to its column: ``>`` numbers and ``=`` dates or ids are never
-    broken, ``~`` names and slugs are cut to one line, and any other text is wrapped between words.
+    The first character of a heading is the kind of its column: ``>`` numbers and ``=`` dates or ids are never broken,
+    ``~`` names and slugs are cut to one line, and other texts are wrapped between words.
     """
     names = [heading.lstrip(f"{NUMBER}{WHOLE}{CUT}") for heading in headings]
     kinds = [heading[:1] for heading in headings]
@@ -56,7 +56,7 @@ def _place(piece: str, kind: str, width: int) -> str:
 
 
 def _widths(columns: Sequence[Sequence[str]], kinds: Sequence[str], *, width: int) -> list[int]:
-    """Narrow the columns until they fit: first names and slugs, then texts to their longest words, then both."""
+    """Return widths that fit: narrow first names and slugs, then texts to their longest words, then both."""
     widths = [max(map(cell_len, cells)) for cells in columns]
     too_wide = sum(widths) + len(_GAP) * (len(widths) - 1) - width
     words = [max(cell_len(word) for cell in cells for word in _PARTS.split(cell)) for cells in columns]
@@ -74,5 +74,5 @@ def _widths(columns: Sequence[Sequence[str]], kinds: Sequence[str], *, width: in
 
 
 def _broken_at_hyphens(cell: str, width: int) -> str:
-    """Let a line end after a hyphen of a name that is longer than the column; Rich knows spaces alone."""
+    """Allow a break after hyphens in words longer than the column, because Rich breaks lines at spaces only."""
     return " ".join(_PARTS.sub("\n", word) if cell_len(word) > width else word for word in cell.split(" "))
