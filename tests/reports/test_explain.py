@@ -178,7 +178,7 @@ def test_push_that_no_run_can_make_has_no_date(explained: Explained) -> None:
     assert explained.next(missing).what == ["the queued push is withdrawn, because the organisation has no portal"]
     explained.run()
     assert explained.explain(missing).next is None
-    explained.page(hidden, "hlf no longer has a portal, so certjob makes no pushes", "the portal last confirmed: hidden")
+    explained.page(hidden, "hlf no longer has a portal, so certjob makes no pushes", "last confirmed: hidden")
 
 
 def test_queued_reminder_is_sent_or_cancelled_as_the_rules_say(explained: Explained) -> None:
