@@ -3,6 +3,7 @@
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -58,6 +59,18 @@ def test_mentor_is_read_with_all_facts_for_a_decision(connection: Connection, fa
         with connection.transaction():
             read = reading.read(connection, [left, lhl, bare], lock=lock)
         assert (read.mentors, read.broken) == ([expected, nothing], {})
+
+
+def test_mentor_is_found_by_number_address_or_id(connection: Connection, facts: Facts) -> None:
+    """In either case. The ID of a contact is not that of a mentor."""
+    contact = uuid4()
+    mentor = facts.mentor(facts.organisation(), member_no="M1042", email="m1042@example.org", contact_id=contact)
+
+    for typed in ("M1042", "m1042@example.org", "M1042@Example.ORG", str(mentor), str(mentor).upper()):
+        assert find_mentor(connection, typed, organisation=None) == mentor
+    for typed in ("M9999", str(contact)):
+        with pytest.raises(UnknownMentorError, match=repr(typed)):
+            find_mentor(connection, typed, organisation=None)
 
 
 def test_mentor_is_found_by_a_part_of_the_name(connection: Connection, facts: Facts) -> None:
