@@ -78,6 +78,7 @@ class StageEnd(StrEnum):
     ALL_REFUSED = "all_refused"  # several messages in a row were rejected
     TEMPLATE = "template"  # a message template of the programme's own is broken
     CLOCKS_DISAGREE = "clocks_disagree"  # this machine and the database server are on different days
+    NOT_COPIED = "not_copied"  # certjob_mirror.sync() failed, or did not copy every fact of the app
     CRASH = "crash"  # an internal error: it is reported every time, and the run failed
 
     @property

@@ -11,6 +11,7 @@ from certjob.domain.models import Reminder
 from certjob.facts.lookup import find_organisation
 from certjob.jobs.deliveries import Deliveries, Delivery, Progress
 from certjob.jobs.job_runs import recorded
+from certjob.jobs.mirror import copy_facts
 from certjob.jobs.report import PlannedChange, RunReport
 from certjob.mail.reminders import find_new_reminders, find_without_address
 from certjob.outbox.open_work import read_open_work
@@ -81,6 +82,7 @@ def run(
         progress=progress,
         everybody=everybody,
     ) as beating:
+        report.stopped += copy_facts(connection)
         on_progress = beating.phase("Reviewing mentors")  # includes the guard's count
         guard = MassChangeGuard(connection, today=today, allow=allow)
         guard.examine(organisation_id)

@@ -40,12 +40,18 @@ def output_of(*command: object, **options: object) -> str:
     return str(done.stdout)
 
 
-def test_wheel_has_the_edge_function_without_its_tests(dist: Path) -> None:
+def test_wheel_has_the_edge_function_and_the_examples(dist: Path) -> None:
+    """A user needs no checkout."""
     (wheel,) = dist.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
 
     function = ROOT / "supabase/functions/hlf-dynamics-sync"
+    examples = ROOT / "docs/examples"
     assert {f"certjob/edge_function/{path.name}" for path in function.iterdir() if path.is_file()} <= {*names}
+    assert {f"certjob/examples/{path.relative_to(examples)}" for path in examples.rglob("*") if path.is_file()} <= {
+        *names
+    }
+    assert "certjob/examples/crontab.example" in names
 
 
 def test_readme_in_the_wheel_has_absolute_links(dist: Path) -> None:

@@ -1,0 +1,36 @@
+"""Copy the facts from an app's own tables, if docs/examples/mirror.sql is installed."""
+
+import psycopg
+
+from certjob import database
+from certjob.database import Connection
+from certjob.errors import StageEnd
+from certjob.outbox.claims import StageStop
+
+_LOCK_TIMEOUT_MS = 60_000
+_MOST_PROBLEMS = 5
+
+
+def copy_facts(connection: Connection) -> list[StageStop]:
+    """Call ``certjob_mirror.sync()``; return why it failed, or which facts it did not copy."""
+    has_right_owner = database.fetch_value(connection, "find_mirror")
+    if has_right_owner is None:
+        return []
+    if not has_right_owner:  # it would run with this user's rights
+        return [_stop("it does not belong to the owner of the schema certjob; run mirror.sql as this owner")]
+    try:
+        with database.transaction(connection, lock_timeout_ms=_LOCK_TIMEOUT_MS):
+            problems = database.fetch(connection, "copy_facts")
+    except psycopg.Error as error:
+        if database.is_lost(error):
+            raise
+        return [_stop(f"{error.diag.message_primary or error}; the facts of the app were not copied")]
+    if not problems:
+        return []
+    listed = [f"{profile}: {problem}" if profile else problem for profile, problem in problems]
+    more = [f"and {len(listed) - _MOST_PROBLEMS:,} more"] if len(listed) > _MOST_PROBLEMS else []
+    return [_stop("; ".join(["some facts of the app were not copied", *listed[:_MOST_PROBLEMS], *more]))]
+
+
+def _stop(reason: str) -> StageStop:
+    return StageStop(stage="mirror", code=StageEnd.NOT_COPIED, reason=f"certjob_mirror.sync(): {reason}", fault=reason)
