@@ -1,11 +1,11 @@
-"""The stages of a delivery: one after the other, and none stops the next."""
+"""The stages of a delivery: portal, reminders, digests. A failed stage does not stop the next one."""
 
 import asyncio
 import json
 import subprocess
 import time
 from dataclasses import replace
-from datetime import date, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import NoReturn
 
@@ -24,10 +24,12 @@ from tests.support.nights import CollectingChannel, FlakyPortal, delivery, make_
 from tests.support.portal_answers import error, ok
 from tests.support.scene import Scene
 
+MAIL_IS_DOWN = ["mail: refused; the rest stays pending"]
+
 
 @pytest.fixture
 def due(scene: Scene) -> Scene:
-    """HLF with a mentor to hide, another one to remind, and a coordinator to tell of it."""
+    """HLF with a mentor to hide, a mentor to remind, and a coordinator to inform."""
     hlf = scene.facts.organisation("hlf")
     scene.facts.insert("coordinators", organisation_id=hlf, full_name="Eva", email="eva@example.org")
     scene.facts.certified_mentor(hlf, TODAY - timedelta(days=40))
@@ -35,13 +37,12 @@ def due(scene: Scene) -> Scene:
     return scene
 
 
-def kinds(scene: Scene) -> list[str]:
-    """What was mailed."""
+def mailed(scene: Scene) -> list[str]:
     return [message.kind for message in scene.channel.sent]
 
 
-def test_the_portal_comes_first_then_reminders_then_digests(due: Scene) -> None:
-    """In one event loop: what one stage has set up, such as a connection to the mail server, is good for the next."""
+def test_portal_comes_first_then_reminders_then_digests(due: Scene) -> None:
+    """One event loop serves all, because a connection to the mail server belongs to its loop."""
     happened: list[tuple[str, asyncio.AbstractEventLoop]] = []
 
     class Watched(FlakyPortal):
@@ -58,21 +59,20 @@ def test_the_portal_comes_first_then_reminders_then_digests(due: Scene) -> None:
     due.night(Watched(), channel=WatchedChannel())
 
     assert [what for what, _ in happened] == ["push", "reminder", "digest", "closed"]
-    assert len({each for _, each in happened}) == 1
+    assert len({loop for _, loop in happened}) == 1
 
 
-def test_a_portal_stage_that_crashes_does_not_stop_the_mail(due: Scene) -> None:
-    """The run has failed; the hide that was not made is an alert, and the digest tells of it. It is said every time."""
+def test_crash_of_the_portal_stage_does_not_stop_the_mail(due: Scene) -> None:
+    """The run has failed, and the open hide is an alert. A delivery repeats the reason of a crash each time."""
     portal = FlakyPortal(lambda _number: LookupError("kari@example.org"))
 
     report = due.night(portal)
 
     assert ([stop.code for stop in report.stopped], report.outcome) == (["crash"], "failed")
-    assert kinds(due) == ["reminder", "digest"]
+    assert mailed(due) == ["reminder", "digest"]
     assert "kari" not in " ".join(report.reasons)
-    assert due.rows("SELECT failure_code FROM dynamics_sync_failures WHERE resolved_at IS NULL") == [
-        ("portal_stopped",)
-    ]
+    failures = due.rows("SELECT failure_code FROM dynamics_sync_failures WHERE resolved_at IS NULL")
+    assert failures == [("portal_stopped",)]
     assert due.rows("SELECT outcome FROM job_runs WHERE command = 'run'") == [("failed",)]
     due.run_out()
     report = due.deliver(portal, channel=due.channel)
@@ -80,28 +80,25 @@ def test_a_portal_stage_that_crashes_does_not_stop_the_mail(due: Scene) -> None:
     assert "LookupError" in report.to_document()["error"]["message"]
 
 
-@pytest.mark.parametrize("code", ["crash", "no_url"])
-def test_a_portal_that_cannot_even_be_opened_is_noted(due: Scene, code: str) -> None:
-    """Before anything is claimed, so that no push can tell of it."""
+@pytest.mark.parametrize("has_url", [True, False], ids=["client_cannot_be_made", "no_url"])
+def test_open_hide_without_a_portal_client_is_an_alert(due: Scene, has_url: bool) -> None:
+    """The stage ends before it claims any push."""
 
     def make_portal() -> NoReturn:
         raise LookupError
 
-    ways_out = replace(delivery(), make_portal=None if code == "no_url" else make_portal)
-    due.night(ways_out=ways_out)
+    due.night(ways_out=replace(delivery(), make_portal=make_portal if has_url else None))
 
     assert due.rows("SELECT failure_code FROM dynamics_sync_failures") == [("portal_stopped",)]
 
 
-def test_a_portal_stage_that_waits_for_a_locked_table_leaves_time_to_the_mail(
-    due: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A claim waits for ten seconds, and here for one; that is no crash. Taking back old claims waits longer."""
+def test_locked_table_ends_the_portal_stage_and_not_the_mail(due: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The claim gives up after its timeout (here 1 s). It is not a crash."""
     monkeypatch.setattr(claims, "_CLAIM_LOCK_TIMEOUT_MS", 1000)
     monkeypatch.setattr(PortalSyncService, "take_back", lambda _self: 0)
     due.night(deliver=False)
     due.app.execute("LOCK TABLE portal_sync_events IN ACCESS EXCLUSIVE MODE")
-    due.channel.on_send = lambda _message: due.app.rollback()  # so that the run can be reported
+    due.channel.on_send = lambda _message: due.app.rollback()  # the end of the run reads the table
 
     started = time.monotonic()
     report = due.night(ways_out=delivery(portal=FlakyPortal(), channel=due.channel, deadline_seconds=20))
@@ -109,148 +106,140 @@ def test_a_portal_stage_that_waits_for_a_locked_table_leaves_time_to_the_mail(
     assert 0.9 < time.monotonic() - started < 30
     assert report.outcome == "attention"
     assert [(stop.stage, stop.code) for stop in report.stopped] == [("portal", "locked")]
-    assert kinds(due) == ["reminder", "digest"]
+    assert mailed(due) == ["reminder", "digest"]
 
 
-def test_digests_go_out_although_the_reminders_crashed(due: Scene) -> None:
-    """They tell of it."""
+def test_crash_of_the_reminders_does_not_stop_the_digests(due: Scene) -> None:
+    """The digests report it."""
     due.channel.on_send = lambda message: LookupError() if message.kind == "reminder" else None
 
     report = due.night(FlakyPortal())
 
-    assert kinds(due) == ["digest"]
+    assert mailed(due) == ["digest"]
     assert [(stop.stage, stop.code) for stop in report.stopped] == [("mail", "crash")]
 
 
-def test_a_list_of_alerts_that_cannot_be_read_is_said(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A night that could not ask what needs attention does not end as if nothing did."""
+def test_unreadable_list_of_alerts_is_a_reason_for_attention(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the run would end as if there were no alerts."""
     monkeypatch.setattr(job_runs, "_LOCK_TIMEOUT_MS", 100)
     lock = "LOCK TABLE portal_unknown_contacts IN ACCESS EXCLUSIVE MODE"
     monkeypatch.setattr(job_runs, "read_open_work", lambda _own: scene.app.execute(lock) and NO_WORK)
 
     report = scene.night(deliver=False)
 
-    assert [(stop.stage, stop.code) for stop in report.stopped] == [("alerts", "locked")]
-    assert report.outcome == "attention"
+    assert ([(stop.stage, stop.code) for stop in report.stopped], report.outcome) == (
+        [("alerts", "locked")],
+        "attention",
+    )
 
 
-def test_deliver_says_a_failing_push_once_and_only_another_mentor_or_reason_again(
-    scene: Scene, certjob: Certjob, ways_out: dict[str, str]
-) -> None:
-    """It runs every 15 minutes. All are tried each time, and `alerts` has them."""
+# A delivery starts every 15 minutes, so it prints a reason once.
+
+
+def test_deliver_prints_only_new_failures(scene: Scene, certjob: Certjob, ways_out: dict[str, str]) -> None:
+    """A failure is new for another mentor or with another cause. `alerts` has all of them."""
     scene.portal.default = error(502, "dynamics_unavailable")
 
     def mentors_expire(number: int) -> None:
         for _ in range(number):
-            scene.certified(date(2025, 1, 1))
+            scene.certified(TODAY - timedelta(days=40))
         scene.night(today=today(), deliver=False)
 
-    def deliver_says(what: str) -> None:
+    def deliver() -> str:
         scene.make_due()
         result = certjob("deliver", **ways_out)
-        line = f"certjob deliver: {what}; see `certjob alerts`\n" if what else ""
-        assert (result.returncode, result.stdout, result.stderr) == (3 if what else 0, "", line)
+        assert (result.returncode, result.stdout) == (3 if result.stderr else 0, "")
+        return result.stderr.removeprefix("certjob deliver: ").removesuffix("; see `certjob alerts`\n")
 
-    mentors_expire(2)  # fewer than end the stage
-    deliver_says("2 portal pushes failed")
-    deliver_says("")
-    deliver_says("")
-    assert len(scene.portal.requests) == 3 * 2 * 3  # rounds, mentors, calls
+    mentors_expire(2)
+    assert [deliver() for _ in range(3)] == ["2 portal pushes failed", "", ""]
+    assert len(scene.portal.requests) == 3 * 2 * 3  # deliveries, mentors, calls
     assert certjob("alerts").returncode == 3
-
     mentors_expire(1)
-    deliver_says("1 portal push failed")
-    deliver_says("")
-
-    # The portal is back, and does not know one of them; the others' failures are over, and would be new again.
+    assert [deliver() for _ in range(2)] == ["1 portal push failed", ""]
     scene.portal.then(error(404, "contact_not_found"))
     scene.portal.default = ok()
-    deliver_says("1 portal push failed")
+    assert deliver() == "1 portal push failed"
 
 
-def test_deliver_says_once_why_nobody_can_be_mailed_or_pushed_and_again_when_that_is_another_reason(
-    due: Scene,
-) -> None:
-    """Both are faults of everybody's, with one code. The number of a session makes no other reason."""
+def test_deliver_prints_only_new_reasons_of_stages(due: Scene) -> None:
+    """A reason with the same code and other words is new, but not with another session number."""
     due.night(deliver=False)
 
-    def deliver_says(mail: str, function: str) -> list[str]:
+    def deliver(mail: str, function: str) -> list[str]:
         due.channel.on_send = lambda _message: ChannelDownError(f"refused ({mail})")
         due.portal.default = error(500, "misconfigured", message=function)
         report = due.deliver(due.portal, channel=due.channel)
         return [line.partition("(")[2].partition(")")[0] for line in report.reasons]
 
     expired, narrow = "the secret has expired", "the role is too narrow"
-    assert deliver_says("550 sender, session a1", expired) == [expired, "550 sender, session a1"]
-    assert deliver_says("550 sender, session b2", expired) == []
-    assert deliver_says("535 login", expired) == ["535 login"]
-    assert deliver_says("535 login", narrow) == [narrow]
-    assert deliver_says("535 login", narrow) == []
+    assert deliver("550 sender, session a1", expired) == [expired, "550 sender, session a1"]
+    assert deliver("550 sender, session b2", expired) == []
+    assert deliver("535 login", expired) == ["535 login"]
+    assert deliver("535 login", narrow) == [narrow]
+    assert deliver("535 login", narrow) == []
 
 
-def test_deliver_repeats_no_reason_because_there_was_nothing_to_do_meanwhile(due: Scene) -> None:
-    """A delivery with nothing due does not show that the mail server is back."""
+def test_delivery_with_nothing_to_do_does_not_end_a_reason(due: Scene) -> None:
+    """It does not show that the mail server is back."""
     due.night(deliver=False)
     due.channel.on_send = lambda _message: ChannelDownError("refused")
+    mails = ("cert_notification_log", "coordinator_digests")
 
-    said = []
+    reasons = []
     for _ in range(3):
-        said.append(due.deliver(due.portal, channel=due.channel).reasons)
-        due.run_sql("UPDATE cert_notification_log SET next_attempt_at = now() + interval '1 hour'")
-        due.run_sql("UPDATE coordinator_digests SET next_attempt_at = now() + interval '1 hour'")
-        said.append(due.deliver(due.portal, channel=due.channel).reasons)
-        due.make_due()
-        for table in ("cert_notification_log", "coordinator_digests"):
+        reasons.append(due.deliver(due.portal, channel=due.channel).reasons)
+        for table in mails:
+            due.run_sql(f"UPDATE {table} SET next_attempt_at = now() + interval '1 hour'")
+        reasons.append(due.deliver(due.portal, channel=due.channel).reasons)
+        for table in mails:
             make_due(due.facts, table)
 
-    assert said == [["mail: refused; the rest stays pending"], [], [], [], [], []]
+    assert reasons == [MAIL_IS_DOWN, [], [], [], [], []]
 
 
-def test_deliver_says_a_reason_again_after_it_was_over_and_on_the_next_day(due: Scene) -> None:
-    """Once a message has gone out, the next outage is another one."""
+def test_reason_is_printed_again_after_its_end_and_on_the_next_day(due: Scene) -> None:
+    """A message that was sent ends the reason."""
     due.night(deliver=False)
-    down = ["mail: refused; the rest stays pending"]
 
     def deliver(fault: Exception | None) -> list[str]:
         due.channel.on_send = lambda _message: fault
         return due.deliver(due.portal, channel=due.channel).reasons
 
-    assert deliver(ChannelDownError("refused")) == down
-    assert deliver(ChannelDownError("refused")) == []
-    assert deliver(None) == []
+    refused = ChannelDownError("refused")
+    assert [deliver(refused), deliver(refused), deliver(None)] == [MAIL_IS_DOWN, [], []]
     due.run_sql("UPDATE cert_notification_log SET status = 'pending', next_attempt_at = now()")
-    assert deliver(ChannelDownError("refused")) == down
+    assert deliver(refused) == MAIL_IS_DOWN
     due.run_sql("UPDATE job_runs SET as_of = as_of - 1")
-    assert deliver(ChannelDownError("refused")) == down
+    assert deliver(refused) == MAIL_IS_DOWN
 
 
-def test_lines_that_could_not_be_written_are_said_by_the_next_run(
+def test_lines_lost_on_a_full_disk_are_printed_by_the_next_run(
     scene: Scene, environment: dict[str, str], certjob: Certjob
 ) -> None:
-    """A crontab that appends to a log on a full disk; `certjob status` has the reasons of every run."""
+    """A crontab appends the output to a log. `certjob status` has the lines of all runs."""
     scene.expired()
     with Path("/dev/full").open("w") as full:
         command = [str(installed_command()), "run"]
         subprocess.run(command, env=environment, stderr=full, check=False, timeout=60)
     ours = {"CERTJOB_PORTAL_URL": "", "CERTJOB_PORTAL_KEY": ""}
 
-    said = [certjob("run", **ours).stderr for _ in range(2)]
+    printed = [certjob("run", **ours).stderr for _ in range(2)]
 
     line = "1 mentor may still be visible on the portal; see `certjob alerts`"
-    assert [f"certjob run: {line}\n" in each for each in said] == [True, False]
+    assert [f"certjob run: {line}\n" in each for each in printed] == [True, False]
     runs = json.loads(certjob("status", "--json").stdout)["runs"]
     assert [line in run["lines"] for run in runs] == [True, True, True]
 
 
-def test_status_names_why_a_run_failed(scene: Scene, certjob: Certjob) -> None:
-    """The database refused a statement: its words are in the ledger, with ids and without personal data."""
+def test_status_names_the_error_of_a_failed_run_without_its_text(scene: Scene, certjob: Certjob) -> None:
+    """The text of a database error may have data about people."""
     scene.expired(full_name="Kari Nordmann")
     scene.run_sql("ALTER TABLE portal_sync_events RENAME COLUMN visible TO shown")
     failed = certjob("run")
     scene.run_sql("ALTER TABLE portal_sync_events RENAME COLUMN shown TO visible")
 
-    assert failed.returncode == 1
-    ((lines,),) = scene.rows("SELECT lines FROM job_runs")
-    assert lines == ["unforeseen UndefinedColumn"]
-    assert "run, failed, under 1 s, on " in certjob("status").stdout
-    assert ": unforeseen UndefinedColumn\n" in certjob("status").stdout
+    assert (failed.returncode, scene.rows("SELECT lines FROM job_runs")) == (1, [(["unforeseen UndefinedColumn"],)])
+    page = certjob("status").stdout
+    assert "run, failed, under 1 s, on " in page
+    assert ": unforeseen UndefinedColumn\n" in page
