@@ -1,9 +1,8 @@
-"""What a night costs, beside a reference that runs in turns with it on the same machine where the bar is a ratio.
+"""The cost of a run, where possible as a ratio to a reference that runs in turns with it.
 
     make bench                                              # everything, up to 1,000,000 mentors
     make bench BENCH_ARGS="--only night --mentors 100000"   # one part, smaller
 
-Seconds depend on the machine and on what else it does; a ratio of two things done in turns does so much less. A side
-runs as often as ``--rounds`` says, the order changes from round to round, and a figure is the median of the rounds'
-ratios with the lowest and the highest beside it.
+Seconds depend on the machine and its load, ratios much less. ``--rounds`` says how often each side runs; the order
+alternates, and a figure is the median of the rounds, with the lowest and the highest.
 """

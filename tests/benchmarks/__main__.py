@@ -1,4 +1,4 @@
-"""``python -m tests.benchmarks``: one table; exits 1 if a bar was missed."""
+"""Print one table, and exit with 1 if a target is missed."""
 
 import argparse
 import sys
@@ -17,25 +17,24 @@ PARTS: dict[str, Callable[[Bench], list[Figure]]] = {
     "quiet": night.run_nothing_due,
     "night": night.run_due,
     "pushes": deliveries.run_pushes,
-    "procrastinate": deliveries.run_procrastinate,
     "mails": deliveries.run_mails,
     "reconcile": deliveries.run_reconcile,
 }
 
 
 def main() -> int:
-    """Run what was asked for; return the exit code."""
+    """Run the parts of the command line; return the exit code."""
     leave_on_sigterm()
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     add = parser.add_argument
     add("--only", action="append", choices=list(PARTS), help="only this part; repeatable")
     add("--mentors", type=int, default=1_000_000, help="the largest population (%(default)s)")
     add("--share", type=int, action="append", help="per cent of the mentors who are due; repeatable (1, 100)")
-    add("--pushes", type=int, default=2_000, help="to a portal at once; half as many mails (%(default)s)")
+    add("--pushes", type=int, default=2_000, help="and half as many mails (%(default)s)")
     add("--rounds", type=int, default=3, help="of everything (%(default)s)")
     asked = parser.parse_args()
     sizes = {"rounds": asked.rounds, "mentors": asked.mentors, "pushes": asked.pushes}
-    # Not /tmp, which lies in memory on many systems: a commit there waits for no disk.
+    # Not /tmp, which is in memory on many systems, where a commit does not wait for a disk.
     with tempfile.TemporaryDirectory(prefix="certjob-bench-", dir="/var/tmp") as name:
         folder = Path(name)
         folder.chmod(0o755)  # root's PostgreSQL is another user
@@ -51,4 +50,4 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except KeyboardInterrupt:
-        sys.exit("make bench: broken off; its server and its folder are gone")
+        sys.exit("make bench: stopped; its server and its folder are deleted")

@@ -1,4 +1,4 @@
-"""What every part of the bench works with: a server with durable commits, databases full of mentors, and processes."""
+"""A server with durable commits, databases with many mentors, and processes."""
 
 import json
 import os
@@ -29,24 +29,19 @@ class Finished(NamedTuple):
     """A process that has ended."""
 
     seconds: float
-    """From before it was started until it was gone."""
     peak_mb: float
-    """The most memory it had at once."""
     document: dict[str, Any]
-    """What it printed, if that was JSON."""
+    """Its output, if that is JSON."""
 
 
 def run(command: Sequence[str | Path], *, settings: Mapping[str, str] | None = None) -> Finished:
-    """Run a program as cron would, with no settings but these; raises RuntimeError if it does not end with 0."""
+    """Run a program with these settings only. Raises RuntimeError if it does not exit with 0."""
     environment = {"HOME": tempfile.gettempdir(), "PATH": "/usr/bin:/bin", **(settings or {})}
-    with (
-        tempfile.TemporaryFile() as output,
-        tempfile.TemporaryFile() as errors,
-    ):  # pipes would have to be read meanwhile
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:  # pipes would need a reader
         streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": errors}
         began = time.perf_counter()
         process = subprocess.Popen(list(map(str, command)), env=environment, cwd=tempfile.gettempdir(), **streams)
-        _, status, usage = os.wait4(process.pid, 0)  # the memory of this very child
+        _, status, usage = os.wait4(process.pid, 0)  # with the memory of this child
         took = time.perf_counter() - began
         process.returncode = os.waitstatus_to_exitcode(status)
         output.seek(0)
@@ -60,52 +55,45 @@ def run(command: Sequence[str | Path], *, settings: Mapping[str, str] | None = N
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bench:
-    """The server, and how much is asked for."""
+    """The server, and the sizes of the command line."""
 
     cluster: Cluster
     folder: Path
-    """Removed at the end."""
     rounds: int
     mentors: int
-    """The largest population."""
     shares: Sequence[int]
-    """Per cent of the mentors who are due."""
+    """Due mentors in per cent."""
     pushes: int
-    """Pushes beside Procrastinate, twice the mails."""
     began: float = field(default_factory=time.monotonic)
 
     def say(self, text: str) -> None:
-        """Tell whoever waits what is going on."""
         print(f"[{time.monotonic() - self.began:6.0f} s] {text}", file=sys.stderr, flush=True)
 
     def connect(self, name: str) -> Connection:
-        """certjob's own kind of connection, in its schema."""
         connection = database.connect(self.cluster.url(name))
         connection.execute("SET search_path = certjob, public, pg_temp")
         return connection
 
     @contextmanager
     def copy(self, template: str = TEMPLATE, name: str = "bench_copy") -> Iterator[str]:
-        """A copy of a database, its pages in the system's cache, nothing left to be written; yields its name."""
+        """Copy a database and write it to disk; yield the name of the copy."""
         with self.cluster.fresh_database(name, template=template):
             with self.connect(name) as connection:
                 connection.execute("CHECKPOINT")
             yield name
 
     def certjob(self, *arguments: str, name: str = "", settings: Mapping[str, str] | None = None) -> Finished:
-        """The installed command, on the database of this name."""
+        """Run the installed command on this database."""
         where = {"CERTJOB_DATABASE_URL": self.cluster.url(name)} if name else {}
         return run([installed_command(), *arguments], settings={**where, **(settings or {})})
 
     def review(self, name: str, *options: str) -> Finished:
-        """A nightly run on the database of this name, without its deliveries, in a process of its own."""
-        settings = {"PYTHONPATH": str(ROOT)}
-        return run(
-            [sys.executable, "-m", "tests.benchmarks.review", self.cluster.url(name), *options], settings=settings
-        )
+        """Run a night without deliveries on this database, as a process."""
+        command = [sys.executable, "-m", "tests.benchmarks.review", self.cluster.url(name), *options]
+        return run(command, settings={"PYTHONPATH": str(ROOT)})
 
     def kept(self, name: str, template: str) -> Connection | None:
-        """A database that lasts as long as the server: a connection to it where it is new, to be filled."""
+        """Create a database that lasts as long as the server; return a connection to it, or None if it exists."""
         with self.connect("postgres") as admin:
             if admin.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,)).fetchone():
                 return None
@@ -114,7 +102,7 @@ class Bench:
 
     @contextmanager
     def populated(self, *, mentors: int, due_percent: int) -> Iterator[str]:
-        """A database in which so many are due, whom certjob has not seen yet, and all others settled; to be copied."""
+        """Yield a template in which so many mentors are due for the first time, and no others."""
         facts, settled = f"bench_facts_{mentors}", f"bench_settled_{mentors}"
         if (new := self.kept(facts, TEMPLATE)) is not None:
             with new:
@@ -123,7 +111,7 @@ class Bench:
             yield facts
             return
         if (new := self.kept(settled, facts)) is not None:
-            with new:  # a night is over for everybody, with everything delivered
+            with new:  # run a night for everyone, and deliver everything
                 set_based_night(new)
                 new.execute("UPDATE cert_notification_log SET status = 'sent', sent_at = now()")
                 new.execute("UPDATE portal_sync_events SET status = 'delivered', delivered_at = now()")
@@ -139,14 +127,14 @@ class Bench:
 
 
 def _leave_no_trace(connection: Connection) -> None:
-    """Tables as if they had never been anything else."""
+    """Remove old row versions."""
     tables = "mentors, certificates, mentor_pauses, certificate_transitions, cert_notification_log, portal_sync_events"
     connection.execute(f"VACUUM FULL {tables}".encode())
     connection.execute("VACUUM ANALYZE")
 
 
 def run_script(connection: Connection, name: str, **parameters: object) -> None:
-    """Run the statements of a file one by one, with the values written into them, as a hand would have it."""
+    """Run the statements of a file one by one, with literal values."""
     text = "\n".join(line for line in (SQL / name).read_text().splitlines() if not line.startswith("--"))
     with psycopg.ClientCursor(connection) as cursor:
         for statement in text.split(";\n"):
@@ -155,16 +143,15 @@ def run_script(connection: Connection, name: str, **parameters: object) -> None:
 
 
 def populate(connection: Connection, mentors: int) -> None:
-    """Facts alone."""
     run_script(connection, "population.sql", mentors=mentors, today=today())
     connection.execute("VACUUM ANALYZE")
 
 
 def set_based_night(connection: Connection) -> None:
-    """One night for everybody who is due, in one transaction, after a line in the ledger, as certjob's has one."""
+    """Run one night for all due mentors in one transaction."""
     run_id = uuid4()
-    ledger = "INSERT INTO job_runs (id, command, as_of, host, version) VALUES (%s, 'run', %s, 'bench', 'set-based SQL')"
-    connection.execute(ledger, (run_id, today()))
+    job_run = "INSERT INTO job_runs (id, command, as_of, host, version) VALUES (%s, 'run', %s, 'bench', 'set-based')"
+    connection.execute(job_run, (run_id, today()))
     with connection.transaction():
         connection.execute("SET LOCAL work_mem = '128MB'")
         run_script(connection, "set_based_night.sql", run_id=run_id, today=today())
@@ -172,14 +159,13 @@ def set_based_night(connection: Connection) -> None:
 
 @contextmanager
 def durable_cluster(folder: Path) -> Iterator[Cluster]:
-    """A server with durable commits, and shared_buffers as PostgreSQL's manual advises: a quarter of the memory.
+    """Yield a server with durable commits, and a quarter of the memory for shared_buffers, as its manual advises.
 
-    With the default, 128 MB, a million mentors do not fit: a night in the order of random ids then pays for a page that
-    is written out and read again at nearly every step, and says little about what certjob costs.
+    A million mentors do not fit into the default of 128 MB. Then nearly every step would read and write a page.
     """
     memory_mb = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**20
     buffers = {"shared_buffers": f"{min(max(memory_mb // 4, 128), 4_096)}MB"}
-    # No checkpoint begins in the middle of one side and not of the other: each copy of a template makes one before.
+    # No checkpoint starts during a measurement, because each copy of a template makes one before.
     with Cluster(folder, max_wal_size="8GB", checkpoint_timeout="1h", **buffers) as cluster:
-        cluster.restart()  # shared_buffers asks for it
+        cluster.restart()  # for shared_buffers
         yield cluster

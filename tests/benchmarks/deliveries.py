@@ -1,26 +1,21 @@
-"""What deliveries cost: pushes beside a bare loop and beside Procrastinate, mails, and reading the portal."""
+"""The cost of deliveries: pushes beside a bare loop, mails, and reading the portal."""
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from statistics import median
 
-from tests.benchmarks.bench import Bench, Finished, populate, run, run_script, set_based_night
-from tests.benchmarks.figures import Bar, Figure, Ratio, in_turns
+from tests.benchmarks.bench import ROOT, Bench, Finished, populate, run, run_script, set_based_night
+from tests.benchmarks.figures import Bar, Figure, in_turns
 from tests.support.command_line import today
 
-ROOT = Path(__file__).parents[2]
 SPEED_BAR = 0.9
-"""Of a bare loop, where a portal takes 200 ms for each answer."""
-PUSHES_BAR = 100
-"""A second, four at once, where it takes 20 ms."""
-MAILS_BAR = 100
-PROCRASTINATE_BAR = 3.0
+"""Of the speed of a bare loop, with answers after 200 ms."""
+PUSHES_BAR = MAILS_BAR = 100
+"""Per second, with answers after 20 ms."""
 AT_ONCE = 4
 CONTACTS, PAGES, DIFFERENT = 100_000, 20, 20
-"""What ``reconcile`` reads, and how many the portal shows wrongly."""
 RECONCILE_BAR_SECONDS, RECONCILE_BAR_MB = 5.0, 150.0
 
 _ALL_WITH_PORTAL = b"""
@@ -58,7 +53,7 @@ print(json.dumps({"seconds": time.perf_counter() - began}))
 
 @contextmanager
 def server(*arguments: str) -> Iterator[int]:
-    """One of ``tests.benchmarks.servers`` in a process of its own; yields its port."""
+    """Run a server of ``tests.benchmarks.servers`` as a process; yield its port."""
     command = [sys.executable, "-m", "tests.benchmarks.servers", *arguments]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -69,7 +64,7 @@ def server(*arguments: str) -> Iterator[int]:
 
 @contextmanager
 def with_events(bench: Bench, number: int) -> Iterator[str]:
-    """A database with so many events that are due, and nobody who is to be reviewed."""
+    """Yield the name of a database with so many due events and no due mentor."""
     with bench.copy(name="bench_events") as name:
         with bench.connect(name) as connection:
             populate(connection, number)
@@ -79,7 +74,7 @@ def with_events(bench: Bench, number: int) -> Iterator[str]:
 
 
 def deliver(bench: Bench, template: str, number: int, *, settings: Mapping[str, str]) -> float:
-    """Deliver what is queued in a copy of a database; return the seconds. Raises RuntimeError if not all arrived."""
+    """Deliver everything in a copy of a database; return the seconds. Raises RuntimeError if something is left."""
     with bench.copy(template) as name:
         done = bench.certjob("deliver", "--json", name=name, settings=settings).document
     if done["portal"]["delivered"] + done["reminders"]["sent"] != number:
@@ -88,43 +83,27 @@ def deliver(bench: Bench, template: str, number: int, *, settings: Mapping[str, 
 
 
 def portal_settings(port: int) -> dict[str, str]:
-    """A portal on loopback."""
     return {"CERTJOB_PORTAL_URL": f"http://127.0.0.1:{port}/", "CERTJOB_PORTAL_KEY": "key"}
 
 
-def _race(
-    bench: Bench,
-    name: str,
-    number: int,
-    theirs: Callable[[int], Finished],
-    *,
-    delay_ms: int = 0,
-) -> Ratio:
-    """Our pushes and theirs, which get the port, to a portal that takes so long."""
-    bench.say(f"{number} {name}")
-    with server("portal", str(delay_ms)) as port, with_events(bench, number) as template:
-        return in_turns(
-            lambda: deliver(bench, template, number, settings=portal_settings(port)),
-            lambda: float(theirs(port).document["seconds"]),
-            rounds=bench.rounds,
-            of_speeds=True,
-        )
-
-
 def run_pushes(bench: Bench) -> list[Figure]:
-    """Answers after 20 and 200 ms, as the function and Dataverse give them."""
+    """Push to a portal that answers after 20 or 200 ms, as the function and Dataverse do."""
     return [_pushes(bench, delay_ms) for delay_ms in (20, 200)]
 
 
 def _pushes(bench: Bench, delay_ms: int) -> Figure:
     number = max(bench.pushes * AT_ONCE * 5 // delay_ms // 2, 10)  # five seconds of answers: a rate, not a start
-    name = f"pushes, {delay_ms} ms answers, {AT_ONCE} at once"
-
-    def bare(port: int) -> Finished:
-        return run([sys.executable, "-c", _BARE_PUSHES, f"http://127.0.0.1:{port}/", str(AT_ONCE), str(number)])
-
-    ratio = _race(bench, name, number, bare, delay_ms=delay_ms)
-    speed, possible = number / median(ratio.ours), AT_ONCE * 1000 / delay_ms
+    name, possible = f"pushes, {delay_ms} ms answers, {AT_ONCE} at once", AT_ONCE * 1000 / delay_ms
+    bench.say(f"{number} {name}")
+    with server("portal", str(delay_ms)) as port, with_events(bench, number) as template:
+        bare = [sys.executable, "-c", _BARE_PUSHES, f"http://127.0.0.1:{port}/", str(AT_ONCE), str(number)]
+        ratio = in_turns(
+            lambda: deliver(bench, template, number, settings=portal_settings(port)),
+            lambda: float(run(bare).document["seconds"]),
+            rounds=bench.rounds,
+            of_speeds=True,
+        )
+    speed = number / median(ratio.ours)
     bars = {20: Bar(value=speed, unit="pushes/s", at_least=PUSHES_BAR), 200: ratio.bar(at_least=SPEED_BAR)}
     return Figure(
         name=name,
@@ -136,34 +115,8 @@ def _pushes(bench: Bench, delay_ms: int) -> Figure:
     )
 
 
-def run_procrastinate(bench: Bench) -> list[Figure]:
-    """The same pushes as jobs of Procrastinate, which is installed for it into a folder of the bench."""
-    folder, number = bench.folder / "procrastinate", bench.pushes
-    name = f"{number:,} pushes, 0 ms answers, {AT_ONCE} at once"
-    words = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target", str(folder), "procrastinate")
-    if subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False).returncode:
-        return [Figure(name=name, ours="", notes="procrastinate could not be installed")]
-
-    def theirs(port: int) -> Finished:
-        worker = Path(__file__).with_name("procrastinate_worker.py")
-        with bench.copy(name="bench_procrastinate") as fresh:
-            urls = bench.cluster.url(fresh), f"http://127.0.0.1:{port}/"
-            return run([sys.executable, worker, folder, *urls, str(number), str(AT_ONCE)])
-
-    ratio = _race(bench, "pushes, beside Procrastinate", number, theirs)
-    return [
-        Figure(
-            name=name,
-            ours=f"{number / median(ratio.ours):,.0f} pushes/s",
-            reference=f"{number / median(ratio.reference):,.0f} pushes/s, its worker",
-            ratio=ratio,
-            bars=[ratio.bar(at_least=PROCRASTINATE_BAR)],
-        )
-    ]
-
-
 def run_mails(bench: Bench) -> list[Figure]:
-    """One message after the other, each settled by a durable commit before the next."""
+    """Send mails one after the other, each with a durable commit before the next."""
     number = bench.pushes // 2
     with server("mail") as port, bench.copy(name="bench_mails") as template:
         with bench.connect(template) as connection:
@@ -181,7 +134,7 @@ def run_mails(bench: Bench) -> list[Figure]:
 
 
 def run_reconcile(bench: Bench) -> list[Figure]:
-    """100,000 contacts, 20 of which somebody has hidden by hand."""
+    """Reconcile 100,000 contacts, 20 of which someone has hidden by hand."""
     contacts = bench.folder / "visible.txt"
     bench.say(f"reconcile, {CONTACTS:,} contacts")
     done: list[Finished] = []

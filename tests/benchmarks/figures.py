@@ -1,4 +1,4 @@
-"""A figure, what it is compared with, and how the table shows it."""
+"""Figures, their references and targets, and the table."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from statistics import median
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bar:
-    """What a quantity has to be at most, or at least."""
+    """A quantity and its limit."""
 
     value: float
     unit: str
@@ -26,12 +26,12 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """The seconds of each round, ours and the reference's."""
+    """The seconds of each round, for certjob and for the reference."""
 
     ours: Sequence[float]
     reference: Sequence[float]
     of_speeds: bool = False
-    """So that 0.85 means 85 % of the reference's speed."""
+    """0.85 means 85 % of the reference's speed."""
 
     @property
     def rounds(self) -> list[float]:
@@ -39,7 +39,6 @@ class Ratio:
         return [theirs / mine if self.of_speeds else mine / theirs for mine, theirs in pairs]
 
     def bar(self, *, at_most: float | None = None, at_least: float | None = None) -> Bar:
-        """A bar for the median."""
         return Bar(value=median(self.rounds), unit="×", at_most=at_most, at_least=at_least)
 
 
@@ -49,9 +48,7 @@ class Figure:
 
     name: str
     ours: str
-    """What certjob did, with its unit."""
     reference: str = ""
-    """What it is compared with, likewise."""
     ratio: Ratio | None = None
     bars: Sequence[Bar] = ()
     notes: str = ""
@@ -64,20 +61,14 @@ class Figure:
         rounds = self.ratio.rounds if self.ratio is not None else []
         ratio = f"{median(rounds):.2f}" if rounds else ""
         spread = f"{min(rounds):.2f}–{max(rounds):.2f}" if len(rounds) > 1 else ""
-        return (
-            self.name,
-            self.ours,
-            self.reference,
-            ratio,
-            spread,
-            "; ".join(filter(None, [*map(str, self.bars), self.notes])),
-        )
+        bars = "; ".join(filter(None, [*map(str, self.bars), self.notes]))
+        return self.name, self.ours, self.reference, ratio, spread, bars
 
 
 def in_turns(
     ours: Callable[[], float], reference: Callable[[], float], *, rounds: int, of_speeds: bool = False
 ) -> Ratio:
-    """Run both sides, which return the seconds that count, in turns: A B, B A, A B, …"""
+    """Run both sides, which return their seconds, in turns: A B, B A, A B, …"""
     sides: tuple[list[float], list[float]] = ([], [])
     for number in range(rounds):
         for side in ((0, 1), (1, 0))[number % 2]:
@@ -86,7 +77,7 @@ def in_turns(
 
 
 def table(figures: Sequence[Figure]) -> str:
-    """The figures as text in columns, one line each."""
+    """Return the figures as text, one line each."""
     heads = ("what", "certjob", "reference", "ratio", "spread", "bars and notes")
     rows = [heads, *(figure.cells() for figure in figures)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(heads) - 1)]

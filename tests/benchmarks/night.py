@@ -1,4 +1,4 @@
-"""What a start and a night cost: nothing when nothing is due, and little more than bare SQL for whoever is."""
+"""The cost of a start, of a night without a due mentor, and of a night beside set-based SQL."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +12,6 @@ from tests.benchmarks.figures import Bar, Figure, Ratio, in_turns
 
 HELP_BAR_SECONDS = 0.4
 MEMORY_BAR_MB = 120
-"""A night's memory, however many are due."""
 NOTHING_DUE_BAR_SECONDS = 1.0
 FLAT_BAR = 1.2
 SOME_DUE_BAR, ALL_DUE_BAR = 1.0, 2.0
@@ -31,11 +30,11 @@ _STATE = {
         " claim_contact_id IS NULL, delivered_at IS NULL, last_error, run_id IS NULL"
     ),
 }
-"""The whole state that a night writes; of what differs by itself (times, the run), whether it is there."""
+"""Everything that a night writes, without times and runs, which always differ."""
 
 
 def run_start_up(bench: Bench) -> list[Figure]:
-    """The help. Three times as many rounds, because each takes no time."""
+    """Measure `certjob --help` in three times as many rounds."""
     bench.say("certjob --help")
     bench.certjob("--help")
     took = median(bench.certjob("--help").seconds for _ in range(3 * bench.rounds))
@@ -44,7 +43,7 @@ def run_start_up(bench: Bench) -> list[Figure]:
 
 
 def run_nothing_due(bench: Bench) -> list[Figure]:
-    """The same night at three sizes, in turns with the smallest: growth has to be flat."""
+    """Run a night at three sizes, in turns: the size must not matter."""
     sizes = sorted({max(bench.mentors // part, 1) for part in (100, 10, 1)})
     nights: dict[int, list[Finished]] = {size: [] for size in sizes}
     with ExitStack() as stack:
@@ -74,7 +73,7 @@ def _quiet_figure(size: int, nights: list[Finished], *, smallest: list[Finished]
 
 
 def run_due(bench: Bench) -> list[Figure]:
-    """Some or all of the mentors due, against set-based SQL."""
+    """Run nights with some or all mentors due, in turns with set-based SQL."""
     return [_due(bench, percent) for percent in bench.shares]
 
 
@@ -91,13 +90,12 @@ def _due(bench: Bench, percent: int) -> Figure:
 
     def ours(name: str) -> float:
         bench.say("  certjob's night")
-        # From one mentor in ten on it is no normal night, and the guards would hold it back.
+        # The guards hold a night with a tenth of the mentors.
         allowed = ["--allow-everything"] if percent >= 10 else []
         nights.append(bench.review(name, *allowed))
         document = nights[-1].document
         if document["mentors"]["reviewed"] != due:
-            message = f"{due} mentors were due, but: {document}"
-            raise RuntimeError(message)
+            raise RuntimeError(str(document))
         return float(document["duration_seconds"])
 
     bench.say(f"{due:,} of {bench.mentors:,} mentors due")
@@ -108,7 +106,7 @@ def _due(bench: Bench, percent: int) -> Figure:
     ):
 
         def on_a_copy(kept: ExitStack, name: str, work: Callable[[str], float]) -> float:
-            kept.close()  # the last copies stay, to be compared
+            kept.close()  # it keeps the last copy for the comparison
             return work(kept.enter_context(bench.copy(template, name)))
 
         ratio = in_turns(
@@ -133,7 +131,7 @@ def _due(bench: Bench, percent: int) -> Figure:
 
 
 def compare_states(one: Connection, other: Connection) -> int:
-    """Compare every row of two databases and return how many there are; raises RuntimeError if one differs."""
+    """Compare all rows of two databases, and return their number. Raises RuntimeError if one differs."""
     rows = 0
     for table, columns in _STATE.items():
         order = ", ".join(str(number + 1) for number in range(columns.count(",") + 1))

@@ -1,4 +1,4 @@
-"""A program of its own: the review of one nightly run without its deliveries; prints the run's document as JSON."""
+"""A program that runs one night without deliveries, and prints its document as JSON."""
 
 import json
 import sys

@@ -1,8 +1,8 @@
-"""A portal and a mail server that answer at once, or after so many milliseconds, and cost next to nothing.
+"""A fast portal and a fast mail server.
 
-``servers.py portal DELAY_MS [FILE]`` echoes what is wanted of each contact, and lists the contacts of the file, one
-in a line and in order, 5,000 a page; ``servers.py mail`` takes every message. Each prints its port, and ends with its
-standard input.
+``servers.py portal DELAY_MS [FILE]`` confirms every push, and lists the contacts of the file, one per line and in
+order, in pages of 5,000; ``servers.py mail`` takes every message. Each prints its port, and ends with its standard
+input.
 """
 
 import asyncio
@@ -17,7 +17,6 @@ PAGE = 5000
 
 
 async def portal(reader: StreamReader, writer: StreamWriter, *, delay_ms: str, file: str = "") -> None:
-    """One connection, one request after the other."""
     visible = Path(file).read_text().split() if file else []
     while True:
         head = await reader.readuntil(b"\r\n\r\n")
@@ -38,7 +37,6 @@ async def portal(reader: StreamReader, writer: StreamWriter, *, delay_ms: str, f
 
 
 async def mail(reader: StreamReader, writer: StreamWriter) -> None:
-    """One session, without TLS and login."""
     writer.write(b"220 sink\r\n")
     while line := await reader.readline():
         verb = line[:4].upper()
@@ -52,7 +50,7 @@ async def serve(kind: str, *arguments: str) -> None:
     """Answer until standard input ends."""
 
     async def talk(reader: StreamReader, writer: StreamWriter) -> None:
-        with suppress(asyncio.IncompleteReadError, ConnectionError):  # that is a caller who is gone
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
             if kind == "mail":
                 await mail(reader, writer)
             else:
