@@ -1,1 +1,1 @@
-"""Plan, guard, apply: mentors and certificates are brought to the state that the rules ask for."""
+"""Plan, guard and apply the changes that the rules decide."""

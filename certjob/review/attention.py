@@ -1,7 +1,4 @@
-"""What needs attention, counted: one list, which alerts, status, digests and a run at its end all read.
-
-The list is what the database's function ``current_alerts`` returns.
-"""
+"""Count the alerts. The database's function ``current_alerts`` returns them for runs, reports and digests."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +12,7 @@ from certjob.domain import holds
 
 
 class Kind(StrEnum):
-    """The kinds of alerts, the most harmful first."""
+    """The kinds of alerts, in the order of harm."""
 
     NO_FULL_RUN = "no_full_run"
     HELD = "held"
@@ -30,7 +27,7 @@ class Kind(StrEnum):
     WAITING_DIGESTS = "waiting_digests"
 
 
-WORDS: Mapping[Kind, tuple[str, str]] = {
+_WORDS: Mapping[Kind, tuple[str, str]] = {
     Kind.NO_FULL_RUN: ("full run is overdue", "full runs are overdue"),
     Kind.HELD: ("organisation is held", "organisations are held"),
     Kind.NEVER_REVIEWED: ("mentor could not be reviewed", "mentors could not be reviewed"),
@@ -46,42 +43,42 @@ WORDS: Mapping[Kind, tuple[str, str]] = {
     Kind.WAITING_REMINDERS: ("reminder has waited for more than a day", "reminders have waited for more than a day"),
     Kind.WAITING_DIGESTS: ("digest has waited for more than a day", "digests have waited for more than a day"),
 }
-"""How a line about one, and about several, goes on after the number."""
+"""The words after a number, singular and plural."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Count:
-    """How much there is of one kind."""
+    """The number of alerts of one kind."""
 
     number: int = 0
     new: int = 0
-    """How many became an alert after the given moment."""
+    """Alerts since the given time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attention:
-    """What needs attention at one moment."""
+    """The numbers of alerts at one time, and the lines that a run prints about some of them."""
 
     counts: Mapping[Kind, Count]
-    """Every kind, the most harmful first."""
+    """Every kind, in the order of harm."""
     read_at: datetime
-    """By the database's clock."""
+    """The time of the database's clock."""
     acknowledged: int = 0
-    """How many someone knows about; they are counted nowhere else."""
+    """Acknowledged alerts. The other numbers are without them."""
     held: Sequence[str] = ()
-    """A line for each hold of a guard, whichever run held it."""
+    """A line for each hold of a guard in any run."""
     known_mentors: frozenset[UUID] = frozenset()
-    """The mentors without a review whom someone knows about."""
+    """Mentors without a review whose alert is acknowledged."""
     overdue: str = ""
-    """That no full run has finished for 26 hours, since when, and what has ended since; empty if one has."""
+    """The line about an overdue full run; empty if a full run has finished within 26 hours."""
 
     @property
     def numbers(self) -> dict[str, int]:
-        """Return how many alerts there are of each kind."""
+        """Return the number of alerts by kind."""
         return {str(kind): count.number for kind, count in self.counts.items()}
 
     def lines(self, *, only_new: bool = False) -> dict[Kind, str]:
-        """Return one line for each kind; ``only_new`` leaves out what was there before."""
+        """Return one line for each kind that has alerts, or with ``only_new`` new alerts."""
         lines = {
             kind: f"{in_words(kind, count.number)}{_how_many_new(count) if only_new else ''}; see `certjob alerts`"
             for kind, count in self.counts.items()
@@ -91,13 +88,13 @@ class Attention:
 
 
 def summarize(numbers: Mapping[str, int]) -> str:
-    """Return how much there is of each kind, in one line; empty if there is nothing."""
+    """Return the numbers of all kinds in one line; empty if there are no alerts."""
     return ", ".join(in_words(Kind(kind), number) for kind, number in numbers.items() if number)
 
 
 def in_words(kind: Kind, number: int) -> str:
-    """Return how many there are of a kind."""
-    singular, plural = WORDS[kind]
+    """Return the number of alerts of a kind in words."""
+    singular, plural = _WORDS[kind]
     return f"{number:,} {singular if number == 1 else plural}"
 
 
@@ -106,22 +103,22 @@ def _how_many_new(count: Count) -> str:
 
 
 def read_attention(connection: Connection, *, today: date, new_since: datetime | None = None) -> Attention:
-    """Count what needs attention, and what of it is new since a moment (None: all of it)."""
+    """Count the alerts, and those that are new since a time (None: all of them)."""
     read_at = database.clock(connection)
     rows = database.fetch(connection, "count_attention", {"today": today, "new_since": new_since or "-infinity"})
     found = {Kind(kind): Count(number=number, new=new) for kind, number, new, _ in rows}
-    told = database.fetch(connection, "read_told_alerts", {"today": today})
+    single = database.fetch(connection, "read_single_alerts", {"today": today})
     return Attention(
         counts={kind: found.get(kind, Count()) for kind in Kind},
         read_at=read_at,
         acknowledged=sum(acknowledged for *_, acknowledged in rows),
         held=[
             holds.in_words(what, organisation, error, allow=number)
-            for kind, organisation, what, error, number, _ in told
+            for kind, organisation, what, error, number, _ in single
             if kind == "held"
         ],
-        known_mentors=frozenset(mentor_id for kind, *_, mentor_id in told if kind == "never_reviewed"),
+        known_mentors=frozenset(mentor_id for kind, *_, mentor_id in single if kind == "never_reviewed"),
         overdue="".join(
-            f"{error}; run `certjob run`, then check cron" for kind, *_, error, _, _ in told if kind == "no_full_run"
+            f"{error}; run `certjob run`, then check cron" for kind, *_, error, _, _ in single if kind == "no_full_run"
         ),
     )

@@ -1,7 +1,7 @@
-"""CertificationManagementService: brings certificates and mentors to the state that the rules ask for.
+"""CertificationManagementService reviews mentors and applies the decisions of the rules.
 
-The unit of work and of locking is one mentor. Several runs at once share the work, nobody waits for anybody's fact row,
-and each chunk commits state, audit and intents together.
+The unit of work is one mentor, who is locked during the review. Parallel runs share the work. A run does not wait for a
+certificate or pause that another session has locked; it skips the mentor. Each chunk is one transaction.
 """
 
 import time
@@ -23,22 +23,22 @@ from certjob.review.plan import LOCKED, ReviewCounts, decide_each
 from certjob.stopping import StopFlag
 
 LOCK_TIMEOUT_MS = 500
-"""The net under apply: a chunk that waits longer for anything is redone mentor by mentor."""
+"""A chunk that waits longer than this for a lock is repeated one mentor at a time."""
 WAIT_FOR_LOCKS_SECONDS = 30.0
-"""How long a run goes on after its first pass for mentors who are still due."""
+"""How long a run keeps retrying mentors who are still due after its first pass."""
 _POLL_SECONDS = 0.25
-MOST_REASON = 500
-"""Characters of a reason that are stored."""
+_LONGEST_REASON = 500
+"""Maximum length of a stored reason in characters."""
 
 _BROKEN_DATA = (psycopg.IntegrityError, psycopg.DataError, psycopg.errors.RaiseException)
-"""What the database says to one mentor's data, not to the whole night."""
+"""Database errors that come from one mentor's data and do not stop the run."""
 
 Key = tuple[UUID, str]
-"""A mentor's place in the walk through all who are due: the id, and review_on as text."""
+"""A mentor's position in the order of due mentors: the id, and ``review_on`` as text."""
 
 
 class CertificationManagementService:
-    """Reviews mentors and applies what the rules decide."""
+    """Reviews mentors and applies the decisions of the rules."""
 
     def __init__(
         self,
@@ -57,14 +57,14 @@ class CertificationManagementService:
         self._stop = stop
         self._on_progress = on_progress
         self._staying_due: set[UUID] = set()
-        """Mentors who were reviewed and stay due on purpose: the guard holds their reminders."""
+        """Reviewed mentors who stay due because the guard holds their reminders."""
         self.counts = ReviewCounts()
 
     def apply_due(self, organisation_id: UUID | None = None) -> ReviewCounts:
-        """Review every due mentor, chunk by chunk, each chunk in one transaction.
+        """Review every due mentor in chunks, one transaction per chunk, and return the counts.
 
-        One pass reviews all whom no other session holds. Those who are still due after it are tried again for a
-        bounded time, then counted as skipped. What was held, and whom nobody could review, is written down. Raises
+        The first pass skips locked mentors. Mentors who are still due after it are retried for WAIT_FOR_LOCKS_SECONDS
+        and then counted as skipped. Holds and mentors without a review are stored for the alerts. Raises
         StoppedBySignalError between chunks.
         """
         self._guard.store(run_id=self._run_id)
@@ -82,7 +82,7 @@ class CertificationManagementService:
         return self.counts
 
     def apply_open_pushes(self) -> None:
-        """Review the due mentors who have an open push, once. Raises StoppedBySignalError between chunks."""
+        """Review the due mentors with an open push, once. Raises StoppedBySignalError between chunks."""
         with transaction(self._connection, lock_timeout_ms=LOCK_TIMEOUT_MS):
             rows = database.fetch(self._connection, "find_due_open_pushes", {"today": self._today})
             if rows:
@@ -92,10 +92,10 @@ class CertificationManagementService:
             self._pass(None, ids=[mentor_id for (mentor_id,) in rows])
 
     def review_one(self, mentor_id: UUID, *, then: Callable[[Decision], None]) -> bool:
-        """Review one mentor, due or not, in its own transaction; ``then`` writes in it too, last.
+        """Review one mentor, due or not, and call ``then`` at the end of the same transaction.
 
-        False when another session has locked the mentor or one of its fact rows; nothing is written then.
-        A broken mentor is noted, and ``then`` is not called.
+        Returns False, without any change, if another session has locked the mentor or one of its certificates or
+        pauses. If the mentor's data are broken, ``then`` is not called and ``counts.broken`` has the reason.
         """
         try:
             with transaction(self._connection, lock_timeout_ms=LOCK_TIMEOUT_MS, by_index=True):
@@ -112,9 +112,9 @@ class CertificationManagementService:
         return True
 
     def _pass(self, organisation_id: UUID | None, *, ids: Sequence[UUID] | None = None) -> None:
-        """Review the due mentors, or those of them with these ids, chunk by chunk in the order of their keys.
+        """Review the due mentors, or only those in ``ids``, in chunks and in the order of their keys.
 
-        Each is met once, so a pass ends even if some stay due.
+        A pass visits each mentor once, so it ends even if some stay due.
         """
         after_review, after_id = reading.BEFORE_EVERY_MENTOR
         while True:
@@ -134,24 +134,17 @@ class CertificationManagementService:
             after_id, after_review = keys[-1]
 
     def _review_chunk(self, due: dict[str, object]) -> list[Key]:
-        """Lock a chunk, decide, write, commit. Return the keys that were locked.
+        """Review and commit one chunk; return the keys of the locked mentors.
 
-        When another session's lock or one mentor's data are in the way, the chunk is redone mentor by mentor; when the
-        server was restarted meanwhile, as a whole.
+        After a lock conflict or an error in one mentor's data, the chunk is repeated one mentor at a time.
         """
         keys: list[Key] = []
-
-        def lock_and_review() -> Written:
-            nonlocal keys
-            keys = []
-            with transaction(self._connection, lock_timeout_ms=LOCK_TIMEOUT_MS, by_index=True):
-                keys = database.fetch(self._connection, "lock_due_mentors", due)
-                return self._review_locked([mentor_id for mentor_id, _ in keys])
-
         give_up_at = time.monotonic() + WAIT_FOR_LOCKS_SECONDS
         while True:
             try:
-                self._count(lock_and_review())
+                with transaction(self._connection, lock_timeout_ms=LOCK_TIMEOUT_MS, by_index=True):
+                    keys = database.fetch(self._connection, "lock_due_mentors", due)
+                    written = self._review_locked([mentor_id for mentor_id, _ in keys])
             except (*CONTENTION, *_BROKEN_DATA) as error:
                 if keys:
                     break
@@ -160,6 +153,7 @@ class CertificationManagementService:
                     raise DatabaseUnavailableError(message, next_step="end that session and run again") from error
                 self._stop.sleep(_POLL_SECONDS)
             else:
+                self._count(written)
                 return keys
         for mentor_id, _ in keys:
             self._stop.check()
@@ -167,36 +161,34 @@ class CertificationManagementService:
         return keys
 
     def _review_alone(self, mentor_id: UUID) -> None:
-        """Review one mentor of a chunk that failed. Whose row another session has locked stays due."""
-
-        def lock_and_review() -> Written:
+        """Review one mentor of a failed chunk. A locked mentor stays due: a later pass retries, or the run names it."""
+        try:
             with transaction(self._connection, lock_timeout_ms=LOCK_TIMEOUT_MS, by_index=True):
                 locked = database.fetch(self._connection, "lock_due_mentor", {"id": mentor_id, "today": self._today})
-                return self._review_locked([mentor_id for (mentor_id,) in locked])
-
-        try:
-            self._count(lock_and_review())
+                written = self._review_locked([mentor_id for (mentor_id,) in locked])
         except CONTENTION:
-            return  # it stays due: a later pass finds it, or the run names it as skipped
+            return
         except _BROKEN_DATA as error:
             self.counts.broken[mentor_id] = f"{type(error).__name__}: {error.diag.message_primary or error}"
+        else:
+            self._count(written)
 
     def _review_locked(self, ids: Sequence[UUID]) -> Written:
-        """Read the facts in a newer snapshot than the lock's, decide, write what the guard admits.
+        """Read the facts of locked mentors, decide, and write the decisions that the guard admits.
 
-        A mentor of whom another session has locked a fact row is left out and stays due.
+        Another statement than the locking one reads the facts, because facts read with it could be older than the lock.
+        A mentor with a locked certificate or pause is skipped and stays due.
         """
         if not ids:
             return Written(decisions=())
         read = reading.read(self._connection, ids, lock=True)
         decisions, broken = decide_each(read, self._today)
         self.counts.broken |= broken
-        admitted = self._guard.admit(decisions)
-        self._guard.count(admitted)
+        admitted = self._guard.admit(decisions, count=True)
         return write_decisions(self._connection, admitted, today=self._today, run_id=self._run_id, guard=self._guard)
 
     def _count(self, written: Written) -> None:
-        """Count what is committed now."""
+        """Count a committed transaction and store the new holds."""
         counts = self.counts
         for decision in written.decisions:
             counts.add(decision)
@@ -208,31 +200,27 @@ class CertificationManagementService:
             self._on_progress(counts.reviewed)
 
     def _still_due(self, organisation_id: UUID | None) -> list[UUID]:
-        """Mentors whom this run should have reviewed and has not: locked by another session, or changed since."""
-        rows = database.fetch(
-            self._connection,
-            "find_due_mentors",
-            {
-                "today": self._today,
-                "organisation_id": organisation_id,
-                "held": [organisation_id for organisation_id, _ in self._guard.held],
-                "done": [*self.counts.broken, *self._staying_due],
-            },
-        )
-        return [mentor_id for (mentor_id,) in rows]
+        """Return the mentors who are still due: locked by another session, or changed since their review."""
+        asked = {
+            "today": self._today,
+            "organisation_id": organisation_id,
+            "held": [held_id for held_id, _ in self._guard.held],
+            "done": [*self.counts.broken, *self._staying_due],
+        }
+        return [mentor_id for (mentor_id,) in database.fetch(self._connection, "find_due_mentors", asked)]
 
     def _store_problems(self, organisation_id: UUID | None) -> None:
-        """Write down whom this run could not review, and why; delete what it would have held, or found, and did not."""
+        """Store the mentors without a review and the reasons, and delete holds and problems that are over."""
         problems = {**dict.fromkeys(self.counts.skipped, LOCKED), **self.counts.broken}
         found = {
             "ids": list(problems),
-            "reasons": [reason[:MOST_REASON] for reason in problems.values()],
+            "reasons": [reason[:_LONGEST_REASON] for reason in problems.values()],
             "today": self._today,
             "run_id": self._run_id,
         }
         held = {
             "organisation_id": organisation_id,
-            "held": [organisation_id for organisation_id, _ in self._guard.held],
+            "held": [held_id for held_id, _ in self._guard.held],
             "whats": [what for _, what in self._guard.held],
         }
         over = {"organisation_id": organisation_id, "found": list(problems)}

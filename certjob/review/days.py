@@ -1,4 +1,4 @@
-"""Whether the day that a run goes by can be believed: a wrong one pauses, hides and mails."""
+"""Check the date of a run. On a wrong date it would pause, hide and mail people by mistake."""
 
 from datetime import date, tzinfo
 from uuid import UUID
@@ -10,13 +10,13 @@ from certjob.outbox.claims import StageStop
 
 
 def last_run_date(connection: Connection) -> date | None:
-    """Return the date of the last nightly run that came to its end; None: there was none."""
+    """Return the date of the last finished full run."""
     last: date | None = database.fetch_value(connection, "read_last_run_date")
     return last
 
 
 def refuse_earlier_date(connection: Connection, today: date) -> None:
-    """Raise ConfigurationError after a full run on a later date, whether it ended or not."""
+    """Raise ConfigurationError after a full run on a later date, even an unfinished one."""
     later: date | None = database.fetch_value(connection, "find_later_full_run", {"today": today})
     if later is not None:
         message = f"today would be {today}, but the last night was run for {later}"
@@ -27,9 +27,9 @@ def refuse_earlier_date(connection: Connection, today: date) -> None:
 
 
 def refuse_wrong_day(connection: Connection, today: date, *, zone: tzinfo, accept_date: date | None) -> None:
-    """Raise ClocksDisagreeError or, on a day before the last run's, ConfigurationError.
+    """Raise ClocksDisagreeError or, before the day of an earlier full run, ConfigurationError.
 
-    With ``accept_date``, a person has said that ``today`` is right. Raises ConfigurationError if it is another date.
+    With ``accept_date``, a person has confirmed the date. Raises ConfigurationError if it is not today.
     """
     if accept_date is None:
         database.read_clocks(connection).require_same_day(zone)
@@ -40,30 +40,25 @@ def refuse_wrong_day(connection: Connection, today: date, *, zone: tzinfo, accep
 
 
 def why_wrong_day(connection: Connection, today: date, *, zone: tzinfo, accept_date: date | None) -> StageStop | None:
-    """Return why this day cannot be believed, so that only hides may go out; None if it can.
-
-    Raises ConfigurationError if ``accept_date`` is not today.
-    """
-    if accept_date is not None:
-        refuse_wrong_day(connection, today, zone=zone, accept_date=accept_date)
-        return None
+    """Return why only hides may be sent today, or None. Raises ConfigurationError if ``accept_date`` is not today."""
     try:
         refuse_wrong_day(connection, today, zone=zone, accept_date=accept_date)
     except ConfigurationError as error:
+        if accept_date is not None:
+            raise
         reason = f"{error}; until then no mail is sent and no mentor is shown on the portal"
         return StageStop(stage="mail", code=StageEnd.CLOCKS_DISAGREE, reason=reason)
     return None
 
 
 def looks_at_everybody(connection: Connection, today: date) -> bool:
-    """Return whether a night on ``today`` must review every mentor, due or not.
+    """Return whether a full run must review every mentor, because an earlier run had a wrong, later date.
 
-    So it is after something ran on a later date, on a wrong clock: it noted when to look at each mentor again, and
-    those days are wrong. The first full night on the right date corrects that.
+    That run stored wrong days of the next review. The first full run on the right date corrects them.
     """
     return bool(database.fetch_value(connection, "find_later_run", {"today": today}))
 
 
 def make_everybody_due(connection: Connection, organisation_id: UUID | None) -> None:
-    """Make every mentor (of one organisation, or of all) due now, inside the caller's transaction."""
+    """Make every mentor of one organisation, or of all, due in the caller's transaction."""
     database.execute(connection, "review_everybody", {"organisation_id": organisation_id})

@@ -1,4 +1,4 @@
-"""What the rules decided, written: status, audit, pauses and intents of one chunk, in the caller's transaction."""
+"""Write the decisions of a chunk in the caller's transaction: statuses, audit, pauses and intents."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from certjob.review.pauses import PauseManagementService
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Written:
-    """What one transaction wrote, to be counted once it is committed."""
+    """The result of one transaction, counted after its commit."""
 
     decisions: Sequence[Decision]
     staying_due: frozenset[UUID] = frozenset()
@@ -27,9 +27,9 @@ class Written:
 def write_decisions(
     connection: Connection, decisions: Sequence[Decision], *, today: date, run_id: UUID, guard: MassChangeGuard
 ) -> Written:
-    """Write decisions about mentors whose rows the transaction has locked, the mentors' rows last.
+    """Write decisions about mentors that the transaction has locked, with the rows of mentors last.
 
-    The guard may hold new reminders back; everything else is written.
+    New reminders that the guard holds are not written.
     """
     if not decisions:
         return Written(decisions=())

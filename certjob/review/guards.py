@@ -1,4 +1,4 @@
-"""The guards against a wrong clock or a wrong import: they hold back surprising changes, and too many reminders.
+"""The guards against a wrong clock or a wrong import: they hold surprising changes, and too many reminders.
 
 A change is surprising if the last review did not foresee it. Surprising changes are counted for each organisation and
 kind, together with those of the last 20 hours: before the first chunk, and again in each chunk.
@@ -7,6 +7,7 @@ kind, together with those of the last 20 hours: before the first chunk, and agai
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date
+from functools import partial
 from uuid import UUID
 
 from certjob import database
@@ -26,41 +27,41 @@ _WORDS = {Change.REMOVAL: "paused or hidden", Change.RETURN: "shown or brought b
 
 
 class MassChangeGuard:
-    """Counts the surprising changes and the new reminders of a run, and holds back what is too much."""
+    """Counts the surprising changes and the new reminders of a run, and holds them if there are too many."""
 
     def __init__(
         self, connection: Connection, *, today: date, allow: Mapping[str, int] = Counter(), everybody: bool = False
     ) -> None:
-        """``allow`` has the number of changes that a person permits, by slug; a missing slug must give 0.
+        """``allow`` has the permitted number of changes by slug, and must return 0 for a missing slug.
 
-        ``everybody``: for a plan in which all mentors are reviewed, due or not.
+        ``everybody``: the plan reviews all mentors, not only due ones.
         """
         self._connection = connection
         self._today = today
         self._everybody = everybody
         self._allow = allow
         self._permitted: dict[UUID, Counter[str]] = defaultdict(Counter)
-        """What this run has committed with a person's permission. It is not counted for the next runs."""
+        """Committed changes with a permission, by organisation. Later runs do not count them."""
         self._reminded: Counter[UUID] = Counter()
-        """The reminders that this run has queued, by organisation."""
+        """Queued reminders of this run, by organisation."""
         self._unpermitted: set[UUID] = set()
-        """Organisations for which more would change than was permitted: the usual limits apply."""
+        """Organisations with more changes than permitted. The usual limits apply to them."""
         self._after_gap: dict[UUID, bool] = {}
         self._certified: dict[UUID, int] = {}
-        """Certified mentors before this run, of organisations that were counted; all, or enough of them."""
+        """Certified mentors before this run, as far as they were counted."""
         self.held: dict[tuple[UUID, str], Hold] = {}
-        """What is held, by organisation and kind."""
+        """Holds by organisation and kind."""
         self._unstored: list[Hold] = []
         self.new_lines: list[str] = []
         """The lines of stored holds that no earlier run had stored."""
 
     @property
     def lines(self) -> list[str]:
-        """What was held back and why, for the report."""
+        """The lines of all holds, for the report."""
         return [hold.line for hold in self.held.values()]
 
     def examine(self, organisation_id: UUID | None) -> None:
-        """Count before the first chunk. A run with few due mentors pays one look at an index."""
+        """Count before the first chunk. A run with few due mentors needs one look-up in an index."""
         asked = {
             "today": self._today,
             "due_by": None if self._everybody else self._today,
@@ -81,31 +82,34 @@ class MassChangeGuard:
                     self._judge(organisation, pending, pending=pending)
                     self._judge_reminders(organisation, pending)
 
-    def admit(self, decisions: Sequence[Decision]) -> list[Decision]:
-        """Return the decisions that may be applied; a mentor whose change is held stays due."""
-        for organisation, group in _by_organisation(d for d in decisions if self._is_surprising(d)):
-            self._judge(organisation, Counter(str(d.change) for d in group))
-        return [decision for decision in decisions if self.hold_of(decision) is None]
+    def admit(self, decisions: Sequence[Decision], *, count: bool = False) -> list[Decision]:
+        """Return the decisions that may be applied; a mentor with a held change stays due.
+
+        With ``count``, the surprising ones are counted for later runs, in the transaction that applies them.
+        """
+        surprising = self._count_surprising(decisions)
+        if surprising and count:
+            ids = [organisation.id for organisation, _ in surprising]
+            database.execute(self._connection, "lock_counted_organisations", {"ids": ids})
+        for organisation, changes in surprising:
+            self._judge(organisation, changes)
+        admitted = [decision for decision in decisions if self.hold_of(decision) is None]
+        for organisation, changes in self._count_surprising(admitted) if count else ():
+            if organisation.id in self._unpermitted:
+                for what, count_ in changes.items():
+                    counted = {"organisation_id": organisation.id, "what": what, "number": count_}
+                    database.execute(self._connection, "insert_guard_count", counted)
+        return admitted
 
     def hold_of(self, decision: Decision, what: str = "") -> Hold | None:
-        """Return the hold that keeps this decision from being applied, or with ``REMINDERS`` its new reminders."""
-        if not self.held:
-            return None
-        by_kind = {change: hold for (held_id, change), hold in self.held.items() if held_id == decision.organisation.id}
-        if decision.change in by_kind and self._is_surprising(decision):
-            return by_kind[decision.change]
-        return by_kind.get(what)
-
-    def count(self, decisions: Sequence[Decision]) -> None:
-        """Store the number of surprising changes in the transaction that applies them, for the runs of a day."""
-        for organisation, group in _by_organisation(d for d in decisions if self._is_surprising(d)):
-            if organisation.id in self._unpermitted:
-                for change, count in Counter(str(d.change) for d in group).items():
-                    counted = {"organisation_id": organisation.id, "what": change, "number": count}
-                    database.execute(self._connection, "insert_guard_count", counted)
+        """Return the hold of this decision, or with ``REMINDERS`` also that of its new reminders."""
+        hold = self.held.get((decision.organisation.id, decision.change or ""))
+        if hold is not None and self._is_surprising(decision):
+            return hold
+        return self.held.get((decision.organisation.id, what))
 
     def hold_reminders(self, decisions: Sequence[Decision]) -> frozenset[UUID]:
-        """Return the mentors whose new reminders must wait; they stay due. Looked up only near the limit."""
+        """Return the mentors with held new reminders; they stay due. Only near the limit does this need a query."""
         waiting: set[UUID] = set()
         for organisation, group in _by_organisation(d for d in decisions if d.reminders):
             already, limit = self._reminded[organisation.id], self._reminder_limit(organisation.slug)
@@ -121,27 +125,28 @@ class MassChangeGuard:
         return frozenset(waiting)
 
     def record(self, decisions: Sequence[Decision], *, queued_reminders: Iterable[UUID]) -> None:
-        """Count what was committed; ``queued_reminders`` holds the organisation of each."""
-        for organisation, group in _by_organisation(d for d in decisions if self._is_surprising(d)):
+        """Count a commit of this run; ``queued_reminders`` has the organisation of each queued reminder."""
+        for organisation, changes in self._count_surprising(decisions):
             if organisation.id not in self._unpermitted:
-                self._permitted[organisation.id] += Counter(str(d.change) for d in group)
+                self._permitted[organisation.id] += changes
         self._reminded.update(queued_reminders)
 
     def store(self, *, run_id: UUID) -> None:
-        """Write down what is held and is not written down yet, each in a commit of its own: call it in no transaction.
+        """Store each new hold for the alerts in a separate transaction.
 
-        Raises what the database raises: a run that cannot tell of it has failed.
+        Raises the database's errors, because a run that cannot report a hold has failed.
         """
         while self._unstored:
             hold = self._unstored.pop()
-            if persist(
-                self._connection,
-                lambda hold=hold: store_hold(self._connection, hold, today=self._today, run_id=run_id),  # type: ignore[misc]
-            ):
+            if persist(self._connection, partial(store_hold, self._connection, hold, today=self._today, run_id=run_id)):
                 self.new_lines.append(hold.line)
 
+    def _count_surprising(self, decisions: Sequence[Decision]) -> list[tuple[Organisation, Counter[str]]]:
+        groups = _by_organisation(d for d in decisions if self._is_surprising(d))
+        return [(organisation, Counter(str(d.change) for d in group)) for organisation, group in groups]
+
     def _is_surprising(self, decision: Decision) -> bool:
-        """Whether the change was not foreseen, or no run has reviewed the organisation for a week."""
+        """Return whether the last review did not foresee the change, or no run has reviewed for a week."""
         return decision.change is not None and (
             not decision.foreseen or self._is_after_gap(decision.organisation.id, decision.organisation.slug)
         )
@@ -155,7 +160,7 @@ class MassChangeGuard:
     def _judge(
         self, organisation: Organisation, changes: Mapping[str, int], *, pending: Mapping[str, int] | None = None
     ) -> None:
-        """Hold each kind of which so many more surprising changes are too many; ``pending`` is the number in all."""
+        """Hold each kind that exceeds its limit with these changes; ``pending`` has the numbers of all due mentors."""
         permitted = self._permitted[organisation.id]
         if organisation.id not in self._unpermitted:
             total = sum(changes.get(change, 0) + permitted[change] for change in Change)
@@ -183,19 +188,18 @@ class MassChangeGuard:
             )
 
     def _judge_reminders(self, organisation: Organisation, pending: Mapping[str, int]) -> bool:
-        """Hold the new reminders if they are too many; return whether they are."""
+        """Hold the new reminders if there are too many; return whether they are held."""
         limit = self._reminder_limit(organisation.slug)
         total = self._reminded[organisation.id] + pending[REMINDERS]
-        if total <= limit:
-            return False
-        self._hold(
-            organisation,
-            what=REMINDERS,
-            reason=f"{total:,} new reminders, the limit is {limit:,}",
-            mentors=pending[_REMINDED],
-            allow=pending[REMINDERS],
-        )
-        return True
+        if total > limit:
+            self._hold(
+                organisation,
+                what=REMINDERS,
+                reason=f"{total:,} new reminders, the limit is {limit:,}",
+                mentors=pending[_REMINDED],
+                allow=pending[REMINDERS],
+            )
+        return total > limit
 
     def _hold(self, organisation: Organisation, *, what: str, reason: str, mentors: int, allow: int) -> None:
         hold = Hold(
@@ -211,7 +215,7 @@ class MassChangeGuard:
         self._unstored.append(hold)
 
     def _count_pending(self, organisation_id: UUID, *, reminders: bool) -> tuple[Organisation | None, Counter[str]]:
-        """Decide about the organisation's due mentors without a lock; return how many surprising changes there are."""
+        """Decide about the due mentors of an organisation without locks, and count surprising changes and reminders."""
         organisation: Organisation | None = None
         pending = Counter[str]()
         for decisions, _broken in plan.due_decisions(
@@ -226,14 +230,15 @@ class MassChangeGuard:
         return organisation, pending
 
     def _past(self, organisation_id: UUID) -> Counter[str]:
-        """Return the surprising changes of the last 20 hours, without those that a person permitted."""
+        """Return the surprising changes of the last 20 hours, without permitted ones."""
         rows = database.fetch(self._connection, "read_guard_counts", {"organisation_id": organisation_id})
         return Counter(dict(rows))
 
     def _exceeds(self, organisation_id: UUID, changes: int) -> bool:
-        """Whether so many are too many. A normal run has few, and counts no one.
+        """Return whether this number of changes exceeds the limit.
 
-        Of the certified mentors twice as many are counted as make it few; when it is too many, that is all of them.
+        A normal run has few changes and does not count the certified mentors. Otherwise they are counted up to twice
+        the number that would permit the changes, or completely if the changes exceed the limit.
         """
         if changes <= rules.MASS_CHANGE_MINIMUM:
             return False

@@ -1,4 +1,4 @@
-"""What the guards hold back, as it is stored: ``alerts`` and digests tell of it until it is over."""
+"""Store the holds of guards for alerts and digests."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -17,7 +17,7 @@ def store_hold(connection: Connection, hold: Hold, *, today: date, run_id: UUID)
 
 
 def store_portal_holds(connection: Connection, holds: Sequence[Hold], *, today: date, run_id: UUID) -> None:
-    """Write down whose shows a reading of the portal holds; what an earlier one held and this one does not is over."""
+    """Store the held shows of a complete reading of the portal, and delete those of earlier readings."""
 
     def store() -> None:
         database.execute(connection, "forget_portal_holds", {"held": [hold.organisation_id for hold in holds]})

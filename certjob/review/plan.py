@@ -1,4 +1,4 @@
-"""The plan: what tonight would do, from the facts alone, writing nothing."""
+"""The plan: the decisions that a run would make, without a write."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -13,13 +13,13 @@ from certjob.facts import reading
 
 
 def decide_each(read: reading.FactsRead, today: date) -> tuple[list[Decision], dict[UUID, str]]:
-    """Decide for each mentor; return also who is broken, and why: one whose data break a rule stops nobody else."""
+    """Return a decision for each mentor, and the reasons by mentor with data that break a rule."""
     decisions: list[Decision] = []
     broken = dict(read.broken)
     for mentor in read.mentors:
         try:
             decisions.append(rules.decide(mentor, today))
-        except Exception as error:  # noqa: BLE001 - whatever it is, the night goes on and the mentor is named
+        except Exception as error:  # noqa: BLE001 - one broken mentor must not stop the run
             broken[mentor.id] = why_broken(error)
     return decisions, broken
 
@@ -32,7 +32,7 @@ def why_broken(error: Exception) -> str:
 def due_decisions(
     connection: database.Connection, *, today: date, organisation_id: UUID | None, everybody: bool = False
 ) -> Iterator[tuple[list[Decision], dict[UUID, str]]]:
-    """Yield what ``decide_each`` returns for the due mentors (or everybody), in chunks and without locks."""
+    """Yield the results of ``decide_each`` for the due mentors, or for all, in chunks and without locks."""
     due_by = None if everybody else today
     for read in reading.read_due(connection, due_by=due_by, organisation_id=organisation_id):
         yield decide_each(read, today)
@@ -43,19 +43,20 @@ LOCKED = "still due at the end of the run: locked by another session, or changed
 
 @dataclass(slots=True, kw_only=True)
 class ReviewCounts:
-    """What the reviews of a run did."""
+    """The results of a run's reviews."""
 
     reviewed: int = 0
     paused: int = 0
     resumed: int = 0
     without_certificate: int = 0
     transitions: Counter[Status] = field(default_factory=Counter)
-    """Transitions into each status."""
+    """Transitions by their new status."""
     reminders_queued: int = 0
     portal_queued: int = 0
     skipped: list[UUID] = field(default_factory=list)
     """Mentors who were still due at the end."""
     broken: dict[UUID, str] = field(default_factory=dict)
+    """Reasons by mentor who could not be reviewed."""
 
     def add(self, decision: Decision) -> None:
         """Count one reviewed mentor."""
@@ -64,8 +65,7 @@ class ReviewCounts:
         self.resumed += decision.pause is PauseChange.LIFT
         self.without_certificate += decision.without_certificate
         self.portal_queued += decision.push
-        for change in decision.transitions:
-            self.transitions[change.to_status] += 1
+        self.transitions.update(change.to_status for change in decision.transitions)
 
     @property
     def problems(self) -> list[tuple[UUID, str]]:

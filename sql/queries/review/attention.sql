@@ -1,21 +1,21 @@
 -- name: count_attention
--- What needs attention by kind, how much of it is new since a moment, and how much is acknowledged.
+-- The number of alerts by kind, with those since a time, and the number of acknowledged ones.
 SELECT kind, count(*) FILTER (WHERE NOT is_acknowledged) AS number,
     count(*) FILTER (WHERE NOT is_acknowledged AND since > %(new_since)s::timestamptz) AS new,
     count(*) FILTER (WHERE is_acknowledged) AS acknowledged
 FROM current_alerts(%(today)s)
 GROUP BY kind
 
--- name: read_told_alerts
--- The alerts that a run tells in words of their own: what the guards hold, and that no full run has finished. Also the
--- mentors without a review whom someone knows about: a run does not name them.
+-- name: read_single_alerts
+-- Alerts that a run prints one by one (holds, an overdue full run), and acknowledged mentors without a review, because
+-- a run does not print these.
 SELECT kind, organisation, cause, error, number, mentor_id
 FROM current_alerts(%(today)s)
 WHERE (kind IN ('held', 'no_full_run') AND NOT is_acknowledged) OR (kind = 'never_reviewed' AND is_acknowledged)
 ORDER BY since, organisation, cause
 
 -- name: store_held_review
--- Since when it is held is kept, as long as it is held.
+-- A repeated hold keeps its "since". xmax is 0 in an inserted row.
 INSERT INTO held_reviews AS h (organisation_id, what, as_of, reason, mentors, allow, after_gap, run_id)
 VALUES (%(organisation_id)s, %(what)s, %(today)s, %(reason)s, %(mentors)s, %(allow)s, %(after_gap)s, %(run_id)s)
 ON CONFLICT (organisation_id, what) DO UPDATE
@@ -24,8 +24,8 @@ SET as_of = excluded.as_of, reason = excluded.reason, mentors = excluded.mentors
 RETURNING xmax = 0 AS is_new
 
 -- name: forget_held_reviews
--- What this run would have held, and did not. What a reading of the portal holds only the next reading lets go, unless the
--- organisation has no portal any more: then there may never be one.
+-- Delete the holds that this run has not repeated. A hold of `reconcile` stays until the next reading of the portal,
+-- unless the organisation has lost its portal, because then there may be no other reading.
 DELETE FROM held_reviews AS h
 WHERE (
         h.what <> 'portal'
@@ -38,11 +38,11 @@ WHERE (
     )
 
 -- name: forget_portal_holds
--- A reading of the portal was complete: what it does not hold, nobody holds any more.
+-- After a complete reading of the portal, delete the holds that it has not repeated.
 DELETE FROM held_reviews WHERE what = 'portal' AND organisation_id <> ALL (%(held)b::uuid[])
 
 -- name: store_review_problems
--- In one order, so that two runs do not deadlock.
+-- The order prevents a deadlock of two runs.
 INSERT INTO review_problems AS p (mentor_id, reason, as_of, run_id)
 SELECT mentor_id, reason, %(today)s, %(run_id)s
 FROM unnest(%(ids)b::uuid[], %(reasons)b::text[]) AS n (mentor_id, reason)
@@ -50,7 +50,8 @@ ORDER BY mentor_id
 ON CONFLICT (mentor_id) DO UPDATE SET reason = excluded.reason, as_of = excluded.as_of, run_id = excluded.run_id
 
 -- name: forget_review_problems
--- Whom this run has reviewed, or who is gone.
+-- Delete the problems of deleted mentors, and of those that this run has reviewed. OFFSET 0 makes the planner look up
+-- each mentor by id.
 DELETE FROM review_problems
 WHERE mentor_id IN (
     SELECT p.mentor_id
@@ -67,5 +68,5 @@ WHERE mentor_id IN (
 )
 
 -- name: forget_review_problem
--- Somebody was reviewed alone.
+-- After the review of a single mentor.
 DELETE FROM review_problems WHERE mentor_id = %(id)s

@@ -1,6 +1,6 @@
 -- name: find_due_mentors
--- Who is still due after a pass: locked by another session, or changed since. Not in organisations of which changes are
--- held, and not those who are done: broken, or due on purpose, since their reminders are held.
+-- Mentors who are still due after a pass: locked by another session, or changed since. Organisations with a hold are
+-- left out, and so are broken mentors and those whose reminders are held ("done").
 SELECT id
 FROM mentors
 WHERE review_on <= %(today)s
@@ -11,16 +11,16 @@ ORDER BY review_on, id
 LIMIT 10000
 
 -- name: find_due_open_pushes
--- The due mentors with an open push: its value may not be true any more.
+-- Due mentors with an open push, which may be outdated.
 SELECT m.id
 FROM portal_sync_events AS e
 CROSS JOIN LATERAL (SELECT m.id FROM mentors AS m WHERE m.id = e.mentor_id AND m.review_on <= %(today)s OFFSET 0) AS m
 WHERE e.status IN ('pending', 'blocked')
 
 -- name: lock_due_mentors
--- One chunk of due mentors (or of those with the given ids), locked and nothing else: facts read in the locking statement
--- could be older than the lock. Other runs' mentors are skipped, so several runs share the work; FOR NO KEY UPDATE lets
--- child rows be inserted.
+-- Lock one chunk of due mentors, or of those with the given ids. Facts read by the same statement could be older than
+-- the lock. Parallel runs share the work, because each skips the other's mentors. FOR UPDATE would block inserts of
+-- child rows.
 SELECT id, review_on::text AS review_key
 FROM mentors
 WHERE review_on <= %(today)s
@@ -32,15 +32,15 @@ LIMIT %(limit)s
 FOR NO KEY UPDATE SKIP LOCKED
 
 -- name: lock_due_mentor
--- One mentor of a chunk that failed, unless another session has locked or reviewed it meanwhile.
+-- Lock one mentor of a failed chunk, unless another session has locked or reviewed the mentor in the meantime.
 SELECT id FROM mentors WHERE id = %(id)s AND review_on <= %(today)s FOR NO KEY UPDATE SKIP LOCKED
 
 -- name: lock_mentor
--- One mentor for a resync, due or not; waits for whoever holds the row (lock_timeout bounds it).
+-- Lock one mentor for a resync, due or not. It waits for another session up to lock_timeout.
 SELECT id FROM mentors WHERE id = %(id)s FOR NO KEY UPDATE
 
 -- name: review_everybody
--- What was decided for a later day is not to be trusted: everybody is due. Locked in one order, as by everybody else.
+-- Make all mentors due, because their stored days of the next review may be wrong. The order prevents deadlocks.
 WITH decided AS MATERIALIZED (
     SELECT id
     FROM mentors

@@ -1,6 +1,6 @@
 -- name: count_certified_mentors
--- The guard's measure of an organisation: mentors who were certified at their last review and have not left, as far as
--- they matter. Of a mentor who was never reviewed, a certificate in force counts.
+-- Count mentors who were certified at their last review and have not left, up to a number that is enough for the
+-- guard. For a mentor who was never reviewed, a certificate in force counts.
 SELECT count(*)
 FROM (
     SELECT
@@ -22,11 +22,11 @@ FROM (
 ) AS certified
 
 -- name: bound_mass_changes
--- Organisations with enough due mentors to exceed a guard's limit, or with surprising changes in the last 20 hours: a
--- normal run finds none. Each has upper bounds that need no rules. Only a mentor with a lapsed certificate, without one in
--- force, or who has left can be paused or hidden; only a paused or hidden one can return; each certificate gives at most
--- one reminder. The pause of each due mentor is counted: joined, the planner reads those of everyone. A mentor with more
--- than 200 certificates is not reviewed.
+-- Organisations with enough due mentors to exceed a limit of the guard, or with surprising changes in the last 20
+-- hours. A normal run finds none. Each has upper bounds that need no rules: only a mentor who has a lapsed
+-- certificate, has none in force, or has left can be paused or hidden; only a paused or hidden mentor can return; and
+-- each certificate has at most one due reminder. Pauses are counted for each due mentor, because for a join the
+-- planner reads those of all mentors. A mentor with more than 200 certificates is not reviewed.
 SELECT
     o.id,
     o.slug,
@@ -70,24 +70,28 @@ HAVING count(*) > %(minimum)s
     )
 
 -- name: read_guard_counts
--- The surprising changes of an organisation in the last 20 hours, by kind. A time far in the future was written by a
--- wrong clock; one of some hours, before the clock was set back a little.
+-- The surprising changes of an organisation in the last 20 hours, by kind. A time of a few hours in the future counts,
+-- because the clock may have been set back. A later one is ignored, because it comes from a wrong clock.
 SELECT what, sum(number)::integer
 FROM guard_counts
 WHERE organisation_id = %(organisation_id)s AND at BETWEEN now() - interval '20 hours' AND now() + interval '20 hours'
 GROUP BY what
+
+-- name: lock_counted_organisations
+-- Parallel runs count one after the other. Otherwise each could apply as many changes as the limit allows.
+SELECT FROM organisations WHERE id = ANY (%(ids)s::uuid[]) ORDER BY id FOR NO KEY UPDATE
 
 -- name: insert_guard_count
 -- The surprising changes of one chunk, in its transaction.
 INSERT INTO guard_counts (organisation_id, what, number) VALUES (%(organisation_id)s, %(what)s, %(number)s)
 
 -- name: forget_guard_counts
--- No run asks for older ones, or for those of a wrong clock.
+-- read_guard_counts ignores these rows.
 DELETE FROM guard_counts WHERE at NOT BETWEEN now() - interval '20 hours' AND now() + interval '20 hours'
 
 -- name: is_after_gap
--- Whether no run that came to its end has reviewed the organisation for a week, or something has been held since such a
--- gap: that run reviewed it, but did not apply what the reviews before the gap could not foresee.
+-- Whether no finished run has reviewed the organisation for a week, or a change is still held since such a gap. The
+-- run that held it has reviewed the organisation, but has not applied the change.
 SELECT
     NOT EXISTS (
         SELECT
@@ -100,7 +104,7 @@ SELECT
     OR EXISTS (SELECT FROM held_reviews WHERE organisation_id = %(organisation_id)s AND after_gap)
 
 -- name: read_last_run_date
--- The guard against a clock that went back: the day of the most recently finished night over all organisations.
+-- The date of the last finished full run.
 SELECT as_of
 FROM job_runs
 WHERE command = 'run' AND organisation IS NULL AND finished_at IS NOT NULL
@@ -108,8 +112,8 @@ ORDER BY finished_at DESC
 LIMIT 1
 
 -- name: find_later_full_run
--- The date of a full run on a later date than today, whether it ended or not, if no full run on an earlier date than that
--- began after it. An unfinished run may have written as much as one that ended.
+-- The latest date of a full run after today, unless a full run with an earlier date has started after it. An
+-- unfinished run counts, because it may have written as much as a finished one.
 SELECT max(later.as_of)
 FROM job_runs AS later
 WHERE later.command = 'run'
@@ -125,18 +129,18 @@ WHERE later.command = 'run'
     )
 
 -- name: find_later_run
--- Whether something ran on a later date than today (a wrong clock, finished or not) and no full night has made good for it
--- since: a full night on an earlier date than that one's looks at everybody again before it does anything else.
+-- Whether a run, finished or not, had a later date than today (a wrong clock), and no full run with an earlier date
+-- has started after it. Such a full run reviews every mentor first.
 SELECT EXISTS (
     SELECT
     FROM job_runs AS wrong
     WHERE wrong.as_of > %(today)s
         AND NOT EXISTS (
             SELECT
-            FROM job_runs AS healing
-            WHERE healing.command = 'run'
-                AND healing.organisation IS NULL
-                AND healing.started_at > coalesce(wrong.finished_at, wrong.started_at + interval '1 day')
-                AND healing.as_of < wrong.as_of
+            FROM job_runs AS corrected
+            WHERE corrected.command = 'run'
+                AND corrected.organisation IS NULL
+                AND corrected.started_at > coalesce(wrong.finished_at, wrong.started_at + interval '1 day')
+                AND corrected.as_of < wrong.as_of
         )
 )

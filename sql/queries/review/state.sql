@@ -1,36 +1,36 @@
 -- name: update_certificate_statuses
--- The rows are locked by this transaction already.
+-- This transaction has locked the rows already.
 UPDATE certificates AS c
 SET status = n.status
 FROM unnest(%(ids)b::uuid[], %(statuses)b::text[]) AS n (id, status)
 WHERE c.id = n.id
 
 -- name: insert_transitions
--- The audit, in the same transaction as the state it tells of.
+-- The audit, in the transaction of the change.
 INSERT INTO certificate_transitions (certificate_id, mentor_id, from_status, to_status, as_of, run_id)
 SELECT n.certificate_id, n.mentor_id, n.from_status, n.to_status, %(today)s, %(run_id)s
 FROM unnest(%(certificate_ids)b::uuid[], %(mentor_ids)b::uuid[], %(from_statuses)b::text[], %(to_statuses)b::text[])
     AS n (certificate_id, mentor_id, from_status, to_status)
 
 -- name: open_pauses
--- certjob's own pause; at most one is open per mentor by a unique index.
+-- certjob's own pause. A unique index prevents a second open one.
 INSERT INTO mentor_pauses (mentor_id, reason, actor)
 SELECT mentor_id, 'certification_expired', 'certjob'
 FROM unnest(%(mentor_ids)b::uuid[]) AS mentor_id
 
 -- name: lift_pauses
--- Only certjob's own pauses, named by id.
+-- Only certjob's own pauses.
 UPDATE mentor_pauses
 SET lifted_at = now(), lifted_by = 'certjob'
 WHERE id = ANY (%(ids)b::uuid[]) AND lifted_at IS NULL AND actor = 'certjob'
 
 -- name: update_mentors
--- Last, in its own statement: from here on the mentor is not due any more.
+-- The last statement of a review: the mentor stays due until then.
 UPDATE mentors AS m
 SET certified_until = n.certified_until,
     review_on = CASE WHEN n.stays_due THEN m.review_on ELSE coalesce(n.review_on, 'infinity') END,
     portal_visible = CASE
-        WHEN n.withdrawn THEN NULL  -- nobody knows what the portal shows: should it come back, push whatever is wanted
+        WHEN n.withdrawn THEN NULL  -- unknown: a new portal gets a push in any case
         WHEN n.push THEN n.visible
         ELSE m.portal_visible
     END
