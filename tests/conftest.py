@@ -1,4 +1,4 @@
-"""What every test can ask for: a real database of its own, factories for facts, the installed command."""
+"""Fixtures of all tests: a database, the builder of facts, the command and the portal."""
 
 import os
 import shutil
@@ -26,28 +26,25 @@ if TYPE_CHECKING:
     from tests.support.scene import Scene
 
 SERVER_URL = "CERTJOB_TEST_DATABASE_URL"
-"""A superuser's URL of the server to test on; without it, the embedded one in a temporary folder."""
+"""A superuser's URL of the server; without it the tests start the embedded one."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let the embedded server's wheel make its user, if root has none yet: two workers that do so at once break it."""
+    """Create the user of the embedded server, if the tests run as root, because two workers must not do it at once."""
     if not hasattr(config, "workerinput"):
         with warnings.catch_warnings(action="ignore"):  # as in certjob.database.embedded
             embedded._user_id()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip what reads /proc where there is none."""
+    """Skip a test that needs /proc if there is none."""
     if item.get_closest_marker("proc") and not Path("/proc/self").exists():
         pytest.skip("this system has no /proc")
 
 
 @pytest.fixture(scope="session")
 def server_url(testrun_uid: str) -> Iterator[str]:
-    """The test server: one for all workers, started by whoever comes first, ended by whoever goes last.
-
-    Where its data lies: see ``tests.support.own_server``.
-    """
+    """The test server of all workers: the first one starts it, and the last one stops it."""
     given = os.environ.get(SERVER_URL)
     if given:
         yield given
@@ -55,7 +52,7 @@ def server_url(testrun_uid: str) -> Iterator[str]:
     folder = data_parent() / f"certjob-tests-{testrun_uid}"
     folder.mkdir(mode=0o755, exist_ok=True)
     with embedded.server(folder / "postgresql") as url:
-        with psycopg.connect(url, autocommit=True) as admin:  # a test outlives no power cut
+        with psycopg.connect(url, autocommit=True) as admin:
             admin.execute("ALTER SYSTEM SET fsync = off")
             admin.execute("ALTER SYSTEM SET full_page_writes = off")
             admin.execute("SELECT pg_reload_conf()")
@@ -66,7 +63,7 @@ def server_url(testrun_uid: str) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def template(server_url: str, worker_id: str) -> Iterator[str]:
-    """The name of a migrated database that each test copies."""
+    """The name of a migrated database, which each test copies."""
     yield from make_template(server_url, f"certjob_template_{worker_id}")
 
 
@@ -93,10 +90,10 @@ def empty_database_url(server_url: str) -> Iterator[str]:
 
 
 def fresh_database(server_url: str, template: str, name: str = "certjob_test") -> Iterator[str]:
-    """The URL of a copy of this database, which is dropped at the end."""
+    """Yield the URL of a copy of a database, which is dropped at the end."""
     name = f"{name}_{uuid.uuid4().hex}"
     with psycopg.connect(server_url, autocommit=True) as admin:
-        # By file: the other strategy writes the copy to the log, page by page, which takes thirteen times as long.
+        # The other strategy writes every page to the log, which takes thirteen times as long.
         statement = sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY FILE_COPY")
         admin.execute(statement.format(sql.Identifier(name), sql.Identifier(template)))
         admin.execute(sql.SQL("ALTER DATABASE {} SET search_path = certjob, public").format(sql.Identifier(name)))
@@ -105,20 +102,20 @@ def fresh_database(server_url: str, template: str, name: str = "certjob_test") -
 
 
 def database_of(url: str, name: str) -> str:
-    """The same server's URL, for another database."""
+    """Return the URL of another database on the same server."""
     return psycopg.conninfo.make_conninfo(url, dbname=name)
 
 
 @pytest.fixture
 def connection(database_url: str) -> Iterator[database.Connection]:
-    """certjob's own kind of connection to the test's database."""
+    """certjob's connection to the test's database."""
     with database.connect(database_url) as connection:
         yield connection
 
 
 @pytest.fixture
 def app(database_url: str) -> Iterator[psycopg.Connection[tuple[object, ...]]]:
-    """Another session, such as the app's: not autocommit, so that a test can hold a transaction open."""
+    """The app's session, without autocommit, so that a test can keep a transaction open."""
     with psycopg.connect(database_url) as connection:
         yield connection
         connection.rollback()
@@ -126,7 +123,7 @@ def app(database_url: str) -> Iterator[psycopg.Connection[tuple[object, ...]]]:
 
 @pytest.fixture
 def facts(connection: database.Connection) -> Facts:
-    """Factories for organisations, mentors, certificates and pauses, with defaults."""
+    """The builder of facts."""
     return Facts(connection)
 
 
@@ -135,7 +132,7 @@ Certjob = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def bare_environment(tmp_path: Path) -> dict[str, str]:
-    """What cron gives a job: no settings, a minimal PATH, a home."""
+    """The environment of a job of cron, without settings."""
     home = tmp_path / "home"
     home.mkdir()
     return {"HOME": str(home), "PATH": "/usr/bin:/bin", "LOGNAME": "certjob", "SHELL": "/bin/sh"}
@@ -143,16 +140,13 @@ def bare_environment(tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture
 def worker_url(database_url: str) -> str:
-    """The test's database, as the role certjob_worker. Its search path proves that the commands set their own."""
+    """The test's database as certjob_worker; the commands must set their own search path."""
     return psycopg.conninfo.make_conninfo(database_url, options="-c role=certjob_worker -c search_path=pg_catalog")
 
 
 @pytest.fixture
 def certjob(worker_url: str, bare_environment: dict[str, str], tmp_path: Path) -> Certjob:
-    """Run the installed command as cron would, on the test's database; keyword arguments are its settings.
-
-    ``given`` is what it can read from its standard input.
-    """
+    """Run the command as a process; keyword arguments are its settings, and ``given`` its standard input."""
     from tests.support.command_line import started
 
     def run(
@@ -167,7 +161,7 @@ def certjob(worker_url: str, bare_environment: dict[str, str], tmp_path: Path) -
 
 @pytest.fixture
 def port_of_nobody() -> Iterator[int]:
-    """A port where nobody listens, and nobody can begin to: a port that was only closed may be another test's next."""
+    """A port where no one listens; another test could use a closed port."""
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         yield held.getsockname()[1]
@@ -175,7 +169,7 @@ def port_of_nobody() -> Iterator[int]:
 
 @pytest.fixture
 def portal() -> Iterator["PortalServer"]:
-    """It shows nobody, and does what it is asked."""
+    """A portal that shows no one."""
     from tests.support.command_line import SECRET
     from tests.support.portal_server import PortalServer
 
@@ -186,7 +180,7 @@ def portal() -> Iterator["PortalServer"]:
 
 @pytest.fixture
 def scene(connection: database.Connection, database_url: str, portal: "PortalServer") -> Iterator["Scene"]:
-    """The database, the portal, a channel for mail, and what certjob does with them."""
+    """See ``tests.support.scene``."""
     from tests.support.scene import Scene
 
     with ExitStack() as sessions:
@@ -195,20 +189,20 @@ def scene(connection: database.Connection, database_url: str, portal: "PortalSer
 
 @pytest.fixture
 def ways_out(portal: "PortalServer", tmp_path: Path) -> dict[str, str]:
-    """The settings that lead to the portal and to the Maildir ``mail``."""
+    """The settings for the portal and for the Maildir ``mail``."""
     mail = {"CERTJOB_NOTIFY_URL": f"maildir:{tmp_path / 'mail'}", "CERTJOB_MAIL_FROM": "HLF <post@hlf.example>"}
     return {"CERTJOB_PORTAL_URL": portal.url, "CERTJOB_PORTAL_KEY": portal.key} | mail
 
 
 @pytest.fixture
 def environment(bare_environment: dict[str, str], database_url: str) -> dict[str, str]:
-    """That of a process on the test's database, as the owner of its tables."""
+    """The environment of a command on the test's database, as the owner of its tables."""
     return bare_environment | {"CERTJOB_DATABASE_URL": database_url}
 
 
 @pytest.fixture
 def here(environment: dict[str, str], tmp_path: Path) -> Certjob:
-    """Like ``certjob``, but in this process and in ``environment``; keyword arguments are settings."""
+    """Run the command in this process and in ``environment``; the arguments are those of ``certjob``."""
     from tests.support.command_line import run_in_process
 
     def run(*arguments: str, given: bytes = b"", **settings: str) -> subprocess.CompletedProcess[str]:
@@ -218,5 +212,5 @@ def here(environment: dict[str, str], tmp_path: Path) -> Certjob:
 
 
 def installed_command() -> Path:
-    """The ``certjob`` script of the environment that runs the tests."""
+    """Return the path of the installed command."""
     return Path(sys.executable).with_name("certjob")

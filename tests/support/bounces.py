@@ -1,4 +1,4 @@
-"""Delivery reports as mail servers write them, by RFC 3464 and their documented forms; every name is an example."""
+"""Delivery reports (RFC 3464) as mail servers write them."""
 
 from pathlib import Path
 
@@ -8,22 +8,22 @@ _REPORTS = Path(__file__).parent / "reports"
 def postfix(
     message_id: str, address: str, *, action: str = "failed", status: str = "5.1.1", returned: str = "message/rfc822"
 ) -> bytes:
-    """Postfix returns the whole mail, or its headers where it is large."""
+    """Postfix returns the whole mail, or the headers of a large one."""
     return _report("postfix", message_id, address, action=action, status=status, returned=returned)
 
 
 def exim(message_id: str, address: str) -> bytes:
-    """Exim says no original recipient; it writes the address after the semicolon without a space."""
+    """Exim names no original recipient, and writes no space before the address."""
     return _report("exim", message_id, address)
 
 
 def microsoft_365(message_id: str, address: str) -> bytes:
-    """Exchange Online: pages for people first, diagnostics that go on over lines, all of it nested once more."""
+    """Exchange Online writes a page for people first, diagnostics of several lines, and another level of parts."""
     return _report("microsoft_365", message_id, address)
 
 
 def in_utf8(message_id: str, address: str) -> bytes:
-    """A report about an address with letters beyond ASCII (RFC 6533)."""
+    """Return a report about an address with letters beyond ASCII (RFC 6533)."""
     report = postfix(message_id, address, returned="message/global").replace(b"rfc822;", b"utf-8;")
     return report.replace(b"message/delivery-status", b"message/global-delivery-status")
 

@@ -1,4 +1,4 @@
-"""What is asynchronous as a test calls it: without an event loop of its own."""
+"""Mail channels, queues and stages for tests, which have no event loop."""
 
 import asyncio
 import inspect
@@ -23,7 +23,7 @@ from tests.support.smtp_server import HOST
 
 
 class Blocking:
-    """An asynchronous object in one event loop, from the first of its methods to ``close``: each waits for its end."""
+    """Runs the asynchronous methods of an object in one event loop, each to its end."""
 
     def __init__(self, target: Any) -> None:
         self._target = target
@@ -54,7 +54,7 @@ def run_stage(
     counts: MailCounts | None = None,
     seconds: float = 60,
 ) -> StageStop | None:
-    """Run the mail stage over one queue, as ``deliver`` runs it."""
+    """Run the mail stage over one queue, as ``deliver`` does."""
     stop = stop or StopFlag()
     with Calls(stop) as calls:
         stage = MailStage(queue, channel=channel, calls=calls, stop=stop, counts=counts or MailCounts())
@@ -65,7 +65,7 @@ def run_stage(
 
 
 def smtp_channel(port: int, *, host: str = HOST, **options: Any) -> SmtpChannel:
-    """A channel of HLF's; options that are attributes of the class are set on it."""
+    """Return a channel; options with the name of a class attribute set this attribute."""
     attributes = {name: options.pop(name) for name in [*options] if hasattr(SmtpChannel, name)}
     channel = SmtpChannel(host, port=port, sender=parse_sender("Hørsel, HLF <post@hlf.example>"), **options)
     for name, value in attributes.items():

@@ -1,4 +1,4 @@
-"""Reads the documents: pages, sections, and examples of commands with their output."""
+"""Read the documentation: pages, sections, and commands with their output."""
 
 import re
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 _CHANGING = re.compile(r"\d{4}\\?-\d\d\\?-\d\d|\d\d:\d\d")
-"""A date or a time in an example, escaped for a pattern."""
+"""A date or a time, escaped for a pattern."""
 
 
 def read(name: str) -> str:
@@ -18,7 +18,7 @@ def read(name: str) -> str:
 
 
 def read_section(name: str, title: str) -> str:
-    """Return the text under a title, up to the next title of its rank; fail if there is no such title."""
+    """Return the text under a title, up to the next title of the same level."""
     text = read(name)
     found = re.search(rf"^(#+) {re.escape(title)}\n", text, flags=re.MULTILINE)
     assert found is not None, f"{name} has no title {title!r}"
@@ -27,16 +27,15 @@ def read_section(name: str, title: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """One command and its output, as a document shows them."""
+    """A command and its output in a document."""
 
     command: str
     output: str
 
     def matches(self, printed: str) -> bool:
-        """Return whether the command printed this, on any day.
+        """Return whether this is the output of the command, on any day.
 
-        In an example an ellipsis stands for the rest between its neighbours on a line, and alone on a line for any
-        number of lines.
+        An ellipsis in the example stands for the rest of a line, or alone on a line for any number of lines.
         """
         pattern = _CHANGING.sub(lambda found: re.sub(r"\d", r"\\d", found[0]), re.escape(self.output))
         pattern = re.sub(r"(?:\A|(?<=\n))…\\\n", r"(?:[^\n]*\n)*?", pattern)

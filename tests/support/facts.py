@@ -1,4 +1,4 @@
-"""Factories that write facts into a test's database, with defaults for everything a test does not care about."""
+"""The builder of facts: it inserts rows as the app does, with defaults."""
 
 import itertools
 from collections.abc import Sequence
@@ -8,18 +8,16 @@ from uuid import UUID, uuid4
 from certjob.database import Connection
 
 TODAY = date(2026, 3, 10)
-"""The day on which most tests happen."""
+"""The date of most tests."""
 
 
 class Facts:
-    """Writes facts as the app would: plain inserts of fact columns."""
-
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self._numbers = itertools.count(1001)
 
     def insert(self, table: str, **values: object) -> str:
-        """Insert a row and return its id as text; empty where the table has none."""
+        """Insert a row; return its id, or an empty text for a table without one."""
         names, places = ", ".join(values), ", ".join(["%s"] * len(values))
         statement = f"INSERT INTO {table} AS t ({names}) VALUES ({places}) RETURNING coalesce(to_jsonb(t) ->> 'id', '')"
         return str(self.rows(statement, *values.values())[0][0])
@@ -47,7 +45,7 @@ class Facts:
         contact_id: UUID | str | None = "",
         left_at: datetime | None = None,
     ) -> UUID:
-        """A mentor; ``email`` and ``contact_id`` are made up unless given (None = none)."""
+        """Insert a mentor, with an address and a contact unless they are None."""
         number = member_no or f"M{next(self._numbers)}"
         mentor_id = self.insert(
             "mentors",
@@ -77,11 +75,10 @@ class Facts:
         return UUID(self.insert("mentor_pauses", mentor_id=mentor_id, reason=reason, actor=actor))
 
     def certified_mentor(self, organisation_id: UUID, expires_on: date, **mentor: object) -> UUID:
-        """A mentor with one certificate."""
+        """Insert a mentor with one certificate."""
         mentor_id = self.mentor(organisation_id, **mentor)  # type: ignore[arg-type]
         self.certificate(mentor_id, expires_on)
         return mentor_id
 
     def rows(self, statement: str, *parameters: object) -> list[tuple[object, ...]]:
-        """What the database holds now."""
         return self.connection.execute(statement.encode(), parameters).fetchall()

@@ -1,4 +1,4 @@
-"""A mail as the channels get it, and a page of one as its reader sees it."""
+"""A message, a reminder, and the HTML page of a mail as its reader sees it."""
 
 from dataclasses import replace
 from datetime import date, timedelta
@@ -41,7 +41,7 @@ def written_reminder(
     templates: Templates = OUR_TEMPLATES,
     **recipient: Any,
 ) -> OutgoingMessage:
-    """The reminder of somebody whose organisation has all that it can have; the rest are fields of ``Recipient``."""
+    """Return a reminder of an organisation with every optional value; other arguments are fields of ``Recipient``."""
     last_day = expires_on or TODAY + timedelta(days=days_left)
     held = people.certificate(last_day, kind=kind)
     home = people.organisation(slug=slug, optional_kinds=[] if pauses else [kind])
@@ -68,21 +68,21 @@ def written_reminder(
 
 
 def breakable(text: str) -> str:
-    """Return a text with ordinary spaces and hyphens, to be compared with what a test writes."""
+    """Return a text with ordinary spaces and hyphens."""
     return text.replace("\N{NO-BREAK SPACE}", " ").replace("\N{NON-BREAKING HYPHEN}", "-")
 
 
 class Page(HTMLParser):
-    """A page as its reader sees it (``text``), and as it is made."""
+    """An HTML page: its visible ``text``, and its tags."""
 
     def __init__(self, document: str) -> None:
         super().__init__()
         self.tags: list[str] = []
         self.shape: list[str] = []
-        """Every tag with the names of its attributes, every end of one and every comment."""
+        """Every tag with the names of its attributes, every end tag and every comment."""
         self.links: list[str] = []
         self.all_words = ""
-        """What is hidden from readers, too."""
+        """Also the hidden words."""
         self.language: str | None = None
         self._words = {"body": "", "head": "", "preheader": ""}
         self._where = "body"

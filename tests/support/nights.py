@@ -1,4 +1,4 @@
-"""Running nights inside a test's process, with doubles only where the network begins."""
+"""Nights and parts of a night in the process of the test, with doubles for the portal and the mail channel."""
 
 import asyncio
 import dataclasses
@@ -28,9 +28,9 @@ from tests.support.portal_server import PortalServer
 
 
 class FlakyPortal(HLFDynamicsSyncService):
-    """A double of HLFDynamicsSyncService: it fails so often, then confirms, and notes calls that overlap.
+    """A double of HLFDynamicsSyncService that fails some times, then confirms, and records overlapping calls.
 
-    ``during`` is told the number of the call, 1, 2, …; an error that it raises or returns is the outcome.
+    ``during`` gets the number of the call, 1, 2, …; an error that it raises or returns is the outcome.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class FlakyPortal(HLFDynamicsSyncService):
 
     @property
     def values(self) -> list[bool]:
-        """What was sent, in order."""
+        """The pushed values, in order."""
         return [visible for _, visible, _ in self.calls]
 
 
@@ -83,14 +83,13 @@ class _AnyNumber(dict[str, int]):
 
 
 EVERYTHING: Mapping[str, int] = _AnyNumber()
-"""Permits all that the guards would hold."""
+"""Lets the guards hold nothing."""
 
 Portal = FlakyPortal | PortalServer | None
-"""Where a test pushes to: a double, a server, or nowhere."""
 
 
 class CollectingChannel:
-    """A channel that keeps what was sent; an error that ``on_send`` raises or returns is the outcome."""
+    """A channel that keeps its messages; an error that ``on_send`` raises or returns is the outcome."""
 
     worst_case_seconds = 1.0
 
@@ -100,7 +99,9 @@ class CollectingChannel:
 
     async def send(self, message: OutgoingMessage) -> None:
         if self.on_send is not None:
-            outcome = await asyncio.to_thread(self.on_send, message)  # it may be a night, with a loop of its own
+            outcome = await asyncio.to_thread(
+                self.on_send, message
+            )  # it may run a night, which needs another event loop
             if isinstance(outcome, Exception):
                 raise outcome
         self.sent.append(message)
@@ -113,14 +114,12 @@ class CollectingChannel:
 
 
 class NoProgress:
-    """Shows nothing."""
-
     def phase(self, name: str, *, count: Callable[[], int] | None = None) -> Callable[[int], None]:
         return lambda _done: None
 
 
 def quick_policy(*, max_attempts: int = 3) -> RetryPolicy:
-    """The real policy without its waits."""
+    """Return the policy of pushes without its waits."""
     return dataclasses.replace(PORTAL_POLICY, max_attempts=max_attempts, backoff=lambda _attempt: 0.0)
 
 
@@ -131,7 +130,7 @@ def delivery(
     concurrency: int = 1,
     deadline_seconds: float = 60.0,
 ) -> Delivery:
-    """Ways out to a double, or over real HTTP to a PortalServer."""
+    """Return a delivery to a double, or over real HTTP to a PortalServer."""
 
     def make_portal() -> HLFDynamicsSyncService:
         if isinstance(portal, PortalServer):
@@ -158,7 +157,7 @@ def night(
     stop: StopFlag | None = None,
     **options: Any,
 ) -> RunReport:
-    """Run one night, and print its lines nowhere; the options are those of ``runs.run``."""
+    """Run one night with the options of ``runs.run``, and note that its lines were printed."""
     report = runs.run(
         connection,
         today=today,
@@ -175,7 +174,7 @@ def night(
 
 @contextmanager
 def in_background(work: Callable[[], object]) -> Iterator[None]:
-    """Run something beside the test and wait for its end; what it raises is raised here."""
+    """Run something in a thread, wait for its end, and raise its error."""
     thread = ThreadPoolExecutor(max_workers=1)
     done = thread.submit(work)
     thread.shutdown(wait=False)
@@ -188,12 +187,12 @@ def in_background(work: Callable[[], object]) -> Iterator[None]:
 
 
 def claim(connection: Connection, *, limit: int = 100) -> list[PortalEvent]:
-    """Claim what is due, as another run would."""
+    """Claim the due pushes, as another run does."""
     return [event for event, _ in PortalSyncService(connection, run_id=uuid4()).claim(limit, today=TODAY)]
 
 
 def backlog(facts: Facts, count: int, *, visible: bool = False) -> list[UUID]:
-    """So many new mentors of a new organisation with a wish each; their contact ids, in the order of delivery."""
+    """Add mentors of a new organisation with a queued push each; return their contacts in the order of delivery."""
     organisation = facts.organisation(f"hlf-{uuid4().hex[:8]}")
     contacts = [uuid4() for _ in range(count)]
     facts.connection.execute(
@@ -211,18 +210,18 @@ def backlog(facts: Facts, count: int, *, visible: bool = False) -> list[UUID]:
 
 
 def review(connection: Connection, today: date = TODAY) -> None:
-    """Review whoever is due, as the first half of a night does; nothing is delivered."""
+    """Review the due mentors, as the first half of a night does."""
     guard = MassChangeGuard(connection, today=today, allow=EVERYTHING)
     CertificationManagementService(connection, today=today, run_id=uuid4(), guard=guard, stop=StopFlag()).apply_due()
 
 
 def make_due(facts: Facts, table: str = "portal_sync_events") -> None:
-    """Let the time until the next round pass."""
+    """Make every pending row due."""
     facts.connection.execute(f"UPDATE {table} SET next_attempt_at = now() WHERE status = 'pending'".encode())
 
 
 def run_out(facts: Facts, table: str = "portal_sync_events") -> None:
-    """Let every lease run out."""
+    """Let every lease expire."""
     facts.connection.execute(
         f"UPDATE {table} SET next_attempt_at = now() - interval '1 second' WHERE claim_token IS NOT NULL".encode()
     )

@@ -30,7 +30,6 @@ def organisation(
     thresholds: Sequence[int] = DEFAULT_THRESHOLDS,
     optional_kinds: Iterable[str] = (),
 ) -> Organisation:
-    """An organisation with a portal and the usual thresholds."""
     return Organisation(
         id=UUID(int=1),
         slug=slug,
@@ -48,24 +47,23 @@ def certificate(
     revoked: bool = False,
     status: Status = Status.RECORDED,
 ) -> Certificate:
-    """A certificate that certjob has not seen yet."""
     return Certificate(
         id=uuid4(), kind=kind, issued_on=issued_on, expires_on=expires_on, revoked=revoked, status=status
     )
 
 
 def expiring_in(days: int, *, kind: str = "likeperson", today: date = TODAY) -> Certificate:
-    """A certificate whose last day is so many days after today (negative: before)."""
+    """Return a certificate that expires so many days after today (negative: before)."""
     return certificate(today + timedelta(days=days), kind=kind)
 
 
 def pause(reason: str = "illness") -> OpenPause:
-    """An open pause of somebody else."""
+    """Return an open pause by someone else."""
     return OpenPause(id=uuid4(), reason=reason)
 
 
 def own_pause() -> OpenPause:
-    """certjob's own open pause."""
+    """Return an open pause by certjob."""
     return OpenPause(id=uuid4(), reason=OWN_PAUSE_REASON)
 
 
@@ -79,7 +77,7 @@ def mentor(
     certified_until: date | None = None,
     due_by_calendar: bool = False,
 ) -> Mentor:
-    """A mentor with these certificates, shown on the portal and not paused."""
+    """Return a mentor with these certificates, visible on the portal and not paused."""
     return Mentor(
         id=UUID(int=2),
         member_no="M1001",
@@ -95,7 +93,7 @@ def mentor(
 
 
 def apply_decision(person: Mentor, decision: Decision) -> Mentor:
-    """The mentor as the database holds them once the decision is committed."""
+    """Return the mentor after the decision is committed."""
     statuses = {transition.certificate_id: transition.to_status for transition in decision.transitions}
     pauses = person.open_pauses
     if decision.pause is PauseChange.OPEN:
@@ -113,10 +111,10 @@ def apply_decision(person: Mentor, decision: Decision) -> Mentor:
 
 
 ordinarily = settings(max_examples=120, deadline=None, derandomize=True, database=None)
-"""A fixed number of fixed examples: the same on every machine."""
+"""A fixed number of examples, which are the same on every machine."""
 
 thoroughly = settings(ordinarily, max_examples=40)
-"""For properties that look at 600 days in each example."""
+"""For properties that check 600 days in each example."""
 
 KINDS = ("likeperson", "first_aid", "driver")
 
@@ -126,7 +124,7 @@ any_day = st.dates()
 
 @st.composite
 def certificates(draw: st.DrawFn, dates: st.SearchStrategy[date] = days) -> tuple[Certificate, ...]:
-    """Up to six rows of one mentor; kind and first day are unique together, as in the database."""
+    """Draw up to six certificates of one mentor, with unique pairs of kind and first day, as in the database."""
     keys = draw(st.lists(st.tuples(st.sampled_from(KINDS), dates), max_size=6, unique=True))
     rows = []
     for number, (kind, issued_on) in enumerate(keys, start=1):
@@ -152,7 +150,7 @@ open_pauses = st.lists(st.sampled_from([OWN_PAUSE_REASON, "illness", "leave"]), 
 
 @st.composite
 def mentors(draw: st.DrawFn, dates: st.SearchStrategy[date] = days) -> Mentor:
-    """Any mentor the database can hold, whatever certjob stored about them before."""
+    """Draw any mentor that the database can store."""
     return mentor(
         *draw(certificates(dates)),
         organisation=organisation(

@@ -1,4 +1,4 @@
-"""A host that takes pings, as healthchecks.io does; it remembers them, and misbehaves as told."""
+"""A server that records pings, as healthchecks.io does, and answers as a test chooses."""
 
 import json
 import re
@@ -12,19 +12,20 @@ from pytest_httpserver import HTTPServer
 from werkzeug import Request, Response
 
 SECRET_PATH = "planted-Hemmelighet-7-uuid"
-"""Whoever knows it can ping: no output may hold it."""
+"""Anyone who knows it can ping, so no output may contain it."""
 
 
 class Ping(NamedTuple):
-    """One ping as it arrived: ``fail``, or nothing for success."""
+    """A ping as it arrived."""
 
     what: str
+    """``fail``, or empty for success."""
     run_id: str
     body: Any
 
 
 class PingHost(NamedTuple):
-    """The host's address and what it got."""
+    """The address of the server, and its pings."""
 
     url: str
     pings: list[Ping]
@@ -36,7 +37,7 @@ class PingHost(NamedTuple):
 
 @contextmanager
 def ping_host(answers: Sequence[int | None] = (), *, tls: ssl.SSLContext | None = None) -> Iterator[PingHost]:
-    """A running host. ``answers`` are the statuses of the first answers, then 200; None: none until the test ends."""
+    """Run the server. ``answers`` are the first statuses, then 200; None: no answer until the end of the block."""
     statuses, over, pings = iter(answers), threading.Event(), list[Ping]()
 
     def take(request: Request) -> Response:

@@ -20,13 +20,13 @@ Table = list[tuple[object, ...]]
 
 
 def everything(facts: Facts) -> dict[str, Table]:
-    """All rows of all tables, as text."""
+    """Return all rows of all tables as text."""
     tables = facts.rows("SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 'certjob'::regnamespace")
     return {str(table): facts.rows(f"SELECT t::text FROM {table} AS t ORDER BY 1") for (table,) in tables}
 
 
 def random_programme(facts: Facts, *, seed: int, mentors: int = 120) -> None:
-    """Organisations, mentors, certificates and pauses of every kind, some of them already seen by earlier nights."""
+    """Add organisations, mentors, certificates and pauses of every kind, and run two earlier nights."""
     chance = random.Random(seed)
     organisations = [
         facts.organisation("hlf", optional_kinds=["course0"]),
@@ -58,11 +58,11 @@ HAPPENINGS = (
     "UPDATE certificates SET expires_on = expires_on + 200 WHERE mentor_id = %s",
     "DELETE FROM certificates WHERE mentor_id = %s",
 )
-"""What can happen to a mentor between two nights, beside a pause."""
+"""Changes of a mentor between two nights, beside a pause."""
 
 
 def changes_by_mentor(facts: Facts) -> dict[str, set[tuple[str, ...]]]:
-    """Everything that runs have written so far, by mentor: what, the new status, and the row with its version."""
+    """Return what runs have written, by mentor: the kind of change, the new status, and the row with its version."""
     rows = facts.rows(
         "SELECT mentor_id::text, 'status', to_status, id::text FROM certificate_transitions"
         " UNION ALL SELECT mentor_id::text, 'pause', '', id::text FROM mentor_pauses WHERE actor = 'certjob'"
@@ -80,7 +80,7 @@ def changes_by_mentor(facts: Facts) -> dict[str, set[tuple[str, ...]]]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Person:
-    """A mentor, how to reach them, and what the rules decide of them."""
+    """A mentor with contact data and the decision of the rules."""
 
     mentor: Mentor
     email: str
@@ -101,12 +101,12 @@ class Person:
 
     @property
     def is_calm(self) -> bool:
-        """Whether everything stored of the mentor is as the rules want it."""
+        """Whether the stored state of the mentor follows the rules."""
         return not (self.decision.transitions or self.decision.pause or self.decision.push)
 
 
 def read_people(connection: Connection, today: date) -> dict[UUID, Person]:
-    """Read everybody, in the order of their numbers."""
+    """Return all mentors in the order of their numbers."""
     rows = connection.execute("SELECT id, email, dynamics_contact_id FROM mentors ORDER BY member_no").fetchall()
     mentors = reading.read(connection, [row[0] for row in rows], lock=False).mentors
     return {

@@ -1,4 +1,4 @@
-"""A scene: a database, a portal, a channel for mail, and whatever certjob does with them, from a round to a night."""
+"""A database, a portal and a mail channel, with certjob's actions on them, from one push to a night."""
 
 import asyncio
 import contextlib
@@ -38,22 +38,21 @@ YESTERDAY, NEXT_YEAR = TODAY - timedelta(days=1), TODAY + timedelta(days=365)
 
 
 def push_once(event: PortalEvent, portal: HLFDynamicsSyncService, *, lease_seconds: float = 300) -> Push:
-    """Make one round for an event, outside any stage."""
+    """Push one event without a stage."""
     lease = Lease(claimed_at=lease_clock(), seconds=lease_seconds)
     return run_alone(pushing.push_once(event, lease, portal=portal, policy=quick_policy(), stopped=asyncio.Event()))
 
 
 class Scene:
-    """A database, a portal over real HTTP, and what certjob does with both."""
+    """A database, a portal over real HTTP, a mail channel, and certjob's actions on them."""
 
     def __init__(self, connection: Connection, portal: PortalServer, *, url: str, sessions: ExitStack) -> None:
-        """``sessions`` are closed at the end."""
         self.connection = connection
         self.portal = portal
         self.other: Connection = sessions.enter_context(database.connect(url))
-        """The connection of another run."""
+        """The connection of a second run."""
         self.app = sessions.enter_context(contextlib.closing(psycopg.connect(url)))
-        """The app's session, which can hold a transaction open."""
+        """The app's session, which keeps its transaction open."""
         self.channel = nights.CollectingChannel()
         self.facts = Facts(connection)
         self.service = PortalSyncService(connection, run_id=uuid4())
@@ -68,7 +67,7 @@ class Scene:
         return self.facts.organisation(thresholds=())
 
     def mentor(self, **named: Any) -> UUID:
-        """A mentor of HLF without anything queued."""
+        """A mentor of HLF without a certificate."""
         return self.facts.mentor(self.hlf, **named)
 
     def certified(self, expires_on: date = NEXT_YEAR, **named: Any) -> UUID:
@@ -76,11 +75,11 @@ class Scene:
         return self.facts.certified_mentor(self.hlf, expires_on, **named)
 
     def expired(self, **named: Any) -> UUID:
-        """A mentor of HLF who is to be hidden by the next night."""
+        """A mentor of HLF whom the next night hides."""
         return self.certified(YESTERDAY, **named)
 
     def hidden(self) -> UUID:
-        """A mentor of HLF, M1042, whom somebody wants hidden."""
+        """A mentor of HLF, M1042, with a queued hide."""
         mentor = self.mentor(member_no="M1042")
         self.wish(mentor, visible=False)
         return mentor
@@ -95,7 +94,7 @@ class Scene:
         return nights.backlog(self.facts, count, visible=visible)
 
     def wish(self, mentor_id: UUID, *, visible: bool) -> None:
-        """Want one mentor shown or hidden, as a review does."""
+        """Queue a push, as a review does."""
         with database.transaction(self.connection):
             self.service.queue([(mentor_id, visible)])
             self.connection.execute("UPDATE mentors SET review_on = '9999-12-31' WHERE id = %s", (mentor_id,))
@@ -104,7 +103,7 @@ class Scene:
         return nights.claim(self.connection, limit=limit)
 
     def push(self, error: PortalCallError | None = None, *, event: PortalEvent | None = None) -> Answer:
-        """Claim the only event and make one round, in which every call fails with the error, and settle it."""
+        """Claim the only event, push it (with ``error``: in vain), and settle it."""
         if event is None:
             (event,) = self.claim()
         portal = FlakyPortal(failures=99 if error else 0, error=(lambda: error) if error else None)
@@ -120,7 +119,7 @@ class Scene:
     def night(
         self, portal: Portal = None, *, today: date = TODAY, connection: Connection | None = None, **options: Any
     ) -> RunReport:
-        """A whole night; the options are those of ``nights.night``."""
+        """Run a whole night with the options of ``nights.night``."""
         options = {"portal": portal, "channel": self.channel} | options
         return nights.night(connection or self.connection, today, **options)
 
@@ -132,7 +131,7 @@ class Scene:
         today: date = TODAY,
         channel: Channel | None = None,
     ) -> RunReport:
-        """The delivery half alone, as cron starts it between the nights."""
+        """Run ``deliver``, as cron does between the nights."""
         ways_out = delivery(portal=portal, channel=channel)
         connection = connection or self.connection
         report = runs.deliver(connection, today=today, delivery=ways_out, stop=StopFlag(), progress=nights.NoProgress())
@@ -147,14 +146,14 @@ class Scene:
     def resync(
         self, mentor_id: UUID, portal: Portal = None, *, connection: Connection | None = None, **options: Any
     ) -> Resync:
-        """A resync that waits for others as long as it takes."""
+        """Resync a mentor, and wait up to 30 seconds for locks and calls."""
         patient = {"lock_wait_seconds": 30.0, "flight_wait_seconds": 30.0, "stop": StopFlag()}
         given: dict[str, Any] = patient | {"delivery": delivery(portal=portal)} | options
         return resync(connection or self.connection, mentor_id, today=TODAY, **given)
 
     @contextmanager
     def resync_under_way(self, mentor_id: UUID, portal: Portal) -> Iterator[list[Resync]]:
-        """A resync beside the block; its result is there after the block."""
+        """Resync a mentor beside the block; yield a list for the result."""
         results: list[Resync] = []
         with nights.in_background(lambda: results.append(self.resync(mentor_id, portal))):
             yield results
@@ -180,7 +179,7 @@ class Scene:
         stop: StopFlag | None = None,
         **options: Any,
     ) -> str | None:
-        """Run a stage to its end; return the code of an early end."""
+        """Run a portal stage; return the code of an early end."""
         connection, stop, counts = connection or self.connection, stop or StopFlag(), PortalCounts()
         service = service or PortalSyncService(connection, run_id=uuid4())
         make_portal = delivery(portal=target or self.portal).make_portal

@@ -1,4 +1,4 @@
-"""Waiting for something that can be observed, never for luck."""
+"""Wait for a condition, never for a fixed time."""
 
 import time
 from collections.abc import Callable
@@ -8,15 +8,15 @@ import psycopg
 
 
 def until(condition: Callable[[], object], *, seconds: float = 20.0) -> None:
-    """Return as soon as the condition holds; fail after so long."""
+    """Return as soon as the condition holds; fail after this time."""
     give_up_at = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < give_up_at, "what the test waits for did not happen"
+        assert time.monotonic() < give_up_at, "the condition did not become true"
         time.sleep(0.01)
 
 
 def waits_for_a_lock(observer: psycopg.Connection[Any], waiting: psycopg.Connection[Any]) -> bool:
-    """Whether another session stands still behind somebody's lock."""
+    """Return whether a session waits for a lock."""
     row = observer.execute(
         "SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = %s", (waiting.info.backend_pid,)
     ).fetchone()
