@@ -1,4 +1,4 @@
-"""The benchmarks compare fairly, show a missed bar, and run."""
+"""The benchmarks compare fairly, and run."""
 
 import subprocess
 import sys
@@ -8,26 +8,11 @@ import pytest
 
 from certjob import database
 from tests.benchmarks.bench import populate, set_based_night
-from tests.benchmarks.figures import Bar, Figure, Ratio, table
 from tests.benchmarks.night import compare_states
 from tests.conftest import fresh_database
 from tests.support.command_line import today
 from tests.support.docs import ROOT
 from tests.support.nights import EVERYTHING, night
-
-
-@pytest.mark.parametrize(
-    ("at_most", "at_least", "peak", "is_met"),
-    [(1.5, None, 119, True), (1.4, None, 119, False), (None, 1.6, 119, False), (None, 1.5, 121, False)],
-)
-def test_a_missed_bar_is_shown(at_most: float | None, at_least: float | None, peak: float, is_met: bool) -> None:
-    """The bar of the ratio, or of the quantity."""
-    ratio = Ratio([2.0, 3.0, 9.0], [2.0, 2.0, 2.0])
-    bars = [ratio.bar(at_most=at_most, at_least=at_least), Bar(value=peak, unit="MB", at_most=120)]
-    figure = Figure(name="1 % due", ours="80 µs", ratio=ratio, bars=bars)
-
-    assert ("MISSED" in table([figure])) is not is_met
-    assert figure.is_met is is_met
 
 
 def test_night_and_set_based_sql_end_in_the_same_state(server_url: str, database_url: str) -> None:

@@ -35,16 +35,13 @@ class Trigger:
 
     def __init__(self, fault: Fault | None = None, beside: Callable[[Action], None] = lambda _action: None) -> None:
         """``beside`` carries out actions that are neither signals nor the proxy's."""
-        self.fault = fault
+        self.fault, self._beside = fault, beside
         self.victim: Future[Child] = Future()
         self.seen: Counter[Spot] = Counter()
         self.is_silent = threading.Event()
         """The database connection passes nothing any more."""
-        self._beside = beside
-        self._lock = threading.Lock()
-        self._candidates = 0
-        self._begun = threading.Event()
-        self.done: Future[None] = Future()
+        self.has_begun = self.is_done = False
+        self._lock, self._candidates = threading.Lock(), 0
 
     def reach(self, spot: Spot, text: str = "") -> Moment:
         """Count an event; return ``nothing`` unless it is the fault's."""
@@ -52,24 +49,14 @@ class Trigger:
             self.seen[spot] += 1
             if self.fault is not None and self.fault.spot is spot and _SETTLES.get(self.fault.settle, "") in text:
                 self._candidates += 1
-                if self._candidates == self.fault.number:
-                    return self._cause
+                return self._cause if self._candidates == self.fault.number else nothing
         return nothing
 
     def _cause(self, when: When) -> Action | None:
-        if self.fault is None or self.fault.when is not when or self.done.done():
+        if self.fault is None or self.fault.when is not when or self.has_begun:
             return None
-        self._begun.set()
-        try:
-            self._act(self.fault.action)
-        except Exception as error:  # noqa: BLE001 - ``finish`` raises it
-            self.done.set_exception(error)
-        else:
-            self.done.set_result(None)
-        return self.fault.action
-
-    def _act(self, action: Action) -> None:
-        process = self.victim.result(10).process
+        self.has_begun = True
+        process, action = self.victim.result(10).process, self.fault.action
         if action in {Action.BLACK_HOLE_KILL, Action.BLACK_HOLE_STOP}:
             self.is_silent.set()
         if action in {Action.KILL, Action.BLACK_HOLE_KILL}:
@@ -80,11 +67,8 @@ class Trigger:
                 process.send_signal(number)
         else:
             self._beside(action)
-
-    def finish(self) -> None:
-        """Wait until the action ends, because a restart outlasts the command; raise its error."""
-        if self._begun.is_set():
-            self.done.result(60)
+        self.is_done = True
+        return action
 
 
 class DatabaseProxy(StallingProxy):
@@ -113,7 +97,7 @@ class DatabaseProxy(StallingProxy):
                 moment = self._trigger.reach(Spot.STATEMENT, text)
                 if self._is_over(link, moment(When.BEFORE)):
                     return
-                if moment is not nothing and not self._trigger.done.done():
+                if moment is not nothing and not self._trigger.has_begun:
                     self._held[link] = moment
             elif kind is not None and kind not in b"Xpc":  # all but the start-up packet, the end, a password
                 continue

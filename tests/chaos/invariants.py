@@ -53,7 +53,7 @@ def result_complaints(
     ``has_reported``: an earlier run of the day has reported what needs attention, and no run repeats it.
     """
     code, said = result.returncode, result.stderr
-    action = trigger.fault.action if trigger.fault is not None and trigger.done.done() else None
+    action = trigger.fault.action if trigger.fault is not None and trigger.is_done else None
     expected = {0, 3}
     if is_victim and action is Action.OVERTAKE:
         expected = {3}

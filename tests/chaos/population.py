@@ -90,13 +90,13 @@ class Change:
 
 def draw_population(chance: Random) -> list[MentorPlan]:
     """8 to 25 mentors, most of them in the organisation with a portal."""
-    plans = []
-    for number in range(1, chance.randint(8, 25) + 1):
-        has_portal = number <= 2 or chance.random() < 0.75
-        contact = chance.choices(["right", "wrong", "missing"], weights=[12, 1, 1])[0] if has_portal else "right"
-        days = chance.choice([LONG_DAYS, LONG_DAYS, *SOON_DAYS[::2], *GONE_DAYS, None])
-        plans.append(MentorPlan(number=number, days=days, has_portal=has_portal, contact=contact))
-    return plans
+    count = chance.randint(8, 25)
+    contacts = chance.choices(["right", "wrong", "missing"], weights=[12, 1, 1], k=count)
+    days = chance.choices([LONG_DAYS, LONG_DAYS, *SOON_DAYS[::2], *GONE_DAYS, None], k=count)
+    return [
+        MentorPlan(number=number, days=day, contact=contact, has_portal=number <= 2 or chance.random() < 0.75)
+        for number, (day, contact) in enumerate(zip(days, contacts, strict=True), 1)
+    ]
 
 
 def draw_changes(chance: Random, population: Sequence[MentorPlan], *, count: int, first_serial: int) -> list[Change]:

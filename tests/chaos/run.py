@@ -139,15 +139,15 @@ class ChaosRun:
                 twin = Command(words=command.twin, concurrency=command.concurrency, attempts=command.attempts)
                 children.append((twin, stack.enter_context(self._process(twin, Trigger()))))
             ended = [(each, child.finish(timeout_seconds=ENDS_WITHIN_SECONDS)) for each, child in children]
-            trigger.finish()
+            until(lambda: trigger.is_done or not trigger.has_begun, seconds=60)  # a restart outlasts the command
         mark = self.folder / "mark"
         if mark.exists():
             mark.unlink()
-            trigger.done.set_result(None)
+            trigger.is_done = True
         for each, result in sorted(ended, key=lambda each: not each[1].stderr):  # one reports for both
             self._judge(each, result, trigger)
         self.places.append(trigger.seen)
-        self.tried.append((command.label, command.fault is None or trigger.done.done()))
+        self.tried.append((command.label, command.fault is None or trigger.is_done))
         reached = len(command.mail_script) - len(self.mail_server.script)
         self.tried += [(str(each), number < reached) for number, each in enumerate(command.mail_script) if each]
         self.portal.begin()
@@ -156,7 +156,7 @@ class ChaosRun:
         code = ended[0][1].returncode
         with self._session() as connection:
             self.complaints += invariants.event_complaints(connection, events=self.events)
-            is_alone = len(ended) == 1 and not trigger.done.done()
+            is_alone = len(ended) == 1 and not trigger.is_done
             if is_alone and code in {0, 3} and command.words in {RUN, DELIVER}:
                 self.complaints += invariants.unseen_complaints(connection)
         return code
@@ -205,7 +205,7 @@ class ChaosRun:
 
     def _judge(self, command: Command, result: Finished, trigger: Trigger) -> None:
         name, code = command.words[0], result.returncode
-        self.trail.append(f"  {name} ended with {code}, fault: {trigger.done.done()}: {result.stderr.strip()}")
+        self.trail.append(f"  {name} ended with {code}, fault: {trigger.is_done}: {result.stderr.strip()}")
         known = {"is_victim": command.fault is not None, "has_reported": self.has_reported}
         self.complaints += invariants.result_complaints(result, command=name, trigger=trigger, **known)
         self.has_reported = self.has_reported or (name == "run" and code in {0, 3})
@@ -238,5 +238,5 @@ class ChaosRun:
     def note_everything(self) -> None:
         with self._session() as connection:
             tables = {table: [row[0] for row in rows] for table, rows in everything(Facts(connection)).items()}
-        shown: dict[str, Any] = {"plan": [self.plan], "portal": self.portal.trail, "mail": self.mail_server.received}
+        shown: dict[str, Any] = {"plan": [self.plan], "portal": self.portal.pushes, "mail": self.mail_server.received}
         self.trail += [f"{name}: {each}" for name, rows in (shown | tables).items() for each in rows]

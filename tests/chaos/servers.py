@@ -43,7 +43,6 @@ class ChaosPortal(PortalServer):
         self.known: set[UUID] = set()
         self.applied: dict[UUID | None, list[tuple[int, int]]] = defaultdict(list)
         """The applied events with their versions, by contact, in order."""
-        self.trail: list[str] = []
         self.begin()
 
     def begin(self, script: Sequence[str] = (), trigger: Trigger | None = None) -> None:
@@ -60,8 +59,6 @@ class ChaosPortal(PortalServer):
             return answers.ok()
         name = self._script.pop(0) if self._script else "ok"
         is_known = request.contact_id in self.known
-        value = "show" if request.visible else "hide"
-        self.trail.append(f"{request.idempotency_key} {request.contact_id} {value}  {name}, known: {is_known}")
         moment = self._trigger.reach(Spot.REQUEST)
 
         def behave(exchange: Exchange) -> None:
