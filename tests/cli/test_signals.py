@@ -40,8 +40,8 @@ IMPATIENT = 0.5
 """A grace, in seconds, for a test that waits for its end."""
 
 
-class Scene:
-    """A database, a portal, and commands that are started in the background on both; without a mail server."""
+class Commands:
+    """Starts commands in the background, on the database of the test and its portal, without a mail server."""
 
     def __init__(self, facts: Facts, app: psycopg.Connection[Any], environment: dict[str, str], folder: Path) -> None:
         self.facts, self.rows, self.app, self.environment, self.folder = facts, facts.rows, app, environment, folder
@@ -93,20 +93,20 @@ class Scene:
 
 
 @pytest.fixture
-def scene(facts: Facts, app: psycopg.Connection[Any], environment: dict[str, str], tmp_path: Path) -> Scene:
-    return Scene(facts, app, environment, tmp_path)
+def commands(facts: Facts, app: psycopg.Connection[Any], environment: dict[str, str], tmp_path: Path) -> Commands:
+    return Commands(facts, app, environment, tmp_path)
 
 
 # What has nothing to finish.
 
 
-def test_while_connecting(scene: Scene) -> None:
+def test_while_connecting(commands: Commands) -> None:
     """A database host that accepts the connection and says nothing: there is nothing to wait for."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(20)
         url = f"postgresql://u@127.0.0.1:{listener.getsockname()[1]}/x"
         for number in STOP_SIGNALS:
-            with scene.start("run", DATABASE_URL=url) as child:
+            with commands.start("run", DATABASE_URL=url) as child:
                 silent, _ = listener.accept()
                 with silent:
                     silent.recv(1)
@@ -115,14 +115,14 @@ def test_while_connecting(scene: Scene) -> None:
             assert_one_line(result, f"stopped by {number.name}", code=1)
 
 
-def test_while_it_waits_for_somebodys_lock(scene: Scene) -> None:
+def test_while_it_waits_for_somebodys_lock(commands: Commands) -> None:
     """Who only looks has nothing to finish; a migration, a resync and a load have not begun.
 
     A run that would take half a second a mentor sees the signal between two of them.
     """
-    scene.mentors(15)
+    commands.mentors(15)
     roster = "organisation,member_no,kind,issued_on,expires_on\nhlf,B1,a,2025-01-01,2027-01-01\n"
-    (scene.folder / "roster.csv").write_text(roster)
+    (commands.folder / "roster.csv").write_text(roster)
     tables = "LOCK TABLE mentors, migrations"
     for lock, command, options, is_recorded in (
         (tables, "alerts", "", False),
@@ -132,93 +132,93 @@ def test_while_it_waits_for_somebodys_lock(scene: Scene) -> None:
         ("SELECT FROM mentors FOR UPDATE", "resync", "B1", True),
         ("LOCK TABLE certificate_transitions", "run", "", True),
     ):
-        scene.app.execute(lock.encode())
-        with scene.start(*command.split(), *options.split()) as child:
+        commands.app.execute(lock.encode())
+        with commands.start(*command.split(), *options.split()) as child:
             if command == "db migrate":  # it has tried in vain
-                scene.backends.wait_for_query("COMMIT")
+                commands.backends.wait_for_query("COMMIT")
             else:
-                scene.backends.wait_for_query("", waiting_for="Lock")
+                commands.backends.wait_for_query("", waiting_for="Lock")
             result = child.stop_within(AT_ONCE_SECONDS)
 
         assert_one_line(result, "stopped by SIGTERM", code=1, command=f"certjob {command}")
         if is_recorded:
-            scene.assert_recorded()
-        scene.backends.wait_until_gone()
-        scene.app.rollback()
+            commands.assert_recorded()
+        commands.backends.wait_until_gone()
+        commands.app.rollback()
 
-    assert scene.paused() == 0
-    scene.assert_completes("db", "migrate")
-    scene.assert_completes("run")
-    assert scene.paused() == 15
+    assert commands.paused() == 0
+    commands.assert_completes("db", "migrate")
+    commands.assert_completes("run")
+    assert commands.paused() == 15
 
 
-def test_in_the_middle_and_at_the_end_of_a_big_review(scene: Scene) -> None:
+def test_in_the_middle_and_at_the_end_of_a_big_review(commands: Commands) -> None:
     """Every mentor is reviewed wholly or not at all, and the next run has the rest."""
-    scene.mentors(2000, portal="dynamics")
-    scene.app.execute("SELECT FROM mentors WHERE member_no = 'B1' FOR UPDATE")
+    commands.mentors(2000, portal="dynamics")
+    commands.app.execute("SELECT FROM mentors WHERE member_no = 'B1' FOR UPDATE")
     command = ("run", "--allow", "hlf=2000")
 
-    with scene.start(*command) as child:
-        until(scene.paused)  # the first chunk is committed
+    with commands.start(*command) as child:
+        until(commands.paused)  # the first chunk is committed
         result = child.stop_within(AT_ONCE_SECONDS)
 
-    scene.assert_failed(result)
+    commands.assert_failed(result)
     for table in ("certificate_transitions", "portal_sync_events"):
-        assert len(scene.rows(f"SELECT FROM {table}")) == scene.paused()
+        assert len(commands.rows(f"SELECT FROM {table}")) == commands.paused()
 
-    with scene.start(*command) as child:
-        until(lambda: scene.paused() == 1999 and scene.rows("SELECT FROM job_runs"))
-        scene.backends.wait_for_query("COMMIT")
+    with commands.start(*command) as child:
+        until(lambda: commands.paused() == 1999 and commands.rows("SELECT FROM job_runs"))
+        commands.backends.wait_for_query("COMMIT")
         result = child.stop_within(AT_ONCE_SECONDS)
 
-    scene.assert_failed(result)
-    scene.app.rollback()
-    scene.assert_completes(*command)
-    assert scene.paused() == 2000
+    commands.assert_failed(result)
+    commands.app.rollback()
+    commands.assert_completes(*command)
+    assert commands.paused() == 2000
 
 
 # In the delivery.
 
 
-def test_while_calls_to_the_portal_hang(scene: Scene, portal: PortalServer) -> None:
+def test_while_calls_to_the_portal_hang(commands: Commands, portal: PortalServer) -> None:
     """They get a few seconds to end and keep their leases; what was claimed with them and not begun is free at once.
 
     A person who presses Ctrl-C twice means it: at once, and still one line.
     """
     portal.default = hang()
-    scene.mentors(7, portal="dynamics")
+    commands.mentors(7, portal="dynamics")
 
-    with scene.start("run", grace=IMPATIENT) as child:
+    with commands.start("run", grace=IMPATIENT) as child:
         portal.wait_until(lambda: len(portal.requests) == 4)
         result = child.stop_within()
 
-    scene.assert_failed(result)
+    commands.assert_failed(result)
     assert len(portal.requests) == 4
-    assert scene.leased() == {request.contact_id for request in portal.requests}
+    assert commands.leased() == {request.contact_id for request in portal.requests}
 
-    make_due(scene.facts)  # five minutes later
-    with scene.start("run") as child:
+    make_due(commands.facts)  # five minutes later
+    with commands.start("run") as child:
         portal.wait_until(lambda: len(portal.requests) == 8)
         child.signal(signal.SIGINT)
         result = child.stop_within(AT_ONCE_SECONDS, signal.SIGTERM)  # another one: two alike at one moment are merged
 
-    scene.assert_failed(result, name="SIG")  # whichever of the two came last
+    commands.assert_failed(result, name="SIG")  # whichever of the two came last
     portal.release()
-    make_due(scene.facts)
+    make_due(commands.facts)
     with PortalServer(key=portal.key) as healthy:
-        scene.assert_completes("run", PORTAL_URL=healthy.url)
+        commands.assert_completes("run", PORTAL_URL=healthy.url)
         assert [*healthy.visible.values()] == [False] * 7
-    assert scene.rows("SELECT DISTINCT status FROM portal_sync_events") == [("delivered",)]
+    assert commands.rows("SELECT DISTINCT status FROM portal_sync_events") == [("delivered",)]
 
 
-def test_while_the_database_stalls(scene: Scene, portal: PortalServer, database_url: str) -> None:
+def test_while_the_database_stalls(commands: Commands, portal: PortalServer, database_url: str) -> None:
     """Its proxy keeps the connection and swallows the cancellation: psycopg closes the connection after 10 seconds."""
     portal.default = hang(ok())
-    scene.mentors(1, portal="dynamics")
+    commands.mentors(1, portal="dynamics")
 
     with (
         StallingProxy(database_url) as proxy,
-        scene.start("run", "--json", grace=IMPATIENT, DATABASE_URL=proxy.url) as child,
+        commands.start("run", "--json", grace=IMPATIENT, DATABASE_URL=proxy.url) as child,
     ):
         portal.wait_until(lambda: len(portal.requests) == 1)
         proxy.is_silent.set()
@@ -229,52 +229,52 @@ def test_while_the_database_stalls(scene: Scene, portal: PortalServer, database_
     assert '"code": "stopped"' in result.stdout
 
 
-def test_while_the_mail_server_says_nothing(scene: Scene) -> None:
+def test_while_the_mail_server_says_nothing(commands: Commands) -> None:
     """The message in hand keeps its lease, and says that it may be a repeat; the others are free at once."""
-    scene.mentors(3, expires_on=SOON)
+    commands.mentors(3, expires_on=SOON)
     log = "FROM cert_notification_log GROUP BY 1, 2 ORDER BY 1, 2"
 
     with ScriptedServer({"END": Fault.HANG}) as server:
         mail = {"NOTIFY_URL": f"smtp://127.0.0.1:{server.port}"}
-        with scene.start("run", grace=IMPATIENT, **mail) as child:
+        with commands.start("run", grace=IMPATIENT, **mail) as child:
             until(lambda: server.bodies)
             result = child.stop_within()
 
-        scene.assert_failed(result)
+        commands.assert_failed(result)
         is_held, is_free = "claim_token IS NOT NULL AND next_attempt_at > now() AND attempts = 1", "attempts = 0"
         is_free += " AND claim_token IS NULL AND next_attempt_at <= now()"
-        assert scene.rows(f"SELECT {is_held}, {is_free}, count(*) {log}") == [(False, True, 2), (True, False, 1)]
+        assert commands.rows(f"SELECT {is_held}, {is_free}, count(*) {log}") == [(False, True, 2), (True, False, 1)]
 
         server.answers = {}
-        make_due(scene.facts, "cert_notification_log")  # 15 minutes later
-        scene.assert_completes("run", **mail)
+        make_due(commands.facts, "cert_notification_log")  # 15 minutes later
+        commands.assert_completes("run", **mail)
         assert len(server.bodies) == 1 + 3
-    assert scene.rows(f"SELECT status, maybe_sent, count(*) {log}") == [("sent", False, 2), ("sent", True, 1)]
+    assert commands.rows(f"SELECT status, maybe_sent, count(*) {log}") == [("sent", False, 2), ("sent", True, 1)]
 
 
-def test_when_the_terminal_has_gone(scene: Scene, portal: PortalServer) -> None:
+def test_when_the_terminal_has_gone(commands: Commands, portal: PortalServer) -> None:
     """The line of an ssh session drops: nobody reads any more, and yet the run is recorded and its end reported."""
-    scene.mentors(6, portal="dynamics")
+    commands.mentors(6, portal="dynamics")
     portal.default = hang()
     master, slave = pty.openpty()
     terminal = dict.fromkeys(("stdin", "stdout", "stderr"), slave)
-    with ping_host() as monitor, scene.start("run", PING_URL=monitor.url, grace=IMPATIENT, **terminal) as child:
+    with ping_host() as monitor, commands.start("run", PING_URL=monitor.url, grace=IMPATIENT, **terminal) as child:
         os.close(slave)
         portal.wait_until(lambda: len(portal.requests) == 4)
         os.close(master)
 
         assert child.finish(timeout_seconds=WITHIN_SECONDS).returncode == 1
     assert monitor.told == ["fail"]
-    scene.assert_recorded()
-    assert len(scene.leased()) == 4
+    commands.assert_recorded()
+    assert len(commands.leased()) == 4
 
 
-def test_nohup_outlasts_the_terminal(scene: Scene, portal: PortalServer) -> None:
+def test_nohup_outlasts_the_terminal(commands: Commands, portal: PortalServer) -> None:
     """Who started it so that it ignores SIGHUP wants it to go on."""
-    scene.mentors(1, portal="dynamics")
+    commands.mentors(1, portal="dynamics")
     portal.default = hang(ok())
 
-    with scene.start("run", ignored=signal.SIGHUP) as child:
+    with commands.start("run", ignored=signal.SIGHUP) as child:
         portal.wait_until(lambda: len(portal.requests) == 1)
         child.signal(signal.SIGHUP)
         portal.release()
