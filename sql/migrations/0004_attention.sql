@@ -1,5 +1,15 @@
 -- Alerts. The commands, the digest and the dashboard read them here, and therefore agree.
 
+-- Returns whether the contact of the mentor's last call belongs to another mentor now, even of another organisation.
+CREATE FUNCTION certjob_private.contact_is_taken(of_mentor uuid) RETURNS boolean
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+RETURN EXISTS (
+    SELECT FROM certjob.mentors AS m WHERE m.dynamics_contact_id = (
+        SELECT e.claim_contact_id FROM certjob.portal_sync_events AS e
+        WHERE e.mentor_id = of_mentor AND e.claim_contact_id IS NOT NULL ORDER BY e.id DESC LIMIT 1
+    )
+);
+
 -- Open pushes.
 --   cause     the first that applies; certjob/errors.py and docs/json.md list the causes
 --   since     when the push became an alert, or will become one
@@ -14,14 +24,8 @@ SELECT e.id AS event_id, e.mentor_id, m.organisation_id, e.visible, e.moved_from
     (f.id IS NOT NULL OR e.wanted_at < now() - interval '1 hour' OR e.wanted_at > now() + interval '1 hour')
         AND NOT (e.visible AND m.review_on <= current_date)
         AND (e.moved_from IS NULL OR e.moved_from - interval '7 days' <= now())
-        AND NOT (NOT e.visible AND m.dynamics_contact_id IS NULL AND EXISTS (
-            SELECT FROM certjob.mentors AS other
-            WHERE other.dynamics_contact_id = (
-                SELECT called.claim_contact_id FROM certjob.portal_sync_events AS called
-                WHERE called.mentor_id = e.mentor_id AND called.claim_contact_id IS NOT NULL
-                ORDER BY called.id DESC LIMIT 1
-            )
-        )) AS is_alert,
+        AND NOT (NOT e.visible AND m.dynamics_contact_id IS NULL
+            AND certjob_private.contact_is_taken(e.mentor_id)) AS is_alert,
     claim.is_live AS is_claimed,
     CASE
         WHEN claim.is_live THEN 'queued'
@@ -46,20 +50,10 @@ LEFT JOIN certjob.dynamics_sync_failures AS f ON f.mentor_id = e.mentor_id AND f
 CROSS JOIN LATERAL (SELECT e.claim_token IS NOT NULL AND e.next_attempt_at > now() AS is_live) AS claim
 WHERE e.status IN ('pending', 'blocked');
 
--- Alerts that a coordinator can act on.
---   alert_id         <organisation>:<kind>:<member number, or the kind of held changes>
---   kind             a new kind also needs a member of Kind in certjob/review/attention.py
---   row_id           the row in the table of the kind
---   until            the last day of the alert; null: it lasts as long as the row
---   cause            why; docs/json.md lists the causes
---   action           what to do
---   state            waiting (until next_attempt_at), being_sent, or stopped until someone acts
---   number           the number that permits held changes: run --allow ORGANISATION=NUMBER
---   day              the last day of the certificate that a reminder is about
---   visible_until    the last day on which the mentor should be visible; null: the mentor should be hidden
--- Rows of held_reviews and review_problems count only while a mentor is due, because two overlapping runs can leave old
--- rows. LIMIT 1 and OFFSET 0 make the planner look up mentors by index; it has no statistics for such small tables.
-CREATE VIEW certjob.alerts WITH (security_invoker = true) AS
+-- Alerts that a coordinator can act on, also acknowledged ones and those past their last day (`until`). Rows of
+-- held_reviews and review_problems count only while a mentor is due, because two overlapping runs can leave old rows.
+-- LIMIT 1 and OFFSET 0 make the planner look up mentors by index; it has no statistics for such small tables.
+CREATE VIEW certjob.all_alerts WITH (security_invoker = true) AS
 SELECT o.slug || ':' || a.kind || ':' || coalesce(m.member_no, a.cause) AS alert_id, a.kind, a.organisation_id,
     o.slug AS organisation, a.mentor_id, m.member_no, coalesce(m.full_name, m.member_no) AS full_name, a.row_id,
     a.since, a.until,
@@ -148,7 +142,8 @@ FROM (
 JOIN certjob.organisations AS o ON o.id = a.organisation_id
 LEFT JOIN LATERAL (
     SELECT n.member_no, n.full_name,
-        CASE WHEN n.portal_visible THEN least(n.certified_until, '2099-12-31') END AS visible_until
+        CASE WHEN n.portal_visible AND n.certified_until > '0001-01-01' THEN least(n.certified_until, '2099-12-31') END
+            AS visible_until
     FROM certjob.mentors AS n WHERE n.id = a.mentor_id OFFSET 0
 ) AS m ON true;
 
@@ -164,6 +159,16 @@ CREATE TABLE certjob.acknowledgements (
     acknowledged_at timestamptz DEFAULT now() NOT NULL,
     ended_at        timestamptz  -- when a run found the alert with another cause or number
 );
+
+-- What a coordinator can act on today, as `certjob alerts` lists it. docs/dashboard.md describes the columns.
+CREATE VIEW certjob.alerts WITH (security_invoker = true) AS
+SELECT a.alert_id, a.kind, a.organisation_id, a.organisation, a.mentor_id, a.member_no, a.full_name, a.row_id,
+    greatest(a.since, k.ended_at, CASE WHEN k.until < current_date THEN k.until + 1 END) AS since, a.sentence, a.cause,
+    a.action, a.error, a.state, a.next_attempt_at, a.last_failed_at, a.calls, a.number, a.day, a.visible_until
+FROM certjob.all_alerts AS a
+LEFT JOIN certjob.acknowledgements AS k ON k.alert_id = a.alert_id
+WHERE (a.until IS NULL OR a.until >= current_date) AND (k.alert_id IS NULL OR k.ended_at IS NOT NULL
+    OR k.until < current_date OR k.cause <> a.cause OR k.number IS DISTINCT FROM a.number);
 
 -- All alerts of a day: those of the view, and those that only an operator can act on.
 --   number  also the number of certificates that have ended since the last full run
@@ -255,7 +260,7 @@ LANGUAGE sql STABLE BEGIN ATOMIC
         SELECT a.alert_id, a.kind, a.organisation_id, a.organisation, a.mentor_id, a.member_no, a.full_name, a.row_id,
             a.since, a.sentence, a.cause, a.error, a.state, a.next_attempt_at, a.last_failed_at, a.calls, a.number,
             a.day
-        FROM certjob.alerts AS a
+        FROM certjob.all_alerts AS a
         WHERE a.until IS NULL OR a.until >= today
         UNION ALL
         SELECT CASE WHEN a.kind <> 'unknown_contacts' THEN coalesce(a.organisation, '-') ELSE '-' END

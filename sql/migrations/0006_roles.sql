@@ -47,13 +47,14 @@ BEGIN
         certjob.dynamics_sync_failures, certjob.coordinator_digests, certjob.job_runs, certjob.held_reviews,
         certjob.review_problems, certjob.portal_unknown_contacts, certjob.acknowledgements TO certjob_worker;
     GRANT INSERT, UPDATE ON certjob.portal_last_reading TO certjob_worker;
-    GRANT EXECUTE ON FUNCTION certjob.prune(timestamptz, integer), certjob.current_alerts(date) TO certjob_worker;
+    GRANT EXECUTE ON FUNCTION certjob.prune(timestamptz, integer), certjob.current_alerts(date),
+        certjob_private.contact_is_taken(uuid) TO certjob_worker;
 
     -- The app's server writes no derived columns. It may set ids and keys, because an upsert names them.
     IF to_regrole('service_role') IS NOT NULL THEN
         GRANT USAGE ON SCHEMA certjob TO service_role;
         GRANT SELECT ON ALL TABLES IN SCHEMA certjob TO service_role;
-        GRANT EXECUTE ON FUNCTION certjob.current_alerts(date) TO service_role;
+        GRANT EXECUTE ON FUNCTION certjob.current_alerts(date), certjob_private.contact_is_taken(uuid) TO service_role;
         GRANT INSERT, UPDATE, DELETE ON certjob.organisations, certjob.coordinators TO service_role;
         GRANT INSERT (id, organisation_id, member_no, full_name, email, locale, dynamics_contact_id, left_at),
             UPDATE (id, organisation_id, member_no, full_name, email, locale, dynamics_contact_id, left_at), DELETE
@@ -73,14 +74,15 @@ BEGIN
         GRANT SELECT ON certjob.organisations, certjob.coordinators, certjob.mentors, certjob.certificates,
             certjob.mentor_pauses, certjob.certificate_transitions, certjob.cert_notification_log,
             certjob.portal_sync_events, certjob.dynamics_sync_failures, certjob.held_reviews, certjob.review_problems,
-            certjob.alerts, certjob.open_pushes TO authenticated;
+            certjob.alerts, certjob.all_alerts, certjob.open_pushes TO authenticated;
+        GRANT SELECT (alert_id, cause, number, until, ended_at) ON certjob.acknowledgements TO authenticated;
         GRANT UPDATE (full_name, email, locale, dynamics_contact_id, left_at) ON certjob.mentors TO authenticated;
         GRANT INSERT (id, mentor_id, kind, issued_on, expires_on, revoked_at),
             UPDATE (mentor_id, kind, issued_on, expires_on, revoked_at) ON certjob.certificates TO authenticated;
         GRANT INSERT (id, mentor_id, reason, actor, paused_at), UPDATE (lifted_at, lifted_by)
             ON certjob.mentor_pauses TO authenticated;
         GRANT EXECUTE ON FUNCTION certjob.request_portal_resync(uuid), certjob_private.coordinator_organisation_id(),
-            certjob_private.user_id() TO authenticated;
+            certjob_private.user_id(), certjob_private.contact_is_taken(uuid) TO authenticated;
     END IF;
 
     IF EXISTS (
@@ -95,6 +97,8 @@ END
 $$;
 
 -- The worker sees and writes every row, except that it opens and lifts only its own pauses and deletes no open rows.
+-- Coordinators read the rows of their own organisation, also through Realtime. Their policies are for PUBLIC, because
+-- the roles exist only on Supabase. The rights above limit who can use them.
 DO $$
 DECLARE
     relation regclass;
@@ -102,6 +106,16 @@ BEGIN
     FOR relation IN SELECT oid FROM pg_class WHERE relnamespace = 'certjob'::regnamespace AND relkind = 'r' LOOP
         EXECUTE format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY', relation);
         EXECUTE format('CREATE POLICY worker ON %s TO certjob_worker USING (true) WITH CHECK (true)', relation);
+    END LOOP;
+    FOREACH relation IN ARRAY '{certjob.coordinators,certjob.mentors,certjob.held_reviews}'::regclass[] LOOP
+        EXECUTE format('CREATE POLICY reads_own ON %s FOR SELECT'
+            ' USING (organisation_id = (SELECT certjob_private.coordinator_organisation_id()))', relation);
+    END LOOP;
+    FOREACH relation IN ARRAY '{certjob.certificates,certjob.mentor_pauses,certjob.certificate_transitions,
+        certjob.cert_notification_log,certjob.portal_sync_events,certjob.review_problems}'::regclass[]
+    LOOP  -- the policy of mentors applies inside
+        EXECUTE format('CREATE POLICY reads_own ON %s FOR SELECT'
+            ' USING (EXISTS (SELECT FROM certjob.mentors AS m WHERE m.id = mentor_id))', relation);
     END LOOP;
 END
 $$;
@@ -118,32 +132,12 @@ CREATE POLICY worker_keeps_open_rows ON certjob.portal_sync_events AS RESTRICTIV
 CREATE POLICY worker_keeps_open_rows ON certjob.dynamics_sync_failures AS RESTRICTIVE FOR DELETE TO certjob_worker
     USING (resolved_at IS NOT NULL);
 
--- Coordinators read the rows of their own organisation, also through Realtime. The policies are for PUBLIC, because the
--- roles exist only on Supabase. The rights above limit who can use them.
 CREATE POLICY reads_own ON certjob.organisations FOR SELECT
     USING (id = (SELECT certjob_private.coordinator_organisation_id()));
-CREATE POLICY reads_own ON certjob.coordinators FOR SELECT
-    USING (organisation_id = (SELECT certjob_private.coordinator_organisation_id()));
-CREATE POLICY reads_own ON certjob.mentors FOR SELECT
-    USING (organisation_id = (SELECT certjob_private.coordinator_organisation_id()));
-CREATE POLICY reads_own ON certjob.held_reviews FOR SELECT
-    USING (organisation_id = (SELECT certjob_private.coordinator_organisation_id()));
--- The policy of mentors applies inside these policies as well.
-CREATE POLICY reads_own ON certjob.certificates FOR SELECT
-    USING (EXISTS (SELECT FROM certjob.mentors AS m WHERE m.id = mentor_id));
-CREATE POLICY reads_own ON certjob.mentor_pauses FOR SELECT
-    USING (EXISTS (SELECT FROM certjob.mentors AS m WHERE m.id = mentor_id));
-CREATE POLICY reads_own ON certjob.certificate_transitions FOR SELECT
-    USING (EXISTS (SELECT FROM certjob.mentors AS m WHERE m.id = mentor_id));
-CREATE POLICY reads_own ON certjob.cert_notification_log FOR SELECT
-    USING (EXISTS (SELECT FROM certjob.mentors AS m WHERE m.id = mentor_id));
-CREATE POLICY reads_own ON certjob.portal_sync_events FOR SELECT
-    USING (EXISTS (SELECT FROM certjob.mentors AS m WHERE m.id = mentor_id));
 CREATE POLICY reads_own ON certjob.dynamics_sync_failures FOR SELECT
     USING (resolved_at IS NULL AND EXISTS (SELECT FROM certjob.mentors AS m WHERE m.id = mentor_id));
-CREATE POLICY reads_own ON certjob.review_problems FOR SELECT
-    USING (EXISTS (SELECT FROM certjob.mentors AS m WHERE m.id = mentor_id));
-
+CREATE POLICY reads_own ON certjob.acknowledgements FOR SELECT
+    USING (EXISTS (SELECT FROM certjob.organisations AS o WHERE o.slug = split_part(alert_id, ':', 1)));
 CREATE POLICY changes_own ON certjob.mentors FOR UPDATE
     USING (organisation_id = (SELECT certjob_private.coordinator_organisation_id()));
 CREATE POLICY enters_own ON certjob.certificates FOR INSERT

@@ -7,7 +7,7 @@ from tests.database.supabase import CUSTOM_SCHEMA_GUIDE, DENIED, READABLE, Organ
 
 WORKER, COORDINATOR, SERVER = "certjob_worker", "authenticated", "service_role"
 
-READ_BY_COORDINATORS = {*READABLE, "held_reviews", "open_pushes", "review_problems"}
+READ_BY_COORDINATORS = {*READABLE, "acknowledgements", "all_alerts", "held_reviews", "open_pushes", "review_problems"}
 """Relations that coordinators may read. The worker may read all."""
 
 DECIDED = {
@@ -27,6 +27,7 @@ DELETED = (
 """Tables in which the worker may delete."""
 
 CALLABLE = {
+    "contact_is_taken": [WORKER, SERVER, COORDINATOR],
     "current_alerts": [WORKER, SERVER],
     "coordinator_organisation_id": [COORDINATOR],
     "prune": [WORKER],
@@ -75,6 +76,7 @@ def test_each_role_has_only_the_listed_rights(owner: Connection) -> None:
 
     readable = {table for table, role, what in grants if (role, what) == (COORDINATOR, "SELECT")}
     assert readable == READ_BY_COORDINATORS
+    assert grants["acknowledgements", COORDINATOR, "SELECT"] == "alert_id cause ended_at number until"
     assert {key[::2]: names for key, names in grants.items() if key[1] == COORDINATOR and key[2] != "SELECT"} == DECIDED
     assert {role for _, role, _ in grants} == {WORKER, COORDINATOR, SERVER}
     served = {(table, what) for table, role, what in grants if role == SERVER and what != "SELECT"}

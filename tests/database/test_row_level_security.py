@@ -82,6 +82,64 @@ def test_coordinator_reads_rows_of_the_own_organisation_only(ours: Organisation,
     assert ours.asks(heard, keys=keys) == []
 
 
+@pytest.mark.usefixtures("theirs")
+@pytest.mark.parametrize(
+    ("acknowledgement", "number"),
+    [
+        ({}, 0),
+        ({"until": "tomorrow"}, 0),
+        ({"until": "yesterday"}, 1),
+        ({"cause": "no_address"}, 1),
+        ({"ended_at": "now"}, 1),
+        ({"alert_id": "nhf:failed_reminders:nhf-1"}, 1),
+    ],
+    ids=str,
+)
+def test_view_lists_what_the_command_lists(ours: Organisation, acknowledgement: dict[str, str], number: int) -> None:
+    """With the same times, for a failed reminder that someone has acknowledged. After 14 days it is not an alert."""
+    facts = ours.facts
+    facts.connection.execute(
+        "DELETE FROM portal_sync_events; UPDATE cert_notification_log"
+        " SET status = 'failed', failure_code = 'wrong_address', expires_on = current_date + threshold_days"
+    )
+    known = {"alert_id": "hlf:failed_reminders:hlf-1", "cause": "wrong_address", "because": "x", "acknowledged_by": "x"}
+    facts.insert("acknowledgements", **known | acknowledgement)
+    own = "SELECT alert_id, since FROM current_alerts(current_date) WHERE NOT is_acknowledged AND organisation = 'hlf'"
+
+    shown = ours.asks("SELECT alert_id, since FROM alerts")
+
+    assert (len(shown), shown) == (number, facts.rows(own))
+    late = "UPDATE cert_notification_log SET expires_on = expires_on - 15, queued_at = now() - interval '15 days'"
+    facts.connection.execute(late.encode())
+    assert ours.asks("SELECT FROM alerts") == facts.rows(own) == []
+
+
+def test_hide_of_a_given_away_contact_is_no_alert_for_coordinators(ours: Organisation, theirs: Organisation) -> None:
+    """The mentor who has the contact now may be invisible to them."""
+    contact = "aaaaaaaa-0000-4000-8000-000000000000"
+    ours.facts.connection.execute(
+        f"UPDATE mentors SET dynamics_contact_id = CASE id WHEN '{theirs.mentor}' THEN '{contact}'::uuid END;"
+        f"UPDATE portal_sync_events SET claim_contact_id = '{contact}' WHERE mentor_id = '{ours.mentor}'".encode()
+    )
+
+    assert ours.asks("SELECT is_alert FROM open_pushes") == [(False,)]
+    ours.facts.connection.execute("UPDATE mentors SET dynamics_contact_id = NULL")
+    assert ours.asks("SELECT is_alert FROM open_pushes") == [(True,)]
+
+
+@pytest.mark.parametrize(
+    ("certified_until", "expected"),
+    [(None, None), ("0001-01-01", None), ("2026-05-01", "2026-05-01"), ("9999-12-31", "2099-12-31")],
+)
+def test_visible_until_is_unknown_without_a_review(
+    ours: Organisation, certified_until: str | None, expected: str | None
+) -> None:
+    """A day after 2099 is shown as it is sent."""
+    ours.facts.rows("UPDATE mentors SET certified_until = %s RETURNING 1", certified_until)
+
+    assert ours.asks("SELECT visible_until::text FROM alerts") == [(expected,)]
+
+
 def test_policies_read_the_coordinator_once_per_statement(ours: Organisation) -> None:
     """The planner evaluates (SELECT …) before the scan."""
     ours.api.execute("SET enable_seqscan = off")
@@ -253,7 +311,7 @@ def test_view_names_no_action_that_the_page_does_not_explain(ours: Organisation)
     """The operator is the answer to whatever has no other one."""
     named = set(re.findall(r"`(\w+)`", PAGE.partition("`action` says")[2].partition("## ")[0]))
 
-    ((view,),) = ours.facts.rows("SELECT pg_get_viewdef('alerts'::regclass)")
+    ((view,),) = ours.facts.rows("SELECT pg_get_viewdef('all_alerts'::regclass)")
     actions = str(view).partition("END AS sentence")[2].partition(" AS action")[0]
 
     assert set(re.findall(r"(?:THEN|ELSE) '(\w+)'", actions)) == named

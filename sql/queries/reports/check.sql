@@ -86,13 +86,14 @@ WITH granted (role, what, object, columns) AS (
         ('USAGE', '{the schema certjob}'::text[], '{}'::text[]),
         ('SELECT', '{organisations,coordinators,mentors,certificates,mentor_pauses,certificate_transitions}', '{}'),
         ('SELECT', '{cert_notification_log,portal_sync_events,dynamics_sync_failures,held_reviews}', '{}'),
-        ('SELECT', '{review_problems,alerts,open_pushes}', '{}'),
+        ('SELECT', '{review_problems,alerts,all_alerts,open_pushes}', '{}'),
+        ('SELECT', '{acknowledgements}', '{alert_id,cause,number,until,ended_at}'),
         ('UPDATE', '{mentors}', '{full_name,email,locale,dynamics_contact_id,left_at}'),
         ('INSERT', '{certificates}', '{id,mentor_id,kind,issued_on,expires_on,revoked_at}'),
         ('UPDATE', '{certificates}', '{mentor_id,kind,issued_on,expires_on,revoked_at}'),
         ('INSERT', '{mentor_pauses}', '{id,mentor_id,reason,actor,paused_at}'),
         ('UPDATE', '{mentor_pauses}', '{lifted_at,lifted_by}'),
-        ('EXECUTE', '{request_portal_resync,coordinator_organisation_id,user_id}', '{}')
+        ('EXECUTE', '{request_portal_resync,coordinator_organisation_id,user_id,contact_is_taken}', '{}')
 )
 SELECT DISTINCT coalesce(role.rolname::text, 'everyone') AS role, granted.what, granted.object
 FROM granted

@@ -45,7 +45,8 @@ ORDER BY l.expires_on, l.cert_id, l.threshold_days DESC
 
 -- name: read_portal_history
 SELECT o.portal IS NOT NULL AS has_portal, m.portal_visible AS wanted,
-    CASE WHEN m.portal_visible THEN least(m.certified_until, '2099-12-31') END AS visible_until,
+    CASE WHEN m.portal_visible AND m.certified_until > '0001-01-01' THEN least(m.certified_until, '2099-12-31') END
+        AS visible_until,
     confirmed.visible AS confirmed, confirmed.delivered_at AS confirmed_at, r.read_at, m.dynamics_contact_id = ANY (r.visible) AS was_shown,
     (
         SELECT count(*) FROM dynamics_sync_failures AS d WHERE d.mentor_id = m.id AND d.resolved_at IS NOT NULL
