@@ -82,10 +82,10 @@ class CronDaemon:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
 
         def alive() -> bool:
-            assert process.poll() is None, "the daemon ended by itself"
+            assert process.poll() is None, "the daemon has ended"
             return True
 
-        # First the process is a shell, whose children are the mounts.
+        # Before it is the daemon, the process is the shell that mounts.
         until(lambda: alive() and Path(f"/proc/{process.pid}/exe").readlink().name == "daemon")
         seconds = (self.minute - datetime.now().astimezone()).total_seconds()
         until(lambda: alive() and children.read_text().split(), seconds=max(seconds, 0) + 10)

@@ -24,7 +24,7 @@ NIGHTS = {
         _run(Action.KILL, When.BEFORE, Spot.STEP, 4),
         _run(Action.KILL, When.BEFORE, Spot.TURN, 40),
         _run(Action.BLACK_HOLE_KILL, When.BEFORE, Spot.STATEMENT, 40),
-        _run(Action.KILL, When.AFTER, Spot.MAIL),  # the last: what follows sends that mail again, and must say so
+        _run(Action.KILL, When.AFTER, Spot.MAIL),  # last, because the recovery sends this mail again
     ),
     "disturbed": (
         _run(Action.STOP, When.BEFORE, Spot.REQUEST, script="hang"),

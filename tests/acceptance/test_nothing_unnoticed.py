@@ -1,4 +1,4 @@
-"""Nothing goes unnoticed: run, alerts, status and the digest report what needs attention, until it is over."""
+"""The commands run, alerts and status, and the digest report every problem until it is over."""
 
 import json
 from collections.abc import Callable
@@ -21,7 +21,7 @@ Run = Callable[..., str]
 
 @pytest.fixture
 def run(certjob: Certjob, here: Certjob, environment: dict[str, str], worker_url: str) -> Run:
-    """Run a command as certjob_worker; return its output. A ``run`` is a process of its own."""
+    """Run a command as certjob_worker; return its output. Only ``run`` starts a process."""
 
     def run(line: str, code: int = 0, **settings: str) -> str:
         settings = environment | {"CERTJOB_DATABASE_URL": worker_url} | settings

@@ -39,7 +39,7 @@ class Trigger:
         self.victim: Future[Child] = Future()
         self.seen: Counter[Spot] = Counter()
         self.is_silent = threading.Event()
-        """The database connection passes nothing any more."""
+        """The database connection is a black hole."""
         self.has_begun = self.is_done = False
         self._lock, self._candidates = threading.Lock(), 0
 
@@ -82,10 +82,7 @@ class DatabaseProxy(StallingProxy):
         """Connections whose answer to the fault's statement is held until it is complete."""
 
     def forward(self, link: Link) -> None:
-        """Forward certjob's messages, a whole statement at a time.
-
-        In the extended protocol this keeps everything before a Sync, because an Execute acts by itself.
-        """
+        """Forward certjob's messages statement by statement: a Query, or everything up to a Sync."""
         kept, text = b"", ""
         for kind, frame in _frames(link.client, begins_untyped=True):
             kept += frame

@@ -30,7 +30,7 @@ class Action(StrEnum):
     STOP = "stop"  # SIGTERM and SIGINT: certjob ends at once and cleans up
     CUT = "cut"  # both sides of the database connection close
     RESTART = "restart"  # PostgreSQL stops with ``immediate`` and starts again
-    BLACK_HOLE_KILL = "black hole, kill"  # the database connection passes nothing any more; then kill -9
+    BLACK_HOLE_KILL = "black hole, kill"  # the database connection goes silent; then kill -9
     BLACK_HOLE_STOP = "black hole, stop"  # the same, then signals: certjob must not wait for the database
     LATE = "late"  # a callback takes more than a second
     OVERTAKE = "overtake"  # the lease expires first, and another run does the work

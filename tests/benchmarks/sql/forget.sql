@@ -1,4 +1,4 @@
--- So many per cent of the mentors as if no night had ever been: certjob's writes about them are taken back.
+-- Remove certjob's rows about %(percent)s per cent of the mentors, as if no night had run.
 CREATE TEMPORARY TABLE forgotten AS
 SELECT id FROM mentors WHERE substr(member_no, 2)::integer %% 100 < %(percent)s;
 

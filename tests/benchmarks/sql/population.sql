@@ -1,7 +1,6 @@
--- A programme of %(mentors)s mentors in five organisations, the first of them with a portal: certificates of two years
--- that end every day from two months ago on, some renewed once, every third mentor with a second kind, a few revoked,
--- a few mentors ill, a few gone. Ids are random as the app's are, so that a night in their order meets the tables' pages
--- in no order at all. Written without the triggers, which make everybody due; they are so by default.
+-- %(mentors)s mentors in five organisations, the first with a portal. Certificates last two years, and some end on each
+-- day from two months ago on. Some are renewed or revoked, every third mentor has a second kind, and a few mentors are ill
+-- or have left. IDs are random, as in the app. The triggers are off, because every mentor is due by default.
 ALTER TABLE certificates DISABLE TRIGGER USER;
 ALTER TABLE mentor_pauses DISABLE TRIGGER USER;
 

@@ -1,8 +1,7 @@
--- One night by hand: the whole of it as one transaction of set-based statements, which makes exactly the writes that
--- certjob makes when nobody else is there. It takes no lock of its own, isolates no broken mentor, holds back no mass
--- change and shares with nobody: what a night costs a database at the least.
+-- One night as one transaction of set-based statements with the same writes as certjob. It has no locks, guards or
+-- chunks, so it shows the lowest cost for a database.
 
--- Every certificate of those who are due, with what the rules say of it.
+-- The certificates of the due mentors, with the results of the rules.
 CREATE TEMPORARY TABLE judged ON COMMIT DROP AS
 WITH owned AS (
     SELECT c.id, c.mentor_id, c.kind, c.issued_on, c.expires_on, c.status AS old_status, c.revoked_at IS NOT NULL AS revoked,
@@ -49,7 +48,7 @@ FROM judged;
 
 ANALYZE judged;
 
--- Every due mentor, with what is to be done.
+-- The due mentors, with their changes.
 CREATE TEMPORARY TABLE decided ON COMMIT DROP AS
 WITH kinds AS (
     SELECT mentor_id, kind, min(review_on) AS review_on,
@@ -96,7 +95,7 @@ UPDATE certificates AS c SET status = j.new_status FROM judged AS j WHERE c.id =
 INSERT INTO certificate_transitions (certificate_id, mentor_id, from_status, to_status, as_of, run_id)
 SELECT id, mentor_id, old_status, new_status, %(today)s, %(run_id)s FROM judged WHERE new_status <> old_status;
 
--- Before others are opened: the statistics do not know of those, and the plan would be a hopeless one.
+-- This comes before the next INSERT, because the statistics do not contain its rows.
 UPDATE mentor_pauses AS p
 SET lifted_at = now(), lifted_by = 'certjob'
 FROM decided AS d
