@@ -1,4 +1,4 @@
-"""What a coordinator's digest reports, read at one moment."""
+"""The contents of a coordinator's digest, read at one moment."""
 
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ OVERLAP_DAYS = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Coordinator:
-    """The recipient of a digest, and what the last sent digest reported."""
+    """The recipient of a digest, and the keys of the last sent digest."""
 
     id: UUID
     organisation_id: UUID

@@ -1,4 +1,4 @@
-"""Coordinators' digests: at most one mail a day with what has happened and what needs attention.
+"""Coordinators' digests: at most one mail a day with recent changes and open problems.
 
 A digest is queued if something may have happened since the last sent one, and written when it is sent. After three
 nights without a mail server, the coordinator gets one digest. If a run dies before it queues, the next run queues.

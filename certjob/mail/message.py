@@ -39,7 +39,7 @@ class OutgoingMessage:
     text: str
     html: str
     idempotency_key: str
-    """The same on every repeat, so that the receiver of a webhook can drop it. Part of the Message-ID."""
+    """The same on every repeat. The receiver of a webhook can use it to drop repeats. Part of the Message-ID."""
     locale: str
     kind: str
     """``reminder``, ``digest`` or ``test``."""
@@ -55,7 +55,7 @@ class OutgoingMessage:
     sender: str | None = None
     """The organisation's own sender, unchecked. None: the channel's."""
     list_name: str | None = None
-    """Identifies daily messages, so that a mail program can sort them (RFC 2919)."""
+    """Identifies daily messages, for the filters of mail programs (RFC 2919)."""
 
 
 class Channel(Protocol):
@@ -73,7 +73,7 @@ class Channel(Protocol):
         """
 
     async def probe(self) -> str:
-        """Test everything except sending, and return what was found. Raises ChannelDownError."""
+        """Test everything except sending, and return a line for `check`. Raises ChannelDownError."""
 
     async def close(self) -> None:
         """Close connections within 5 seconds, without an error. The next ``send`` opens them again."""

@@ -21,9 +21,9 @@ from certjob.mail.message import OutgoingMessage
 from certjob.outbox.claims import RELEASED, Answer, Item, Lease, Outbox, Settlement
 
 LOCK_TIMEOUT_MS = 500
-"""How long to wait for the lock on a recipient, to whom another process may be writing another mail."""
+"""Maximum wait for the lock on a recipient. Another process may be writing another mail to the same person."""
 LOCKED_DELAY_SECONDS = 60.0
-"""When to retry a mail whose recipient another session has locked, perhaps to change the facts."""
+"""Delay of a mail after another session has locked the recipient, perhaps to change the facts."""
 
 
 Writer = Callable[[], OutgoingMessage]
@@ -52,16 +52,16 @@ class MailQueue(ABC, Generic[Item]):
     def claim(self) -> tuple[Item | None, Lease]:
         """Claim one due row, untried rows first, then the oldest. Rows that a later day's run has queued are left out.
 
-        A lease covers one message only, so that two runs can share the work.
+        A lease covers only one message, because two runs share the work.
         """
         items, lease = self._outbox.claim(f"lock_due_{self._table}", {"today": self._today})
         return (items[0] if items else None), lease
 
     def draft(self, item: Item) -> OutgoingMessage | Settlement | None:
-        """Return the mail, or the settlement of a row that is not to be sent and was settled.
+        """Return the mail. If it must not be sent, settle the row and return the settlement.
 
         Returns None if another session has locked the recipient, or if the row was deleted or claimed again. The
-        recipient is locked while the facts are read, so that a review or a correction is committed before, or finds the
+        recipient is locked while the facts are read. A review or a correction is committed before that, or sees the
         outcome.
         """
 

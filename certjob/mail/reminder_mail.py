@@ -35,7 +35,7 @@ class ReminderMail(MailQueue[QueuedReminder]):
 
     def _draft(self, item: QueuedReminder) -> Writer | str | None:
         """Apply the rules again; see ``MailQueue``."""
-        # A review may have moved the row to a certificate that was entered anew after the claim.
+        # A review may have moved the row to a certificate that was entered again after the claim.
         parameters = {"id": item.id, "token": item.claim_token}
         cert_id = database.fetch_value(self._connection, "read_reminded_certificate", parameters)
         recipient = read_recipient(self._connection, item.mentor_id)

@@ -21,8 +21,8 @@ class CertificationReminderService:
     def queue(self, decisions: Iterable[Decision]) -> list[UUID]:
         """Queue new due reminders in the caller's transaction, and return the mentor of each.
 
-        A more urgent reminder supersedes older unsent ones about the same certificate. What was mailed about a
-        certificate also counts for the certificate that replaces it after it was entered anew.
+        A more urgent reminder supersedes older unsent ones about the same certificate. If a certificate is deleted and
+        entered again, earlier mails about it count for the new one.
         """
         due = _due(decisions)
         if not due:
@@ -38,7 +38,7 @@ class CertificationReminderService:
 
 
 def find_new_reminders(connection: database.Connection, decisions: Iterable[Decision]) -> list[tuple[UUID, Reminder]]:
-    """Return (mentor, reminder) of the reminders that ``queue`` would queue; write nothing."""
+    """Return (mentor, reminder) of the reminders that ``queue`` would queue, without queueing them."""
     due = _due(decisions)
     new = set(database.fetch(connection, "find_new_reminders", _arrays(due))) if due else set()
     return [each for each in due if (each[0], each[1].threshold_days, each[1].cert_id) in new]

@@ -66,7 +66,7 @@ class MailStage(Generic[Item]):
         )
 
     def run(self, *, deadline_seconds: float) -> StageStop | None:
-        """Send, and return why the stage stopped early, or None. Outside the mail hours nothing is sent.
+        """Send, and return why the stage stopped early, or None. Outside the mail hours it sends no message.
 
         Raises StoppedBySignalError after a signal.
         """

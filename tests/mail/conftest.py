@@ -1,4 +1,4 @@
-"""The scene of tests of mail: an organisation, nights so many days from today, one channel."""
+"""Nights with mails: an organisation, days counted from ``TODAY``, and one channel whose outcomes a test decides."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -17,30 +17,30 @@ from certjob.mail.message import Channel, OutgoingMessage
 from certjob.mail.queue import MailQueue
 from certjob.mail.stage import MailCounts
 from certjob.stopping import StopFlag
-from tests.support import nights
+from tests.support import nights as support
 from tests.support.channels import reminder_mail, run_stage
 from tests.support.facts import TODAY, Facts
 from tests.support.nights import CollectingChannel, FlakyPortal, night
 
-EVERYBODYS, LATER, NEVER, UNKNOWN = ChannelDownError, RecipientDeferredError, RecipientRefusedError, OutcomeUnknownError
-"""Whose fault a failure is, or for how long it is one."""
-DOWN, PUT_OFF, REFUSED, CUT = EVERYBODYS("gone"), LATER("450 greylisted"), NEVER("550 no such user"), UNKNOWN("cut")
+DOWN = ChannelDownError("gone")
+DEFERRED = RecipientDeferredError("450 greylisted")
+REFUSED = RecipientRefusedError("550 no such user")
+CUT = OutcomeUnknownError("cut")
 
 Messages = list[OutgoingMessage]
-OnSend = Callable[[OutgoingMessage], object]
 
 
 def day(number: int) -> date:
     return TODAY + timedelta(days=number)
 
 
-class Scene:
-    """What happens to the mentors of an organisation, and what their mail becomes."""
+class Nights:
+    """Mentors of one organisation, and the mails that they and the coordinators get."""
 
     report: RunReport
     """Of the last night."""
     counts: MailCounts
-    """Of the last stage that was run alone, and ``sent`` what it sent."""
+    """Of the last mail stage that ran alone. ``sent`` has its messages."""
     sent: Messages
 
     def __init__(self, facts: Facts, *, home: UUID) -> None:
@@ -56,36 +56,35 @@ class Scene:
         self.facts.insert("coordinators", organisation_id=of or self.home, **who)
 
     def certified(self, name: str = "Kari", *, until: int, **mentor: Any) -> UUID:
-        """A mentor whose certificate ends so many days from today."""
+        """Add a mentor whose certificate ends in so many days."""
         return self.facts.certified_mentor(self.home, day(until), full_name=name, **mentor)
 
     def ended(self, *names: str) -> list[UUID]:
-        """Mentors whose certificate ended yesterday."""
+        """Add mentors whose certificate ended yesterday."""
         return [self.certified(name, until=-1) for name in names]
 
     def review(self, number: int = 0) -> None:
-        """The first half of a night."""
-        nights.review(self.connection, day(number))
+        support.review(self.connection, day(number))
 
     def make_due(self) -> None:
-        """Let the time until the next try of each mail pass."""
+        """End the delay of every retry."""
         for table in ("cert_notification_log", "coordinator_digests"):
-            nights.make_due(self.facts, table)
+            support.make_due(self.facts, table)
 
     def run_out(self) -> None:
-        """Let every lease of a mail run out."""
+        """End every lease."""
         for table in ("cert_notification_log", "coordinator_digests"):
-            nights.run_out(self.facts, table)
+            support.run_out(self.facts, table)
 
     def night(self, number: int = 0, *, on: Connection | None = None, **options: Any) -> Messages:
-        """A whole night: what it sends. Options are ``_listen``'s and those of ``tests.support.nights.night``."""
-        options, before = self._listen(**options)
+        """Run a night and return its mails. Options are those of ``_decide`` and ``tests.support.nights.night``."""
+        options, before = self._decide(**options)
         ways: dict[str, Any] = {"portal": FlakyPortal(), "channel": self.channel}
         self.report = night(on or self.connection, day(number), **ways | options)
         return self.channel.sent[before:]
 
-    def pages(self, number: int = 0, **options: Any) -> Messages:
-        """A whole night: the digests that it sends."""
+    def digests(self, number: int = 0, **options: Any) -> Messages:
+        """Run a night and return its digests."""
         return [message for message in self.night(number, **options) if message.kind == "digest"]
 
     def stage(
@@ -98,23 +97,23 @@ class Scene:
         seconds: float = 60,
         **options: Any,
     ) -> str | None:
-        """The mail stage alone, of the reminders or another queue, whose first messages end so: why it ended early."""
-        _, before = self._listen(fails=outcomes, **options)
+        """Run the mail stage alone, with these outcomes of the first messages, and return why it stopped early."""
+        _, before = self._decide(fails=outcomes, **options)
         queue = queue or reminder_mail(self.connection, today=day(number))
         self.counts, channel = MailCounts(), channel or self.channel
         stopped = run_stage(queue, channel, stop=stop, counts=self.counts, seconds=seconds)
         self.sent = self.channel.sent[before:]
         return None if stopped is None else f"{stopped.code}: {stopped.reason}"
 
-    def _listen(
+    def _decide(
         self,
         *,
         fails: Exception | tuple[Exception | None, ...] = (),
         kind: str = "",
-        on_send: OnSend = lambda _message: None,
+        on_send: Callable[[OutgoingMessage], object] = lambda _message: None,
         **options: Any,
     ) -> tuple[dict[str, Any], int]:
-        """Let messages (of a kind) fail, all by one error, or one after the other; return how many were sent before."""
+        """Let messages (of a kind) fail, all with one error or each with its own. Return the number sent before."""
         errors = itertools.repeat(fails) if isinstance(fails, Exception) else iter(fails)
 
         def take(message: OutgoingMessage) -> None:
@@ -127,22 +126,22 @@ class Scene:
 
 
 @pytest.fixture
-def scene(facts: Facts) -> Scene:
-    """An organisation that reminds, and has no portal."""
-    return Scene(facts, home=facts.organisation("nhf", portal=None))
+def nights(facts: Facts) -> Nights:
+    """An organisation with reminders and without a portal."""
+    return Nights(facts, home=facts.organisation("nhf", portal=None))
 
 
 @pytest.fixture
-def desk(facts: Facts) -> Scene:
-    """An organisation with a portal, which reminds nobody, and its coordinator Berit."""
-    desk = Scene(facts, home=facts.organisation(thresholds=()))
+def desk(facts: Facts) -> Nights:
+    """An organisation with a portal and without reminders, and its coordinator Berit."""
+    desk = Nights(facts, home=facts.organisation(thresholds=()))
     desk.coordinator()
     return desk
 
 
 @pytest.fixture(autouse=True)
 def no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three tries of a channel that is down, without the seconds between them."""
+    """Skip the seconds between the attempts on a channel that is down."""
     monkeypatch.setattr(stage, "exponential", lambda **_: lambda _attempt: 0.0)
 
 

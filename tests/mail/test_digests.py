@@ -1,4 +1,4 @@
-"""The coordinators' daily page: what happened and what needs a person, once a day, and only if there is something."""
+"""Coordinators' digests: what has happened and what needs attention, at most once a day."""
 
 import itertools
 from contextlib import suppress
@@ -20,7 +20,7 @@ from certjob.mail.message import OutgoingMessage
 from certjob.outbox.claims import Answer, Settlement
 from certjob.reports.alerts import read_alerts
 from certjob.stopping import StopFlag
-from tests.mail.conftest import CUT, DOWN, REFUSED, Messages, Scene, day
+from tests.mail.conftest import CUT, DOWN, REFUSED, Messages, Nights, day
 from tests.support.channels import digest_mail, run_stage
 from tests.support.facts import TODAY
 from tests.support.mails import breakable
@@ -30,22 +30,22 @@ NAMES = ("Kari", "Ola", "Pia", "Tor")
 
 
 def told(*nights: Messages) -> list[str]:
-    """Of whom the pages of each night tell; "-" where there was none."""
+    """Return the mentors in the digests of each night, or "-" without a digest."""
     return [" ".join(name for page in pages for name in NAMES if name in page.text) or "-" for pages in nights]
 
 
-def first_pages(desk: Scene, *numbers: int, **options: Any) -> dict[int, OutgoingMessage]:
-    """The page of each night that had one."""
-    return {number: page for number in numbers for page in desk.pages(number, **options)}
+def digests_of(desk: Nights, *numbers: int, **options: Any) -> dict[int, OutgoingMessage]:
+    """Run a night on each of these days, and return the digests by day."""
+    return {number: page for number in numbers for page in desk.digests(number, **options)}
 
 
-def queue(desk: Scene, number: int = 0) -> None:
-    """A night that delivers nothing."""
+def queue(desk: Nights, number: int = 0) -> None:
+    """Run a night without deliveries."""
     night(desk.connection, day(number), portal=FlakyPortal(), deliver=False)
 
 
-def deliver(desk: Scene, number: int = 0) -> Messages:
-    """The digests of the job between the nights."""
+def deliver(desk: Nights, number: int = 0) -> Messages:
+    """Run `certjob deliver`, and return its digests."""
     before = len(desk.channel.sent)
     desk.channel.on_send = None
     ways_out = delivery(portal=FlakyPortal(), channel=desk.channel)
@@ -53,14 +53,14 @@ def deliver(desk: Scene, number: int = 0) -> Messages:
     return [message for message in desk.channel.sent[before:] if message.kind == "digest"]
 
 
-def rows(desk: Scene) -> list[tuple[object, ...]]:
-    """(days from today, status) of each digest."""
+def rows(desk: Nights) -> list[tuple[object, ...]]:
+    """Return day, counted from TODAY, and status of each digest."""
     return desk.rows("SELECT digest_on - %s::date, status FROM coordinator_digests ORDER BY id", TODAY)
 
 
 @pytest.fixture
-def nhf(desk: Scene) -> UUID:
-    """Another organisation, without a portal: six mentors to remind, one to pause, a coordinator."""
+def nhf(desk: Nights) -> UUID:
+    """Another organisation, without a portal, with six due reminders, one mentor to pause and a coordinator."""
     organisation = desk.facts.organisation("nhf", portal=None, thresholds=(30,))
     for number in (5, 5, 5, 5, 5, 5, -1):
         desk.facts.certified_mentor(organisation, day(number))
@@ -68,20 +68,20 @@ def nhf(desk: Scene) -> UUID:
     return organisation
 
 
-def test_who_was_paused_and_why_who_is_back_and_whom_somebody_let_through(desk: Scene) -> None:
-    """Whether another pause still holds them, whether nobody watches them."""
+def test_digest_names_paused_and_returned_mentors_with_the_reason(desk: Nights) -> None:
+    """It says if another pause is open, if no certificate is left, and if someone had ended the pause."""
     kari, pia, tor = desk.ended("Kari", "Pia", "Tor")
     ola = desk.facts.mentor(desk.home, full_name="Ola", member_no="M2")
     desk.facts.certificate(ola, day(365), revoked_at=datetime.now(UTC))
     desk.facts.pause(pia)
 
-    (paused,) = desk.pages()
+    (paused,) = desk.digests()
     desk.execute("DELETE FROM certificates WHERE mentor_id = %s", tor)
     for mentor in (kari, pia):
         desk.facts.certificate(mentor, day(365), issued_on=TODAY)
-    (back,) = desk.pages(1)
+    (back,) = desk.digests(1)
     desk.execute("UPDATE mentor_pauses SET lifted_at = now(), lifted_by = 'Berit' WHERE mentor_id = %s", ola)
-    (reopened,) = desk.pages(2)
+    (reopened,) = desk.digests(2)
 
     assert (paused.to, paused.subject) == ("berit@example.org", "4 nye på pause (HLF)")
     assert "* Kari (M1001): sertifikatet «likeperson» gikk ut 9. mars 2026" in breakable(paused.text)
@@ -93,14 +93,14 @@ def test_who_was_paused_and_why_who_is_back_and_whom_somebody_let_through(desk: 
     assert "Noen hadde avsluttet pausen" in reopened.text
 
 
-def test_a_push_that_waits_is_news_once_a_week_and_comes_along_with_other_news(desk: Scene) -> None:
-    """Nobody should take what is missing for what is done."""
+def test_open_push_is_news_once_a_week(desk: Nights) -> None:
+    """It is also in each digest with other news, until it is done."""
     desk.ended("Kari")
     desk.certified("Ola", until=8)
     desk.execute("UPDATE coordinators SET locale = 'en'")
     refusing = FlakyPortal(failures=99, error=lambda: PermanentPortalError("404 contact_not_found"))
 
-    pages = first_pages(desk, 0, 1, 6, 7, 8, 9, 10, portal=refusing)
+    pages = digests_of(desk, 0, 1, 6, 7, 8, 9, 10, portal=refusing)
 
     assert list(pages) == [0, 7, 9]
     for page in pages.values():
@@ -109,18 +109,18 @@ def test_a_push_that_waits_is_news_once_a_week_and_comes_along_with_other_news(d
     assert pages[9].subject.startswith("Urgent: 2 may still be visible on the portal")
     assert (pages[9].text.count("Kari"), pages[9].text.count("Ola")) == (1, 2)
     desk.execute("UPDATE mentors SET dynamics_contact_id = gen_random_uuid()")
-    assert desk.pages(20) == []
+    assert desk.digests(20) == []
 
 
-def test_an_undelivered_reminder_is_news_once_and_when_a_corrected_address_is_refused(desk: Scene) -> None:
-    """So is the next threshold's, on the second day."""
+def test_undelivered_reminder_is_news_once_per_address(desk: Nights) -> None:
+    """The reminder of the next threshold, on the third day, is news again."""
     desk.execute("UPDATE organisations SET portal = NULL, reminder_thresholds = '{14,12}'")
     desk.certified("Kari", until=14, email=None)
     pages: dict[int, OutgoingMessage] = {}
     for number in (0, 1, 2, 6, 7, 8, 9):
         if number in (8, 9):
             desk.execute("UPDATE mentors SET email = %s", f"wrong{number}@example.org")
-        pages |= first_pages(desk, number, fails=REFUSED, kind="reminder")
+        pages |= digests_of(desk, number, fails=REFUSED, kind="reminder")
 
     assert list(pages) == [0, 2, 8, 9]
     text = breakable(pages[0].text)
@@ -129,8 +129,8 @@ def test_an_undelivered_reminder_is_news_once_and_when_a_corrected_address_is_re
     assert log == [(12, "failed"), (14, "superseded")]
 
 
-def test_what_ends_within_30_days_is_news_once_and_only_if_somebody_must_act(desk: Scene) -> None:
-    """Not what is continued without a gap, somebody's who has left, or revoked in a kind that pauses nobody."""
+def test_certificate_that_ends_within_30_days_is_news_once(desk: Nights) -> None:
+    """Not one that continues, one of a mentor who has left, or a revoked one of an optional kind."""
     desk.execute("UPDATE organisations SET optional_kinds = '{first-aid}'")
     desk.facts.certificate(desk.certified("Ola", until=31), day(365), issued_on=day(32))
     desk.certified("Pia", until=31, left_at=datetime.now(UTC))
@@ -138,14 +138,14 @@ def test_what_ends_within_30_days_is_news_once_and_only_if_somebody_must_act(des
     desk.facts.certificate(tor, day(31), kind="first-aid", revoked_at=datetime.now(UTC))
     desk.certified("Kari", until=33)
 
-    pages = first_pages(desk, 0, 1, 2, 3, 4)
+    pages = digests_of(desk, 0, 1, 2, 3, 4)
 
     assert (list(pages), told([pages[3]])) == ([3], ["Kari"])
     assert "* 12. april 2026 (30 dager igjen): Kari (M1004)\n" in breakable(pages[3].text)
 
 
-def test_each_hears_of_the_own_organisation_in_the_own_language(desk: Scene) -> None:
-    """One person of two organisations gets a page of each, under two ids; who has nothing to hear gets none."""
+def test_digest_is_about_one_organisation_in_the_coordinators_language(desk: Nights) -> None:
+    """A coordinator of two organisations gets two digests, and one without news gets none."""
     desk.ended("Kari")
     lhl = desk.facts.organisation("lhl", portal=None, thresholds=())
     desk.facts.certified_mentor(lhl, day(-1), full_name="Ola")
@@ -153,7 +153,7 @@ def test_each_hears_of_the_own_organisation_in_the_own_language(desk: Scene) -> 
     desk.coordinator("en@example.org", of=lhl, locale="en")
     desk.coordinator("quiet@example.org", of=desk.facts.organisation("quiet", portal=None))
 
-    nb, nn, en = pages = sorted(desk.pages(), key=lambda page: "nb nn en".index(page.locale))
+    nb, nn, en = pages = sorted(desk.digests(), key=lambda page: "nb nn en".index(page.locale))
 
     assert [page.to for page in pages] == ["berit@example.org", "berit@example.org", "en@example.org"]
     assert (told([nb], [nn], [en]), len({page.idempotency_key for page in pages})) == (["Kari", "Ola", "Ola"], 3)
@@ -162,32 +162,32 @@ def test_each_hears_of_the_own_organisation_in_the_own_language(desk: Scene) -> 
     assert "expired on 9 March 2026" in breakable(en.text)
 
 
-def test_a_page_tells_everything_since_the_last_one_and_there_is_one_a_day(desk: Scene) -> None:
-    """What comes later on the same day is told tomorrow; three nights without a mail server are one page."""
-    assert (desk.pages(-1), rows(desk)) == ([], [])
+def test_digest_has_everything_since_the_last_one(desk: Nights) -> None:
+    """There is one a day, and one after three nights without a mail server."""
+    assert (desk.digests(-1), rows(desk)) == ([], [])
     desk.ended("Kari")
-    morning = desk.pages()
+    morning = desk.digests()
     desk.ended("Ola")
-    noon, tomorrow = desk.pages(), desk.pages(1)
+    noon, tomorrow = desk.digests(), desk.digests(1)
     for number, name in ((2, "Kari"), (3, "Pia"), (4, "Tor")):
         desk.ended(name)
-        desk.pages(number, fails=DOWN)
+        desk.digests(number, fails=DOWN)
         assert desk.report.to_document()["digests"] == {"sent": 0, "failed": 0, "pending": 1}
         desk.make_due()
 
-    assert told(morning, noon, tomorrow, desk.pages(5)) == ["Kari", "-", "Ola", "Kari Pia Tor"]
+    assert told(morning, noon, tomorrow, desk.digests(5)) == ["Kari", "-", "Ola", "Kari Pia Tor"]
     assert rows(desk) == [(0, "sent"), (1, "sent"), (5, "sent")]
     assert desk.rows("SELECT count(sent_at) FROM coordinator_digests") == [(3,)]
 
 
-def test_runs_at_once_send_one_each(desk: Scene, database_url: str) -> None:
-    """Three processes, two coordinators, two mails."""
+def test_concurrent_runs_send_each_digest_once(desk: Nights, database_url: str) -> None:
+    """Three runs for two coordinators."""
     desk.ended("Kari")
     desk.coordinator("zoe@example.org")
 
     def run() -> None:
         with database.connect(database_url) as own:
-            desk.pages(on=own)
+            desk.digests(on=own)
 
     with in_background(run), in_background(run):
         run()
@@ -196,12 +196,12 @@ def test_runs_at_once_send_one_each(desk: Scene, database_url: str) -> None:
     assert sorted(page.to for page in desk.channel.sent) == ["berit@example.org", "zoe@example.org"]
 
 
-def test_it_waits_for_a_channel_and_a_night_of_one_organisation_queues_that_ones_alone(desk: Scene, nhf: UUID) -> None:
-    """The line says so; the job between the nights sends it."""
+def test_run_of_one_organisation_queues_only_its_digests(desk: Nights, nhf: UUID) -> None:
+    """Without a channel they wait for the next `certjob deliver`."""
     desk.ended("Kari")
     desk.review()
 
-    assert (desk.pages(organisation="nhf", channel=None), bool(nhf)) == ([], True)
+    assert (desk.digests(organisation="nhf", channel=None), bool(nhf)) == ([], True)
 
     assert "mail: CERTJOB_NOTIFY_URL is not set; the mails stay pending" in desk.report.reasons
     assert [page.to for page in deliver(desk)] == ["nhf@example.org"]
@@ -212,19 +212,17 @@ def test_it_waits_for_a_channel_and_a_night_of_one_organisation_queues_that_ones
 @pytest.mark.parametrize(
     ("error", "code", "sent"), [(REFUSED, "all_refused", 1), (DOWN, "channel_down", 0), (CUT, "outcomes_unknown", 0)]
 )
-def test_five_refused_mentors_do_not_silence_the_coordinators(
-    desk: Scene, error: Exception, code: str, sent: int
-) -> None:
-    """The stage of the reminders stops, that of the digests does its work. A server that is down stops both."""
-    assert len(desk.pages(fails=error, kind="reminder")) == sent
+def test_five_refused_reminders_do_not_stop_the_digests(desk: Nights, error: Exception, code: str, sent: int) -> None:
+    """A server that is down stops both."""
+    assert len(desk.digests(fails=error, kind="reminder")) == sent
 
     assert [stop.code for stop in desk.report.stopped] == [code]
     assert desk.report.to_document()["digests"] == {"sent": sent, "failed": 0, "pending": 1 - sent}
 
 
 @pytest.mark.parametrize("where", ["portal", "mail"])
-def test_a_night_that_a_signal_ends_has_queued_them(desk: Scene, where: str) -> None:
-    """A night that is too long may be ended so every time: the job after it tells the coordinators."""
+def test_run_that_a_signal_ends_has_queued_the_digests(desk: Nights, where: str) -> None:
+    """Every run may end in this way if it takes too long. The next `certjob deliver` sends them."""
     desk.ended("Kari")
     desk.execute("UPDATE organisations SET reminder_thresholds = '{30}'")
     desk.certified("Ola", until=5)
@@ -232,45 +230,45 @@ def test_a_night_that_a_signal_ends_has_queued_them(desk: Scene, where: str) -> 
     portal = FlakyPortal(lambda _number: stop.set() if where == "portal" else None)
 
     with pytest.raises(StoppedBySignalError):
-        desk.pages(portal=portal, on_send=lambda _message: stop.set(), stop=stop)
+        desk.digests(portal=portal, on_send=lambda _message: stop.set(), stop=stop)
 
     assert rows(desk) == [(0, "pending")]
     assert len(deliver(desk)) == 1
 
 
-def test_what_is_committed_while_the_page_is_written_is_in_the_next_one(
-    desk: Scene, app: psycopg.Connection[tuple[object, ...]]
+def test_pause_committed_after_the_digest_is_in_the_next_one(
+    desk: Nights, app: psycopg.Connection[tuple[object, ...]]
 ) -> None:
-    """Though its rows carry an earlier time: that of the beginning of its transaction."""
+    """Its time is that of the beginning of its transaction, which is before the digest."""
     late = desk.facts.mentor(desk.home, full_name="Ola")
     desk.facts.certificate(late, day(400), issued_on=day(-2))
     pause = "INSERT INTO mentor_pauses (mentor_id, reason, actor) VALUES (%s, 'certification_expired', 'certjob')"
     app.execute(pause, (late,))
     desk.ended("Kari")
 
-    first = desk.pages(on_send=lambda _message: app.commit())
+    first = desk.digests(on_send=lambda _message: app.commit())
     desk.execute("UPDATE certificates SET expires_on = %s WHERE mentor_id = %s", day(-1), late)
 
-    assert told(first, desk.pages(1)) == ["Kari", "Ola"]
+    assert told(first, desk.digests(1)) == ["Kari", "Ola"]
 
 
-def test_a_return_is_told_once_though_the_mentor_returns_twice(desk: Scene) -> None:
-    """Two pauses that ended, on two days: two pages."""
+def test_each_return_of_a_mentor_is_news_once(desk: Nights) -> None:
+    """Two pauses end on two days."""
     desk.ended("Kari")
     changes = {1: "expires_on = '2027-01-01'", 2: "revoked_at = now()", 3: "revoked_at = NULL"}
     subjects = []
     for number in range(5):
         if number in changes:
             desk.execute(f"UPDATE certificates SET {changes[number]}")
-        subjects += [page.subject for page in desk.pages(number)]
+        subjects += [page.subject for page in desk.digests(number)]
 
     assert subjects == ["1 ny på pause (HLF)", "1 er ikke lenger på pause (HLF)"] * 2
 
 
-def test_while_it_is_written_its_row_and_its_coordinator_are_held(
-    desk: Scene, other: Connection, monkeypatch: pytest.MonkeyPatch
+def test_row_and_coordinator_are_locked_while_the_digest_is_read(
+    desk: Nights, other: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The night that queues again waits for the row, and finds it cancelled: it comes back."""
+    """A run that queues again waits, finds the row cancelled and reopens it."""
 
     def look(*args: Any, **options: Any) -> Any:
         for table in ("coordinators", "coordinator_digests"):
@@ -287,16 +285,16 @@ def test_while_it_is_written_its_row_and_its_coordinator_are_held(
     desk.execute("UPDATE mentors SET review_on = '-infinity'")
     desk.ended("Ola")
 
-    assert told(desk.pages()) == ["Kari Ola"]
+    assert told(desk.digests()) == ["Kari Ola"]
     assert desk.rows("SELECT queued_at > '2020-01-01' FROM coordinator_digests") == [(True,)], "it waits from now"
 
 
-def test_each_attempt_has_its_own_message_id(desk: Scene) -> None:
-    """Mail programs drop a second mail with the same ID, and a repeat may say more than the lost page."""
+def test_each_attempt_has_its_own_message_id(desk: Nights) -> None:
+    """Mail programs drop a second mail with the same ID, but a repeat may report more than the lost digest."""
     desk.ended("Kari")
     tried: Messages = []
     for number in range(3):
-        desk.pages(on_send=tried.append, fails=CUT)
+        desk.digests(on_send=tried.append, fails=CUT)
         desk.make_due()
         if number == 1:
             desk.ended("Ola")
@@ -306,12 +304,12 @@ def test_each_attempt_has_its_own_message_id(desk: Scene) -> None:
     assert "Du har kanskje fått denne oversikten før." in tried[1].text
 
 
-def test_a_digest_after_a_restore_has_a_key_of_its_own(desk: Scene) -> None:
+def test_digest_after_a_restore_has_its_own_key(desk: Nights) -> None:
     """The restored sequence gives the digest of another day or coordinator the same id."""
     keys = set()
     for number in range(2):
         desk.ended("Kari")
-        keys |= {page.idempotency_key for page in desk.pages(number)}
+        keys |= {page.idempotency_key for page in desk.digests(number)}
         desk.execute("DELETE FROM coordinator_digests")
         desk.execute("ALTER TABLE coordinator_digests ALTER COLUMN id RESTART")
 
@@ -319,19 +317,19 @@ def test_a_digest_after_a_restore_has_a_key_of_its_own(desk: Scene) -> None:
     assert len(keys) == 2
 
 
-def test_a_page_that_was_sent_on_a_wrong_clock_hides_nothing(desk: Scene) -> None:
-    """Neither its day nor the day of a pause in 2130 makes anyone wait for 2130."""
+def test_digest_sent_with_a_wrong_clock_hides_nothing(desk: Nights) -> None:
+    """Neither a digest nor a pause of 2130 delays news until 2130."""
     desk.ended("Kari")
     desk.certified("Ola", until=0)
-    desk.pages()
+    desk.digests()
     desk.execute("UPDATE coordinator_digests SET digest_on = '2130-01-01', sent_at = '2130-01-01'")
     desk.execute("UPDATE mentor_pauses SET paused_at = '2130-01-01'")
 
-    assert told(desk.pages(1), desk.pages(2)) == ["Ola", "-"]
+    assert told(desk.digests(1), desk.digests(2)) == ["Ola", "-"]
 
 
-def test_a_job_of_the_day_before_leaves_it_alone_and_one_of_a_wrong_later_day_gives_way(desk: Scene) -> None:
-    """It neither sends nor cancels it, and queues none of its own beside it. Nobody waits for 2030."""
+def test_job_of_the_day_before_leaves_a_digest_alone(desk: Nights) -> None:
+    """It neither sends, cancels nor duplicates it. A digest of a wrong later day is replaced."""
     desk.ended("Kari")
     queue(desk, 1)
 
@@ -341,11 +339,11 @@ def test_a_job_of_the_day_before_leaves_it_alone_and_one_of_a_wrong_later_day_gi
 
     queue_digests(desk.connection, today=day(20))
     assert rows(desk) == [(20, "pending")]
-    assert (told(desk.pages(1)), rows(desk)) == (["Kari"], [(1, "sent")])
+    assert (told(desk.digests(1)), rows(desk)) == (["Kari"], [(1, "sent")])
 
 
-def test_what_was_reported_last_is_what_was_sent_last(desk: Scene) -> None:
-    """Though the last one was of an earlier day: the new day's had nothing to say yet."""
+def test_last_sent_digest_counts_whatever_its_day(desk: Nights) -> None:
+    """The digest of the new day had no news yet, and the one of the day before was sent after it."""
     desk.ended("Kari")
     queue(desk, 1)
     desk.execute("DELETE FROM mentor_pauses")
@@ -358,13 +356,13 @@ def test_what_was_reported_last_is_what_was_sent_last(desk: Scene) -> None:
     assert desk.stage(queue=digest_mail(desk.connection)) is None
     desk.ended("Ola")
 
-    assert told(desk.sent, desk.pages(1), desk.pages(2)) == ["Kari", "Ola", "-"]
+    assert told(desk.sent, desk.digests(1), desk.digests(2)) == ["Kari", "Ola", "-"]
     assert rows(desk)[:2] == [(0, "sent"), (1, "sent")]
 
 
-@pytest.mark.parametrize("ends", ["put off after midnight", "vanished", "vanished after midnight"])
-def test_one_that_is_being_tried_is_left_alone_and_then_sent_as_a_repeat(desk: Scene, ends: str) -> None:
-    """Once its lease has run out, or it was put off. The one after that is no repeat."""
+@pytest.mark.parametrize("ends", ["deferred after midnight", "vanished", "vanished after midnight"])
+def test_claimed_digest_is_left_alone_and_then_repeated(desk: Nights, ends: str) -> None:
+    """It is repeated after its lease or its delay. The digest after it is not a repeat."""
     desk.ended("Kari")
     queue(desk)
     mails = digest_mail(desk.connection)
@@ -377,29 +375,29 @@ def test_one_that_is_being_tried_is_left_alone_and_then_sent_as_a_repeat(desk: S
     if "vanished" in ends:
         desk.run_out()
         mails.claim()
-        assert mails.draft(tried) is None, "the row is another claim's, and so is what it reports"
+        assert mails.draft(tried) is None, "the row belongs to another claim"
         desk.run_out()
     else:
         assert mails.settle(tried, Settlement(status="pending", maybe_sent=True)) is Answer.SETTLED
 
-    assert [page.repeat for page in desk.pages(number)] == [True]
+    assert [page.repeat for page in desk.digests(number)] == [True]
     desk.ended("Ola")
-    assert [page.repeat for page in desk.pages(number + 1)] == [False]
+    assert [page.repeat for page in desk.digests(number + 1)] == [False]
     assert rows(desk) == [(number, "sent"), (number + 1, "sent")]
 
 
-def test_a_refused_address_is_told_tomorrow_and_a_corrected_one_does_not_wait_for_the_night(desk: Scene) -> None:
-    """Five in a row are the server's fault: they are pending again."""
+def test_refused_digest_is_sent_again_after_a_correction(desk: Nights) -> None:
+    """At once, or the next day to the same address. Five refusals in a row are undone."""
     desk.ended("Kari")
-    desk.pages(fails=REFUSED)
+    desk.digests(fails=REFUSED)
     assert "1 digest was not delivered; see `certjob alerts`" in desk.report.reasons
     assert desk.rows("SELECT status, last_error FROM coordinator_digests") == [("failed", "550 no such user")]
     assert len(read_alerts(desk.connection, today=TODAY)) == 1
-    assert told(desk.pages(1)) == ["Kari"]
+    assert told(desk.digests(1)) == ["Kari"]
     assert len(read_alerts(desk.connection, today=TODAY)) == 0
 
     desk.ended("Ola")
-    desk.pages(2, fails=REFUSED)
+    desk.digests(2, fails=REFUSED)
     desk.execute("UPDATE coordinators SET full_name = 'Berit Bakke'")
     assert rows(desk) == [(1, "sent"), (2, "failed")]
     desk.execute("UPDATE coordinators SET email = 'new@example.org'")
@@ -408,13 +406,13 @@ def test_a_refused_address_is_told_tomorrow_and_a_corrected_one_does_not_wait_fo
     desk.ended("Pia")
     for number in range(4):
         desk.coordinator(f"c{number}@example.org")
-    desk.pages(3, fails=REFUSED)
+    desk.digests(3, fails=REFUSED)
     assert [stop.code for stop in desk.report.stopped] == ["all_refused"]
     assert rows(desk)[2:] == [(3, "pending")] * 5
 
 
-def test_a_queued_one_is_written_for_the_coordinator_as_they_are_then(desk: Scene, other: Connection) -> None:
-    """The organisation's name, address and language; also after `organisation set --coordinator` gave a new id."""
+def test_digest_uses_the_current_name_address_and_language(desk: Nights, other: Connection) -> None:
+    """Also after `organisation set --coordinator` has changed the id."""
     desk.ended("Kari")
     queue(desk)
     desk.execute("UPDATE organisations SET name = 'Hørselshjelpen', slug = 'hh'")
@@ -434,8 +432,8 @@ def test_a_queued_one_is_written_for_the_coordinator_as_they_are_then(desk: Scen
     assert mails.refuse(claimed, REFUSED, address="new@example.org") is Answer.SETTLED
 
 
-def test_delivery_tells_coordinators_once_that_no_full_run_has_finished(desk: Scene) -> None:
-    """Only `certjob deliver` runs, so it queues the page. A week later it tells them again."""
+def test_missing_run_is_news_once_a_week(desk: Nights) -> None:
+    """Only `certjob deliver` runs, so it queues the digest."""
     desk.night(channel=None)
     desk.certified("Kari", until=1)
     desk.execute("UPDATE certificates SET status = 'valid'")
@@ -450,8 +448,8 @@ def test_delivery_tells_coordinators_once_that_no_full_run_has_finished(desk: Sc
     assert f"10 March. {ended} Please tell the people who run the system.\n" in breakable(pages[2].text)
 
 
-def test_digest_counts_what_someone_has_acknowledged(desk: Scene) -> None:
-    """It leaves it out, and says when the first comes back."""
+def test_digest_counts_acknowledged_alerts(desk: Nights) -> None:
+    """It does not list them, and names the day on which the first returns."""
     desk.ended("Kari")
     refusing = FlakyPortal(failures=99, error=lambda: PermanentPortalError("404"))
     desk.night(portal=refusing, channel=None)
@@ -460,20 +458,20 @@ def test_digest_counts_what_someone_has_acknowledged(desk: Scene) -> None:
         "acknowledgements", alert_id=alert_id, cause=cause, because="known", until=day(5), acknowledged_by="ops"
     )
 
-    (page,) = desk.pages(1, portal=refusing)
+    (page,) = desk.digests(1, portal=refusing)
 
     assert "Dynamics" not in page.text
     assert "1 sak er satt på vent til 16. mars og er ikke med her." in breakable(page.text)
 
 
 class ProcessDiedError(Exception):
-    """Stands for kill -9."""
+    """Raised in place of a kill -9."""
 
 
-def test_a_process_that_dies_anywhere_loses_nothing_and_repeats_nothing_unsaid(
-    desk: Scene, database_url: str, monkeypatch: pytest.MonkeyPatch
+def test_death_of_a_process_loses_no_news_and_marks_repeats(
+    desk: Nights, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed before each statement from the queueing on: every pause is told, a second time only as a repeat."""
+    """It dies before each statement in turn. Every pause is reported, a second time only as a repeat."""
     query = database.query
 
     def tell(number: int, on: Connection) -> None:

@@ -1,4 +1,4 @@
-"""The mail stage: one message at a time, each settled before the next, and a failure is known to be whose it is."""
+"""The mail stage: each message is settled before the next is sent, and a failure concerns one message or all."""
 
 import time
 from typing import Any
@@ -16,42 +16,42 @@ from certjob.mail.stage import MailCounts
 from certjob.outbox.claims import Answer, Settlement
 from certjob.outbox.retry import seconds_to_next_round
 from certjob.stopping import StopFlag
-from tests.mail.conftest import CUT, DOWN, PUT_OFF, REFUSED, Scene, day
+from tests.mail.conftest import CUT, DEFERRED, DOWN, REFUSED, Nights, day
 from tests.support.channels import reminder_mail, smtp_channel
 from tests.support.facts import Facts
 from tests.support.nights import CollectingChannel, run_out
 from tests.support.smtp_server import Fault, Mailbox, ScriptedServer, real_server
 
 
-def queue(scene: Scene, count: int) -> None:
-    """So many mentors with a reminder each, in the order of delivery: m0@example.org, m1@example.org, …"""
+def queue(nights: Nights, count: int) -> None:
+    """Queue a reminder each for m0@example.org, m1@example.org, … in the order of delivery."""
     for number in range(count):
         mentor = {"id": UUID(int=number + 1), "full_name": "Kari Nordmann", "email": f"m{number}@example.org"}
-        scene.facts.insert("mentors", organisation_id=scene.home, member_no=f"M{number}", **mentor)
-        scene.facts.certificate(UUID(int=number + 1), day(5))
-    scene.review()
+        nights.facts.insert("mentors", organisation_id=nights.home, member_no=f"M{number}", **mentor)
+        nights.facts.certificate(UUID(int=number + 1), day(5))
+    nights.review()
 
 
-def statuses(scene: Scene) -> dict[object, object]:
-    """How many there are of each; of those pending how many are as they were before any run claimed them."""
-    rows = scene.rows(
+def statuses(nights: Nights) -> dict[object, object]:
+    """Count the reminders by status. ``untouched``: pending as before the first claim."""
+    rows = nights.rows(
         "SELECT CASE WHEN status = 'pending' AND attempts = 0 AND claim_token IS NULL AND NOT maybe_sent"
         " AND next_attempt_at <= now() THEN 'untouched' ELSE status END, count(*) FROM cert_notification_log GROUP BY 1"
     )
     return {status: count for status, count in rows}  # noqa: C416 - dict() wants pairs
 
 
-def log(scene: Scene, columns: str) -> list[tuple[object, ...]]:
-    return scene.rows(f"SELECT {columns} FROM cert_notification_log ORDER BY id")
+def log(nights: Nights, columns: str) -> list[tuple[object, ...]]:
+    return nights.rows(f"SELECT {columns} FROM cert_notification_log ORDER BY id")
 
 
-def names(scene: Scene) -> list[str]:
-    """To whom the last stage sent."""
-    return [message.to.partition("@")[0] for message in scene.sent]
+def names(nights: Nights) -> list[str]:
+    """Return the recipients of the last stage."""
+    return [message.to.partition("@")[0] for message in nights.sent]
 
 
-def test_each_is_settled_before_the_next_is_sent(scene: Scene, other: Connection) -> None:
-    """Whatever happens at a message, at most one may come twice. Each is for one recipient, its id from its row."""
+def test_each_message_is_settled_before_the_next_is_sent(nights: Nights, other: Connection) -> None:
+    """So at most one mail can come twice after a crash. Its Message-ID comes from its row."""
 
     class ObservingMailbox(Mailbox):
         async def handle_DATA(self, server: object, session: object, envelope: Any) -> str:  # noqa: N802 - aiosmtpd's
@@ -59,108 +59,114 @@ def test_each_is_settled_before_the_next_is_sent(scene: Scene, other: Connection
             assert len(sent) == len(self.envelopes)
             return await super().handle_DATA(server, session, envelope)
 
-    queue(scene, 3)
+    queue(nights, 3)
     mailbox = ObservingMailbox()
     with real_server(mailbox) as server:
-        assert scene.stage(channel=smtp_channel(server.port)) is None
+        assert nights.stage(channel=smtp_channel(server.port)) is None
 
-    assert log(scene, "status, sent_at IS NOT NULL") == [("sent", True)] * 3
+    assert log(nights, "status, sent_at IS NOT NULL") == [("sent", True)] * 3
     assert [each.rcpt_tos for each in mailbox.envelopes] == [[f"m{number}@example.org"] for number in range(3)]
-    for envelope, (row_id,) in zip(mailbox.envelopes, log(scene, "id"), strict=True):
+    for envelope, (row_id,) in zip(mailbox.envelopes, log(nights, "id"), strict=True):
         assert f"Message-ID: <certjob-reminder-{row_id}-".encode() in envelope.content
 
 
-def test_an_unknown_outcome_is_repeated_with_the_same_id_and_says_so(scene: Scene) -> None:
-    """The connection broke after the message: it is put off, the others go on, and two are no reason to stop."""
-    queue(scene, 2)
+def test_repeat_after_an_unknown_outcome_says_so(nights: Nights) -> None:
+    """The connection broke after the message. The repeat has the same Message-ID."""
+    queue(nights, 2)
     with ScriptedServer({"END": Fault.CUT}) as server:
-        assert scene.stage(channel=smtp_channel(server.port)) is None
+        assert nights.stage(channel=smtp_channel(server.port)) is None
 
-    assert log(scene, "status, maybe_sent") == [("pending", True)] * 2
-    scene.make_due()
-    scene.stage()
-    for message, first in zip(scene.sent, server.bodies, strict=True):
+    assert log(nights, "status, maybe_sent") == [("pending", True)] * 2
+    nights.make_due()
+    nights.stage()
+    for message, first in zip(nights.sent, server.bodies, strict=True):
         assert f"-{message.idempotency_key}@".encode() in first
         assert message.repeat
         assert "Du har kanskje fått denne påminnelsen før." in message.text
 
 
 @pytest.mark.parametrize("outcome", [None, CUT], ids=["sent", "unknown"])
+@pytest.mark.parametrize("url_is_valid", [True, False], ids=["server back", "URL wrong now"])
 def test_outcome_is_stored_although_the_session_ended(
-    scene: Scene, database_url: str, other: Connection, outcome: Exception | None
+    nights: Nights, database_url: str, other: Connection, outcome: Exception | None, *, url_is_valid: bool
 ) -> None:
-    """The stage ends with the database's error, and the mail that was in flight is not forgotten."""
-    queue(scene, 2)
+    """The stage ends with the error of the database, so that the job starts again."""
+    queue(nights, 2)
 
     def end_the_session(_message: OutgoingMessage) -> Exception | None:
         other.execute("SELECT pg_terminate_backend(%s, 5000)", [lost.info.backend_pid])
+        lost.url = database_url if url_is_valid else "postgresql://user@example.org:none/"
         return outcome
 
     channel = CollectingChannel(on_send=end_the_session)
     with database.connect(database_url) as lost, pytest.raises(psycopg.OperationalError):
-        scene.stage(queue=reminder_mail(lost), channel=channel)
+        nights.stage(queue=reminder_mail(lost), channel=channel)
 
-    first, second = (("pending", True) if outcome else ("sent", False)), ("pending", False)
-    assert log(scene, "status, maybe_sent") == [first, second]
-    assert log(scene, "claim_token, attempts") == [(None, 1), (None, 0)]
-
-
-OUTCOMES = {".": None, "R": REFUSED, "L": PUT_OFF, "C": CUT, "D": DOWN}
-"""Sent, refused, later, cut off after the message, down."""
+    if url_is_valid:
+        first = ("pending", True) if outcome else ("sent", False)
+        assert log(nights, "status, maybe_sent") == [first, ("pending", False)]
+        assert log(nights, "claim_token, attempts") == [(None, 1), (None, 0)]
 
 
-@pytest.mark.parametrize(
-    ("messages", "outcomes", "stopped", "became"),
-    [
-        (
-            11,
-            "CCLCC.CCC",
-            "outcomes_unknown: the outcome of 3 messages in a row",
-            {"untouched": 2, "sent": 1, "pending": 8},
-        ),
-        (16, "RRRR.RRRRLRRRR", None, {"sent": 3, "failed": 12, "pending": 1}),
-        (7, "RRRRR", "all_refused: 5 messages in a row were refused (last: ", {"untouched": 2, "pending": 5}),
-        (6, "LLLLLL", None, {"pending": 6}),
-        (5, "DD..DDD", "channel_down: gone; the rest stays pending", {"untouched": 3, "sent": 2}),
-    ],
-    ids=["unknown", "a sign of life between them", "refused", "a server that greylists everybody", "down"],
-)
-def test_a_row_of_failures_of_one_kind_ends_the_stage(
-    scene: Scene, messages: int, outcomes: str, stopped: str | None, became: dict[str, int]
-) -> None:
-    """Three tries of a server that is down. What surely was not sent is as it was, of five refusals none is failed."""
-    queue(scene, messages)
-
-    why = scene.stage(*(OUTCOMES[each] for each in outcomes))
-
-    assert (why or "").startswith(stopped or "")
-    assert (why is None, statuses(scene)) == (stopped is None, became)
-    assert scene.counts == MailCounts(sent=became.get("sent", 0), failed=became.get("failed", 0))
+OUTCOMES = {
+    "three unknown outcomes": {
+        "outcomes": [CUT, CUT, DEFERRED, CUT, CUT, None, CUT, CUT, CUT],
+        "stopped": "outcomes_unknown: the outcome of 3 messages in a row",
+        "became": {"untouched": 2, "sent": 1, "pending": 8},
+    },
+    "four refusals, then another outcome": {
+        "outcomes": [REFUSED] * 4 + [None] + [REFUSED] * 4 + [DEFERRED] + [REFUSED] * 4,
+        "became": {"sent": 3, "failed": 12, "pending": 1},
+    },
+    "five refusals": {
+        "outcomes": [REFUSED] * 5,
+        "stopped": "all_refused: 5 messages in a row were refused (last: ",
+        "became": {"untouched": 2, "pending": 5},
+    },
+    "all deferred": {"outcomes": [DEFERRED] * 6, "became": {"pending": 6}},
+    "third attempt fails": {
+        "outcomes": [DOWN, DOWN, None, None, DOWN, DOWN, DOWN],
+        "stopped": "channel_down: gone; the rest stays pending",
+        "became": {"untouched": 3, "sent": 2},
+    },
+}
 
 
-def test_each_outcome_is_written_down(scene: Scene) -> None:
-    """The delay doubles with each try. Of an address that is none no server is even asked."""
-    queue(scene, 5)
-    scene.execute("UPDATE mentors SET email = 'nowhere' WHERE email = 'm0@example.org'")
-    scene.execute("UPDATE cert_notification_log SET attempts = 1 WHERE mentor_id = %s", UUID(int=4))  # so it comes last
+@pytest.mark.parametrize("case", OUTCOMES.values(), ids=OUTCOMES)
+def test_failures_of_one_kind_in_a_row_end_the_stage(nights: Nights, case: dict[str, Any]) -> None:
+    """Messages that were certainly not sent stay untouched, and none of five refusals counts as failed."""
+    stopped, became = case.get("stopped", "None"), case["became"]
+    queue(nights, sum(became.values()))
 
-    scene.stage(*(OUTCOMES[each] for each in ".RCL"))
+    assert str(nights.stage(*case["outcomes"])).startswith(stopped)
+
+    assert statuses(nights) == became
+    assert nights.counts == MailCounts(sent=became.get("sent", 0), failed=became.get("failed", 0))
+
+
+def test_each_outcome_is_stored(nights: Nights) -> None:
+    """The delay doubles with each attempt. No server is asked about an invalid address."""
+    queue(nights, 5)
+    nights.execute("UPDATE mentors SET email = 'nowhere' WHERE email = 'm0@example.org'")
+    nights.execute("UPDATE cert_notification_log SET attempts = 1 WHERE mentor_id = %s", UUID(int=4))  # comes last
+
+    nights.stage(None, REFUSED, CUT, DEFERRED)
 
     row = "status, attempts, maybe_sent, last_error, failure_code, claim_token"
-    put_off = "ceil(extract(epoch FROM next_attempt_at - now()) / 60) = 15 * attempts"
-    assert log(scene, f"{row}, {put_off}")[1:] == [
+    delay = "ceil(extract(epoch FROM next_attempt_at - now()) / 60) = 15 * attempts"
+    assert log(nights, f"{row}, {delay}")[1:] == [
         ("sent", 1, False, None, None, None, False),
         ("failed", 1, False, "550 no such user", "mail_stopped", None, False),
         ("pending", 2, False, "450 greylisted", "mail_delayed", None, True),
         ("pending", 1, True, "cut", "mail_delayed", None, True),
     ]
-    assert log(scene, "status, attempts, failure_code")[0] == ("failed", 0, "wrong_address")
+    assert log(nights, "status, attempts, failure_code")[0] == ("failed", 0, "wrong_address")
     assert [seconds_to_next_round(attempts) / 60 for attempts in (1, 2, 3, 5, 6, 99)] == [15, 30, 60, 240, 360, 360]
 
 
-def test_five_refused_in_a_row_are_the_servers_fault(scene: Scene, other: Connection) -> None:
-    """Pending again, tried less and less often, after the others; but for one that became something else meanwhile."""
-    queue(scene, 7)
+def test_five_refusals_in_a_row_are_undone(nights: Nights, other: Connection) -> None:
+    """They are retried after all others, with a growing delay. A row that was superseded meanwhile stays so."""
+    queue(nights, 7)
 
     def refuse_five(message: OutgoingMessage) -> None:
         if message.to < "m5":
@@ -176,46 +182,51 @@ def test_five_refused_in_a_row_are_the_servers_fault(scene: Scene, other: Connec
         " BETWEEN make_interval(mins => %s, secs => -30) AND make_interval(mins => %s) GROUP BY attempts"
     )
     for attempts, minutes, sent in ((1, 15, []), (2, 30, ["m5", "m6"])):
-        scene.stage(on_send=refuse_five)
-        assert names(scene) == sent
-        assert scene.rows(delayed, minutes, minutes) == [(attempts, 5)]
-        scene.make_due()
-    assert scene.stage(on_send=supersede_the_first) is not None
-    assert statuses(scene) == {"pending": 4, "superseded": 1, "sent": 2}
+        nights.stage(on_send=refuse_five)
+        assert names(nights) == sent
+        assert nights.rows(delayed, minutes, minutes) == [(attempts, 5)]
+        nights.make_due()
+    assert nights.stage(on_send=supersede_the_first) is not None
+    assert statuses(nights) == {"pending": 4, "superseded": 1, "sent": 2}
 
 
-def test_what_makes_a_server_hang_up_is_put_behind_the_others(scene: Scene) -> None:
-    """Nobody is told of a repeat: it was surely not handed over."""
-    queue(scene, 3)
+def test_message_at_which_the_server_hangs_up_comes_last(nights: Nights) -> None:
+    """It was certainly not sent, so it is not marked as a repeat."""
+    queue(nights, 3)
 
     def hang_up(message: OutgoingMessage) -> None:
         if message.to == "m0@example.org":
             raise DOWN
 
     for sent in ([], ["m1", "m2"]):
-        scene.stage(on_send=hang_up)
-        assert names(scene) == sent
-    assert not any(message.repeat for message in scene.sent)
+        nights.stage(on_send=hang_up)
+        assert names(nights) == sent
+    assert not any(message.repeat for message in nights.sent)
 
 
-def test_a_webhook_that_says_when_to_come_back_is_asked_then(scene: Scene) -> None:
-    """Three times at most."""
-    queue(scene, 2)
+def test_channel_that_is_down_gets_three_attempts_when_it_asks(nights: Nights) -> None:
+    """The wait is that of Retry-After."""
+    queue(nights, 2)
     busy = ChannelDownError("the webhook cannot take messages now (503)", retry_after_seconds=0.05)
     began = time.monotonic()
 
-    assert scene.stage(busy, busy, busy) is not None
+    assert nights.stage(busy, busy, busy) is not None
 
     assert time.monotonic() - began >= 0.1
-    assert statuses(scene) == {"untouched": 2}
-    assert scene.stage(seconds=0) == "deadline: the time for deliveries is over; the rest stays pending"
-    assert statuses(scene) == {"untouched": 2}
+    assert statuses(nights) == {"untouched": 2}
+
+
+def test_stage_ends_at_its_deadline(nights: Nights) -> None:
+    """The rest stays untouched."""
+    queue(nights, 2)
+    assert nights.stage(seconds=0) == "deadline: the time for deliveries is over; the rest stays pending"
+    assert statuses(nights) == {"untouched": 2}
 
 
 @pytest.mark.parametrize("error", [None, DOWN], ids=["sent", "down"])
-def test_a_signal_ends_it_between_two_messages(scene: Scene, error: Exception | None) -> None:
-    """What was sent is settled, the rest as it was. It cuts the tries short, and the mail server is not blamed."""
-    queue(scene, 3)
+def test_signal_ends_the_stage_after_the_current_message(nights: Nights, error: Exception | None) -> None:
+    """A sent message is settled. There is no further attempt, and the mail server is not blamed."""
+    queue(nights, 3)
     stop, tries = StopFlag(), list[OutgoingMessage]()
 
     def set_and_fail(message: OutgoingMessage) -> None:
@@ -225,77 +236,72 @@ def test_a_signal_ends_it_between_two_messages(scene: Scene, error: Exception | 
             raise error
 
     with pytest.raises(StoppedBySignalError):
-        scene.stage(on_send=set_and_fail, stop=stop)
+        nights.stage(on_send=set_and_fail, stop=stop)
 
     assert len(tries) == 1
-    assert statuses(scene) == ({"untouched": 3} if error else {"untouched": 2, "sent": 1})
+    assert statuses(nights) == ({"untouched": 3} if error else {"untouched": 2, "sent": 1})
 
 
-def test_an_unforeseen_error_leaves_one_message_in_doubt(scene: Scene) -> None:
-    """It keeps its lease, and the repeat will say so; the rest is untouched."""
-    queue(scene, 3)
+def test_unexpected_error_leaves_one_outcome_unknown(nights: Nights) -> None:
+    """The message keeps its lease, and its repeat says that it may be one."""
+    queue(nights, 3)
 
     with pytest.raises(LookupError):
-        scene.stage(None, LookupError("a bug"))
+        nights.stage(None, LookupError("a bug"))
 
-    assert statuses(scene) == {"sent": 1, "pending": 1, "untouched": 1}
-    scene.run_out()
-    scene.stage()
-    assert sorted(message.repeat for message in scene.sent) == [False, True]
+    assert statuses(nights) == {"sent": 1, "pending": 1, "untouched": 1}
+    nights.run_out()
+    nights.stage()
+    assert sorted(message.repeat for message in nights.sent) == [False, True]
 
 
-def test_no_try_is_begun_that_could_outlast_the_lease(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither the first one nor, after a first that took long, a second: released, not sent, not claimed over again."""
-    queue(scene, 2)
+def test_no_attempt_starts_that_could_outlast_the_lease(nights: Nights, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a first attempt, nor a second one after a slow first. The claim is released."""
+    queue(nights, 2)
     tries = []
 
     def time_out(message: OutgoingMessage) -> None:
         tries.append(message)
-        monkeypatch.setattr(scene.channel, "worst_case_seconds", 1000.0)
+        monkeypatch.setattr(nights.channel, "worst_case_seconds", 1000.0)
         raise DOWN
 
     for lease_seconds in (0.5, 900.0):
         monkeypatch.setattr(ReminderMail, "lease_seconds", lease_seconds)
-        stopped = scene.stage(on_send=time_out)
-        assert str(stopped).startswith(
-            "channel_down: a message can take longer than its lease, or this process stood still"
-        )
-        assert statuses(scene) == {"untouched": 2}
+        stopped = str(nights.stage(on_send=time_out))
+        assert stopped.startswith("channel_down: a message can take longer than its lease")
+        assert statuses(nights) == {"untouched": 2}
     assert len(tries) == 1
 
 
-@pytest.mark.parametrize("outcome", list(".RLC"))
-def test_a_lease_that_is_lost_is_reported_and_nothing_is_written(scene: Scene, other: Connection, outcome: str) -> None:
-    """Somebody took the reminder over while its message was on its way: that claim stands."""
-    queue(scene, 1)
+@pytest.mark.parametrize("outcome", [None, REFUSED, DEFERRED, CUT], ids=["sent", "refused", "deferred", "unknown"])
+def test_outcome_of_a_lost_lease_changes_nothing(nights: Nights, other: Connection, outcome: Exception | None) -> None:
+    """Another process has claimed the reminder during the call. The report counts it."""
+    queue(nights, 1)
 
-    def freeze(_message: OutgoingMessage) -> None:
+    def take_over(_message: OutgoingMessage) -> None:
         run_out(Facts(other), "cert_notification_log")
         reminder_mail(other).claim()
 
-    scene.stage(OUTCOMES[outcome], on_send=freeze)
+    nights.stage(outcome, on_send=take_over)
 
-    assert scene.counts == MailCounts(lost=1)
-    assert log(scene, "status, attempts, claim_token IS NOT NULL, maybe_sent") == [("pending", 2, True, True)]
+    assert nights.counts == MailCounts(lost=1)
+    assert log(nights, "status, attempts, claim_token IS NOT NULL, maybe_sent") == [("pending", 2, True, True)]
 
 
-def test_a_settle_whose_commit_fails_is_tried_again(scene: Scene) -> None:
-    """A trigger of somebody's, a standby: not every error comes with the statement. It fails the first time alone."""
-    queue(scene, 1)
-    mail = reminder_mail(scene.connection)
+def test_settle_is_retried_if_its_commit_fails(nights: Nights) -> None:
+    """Not every error comes with the statement. This trigger fails once, at the commit."""
+    queue(nights, 1)
+    mail = reminder_mail(nights.connection)
     reminder, _ = mail.claim()
     assert reminder is not None
-    scene.execute("""
+    nights.execute("""
         CREATE SEQUENCE commits;
-        CREATE FUNCTION fails_at_commit() RETURNS trigger LANGUAGE plpgsql AS $$
-            BEGIN
-                IF nextval('commits') = 1 THEN
-                    RAISE EXCEPTION 'could not serialize' USING ERRCODE = 'serialization_failure';
-                END IF;
-                RETURN NULL;
-            END $$;
-        CREATE CONSTRAINT TRIGGER fails_at_commit AFTER UPDATE ON cert_notification_log
-            DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION fails_at_commit();
+        CREATE FUNCTION fails_once() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            IF nextval('commits') = 1 THEN RAISE EXCEPTION USING ERRCODE = 'serialization_failure'; END IF;
+            RETURN NULL;
+        END $$;
+        CREATE CONSTRAINT TRIGGER fails_once AFTER UPDATE ON cert_notification_log
+            DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION fails_once()
     """)
 
     assert mail.settle(reminder, Settlement(status="sent")) is Answer.SETTLED

@@ -1,4 +1,4 @@
-"""A message as it travels: headers and parts arrive letter by letter, whatever stands in them."""
+"""A mail as bytes: headers and parts arrive unchanged."""
 
 import email
 import email.policy
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from certjob.domain.addresses import parse_sender
 from certjob.facts.organisations import set_organisation
 from certjob.mail.message import OutgoingMessage, compose
-from tests.mail.conftest import Scene, day
+from tests.mail.conftest import Nights, day
 from tests.support.mails import MESSAGE
 
 BCC = "\r\nBcc: spy@example.org"
@@ -30,14 +30,14 @@ def read(message: OutgoingMessage) -> EmailMessage:
 
 
 def travelling(data: bytes, name: str) -> str:
-    """One header with its name as it is in the message, line ends included."""
+    """Return a header as it is sent, with its name and line ends."""
     found = re.search(rf"^{name}:.*\n(?:[ \t].*\n)*", data.decode(), re.MULTILINE)
     assert found is not None, data
     return found[0]
 
 
 def person_as_read(data: bytes, header: str) -> tuple[str, str]:
-    """Name and address as a mail program reads them (RFC 2047: no space between two encoded words)."""
+    """Return name and address as a mail program reads them (RFC 2047: no space between two encoded words)."""
     name, address = parseaddr(travelling(data, header).removeprefix(f"{header}:").replace("\n", ""))
     words = (
         part if isinstance(part, str) else part.decode(charset or "ascii") for part, charset in decode_header(name)
@@ -52,8 +52,8 @@ LETTERS = st.sampled_from(
 
 @settings(deadline=None, max_examples=80)
 @given(st.lists(LETTERS, max_size=14).map("".join))
-def test_a_name_arrives_as_it_was_written(name: str) -> None:
-    """No space lost or doubled, nothing decoded that was not encoded; it reaches into no other header."""
+def test_name_arrives_unchanged(name: str) -> None:
+    """It cannot lose a space, decode anything or add a header."""
     sender = f"{name} <post@hlf.example>"
 
     data = composed(replace(MESSAGE, to_name=name), sender)
@@ -71,8 +71,8 @@ TEXTS = st.lists(st.sampled_from([*PIECES, "x" * 90]), min_size=1, max_size=20).
 
 @settings(deadline=None, max_examples=50)
 @given(text=TEXTS, html=TEXTS, subject=st.lists(LETTERS, max_size=20).map("".join))
-def test_subject_and_parts_arrive_as_they_were_written(text: str, html: str, subject: str) -> None:
-    """No line looks like the end of a part, no space at a line's end is lost; every server on the way can take it."""
+def test_subject_and_parts_arrive_unchanged(text: str, html: str, subject: str) -> None:
+    """Nothing in them ends a part early. Every server accepts the lines, because they are short and ASCII."""
     message = replace(MESSAGE, text=f"{text}\n", html=f"{html}\n", subject=f"Går ut {subject}!")
 
     arrived, data = read(message), composed(message)
@@ -85,15 +85,15 @@ def test_subject_and_parts_arrive_as_they_were_written(text: str, html: str, sub
     assert data.count(b"\n") == len(data.splitlines())
 
 
-def test_a_programmes_own_line_ends_become_those_of_the_wire() -> None:
-    """A template may have been saved by any editor."""
+def test_line_ends_of_a_template_do_not_matter() -> None:
+    """Editors save them in different ways."""
     for ending in ("\r\n", "\r"):
         text = next(read(replace(MESSAGE, text=f"Hei{ending}Kari{ending}")).iter_parts())
         assert text.get_payload(decode=True) == b"Hei\nKari\n"
 
 
-def test_the_headers_say_what_mail_programs_and_other_robots_look_for() -> None:
-    """The Message-ID stays in one line and has the domain as DNS knows it: not that of an organisation's own sender."""
+def test_headers_prevent_automatic_replies_and_allow_sorting() -> None:
+    """The Message-ID is on one line, with the domain of the channel's sender as DNS knows it."""
     key = "k" * 400
     message = replace(MESSAGE, sender="post@lhl.example", idempotency_key=key, list_name="digest.hlf")
     data = composed(message, "Blå Kors <post@blåkors.example>")
@@ -105,8 +105,8 @@ def test_the_headers_say_what_mail_programs_and_other_robots_look_for() -> None:
     assert abs(parsedate_to_datetime(headers["Date"]).timestamp() - time.time()) < 60
 
 
-def test_an_answer_goes_to_the_organisation_which_may_be_the_sender_too() -> None:
-    """If what the app has stored is no address, the message goes out all the same, as it would without."""
+def test_invalid_sender_or_reply_address_is_left_out() -> None:
+    """The message is sent as without it."""
     for contact, header in {
         "kontakt@blåbær.example": "kontakt@xn--blbr-roah.example",
         None: None,
@@ -123,14 +123,14 @@ def test_an_answer_goes_to_the_organisation_which_may_be_the_sender_too() -> Non
         assert (message["From"], message["Bcc"]) == (own if sender == own else "post@hlf.example", None)
 
 
-def test_reminders_and_digests_are_from_their_organisation_and_answered_to_it(scene: Scene) -> None:
-    """Each from its own sender, or the channel's; a daily message has a list by which it can be sorted."""
-    scene.ended("Kari")
-    scene.facts.certified_mentor(scene.facts.organisation("lhl", portal=None), day(-1), full_name="Ola")
+def test_mails_name_the_organisation_as_sender_and_for_replies(nights: Nights) -> None:
+    """Without its own sender, that of the channel. Digests have a list name."""
+    nights.ended("Kari")
+    nights.facts.certified_mentor(nights.facts.organisation("lhl", portal=None), day(-1), full_name="Ola")
     for slug, sender in (("nhf", None), ("lhl", "LHL <likeperson@lhl.example>")):
-        set_organisation(scene.connection, slug, coordinators=[f"Åse Berg <ase@{slug}.example>"], sender=sender)
+        set_organisation(nights.connection, slug, coordinators=[f"Åse Berg <ase@{slug}.example>"], sender=sender)
 
-    sent = scene.night()
+    sent = nights.night()
 
     named = ("kind", "sender", "reply_to", "to_name", "list_name")
     assert sorted(str([getattr(message, name) for name in named]) for message in sent) == [

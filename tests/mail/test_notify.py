@@ -1,4 +1,4 @@
-"""The channel that the settings ask for, and the two that are not mail servers."""
+"""The channel that the settings name, and the channels that are not mail servers."""
 
 import json
 import mailbox
@@ -11,14 +11,20 @@ import pytest
 from pydantic import SecretStr
 
 from certjob.domain.addresses import parse_sender
-from certjob.errors import ConfigurationError, NotifyError
+from certjob.errors import (
+    ChannelDownError,
+    ConfigurationError,
+    NotifyError,
+    OutcomeUnknownError,
+    RecipientDeferredError,
+    RecipientRefusedError,
+)
 from certjob.mail.channels.maildir import MaildirChannel
 from certjob.mail.channels.notify import open_channel
 from certjob.mail.channels.smtp import SmtpChannel
 from certjob.mail.channels.webhook import WebhookChannel
 from certjob.mail.message import Channel
 from certjob.settings import Settings
-from tests.mail.conftest import EVERYBODYS, LATER, NEVER, UNKNOWN
 from tests.support.channels import Blocking
 from tests.support.mails import MESSAGE
 from tests.support.portal_answers import Behaviour, answer, drip, hang, reset
@@ -27,41 +33,40 @@ from tests.support.smtp_server import HOST, Mailbox, real_server
 
 
 def opened(url: str | None, **others: Any) -> Channel | None:
-    """The channel of these settings, and of nothing that the machine has set."""
-    notify_url = SecretStr(url) if url else None
+    """Return the channel of these settings, without those of the machine."""
     ours = {"mail_from": "HLF <post@hlf.example>", "notify_user": None, "notify_password": None}
-    return open_channel(
-        Settings(database_url=SecretStr("embedded"), notify_url=notify_url, _env_file=None, **ours | others)
-    )
+    required: dict[str, Any] = {"database_url": SecretStr("embedded"), "notify_url": SecretStr(url) if url else None}
+    return open_channel(Settings(_env_file=None, **required | ours | others))
 
 
-def test_the_scheme_says_which_channel_and_each_mail_server_has_its_usual_port(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Submission wants 587, implicit TLS 465, the mail server of this machine 25. No send outlasts a lease of mail."""
-    assert opened(None) is None
-    for url, kind, seconds in (
+@pytest.mark.parametrize(
+    ("url", "kind", "seconds"),
+    [
         ("http://127.0.0.1:8080/push", WebhookChannel, 30),
         ("https://h.example/push", WebhookChannel, 30),
         ("maildir:/x", MaildirChannel, 30),
         ("smtp://mail.hlf.example", SmtpChannel, 725),
-    ):
-        channel = opened(url)
-        assert isinstance(channel, kind)
-        assert channel.worst_case_seconds == seconds
+        (None, type(None), None),
+    ],
+)
+def test_scheme_names_the_channel(url: str, kind: type, seconds: int) -> None:
+    """No send takes longer than the lease of a mail, 900 seconds."""
+    channel = opened(url)
+    assert isinstance(channel, kind)
+    assert getattr(channel, "worst_case_seconds", None) == seconds
+
+
+def test_mail_server_has_the_usual_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    """587 for submission, 465 for implicit TLS, 25 on this machine."""
     made: list[tuple[int, bool]] = []
     monkeypatch.setattr(SmtpChannel, "__init__", lambda *_, port, implicit_tls, **__: made.append((port, implicit_tls)))
-    for server in (
-        "smtp://a.example",
-        "smtp://a.example:2525",
-        "smtp://localhost",
-        "smtp://[::1]",
-        "smtps://localhost",
-    ):
-        opened(server)
+    for host in ("smtp://a.example", "smtp://a.example:2525", "smtp://localhost", "smtp://[::1]", "smtps://localhost"):
+        opened(host)
     assert made == [(587, False), (2525, False), (25, False), (25, False), (465, True)]
 
 
-def test_a_channel_from_settings_sends(tmp_path: Path) -> None:
-    """Reports come back to the address that is set; the sender that people see stays. A Maildir needs no sender."""
+def test_channel_of_the_settings_sends(tmp_path: Path) -> None:
+    """CERTJOB_BOUNCE_ADDRESS changes only the envelope. A Maildir needs no sender."""
     received = Mailbox()
     with real_server(received) as server:
         url = f"smtp://{HOST}:{server.port}"
@@ -89,8 +94,8 @@ def test_a_channel_from_settings_sends(tmp_path: Path) -> None:
         ("smtp://mail.hlf.example", {"bounce_address": "pål@hlf.example"}, "CERTJOB_BOUNCE_ADDRESS has a character"),
     ],
 )
-def test_settings_that_do_not_go_together_are_refused(url: str, others: dict[str, Any], said: str) -> None:
-    """Before anything is sent, by the name of the variable, without its value."""
+def test_contradicting_settings_are_rejected(url: str, others: dict[str, Any], said: str) -> None:
+    """The error names the variable without its value."""
     with pytest.raises(ConfigurationError, match=said) as caught:
         opened(url, **others)
 
@@ -101,45 +106,45 @@ def maildir(folder: Path) -> Blocking:
     return Blocking(MaildirChannel(folder, sender=parse_sender("HLF <post@hlf.example>")))
 
 
-def assert_both(channel: Blocking, refused: str) -> None:
-    """Neither a look nor a message is taken."""
-    with pytest.raises(EVERYBODYS, match=refused):
+def assert_refused(channel: Blocking, said: str) -> None:
+    """Neither a probe nor a message succeeds."""
+    with pytest.raises(ChannelDownError, match=said):
         channel.probe()
-    with pytest.raises(EVERYBODYS, match=refused):
+    with pytest.raises(ChannelDownError, match=said):
         channel.send(MESSAGE)
 
 
-def test_a_maildir_holds_the_message_for_no_other_eyes(tmp_path: Path) -> None:
-    """A folder that others may write is refused; new folders are open to their owner alone."""
+def test_only_the_owner_can_read_a_maildir(tmp_path: Path) -> None:
+    """A folder that others may write is rejected, and new folders have no permissions for others."""
     folder = tmp_path / "mail"
     (folder / "new").mkdir(parents=True)
     (folder / "new").chmod(0o707)
     with maildir(folder) as channel:
-        assert_both(channel, "new may be written by others")
+        assert_refused(channel, "new may be written by others")
         (folder / "new").chmod(0o700)
         channel.send(MESSAGE)
-        with pytest.raises(NEVER, match="is not an address"):
+        with pytest.raises(RecipientRefusedError, match="is not an address"):
             channel.send(replace(MESSAGE, to="kari"))
 
     (received,) = mailbox.Maildir(folder, create=False)
     assert (received["To"], received["From"]) == ("kari.nordmann@example.org", "HLF <post@hlf.example>")
     assert list((folder / "tmp").iterdir()) == []
-    assert all(part.stat().st_mode & 0o077 == 0 for part in folder.iterdir()), "nobody else can look in"
+    assert all(part.stat().st_mode & 0o077 == 0 for part in folder.iterdir())
 
 
-def test_a_maildir_that_cannot_be_written_is_everybodys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file in its place or in that of a part of it, a full disk: a message is there whole or not at all."""
+def test_maildir_that_cannot_be_written_leaves_no_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file in place of a folder, or a full disk."""
     (tmp_path / "file").touch()
     (tmp_path / "new").touch()
     for folder in (tmp_path / "file", tmp_path):
         with maildir(folder) as channel:
-            assert_both(channel, r"cannot be written.*correct CERTJOB_NOTIFY_URL")
+            assert_refused(channel, r"cannot be written.*correct CERTJOB_NOTIFY_URL")
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("mailbox.Maildir._dump_message", full)
-    with maildir(tmp_path / "mail") as channel, pytest.raises(EVERYBODYS, match="No space left"):
+    with maildir(tmp_path / "mail") as channel, pytest.raises(ChannelDownError, match="No space left"):
         channel.send(MESSAGE)
 
     assert [path for path in (tmp_path / "mail").rglob("*") if path.is_file()] == []
@@ -151,16 +156,14 @@ def webhook(url: str, *, key: str = "s3cret", seconds: float = 5) -> Blocking:
     return Blocking(channel)
 
 
-def test_a_webhook_gets_the_document_of_the_design(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Past a proxy of the machine. Without a key there is not even an empty one. It can be used after closing."""
-    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
-    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
+def test_webhook_gets_the_documented_fields() -> None:
+    """Without a key there is no Authorization header. The channel can be used after it was closed."""
     with PortalServer(key="s3cret", default=answer(202)) as server:
         with webhook(server.url) as channel:
             channel.send(replace(MESSAGE, repeat=True))
             channel.close()
             channel.send(MESSAGE)
-        with webhook(server.url, key="") as channel, pytest.raises(EVERYBODYS, match="401"):
+        with webhook(server.url, key="") as channel, pytest.raises(ChannelDownError, match="401"):
             channel.send(MESSAGE)
 
     request, _, keyless = server.requests
@@ -181,54 +184,50 @@ def test_a_webhook_gets_the_document_of_the_design(monkeypatch: pytest.MonkeyPat
     assert "authorization" not in keyless.headers
 
 
-WHOSE = {
-    NEVER: (400, 422),
-    LATER: (408, 409, 425),
-    UNKNOWN: (500, 501, 502, 504, 520, 524),
-    EVERYBODYS: (429, 503, 301, 307, 401, 403, 404, 413),
+ERRORS: dict[int, type[NotifyError]] = {
+    **dict.fromkeys((400, 422), RecipientRefusedError),
+    **dict.fromkeys((408, 409, 425), RecipientDeferredError),
+    **dict.fromkeys((500, 501, 502, 504, 520, 524), OutcomeUnknownError),
+    **dict.fromkeys((429, 503, 301, 307, 401, 403, 404, 413), ChannelDownError),
 }
+REASONS = {301: "redirects", 401: "refused the key", 403: "refused the key", 404: "is not there"}
 
 
-def test_a_status_says_whose_fault_it_is() -> None:
-    """And nothing of the answer's body, which may repeat the message, gets into the text; nothing is followed."""
-    with PortalServer() as server, webhook(server.url, key=server.key) as channel:
-        for status, expected in ((status, error) for error, statuses in WHOSE.items() for status in statuses):
-            server.default = answer(status, b"kari.nordmann", headers={"Location": "/other", "Retry-After": "7"})
-            said = {301: "redirects", 401: "refused the key", 403: "refused the key", 404: "is not there"}
-            with pytest.raises(NotifyError, match=f"{said.get(status, '')} .*{status}") as caught:
-                channel.send(MESSAGE)
-            assert type(caught.value) is expected, status
-            assert "kari" not in str(caught.value)
-            asked = getattr(caught.value, "retry_after_seconds", None)
-            assert asked == (7 if status in (429, 503) else None)
+@pytest.mark.parametrize(("status", "expected"), ERRORS.items())
+def test_status_of_a_webhook_is_an_error(portal: PortalServer, status: int, expected: type[NotifyError]) -> None:
+    """The error does not contain the body, which may repeat the message. No redirect is followed."""
+    portal.default = answer(status, b"kari.nordmann", headers={"Location": "/other", "Retry-After": "7"})
+    with webhook(portal.url, key=portal.key) as channel, pytest.raises(NotifyError) as caught:
+        channel.send(MESSAGE)
 
-    assert len({request.path for request in server.requests}) == 1
+    assert type(caught.value) is expected
+    assert f"({status})" in str(caught.value)
+    assert (REASONS.get(status, "") in str(caught.value), "kari" in str(caught.value)) == (True, False)
+    assert caught.value.retry_after_seconds == (7 if status in (429, 503) else None)
+    assert len(portal.requests) == 1
 
 
-def test_a_webhook_that_cannot_be_called_is_everybodys(port_of_nobody: int) -> None:
-    """Nobody serves it, or only the HTTP client finds the URL wrong: surely not handed over."""
+def test_webhook_that_cannot_be_called_concerns_all_messages(port_of_nobody: int) -> None:
+    """A closed port, or a URL that only the HTTP client finds invalid. The message was certainly not sent."""
     for url in (f"http://{HOST}:{port_of_nobody}/push", "http://[::1/push"):
-        with webhook(url) as channel, pytest.raises(EVERYBODYS, match="CERTJOB_NOTIFY_URL"):
-            channel.send(MESSAGE)
-
-
-def test_a_503_without_retry_after_leaves_the_outcome_unknown() -> None:
-    """A receiver that has handed the message on and then fails answers so, too."""
-    with PortalServer() as server, webhook(server.url, key=server.key) as channel:
-        server.default = answer(503)
-        with pytest.raises(UNKNOWN, match="may have arrived"):
+        with webhook(url) as channel, pytest.raises(ChannelDownError, match="CERTJOB_NOTIFY_URL"):
             channel.send(MESSAGE)
 
 
 @pytest.mark.parametrize(
     ("behaviour", "said"),
-    [(hang(), "did not answer in time"), (drip(part="headers"), "may have arrived"), (reset(), "may have arrived")],
-    ids=["hangs", "drips", "hangs up"],
+    [
+        (hang(), "did not answer in time"),
+        (drip(part="headers"), "may have arrived"),
+        (reset(), "may have arrived"),
+        (answer(503), "may have arrived"),
+    ],
+    ids=["hangs", "answers too slowly", "hangs up", "503 without Retry-After"],
 )
-def test_a_webhook_that_does_not_answer_leaves_the_outcome_unknown(behaviour: Behaviour, said: str) -> None:
-    """It may yet deliver the message. The deadline is that of the whole call."""
+def test_webhook_without_a_usable_answer_may_have_sent_it(behaviour: Behaviour, said: str) -> None:
+    """The deadline is for the whole call."""
     with PortalServer([behaviour]) as server, webhook(server.url, key=server.key, seconds=0.5) as channel:
         began = time.monotonic()
-        with pytest.raises(UNKNOWN, match=said):
+        with pytest.raises(OutcomeUnknownError, match=said):
             channel.send(MESSAGE)
         assert time.monotonic() - began < 3

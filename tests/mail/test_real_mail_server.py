@@ -12,7 +12,7 @@ import pytest
 from pydantic import SecretStr
 
 from tests.conftest import Certjob
-from tests.mail.conftest import Scene
+from tests.mail.conftest import Nights
 from tests.mail.exim import LOGIN, MISSING, PROGRAM, CuttingProxy, Exim, exim
 from tests.support.channels import Blocking, smtp_channel
 from tests.support.command_line import today
@@ -45,7 +45,7 @@ def server(running_exim: Exim) -> Iterator[Exim]:
 
 
 def arrived(server: Exim, count: int) -> list[EmailMessage]:
-    """What lies in the Maildir once so many messages are there, by recipient; one more would be in it, too."""
+    """Wait for so many messages, and return all messages in the Maildir by recipient."""
     messages = [email.message_from_bytes(data, policy=email.policy.default) for data in server.delivered(count)]
     return sorted(messages, key=lambda message: str(message["Envelope-to"]))
 
@@ -55,7 +55,7 @@ def is_repeat(message: EmailMessage) -> bool:
 
 
 def test_messages_arrive_whole_after_a_login(server: Exim) -> None:
-    """Both parts, lines that begin with a dot, letters beyond ASCII before the @; the connection is renewed."""
+    """With lines that begin with a dot, and letters before the @. The connection is renewed."""
     with Blocking(smtp_channel(server.port, messages_per_connection=2, **CREDENTIALS)) as channel:
         channel.probe()  # sends nothing, and closes its connection
         for to in (MESSAGE.to, "pål@example.org", "x@example.org"):
@@ -69,32 +69,32 @@ def test_messages_arrive_whole_after_a_login(server: Exim) -> None:
 
 
 @pytest.mark.parametrize("after_the_dot", [False, True])
-def test_a_cut_around_the_final_dot(server: Exim, scene: Scene, after_the_dot: bool) -> None:
-    """The dot has left, and only Exim knows whether it came: each gets a message that says that it may be a repeat.
+def test_repeat_after_a_cut_at_the_final_dot(server: Exim, nights: Nights, after_the_dot: bool) -> None:
+    """Only Exim knows whether the dot arrived, so the second message says that it may be a repeat.
 
-    Where Exim had taken the first one, the second has its Message-ID, by which mail programs know it again.
+    It has the same Message-ID, by which mail programs recognise it.
     """
     for name in ("Kari", "Ola"):
-        scene.certified(name, until=5)
-    scene.review()
+        nights.certified(name, until=5)
+    nights.review()
     with CuttingProxy(server.port, after_the_dot=after_the_dot) as cable:
-        scene.stage(channel=smtp_channel(cable.port))
+        nights.stage(channel=smtp_channel(cable.port))
         first = arrived(server, 2 * after_the_dot)  # the proxy's end would cut the server's side, too
-    scene.make_due()
+    nights.make_due()
 
-    assert scene.stage(channel=smtp_channel(server.port)) is None
+    assert nights.stage(channel=smtp_channel(server.port)) is None
 
     second = arrived(server, 2)
     assert cable.cuts == 2
-    assert scene.rows("SELECT DISTINCT status FROM cert_notification_log") == [("sent",)]
+    assert nights.rows("SELECT DISTINCT status FROM cert_notification_log") == [("sent",)]
     assert len(first) == 2 * after_the_dot
     assert [is_repeat(message) for message in (*first, *second)] == [False] * len(first) + [True] * 2
     assert {message["Message-ID"] for message in first} <= {message["Message-ID"] for message in second}
 
 
-def test_a_mail_that_exim_returns_goes_to_the_corrected_address(server: Exim, certjob: Certjob, scene: Scene) -> None:
-    """Exim takes it, finds nobody of that name, and reports it to the envelope's sender."""
-    scene.certified(until=(today() - TODAY).days + 5, email="kari@example.org")
+def test_returned_mail_goes_to_the_corrected_address(server: Exim, certjob: Certjob, nights: Nights) -> None:
+    """Exim accepts it, does not know the recipient, and reports this to the envelope sender."""
+    nights.certified(until=(today() - TODAY).days + 5, email="kari@example.org")
     settings = {
         "CERTJOB_NOTIFY_URL": f"smtp://127.0.0.1:{server.port}",
         "CERTJOB_MAIL_FROM": "post@example.org",
@@ -112,6 +112,6 @@ def test_a_mail_that_exim_returns_goes_to_the_corrected_address(server: Exim, ce
     assert alerts.returncode == 3
     assert "the mail came back (5.0.0); what to do: Ask for an address that works" in alerts.stdout
     server.know_everybody_but()
-    scene.execute("UPDATE mentors SET email = 'kari.n@example.org'")
+    nights.execute("UPDATE mentors SET email = 'kari.n@example.org'")
     assert certjob("deliver", **settings).returncode == 0
     assert [message["Envelope-to"] for message in arrived(server, 1)] == ["kari.n@example.org"]

@@ -1,4 +1,4 @@
-"""Templates of the programme's own: which file is taken, and what is wrong with one is found before the night."""
+"""A programme's own templates: which file is used, and which errors are found before a run."""
 
 import re
 import shutil
@@ -16,7 +16,7 @@ from certjob.mail.messages.checking import check_templates, open_templates
 from certjob.mail.messages.samples import SAMPLES, sample_digests, sample_reminders
 from certjob.mail.messages.templates import OUR_FOLDER, Templates
 from tests.conftest import Certjob
-from tests.mail.conftest import Scene, day
+from tests.mail.conftest import Nights, day
 from tests.support.command_line import today
 from tests.support.docs import read_section
 from tests.support.facts import TODAY
@@ -35,13 +35,13 @@ def folder(tmp_path: Path) -> Path:
 
 
 def write(folder: Path, name: str, text: str | bytes) -> None:
-    """Put a file into the folder, below a folder of an organisation if its name has one."""
+    """Write a file, and create the folder in its name."""
     (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_bytes(text.encode() if isinstance(text, str) else text)
 
 
 def reminder(templates: Path | Templates, **words: Any) -> OutgoingMessage:
-    """Write one, and raise what is wrong with the folder's own template."""
+    """Return a reminder, and raise the error of a broken template."""
     templates = templates if isinstance(templates, Templates) else Templates(templates)
     message = written_reminder(templates=templates, **words)
     if templates.broken is not None:
@@ -49,8 +49,8 @@ def reminder(templates: Path | Templates, **words: Any) -> OutgoingMessage:
     return message
 
 
-def test_one_file_takes_the_place_of_ours_for_a_whole_night_and_no_other(folder: Path) -> None:
-    """The HTML part and the other languages stay. Notepad's byte-order mark is no part of the subject."""
+def test_file_replaces_only_certjobs_file_of_its_name(folder: Path) -> None:
+    """A byte-order mark is not part of the subject. A file that changes during a run is not read again."""
     write(folder, "reminder.nb.txt", "\ufeff" + GOOD_TEXT)
     templates = Templates(folder)
 
@@ -63,8 +63,8 @@ def test_one_file_takes_the_place_of_ours_for_a_whole_night_and_no_other(folder:
     assert reminder(templates) == message
 
 
-def test_an_organisation_has_its_own_and_either_can_build_on_ours(folder: Path) -> None:
-    """A layout serves every language."""
+def test_organisation_can_have_its_own_templates(folder: Path) -> None:
+    """Templates can include certjob's. A layout is for every language."""
     write(folder, "reminder.nb.txt", '{% include "certjob/reminder.txt" %}\nNeste kurs er i mars.\n')
     write(folder, "hlf/reminder.nb.txt", "For HLF\n\nTekst\n")
     write(
@@ -83,8 +83,8 @@ def test_an_organisation_has_its_own_and_either_can_build_on_ours(folder: Path) 
 
 
 @pytest.mark.parametrize("piece", ["piece.txt", "piece"])
-def test_markup_in_a_name_is_text_on_a_page_whatever_piece_writes_it(folder: Path, piece: str) -> None:
-    """A page may be built of pieces whose names do not end in .html. In a text part nothing is escaped."""
+def test_markup_in_a_name_is_escaped_on_a_page(folder: Path, piece: str) -> None:
+    """Also in an included file that does not end in .html. The text part escapes nothing."""
     write(folder, piece, "{% macro greet(name) %}Hei, {{ name }}!{% endmacro %}{{ name }}\n")
     use = f"{{% import '{piece}' as piece with context %}}{{{{ piece.greet(name) }}}} {{% include '{piece}' %}}"
     write(folder, "reminder.nb.txt", f"Emne\n\n{use}\n")
@@ -123,8 +123,8 @@ def test_markup_in_a_name_is_text_on_a_page_whatever_piece_writes_it(folder: Pat
         ("digest.nb.html", "<p>{{ undelivered|map(attribute='mistake')|join }}</p>", "no attribute 'mistake'"),
     ],
 )
-def test_what_is_broken_is_found_before_the_night(name: str, text: str | bytes, said: str, folder: Path) -> None:
-    """With file, line, and what to do; once, although every situation was tried."""
+def test_broken_template_is_found_before_a_run(name: str, text: str | bytes, said: str, folder: Path) -> None:
+    """The error has the file, the line and the next step, and is reported once for all situations."""
     write(folder, name, text)
 
     (problem,) = map(str, check_templates(folder))
@@ -133,8 +133,8 @@ def test_what_is_broken_is_found_before_the_night(name: str, text: str | bytes, 
     assert re.search(said, problem)
 
 
-def test_what_a_file_breaks_in_another_one_is_found_in_its_own(folder: Path) -> None:
-    """A layout below our pages, an organisation's piece in everybody's text, a sentence that ours takes."""
+def test_error_names_the_file_that_causes_it(folder: Path) -> None:
+    """A layout of certjob's pages, an organisation's part of a shared text, a sentence of certjob's text."""
     write(folder, "hlf/layout.html", "{{ titel }}{% block content %}{% endblock %}")
     write(folder, "reminder.nn.txt", 'Emne\n\n{% include "footer.txt" %}\n')
     write(folder, "footer.txt", "Helsing\n")
@@ -149,8 +149,8 @@ def test_what_a_file_breaks_in_another_one_is_found_in_its_own(folder: Path) -> 
     }
 
 
-def test_what_is_good_is_no_problem(folder: Path) -> None:
-    """Ours as the programme's, digests, pieces that templates include, and what editors leave behind."""
+def test_good_templates_pass(folder: Path) -> None:
+    """Copies of certjob's, digests, included files, and the backup files of editors."""
     for ours in OUR_FOLDER.glob("*.*"):
         shutil.copy(ours, folder)
     write(folder, "digest.nb.txt", GOOD_DIGEST)
@@ -164,8 +164,8 @@ def test_what_is_good_is_no_problem(folder: Path) -> None:
     assert reminder(open_templates(None)) == written_reminder()
 
 
-def test_a_folder_that_cannot_be_opened_gives_way_to_ours_and_is_named(folder: Path) -> None:
-    """One that certjob's user may not enter, above all; here a link that leads nowhere, root may enter everything."""
+def test_unreadable_folder_is_replaced_by_certjobs_templates(folder: Path) -> None:
+    """The report names it. A link to itself stands for missing permissions, because root can enter every folder."""
     write(folder, "reminder.nb.txt", GOOD_TEXT)
     (folder / "hlf").symlink_to("hlf")
     said = f"the folder {folder / 'hlf'} cannot be read (Too many levels of symbolic links)"
@@ -173,6 +173,7 @@ def test_a_folder_that_cannot_be_opened_gives_way_to_ours_and_is_named(folder: P
 
     assert [written_reminder(templates=templates) for _ in range(2)] == [written_reminder()] * 2
     assert written_reminder(templates=templates, slug="other").subject == "Hallo fra HLF Øst"
+    assert written_reminder(templates=Templates(folder / "gone")) == written_reminder()
 
     problem = templates.problem()
     assert problem is not None
@@ -185,8 +186,8 @@ def test_a_folder_that_cannot_be_opened_gives_way_to_ours_and_is_named(folder: P
             open_templates(folder / nothing)
 
 
-def test_several_problems_make_one_line(folder: Path) -> None:
-    """The first one, and how many more; `certjob check` names them all."""
+def test_several_errors_make_one_line(folder: Path) -> None:
+    """The first one, with the number of the others, which `certjob check` names."""
     for language in ("nb", "nn", "en"):
         write(folder, f"reminder.{language}.txt", "")
 
@@ -195,8 +196,8 @@ def test_several_problems_make_one_line(folder: Path) -> None:
         open_templates(folder)
 
 
-def test_what_breaks_on_one_mentor_names_the_place_and_not_the_person(folder: Path) -> None:
-    """Its text ends in a log; whatever the template has made of a name, it is not repeated."""
+def test_error_with_a_mentors_data_does_not_contain_them(folder: Path) -> None:
+    """In no form into which a template has converted a name."""
     for line in (
         *("{{ {'a': 1}[name|upper] }}", "{{ {'a': 1}[name|reverse] }}", "{% include name %}"),
         *("{{ raise_(name|list) }}", "{{ member_no.no_such }}", '{% include "reminder.nb.txt" %}'),
@@ -208,8 +209,8 @@ def test_what_breaks_on_one_mentor_names_the_place_and_not_the_person(folder: Pa
         assert not any(part in str(raised.value).lower() for part in ("kari", "nordmann", "nnam", "'k'", "q7788"))
 
 
-def test_the_samples_are_every_situation() -> None:
-    """Before, on and after the day; paused or not; optional or not; a repeat or not; with and without contacts."""
+def test_sample_reminders_cover_every_situation() -> None:
+    """Before, on and after the day; paused, optional, repeated, without contacts, and none of these."""
     samples = list(sample_reminders("nn"))
 
     assert {(sample["language"], sample["days_left"]) for sample in samples} == {("nn", n) for n in (60, 1, 0, -1, -14)}
@@ -219,13 +220,14 @@ def test_the_samples_are_every_situation() -> None:
         assert {bool(sample[word]) for sample in samples} == {True, False}
 
 
-def test_the_made_up_digest_has_the_words_of_a_real_one(desk: Scene) -> None:
-    """Were there one more or less, the check would refuse good templates, or let bad ones into the night."""
+def test_sample_digest_has_the_variables_of_a_real_one(desk: Nights) -> None:
+    """With one more or less, the check would reject good templates or accept bad ones."""
     paused, back, unseen, shown = (desk.certified(until=number) for number in (-1, 400, 500, 20))
     desk.facts.mentor(desk.home, full_name="Without")
     own = {"reason": "certification_expired", "actor": "certjob"}
     soon = {"threshold_days": 30, "cert_id": shown, "expires_on": day(20)}
     held = {"as_of": TODAY, "reason": "too many", "mentors": 30, "allow": 30}
+    run = {"command": "run", "outcome": "ok", "as_of": TODAY, "finished_at": TODAY, "host": "", "version": ""}
     for table, row in (
         ("mentor_pauses", {"mentor_id": paused} | own),
         ("mentor_pauses", {"mentor_id": back, "lifted_at": TODAY, "lifted_by": "certjob"} | own),
@@ -234,18 +236,7 @@ def test_the_made_up_digest_has_the_words_of_a_real_one(desk: Scene) -> None:
         ("cert_notification_log", {"mentor_id": shown, "status": "failed", "failure_code": "wrong_address"} | soon),
         ("held_reviews", {"organisation_id": desk.home, "what": "pauses"} | held),
         ("review_problems", {"mentor_id": shown, "reason": "locked", "as_of": TODAY}),
-        (
-            "job_runs",
-            {
-                "id": uuid4(),
-                "command": "run",
-                "outcome": "ok",
-                "as_of": TODAY,
-                "finished_at": TODAY,
-                "host": "",
-                "version": "",
-            },
-        ),
+        ("job_runs", {"id": uuid4()} | run),
         ("coordinator_digests", {"coordinator_id": desk.rows("SELECT id FROM coordinators")[0][0], "digest_on": TODAY}),
     ):
         desk.facts.insert(table, **row)
@@ -260,15 +251,15 @@ def test_the_made_up_digest_has_the_words_of_a_real_one(desk: Scene) -> None:
 
 
 def shape(value: object) -> object:
-    """The words in it, the words in the first line of each list, and what kind of thing each is."""
+    """Return the variables and their types; of a list, those of its first item."""
     if isinstance(value, dict):
         return {word: shape(inside) for word, inside in value.items()}
     return [shape(value[0])] if isinstance(value, list) else type(value).__name__
 
 
 @pytest.mark.parametrize("message", sorted(SAMPLES))
-def test_the_page_about_messages_names_every_word(message: str) -> None:
-    """What somebody who writes templates can use, and nothing else."""
+def test_messages_page_names_every_variable(message: str) -> None:
+    """And no other."""
     section = read_section("docs/messages.md", "Your own templates")
     paragraph = section.partition(f"A {message} has")[2].partition("\n\n")[0]
 
@@ -276,9 +267,9 @@ def test_the_page_about_messages_names_every_word(message: str) -> None:
     assert words == set(re.findall(r"`(\w+)`", paragraph)) - {"subject"}
 
 
-def test_a_broken_template_stops_no_night(certjob: Certjob, scene: Scene, folder: Path, tmp_path: Path) -> None:
-    """Somebody uncertified who stays visible is worse than other words: ours are sent, and the line names the file."""
-    scene.certified(until=(today() - TODAY).days + 20, member_no="M1042")
+def test_broken_template_does_not_stop_a_run(certjob: Certjob, nights: Nights, folder: Path, tmp_path: Path) -> None:
+    """The run sends certjob's own text, names the file and exits with 3. The preview exits with 2."""
+    nights.certified(until=(today() - TODAY).days + 20, member_no="M1042")
     settings = {"CERTJOB_TEMPLATES_DIR": str(folder), "CERTJOB_NOTIFY_URL": f"maildir:{tmp_path / 'mail'}"}
     write(folder, "nhf/reminder.nb.txt", GOOD_TEXT)
     assert "\nSubject: Hallo fra NHF\n" in certjob("preview", "M1042", **settings).stdout
@@ -286,13 +277,9 @@ def test_a_broken_template_stops_no_night(certjob: Certjob, scene: Scene, folder
     said = "nhf/reminder.nb.txt line 3: 'nmae' is undefined; did you mean name?"
 
     broken = certjob("preview", "M1042", **settings)
-    night = certjob("run", **settings)
+    run = certjob("run", **settings)
 
     assert (broken.returncode, broken.stdout) == (2, "")
     assert broken.stderr == f"certjob preview: CERTJOB_TEMPLATES_DIR: {said}\n"
-    assert (night.returncode, said in night.stderr) == (3, True)
+    assert (run.returncode, said in run.stderr) == (3, True)
     assert len(list((tmp_path / "mail" / "new").iterdir())) == 1
-    scene.certified(until=(today() - TODAY).days + 20)
-    night = certjob("run", **settings | {"CERTJOB_TEMPLATES_DIR": str(folder / "gone")})
-    assert (night.returncode, f"the folder {folder / 'gone'} cannot be read" in night.stderr) == (3, True)
-    assert len(list((tmp_path / "mail" / "new").iterdir())) == 2

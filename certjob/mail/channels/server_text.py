@@ -9,7 +9,7 @@ from certjob.redaction import foreign_line
 
 
 def readable(text: str, *, recipient: MailAddress | None = None, secrets: Iterable[str] = ()) -> str:
-    """Return the text as ``foreign_line`` does, with ``<recipient>`` in place of the recipient's address.
+    """Return the text as ``foreign_line`` does, with ``<recipient>`` instead of the recipient's address.
 
     Servers repeat what they received, and not always in UTF-8.
     """

@@ -17,7 +17,7 @@ LANGUAGES = {"nb": "nb", "nn": "nn", "en": "en_GB"}
 """The languages of the templates, each with the locale for its dates. Mentors and coordinators have no other locale."""
 
 NO_ACTION = frozenset({"paused", "returned", "expiring"})
-"""The sections of a digest that ask the coordinator to do nothing."""
+"""The sections of a digest that require no action of the coordinator."""
 LONGEST_LIST = 25
 """Lines of one list; the digest then says how many more there are. Gmail shows nine lists of this length."""
 
@@ -30,7 +30,7 @@ Words = dict[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipient:
-    """A mentor with the current facts, and what a reminder says about the organisation."""
+    """A mentor with the current facts, and the organisation's texts for a reminder."""
 
     mentor: Mentor
     full_name: str | None
@@ -166,7 +166,7 @@ def _unbroken(day: str) -> str:
 def _web_host(url: str) -> str:
     """Return the host of a web address, or "" for any other URL, such as ``javascript:``, which must not be a link.
 
-    The messages show the host, so that readers know where a link leads.
+    The messages show the host, because readers must see where a link leads.
     """
     try:
         parts = urlsplit(url)

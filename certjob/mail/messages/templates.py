@@ -33,7 +33,7 @@ class Templates:
     """
 
     def __init__(self, folder: Path | None = None, *, sample_data: bool = False) -> None:
-        """Read each file at its first use and keep it, so that all messages of a run are alike.
+        """Read each file at its first use and keep it, because all messages of a run must be alike.
 
         Errors quote values only with ``sample_data``, because logs contain no data about people.
         """

@@ -1,5 +1,5 @@
 -- name: lock_due_digests
--- Untried before retried, oldest first. None of a later day: the night of that day will not be over.
+-- Untried digests first, then the oldest. Digests of a later day are left to the run of that day.
 SELECT id
 FROM coordinator_digests
 WHERE status = 'pending'
@@ -10,8 +10,7 @@ LIMIT 1
 FOR NO KEY UPDATE SKIP LOCKED
 
 -- name: claim_digests
--- What the statement before has locked. A row with an old token was claimed by a process that vanished: its mail may
--- have been sent.
+-- A row that still has a token was claimed by a process that died, so its mail may have been sent.
 UPDATE coordinator_digests AS d
 SET claim_token = %(token)s,
     attempts = d.attempts + 1,
@@ -21,8 +20,7 @@ WHERE d.id = ANY (%(ids)s::bigint[])
 RETURNING d.id, d.attempts, d.claim_token, d.maybe_sent
 
 -- name: hold_digests
--- While the coordinator is held nobody corrects the address; while the row is held a night that queues it again waits, and
--- finds what became of it. As hold_reminders.
+-- The lock on the coordinator delays a correction of the address; the lock on the row delays a run that queues it again.
 SELECT btrim(c.email)
 FROM coordinator_digests AS d
 JOIN coordinators AS c ON c.id = d.coordinator_id
@@ -30,8 +28,8 @@ WHERE d.id = %(id)s
 FOR NO KEY UPDATE OF c, d
 
 -- name: read_digest_coordinator
--- The recipient of a digest, and what the last sent page had. A page of a later day was sent on a wrong clock: its day
--- counts for nothing.
+-- The recipient, and the keys of the last sent digest. The day of a digest from the future, due to a wrong clock, is
+-- ignored.
 SELECT c.id, c.organisation_id, o.slug AS organisation_slug, o.name AS organisation_name, o.sender, c.full_name, c.email,
     c.locale, o.contact_email, o.portal IS NOT NULL AS has_portal, d.digest_on, coalesce(last.reported, '{}') AS reported,
     CASE WHEN last.digest_on <= %(today)s + 1 THEN last.digest_on END AS last_digest_on
@@ -48,12 +46,12 @@ LEFT JOIN LATERAL (
 WHERE d.id = %(digest_id)s
 
 -- name: note_reported
--- What the coordinator knows once this page was sent. By the token: another process may have taken the digest over.
+-- No keys are stored if another process has claimed the digest.
 UPDATE coordinator_digests SET reported = %(keys)s WHERE id = %(id)s AND claim_token = %(token)s
 
 -- name: settle_digests
--- No row back: the token is gone, somebody else took the digest over after the lease; nothing is written. Numbered in the
--- order of sending, whatever clocks say.
+-- No row is returned or changed if the token does not match, because another process took over after the lease.
+-- sent_number is the order of sending, also with a wrong clock.
 UPDATE coordinator_digests AS d
 SET status = %(status)s,
     claim_token = NULL,
@@ -82,7 +80,7 @@ WHERE d.id = %(id)s AND d.claim_token = %(token)s
 RETURNING true AS unchanged
 
 -- name: reopen_refused_digests
--- Refusals in a row are the server's fault rather than the coordinators': they go back to pending.
+-- Many refusals in a row are due to the server.
 UPDATE coordinator_digests
 SET status = 'pending', next_attempt_at = now() + make_interval(secs => %(delay_seconds)s)
 WHERE id = %(id)s AND status = 'failed'

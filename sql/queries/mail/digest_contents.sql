@@ -1,5 +1,5 @@
 -- name: read_paused_mentors
--- Mentors whom certjob has paused, and who still are. ``reopened``: a person had lifted the pause in the week before.
+-- certjob's open pauses. ``reopened``: a person had lifted the pause in the week before.
 SELECT m.id, coalesce(m.full_name, m.member_no) AS name, m.member_no,
     EXISTS (
         SELECT
@@ -19,7 +19,7 @@ WHERE p.reason = 'certification_expired'
 ORDER BY name, m.member_no
 
 -- name: read_returned_mentors
--- Mentors whose pause certjob has lifted, and whom it has not paused again.
+-- The last pause of a mentor that certjob has lifted, if it has not opened another one.
 SELECT m.id, coalesce(m.full_name, m.member_no) AS name, m.member_no,
     EXISTS (SELECT FROM mentor_pauses AS o WHERE o.mentor_id = m.id AND o.lifted_at IS NULL) AS still_paused,
     'back:' || p.id AS key
@@ -50,7 +50,7 @@ WHERE m.organisation_id = %(organisation_id)s
     )
 
 -- name: read_pending_pushes
--- Mentors whom the portal may still show or hide wrongly, as in the alerts.
+-- Mentors who may still be shown or hidden wrongly on the portal, as in the alerts.
 SELECT full_name AS name, member_no, kind = 'may_be_hidden' AS is_show, since, cause,
     md5(alert_id) || ':' || row_id || CASE cause WHEN 'hide_by_hand' THEN ':by_hand' ELSE '' END AS key
 FROM current_alerts(%(today)s)
@@ -59,8 +59,8 @@ WHERE kind IN ('may_be_visible', 'may_be_hidden')
     AND NOT is_acknowledged
 
 -- name: read_undelivered_reminders
--- Reminders that failed, or that have waited for more than a day, as long as the alerts show them. The key of a reminder
--- changes when it fails again after a correction.
+-- Reminders that failed or have waited for more than a day, as in the alerts. The key of a reminder changes when it fails
+-- again after a correction.
 SELECT coalesce(m.full_name, m.member_no) AS name, m.member_no, l.expires_on, l.expires_on - %(today)s AS days_left,
     coalesce(l.failure_code, 'mail_stopped') AS cause,
     md5(a.alert_id) || ':' || a.row_id || ':' || extract(epoch FROM a.since) AS key
@@ -81,7 +81,7 @@ WHERE a.kind = 'held' AND a.organisation_id = %(organisation_id)s AND NOT a.is_a
 ORDER BY h.since, h.what
 
 -- name: read_unreviewed_mentors
--- Mentors whom no run could review.
+-- Mentors who could not be reviewed.
 SELECT full_name AS name, member_no, since, md5(alert_id) || ':' || extract(epoch FROM since) AS key
 FROM current_alerts(%(today)s)
 WHERE kind = 'never_reviewed' AND organisation_id = %(organisation_id)s AND NOT is_acknowledged

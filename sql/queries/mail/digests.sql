@@ -1,9 +1,9 @@
 -- name: queue_digests
--- The one open digest of each coordinator (of one organisation, or of all) in whose organisation something may have
--- happened since the last sent page: certjob opened or lifted a pause, a certificate came within 30 days of its end, or
--- something is open. read_digest, which is exact, cancels a page without news. One a day: none where today's was sent, or
--- the run of the next day has queued already; the day of a wrong clock gives way. A digest that is being sent right now is
--- left alone: the next run finds what it does not report.
+-- Queue a digest for each coordinator (of one organisation, or of all) who may have news since the last sent one: certjob
+-- opened or lifted a pause, a certificate came within 30 days of its end, or an alert is open. A digest that turns out to
+-- have no news is cancelled later, after read_digest. A coordinator has one open digest and gets one a day. It is left
+-- alone if it was sent today, if the run of tomorrow has queued it, or while it is claimed. A digest with the day of a wrong
+-- clock is replaced.
 WITH reader AS MATERIALIZED (
     SELECT c.id, c.organisation_id, CASE WHEN last.digest_on <= %(today)s + 1 THEN last.digest_on END AS last_digest_on
     FROM coordinators AS c
@@ -21,8 +21,8 @@ WITH reader AS MATERIALIZED (
         coalesce(r.last_digest_on - %(overlap_days)s + %(within_days)s, %(today)s - 1) AS expiring_after
     FROM reader AS r
 ), happened (organisation_id, at, expires_on) AS MATERIALIZED (
-    -- Looked up once for everybody, by what has happened lately: an organisation may have many coordinators, and there
-    -- may be a million mentors to whom nothing has happened.
+    -- Recent events are read once for all coordinators. The organisation of each is looked up, because nearly all mentors
+    -- have none.
     SELECT m.organisation_id, p.at, NULL::date
     FROM (
         SELECT mentor_id, paused_at AS at FROM mentor_pauses

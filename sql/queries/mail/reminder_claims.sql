@@ -1,6 +1,6 @@
 -- name: lock_due_reminders
--- Untried before retried, oldest first: what a server keeps refusing must not hold up the others for ever. What the
--- night of the day after has queued is left to that day.
+-- Untried reminders first, then the oldest, because repeated refusals must not delay the others. If a threshold is reached
+-- tomorrow, a run of tomorrow has queued the reminder, and sends it.
 WITH untried AS MATERIALIZED (
     SELECT id
     FROM cert_notification_log
@@ -25,8 +25,7 @@ WITH untried AS MATERIALIZED (
 SELECT id FROM untried UNION ALL SELECT id FROM tried
 
 -- name: claim_reminders
--- What the statement before has locked. A row with an old token was claimed by a process that vanished: its mail may
--- have been sent.
+-- A row that still has a token was claimed by a process that died, so its mail may have been sent.
 UPDATE cert_notification_log AS l
 SET claim_token = %(token)s,
     attempts = l.attempts + 1,
@@ -36,19 +35,18 @@ WHERE l.id = ANY (%(ids)b::bigint[])
 RETURNING l.id, l.mentor_id, l.threshold_days, l.expires_on, l.attempts, l.claim_token, l.maybe_sent
 
 -- name: hold_reminders
--- While the mentor is held nobody reviews them or changes their facts. It waits for a moment (queue.py): another process may
--- be writing another reminder of theirs. No row = gone.
+-- The lock delays reviews and changes of the mentor. Another process may hold it to write another reminder.
 SELECT coalesce(btrim(m.email), '')
 FROM mentors AS m
 WHERE m.id = (SELECT l.mentor_id FROM cert_notification_log AS l WHERE l.id = %(id)s)
 FOR NO KEY UPDATE
 
 -- name: read_reminded_certificate
--- Which certificate a claimed reminder is about by now: a review gives the row to one that was entered anew.
+-- A review may have moved a claimed reminder to a certificate that was entered again.
 SELECT cert_id FROM cert_notification_log WHERE id = %(id)s AND claim_token = %(token)s
 
 -- name: read_recipient
--- What a message says beside the facts: the name, the address and the organisation's words.
+-- The contents of a reminder apart from the facts.
 SELECT m.full_name, nullif(btrim(m.email), '') AS email, m.locale, o.name AS organisation_name, o.contact_email,
     o.contact_phone, o.renewal_url, o.sender
 FROM mentors AS m
@@ -56,7 +54,7 @@ JOIN organisations AS o ON o.id = m.organisation_id
 WHERE m.id = %(mentor_id)s
 
 -- name: settle_reminders
--- No row back: the token is gone, somebody else took the reminder over after the lease; nothing is written.
+-- No row is returned or changed if the token does not match, because another process took over after the lease.
 UPDATE cert_notification_log AS l
 SET status = %(status)s,
     claim_token = NULL,
@@ -78,11 +76,11 @@ WHERE l.id = %(id)s AND l.claim_token = %(token)s
 RETURNING true AS unchanged
 
 -- name: reopen_refused_reminders
--- Five refusals in a row are the server's fault rather than five recipients': they go back to pending, behind the others.
+-- Many refusals in a row are due to the server. The reminders are retried after the others.
 UPDATE cert_notification_log
 SET status = 'pending', next_attempt_at = now() + make_interval(secs => %(delay_seconds)s)
 WHERE id = %(id)s AND status = 'failed'
 
 -- name: review_mentor
--- A reminder of a later day was cancelled: the next night asks the rules of its own day.
+-- The next run decides again, because a reminder of a later day was cancelled.
 UPDATE mentors SET review_on = '-infinity' WHERE id = %(id)s

@@ -1,6 +1,5 @@
 -- name: find_new_reminders
--- Which of these the upsert of queue_reminders would queue, after adopt_reminders; for the plan and the guards, which write
--- nothing.
+-- The reminders that adopt_reminders and queue_reminders would queue, for the plan and the guards, which do not write.
 SELECT n.mentor_id, n.threshold_days, n.cert_id
 FROM unnest(%(mentor_ids)b::uuid[], %(thresholds)b::int[], %(cert_ids)b::uuid[], %(expiries)b::date[])
     AS n (mentor_id, threshold_days, cert_id, expires_on)
@@ -31,18 +30,17 @@ WHERE l.id IS NULL
     OR ((l.expires_on <> n.expires_on OR l.status IN ('cancelled', 'superseded')) AND NOT l.was_sent)
 
 -- name: find_without_address
--- Which of these mentors no reminder can reach; as read_recipient sees an address.
+-- Mentors without an address; as in read_recipient.
 SELECT m.id FROM mentors AS m WHERE m.id = ANY (%(ids)b::uuid[]) AND nullif(btrim(m.email), '') IS NULL
 
 -- name: adopt_reminders
--- A certificate that was deleted and entered again, or once more with another first day, has another id, and the mentor has
--- had the mail: the row goes along, whatever became of it, before queue_reminders looks for it. Otherwise an app that
--- writes all certificates anew every day would have everybody mailed every day. From a certificate that is gone a row
--- follows to whichever takes its date, each to one, even of another kind, as after the kind is corrected in place; from
--- one that still exists to one of the same kind. A date in a row's history counts as its own. A row whose mail is at the
--- server goes along, too, or its twin would be sent beside it; its claim settles by its own id.
+-- A certificate that was deleted and entered again has another id, but the mentor has had the mail. So its row is moved to
+-- the new certificate before queue_reminders runs. Otherwise an app that writes all certificates again every day would send
+-- every reminder every day. The row of a deleted certificate moves to one with the same last day, even of another kind,
+-- because a kind may be corrected. The row of an existing certificate moves only to one of the same kind. Last days in the
+-- history count. A claimed row moves, too, because a second row would send the mail twice. Its claim settles it by id.
 WITH known AS MATERIALIZED (
-    -- One look at an index, and the end for nearly everybody: no other row knows of this threshold and date.
+    -- Fast, because nearly no mentor has another row with this threshold and date.
     SELECT n.mentor_id, n.threshold_days, n.cert_id, n.expires_on
     FROM unnest(%(mentor_ids)b::uuid[], %(thresholds)b::int[], %(cert_ids)b::uuid[], %(expiries)b::date[])
         AS n (mentor_id, threshold_days, cert_id, expires_on)
@@ -103,11 +101,12 @@ FROM pair
 WHERE l.id = pair.id
 
 -- name: queue_reminders
--- Once per (mentor, threshold, certificate). The same date again does nothing; a certificate extended in place re-arms
--- the row and its earlier cycle goes to history; a date that was already mailed about is never mailed again, even if that
--- was about a certificate that is gone, so a typo corrected back sends nothing twice; a reminder cancelled or superseded
--- by a mistake comes back. If the outcome for
--- that very date is unknown (claimed or maybe sent), the repeat says so. In mentor order, as everybody who locks several.
+-- One row per mentor, threshold and certificate.
+--   same last day                    no change, but a cancelled or superseded reminder is queued again
+--   new last day                     queued again, and the earlier values go to the history
+--   last day that was mailed before  no change, also if the mail was about a certificate that was deleted since
+-- If a mail about the same last day may have been sent, the new one says that it may be a repeat. Rows are locked in the
+-- order of mentors, as in all statements that lock several, which prevents deadlocks.
 INSERT INTO cert_notification_log AS l (mentor_id, threshold_days, cert_id, expires_on, run_id)
 SELECT n.mentor_id, n.threshold_days, n.cert_id, n.expires_on, %(run_id)s
 FROM unnest(%(mentor_ids)b::uuid[], %(thresholds)b::int[], %(cert_ids)b::uuid[], %(expiries)b::date[])
@@ -146,8 +145,7 @@ WHERE (l.expires_on <> excluded.expires_on OR l.status IN ('cancelled', 'superse
 RETURNING l.mentor_id, l.threshold_days, l.cert_id
 
 -- name: supersede_reminders
--- A more urgent reminder makes the older unsent ones about the same certificate pointless, unless one is claimed just
--- now: that one is asked again under its claim.
+-- A more urgent reminder supersedes older unsent ones about the same certificate. A claimed one is checked under its claim.
 UPDATE cert_notification_log AS l
 SET status = 'superseded', claim_token = NULL, maybe_sent = l.maybe_sent OR l.claim_token IS NOT NULL
 FROM unnest(%(mentor_ids)b::uuid[], %(thresholds)b::int[], %(cert_ids)b::uuid[]) AS n (mentor_id, threshold_days, cert_id)
