@@ -66,8 +66,8 @@ BEGIN
         GROUP BY m.organisation ORDER BY m.organisation
     LOOP
         kept := kept || app.ids;
-        problem := format('%s mentors have the organisation %s, which certjob does not know; create it, or correct it in'
-            ' the app', cardinality(app.ids), coalesce(app.organisation, '(none)'));
+        problem := format('certjob has no organisation %s; create it, or correct it in the app (mentors: %s)',
+            coalesce(app.organisation, '(none)'), cardinality(app.ids));
         RETURN NEXT;
     END LOOP;
     FOR app IN

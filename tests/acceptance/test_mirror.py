@@ -253,8 +253,8 @@ def test_unknown_organisation_is_returned_and_its_mentors_stay(app: App) -> None
 
     problems = app.sync()
 
-    told = "{} mentors have the organisation {}, which certjob does not know; create it, or correct it in the app"
-    assert problems == [(None, told.format(2, "new")), (None, told.format(1, "(none)"))]
+    told = "certjob has no organisation {}; create it, or correct it in the app (mentors: {})"
+    assert problems == [(None, told.format("new", 2)), (None, told.format("(none)", 1))]
     assert [(row[1], row[3], row[4]) for row in app.rows(KNOWN)] == [("M1", "hlf", True), ("M2", "hlf", False)]
 
 
