@@ -1,13 +1,13 @@
-/** Reading a body that may be too long, too slow or not there. */
+/** Read a body that may be too long, too slow or missing. */
 
-/** Return at most `limits.bytes` as text, and whether there were more. Rejects when the connection or the signal ends. */
+/** Return at most `limits.bytes` as text, and whether it was cut. Rejects if the connection or the signal ends. */
 export async function readText(
   body: ReadableStream<Uint8Array> | null,
   limits: { bytes: number; signal?: AbortSignal },
 ): Promise<{ text: string; isCut: boolean }> {
   const decoder = new TextDecoder();
   const reader = body?.getReader();
-  // It ends the wait below. A stream that is broken already says so there.
+  // It ends the wait below, which also reports a broken stream.
   const stop = () => void reader?.cancel().catch(() => {});
   limits.signal?.addEventListener("abort", stop);
   let text = "";

@@ -1,29 +1,29 @@
-/** The function's settings, read once; what is missing or unusable becomes a sentence, not a crash. */
+/** Read the function's settings once. A missing or unusable setting becomes a sentence, not a crash. */
 
 export interface Services {
-  /** Where the token comes from, the tenant included. */
+  /** The address of Entra for tokens, with the tenant. */
   readonly tokenUrl: string;
   readonly clientId: string;
   readonly clientSecret: string;
   /** Dataverse's own address, without a path. */
   readonly dynamicsUrl: string;
-  /** The contact's yes/no column that the portal goes by. */
+  /** The contact's yes/no column that the portal reads. */
   readonly visibilityField: string;
-  /** The contact's date column after which the portal hides it; null where the portal has none. */
+  /** The contact's date column with the last visible day; null if the portal has none. */
   readonly visibleUntilField: string | null;
 }
 
 export interface Config {
-  /** Every key that lets a caller in: one, or two while they are being changed. */
+  /** The valid keys: one, or two during a change of keys. */
   readonly keys: readonly string[];
-  /** Entra and Dataverse; null as long as `problems` says why not. */
+  /** Entra and Dataverse; null if there are `problems`. */
   readonly services: Services | null;
   /** One sentence for each setting that is missing or unusable; names, never values. */
   readonly problems: readonly string[];
 }
 
 const USUAL_AUTHORITY = "https://login.microsoftonline.com";
-/** Characters of a key: a shorter one could be found by trying. It lets its caller in, but only to be told so. */
+/** Characters of a key. A caller with a shorter key, which can be guessed, gets misconfigured. */
 const SHORTEST_KEY = 32;
 const LOOPBACK = new Set(["127.0.0.1", "localhost", "[::1]"]);
 
@@ -39,7 +39,7 @@ export function readConfig(environment: (name: string) => string | undefined): C
   }
 
   const words = (environment("HLF_SYNC_KEY") ?? "").split(",").map((word) => word.trim()).filter((word) => word !== "");
-  const keys = words.filter((word) => /^[\x21-\x7e]+$/.test(word)); // what a header can carry
+  const keys = words.filter((word) => /^[\x21-\x7e]+$/.test(word)); // other characters are invalid in a header
   if (keys.length === 0) problems.push(`HLF_SYNC_KEY is not ${words.length === 0 ? "set" : "usable"}`); // for the log
   if (keys.some((key) => key.length < SHORTEST_KEY)) {
     problems.push(`HLF_SYNC_KEY has fewer than ${SHORTEST_KEY} characters`);
@@ -59,7 +59,7 @@ export function readConfig(environment: (name: string) => string | undefined): C
   return { keys, services: problems.length === 0 ? services : null, problems };
 }
 
-/** Whether secrets may travel there: an address without a query, over TLS unless it stays on this machine. */
+/** Return whether this is a URL without a query, over TLS unless it is on this machine. Secrets are sent to it. */
 function isSafeUrl(text: string): boolean {
   if (!URL.canParse(text)) return false;
   const url = new URL(text);
@@ -67,7 +67,7 @@ function isSafeUrl(text: string): boolean {
   return url.protocol === "https:" || (url.protocol === "http:" && LOOPBACK.has(url.hostname));
 }
 
-/** A column of the programme's own has a prefix. Dynamics' own dates, such as `birthdate`, have none. */
+/** Return whether the column has a prefix. Dynamics' own dates, such as `birthdate`, have none. */
 function isCustomColumn(name: string): boolean {
   return /^[A-Za-z][A-Za-z0-9]*_[A-Za-z0-9_]+$/.test(name);
 }

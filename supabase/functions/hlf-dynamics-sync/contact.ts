@@ -15,7 +15,7 @@ export function readContactId(row: unknown): string {
   return id;
 }
 
-/** Return the last visible day of a row, or null if it is empty or there is no column for it. Raises Refusal. */
+/** Return the last visible day of a row; null if it is empty or the portal has no such column. Raises Refusal. */
 export function readVisibleUntil(row: unknown, services: Services): string | null {
   if (services.visibleUntilField === null || !isObject(row)) return null;
   const value = row[services.visibleUntilField] ?? null;
@@ -25,7 +25,7 @@ export function readVisibleUntil(row: unknown, services: Services): string | nul
   throw misconfigured("DYNAMICS_VISIBLE_UNTIL_FIELD is not a column with the behaviour Date Only", "dataverse 200");
 }
 
-/** Return the columns to select: the contact ID and the others, without those that are not configured. */
+/** Return the columns to select: the contact ID and all others that are configured. */
 export function columns(...others: (string | null)[]): string {
   return ["contactid", ...others.filter((name) => name !== null)].join(",");
 }

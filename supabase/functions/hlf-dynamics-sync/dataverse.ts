@@ -1,23 +1,23 @@
 /**
- * The two calls to Dataverse: a contact's visibility is changed, or a page of the visible contacts is read.
+ * The two calls to Dataverse: change a contact's visibility, and read a page of the visible contacts.
  *
  *     Dataverse's answer to a change                           refusal
  *     200 with the contact                                     none
  *     401                                                      a new token, once; then misconfigured
  *     404 "does not exist"                                     contact_not_found
- *     400, a plug-in that says no to this contact, a 403 for
- *       this one record, a 404 about a record beside it         dynamics_rejected
+ *     400, a plug-in that rejects this contact, a 403 for
+ *       this record, a 404 about another record                 dynamics_rejected
  *     429                                                      throttled, with its Retry-After
  *     no connection, 503                                       repeated; then dynamics_unavailable
  *     no answer in time, a lost connection, 502, 504           outcome_unknown, at once
- *     412, 500 and whatever else                               dynamics_unavailable
+ *     412, 500, any other status                               dynamics_unavailable
  *     403; a 400 about a column's name or type; a 400 or 404
- *       that is not Dataverse's; 3xx; any other 2xx             misconfigured
+ *       that is not from Dataverse; 3xx; any other 2xx          misconfigured
  *
- * The last row concerns everybody: certjob then stops its stage instead of blocking one mentor after the other.
+ * Errors of the last row affect every contact, so certjob stops its stage and blocks no mentor.
  *
- * A change that may have been sent is never sent again: Dataverse may still be at work on it, and the repeat of an older
- * value could land after a newer one. The caller is told that nobody knows, and sees to it that it has no last word.
+ * The function never repeats a change that it may have sent, because Dataverse may still apply the first one after a
+ * newer value. It answers outcome_unknown, and certjob sends the current value again.
  */
 
 import type { Services } from "./config.ts";
@@ -41,7 +41,7 @@ const LONGEST_PAGE_BYTES = 4_000_000;
  */
 const OBJECT_DOES_NOT_EXIST = "0x80040217";
 const PLUGIN_ABORTED = "0x80040265";
-/** The role may write contacts, but not this one: stopping for it would leave all others undone. */
+/** The role may write contacts, but not this one, so the error does not stop the stage. */
 const NO_ACCESS_TO_RECORD = "0x80048306";
 const ANY_ID = /[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}/;
 
@@ -53,14 +53,14 @@ export class Dataverse {
     private readonly limits: Limits,
   ) {}
 
-  /** Make the contact visible or hidden; return the values that Dataverse has stored. Raises Refusal. */
+  /** Show or hide the contact; return the values that Dataverse has stored. Raises Refusal. */
   async setVisible(push: Push, deadline: Deadline, caller: AbortSignal): Promise<Push> {
     const { dynamicsUrl, visibilityField, visibleUntilField } = this.services;
     const select = columns(visibilityField, visibleUntilField);
     const url = `${dynamicsUrl}/api/data/v9.2/contacts(${push.contactId})?$select=${select}`;
     const until = visibleUntilField === null ? {} : { [visibleUntilField]: push.visibleUntil };
     const body = JSON.stringify({ [visibilityField]: push.visible, ...until });
-    // Without If-Match a PATCH creates a contact that is missing.
+    // Without If-Match, a PATCH creates a missing contact.
     const headers = { "Content-Type": "application/json", "If-Match": "*", "Prefer": "return=representation" };
     return await this.#ask(deadline, caller, async (token) => {
       try {
@@ -74,7 +74,7 @@ export class Dataverse {
     }, (answer) => judge(answer, push.contactId, this.services));
   }
 
-  /** Return a page of the contacts that are visible; `after` is the cursor of the page before. Raises Refusal. */
+  /** Return a page of the visible contacts; `after` is the cursor of the previous page. Raises Refusal. */
   async readVisible(after: string | null, deadline: Deadline, caller: AbortSignal): Promise<Page> {
     const url = pageUrl(this.services, after);
     const headers = { "Prefer": "odata.maxpagesize=5000" };
@@ -86,7 +86,7 @@ export class Dataverse {
     );
   }
 
-  /** Send with a token, once more with a new one where it is refused, and all of it again where that may help. */
+  /** Send with a token, once more with a new one if Dataverse refuses it, and retry repeatable errors. */
   async #ask<T>(
     deadline: Deadline,
     caller: AbortSignal,
@@ -133,12 +133,12 @@ export class Dataverse {
   }
 }
 
-/** A caller that has gone may have sent a newer value since: an older one must not land after it. */
+/** Raise if the caller has disconnected, because it may have sent a newer value since. */
 function checkThere(caller: AbortSignal): void {
   if (caller.aborted) throw new Refusal("request_timeout", "the caller has gone");
 }
 
-/** Return the stored values of a success, raise what the table at the top says for anything else. */
+/** Return the stored values of a success. Raises the Refusal of the table at the top. */
 function judge(answer: Answer, contactId: string, services: Services): Push {
   const { status, retryAfterSeconds } = answer;
   if (status === 200) return readStored(answer, contactId, services);
@@ -180,7 +180,10 @@ function readStored({ content }: Answer, contactId: string, services: Services):
   return { contactId, visible, visibleUntil: readVisibleUntil(content, services) };
 }
 
-/** Some versions leave the code empty and say it in words; a plug-in's own search may miss another record. */
+/**
+ * Return whether the contact does not exist. Some versions send only a message, without a code. A plug-in can raise the
+ * same error about another record.
+ */
 function isAboutContact(code: string, message: string, contactId: string): boolean {
   const text = message.toLowerCase();
   if (code === OBJECT_DOES_NOT_EXIST) return text.includes(contactId) || !ANY_ID.test(text);

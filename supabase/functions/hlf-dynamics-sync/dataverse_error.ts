@@ -1,4 +1,4 @@
-/** What an answer of Dataverse says when it is no success, and what of that is the same for both calls. */
+/** Read an error of Dataverse, for both calls. */
 
 import { Refusal } from "./refusal.ts";
 import { type Answer, isObject } from "./upstream.ts";
@@ -8,17 +8,17 @@ const USUAL_RETRY_AFTER_SECONDS = 10;
 /**
  * Source: Microsoft, "Web service error codes" (Dataverse) and "Troubleshoot Dataverse Web API client errors".
  */
-/** The payload or the address is wrong in itself. All our calls have the same one, so it concerns everybody. */
+/** Errors about a column or the address. They affect every contact, because all calls have the same ones. */
 const WRONG_FOR_ALL = new Set(["0x80048d19", "0x80060888", "0x8006088a"]);
 const SAYS_NOTHING = new Set(["", "0x0"]);
-/** How OData itself speaks of a payload, where the code says nothing. */
+/** Messages of OData about a column, in errors without a code. */
 const WRONG_FOR_ALL_IN_WORDS = /Microsoft\.OData|Microsoft\.Dynamics\.CRM|property (named )?'/;
 
 export interface DataverseError {
   /** In lower case, such as 0x80040217; empty without one. */
   readonly code: string;
   readonly message: string;
-  /** Whether it is in Dataverse's own form, `{"error": {"code", "message"}}`, and not a gateway's. */
+  /** Whether it has Dataverse's form, `{"error": {"code", "message"}}`, and not that of a gateway. */
   readonly isOurs: boolean;
   /** Status and code, for the caller. */
   readonly said: string;
@@ -26,7 +26,7 @@ export interface DataverseError {
   readonly upstream: string;
 }
 
-/** Return what the error says. Raises Refusal for what concerns everybody, whatever was asked for. */
+/** Return the parts of the error. Raises Refusal for an error that affects every contact in both calls. */
 export function readError(answer: Answer): DataverseError {
   const { status, content } = answer;
   const error = isObject(content?.error) && typeof content.error.code === "string" ? content.error : undefined;
@@ -50,7 +50,7 @@ export function readError(answer: Answer): DataverseError {
   return { code, message, isOurs: error !== undefined, said, upstream };
 }
 
-/** Whether the column's name or type is wrong, or the address: that concerns everybody. */
+/** Return whether a column's name or type is wrong, or the address. */
 function isAboutPayload(code: string, message: string): boolean {
   return WRONG_FOR_ALL.has(code) || (SAYS_NOTHING.has(code) && WRONG_FOR_ALL_IN_WORDS.test(message));
 }

@@ -1,4 +1,4 @@
-/** One request in order: the key, the method, the settings, what is asked for, Dataverse, the answer, the log line. */
+/** Handle one request: check key, method and settings, read the request, call Dataverse, answer, write the log line. */
 
 import { refused, success } from "./answer.ts";
 import type { Config } from "./config.ts";
@@ -13,7 +13,7 @@ import { TokenSource } from "./token.ts";
 
 export type Handler = (request: Request) => Promise<Response>;
 
-/** Return the function that answers requests. It keeps a token between them; tests hand in their own clock and limits. */
+/** Return the request handler. It keeps a token between requests. Tests pass their own clock and limits. */
 export function makeHandler(config: Config, runtime: Runtime = RUNTIME, limits: Limits = LIMITS): Handler {
   const { services, problems } = config;
   logProblems(runtime, problems);

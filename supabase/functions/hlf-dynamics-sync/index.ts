@@ -1,4 +1,4 @@
-/** The Edge Function hlf-dynamics-sync: certjob says who is visible on HLF's portal, and Dynamics 365 is made to agree. */
+/** The Edge Function hlf-dynamics-sync: sets in Dynamics 365 who is visible on HLF's portal, as certjob asks. */
 
 import { readConfig } from "./config.ts";
 import { makeHandler } from "./handler.ts";

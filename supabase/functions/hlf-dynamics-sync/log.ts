@@ -1,4 +1,4 @@
-/** One line of JSON for each request with the key: enough to find it again, nothing about whom it concerned. */
+/** Log one line of JSON for each request with the key: enough to find the request, and no data about a person. */
 
 import type { Refusal } from "./refusal.ts";
 import type { Runtime } from "./runtime.ts";
@@ -14,18 +14,18 @@ export interface Outcome {
   readonly status: number;
   readonly refusal: Refusal | undefined;
   readonly milliseconds: number;
-  /** How many contacts the answer lists; undefined when it lists none. */
+  /** The number of contacts in the answer; undefined for any other answer. */
   readonly listed: number | undefined;
-  /** Where an error that nobody foresaw was thrown. */
+  /** Where an unexpected error was thrown. */
   readonly origin: string | undefined;
 }
 
-/** Write, as the function starts, what is missing in its settings: names, no values. */
+/** Log the problems of the settings at the start of the function: names, no values. */
 export function logProblems(runtime: Runtime, problems: readonly string[]): void {
   if (problems.length > 0) runtime.log(JSON.stringify({ problems }));
 }
 
-/** Each request's line. Strangers have one a minute, with their number: they must not use up the log's quota. */
+/** Writes a line for each request. Requests without the key get one line a minute, because the log has a quota. */
 export class RequestLog {
   #strangers = 0;
   #saidAt = -Infinity;
@@ -41,7 +41,7 @@ export class RequestLog {
     this.#saidAt = this.runtime.now();
   }
 
-  /** No key, no token, no contact: certjob's Idempotency-Key (event and version) tells which push it was. */
+  /** Contains no key, token or contact. certjob's Idempotency-Key (event and version) identifies the push. */
   #line(outcome: Outcome, unauthorized?: number): void {
     this.runtime.log(JSON.stringify({
       correlation_id: outcome.correlationId,
@@ -53,18 +53,18 @@ export class RequestLog {
       origin: outcome.origin,
       listed: outcome.listed,
       milliseconds: Math.round(outcome.milliseconds),
-      unauthorized, // how many since the line before
+      unauthorized, // the number of requests since the last line
     }));
   }
 }
 
-/** Only certjob's own form, and only from a caller with the key: a log is no place for what strangers send. */
+/** Return the header if it has certjob's form and the caller has the key, because others could write into the log. */
 function idempotencyKey(outcome: Outcome): string | undefined {
   const key = outcome.request.headers.get("Idempotency-Key") ?? "";
   return outcome.status !== 401 && /^\d{1,20}-\d{1,10}$/.test(key) ? key : undefined;
 }
 
-/** Return the kind of error and the places in our files, without its message, which may quote anything. */
+/** Return the kind of error and its places in our files. Its message is left out, because it may quote any data. */
 export function originOf(error: unknown): string {
   if (!(error instanceof Error)) return typeof error;
   const frames = error.stack?.match(/[\w-]+\.ts:\d+:\d+/g) ?? [];

@@ -1,16 +1,16 @@
 /**
- * A page of the contacts that the portal shows: the request, and what each answer to it means.
+ * Read a page of the contacts that the portal shows.
  *
  *     Dataverse's answer                                       refusal
  *     200 with contacts                                        none
  *     429                                                      throttled, with its Retry-After
  *     400 to a cursor, unless it is about the column           invalid_request
  *     401 (after a new token), 403, any other 400, 404, 3xx;
- *       a 2xx that is no list of contacts; a next page
+ *       a 2xx without a list of contacts; a next page
  *       without a paging cookie                                misconfigured
  *     everything else, no answer in time                       repeated; then dynamics_unavailable
  *
- * Reading changes nothing, so every failure that may pass is worth a repeat.
+ * The function retries after every temporary error, because reading has no effect.
  */
 
 import type { Services } from "./config.ts";
@@ -21,15 +21,15 @@ import type { Answer } from "./upstream.ts";
 
 const LONGEST_CURSOR = 4096;
 
-/** Contacts that are visible, and where the next ones begin. */
+/** Visible contacts, and the cursor of the next page. */
 export interface Page {
-  /** The contact ID in lower case, and the last visible day, where there is a column for it. */
+  /** The contact ID in lower case, and the last visible day if the portal has a column for it. */
   readonly contacts: readonly { readonly contact_id: string; readonly visible_until: string | null }[];
-  /** For `after` of the next request; null: these were the last. */
+  /** `after` of the next request; null: this is the last page. */
   readonly next: string | null;
 }
 
-/** Return the cursor of a request for a page: null for the first one. Raises Refusal for anything but our own. */
+/** Return the cursor of a request; null for the first page. Raises Refusal if the function did not make it. */
 export function readCursor(query: URLSearchParams): string | null {
   const names = [...query.keys()];
   const isKnown = names.every((name) => name === "visible" || name === "after") && new Set(names).size === names.length;
@@ -41,7 +41,7 @@ export function readCursor(query: URLSearchParams): string | null {
   return cursor;
 }
 
-/** Return the address of a page. In the order of their ids, a contact that comes or goes meanwhile moves no other. */
+/** Return the URL of a page. Sorted by id, a contact that appears or disappears between two pages moves no other. */
 export function pageUrl(services: Services, after: string | null): string {
   const filter = encodeURIComponent(`${services.visibilityField} eq true and statecode eq 0`);
   const query = `$select=${columns(services.visibleUntilField)}&$filter=${filter}&$orderby=contactid`;
@@ -49,7 +49,7 @@ export function pageUrl(services: Services, after: string | null): string {
   return after === null ? url : `${url}&$skiptoken=${skipToken(after)}`;
 }
 
-/** Return the page, or raise what the table at the top says. */
+/** Return the page. Raises the Refusal of the table at the top. */
 export function judgePage(answer: Answer, after: string | null, services: Services): Page {
   const { status, content } = answer;
   if (status === 200) return readPage(content, services);
@@ -78,7 +78,7 @@ function readPage(content: Record<string, unknown> | undefined, services: Servic
   return { contacts, next: link === null ? null : cursorOf(link) };
 }
 
-/** Nothing of a next link goes to the caller but its $skiptoken, in letters that any URL carries. */
+/** Return the $skiptoken of a next link in Base64url. The link contains addresses, so the caller gets no more of it. */
 function cursorOf(link: string): string {
   const written = link.match(/[?&](?:\$|%24)skiptoken=([^&#]*)/)?.[1] ?? "";
   const token = written.replace(/[^\x21-\x7e]/g, encodeURIComponent);

@@ -1,4 +1,4 @@
-/** What a caller asks for, read from a request that may be anything. */
+/** Read the body of a POST, and validate it. */
 
 import { readText } from "./body.ts";
 import { Refusal } from "./refusal.ts";
@@ -47,7 +47,7 @@ async function readBody(request: Request, milliseconds: number): Promise<{ text:
   try {
     return await readText(request.body, { bytes: LONGEST_BODY_BYTES, signal: AbortSignal.timeout(milliseconds) });
   } catch {
-    // Not invalid_request: certjob would block the mentor for what the network did.
+    // Not invalid_request, because certjob would block the mentor although the network failed.
     throw new Refusal("request_timeout", "the body did not arrive");
   }
 }

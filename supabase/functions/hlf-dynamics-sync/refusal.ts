@@ -1,4 +1,4 @@
-/** Why a request was not done: the codes of the contract, each with its HTTP status. */
+/** The errors of the contract: codes and their HTTP status. */
 
 const STATUS = {
   invalid_request: 400,
@@ -19,15 +19,15 @@ const STATUS = {
 export type Code = keyof typeof STATUS;
 
 interface Details {
-  /** When to come back; the answer carries it as Retry-After, and a repeat of our own waits at least as long. */
+  /** Retry-After of the answer. The function's own repeats wait at least this long. */
   retryAfterSeconds?: number | undefined;
-  /** What Entra or Dataverse said, as a status and a code without their text, which may name people. */
+  /** Status and code from Entra or Dataverse, without their text, which may name people. */
   upstream?: string | undefined;
-  /** Whether the same call may succeed in a moment, so that it is worth a repeat before anybody is told. */
+  /** Whether the function should repeat the call before it answers. */
   repeatable?: boolean;
 }
 
-/** Every failure ends in one of these. The message goes to the caller: no secret, no personal data. */
+/** Every failure becomes a Refusal. The caller gets the message, so it has no secret and no personal data. */
 export class Refusal extends Error {
   override readonly name = "Refusal";
   readonly status: number;

@@ -1,22 +1,22 @@
-/** Repeating a call that may succeed in a moment. */
+/** Retry calls after temporary errors. */
 
 import { Refusal } from "./refusal.ts";
 import type { Deadline, Runtime } from "./runtime.ts";
 
 const FIRST_WAIT_MILLISECONDS = 250;
-/** A repeat with less time than this left would only fail. */
+/** With less time left, a retry would fail. */
 const SHORTEST_CALL_MILLISECONDS = 500;
 
 export interface Repeats {
-  /** Repeats, the first call not included. */
+  /** The largest number of retries. */
   most: number;
   deadline: Deadline;
   runtime: Runtime;
-  /** Aborted when the caller has gone: what it asked for may no longer be what it wants. */
+  /** Aborted when the caller disconnects. Its request may be outdated, so retries stop. */
   caller?: AbortSignal;
 }
 
-/** Make the call, and again while it is refused for a reason that may pass; raise the last refusal. */
+/** Make the call, and retry it after repeatable Refusals. Raises the last Refusal. */
 export async function withRepeats<T>(call: () => Promise<T>, repeats: Repeats): Promise<T> {
   for (let number = 1;; number++) {
     try {
@@ -31,7 +31,7 @@ export async function withRepeats<T>(call: () => Promise<T>, repeats: Repeats): 
   }
 }
 
-/** Half a wait that doubles, and up to as much again, so that many do not come back at once; Retry-After is a floor. */
+/** Return a wait that doubles each time, half of it random, and that is at least Retry-After. */
 function waitMilliseconds(number: number, retryAfterSeconds: number | undefined): number {
   const half = FIRST_WAIT_MILLISECONDS * 2 ** (number - 1) / 2;
   return Math.max(half + half * Math.random(), (retryAfterSeconds ?? 0) * 1000);

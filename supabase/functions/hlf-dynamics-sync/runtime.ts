@@ -1,7 +1,7 @@
-/** What the function needs from the world besides HTTP, so that a test can hold the clock; and its time limits. */
+/** Clock, sleep and log, which tests replace, and the time limits. */
 
 export interface Runtime {
-  /** Milliseconds that only grow. */
+  /** Return the milliseconds of a monotonic clock. */
   now(): number;
   /** Resolve after this many milliseconds. */
   sleep(milliseconds: number): Promise<void>;
@@ -12,25 +12,25 @@ export interface Runtime {
 export const RUNTIME: Runtime = {
   now: () => performance.now(),
   sleep: (milliseconds) => new Promise((resolve) => setTimeout(resolve, milliseconds)),
-  // deno-lint-ignore no-console -- the console is where Supabase reads a function's log
+  // deno-lint-ignore no-console -- Supabase reads a function's log from the console
   log: (line) => console.log(line),
 };
 
-/** All in milliseconds. */
+/** Time limits in milliseconds. */
 export interface Limits {
-  /** From the arrival of a request to its answer. certjob gives a call 30 s; the rest is for a cold start. */
+  /** From the arrival of a request to its answer. certjob waits 30 s; the difference is for a cold start. */
   request: number;
   /** For the request's own body to arrive. */
   body: number;
   /** For one call to Dataverse. */
   dataverse: number;
-  /** For a token, a repeat after a lost connection included. */
+  /** For a token, with a repeat after a lost connection. */
   entra: number;
 }
 
 export const LIMITS: Limits = { request: 20_000, body: 5_000, dataverse: 8_000, entra: 6_000 };
 
-/** A moment that nothing may outlast. */
+/** The time at which a request must have its answer. */
 export class Deadline {
   readonly #endsAt: number;
 

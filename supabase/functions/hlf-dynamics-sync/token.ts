@@ -1,14 +1,14 @@
 /**
- * The token for Dataverse: client credentials from Entra, kept as long as it is good, asked for once however many wait.
+ * Get the token for Dataverse from Entra (client credentials). Requests share it while it is valid.
  *
  *     Entra's answer                                   refusal
  *     200 with a token                                 none
  *     no connection, 5xx                               repeated once; then token_unavailable
  *     429, 408, temporarily_unavailable, no answer     token_unavailable
- *     any other 4xx (invalid_client and its like), 3xx,
+ *     any other 4xx (such as invalid_client), 3xx,
  *       a 200 without a token                          misconfigured
  *
- * A token_unavailable carries Retry-After (Entra's own, else ten seconds), and Entra is not asked again before it.
+ * token_unavailable has a Retry-After (from Entra, else ten seconds). The function does not call Entra before that.
  */
 
 import type { Services } from "./config.ts";
@@ -17,14 +17,14 @@ import { withRepeats } from "./retry.ts";
 import { Deadline, type Limits, type Runtime } from "./runtime.ts";
 import { type Answer, call, Unreachable } from "./upstream.ts";
 
-/** How long before its end a token is replaced: clocks differ, and a call takes a while. */
+/** A token is replaced so long before its end, because clocks differ and a call takes time. */
 const MARGIN_SECONDS = 300;
 const USUAL_RETRY_AFTER_SECONDS = 10;
 const LATE = { upstream: "timeout", retryAfterSeconds: USUAL_RETRY_AFTER_SECONDS };
 const PASSING_ERRORS = new Set(["temporarily_unavailable", "server_error"]);
 
 /**
- * What to do about the commonest errors of Entra. Only a hint: their numbers may change, so nothing is decided by them.
+ * The next step for the most frequent errors of Entra. No decision depends on the numbers, because they may change.
  * Source: Microsoft, "Microsoft Entra authentication and authorization error codes".
  */
 const HINTS: Record<number, string> = {
@@ -45,7 +45,7 @@ interface Token {
 export class TokenSource {
   #token: Token | undefined;
   #flight: Promise<string> | undefined;
-  /** Until when Entra is not asked again, and what it said. */
+  /** No call to Entra before `until`; `upstream` is its last error. */
   #hold: { until: number; upstream: string | undefined } | undefined;
 
   constructor(
@@ -55,9 +55,9 @@ export class TokenSource {
   ) {}
 
   /**
-   * Return a token that is good for a while, other than the one that Dataverse has refused. Raises Refusal.
+   * Return a valid token that is not the `refused` one. Raises Refusal.
    *
-   * All requests that need a new one wait for the same answer, each not beyond its own deadline.
+   * All requests that need a new token wait for the same answer, each until its own deadline.
    */
   async get(deadline: Deadline, refused?: string): Promise<string> {
     const last = this.#token?.value === refused ? undefined : this.#token;
@@ -82,7 +82,7 @@ export class TokenSource {
       return this.#token.value;
     } catch (error) {
       if (!(error instanceof Refusal) || error.code !== "token_unavailable") throw error;
-      // To go on asking a service that throttles only lengthens it, and one that is down would cost each caller seconds.
+      // More calls would prolong throttling, and an outage would cost each caller seconds.
       const seconds = error.retryAfterSeconds ?? USUAL_RETRY_AFTER_SECONDS;
       this.#hold = { until: this.runtime.now() + seconds * 1000, upstream: error.upstream };
       throw unavailable({ upstream: error.upstream, retryAfterSeconds: seconds });
@@ -103,19 +103,19 @@ export class TokenSource {
       return read(await call(this.services.tokenUrl, init, deadline.left), askedAt);
     } catch (error) {
       if (!(error instanceof Unreachable)) throw error;
-      // A lost connection comes back in a moment; after a timeout no time is left for a repeat.
+      // A lost connection may work at once; after a timeout, no time is left for a repeat.
       throw unavailable({ upstream: error.reason, repeatable: true });
     }
   }
 }
 
-/** Return the token of an answer, or raise what the table at the top says. */
+/** Return the token of an answer. Raises the Refusal of the table at the top. */
 function read(answer: Answer, askedAt: number): Token {
   const { status, content } = answer;
   const value = content?.access_token;
   const seconds = lifeSeconds(content?.expires_in);
   if (status === 200 && typeof value === "string" && /^[\x21-\x7e]+$/.test(value) && seconds > 0) {
-    // A token that lives shorter than two margins is renewed after half its life.
+    // A token that is valid for less than two margins is replaced after half that time.
     const freshSeconds = seconds - Math.min(MARGIN_SECONDS, seconds / 2);
     return { value, freshUntil: askedAt + freshSeconds * 1000 };
   }
@@ -129,7 +129,7 @@ function read(answer: Answer, askedAt: number): Token {
   throw new Refusal("misconfigured", `Entra gives no token (${what}); ${hint}`, { upstream });
 }
 
-/** Return `expires_in` in seconds; some versions of Entra write it as a text. NaN for what is no number. */
+/** Return `expires_in` in seconds, or NaN. Some versions of Entra send a string. */
 function lifeSeconds(value: unknown): number {
   const number = typeof value === "string" && /^\d{1,9}$/.test(value) ? Number(value) : value;
   return typeof number === "number" && Number.isFinite(number) ? number : NaN;
@@ -146,7 +146,7 @@ function unavailable(
   return new Refusal("token_unavailable", "Entra gives no token right now", details);
 }
 
-/** Wait for somebody else's flight, but not longer than there is time. */
+/** Wait for the shared request until this request's own deadline. */
 async function withDeadline(flight: Promise<string>, deadline: Deadline): Promise<string> {
   let timer: ReturnType<typeof setTimeout> | undefined;
   const late = new Promise<never>((_resolve, reject) => {

@@ -1,10 +1,10 @@
-/** One call to Entra or Dataverse: it ends in time, follows no redirect, and takes no longer answer than was expected. */
+/** Call Entra or Dataverse with limits for time and length, and without redirects. */
 
 import { readText } from "./body.ts";
 
 const LONGEST_ANSWER_BYTES = 65_536;
 const LONGEST_RETRY_AFTER_SECONDS = 86_400;
-/** How Deno's fetch says that it got no connection: name lookup, refusal, TLS. Other words mean: perhaps sent. */
+/** Deno's error without a connection (DNS, refusal, TLS). After other errors, the request may have been sent. */
 const NOT_CONNECTED = /client error \(Connect\)/;
 
 export interface Answer {
@@ -14,7 +14,7 @@ export interface Answer {
   readonly content: Record<string, unknown> | undefined;
 }
 
-/** Nothing that can be called an answer came back. */
+/** There was no complete answer. */
 export class Unreachable extends Error {
   override readonly name = "Unreachable";
 
@@ -22,20 +22,20 @@ export class Unreachable extends Error {
     super(reason);
   }
 
-  /** Whether no byte of the request can have arrived. */
+  /** Return whether the server cannot have received the request. */
   get surelyNotSent(): boolean {
     return this.reason === "no connection";
   }
 }
 
-/** Make the call. Raises Unreachable; an answer of any status is returned. */
+/** Make the call and return the answer, of any status. Raises Unreachable. */
 export async function call(
   url: string,
   init: { method: string; headers: Record<string, string>; body?: string },
   milliseconds: number,
   longestBytes = LONGEST_ANSWER_BYTES,
 ): Promise<Answer> {
-  // The signal covers the body too: a server that drips must not hold the request.
+  // The signal also limits the body, because a server may send it slowly.
   const signal = AbortSignal.timeout(milliseconds);
   try {
     const response = await fetch(url, { ...init, redirect: "manual", signal });
@@ -46,14 +46,14 @@ export async function call(
       content: isCut ? undefined : parseObject(text),
     };
   } catch (error) {
-    // What fetch says names addresses and quotes what came over the wire; which of the three it was is all that helps.
+    // The error of fetch contains addresses and data, so only its kind is kept.
     if (signal.aborted) throw new Unreachable("timeout");
-    const said = error instanceof Error ? `${error} ${error.cause}` : ""; // the cause has it since Deno 2.9
+    const said = error instanceof Error ? `${error} ${error.cause}` : ""; // in the cause since Deno 2.9
     throw new Unreachable(NOT_CONNECTED.test(said) ? "no connection" : "connection lost");
   }
 }
 
-/** Return a JSON object, undefined for anything else. */
+/** Return the JSON object; undefined for any other text. */
 export function parseObject(text: string): Record<string, unknown> | undefined {
   try {
     const content: unknown = JSON.parse(text);
@@ -63,12 +63,12 @@ export function parseObject(text: string): Record<string, unknown> | undefined {
   }
 }
 
-/** Whether it is an object with names, no array. */
+/** Return whether the value is an object and not an array. */
 export function isObject(value: unknown): value is Record<string, unknown> {
   return typeof value === "object" && value !== null && !Array.isArray(value);
 }
 
-/** Return Retry-After in whole seconds, whichever of its forms it has (RFC 9110, 10.2.3); undefined for rubbish. */
+/** Return Retry-After in whole seconds, from either of its forms (RFC 9110, 10.2.3); undefined if it is invalid. */
 function retryAfter(headers: Headers): number | undefined {
   const text = headers.get("Retry-After")?.trim() ?? "";
   const seconds = /^\d+(\.\d*)?$/.test(text) ? Number(text) : secondsUntil(text, headers.get("Date"));
@@ -76,9 +76,9 @@ function retryAfter(headers: Headers): number | undefined {
   return Math.min(Math.max(Math.ceil(seconds), 1), LONGEST_RETRY_AFTER_SECONDS);
 }
 
-/** A date is read by the clock of the server that wrote it. NaN for what is no HTTP-date. */
+/** Return the seconds until an HTTP date on the clock of the server that sent it, or NaN. */
 function secondsUntil(date: string, writtenAt: string | null): number {
-  // Date.parse takes almost anything for a date.
+  // Date.parse accepts almost any text.
   if (!/^[A-Z][a-z]+, .+ \d\d:\d\d:\d\d GMT$/.test(date)) return NaN;
   return (Date.parse(date) - (Date.parse(writtenAt ?? "") || Date.now())) / 1000;
 }

@@ -1,4 +1,4 @@
-/** The settings: what is missing is said by name, what would give a secret away is refused. */
+/** The settings: missing ones are named, and addresses that would leak a secret are rejected. */
 
 import assert from "node:assert/strict";
 import { readConfig } from "../config.ts";
@@ -17,7 +17,7 @@ function configOf(changes: Record<string, string> = {}): ReturnType<typeof readC
   return readConfig((name) => ({ ...COMPLETE, ...changes })[name]);
 }
 
-Deno.test("Entra is Microsoft's own unless told otherwise", () => {
+Deno.test("the default authority is Microsoft's", () => {
   const usual = "https://login.microsoftonline.com/hlf.onmicrosoft.example/oauth2/v2.0/token";
 
   assert.equal(configOf().services?.tokenUrl, usual);
@@ -28,7 +28,7 @@ Deno.test("Entra is Microsoft's own unless told otherwise", () => {
   );
 });
 
-Deno.test("a slash at the end of an address does no harm", () => {
+Deno.test("a slash at the end of a URL is ignored", () => {
   assert.equal(configOf().services?.dynamicsUrl, "https://hlf.crm4.dynamics.example");
 });
 
@@ -49,7 +49,7 @@ for (
   })
 ) {
   for (const value of values) {
-    Deno.test(`${name} may not be ${JSON.stringify(value)}`, () => {
+    Deno.test(`${name} must not be ${JSON.stringify(value)}`, () => {
       const { services, problems } = configOf({ [name]: value });
 
       assert.equal(services, null);
@@ -65,7 +65,7 @@ Deno.test("the column for the last visible day is optional", () => {
 });
 
 for (const keys of ["", " , "]) {
-  Deno.test(`without a key (${JSON.stringify(keys)}) the log says why nobody gets in, once, and the answer does not`, async () => {
+  Deno.test(`without a valid key (${JSON.stringify(keys)}) the log has the reason once, the answer does not`, async () => {
     await using stage = new Stage({ HLF_SYNC_KEY: keys, AZURE_CLIENT_SECRET: "" });
 
     const answer = await stage.push();
@@ -78,14 +78,14 @@ for (const keys of ["", " , "]) {
   });
 }
 
-Deno.test("a key that no header can carry is said to be unusable, unless another one works", () => {
+Deno.test("an invalid key is reported unless another one is valid", () => {
   assert.deepEqual(configOf({ HLF_SYNC_KEY: "two words, nøkkel" }).problems, ["HLF_SYNC_KEY is not usable"]);
   assert.deepEqual(configOf({ HLF_SYNC_KEY: `two words,${KEY}` }).keys, [KEY]);
   assert.deepEqual(configOf({ HLF_SYNC_KEY: `two words,${KEY}` }).problems, []);
 });
 
 for (const method of ["GET", "POST"]) {
-  Deno.test(`a function without its settings says so to whoever has the key (${method})`, async () => {
+  Deno.test(`missing settings are reported to callers with the key (${method})`, async () => {
     await using stage = new Stage({ AZURE_CLIENT_ID: "", DYNAMICS_URL: "nowhere", AZURE_TENANT_ID: "planted/tenant" });
 
     const answer = await stage.push({ method });

@@ -1,9 +1,9 @@
-/** The change in Dataverse, and what each of its answers means for the mentor and for everybody else. */
+/** The change in Dataverse, and the error of the contract for each of its answers. */
 
 import assert from "node:assert/strict";
 import { type Behaviour, CONTACT, dataverseError, drips, hangs, Nowhere, says, Stage, WITH_DATES } from "./fake.ts";
 
-Deno.test("one column of one contact that exists is changed", async () => {
+Deno.test("a push changes one column of one existing contact", async () => {
   await using stage = new Stage();
   const body = { "contact_id": CONTACT, visible: false, "visible_until": null, "full_name": "Kari" };
 
@@ -19,7 +19,7 @@ Deno.test("one column of one contact that exists is changed", async () => {
 });
 
 for (const [visible, day] of [[true, "2027-03-10"], [false, null]] as const) {
-  Deno.test(`visible ${visible} and the day ${day} go out in one PATCH`, async () => {
+  Deno.test(`visible ${visible} and the day ${day} are sent in one PATCH`, async () => {
     await using stage = new Stage(WITH_DATES);
     const wish = { "contact_id": CONTACT, visible, "visible_until": day };
 
@@ -33,7 +33,7 @@ for (const [visible, day] of [[true, "2027-03-10"], [false, null]] as const) {
   });
 }
 
-Deno.test("the answer has the values that Dataverse has stored, not those of the request", async () => {
+Deno.test("the answer has the values that Dataverse has stored", async () => {
   await using stage = new Stage(WITH_DATES);
   const stored = { contactid: CONTACT, "hlf_visible": true, "hlf_visibleuntil": "2030-01-01" }; // a workflow changed them
   stage.dataverse.otherwise = says(200, stored);
@@ -129,7 +129,7 @@ for (
   });
 }
 
-Deno.test("a push survives three failures, with longer and longer waits between them", async () => {
+Deno.test("a push succeeds after three failures, with growing waits", async () => {
   await using stage = new Stage();
   stage.dataverse.then(says(503), says(503), says(503));
 
@@ -140,7 +140,7 @@ Deno.test("a push survives three failures, with longer and longer waits between 
   assert.ok(first! >= 125 && first! <= 250 && second! >= 250 && second! <= 500 && third! >= 500 && third! <= 1000);
 });
 
-Deno.test("a repeat waits as long as Dataverse asks for", async () => {
+Deno.test("a retry waits for Dataverse's Retry-After", async () => {
   await using stage = new Stage();
   stage.dataverse.then(says(503, "", { "Retry-After": "5" }));
 
@@ -162,7 +162,7 @@ for (
     ["", "10"],
   ]
 ) {
-  Deno.test(`Dataverse's Retry-After: ${text?.slice(0, 40)} is handed on as ${seconds} s`, async () => {
+  Deno.test(`Dataverse's Retry-After: ${text?.slice(0, 40)} becomes ${seconds} s`, async () => {
     await using stage = new Stage();
     const headers = { "Date": "Tue, 10 Mar 2026 02:00:00 GMT", "Retry-After": text ?? "" };
     stage.dataverse.otherwise = dataverseError(429, "0x80072322", "", headers);
@@ -174,7 +174,7 @@ for (
   });
 }
 
-Deno.test("there is no repeat for which there is no time", async () => {
+Deno.test("no retry starts without enough time", async () => {
   await using stage = new Stage();
   stage.dataverse.otherwise = says(503, "", { "Retry-After": "8" });
 
@@ -185,7 +185,7 @@ Deno.test("there is no repeat for which there is no time", async () => {
 });
 
 for (const [what, behaviour] of [["hangs", hangs], ["drips", drips]] as [string, Behaviour][]) {
-  Deno.test(`a change is not sent again to a Dataverse that ${what}: nobody knows whether it was done`, async () => {
+  Deno.test(`a change is not repeated if Dataverse ${what}, because its outcome is unknown`, async () => {
     await using stage = new Stage({}, { dataverse: 200, request: 2000 });
     stage.dataverse.otherwise = behaviour;
     const beganAt = performance.now();
@@ -198,7 +198,7 @@ for (const [what, behaviour] of [["hangs", hangs], ["drips", drips]] as [string,
   });
 }
 
-Deno.test("a connection that breaks after the change was sent leaves it unknown", async () => {
+Deno.test("a connection that breaks after the change is an unknown outcome", async () => {
   using listener = Deno.listen({ port: 0, hostname: "127.0.0.1" });
   const received = (async () => {
     using connection = await listener.accept();
@@ -213,7 +213,7 @@ Deno.test("a connection that breaks after the change was sent leaves it unknown"
   assert.equal(stage.clock.sleeps.length, 0);
 });
 
-Deno.test("everything slow at once, a new token too, costs no more than the deadline", async () => {
+Deno.test("slow services and a new token take at most the deadline", async () => {
   await using stage = new Stage({}, { entra: 400, dataverse: 600, request: 1000 });
   const slowly = (milliseconds: number, then: Behaviour): Behaviour => async (...request) => {
     await new Promise((resolve) => setTimeout(resolve, milliseconds));
@@ -231,7 +231,7 @@ Deno.test("everything slow at once, a new token too, costs no more than the dead
   assert.ok(took < 2500, `${took} ms`); // without a deadline it would be 3300
 });
 
-Deno.test("a Dataverse where nobody listens is unavailable", async () => {
+Deno.test("a Dataverse that refuses connections is unavailable", async () => {
   using nowhere = await Nowhere.find();
   await using stage = new Stage({ DYNAMICS_URL: nowhere.url });
 
@@ -241,7 +241,7 @@ Deno.test("a Dataverse where nobody listens is unavailable", async () => {
   assert.equal(stage.clock.sleeps.length, 3);
 });
 
-Deno.test("nothing is repeated for a caller who has gone: by then they may want something else", async () => {
+Deno.test("nothing is retried after the caller has disconnected", async () => {
   await using stage = new Stage();
   const caller = new AbortController();
   stage.dataverse.otherwise = () => {
@@ -255,7 +255,7 @@ Deno.test("nothing is repeated for a caller who has gone: by then they may want 
 });
 
 for (const status of [200, 401]) {
-  Deno.test(`no call is begun for a caller who went while ${status === 200 ? "the" : "a new"} token was asked for`, async () => {
+  Deno.test(`no call starts if the caller disconnects during the request for ${status === 200 ? "the" : "a new"} token`, async () => {
     await using stage = new Stage();
     const caller = new AbortController();
     const token = stage.entra.otherwise;
@@ -273,7 +273,7 @@ for (const status of [200, 401]) {
   });
 }
 
-Deno.test("an answer that is longer than any of Dataverse's is none of Dataverse's", async () => {
+Deno.test("an answer that is too long is misconfigured", async () => {
   await using stage = new Stage();
   stage.dataverse.otherwise = dataverseError(404, "0x80040217", "x".repeat(100_000));
 

@@ -1,4 +1,4 @@
-/** Entra and Dataverse as real HTTP servers on loopback, that misbehave as told, and the function in front of them. */
+/** Entra and Dataverse as scripted HTTP servers on loopback, and the function that calls them. */
 
 import { type Config, readConfig } from "../config.ts";
 import { makeHandler } from "../handler.ts";
@@ -7,13 +7,13 @@ import { LIMITS, type Limits, type Runtime } from "../runtime.ts";
 export const KEY = "planted-sync-key-of-thirty-two-letters";
 export const CONTACT = "6f9619ff-8b86-4d01-b42d-00cf4fc964ff";
 export const SECRET = "planted~client-secret";
-/** The setting with which the function also writes and reads the last visible day. */
+/** The setting for the date column. */
 export const WITH_DATES = { DYNAMICS_VISIBLE_UNTIL_FIELD: "hlf_visibleuntil" };
 
-/** What a server does with one request. */
+/** The answer to one request. */
 export type Behaviour = (request: Seen, signal: AbortSignal) => Response | Promise<Response>;
 
-/** A request as it arrived. */
+/** A received request. */
 export interface Seen {
   readonly method: string;
   readonly path: string;
@@ -22,7 +22,7 @@ export interface Seen {
   readonly body: string;
 }
 
-/** A server whose script is taken one step for each request; `otherwise` when there is none left. */
+/** A server that takes one step of its script per request, then `otherwise`. */
 export class Fake implements AsyncDisposable {
   readonly requests: Seen[] = [];
   readonly #steps: Behaviour[] = [];
@@ -52,7 +52,7 @@ export class Fake implements AsyncDisposable {
   }
 }
 
-/** An address where nobody listens, and nobody else can: its port is the near end of a connection that stays open. */
+/** A port that refuses connections and that no other process can take, because an open connection uses it. */
 export class Nowhere implements Disposable {
   private constructor(readonly listener: Deno.TcpListener, readonly connection: Deno.TcpConn) {}
 
@@ -71,13 +71,13 @@ export class Nowhere implements Disposable {
   }
 }
 
-/** Answer with a status, JSON (or a string as it stands), and headers. */
+/** Answer with a status, JSON or a string, and headers. */
 export function says(status: number, content?: unknown, headers: Record<string, string> = {}): Behaviour {
   const body = content === undefined || typeof content === "string" ? content ?? null : JSON.stringify(content);
   return () => new Response(body, { status, headers: { "Content-Type": "application/json", ...headers } });
 }
 
-/** Store a change as Dataverse does, and return the selected columns of the contact. */
+/** Store a change, and answer with the selected columns of the contact, as Dataverse does. */
 export const stores: Behaviour = ({ path, query, body }) => {
   const contact = { contactid: path.match(/\((.+)\)/)?.[1], ...JSON.parse(body) };
   const selected = query.get("$select")?.split(",") ?? Object.keys(contact);
@@ -85,22 +85,22 @@ export const stores: Behaviour = ({ path, query, body }) => {
   return Response.json({ "@odata.context": "http://x/$metadata#contacts/$entity", ...content });
 };
 
-/** Answer with Dataverse's own form of an error. */
+/** Answer with an error in Dataverse's form. */
 export function dataverseError(status: number, code: string, message = "for a reason", headers = {}): Behaviour {
   return says(status, { error: { code, message } }, headers);
 }
 
-/** Answer with Entra's own form of an error. */
+/** Answer with an error in Entra's form. */
 export function entraError(status: number, error: string, number: number, headers = {}): Behaviour {
   const text = `AADSTS${number}: The secret '${SECRET}' of Kari Nordmann.`;
   return says(status, { error, error_description: text, error_codes: [number] }, headers);
 }
 
-/** Wait until the caller has given up. */
+/** Wait until the caller disconnects. */
 export const hangs: Behaviour = (_request, signal) =>
   new Promise((resolve) => signal.addEventListener("abort", () => resolve(new Response())));
 
-/** Begin an answer and never end it. */
+/** Start an answer that never ends. */
 export const drips: Behaviour = (_request, signal) => {
   const body = new ReadableStream({
     start(controller) {
@@ -111,20 +111,20 @@ export const drips: Behaviour = (_request, signal) => {
   return new Response(body, { status: 200 });
 };
 
-/** Hand out token 1, 2, … for so many seconds. */
+/** Answer with the tokens 1, 2, …, valid for so many seconds. */
 export function tokens(expiresIn: number | string = 3600): Behaviour {
   let number = 0;
   return () =>
     Response.json({ token_type: "Bearer", expires_in: expiresIn, access_token: `planted-token-${++number}` });
 }
 
-/** Contacts as Dataverse pages through them: in the order of their ids, each page with a cookie of its last one. */
+/** The contacts as Dataverse lists them: sorted by id, each page with a cookie of its last contact. */
 export class Contacts {
-  /** Each with the value of the column. */
+  /** The contacts with the value of the column. */
   readonly all = new Map<string, boolean | null>();
   /** The values of the column `hlf_visibleuntil`. */
   readonly days = new Map<string, string>();
-  /** Read before each page. */
+  /** Called before each page. */
   before: (page: number) => void = () => {};
   #pages = 0;
 
@@ -151,7 +151,7 @@ export class Contacts {
 
 const never = new AbortController().signal;
 
-/** A next link as Microsoft's page about paging has it, with the address of the organisation. */
+/** A next link as in Microsoft's documentation, with the address of the organisation. */
 export function nextLink(last: string): string {
   const inner = encodeURIComponent(`<cookie page="1"><contactid last="{${last.toUpperCase()}}" /></cookie>`)
     .replaceAll("%3C", "%3c").replaceAll("%3D", "%3d").replaceAll("%7B", "%7b").replaceAll("%7D", "%7d");
@@ -159,7 +159,7 @@ export function nextLink(last: string): string {
   return `https://planted-organisation.crm4.dynamics.com/api/data/v9.2/contacts?$select=contactid&$skiptoken=${cookie}`;
 }
 
-/** A clock that a test moves; a sleep moves it, and takes no time. */
+/** A clock that tests and sleeps move, without real waits. */
 export class FakeClock implements Runtime {
   readonly lines: string[] = [];
   readonly sleeps: number[] = [];
@@ -184,7 +184,7 @@ export class FakeClock implements Runtime {
   }
 }
 
-/** What came back, read whole. */
+/** A complete answer. */
 export interface Got {
   readonly status: number;
   readonly headers: Headers;
@@ -194,7 +194,7 @@ export interface Got {
   readonly retryAfter: string | null;
 }
 
-/** The function as it is deployed, with its two neighbours. */
+/** The function with Entra and Dataverse. */
 export class Stage implements AsyncDisposable {
   readonly entra = new Fake(tokens());
   readonly dataverse = new Fake(stores);
@@ -217,7 +217,7 @@ export class Stage implements AsyncDisposable {
     this.handler = makeHandler(this.config, this.clock, { ...LIMITS, ...limits });
   }
 
-  /** Ask for one change as certjob does; `init` changes the request. */
+  /** Send a push as certjob does; `init` overrides parts of the request. */
   push(init: RequestInit & { key?: string } = {}): Promise<Got> {
     const headers = new Headers({ "Content-Type": "application/json", "Idempotency-Key": "4711-2" });
     if (init.key !== "") headers.set("Authorization", `Bearer ${init.key ?? KEY}`);
@@ -227,7 +227,7 @@ export class Stage implements AsyncDisposable {
     return this.send({ method: "POST", ...(isBare ? {} : { body }), ...init, headers });
   }
 
-  /** Ask for a page of what is visible. */
+  /** Request a page of the visible contacts. */
   list(query = "?visible=true", init: RequestInit & { key?: string } = {}): Promise<Got> {
     return this.send({ ...init, headers: { "Authorization": `Bearer ${init.key ?? KEY}` } }, query);
   }

@@ -1,4 +1,4 @@
-/** Who may call, and that nothing is looked at before the key. */
+/** The key, which is checked first. */
 
 import assert from "node:assert/strict";
 import { KEY, Stage } from "./fake.ts";
@@ -6,14 +6,14 @@ import { KEY, Stage } from "./fake.ts";
 const OLD = "planted-old-".padEnd(32, "o");
 const NEW = "planted-new-".padEnd(32, "n");
 
-Deno.test("the right key lets a caller in", async () => {
+Deno.test("a request with the right key is accepted", async () => {
   await using stage = new Stage();
 
   assert.equal((await stage.push()).status, 200);
   assert.equal((await stage.push({ headers: { Authorization: `bearer ${KEY}` } })).status, 200);
 });
 
-Deno.test("while keys are changed the old and the new one both let a caller in", async () => {
+Deno.test("two keys are valid during a change of keys", async () => {
   await using stage = new Stage({ HLF_SYNC_KEY: `${OLD}, ${NEW}` });
 
   const answers = await Promise.all([OLD, NEW, KEY].map((key) => stage.push({ key })));
@@ -23,7 +23,7 @@ Deno.test("while keys are changed the old and the new one both let a caller in",
 
 const SHORT = NEW.slice(1);
 for (const [keys, used] of [["k", "k"], [`${OLD},${SHORT}`, OLD], [`${OLD},${SHORT}`, SHORT]] as const) {
-  Deno.test(`a key that could be found by trying is misconfigured (${keys})`, async () => {
+  Deno.test(`a short key is misconfigured (${keys})`, async () => {
     await using stage = new Stage({ HLF_SYNC_KEY: keys });
 
     const answers = [await stage.push({ key: used }), await stage.push({ key: used, method: "GET" })];
@@ -48,7 +48,7 @@ for (
     ["an empty bearer", "Bearer "],
   ] as const
 ) {
-  Deno.test(`${what} is refused`, async () => {
+  Deno.test(`${what} is unauthorized`, async () => {
     await using stage = new Stage();
 
     const answer = await stage.push({ headers: { Authorization: authorization } });
@@ -60,7 +60,7 @@ for (
 }
 
 for (const keys of ["", " ", ",", " , ,"]) {
-  Deno.test(`without a key nobody gets in (${JSON.stringify(keys)})`, async () => {
+  Deno.test(`without configured keys every request is unauthorized (${JSON.stringify(keys)})`, async () => {
     await using stage = new Stage({ HLF_SYNC_KEY: keys });
 
     for (const key of ["", " ", ",", KEY]) assert.equal((await stage.push({ key })).status, 401);
@@ -68,14 +68,14 @@ for (const keys of ["", " ", ",", " , ,"]) {
 }
 
 for (const method of ["GET", "HEAD", "PUT", "DELETE", "OPTIONS"]) {
-  Deno.test(`the key comes before the method ${method}`, async () => {
+  Deno.test(`the key is checked before the method ${method}`, async () => {
     await using stage = new Stage();
 
     assert.equal((await stage.push({ method, key: "wrong" })).status, 401);
   });
 }
 
-Deno.test("the key comes before the settings and the body, which may be a secret to strangers", async () => {
+Deno.test("the key is checked before the settings and the body", async () => {
   await using stage = new Stage({ DYNAMICS_URL: "" });
 
   const answer = await stage.push({ key: "wrong", body: "{", headers: { "Content-Type": "text/plain" } });

@@ -1,4 +1,4 @@
-/** What the portal shows, read a page at a time, and what each of Dataverse's answers to that means. */
+/** The list of visible contacts by page, and the error of the contract for each of Dataverse's answers. */
 
 import assert from "node:assert/strict";
 import {
@@ -17,13 +17,13 @@ import {
 
 const IDS = Array.from({ length: 7 }, (_, number) => `6f9619ff-8b86-4d01-b42d-00cf4fc9640${number}`);
 
-/** Return the only page, of a portal without a column for the day. */
+/** Return the only page of a portal without a date column. */
 function page(...ids: string[]): unknown {
   const contacts = ids.map((contact_id) => ({ contact_id, visible_until: null }));
   return { contacts, next: null, dates: false };
 }
 
-/** Read page after page, as certjob does. */
+/** Read all pages, as certjob does. */
 async function readAll(stage: Stage): Promise<{ ids: string[]; cursors: string[] }> {
   const ids: string[] = [];
   const cursors: string[] = [];
@@ -38,7 +38,7 @@ async function readAll(stage: Stage): Promise<{ ids: string[]; cursors: string[]
   }
 }
 
-Deno.test("a page is asked for with the column, active contacts alone, 5,000 at a time", async () => {
+Deno.test("a page has 5,000 active contacts with the column", async () => {
   await using stage = new Stage();
   stage.dataverse.otherwise = new Contacts(5000, IDS[0]!).answer;
 
@@ -56,7 +56,7 @@ Deno.test("a page is asked for with the column, active contacts alone, 5,000 at 
   assert.equal(request?.body, "");
 });
 
-Deno.test("with a column for the day, each contact of each page has its day", async () => {
+Deno.test("with a date column, each contact has its day", async () => {
   await using stage = new Stage(WITH_DATES);
   const contacts = new Contacts(3, ...IDS);
   contacts.days.set(IDS[0]!, "2027-03-10").set(IDS[6]!, "2099-12-31");
@@ -88,7 +88,7 @@ for (const value of ["2027-03-10T00:00:00Z", "Nordmann", 45, true]) {
   });
 }
 
-Deno.test("all pages together are all that is visible; a null column is not", async () => {
+Deno.test("all pages together list every visible contact, and none with an empty column", async () => {
   await using stage = new Stage();
   const contacts = new Contacts(3, ...IDS);
   contacts.all.set(IDS[1]!, false).set(IDS[2]!, null);
@@ -100,7 +100,7 @@ Deno.test("all pages together are all that is visible; a null column is not", as
   assert.equal(new Set(cursors).size, 1);
 });
 
-Deno.test("a cursor has nothing of an address, and is the $skiptoken as Dataverse wrote it", async () => {
+Deno.test("a cursor is Dataverse's $skiptoken and contains no address", async () => {
   await using stage = new Stage();
   stage.dataverse.otherwise = new Contacts(3, ...IDS).answer;
 
@@ -114,7 +114,7 @@ Deno.test("a cursor has nothing of an address, and is the $skiptoken as Datavers
   assert.equal(sent, new URL(nextLink(IDS[2]!)).searchParams.get("$skiptoken"));
 });
 
-Deno.test("contacts that come, go and change between two pages leave all others listed once", async () => {
+Deno.test("changes between two pages leave all other contacts listed once", async () => {
   await using stage = new Stage();
   const contacts = new Contacts(3, IDS[0]!, IDS[2]!, IDS[3]!, IDS[4]!, IDS[5]!);
   contacts.before = (page) => {
@@ -127,7 +127,7 @@ Deno.test("contacts that come, go and change between two pages leave all others 
   assert.deepEqual(ids, [IDS[0], IDS[2], IDS[3], IDS[5], IDS[6]]);
 });
 
-Deno.test("a token that ends in mid-list is replaced, and no page is lost", async () => {
+Deno.test("a token that expires between two pages is replaced", async () => {
   await using stage = new Stage();
   const contacts = new Contacts(3, ...IDS);
   stage.dataverse.then(contacts.answer, says(401));
@@ -139,7 +139,7 @@ Deno.test("a token that ends in mid-list is replaced, and no page is lost", asyn
   assert.equal(stage.entra.requests.length, 2);
 });
 
-Deno.test("5,000 contacts are a page, not an answer that is too long", async () => {
+Deno.test("a page of 5,000 contacts is not too long", async () => {
   await using stage = new Stage();
   const many = Array.from({ length: 5000 }, () => crypto.randomUUID());
   stage.dataverse.otherwise = new Contacts(5000, ...many).answer;
@@ -150,7 +150,7 @@ Deno.test("5,000 contacts are a page, not an answer that is too long", async () 
 });
 
 for (const key of ["", "wrong"]) {
-  Deno.test(`nobody reads with the key "${key}"`, async () => {
+  Deno.test(`a list with the key "${key}" is unauthorized`, async () => {
     await using stage = new Stage();
 
     const answer = await stage.list("?visible=true", { key });
@@ -180,7 +180,7 @@ for (
     `?visible=true&after=abcd&after=efgh`,
   ]
 ) {
-  Deno.test(`${query.slice(0, 60)} is no request for a page`, async () => {
+  Deno.test(`${query.slice(0, 60)} is an invalid request for a page`, async () => {
     await using stage = new Stage();
 
     const answer = await stage.list(query);
@@ -243,7 +243,7 @@ for (
   });
 }
 
-Deno.test("a cursor that Dataverse does not take concerns this reading alone", async () => {
+Deno.test("a cursor that Dataverse rejects is an invalid request", async () => {
   await using stage = new Stage();
   stage.dataverse.otherwise = new Contacts(3, ...IDS).answer;
 
@@ -253,7 +253,7 @@ Deno.test("a cursor that Dataverse does not take concerns this reading alone", a
 });
 
 for (const [what, behaviour] of [["hangs", hangs], ["drips", drips]] as [string, Behaviour][]) {
-  Deno.test(`a page is asked for again from a Dataverse that ${what}: reading changes nothing`, async () => {
+  Deno.test(`a page is retried if Dataverse ${what}`, async () => {
     await using stage = new Stage({}, { dataverse: 200, request: 2000 });
     stage.dataverse.then(behaviour);
     stage.dataverse.otherwise = new Contacts(3, IDS[0]!).answer;
@@ -263,7 +263,7 @@ for (const [what, behaviour] of [["hangs", hangs], ["drips", drips]] as [string,
   });
 }
 
-Deno.test("Entra's outage is Entra's for a page, too", async () => {
+Deno.test("an outage of Entra is token_unavailable for a page, too", async () => {
   await using stage = new Stage();
   stage.entra.otherwise = entraError(429, "temporarily_unavailable", 90055, { "Retry-After": "60" });
 
@@ -272,7 +272,7 @@ Deno.test("Entra's outage is Entra's for a page, too", async () => {
   assert.deepEqual([answer.status, answer.code, answer.retryAfter], [503, "token_unavailable", "60"]);
 });
 
-Deno.test("a page's line in the log has their number, and no contact and no cursor", async () => {
+Deno.test("the log line of a page has the number of contacts, no contact and no cursor", async () => {
   await using stage = new Stage();
   stage.dataverse.otherwise = new Contacts(3, ...IDS).answer;
 

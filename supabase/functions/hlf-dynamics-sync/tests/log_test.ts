@@ -1,4 +1,4 @@
-/** The log and the answers: found again by the correlation id, and without a secret or a person. */
+/** The log and the answers have a correlation id, no secrets and no personal data. */
 
 import assert from "node:assert/strict";
 import {
@@ -15,7 +15,7 @@ import {
   tokens,
 } from "./fake.ts";
 
-Deno.test("each request has one line, with the id that its answer carries", async () => {
+Deno.test("each request has one line with the id of its answer", async () => {
   await using stage = new Stage();
   stage.dataverse.then(stores, dataverseError(404, "0x80040217"));
 
@@ -50,7 +50,7 @@ Deno.test("each request has one line, with the id that its answer carries", asyn
   ]);
 });
 
-Deno.test("strangers have one line a minute, with their number", async () => {
+Deno.test("requests without the key have one line a minute, with their number", async () => {
   await using stage = new Stage();
 
   for (let minute = 0; minute < 3; minute++) {
@@ -80,7 +80,7 @@ Deno.test("an Idempotency-Key that is not certjob's is not logged", async () => 
   assert.ok(stage.clock.lines.every((line) => JSON.parse(line).idempotency_key === undefined));
 });
 
-Deno.test("a stranger's own method is not logged", async () => {
+Deno.test("an unknown method is not logged", async () => {
   await using stage = new Stage();
 
   await stage.push({ method: "KARI.NORDMANN.+4790000000", key: "" });
@@ -88,7 +88,7 @@ Deno.test("a stranger's own method is not logged", async () => {
   assert.deepEqual(stage.clock.lines.map((line) => JSON.parse(line).method), ["other"]);
 });
 
-Deno.test("no secret and no person is in any line or answer, whatever goes wrong", async () => {
+Deno.test("no line or answer has a secret or personal data after any error", async () => {
   const chatty = `Kari Nordmann (kari@example.org, ${CONTACT}): Bearer planted-token-1 ${SECRET} ${KEY}`;
   const faults: [Behaviour, Behaviour][] = [
     [tokens(), stores],
@@ -119,7 +119,7 @@ Deno.test("no secret and no person is in any line or answer, whatever goes wrong
     ];
     const headers = answers.flatMap((answer) => [...answer.headers].map(([name, value]) => `${name}: ${value}`));
     texts.push(...stage.clock.lines, ...headers, ...answers.slice(1).map((answer) => answer.text));
-    if (answers[0]?.status !== 200) texts.push(answers[0]?.text ?? ""); // a success echoes the contact, to whoever named it
+    if (answers[0]?.status !== 200) texts.push(answers[0]?.text ?? ""); // a success contains the contact of the request
   }
 
   assert.ok(texts.length > 500);
@@ -128,7 +128,7 @@ Deno.test("no secret and no person is in any line or answer, whatever goes wrong
   }
 });
 
-Deno.test("an error that nobody foresaw is an answer too, and its place is in the log, not its words", async () => {
+Deno.test("an unexpected error is an answer, and the log has its place without its message", async () => {
   await using stage = new Stage();
   Object.defineProperty(stage.clock, "sleep", {
     value: () => {

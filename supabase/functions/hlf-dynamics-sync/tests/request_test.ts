@@ -1,9 +1,9 @@
-/** What may be asked, and what is refused before anybody else is called. */
+/** Valid and invalid requests. An invalid one causes no call to Entra or Dataverse. */
 
 import assert from "node:assert/strict";
 import { CONTACT, KEY, Stage, WITH_DATES } from "./fake.ts";
 
-Deno.test("without a column for the day, a push has one column and the answer no day", async () => {
+Deno.test("without a date column, a push has one column and the answer no day", async () => {
   await using stage = new Stage();
   const body = JSON.stringify({ contact_id: CONTACT, visible: true, visible_until: "2027-03-10" });
 
@@ -19,7 +19,7 @@ Deno.test("without a column for the day, a push has one column and the answer no
   assert.equal(answer.headers.get("Content-Type"), "application/json");
 });
 
-Deno.test("an id in capitals is the same contact", async () => {
+Deno.test("a contact ID may be in upper case", async () => {
   await using stage = new Stage();
 
   await stage.push({
@@ -29,7 +29,7 @@ Deno.test("an id in capitals is the same contact", async () => {
   assert.equal(stage.dataverse.requests[0]?.path, `/api/data/v9.2/contacts(${CONTACT})`);
 });
 
-Deno.test("a GET with the key says that the function is there, and touches nobody", async () => {
+Deno.test("a GET with the key calls neither Entra nor Dataverse", async () => {
   await using stage = new Stage();
 
   const answer = await stage.push({ method: "GET" });
@@ -38,7 +38,7 @@ Deno.test("a GET with the key says that the function is there, and touches nobod
   assert.equal(stage.entra.requests.length + stage.dataverse.requests.length, 0);
 });
 
-Deno.test("a GET says whether the portal hides on time", async () => {
+Deno.test("the answer to a GET has whether there is a date column", async () => {
   await using stage = new Stage(WITH_DATES);
 
   assert.deepEqual(JSON.parse((await stage.push({ method: "GET" })).text), { ok: true, dates: true });
@@ -94,7 +94,7 @@ for (
     "[".repeat(5000),
   ]
 ) {
-  Deno.test(`${body.slice(0, 110)} is no request`, async () => {
+  Deno.test(`${body.slice(0, 110)} is an invalid request`, async () => {
     await using stage = new Stage();
 
     const answer = await stage.push({ body });
@@ -105,7 +105,7 @@ for (
 }
 
 for (const type of ["text/plain", "application/x-www-form-urlencoded", "application/json-seq", ""]) {
-  Deno.test(`the content type ${type || "(none)"} is refused`, async () => {
+  Deno.test(`the content type ${type || "(none)"} is an invalid request`, async () => {
     await using stage = new Stage();
 
     const answer = await stage.push({ headers: { "Content-Type": type } });
@@ -114,7 +114,7 @@ for (const type of ["text/plain", "application/x-www-form-urlencoded", "applicat
   });
 }
 
-Deno.test("a long body is refused, and is not read to its end", async () => {
+Deno.test("a body that is too long is not read to its end", async () => {
   await using stage = new Stage();
   let pieces = 0;
   const endless = new ReadableStream({
@@ -127,7 +127,7 @@ Deno.test("a long body is refused, and is not read to its end", async () => {
   assert.ok(pieces < 20, `${pieces} pieces`);
 });
 
-Deno.test("the longest body that is allowed", async () => {
+Deno.test("a body may have 10,000 bytes", async () => {
   await using stage = new Stage();
   const short = JSON.stringify({ contact_id: CONTACT, visible: true, visible_until: "2027-03-10" });
 
@@ -135,7 +135,7 @@ Deno.test("the longest body that is allowed", async () => {
   assert.equal((await stage.push({ body: short.padEnd(10_001) })).status, 413);
 });
 
-Deno.test("a body that does not arrive blames no contact", async () => {
+Deno.test("a body that does not arrive is a timeout", async () => {
   await using stage = new Stage({}, { body: 50 });
   let isCancelled = false;
   const stuck = new ReadableStream({
@@ -148,14 +148,14 @@ Deno.test("a body that does not arrive blames no contact", async () => {
   assert.deepEqual([answer.status, answer.code, isCancelled], [408, "request_timeout", true]);
 });
 
-Deno.test("a body that breaks off blames no contact", async () => {
+Deno.test("a body that breaks off is a timeout", async () => {
   await using stage = new Stage();
   const broken = new ReadableStream({ pull: (controller) => controller.error(new Error("connection lost")) });
 
   assert.equal((await stage.push({ body: broken })).status, 408);
 });
 
-Deno.test("bytes that are no text are no request", async () => {
+Deno.test("invalid UTF-8 is an invalid request", async () => {
   await using stage = new Stage();
   const headers = { "Authorization": `Bearer ${KEY}`, "Content-Type": "application/json" };
 

@@ -1,4 +1,4 @@
-/** The token: kept, asked for once, and whose fault it is when there is none. */
+/** The token: shared by requests, and the error of the contract for each of Entra's answers. */
 
 import assert from "node:assert/strict";
 import { Deadline, LIMITS } from "../runtime.ts";
@@ -7,7 +7,7 @@ import { type Behaviour, drips, entraError, hangs, Nowhere, says, SECRET, Stage,
 
 const bearers = (stage: Stage) => stage.dataverse.requests.map((request) => request.headers.get("Authorization"));
 
-Deno.test("the token is asked for with the application's credentials", async () => {
+Deno.test("the request for a token has the application's credentials", async () => {
   await using stage = new Stage();
 
   await stage.push();
@@ -32,7 +32,7 @@ Deno.test("fifty requests at a cold start cause one token request", async () => 
   assert.deepEqual([stage.entra.requests.length, stage.dataverse.requests.length], [1, 50]);
 });
 
-Deno.test("a token is kept until five minutes before its end", async () => {
+Deno.test("a token is used until five minutes before its end", async () => {
   await using stage = new Stage();
 
   await stage.push();
@@ -45,9 +45,9 @@ Deno.test("a token is kept until five minutes before its end", async () => {
   assert.deepEqual(bearers(stage).slice(1, 3), ["Bearer planted-token-1", "Bearer planted-token-2"]);
 });
 
-Deno.test("a token that does not live long is used for half its life", async () => {
+Deno.test("a token that is valid for a short time is used for half of it", async () => {
   await using stage = new Stage();
-  stage.entra.otherwise = tokens("60"); // older versions of Entra write a text
+  stage.entra.otherwise = tokens("60"); // older versions of Entra send a string
 
   await stage.push();
   stage.clock.move(29);
@@ -59,7 +59,7 @@ Deno.test("a token that does not live long is used for half its life", async () 
   assert.equal(stage.entra.requests.length, 2);
 });
 
-Deno.test("a token that Dataverse refuses is replaced, once, and the push goes on", async () => {
+Deno.test("a token that Dataverse rejects is replaced once", async () => {
   await using stage = new Stage();
   await stage.push();
   stage.dataverse.then(says(401));
@@ -71,7 +71,7 @@ Deno.test("a token that Dataverse refuses is replaced, once, and the push goes o
   assert.deepEqual(stage.clock.sleeps, []);
 });
 
-Deno.test("fifty requests with a token that is refused cause one new one", async () => {
+Deno.test("fifty requests with a rejected token cause one token request", async () => {
   await using stage = new Stage();
   await stage.push();
   stage.dataverse.otherwise = (request, signal) => {
@@ -85,7 +85,7 @@ Deno.test("fifty requests with a token that is refused cause one new one", async
   assert.equal(stage.entra.requests.length, 2);
 });
 
-Deno.test("a new token that is refused too is a matter of the settings", async () => {
+Deno.test("a second rejected token is misconfigured", async () => {
   await using stage = new Stage();
   stage.dataverse.otherwise = says(401);
 
@@ -95,7 +95,7 @@ Deno.test("a new token that is refused too is a matter of the settings", async (
   assert.deepEqual([stage.entra.requests.length, stage.dataverse.requests.length], [2, 2]);
 });
 
-Deno.test("a token is refreshed once only, also across repeats", async () => {
+Deno.test("a token is replaced only once, also across retries", async () => {
   await using stage = new Stage();
   stage.dataverse.then(says(401), says(503), says(401));
 
@@ -117,7 +117,7 @@ for (
     ["drips", drips, "10", 1],
   ] as [string, Behaviour, string, number][]
 ) {
-  Deno.test(`when Entra ${what} there is no token just now, and it is left alone as long as it asked`, async () => {
+  Deno.test(`if Entra ${what}, there is no token, and no call before its Retry-After`, async () => {
     await using stage = new Stage({}, behaviour === hangs || behaviour === drips ? { entra: 200 } : {});
     stage.entra.otherwise = behaviour;
 
@@ -134,7 +134,7 @@ for (
   });
 }
 
-Deno.test("a date in Retry-After is read by Entra's own clock", async () => {
+Deno.test("a date in Retry-After is compared with Entra's clock", async () => {
   await using stage = new Stage();
   const headers = { "Date": "Tue, 10 Mar 2026 02:00:00 GMT", "Retry-After": "Tue, 10 Mar 2026 02:01:30 GMT" };
   stage.entra.otherwise = says(429, {}, headers);
@@ -153,7 +153,7 @@ for (
   });
 }
 
-Deno.test("a connection that Entra has lost is tried again at once", async () => {
+Deno.test("a connection that Entra closed is retried at once", async () => {
   await using stage = new Stage();
   stage.entra.then(says(502));
 
@@ -161,7 +161,7 @@ Deno.test("a connection that Entra has lost is tried again at once", async () =>
   assert.equal(stage.clock.sleeps.length, 1);
 });
 
-Deno.test("when nobody is where Entra should be there is no token just now", async () => {
+Deno.test("an Entra that refuses connections is token_unavailable", async () => {
   using nowhere = await Nowhere.find();
   await using stage = new Stage({ AZURE_AUTHORITY: nowhere.url });
 
@@ -177,7 +177,7 @@ for (
     ["an unknown application", entraError(400, "unauthorized_client", 700016), /AADSTS700016.*AZURE_CLIENT_ID/],
     ["an unknown tenant", entraError(400, "invalid_request", 900023), /AZURE_TENANT_ID/],
     ["another Dynamics", entraError(400, "invalid_resource", 500011), /DYNAMICS_URL/],
-    ["an error that nobody knows", entraError(400, "invalid_scope", 1), /AADSTS1\).*check AZURE_TENANT_ID/],
+    ["an unknown error", entraError(400, "invalid_scope", 1), /AADSTS1\).*check AZURE_TENANT_ID/],
     ["a page instead of an error", says(404, "<html>"), /\(404\); check/],
     ["a redirect", says(302, "", { Location: "http://127.0.0.1:9/" }), /\(302\)/],
     ["a page instead of a token", says(200, "<html>"), /\(200\)/],
@@ -185,7 +185,7 @@ for (
     ["a token without a life", says(200, { access_token: "abc" }), /\(200\)/],
   ] as [string, Behaviour, RegExp][]
 ) {
-  Deno.test(`${what} is a matter of the settings, for everybody`, async () => {
+  Deno.test(`${what} from Entra is misconfigured`, async () => {
     await using stage = new Stage();
     stage.entra.otherwise = behaviour;
 
@@ -204,7 +204,7 @@ for (
     ["is down", says(503), "token_unavailable", 2],
   ] as [string, Behaviour, string, number][]
 ) {
-  Deno.test(`fifty who wait share the one answer of an Entra that ${what}, and do not hold up the next`, async () => {
+  Deno.test(`fifty waiting requests share one answer if Entra ${what}, and the next one is not delayed`, async () => {
     await using stage = new Stage();
     stage.entra.otherwise = behaviour;
     const source = new TokenSource(stage.config.services!, stage.clock, LIMITS);
@@ -221,7 +221,7 @@ for (
   });
 }
 
-Deno.test("a token that Dataverse has refused is not used on when Entra throttles", async () => {
+Deno.test("a rejected token is not used while Entra throttles", async () => {
   await using stage = new Stage();
   await stage.push();
   stage.entra.otherwise = says(429, {}, { "Retry-After": "60" });
@@ -234,7 +234,7 @@ Deno.test("a token that Dataverse has refused is not used on when Entra throttle
 });
 
 for (const life of [0, -1, "", "soon", null, true, [3600], {}, "Infinity", "1e999"]) {
-  Deno.test(`a token with the life ${JSON.stringify(life)} is none`, async () => {
+  Deno.test(`a token with expires_in ${JSON.stringify(life)} is invalid`, async () => {
     await using stage = new Stage();
     stage.entra.otherwise = says(200, { access_token: "abc", expires_in: life });
 
@@ -242,14 +242,14 @@ for (const life of [0, -1, "", "soon", null, true, [3600], {}, "Infinity", "1e99
   });
 }
 
-Deno.test("a secret that was mended works at once", async () => {
+Deno.test("a corrected secret works at once", async () => {
   await using stage = new Stage();
   stage.entra.then(entraError(401, "invalid_client", 7000222));
 
   assert.deepEqual([(await stage.push()).status, (await stage.push()).status], [500, 200]);
 });
 
-Deno.test("nobody waits for a token beyond the own deadline", async () => {
+Deno.test("a request waits for a token only until its own deadline", async () => {
   await using stage = new Stage({}, { request: 100 });
   let release = () => {};
   stage.entra.otherwise = async () => {
