@@ -30,7 +30,7 @@ SELECT m.id, o.id AS organisation_id, m.member_no, m.full_name, m.email, m.dynam
 FROM certjob_mirror.mentors AS m
 JOIN certjob.organisations AS o ON o.slug = m.organisation;
 
--- certjob's certificates that the app no longer has.
+-- The certificates in certjob that are missing in the app.
 CREATE OR REPLACE VIEW certjob_mirror.lost_certificates AS
 SELECT c.id, c.mentor_id
 FROM certjob.certificates AS c
@@ -51,7 +51,7 @@ SET row_security = off  -- fails if a policy would hide rows of the app
 AS $$
 DECLARE
     kept uuid[] := '{}';  -- neither deleted nor moved, and no certificate of theirs is deleted
-    released jsonb := '{}';  -- the old contact and member number of each mentor whose values another mentor gets
+    released jsonb := '{}';  -- by mentor: the contact and member number that another mentor gets
     app record;
 BEGIN
     PERFORM pg_advisory_xact_lock(hashtext('certjob_mirror.sync'));
@@ -86,8 +86,8 @@ BEGIN
             CASE WHEN app.slug = allowed_organisation THEN allowed_mentors END
         );
         kept := kept || app.ids;
-        problem := format('%s of %s mentors of %s would be deleted, be moved or lose a certificate, so certjob keeps all'
-            ' of these; if the app is right: SELECT * FROM certjob_mirror.sync(%L, %s)',
+        problem := format('%s of %s mentors of %s would be deleted, be moved or lose a certificate, so certjob keeps'
+            ' all of these; if the app is right: SELECT * FROM certjob_mirror.sync(%L, %s)',
             app.losing, app.mentors, app.slug, app.slug, app.losing);
         RETURN NEXT;
     END LOOP;
