@@ -33,38 +33,35 @@ from uuid import UUID
 
 
 class Cause(StrEnum):
-    """Why a push or a message was not delivered: what the reader can do something about.
+    """The cause of a failed push or message, stored as ``failure_code``.
 
-    Stored as ``failure_code`` beside the technical text. `certjob.domain.causes` and the digest have the sentences.
+    `certjob.domain.causes` and the words of the digest have a sentence for each.
     """
 
     NO_CONTACT_ID = "no_contact_id"  # the mentor has no ``dynamics_contact_id``
     CONTACT_NOT_FOUND = "contact_not_found"  # Dynamics has no contact with this ID
     CHANGE_REFUSED = "change_refused"  # the Edge Function or Dynamics rejected the change of this contact
     PORTAL_DOWN = "portal_down"  # the portal did not answer, throttled, or could not make the change
-    QUEUED = "queued"  # it was not its turn: the time was over, or another run is pushing
-    PORTAL_STOPPED = "portal_stopped"  # no push can succeed: the key, the URL, the function or certjob is wrong
+    QUEUED = "queued"  # the time was over, or another run is pushing
+    PORTAL_STOPPED = "portal_stopped"  # no push can succeed, because the key, the URL or the function is wrong
     HIDE_BY_HAND = "hide_by_hand"  # the organisation lost its portal while a hide was open
 
     NO_ADDRESS = "no_address"  # there is no e-mail address
-    WRONG_ADDRESS = "wrong_address"  # it is not valid, cannot be used, was rejected, or the mail came back
+    WRONG_ADDRESS = "wrong_address"  # the address is not valid or was rejected, or the mail came back
     MAIL_DELAYED = "mail_delayed"  # the mail server asked for a retry, or did not confirm the message
     MAIL_STOPPED = "mail_stopped"  # the mail server or webhook rejected the message, or accepts none at all
 
     @classmethod
     def parse(cls, stored: str | None) -> "Cause | None":
         """Return the cause in a row, or None if it has none or a newer certjob wrote it."""
-        try:
-            return cls(stored) if stored is not None else None
-        except ValueError:
-            return None
+        return cls(stored) if stored in set(cls) else None
 
 
 class StageEnd(StrEnum):
     """Why a stage ended before everything was delivered."""
 
     DEADLINE = "deadline"  # the time limit for deliveries
-    LEASE = "lease"  # the process stood still for so long that no call could be finished within its lease
+    LEASE = "lease"  # the process was suspended, so no call could finish within its lease
     IN_FLIGHT = "in_flight"  # another run is pushing for this mentor
     LOCKED = "locked"  # another database session holds a lock
     BREAKER = "breaker"  # several pushes in a row failed
@@ -79,11 +76,11 @@ class StageEnd(StrEnum):
     TEMPLATE = "template"  # a message template of the programme's own is broken
     CLOCKS_DISAGREE = "clocks_disagree"  # this machine and the database server are on different days
     NOT_COPIED = "not_copied"  # certjob_mirror.sync() failed, or did not copy every fact of the app
-    CRASH = "crash"  # an internal error: it is reported every time, and the run failed
+    CRASH = "crash"  # an internal error, which is reported every time, and the run failed
 
     @property
     def cause(self) -> Cause:
-        """The cause for each mentor whose push was not reached."""
+        """The cause for the mentors whose push was not tried."""
         match self:
             case StageEnd.DEADLINE | StageEnd.LEASE | StageEnd.IN_FLIGHT | StageEnd.LOCKED:
                 return Cause.QUEUED
@@ -93,10 +90,14 @@ class StageEnd(StrEnum):
 
 
 class CertjobError(Exception):
-    """Base class: carries the exit code and the code in the JSON error document."""
+    """Base class with the exit code, and the code in the JSON error document."""
 
     exit_code = 1
     code: str = "failed"
+
+    def __init_subclass__(cls, *, code: str = "", exit_code: int = 0) -> None:
+        """Set the codes of the class; without them, it has those of its base."""
+        cls.code, cls.exit_code = code or cls.code, exit_code or cls.exit_code
 
     def __init__(self, message: str, *, next_step: str | None = None) -> None:
         super().__init__(message)
@@ -115,102 +116,68 @@ class CertjobError(Exception):
         return {"code": str(self.code), "message": self.message, "next_step": self.next_step}
 
 
-class ConfigurationError(CertjobError):
+class ConfigurationError(CertjobError, code="configuration", exit_code=2):
     """A setting, an option or an argument is missing or wrong."""
 
-    exit_code = 2
-    code = "configuration"
 
-
-class SchemaError(ConfigurationError):
+class SchemaError(ConfigurationError, code="schema"):
     """The database has not been migrated, is newer than this certjob, or an applied migration was edited."""
 
-    code = "schema"
 
-
-class UsageError(ConfigurationError):
+class UsageError(ConfigurationError, code="usage"):
     """The command line is not valid."""
 
-    code = "usage"
 
-
-class UnknownMentorError(ConfigurationError):
+class UnknownMentorError(ConfigurationError, code="unknown_mentor"):
     """No mentor matches the given name or ID, or more than one does."""
 
-    code = "unknown_mentor"
 
-
-class ClocksDisagreeError(ConfigurationError):
+class ClocksDisagreeError(ConfigurationError, code="clocks_disagree"):
     """This machine and the database server are on different days, so one of the clocks is wrong."""
 
-    code = "clocks_disagree"
 
-
-class TemplateError(ConfigurationError):
+class TemplateError(ConfigurationError, code="template"):
     """A message template is broken, or fails with one mentor's data. ``file`` is its path in the template folder."""
-
-    code = "template"
 
     def __init__(self, reason: str, *, file: str, next_step: str, line: int | None = None) -> None:
         super().__init__(f"{file} line {line}: {reason}" if line else f"{file}: {reason}", next_step=next_step)
         self.file, self.line, self.reason = file, line, reason
 
 
-class InputError(ConfigurationError):
+class InputError(ConfigurationError, code="input"):
     """An input file cannot be read or has the wrong format."""
 
-    code = "input"
 
-
-class DatabaseUnavailableError(CertjobError):
+class DatabaseUnavailableError(CertjobError, code="database_unavailable"):
     """The database cannot be reached, or the connection was lost."""
 
-    code = "database_unavailable"
 
-
-class DatabaseError(CertjobError):
+class DatabaseError(CertjobError, code="database"):
     """The database rejected a statement, or could not run it now."""
 
-    code = "database"
 
-
-class DiskFullError(CertjobError):
+class DiskFullError(CertjobError, code="disk_full"):
     """This machine's disk is full."""
 
-    code = "disk_full"
 
-
-class InternalError(CertjobError):
+class InternalError(CertjobError, code="internal"):
     """An unexpected error, probably a bug in certjob."""
 
-    code = "internal"
 
-
-class StoppedBySignalError(CertjobError):
+class StoppedBySignalError(CertjobError, code="stopped"):
     """SIGTERM, SIGINT or SIGHUP ended the command. Settled work is kept and the rest stays queued."""
 
-    code = "stopped"
 
-
-class BrokenMentorError(CertjobError):
+class BrokenMentorError(CertjobError, code="broken_mentor", exit_code=3):
     """One mentor has more rows, or longer ones, than the schema allows. Someone must delete or shorten them."""
 
-    exit_code = 3
-    code = "broken_mentor"
 
-
-class MentorBusyError(CertjobError):
+class MentorBusyError(CertjobError, code="mentor_busy", exit_code=3):
     """Another session has locked a mentor or an organisation, or another run has claimed the push."""
 
-    exit_code = 3
-    code = "mentor_busy"
 
-
-class DynamicsSyncException(CertjobError):  # noqa: N818 - the design fixes this name
+class DynamicsSyncException(CertjobError, code="dynamics_sync", exit_code=3):  # noqa: N818 - the design fixes this name
     """A mentor's push failed in this round. certjob keeps its own state, and the event stays open."""
-
-    exit_code = 3
-    code = "dynamics_sync"
 
     def __init__(
         self,
@@ -227,10 +194,10 @@ class DynamicsSyncException(CertjobError):  # noqa: N818 - the design fixes this
         self.mentor_id, self.event_id, self.attempts, self.cause = mentor_id, event_id, attempts, cause
 
 
-class DeliveryError(CertjobError):
+class DeliveryError(CertjobError, code=Cause.PORTAL_STOPPED):
     """One push or one message was not delivered. ``code`` is the cause; each class has a default."""
 
-    code: Cause = Cause.PORTAL_STOPPED
+    code: Cause
 
     def __init__(
         self,
@@ -242,56 +209,42 @@ class DeliveryError(CertjobError):
         retry_after_seconds: float | None = None,
         correlation_id: str | None = None,
     ) -> None:
-        """``status`` and ``correlation_id`` (X-Correlation-Id) are those of an HTTP answer, if there was one."""
+        """``status``, ``retry_after_seconds`` and ``correlation_id`` are those of an HTTP answer, if there was one."""
         super().__init__(message, next_step=next_step)
         self.code = code or type(self).code
-        self.status, self.correlation_id = status, correlation_id
-        self.retry_after_seconds = retry_after_seconds
-        """The wait that the server asked for."""
+        self.status, self.retry_after_seconds, self.correlation_id = status, retry_after_seconds, correlation_id
 
 
-class PortalCallError(DeliveryError):
+class PortalCallError(DeliveryError, code=Cause.PORTAL_DOWN):
     """One call to the Edge Function failed."""
-
-    code = Cause.PORTAL_DOWN
 
 
 class TransientPortalError(PortalCallError):
     """A retry may succeed: network failure, throttling, a cold or broken server, an answer that breaks the contract."""
 
 
-class PermanentPortalError(PortalCallError):
+class PermanentPortalError(PortalCallError, code=Cause.CHANGE_REFUSED):
     """The function rejected this contact. Every retry fails until someone corrects the data."""
 
-    code = Cause.CHANGE_REFUSED
 
-
-class PortalStageError(PortalCallError):
+class PortalStageError(PortalCallError, code=Cause.PORTAL_STOPPED):
     """No push can succeed until the configuration is corrected, as with a wrong key, a failed deploy or a redirect."""
 
-    code = Cause.PORTAL_STOPPED
 
-
-class NotifyError(DeliveryError):
+class NotifyError(DeliveryError, code=Cause.MAIL_STOPPED):
     """One message was not delivered to the mail server or webhook."""
-
-    code = Cause.MAIL_STOPPED
 
 
 class RecipientRefusedError(NotifyError):
     """The server permanently rejected this recipient or message (5xx to RCPT or DATA)."""
 
 
-class RecipientDeferredError(NotifyError):
+class RecipientDeferredError(NotifyError, code=Cause.MAIL_DELAYED):
     """The server asked certjob to retry this recipient later (4xx to RCPT or DATA)."""
 
-    code = Cause.MAIL_DELAYED
 
-
-class OutcomeUnknownError(NotifyError):
+class OutcomeUnknownError(NotifyError, code=Cause.MAIL_DELAYED):
     """The connection broke after the message was sent and before the answer, so it may have arrived."""
-
-    code = Cause.MAIL_DELAYED
 
 
 class ChannelDownError(NotifyError):
@@ -299,7 +252,7 @@ class ChannelDownError(NotifyError):
 
 
 class Outcome(StrEnum):
-    """How a run ended; determines the exit code."""
+    """The outcome of a run, which determines the exit code."""
 
     OK = "ok"
     ATTENTION = "attention"
