@@ -1,4 +1,4 @@
-"""Files that certjob trusts only if no one else could have written them."""
+"""The check that no one else could have written a file."""
 
 import os
 import stat

@@ -1,4 +1,4 @@
-"""Hours of the day in which something may be done, by the clocks of one time zone."""
+"""Hours of the day in one time zone."""
 
 import re
 from dataclasses import dataclass
@@ -11,24 +11,24 @@ _MINUTE = timedelta(minutes=1)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DailyHours:
-    """From one minute of each day to another, which may be on the next day."""
+    """A time window of each day. It may end on the next day."""
 
     begin: int
     """Minutes after midnight."""
     end: int
-    """Minutes after midnight, itself not included; smaller than ``begin``: on the next day."""
+    """Minutes after midnight, not included. If smaller than ``begin``, it is on the next day."""
 
     def include(self, moment: datetime) -> bool:
-        """Whether ``moment``, which is in the zone, is in these hours."""
+        """Return whether a moment with the time zone is in these hours."""
         minute = moment.hour * 60 + moment.minute
         if self.begin < self.end:
             return self.begin <= minute < self.end
         return minute >= self.begin or minute < self.end
 
     def next_begin(self, moment: datetime) -> datetime | None:
-        """Return when these hours begin, looked at from ``moment``, which is in the zone; None while they last.
+        """Return the next beginning after a moment with the time zone, or None during these hours.
 
-        It goes from minute to minute: a clock that is put forward may jump over the beginning.
+        It tries each minute, because the start of summer time may skip the beginning.
         """
         if self.include(moment):
             return None
@@ -39,7 +39,7 @@ class DailyHours:
 
 
 def parse_daily_hours(text: str) -> DailyHours:
-    """Read hours such as ``08:00-20:00``; ``22:00-06:00`` goes past midnight. Raises ValueError."""
+    """Return hours such as ``08:00-20:00`` or, past midnight, ``22:00-06:00``. Raises ValueError."""
     form = _FORM.fullmatch(text.strip())
     hour, minute, last_hour, last_minute = map(int, form.groups()) if form else (24, 0, 24, 0)
     begin, end = hour * 60 + minute, last_hour * 60 + last_minute

@@ -1,49 +1,49 @@
-"""Removes from texts, whoever wrote them, what must not be shown: secrets, addresses, control characters."""
+"""Remove secrets, addresses and control characters from texts."""
 
 import re
 from collections.abc import Iterable
 
 LONGEST_FOREIGN_TEXT = 10_000
-"""Characters of somebody else's text that are looked at; what is shown of one is shorter still."""
+"""Characters of a foreign text that are read. Less is printed."""
 
 _IN_AN_ADDRESS = r"[^\s<>@:;,()\"']"
-# From a word's first letter only: tried from each, a long word without an @ takes the square of its length.
+# Only from the first letter of a word, because trying each letter takes quadratic time in a long word without an @.
 _ADDRESS = re.compile(rf"<?(?<!{_IN_AN_ADDRESS}){_IN_AN_ADDRESS}+@{_IN_AN_ADDRESS}+>?")
 
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]+")
-"""Control characters, line separators and marks that turn the direction of what follows."""
+"""Control characters, line separators, and marks that change the direction of the text."""
 
 _SHORTEST = 4
-"""Shorter ones would be found in every second word."""
+"""Shorter secrets would match parts of ordinary words."""
 
 _secrets: set[str] = set()
 
 
 def keep(secrets: Iterable[str | None]) -> None:
-    """Remember what ``without_secrets`` removes from now on, in place of what was remembered before."""
+    """Replace the secrets that ``without_secrets`` removes."""
     _secrets.clear()
     _secrets.update(secret for secret in secrets if secret and len(secret) >= _SHORTEST)
 
 
 def without_secrets(text: str) -> str:
-    """Return the text with ``<secret>`` in place of every secret that is kept."""
-    for secret in sorted(_secrets, key=len, reverse=True):  # one may be a part of another
+    """Return the text with ``<secret>`` for every secret of ``keep``."""
+    for secret in sorted(_secrets, key=len, reverse=True):  # one may contain another
         text = text.replace(secret, "<secret>")
     return text
 
 
 def without_people(text: str) -> str:
-    """Return the text of somebody else, a server or a bug, without secrets and with ``<address>`` for addresses."""
+    """Return a foreign text, from a server or an unexpected error, without secrets and addresses."""
     return without_addresses(without_secrets(text))
 
 
 def without_addresses(text: str) -> str:
-    """Return the beginning of somebody else's text, with ``<address>`` in place of addresses."""
+    """Return the beginning of a foreign text, with ``<address>`` for addresses."""
     return _ADDRESS.sub("<address>", _beginning(text))
 
 
 def _beginning(text: str) -> str:
-    """Return what is looked at, without the word at its end: half an address is not seen to be one."""
+    """Return the part that is read, without its last word, because half an address would not be recognized."""
     if len(text) <= LONGEST_FOREIGN_TEXT:
         return text
     end = LONGEST_FOREIGN_TEXT
@@ -53,7 +53,7 @@ def _beginning(text: str) -> str:
 
 
 def foreign_line(text: str, *, secrets: Iterable[str] = (), longest: int = 300) -> str:
-    """Return somebody else's text fit for a log: one line, not longer, without these secrets, without addresses."""
+    """Return a foreign text for a log: one line of limited length, without these secrets and without addresses."""
     for secret in sorted(filter(None, secrets), key=len, reverse=True):
         text = text.replace(secret, "<secret>")
     text = "".join(character if character.isprintable() else " " for character in without_addresses(text))
@@ -62,7 +62,7 @@ def foreign_line(text: str, *, secrets: Iterable[str] = (), longest: int = 300) 
 
 
 def harmless(text: object) -> str:
-    """Return any text as one line in which no terminal finds an order: no control, no invisible character."""
+    """Return any text as one line without control characters and invisible characters."""
     return "".join(
         character if character.isprintable() else " " if character.isspace() else "\N{REPLACEMENT CHARACTER}"
         for character in str(text)
@@ -70,5 +70,5 @@ def harmless(text: object) -> str:
 
 
 def one_line(text: str | None) -> str:
-    """Return the text in one line without characters that could break a header or turn the text around."""
+    """Return the text as one line without characters that could break a header or change its direction."""
     return " ".join(_UNPRINTABLE.sub(" ", text or "").split())

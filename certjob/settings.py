@@ -1,4 +1,4 @@
-"""Settings from ``CERTJOB_*`` variables, or a file of them; an error names the variable and never the value."""
+"""Settings from ``CERTJOB_*`` variables, or a file of them. Errors name the variable, never the value."""
 
 import io
 import os
@@ -6,7 +6,7 @@ import re
 from datetime import date, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 from zoneinfo import ZoneInfo
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, field_validator
@@ -24,7 +24,7 @@ EMBEDDED = "embedded"
 
 
 class _RefusedError(ValueError):
-    """A value that certjob refuses. pydantic collects only a ValueError, and certjob's own errors are none."""
+    """A refused value. It is a ValueError, because pydantic does not collect certjob's own errors."""
 
     def __init__(self, message: str, *, next_step: str | None = None) -> None:
         super().__init__(message)
@@ -40,35 +40,30 @@ def _known_zone(name: str) -> str:
     return name
 
 
-def _split(url: str, *, schemes: tuple[str, ...]) -> SplitResult:
-    try:
-        parts = urlsplit(url)
-        complete = bool(parts.path) if parts.scheme == "maildir" else bool(parts.hostname) and parts.port != 0
-    except ValueError as error:
-        message = "is not a valid URL"
-        raise _RefusedError(message) from error
-    if parts.scheme not in schemes or not complete:
-        starts = " or ".join(f"{scheme}:" for scheme in schemes)
-        message = f"must be a URL that starts with {starts} and names its place"
-        raise _RefusedError(message)
-    return parts
+def _url(*, schemes: tuple[str, ...] = ("http", "https"), instead_of_login: str | None = None) -> AfterValidator:
+    """Check a URL. With ``instead_of_login`` also refuse a login in it, and plain HTTP to another machine."""
 
+    def check(value: str | SecretStr) -> str | SecretStr:
+        try:
+            parts = urlsplit(value if isinstance(value, str) else value.get_secret_value())
+            complete = bool(parts.path) if parts.scheme == "maildir" else bool(parts.hostname) and parts.port != 0
+        except ValueError as error:
+            message = "is not a valid URL"
+            raise _RefusedError(message) from error
+        if parts.scheme not in schemes or not complete:
+            starts = " or ".join(f"{scheme}:" for scheme in schemes)
+            place = "a path" if parts.scheme == "maildir" else "a host"
+            message = f"must be a URL that starts with {starts} and includes {place}"
+            raise _RefusedError(message)
+        if instead_of_login and (parts.username or parts.password):
+            message = "must not contain a user name or password"
+            raise _RefusedError(message, next_step=instead_of_login)
+        if instead_of_login and parts.scheme == "http" and parts.hostname not in LOOPBACK_HOSTS:
+            message = "plain http:// is allowed only for loopback, because the key would be sent unencrypted"
+            raise _RefusedError(message, next_step="use https://")
+        return value
 
-def _split_safely(url: str, *, schemes: tuple[str, ...] = ("http", "https"), instead_of_login: str) -> SplitResult:
-    """Also refuse a login in the URL, and plain HTTP to another machine."""
-    parts = _split(url, schemes=schemes)
-    if parts.username or parts.password:
-        message = "must hold no user or password"
-        raise _RefusedError(message, next_step=instead_of_login)
-    if parts.scheme == "http" and parts.hostname not in LOOPBACK_HOSTS:
-        message = "plain http:// is refused for anything but loopback, since the key would travel in the open"
-        raise _RefusedError(message, next_step="use https://")
-    return parts
-
-
-def _web_address(url: str) -> str:
-    _split(url, schemes=("http", "https"))
-    return url
+    return AfterValidator(check)
 
 
 def _address(text: str) -> str:
@@ -78,29 +73,16 @@ def _address(text: str) -> str:
     return text
 
 
-def _portal(url: str) -> str:
-    _split_safely(url, instead_of_login="the function's key goes into CERTJOB_PORTAL_KEY")
-    return url
-
-
-def _channel(url: SecretStr) -> SecretStr:
-    step = "use CERTJOB_NOTIFY_USER and CERTJOB_NOTIFY_PASSWORD"
-    schemes = ("smtp", "smtps", "http", "https", "maildir")
-    _split_safely(url.get_secret_value(), schemes=schemes, instead_of_login=step)
-    return url
-
-
-def _ping(url: SecretStr) -> SecretStr:
-    step = "remove them: whoever knows the address may ping"
-    parts = _split_safely(url.get_secret_value(), instead_of_login=step)
+def _without_query(url: SecretStr) -> SecretStr:
+    parts = urlsplit(url.get_secret_value())
     if parts.query or parts.fragment:
-        message = "must hold no ? and no #, because certjob appends /fail and ?rid=… to it"
+        message = "must not contain ? or #, because certjob appends /fail and ?rid=… to it"
         raise _RefusedError(message)
     return url
 
 
 def _token(secret: SecretStr) -> SecretStr:
-    """Refuse what cannot stand in a header: the HTTP client's own complaint would quote it."""
+    """Refuse characters that a header cannot have, because the HTTP client's error would quote the secret."""
     if not re.fullmatch(r"[!-~]+", secret.get_secret_value()):
         message = "must be one word of printable ASCII"
         raise _RefusedError(message, next_step="remove spaces, line breaks and letters such as å")
@@ -111,72 +93,73 @@ def _hours(value: object) -> object:
     return parse_daily_hours(value) if isinstance(value, str) else value
 
 
+_CHANNEL = _url(
+    schemes=("smtp", "smtps", "http", "https", "maildir"),
+    instead_of_login="use CERTJOB_NOTIFY_USER and CERTJOB_NOTIFY_PASSWORD",
+)
+_PING = _url(instead_of_login="remove them, because the address itself is the secret")
+
+
 class Settings(BaseSettings):
-    """Everything a command reads from its environment. Secrets print as stars."""
+    """The settings of a command. Secrets are printed as stars."""
 
     model_config = SettingsConfigDict(
-        env_prefix="CERTJOB_",
-        env_ignore_empty=True,
-        extra="ignore",
-        hide_input_in_errors=True,
-        frozen=True,
+        env_prefix="CERTJOB_", env_ignore_empty=True, extra="ignore", hide_input_in_errors=True, frozen=True
     )
 
     database_url: SecretStr
     """A libpq URL, or the word ``embedded``."""
     time_zone: Annotated[str, AfterValidator(_known_zone)] = "Europe/Oslo"
-    """IANA name; decides which calendar day it is."""
-    portal_url: Annotated[str, AfterValidator(_portal)] | None = None
+    """IANA name. It decides which calendar day it is."""
+    portal_url: Annotated[str, _url(instead_of_login="the function's key goes into CERTJOB_PORTAL_KEY")] | None = None
     """The Edge Function."""
     portal_key: Annotated[SecretStr, AfterValidator(_token)] | None = None
-    notify_url: Annotated[SecretStr, AfterValidator(_channel)] | None = None
+    notify_url: Annotated[SecretStr, _CHANNEL] | None = None
     """smtp://host[:port], smtps://host[:port], https://… or maildir:/path."""
     notify_user: str | None = Field(default=None, repr=False)
     notify_password: SecretStr | None = None
     mail_from: str | None = Field(default=None, repr=False)
-    """The sender: address, or ``Name <address>``."""
+    """The sender: an address, or ``Name <address>``."""
     bounce_address: str | None = Field(default=None, repr=False)
-    """Where a mail server returns what it cannot deliver; None: to the sender."""
+    """The address for undeliverable mails. None: the sender."""
     mail_hours: Annotated[DailyHours | None, NoDecode, BeforeValidator(_hours)] = None
-    """When reminders and digests may be sent, in ``time_zone``; None: at any hour."""
+    """The hours for reminders and digests, in ``time_zone``. None: any hour."""
     templates_dir: Path | None = None
-    """A folder with message templates of the programme's own; looked into only by what writes messages."""
-    app_url: Annotated[str, AfterValidator(_web_address)] | None = None
-    """The app that coordinators use; digests link to it."""
+    """A folder with message templates of the programme."""
+    app_url: Annotated[str, _url()] | None = None
+    """The app of the coordinators. Digests link to it."""
     operator_address: Annotated[str, AfterValidator(_address)] | None = None
-    """The e-mail address of the people who run certjob; digests tell coordinators to write there."""
-    ping_url: Annotated[SecretStr, AfterValidator(_ping)] | None = None
-    """Where `run` reports how it ended. A secret, because anyone who knows the address can report."""
+    """The e-mail address of the people who run certjob, for coordinators."""
+    ping_url: Annotated[SecretStr, _PING, AfterValidator(_without_query)] | None = None
+    """The monitor of `run`. A secret, because anyone who knows the address can report to it."""
     log_format: Literal["text", "json"] = "text"
 
     @field_validator("*", mode="before")
     @classmethod
     def _without_windows_line_end(cls, value: object) -> object:
-        """Refuse it by its name: else the value would be used with it, or refused for another reason."""
+        """Refuse it by name, because another error would not explain an invisible character."""
         if isinstance(value, str) and value.endswith("\r"):
             message = "ends in a carriage return"
-            raise _RefusedError(
-                message, next_step=r"give the file it comes from Unix line ends (sed -i 's/\r$//' FILE)"
-            )
+            raise _RefusedError(message, next_step=r"give its file Unix line ends (sed -i 's/\r$//' FILE)")
         return value
 
     @property
     def zone(self) -> ZoneInfo:
-        """Where the programme lives."""
+        """The time zone of the programme."""
         return ZoneInfo(self.time_zone)
 
     @property
     def today(self) -> date:
-        """The calendar day it is now where the programme lives."""
+        """The current calendar day in this time zone."""
         return datetime.now(self.zone).date()
 
     @property
     def mail_waits_until(self) -> datetime | None:
-        """When mail may be sent again; None: it may be sent now."""
+        """The next time when mail may be sent. None: now."""
         return self.mail_hours.next_begin(datetime.now(self.zone)) if self.mail_hours else None
 
     def secrets(self) -> list[str]:
-        """Return what no text may show: keys, passwords, and addresses that contain one."""
+        """Return the keys, the passwords, and the addresses that contain one: no text may show them."""
         found = [value.get_secret_value() for value in (self.portal_key, self.notify_password) if value is not None]
         webhook = self.notify_url.get_secret_value() if self.notify_url else ""
         found += [webhook] if webhook.startswith("http") else []
@@ -187,28 +170,25 @@ class Settings(BaseSettings):
         return found
 
     def contradictions(self) -> dict[str, ConfigurationError]:
-        """Return what is missing or wrong beside the other settings, by its variable."""
-        problems: dict[str, ConfigurationError] = {}
+        """Return the errors of settings that another setting requires, or restricts, by variable."""
+        problems: dict[str, tuple[str, str | None]] = {}
         channel = urlsplit(self.notify_url.get_secret_value()).scheme if self.notify_url else ""
         if self.portal_url and not self.portal_key:
-            step = "set it to the key of the function at CERTJOB_PORTAL_URL"
-            problems["CERTJOB_PORTAL_KEY"] = ConfigurationError("CERTJOB_PORTAL_KEY is missing", next_step=step)
+            problems["CERTJOB_PORTAL_KEY"] = (" is missing", "set it to the key of the function at CERTJOB_PORTAL_URL")
         if channel in {"smtp", "smtps"} and not self.mail_from:
-            step = "set it to the address that mail is sent from"
-            problems["CERTJOB_MAIL_FROM"] = ConfigurationError("CERTJOB_MAIL_FROM is missing", next_step=step)
+            problems["CERTJOB_MAIL_FROM"] = (" is missing", "set it to the address that mail is sent from")
         if channel in {"http", "https"} and self.notify_password:
             try:
                 _token(self.notify_password)
             except _RefusedError as error:
-                message = f"CERTJOB_NOTIFY_PASSWORD: {error}"
-                problems["CERTJOB_NOTIFY_PASSWORD"] = ConfigurationError(message, next_step=error.next_step)
-        return problems
+                problems["CERTJOB_NOTIFY_PASSWORD"] = (f": {error}", error.next_step)
+        return {name: ConfigurationError(name + text, next_step=step) for name, (text, step) in problems.items()}
 
 
 def load_settings(env_file: str | None = None) -> Settings:
-    """Read the environment, and what it does not set from this file.
+    """Read the environment, and from this file the settings that are not set there.
 
-    Raises ConfigurationError with one clause per wrong or missing variable; no value is ever part of it.
+    Raises ConfigurationError with one clause per wrong or missing variable, without their values.
     """
     settings, problems = _read(_from_file(env_file))
     if problems:
@@ -218,9 +198,9 @@ def load_settings(env_file: str | None = None) -> Settings:
 
 
 def survey_settings(env_file: str | None = None) -> tuple[Settings, dict[str, ConfigurationError]]:
-    """Read the settings for a command that looks at everything; all others stop when one is wrong.
+    """Return the settings for `certjob check`, and the errors by variable. Other commands stop at an error.
 
-    Return them, what is wrong at its default and a missing database URL empty, and the errors by variable.
+    A wrong setting has its default, and a missing database URL is empty.
     """
     try:
         given = _from_file(env_file)
@@ -231,7 +211,7 @@ def survey_settings(env_file: str | None = None) -> tuple[Settings, dict[str, Co
 
 
 def _read(given: dict[str, Any]) -> tuple[Settings, dict[str, ConfigurationError]]:
-    """Return the environment's settings beside the given ones, and what is wrong with them, by variable."""
+    """Return the given settings and those of the environment, and the errors by variable."""
     problems: dict[str, ConfigurationError] = {}
     try:
         settings = Settings(**given)
@@ -243,19 +223,19 @@ def _read(given: dict[str, Any]) -> tuple[Settings, dict[str, ConfigurationError
             problems[_variable(name)] = _explain(detail, variable=_variable(name))
         settings = Settings(**given | without)
     for variable, problem in settings.contradictions().items():
-        problems.setdefault(variable, problem)  # what is wrong was left out, and is not missing
+        problems.setdefault(variable, problem)  # a wrong value was left out, but is not missing
     keep(settings.secrets())
     return settings, problems
 
 
 def _from_file(env_file: str | None) -> dict[str, Any]:
-    """Return the settings of a file that the environment does not set. Raises ConfigurationError."""
+    """Return the settings of a file that are not set in the environment. Raises ConfigurationError."""
     if env_file is None:
         return {}
     try:
         suspect = why_untrusted(Path(env_file))
         text = "" if suspect else Path(env_file).read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:  # ValueError: it is no UTF-8, or its name is no path
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or not a path
         why = getattr(error, "strerror", None) or "it is not UTF-8 text"
         message = f"the settings file {env_file} cannot be read: {why}"
         raise ConfigurationError(message, next_step="correct --env-file or CERTJOB_ENV_FILE") from None
@@ -271,16 +251,16 @@ def _from_file(env_file: str | None) -> dict[str, Any]:
 
 
 def _parse(text: str, env_file: str) -> dict[str, str | None]:
-    """Return what the lines ``NAME='value'`` say, each as it stands there: nothing is expanded."""
-    from dotenv.parser import parse_stream  # noqa: PLC0415 - only who has such a file pays for it
+    """Return the values of lines ``NAME='value'``, without expanding variables."""
+    from dotenv.parser import parse_stream  # noqa: PLC0415 - most commands have no such file
 
     given: dict[str, str | None] = {}
     for binding in parse_stream(io.StringIO(text)):
         if binding.error or ((binding.key or "").startswith("CERTJOB_") and binding.value is None):
-            said = binding.original.string  # blank lines above it belong to it
-            line = binding.original.line + said[: len(said) - len(said.lstrip())].count("\n")
+            text = binding.original.string  # with the blank lines above it
+            line = binding.original.line + text[: len(text) - len(text.lstrip())].count("\n")
             message = f"the settings file {env_file}, line {line}: not a setting"
-            raise ConfigurationError(message, next_step="write NAME='value', or # before a remark")
+            raise ConfigurationError(message, next_step="write NAME='value', or # before a comment")
         if binding.key is not None:
             given[binding.key] = binding.value
     return given
@@ -288,12 +268,10 @@ def _parse(text: str, env_file: str) -> dict[str, str | None]:
 
 def _explain(detail: ErrorDetails, *, variable: str) -> ConfigurationError:
     if detail["type"] == "missing":
-        step = "give a PostgreSQL URL or the word embedded, or name a file that does (--env-file)"
-        return ConfigurationError(f"{variable} is not set", next_step=step)
-    said = detail["msg"].removeprefix("Value error, ")
-    return ConfigurationError(
-        f"{variable}: {said}", next_step=getattr(detail.get("ctx", {}).get("error"), "next_step", None)
-    )
+        missing = "give a PostgreSQL URL or the word embedded, or name a file that does (--env-file)"
+        return ConfigurationError(f"{variable} is not set", next_step=missing)
+    step = getattr(detail.get("ctx", {}).get("error"), "next_step", None)
+    return ConfigurationError(f"{variable}: {detail['msg'].removeprefix('Value error, ')}", next_step=step)
 
 
 def _variable(name: str) -> str:

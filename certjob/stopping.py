@@ -10,17 +10,17 @@ from types import FrameType
 from certjob.errors import StoppedBySignalError
 
 GRACE_SECONDS = 7.5
-"""Time after a signal for the work in hand to end. Then the current wait is interrupted. psycopg needs at most 10 more
-seconds to cancel its statement, or to close the connection to a silent server."""
+"""Time after a signal for the current work. Then the current wait is interrupted. psycopg needs at most 10 more seconds
+to cancel its statement, or to close the connection to a silent server."""
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-"""Signals that end the command. SIGHUP arrives when the terminal is gone, such as a dropped ssh session."""
+"""Signals that end the command. SIGHUP arrives when the terminal closes, for example with an ssh session."""
 
 _POLL_SECONDS = 0.1
 
 
 class Interrupted(KeyboardInterrupt):
-    """Interrupts a wait that outlasted the grace; a KeyboardInterrupt, so that psycopg cancels its statement."""
+    """Interrupts a wait after the grace. psycopg cancels its statement because of a KeyboardInterrupt."""
 
 
 def _interrupt() -> None:
@@ -28,60 +28,59 @@ def _interrupt() -> None:
 
 
 class StopFlag:
-    """Set once when the process should end; remembers which signal asked."""
+    """A request to end the command, set by a signal."""
 
     def __init__(self) -> None:
         self.signal_name = "a signal"
         self.breaks_off = False
-        """Whether a signal interrupts a wait without any grace."""
+        """Whether a signal interrupts the current wait at once."""
         self.is_over = False
-        """Whether the command has ended: a signal changes nothing any more."""
+        """Whether the command has ended, so signals are ignored."""
         self.at_end: Callable[[int], None] | None = None
-        """Called with the exit code, once it is known."""
+        """Called with the exit code at the end."""
         self.break_off: Callable[[], object] = _interrupt
         """Interrupts the current wait."""
         self._set_at: float | None = None
 
     def set(self) -> None:
-        """Ask for the end; from any thread, and from a signal handler."""
+        """Request the end, from any thread or signal handler."""
         self._set_at = self._set_at or time.monotonic()
 
     def is_set(self) -> bool:
-        """Return whether the end was asked for."""
+        """Return whether the end was requested."""
         return self._set_at is not None
 
     @property
     def seconds_since_set(self) -> float:
-        """The seconds since it was set; negative before."""
+        """The seconds since the request, or a negative number without one."""
         return -1.0 if self._set_at is None else time.monotonic() - self._set_at
 
     def error(self) -> StoppedBySignalError:
         """Return the error that ends the command."""
-        return StoppedBySignalError(
-            f"stopped by {self.signal_name}", next_step="what was done is kept, the next run does the rest"
-        )
+        step = "what was done is kept, the next run does the rest"
+        return StoppedBySignalError(f"stopped by {self.signal_name}", next_step=step)
 
     def check(self) -> None:
-        """Raise StoppedBySignalError if it is set."""
+        """Raise StoppedBySignalError if the end was requested."""
         if self.is_set():
             raise self.error()
 
     def sleep(self, seconds: float) -> None:
-        """Wait, but no longer than until it is set; then raise StoppedBySignalError."""
+        """Wait. Raise StoppedBySignalError as soon as the end is requested."""
         ends_at = time.monotonic() + seconds
         while not self.is_set() and (left := ends_at - time.monotonic()) > 0:
             time.sleep(min(left, _POLL_SECONDS))
         self.check()
 
     def end(self) -> None:
-        """Note that the command has ended, and cancel the alarm."""
+        """Record that the command has ended, and cancel the alarm."""
         self.is_over = True
-        if self.is_set():  # while the interpreter shuts down, the alarm would find no handler and kill the process
+        if self.is_set():  # during the shutdown of the interpreter, the alarm would kill the process
             signal.setitimer(signal.ITIMER_REAL, 0)
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Let a signal end the block at once: for work that leaves nothing half done."""
+        """Let a signal end the block at once. The block must not leave work half done."""
         self.breaks_off = True
         try:
             self.check()
@@ -91,9 +90,9 @@ class StopFlag:
 
 
 def stop_on_signals() -> StopFlag:
-    """Install handlers for STOP_SIGNALS and return the flag they set; a second signal interrupts every wait.
+    """Install handlers for STOP_SIGNALS and return the flag that they set. A second signal interrupts every wait.
 
-    `nohup` starts a process with SIGHUP ignored, and it stays ignored.
+    `nohup` starts a process with SIGHUP ignored. certjob keeps ignoring it.
     """
     flag = StopFlag()
     asked = count()

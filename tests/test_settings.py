@@ -1,4 +1,4 @@
-"""Settings: what is required, what is refused, and that an error never shows a value."""
+"""Settings: required ones, refused values, files of settings. No error shows a value."""
 
 import os
 import traceback
@@ -10,14 +10,13 @@ from certjob.errors import ConfigurationError
 from certjob.settings import Settings, load_settings
 
 SECRET = "hunter2"
-"""Planted into values; must never come out again."""
-
+"""A part of the refused values."""
 DATABASE_URL = "postgresql://certjob@db.example/certjob"
 PORTAL = {"PORTAL_URL": "https://portal.example/sync", "PORTAL_KEY": "k-123"}
 
 
 class Environment:
-    """Sets ``CERTJOB_*`` variables, which are named without their prefix; there is none of whoever runs the tests."""
+    """Sets ``CERTJOB_*`` variables, which are named without their prefix. It starts without any."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.set = monkeypatch.setenv
@@ -26,13 +25,13 @@ class Environment:
                 monkeypatch.delenv(name)
 
     def load(self, **variables: str) -> Settings:
-        """The settings with these variables and a database."""
+        """Return the settings with these variables and a database."""
         for name, value in ({"DATABASE_URL": DATABASE_URL} | variables).items():
             self.set(f"CERTJOB_{name}", value)
         return load_settings()
 
     def complaint(self, file: Path | str | None = None, **variables: str) -> str:
-        """What is said about these variables, or a file of them; no value stands in it, nor in a traceback."""
+        """Return the error about these variables, or about a file. Neither it nor the traceback has the secret."""
         with pytest.raises(ConfigurationError) as caught:
             load_settings(str(file)) if file else self.load(**variables)
         assert caught.value.exit_code == 2
@@ -46,94 +45,89 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Environment:
     return Environment(monkeypatch)
 
 
-def test_a_database_is_enough(environment: Environment) -> None:
-    """Nothing is sent, pushed or told without being asked for, and nothing changes in the middle of a night.
+@pytest.mark.parametrize("empty", [(), ("PORTAL_URL", "TIME_ZONE", "LOG_FORMAT")], ids=["unset", "empty variables"])
+def test_settings_with_a_database_only_send_and_push_nothing(environment: Environment, empty: tuple[str, ...]) -> None:
+    """An empty variable counts as not set, so ``CERTJOB_PORTAL_URL=`` in a crontab switches the portal off."""
+    settings = environment.load(**dict.fromkeys(empty, ""))
 
-    An empty variable counts as not set: ``CERTJOB_PORTAL_URL=`` in a crontab switches the portal off.
-    """
-    for variables in ({}, dict.fromkeys(("PORTAL_URL", "TIME_ZONE", "LOG_FORMAT"), "")):
-        settings = environment.load(**variables)
-
-        assert settings.database_url.get_secret_value() == DATABASE_URL
-        assert settings.time_zone == "Europe/Oslo"
-        asked_for = (settings.portal_url, settings.portal_key, settings.notify_url, settings.mail_from)
-        assert (*asked_for, settings.ping_url) == (None,) * 5
-        assert settings.log_format == "text"
+    assert settings.database_url.get_secret_value() == DATABASE_URL
+    assert (settings.time_zone, settings.log_format) == ("Europe/Oslo", "text")
+    assert (settings.portal_url, settings.portal_key, settings.notify_url, settings.ping_url) == (None,) * 4
     with pytest.raises(ValueError, match="frozen"):
         settings.time_zone = "UTC"  # type: ignore[misc]
 
 
-def test_there_is_no_default_database(environment: Environment) -> None:
-    """A cron line with a forgotten variable must fail, not run on an empty database; an empty one is none."""
-    said = "CERTJOB_DATABASE_URL is not set; give a PostgreSQL URL or the word embedded"
-    with pytest.raises(ConfigurationError, match=said):
+def test_database_url_is_required(environment: Environment) -> None:
+    """A cron job without the variable must fail, and not work on an empty database."""
+    missing = "CERTJOB_DATABASE_URL is not set; give a PostgreSQL URL or the word embedded"
+    with pytest.raises(ConfigurationError, match=missing):
         load_settings()
 
-    assert environment.complaint(DATABASE_URL="").startswith(said)
+    assert environment.complaint(DATABASE_URL="").startswith(missing)
 
 
 NO_ZONE = "no such time zone; use an IANA name such as Europe/Oslo"
-NO_HTTP = "plain http:// is refused"
-NO_USER = "must hold no user or password"
+NO_HTTP = "plain http:// is allowed only for loopback"
+NO_USER = "must not contain a user name or password"
 NOT_A_WORD = "must be one word of printable ASCII"
 A_URL = "must be a URL that starts with"
+REFUSED = {
+    "TIME_ZONE": {f"Europe/{SECRET}": NO_ZONE, f"../../{SECRET}": NO_ZONE, "Europe": NO_ZONE},
+    "PORTAL_URL": {
+        f"https:///{SECRET}": f"{A_URL} http: or https: and includes a host",
+        f"ftp://{SECRET}.example/": A_URL,
+        f"https://{SECRET}.example:0/": A_URL,
+        f"https://portal.example:{SECRET}/": "is not a valid URL",
+        f"HTTP://portal.example/?key={SECRET}": NO_HTTP,
+        f"http://localhost.evil.example/{SECRET}": NO_HTTP,
+        f"https://{SECRET}@portal.example/": f"{NO_USER}; the function's key goes into",
+    },
+    "PORTAL_KEY": {f"{SECRET}\n": NOT_A_WORD, f"nøkkel-{SECRET}": NOT_A_WORD},
+    "LOG_FORMAT": {SECRET: "Input should be"},
+    "NOTIFY_URL": {
+        f"mailto:{SECRET}@hlf.example": f"{A_URL} smtp: or smtps:",
+        "maildir:": "includes a path",
+        "smtp:": "includes a host",
+        f"http://push.example/?key={SECRET}": NO_HTTP,
+        f"https://:{SECRET}@push.example": "use CERTJOB_NOTIFY_USER and CERTJOB_NOTIFY_PASSWORD",
+    },
+    "MAIL_HOURS": {f"08:00-{SECRET}": "must be two times of the day"},
+    "APP_URL": {f"javascript:{SECRET}": A_URL},
+    "OPERATOR_ADDRESS": {SECRET: "must be an e-mail address"},
+    "PING_URL": {
+        f"http://hc.example/{SECRET}": NO_HTTP,
+        f"https://hc.example/{SECRET}?x=1": "must not contain ? or #",
+        f"https://hc.example/{SECRET}#x": "must not contain ? or #",
+    },
+    "DATABASE_URL": {f"postgresql://u:{SECRET}@h/x\r": "ends in a carriage return; "},
+}
+"""The reason of the error, by variable and value."""
+
+
+@pytest.mark.parametrize(("setting", "value"), [(name, value) for name, values in REFUSED.items() for value in values])
+def test_wrong_value_is_refused_by_the_name_of_its_variable(environment: Environment, setting: str, value: str) -> None:
+    """The error has the reason, and not the value."""
+    error = environment.complaint(**PORTAL | {setting: value})
+
+    assert error.startswith(f"CERTJOB_{setting}: ")
+    assert error.count(REFUSED[setting][value]) == 1
 
 
 @pytest.mark.parametrize(
-    ("variable", "value", "phrase"),
+    ("variables", "error"),
     [
-        ("TIME_ZONE", f"Europe/{SECRET}", NO_ZONE),
-        ("TIME_ZONE", f"../../{SECRET}", NO_ZONE),
-        ("TIME_ZONE", "Europe", NO_ZONE),
-        ("PORTAL_URL", f"https:///{SECRET}", A_URL),
-        ("PORTAL_URL", f"ftp://{SECRET}.example/", A_URL),
-        ("PORTAL_URL", f"https://{SECRET}.example:0/", A_URL),
-        ("PORTAL_URL", f"https://portal.example:{SECRET}/", "is not a valid URL"),
-        ("PORTAL_URL", f"HTTP://portal.example/?key={SECRET}", NO_HTTP),
-        ("PORTAL_URL", f"http://localhost.evil.example/{SECRET}", NO_HTTP),
-        ("PORTAL_URL", f"https://{SECRET}@portal.example/", f"{NO_USER}; the function's key goes into"),
-        ("PORTAL_KEY", f"{SECRET}\n", NOT_A_WORD),
-        ("PORTAL_KEY", f"nøkkel-{SECRET}", NOT_A_WORD),
-        ("LOG_FORMAT", SECRET, "Input should be"),
-        ("NOTIFY_URL", f"mailto:{SECRET}@hlf.example", f"{A_URL} smtp: or smtps:"),
-        ("NOTIFY_URL", "maildir:", A_URL),
-        ("NOTIFY_URL", "smtp:", A_URL),
-        ("NOTIFY_URL", f"http://push.example/?key={SECRET}", NO_HTTP),
-        ("NOTIFY_URL", f"https://:{SECRET}@push.example", "use CERTJOB_NOTIFY_USER and CERTJOB_NOTIFY_PASSWORD"),
-        ("MAIL_HOURS", f"08:00-{SECRET}", "must be two times of the day"),
-        ("APP_URL", f"javascript:{SECRET}", A_URL),
-        ("OPERATOR_ADDRESS", SECRET, "must be an e-mail address"),
-        ("PING_URL", f"http://hc.example/{SECRET}", NO_HTTP),
-        ("PING_URL", f"https://hc.example/{SECRET}?x=1", "must hold no ? and no #"),
-        ("PING_URL", f"https://hc.example/{SECRET}#x", "must hold no ? and no #"),
-        ("DATABASE_URL", f"postgresql://u:{SECRET}@h/x\r", "ends in a carriage return; "),
+        ({"PORTAL_URL": PORTAL["PORTAL_URL"]}, "PORTAL_KEY is missing; set it to the key"),
+        ({"NOTIFY_URL": "SMTP://mail.example"}, "MAIL_FROM is missing; set it to the address"),
+        ({"NOTIFY_URL": "smtps://mail.example"}, "MAIL_FROM is missing"),
+        ({"NOTIFY_URL": "https://push.example/", "NOTIFY_PASSWORD": f"{SECRET}\n"}, f"NOTIFY_PASSWORD: {NOT_A_WORD}"),
     ],
+    ids=["portal without a key", "smtp without a sender", "smtps without a sender", "password of a webhook"],
 )
-def test_what_would_go_wrong_at_night_is_refused_by_name_and_without_its_value(
-    environment: Environment, variable: str, value: str, phrase: str
+def test_setting_that_another_one_requires_is_named(
+    environment: Environment, variables: dict[str, str], error: str
 ) -> None:
-    """Before anything has begun."""
-    said = environment.complaint(**PORTAL | {variable: value})
-
-    assert said.startswith(f"CERTJOB_{variable}: ")
-    assert said.count(phrase) == 1
-
-
-@pytest.mark.parametrize(
-    ("variables", "said"),
-    [
-        ({"PORTAL_URL": PORTAL["PORTAL_URL"]}, "CERTJOB_PORTAL_KEY is missing; set it to the key"),
-        ({"NOTIFY_URL": "SMTP://mail.example"}, "CERTJOB_MAIL_FROM is missing; set it to the address"),
-        ({"NOTIFY_URL": "smtps://mail.example"}, "CERTJOB_MAIL_FROM is missing"),
-        (
-            {"NOTIFY_URL": "https://push.example/", "NOTIFY_PASSWORD": f"{SECRET}\n"},
-            f"CERTJOB_NOTIFY_PASSWORD: {NOT_A_WORD}",
-        ),
-    ],
-)
-def test_what_does_not_go_together_is_refused(environment: Environment, variables: dict[str, str], said: str) -> None:
-    """The setting that is missing or wrong is the one that is named."""
-    assert environment.complaint(**variables).startswith(said)
+    """The error has the missing or wrong setting, not the one that requires it."""
+    assert environment.complaint(**variables).startswith(f"CERTJOB_{error}")
 
 
 @pytest.mark.parametrize(
@@ -146,9 +140,10 @@ def test_what_does_not_go_together_is_refused(environment: Environment, variable
         {"NOTIFY_URL": "smtp://mail.example", "NOTIFY_PASSWORD": "blå bær", "LOG_FORMAT": "json"},
         {"APP_URL": "http://app.example"},
     ],
+    ids=["localhost", "127.0.0.1", "::1", "maildir", "smtp", "app"],
 )
-def test_what_works_is_taken_as_it_is(environment: Environment, variables: dict[str, str]) -> None:
-    """Plain http to this machine, each kind of channel, the first and the last value of a range."""
+def test_valid_values_are_not_changed(environment: Environment, variables: dict[str, str]) -> None:
+    """Plain HTTP to this machine is valid, and each kind of channel."""
     settings = environment.load(**PORTAL | {"MAIL_FROM": "certjob@hlf.example"} | variables)
 
     for variable, value in variables.items():
@@ -156,12 +151,9 @@ def test_what_works_is_taken_as_it_is(environment: Environment, variables: dict[
         assert str(getattr(found, "get_secret_value", lambda found=found: found)()) == value
 
 
-# A file of settings, only if it is asked for.
-
-
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """Where the tests put theirs, so that nobody else may write it."""
+    """Return a file of settings that only its owner can write."""
     path = tmp_path / "certjob.env"
     path.touch(mode=0o600)
     path.write_text("CERTJOB_DATABASE_URL=embedded\n")
@@ -172,61 +164,59 @@ def database_of(file: Path) -> str:
     return load_settings(str(file)).database_url.get_secret_value()
 
 
-def test_a_file_is_read_as_it_stands_there_and_a_real_variable_wins(environment: Environment, file: Path) -> None:
-    """Comments, quotes, ``export``, a byte order mark; variables of other programs in it do not matter.
-
-    A password may have a dollar sign; and no line can send another setting, or a variable, to a stranger.
-    What is typed on the command line is meant; an empty one counts as not set.
-    """
+def test_settings_file_has_the_usual_syntax(environment: Environment, file: Path) -> None:
+    """Comments, quotes, ``export``, a byte order mark, and variables of other programs. A set variable wins."""
     file.write_bytes(
         b"\xef\xbb\xbfCERTJOB_DATABASE_URL=embedded  # remark\r\n\r\n# production\r\nTIME_ZONE=nowhere\r\nDEBUG\r\n"
         b"export CERTJOB_TIME_ZONE='Europe/Berlin'\r\nCERTJOB_MAIL_FROM=\"Certjob <post@example.org>\"\r\n"
     )
     environment.set("CERTJOB_TIME_ZONE", "")
+
     settings = load_settings(str(file))
+
     assert (settings.time_zone, settings.mail_from) == ("Europe/Berlin", "Certjob <post@example.org>")
     assert database_of(file) == "embedded"
     environment.set("CERTJOB_DATABASE_URL", DATABASE_URL)
     assert database_of(file) == DATABASE_URL
 
-    environment.set("HOME", f"/home/{SECRET}")
-    written = "https://ping.example/${CERTJOB_PORTAL_KEY}/$HOME/`id`/$(id)/%d/~"
-    for quote in ("", "'", '"'):
-        file.write_text(f"CERTJOB_PING_URL={quote}{written}{quote}\n")
-        ping_url = load_settings(str(file)).ping_url
-        assert ping_url is not None
-        assert ping_url.get_secret_value() == written
+
+@pytest.mark.parametrize("quote", ["", "'", '"'], ids=["no quotes", "single quotes", "double quotes"])
+def test_settings_file_expands_no_variables(environment: Environment, file: Path, quote: str) -> None:
+    """A password may contain a dollar sign, and no line may send another setting to a stranger."""
+    environment.set("CERTJOB_DATABASE_URL", DATABASE_URL)
+    written = "https://ping.example/${CERTJOB_DATABASE_URL}/$HOME/`id`/$(id)/%d/~"
+    file.write_text(f"CERTJOB_PING_URL={quote}{written}{quote}\n")
+
+    ping_url = load_settings(str(file)).ping_url
+
+    assert ping_url is not None
+    assert ping_url.get_secret_value() == written
 
 
-def test_a_line_that_is_no_setting_is_refused_by_its_number(environment: Environment, file: Path) -> None:
-    """A setting that is passed over unsaid would be missed in the night; what the line holds is not shown."""
-    what_to_do = "not a setting; write NAME='value', or # before a remark"
-    for line in ("CERTJOB_PORTAL_KEY='{}", "CERTJOB_PORTAL_KEY", "'{}'x", "CERTJOB_X='a'{}'b'"):
-        file.write_text("CERTJOB_DATABASE_URL=embedded\n\n\n" + line.format(SECRET) + "\n")
+@pytest.mark.parametrize("line", ["CERTJOB_PORTAL_KEY='{}", "CERTJOB_PORTAL_KEY", "'{}'x", "CERTJOB_X='a'{}'b'"])
+def test_broken_line_of_a_settings_file_is_refused(environment: Environment, file: Path, line: str) -> None:
+    """The error has its number. A skipped setting would be missing at night."""
+    file.write_text("CERTJOB_DATABASE_URL=embedded\n\n\n" + line.format(SECRET) + "\n")
 
-        assert environment.complaint(file) == f"the settings file {file}, line 4: {what_to_do}"
+    step = "write NAME='value', or # before a comment"
+    assert environment.complaint(file) == f"the settings file {file}, line 4: not a setting; {step}"
 
 
-def test_a_file_that_cannot_be_read_is_refused(environment: Environment, file: Path, tmp_path: Path) -> None:
-    """It was asked for, so it holds something. What is wrong in it is told like any other."""
+def test_unreadable_settings_file_is_refused(environment: Environment, file: Path, tmp_path: Path) -> None:
+    """A command must not run without the settings that the file has."""
     (tmp_path / "ring").symlink_to("ring")
     file.write_bytes(f"CERTJOB_NOTIFY_PASSWORD={SECRET}å".encode("latin-1"))
+    reasons: dict[str | Path, str] = {"nowhere/x.env": "No such file", "ring": "symbolic links", "\0": ""}
+    reasons[file] = "it is not UTF-8 text"
 
-    for path, why in (
-        ("nowhere/x.env", "No such file or directory"),
-        ("ring", "symbolic links"),
-        ("\0", ""),
-        (file, "it is not UTF-8 text"),
-    ):
-        said = environment.complaint(path)
-        assert (why in said, said.rpartition("; ")[2]) == (True, "correct --env-file or CERTJOB_ENV_FILE"), said
-    file.write_text(f"CERTJOB_DATABASE_URL=embedded\nCERTJOB_TIME_ZONE={SECRET}\n")
-    assert environment.complaint(file).startswith("CERTJOB_TIME_ZONE: ")
+    for path, why in reasons.items():
+        error = environment.complaint(path)
+        assert (why in error, error.rpartition("; ")[2]) == (True, "correct --env-file or CERTJOB_ENV_FILE"), error
 
 
 @pytest.mark.parametrize("mode", [0o620, 0o602])
 def test_settings_file_that_others_can_write_is_refused(environment: Environment, file: Path, mode: int) -> None:
-    """A group counts as others; the folder that holds the file is not checked."""
+    """A group counts as others. The folder of the file is not checked."""
     file.chmod(mode)
     assert f"may be written by others than its owner (mode {mode:03o}); only this" in environment.complaint(file)
 
@@ -237,7 +227,7 @@ def test_settings_file_that_others_can_write_is_refused(environment: Environment
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give a file away")
 def test_settings_file_of_another_user_is_refused(environment: Environment, file: Path, tmp_path: Path) -> None:
-    """The owner of the file counts, not that of a link to it."""
+    """The owner of the file counts, not the owner of a link to it."""
     link = tmp_path / "link"
     link.symlink_to(file)
     os.chown(link, 12345, -1, follow_symlinks=False)
