@@ -5,6 +5,7 @@ import signal
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
 from datetime import timedelta
 from mailbox import Maildir
 from pathlib import Path
@@ -19,7 +20,7 @@ from tests.conftest import Certjob
 from tests.support.command_line import Backends, Child, started, today
 from tests.support.facts import Facts
 from tests.support.nights import backlog, review, run_out
-from tests.support.portal_answers import confirm, delay, hang, ok
+from tests.support.portal_answers import Behaviour, confirm, delay, hang, ok
 from tests.support.portal_server import PortalServer
 from tests.support.processes import FIRST_CALL, FIRST_MESSAGE, MAIL_CLAIM, PORTAL_CLAIM
 from tests.support.waiting import until
@@ -85,38 +86,45 @@ def test_no_push_starts_that_could_outlast_its_lease(
     assert facts.rows(left) == [("delivered", 1, number)]
 
 
-@pytest.mark.parametrize(
-    ("in_call", "altered", "arrived", "shown", "said"),
-    [
-        pytest.param(confirm, {}, [False, True], True, LOST, id="in its call, applied at once"),
-        pytest.param(ok(), {}, [False, True], False, LOST, id="in its call, applied late"),
-        pytest.param(None, {"freeze_before": FIRST_CALL}, [True, False], False, LOST, id="just before its call"),
-        pytest.param(None, SHORT | {"freeze_after": PORTAL_CLAIM}, [True], True, STOOD_STILL, id="after its claim"),
-    ],
-)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stop:
+    """Where a process stops, and the result."""
+
+    in_call: Behaviour | None = None
+    """Stop during the call, which the portal answers so; otherwise ``altered`` stops the process."""
+    altered: dict[str, Any] = field(default_factory=dict)
+    arrived: list[bool]
+    """The values that the portal received."""
+    shown: bool
+    """The last value that it applied."""
+    said: str = LOST
+
+
+STOPS = {
+    "in its call, applied at once": Stop(in_call=confirm, arrived=[False, True], shown=True),
+    "in its call, applied late": Stop(in_call=ok(), arrived=[False, True], shown=False),
+    "just before its call": Stop(altered={"freeze_before": FIRST_CALL}, arrived=[True, False], shown=False),
+    "after its claim": Stop(
+        altered=SHORT | {"freeze_after": PORTAL_CLAIM}, arrived=[True], shown=True, said=STOOD_STILL
+    ),
+}
+
+
+@pytest.mark.parametrize("stop", STOPS.values(), ids=STOPS)
 @pytest.mark.proc
 def test_process_that_stood_still_overwrites_no_newer_value(
-    facts: Facts,
-    here: Certjob,
-    start: Start,
-    expired: UUID,
-    portal: PortalServer,
-    in_call: Any,
-    altered: dict[str, Any],
-    arrived: list[bool],
-    shown: bool,
-    said: str,
+    facts: Facts, here: Certjob, start: Start, expired: UUID, portal: PortalServer, stop: Stop
 ) -> None:
     """Only a process that stopped after its last check of the lease sends an old value, as docs/rules.md says."""
-    if in_call:
-        portal.then(hang(in_call, applied=True))
+    if stop.in_call:
+        portal.then(hang(stop.in_call, applied=True))
 
-    with start("run", "--json", **altered) as child:
-        if in_call:
+    with start("run", "--json", **stop.altered) as child:
+        if stop.in_call:
             portal.wait_until(lambda: len(portal.requests) == 1, timeout_seconds=60)
             child.signal(signal.SIGSTOP)
         child.wait_until_frozen()
-        let_run_out(facts, "portal_sync_events", really="portal_lease" in altered)
+        let_run_out(facts, "portal_sync_events", really="portal_lease" in stop.altered)
         renew(facts, expired)
         do_all(here, "run")
         assert portal.visible == {CONTACT: True}
@@ -125,18 +133,19 @@ def test_process_that_stood_still_overwrites_no_newer_value(
         child.signal(signal.SIGCONT)
         ended = child.finish()
 
-    assert ended.returncode == (3 if said else 0)
-    assert said in ended.stderr
-    assert (said == LOST) is (ended.stderr == LOST)
+    is_lost = int(stop.said == LOST)
+    assert ended.returncode == 3
+    assert ended.stderr == LOST if is_lost else stop.said in ended.stderr
     counts = json.loads(ended.stdout)["portal"]
-    assert (counts["lost"], counts["failed"], counts["delivered"]) == (int(said == LOST), 0, 0)
+    assert (counts["lost"], counts["failed"], counts["delivered"]) == (is_lost, 0, 0)
     keys = {False: f"{rows[0][0]}-1", True: f"{rows[0][0]}-2"}
-    assert [(call.visible, call.idempotency_key) for call in portal.requests] == [(one, keys[one]) for one in arrived]
+    calls = [(call.visible, call.idempotency_key) for call in portal.requests]
+    assert calls == [(value, keys[value]) for value in stop.arrived]
     assert facts.rows("SELECT * FROM portal_sync_events ORDER BY id") == rows
     assert facts.rows("SELECT status, visible, version FROM portal_sync_events") == [("delivered", True, 2)]
     assert facts.rows("SELECT count(*) FROM dynamics_sync_failures") == [(0,)]
-    assert portal.visible == {CONTACT: shown}
-    if not shown:  # reconcile finds it
+    assert portal.visible == {CONTACT: stop.shown}
+    if not stop.shown:  # reconcile finds it
         assert facts.rows("SELECT count(*) FROM alerts") == [(0,)]
         do_all(here, "reconcile")
         assert portal.visible == {CONTACT: True}
