@@ -1,4 +1,4 @@
-"""The small pieces of what people and programs see: harmless text, plan lines, error texts, tables."""
+"""The parts of the output: harmless texts, errors, plans, progress, lines and tables."""
 
 import io
 import json
@@ -36,27 +36,29 @@ from tests.support.nights import night
 from tests.support.people import certificate, expiring_in, mentor, organisation, own_pause
 
 OFF = Output(quiet=False)
+"""An output that is not a terminal."""
 
 
-# Text that came from somebody.
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        pytest.param("Zoë Ødegård-Nuñez 北京 \U0001f600", "Zoë Ødegård-Nuñez 北京 \U0001f600", id="letters"),
+        pytest.param("a\tb\nc\rd\u2028e\xa0f", "a b c d e f", id="spaces"),
+        pytest.param("\x1b[31mred\x1b[0m", "\ufffd[31mred\ufffd[0m", id="escapes"),
+        pytest.param("\x9b31m\x07\x00\x7f", "\ufffd31m\ufffd\ufffd\ufffd", id="controls"),
+        pytest.param("\u202egnp.exe\u200f\ufeff\xad", "\ufffdgnp.exe\ufffd\ufffd\ufffd", id="invisible"),
+    ],
+)
+def test_any_text_becomes_one_harmless_line(text: str, shown: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Letters are kept. Characters that control a terminal or are invisible become a mark, also in errors."""
+    print_error("certjob run", f"it said:\n\t{text}")
+
+    assert harmless(text) == shown
+    assert capsys.readouterr() == ("", f"certjob run: it said: {shown}\n")
 
 
-def test_any_text_becomes_one_harmless_line(capsys: pytest.CaptureFixture[str]) -> None:
-    """Letters stay, spaces are spaces, and what a terminal obeys or nobody sees is marked; in an error, too."""
-    for text, shown in (
-        ("Zoë Ødegård-Nuñez 北京 \U0001f600", "Zoë Ødegård-Nuñez 北京 \U0001f600"),
-        ("a\tb\nc\rd\u2028e\xa0f", "a b c d e f"),
-        ("\x1b[31mred\x1b[0m", "\ufffd[31mred\ufffd[0m"),
-        ("\x9b31m\x07\x00\x7f", "\ufffd31m\ufffd\ufffd\ufffd"),
-        ("\u202egnp.exe\u200f\ufeff\xad", "\ufffdgnp.exe\ufffd\ufffd\ufffd"),
-    ):
-        print_error("certjob run", f"it said:\n\t{text}")
-        assert harmless(text) == shown
-        assert capsys.readouterr() == ("", f"certjob run: it said: {shown}\n")
-
-
-def test_a_document_is_json_without_anything_a_terminal_obeys(capsys: pytest.CaptureFixture[str]) -> None:
-    """Readable letters stay readable; dates are ISO; what goes in comes out."""
+def test_json_document_has_no_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    """Letters are readable, dates are ISO, and the document has the values that were printed."""
     name = "Ærlig\u202e\u2028\x85\x9b\x7f\x1b\ufeff\U0001f600"
 
     print_json({"name": name, "on": TODAY, "at": datetime(2026, 3, 10, 4, 5, tzinfo=UTC), "id": UUID(int=1)})
@@ -68,14 +70,8 @@ def test_a_document_is_json_without_anything_a_terminal_obeys(capsys: pytest.Cap
     assert all(character.isprintable() or character == "\n" for character in text)
 
 
-# Errors.
-
-
-def test_an_error_and_its_traceback_leave_out_the_row_that_the_database_quotes(facts: Facts) -> None:
-    """The DETAIL of a constraint holds names and addresses; where it happened and the rule are enough.
-
-    A logged crash is whole in both formats: lines of text, or the key of the one JSON line.
-    """
+def test_errors_and_tracebacks_do_not_quote_database_rows(facts: Facts) -> None:
+    """The DETAIL of a constraint has names and addresses. Both log formats have the place and the constraint."""
     facts.organisation("hlf")
     with pytest.raises(psycopg.Error) as caught:
         facts.organisation("hlf")
@@ -83,21 +79,19 @@ def test_an_error_and_its_traceback_leave_out_the_row_that_the_database_quotes(f
     crash.__cause__ = caught.value
 
     text = "\n".join(traceback_lines(crash))
-    ours = entry.to_certjob_error(caught.value, ["run"]).message
-    for said in (text, ours):
-        assert "organisations_slug_key" in said
-        assert "(hlf)" not in said
-    assert "UniqueViolation" in text
-    assert "in test_an_error_and_its_traceback" in text
+
+    for shown in (text, entry.to_certjob_error(caught.value, ["run"]).message):
+        assert ("organisations_slug_key" in shown, "(hlf)" in shown) == (True, False)
+    assert "in test_errors_and_tracebacks" in text
     assert text.endswith("RuntimeError: could not be written")
     record = logging.makeLogRecord({"msg": "a stage crashed", "exc_info": (RuntimeError, crash, None)})
     assert TextFormatter("%(message)s").format(record) == f"a stage crashed\n{text}"
     assert json.loads(JsonFormatter().format(record))["traceback"] == text
 
 
-def test_a_foreign_error_gets_a_code_and_a_next_step() -> None:
-    """Whatever slipped through to the last line of defence."""
-    for error, code, name, phrase in (
+@pytest.mark.parametrize(
+    ("error", "exit_code", "code", "phrase"),
+    [
         (psycopg.errors.AdminShutdown("terminating connection"), 1, "database_unavailable", "went away"),
         (psycopg.OperationalError("server closed the connection"), 1, "database_unavailable", "went away"),
         (psycopg.errors.QueryCanceled("canceling statement"), 1, "database", "could not do it now"),
@@ -106,13 +100,15 @@ def test_a_foreign_error_gets_a_code_and_a_next_step() -> None:
         (psycopg.errors.UndefinedColumn("no column"), 1, "database", "refused a statement"),
         (OSError(28, "No space left on device"), 1, "disk_full", "make room"),
         (ZeroDivisionError("division by zero"), 1, "internal", "run it again with -v"),
-    ):
-        ours = entry.to_certjob_error(error, ["run"])
-        assert (ours.exit_code, ours.code, phrase in str(ours)) == (code, name, True)
-        assert ours.next_step
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_foreign_error_gets_a_code_and_a_next_step(error: Exception, exit_code: int, code: str, phrase: str) -> None:
+    """An error of a library or of Python becomes one of certjob's own."""
+    ours = entry.to_certjob_error(error, ["run"])
 
-
-# Plans and reasons. What a night, a plan and a resync look like stands in README and in docs/runbook.md.
+    assert (ours.exit_code, ours.code, phrase in str(ours)) == (exit_code, code, True)
+    assert ours.next_step
 
 
 def report_of(*people: Mentor) -> RunReport:
@@ -125,11 +121,8 @@ def names(ids: Sequence[UUID]) -> dict[UUID, MentorName]:
     return {ids[0]: MentorName("M1001", "hlf", "Kari Nordmann")}
 
 
-def test_a_plan_says_what_would_change_cut_on_a_terminal_and_whole_off_it(capsys: pytest.CaptureFixture[str]) -> None:
-    """Only what changes. Nobody reads 60 rows; a file gets them all. Of one organisation alone it needs no column.
-
-    Seven words `expired` tell nobody more than one; a late reminder is not of the day that its threshold names.
-    """
+def test_plan_is_cut_on_a_terminal_only(capsys: pytest.CaptureFixture[str]) -> None:
+    """A table has 50 mentors and counts equal statuses. Plain lines have all mentors and no names."""
     elsewhere = organisation(slug="nhf", thresholds=[0], has_portal=False)
     renewed = replace(certificate(TODAY + timedelta(days=400)), status=Status.EXPIRED)
     back = mentor(renewed, pauses=[own_pause()], portal_visible=False)
@@ -149,19 +142,24 @@ def test_a_plan_says_what_would_change_cut_on_a_terminal_and_whole_off_it(capsys
         "hlf N0: certificates: expired; pause: starts; reminder: 1 d after; portal: hide",
     ]
     assert "nhf M1001: certificates: expiring; reminder: last day\n" in whole
-    assert whole.count("hlf N") == 57
-    assert whole.splitlines()[-1].startswith("mentors: 12,345 reviewed; ")
+    assert (whole.count("hlf N"), whole.splitlines()[-1][:25]) == (57, "mentors: 12,345 reviewed;")
     assert ("N47" in cut, "N48" in cut) == (True, False)
     assert capsys.readouterr().out == "… and 10 more; --json lists all of them\n"
-    assert ("for hlf" in cut, "Org" in cut) == (False, True)  # nhf is not among those shown
+    assert ("for hlf" in cut, "Org" in cut) == (False, True)  # nhf is not in the table
     assert "M1001 Kari Nordmann expired, 6 renewed, expiring starts 7 d before hide hlf" in cut
 
 
-def test_progress_leaves_room_for_ctrl_c_and_says_that_it_stops() -> None:
-    """A full line would push ^C onto a line that is never erased; no total is shown before it is known."""
-    stop = StopFlag()
+def watched(stop: StopFlag | None = None) -> Output:
+    """Return an output on a terminal of 80 columns."""
     output = Output(quiet=False, stop=stop)
     output.interactive, output.err = True, terminal(80)[0].out
+    return output
+
+
+def test_progress_leaves_space_for_ctrl_c_and_shows_stopping() -> None:
+    """The line has at most 74 columns. It has no total until that is known."""
+    stop = StopFlag()
+    output = watched(stop)
 
     with output.progress() as progress:
         progress.phase("Reading rows")(120_000)
@@ -171,15 +169,12 @@ def test_progress_leaves_room_for_ctrl_c_and_says_that_it_stops() -> None:
     text = without_escapes(output.err.file.getvalue())  # type: ignore[attr-defined]
     assert 40 < max(map(cell_len, text.splitlines())) <= 74
     assert any("Loading rows" in line and "20,000 of 120,000, stopping" in line for line in text.splitlines())
-    assert ("120,000" in text, "/?" in text) == (True, False)
+    assert "/?" not in text
 
 
-def test_finished_phase_stands_still_with_its_number() -> None:
-    """A phase ends when the next one begins; what was not done is visible from the total."""
-    output = Output(quiet=False)
-    output.interactive, output.err = True, terminal(80)[0].out
-
-    with output.progress() as progress:
+def test_finished_phase_keeps_its_number() -> None:
+    """A phase ends when the next one begins. The total is shown if it was not reached."""
+    with watched().progress() as progress:
         progress.phase("Reviewing mentors")(120)
         progress.phase("Sending reminders", count=lambda: 91)(89)
         progress.phase("Sending digests")
@@ -191,38 +186,39 @@ def test_finished_phase_stands_still_with_its_number() -> None:
     assert texts == ["120", "89 of 91"]
 
 
-def test_mentors_whom_a_run_skipped_or_found_broken_are_named() -> None:
-    """In a line that fits one and several, the broken ones each with the reason."""
+def test_skipped_and_broken_mentors_are_named() -> None:
+    """The first five of each, broken ones with the reason."""
 
-    def said(**review: Any) -> str:
+    def reason(**review: Any) -> str:
         (line,) = RunReport(command="run", today=TODAY, review=ReviewCounts(**review)).reasons
         return line
 
-    one, seven = (said(skipped=[UUID(int=i) for i in range(number)]) for number in (1, 7))
+    one, seven = (reason(skipped=[UUID(int=i) for i in range(number)]) for number in (1, 7))
     assert one.startswith("1 mentor was skipped (")
     assert seven.startswith("7 mentors were skipped (")
-    assert seven.endswith(" and 2 more")
-    assert seven.count("-0000-0000-0000-") == 5
-    broken = said(broken={UUID(int=i): f"reason {i}" for i in range(9)})
-    assert broken.startswith(f"9 mentors are broken: {UUID(int=0)} (reason 0), {UUID(int=1)} (reason 1), ")
+    assert (seven.endswith(" and 2 more"), seven.count("-0000-0000-0000-")) == (True, 5)
+    broken = reason(broken={UUID(int=i): f"reason {i}" for i in range(9)})
+    assert f": {UUID(int=0)} (reason 0), {UUID(int=1)} (reason 1), " in broken
     assert broken.endswith(f"{UUID(int=4)} (reason 4) and 4 more")
 
 
-# Lines and tables.
-
-
-def test_a_page_is_wrapped_around_its_commands() -> None:
-    """A command is parted at its spaces, never inside a word, only where it fits no line."""
-    line = PageLine(text="give one: `certjob organisation set hlf --portal none`")
-    for columns, lines in (
+@pytest.mark.parametrize(
+    ("columns", "lines"),
+    [
         (48, ["give one:", "`certjob organisation set hlf --portal none`"]),
         (30, ["give one: `certjob", "organisation set hlf --portal", "none`"]),
-    ):
-        assert [text.plain for text in wrap(Console(width=columns, file=io.StringIO()), [line])] == lines
+    ],
+    ids=["command fits", "command is too long"],
+)
+def test_command_is_broken_only_if_it_fits_no_line(columns: int, lines: list[str]) -> None:
+    """Then it is broken at its spaces."""
+    line = PageLine(text="give one: `certjob organisation set hlf --portal none`")
+
+    assert [text.plain for text in wrap(Console(width=columns, file=io.StringIO()), [line])] == lines
 
 
-def test_rows_are_tabs_off_a_terminal_and_a_table_on_it(capsys: pytest.CaptureFixture[str]) -> None:
-    """A tab inside a cell would shift the columns, so it becomes a space."""
+def test_rows_are_a_table_on_a_terminal_only(capsys: pytest.CaptureFixture[str]) -> None:
+    """Otherwise they have tabs. A tab in a cell becomes a space."""
     output, shown = terminal(80)
     for each in (OFF, output):
         each.show_rows(("Name", ">Number"), [("a\tb", 1), ("[x]", None)])
@@ -233,8 +229,8 @@ def test_rows_are_tabs_off_a_terminal_and_a_table_on_it(capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize("columns", [50, 80, 120])
-def test_table_keeps_numbers_and_dates_whole_and_a_column_free(columns: int) -> None:
-    """Long texts are wrapped between words or cut; a wide letter in the last column starts no new line."""
+def test_table_never_breaks_numbers_and_dates(columns: int) -> None:
+    """It wraps or cuts long texts, and leaves a column free, because some letters are wider than expected."""
     output, shown = terminal(columns)
     headings = ("=Last day", ">Days", "=No.", "Name", "Kind", "Org")
     rows = [
@@ -250,23 +246,18 @@ def test_table_keeps_numbers_and_dates_whole_and_a_column_free(columns: int) -> 
         assert sum(whole in line for line in lines) == 1
 
 
-# Whole commands on terminals of 80 columns and more: no word is broken.
-
 WORDS = {
     "status": "Last runs attention backlog hides reminders digests Oldest Mentors",
     "organisation list": "hlf dynamics Thresholds Coordinators Mentors",
     "list": "expired Zebulon likeperson kursleder hlf",
     f"run --dry-run --accept-date {today()}": "mentors certificates reminders portal pending",
 }
+"""Words that the page of each command has, unbroken."""
 
 
-def test_no_word_is_broken_no_line_too_wide_and_no_command_parted(
-    environment: dict[str, str], connection: Connection, facts: Facts, here: Certjob, tmp_path: Path
-) -> None:
-    """Headings and cells alike, with two organisations of long words and a night that could not push.
-
-    A reason is wrapped between words and in colour; off a terminal it is one line.
-    """
+@pytest.fixture
+def long_names(connection: Connection, facts: Facts) -> None:
+    """Two organisations with long words, after a night that could not push."""
     for slug in ("hlf", "personforbund"):
         organisation_id = facts.organisation(slug, optional_kinds=["kursleder"])
         mentor_id = facts.certified_mentor(organisation_id, TODAY, full_name="Zebulon Østenfjellheim-Kristoffersen")
@@ -274,16 +265,27 @@ def test_no_word_is_broken_no_line_too_wide_and_no_command_parted(
         facts.insert("coordinators", organisation_id=organisation_id, email=f"k@{slug}.example")
     night(connection)
 
-    for columns in (80, 100, 200):
-        for command, words in WORDS.items():
-            arguments = command.split()
-            text = run_in_process(*arguments, environment=environment, folder=tmp_path, columns=columns).stdout
-            assert all(cell_len(line) <= columns for line in text.splitlines()), text
-            assert [word for word in words.split() if word.lower() not in text.lower()] == [], text
 
+@pytest.mark.usefixtures("long_names")
+@pytest.mark.parametrize("columns", [80, 100, 200])
+def test_pages_break_no_word(environment: dict[str, str], tmp_path: Path, columns: int) -> None:
+    """No line is wider than the terminal."""
+    for command, words in WORDS.items():
+        text = run_in_process(*command.split(), environment=environment, folder=tmp_path, columns=columns).stdout
+
+        assert all(cell_len(line) <= columns for line in text.splitlines()), text
+        assert [word for word in words.split() if word.lower() not in text.lower()] == [], text
+
+
+@pytest.mark.usefixtures("long_names")
+def test_error_is_wrapped_and_coloured_on_a_terminal_only(
+    environment: dict[str, str], here: Certjob, tmp_path: Path
+) -> None:
+    """Only the word `error:` is coloured. The line begins over an echoed ^C."""
     _, shown = on_terminal(["explain", "zebulon"], environment=environment, folder=tmp_path, columns=60)
-    off = here("explain", "zebulon").stderr
-    assert shown.startswith("\rcertjob explain: \x1b[")  # at the edge, over an echoed ^C; only the word is coloured
+    plain = here("explain", "zebulon").stderr
+
+    assert shown.startswith("\rcertjob explain: \x1b[")
     assert all(cell_len(line) <= 60 for line in without_escapes(shown).splitlines())
-    assert flat(without_escapes(shown)) == off.rstrip().replace("explain: ", "explain: error: ")
-    assert off.count("\n") == 1
+    assert flat(without_escapes(shown)) == plain.rstrip().replace("explain: ", "explain: error: ")
+    assert plain.count("\n") == 1
