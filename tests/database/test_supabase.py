@@ -1,7 +1,7 @@
 """certjob in a Supabase project: the app's roles, excess rights that `check` finds, and Realtime."""
 
 from collections.abc import Iterator
-from typing import Any
+from contextlib import AbstractContextManager
 
 import pytest
 
@@ -9,7 +9,7 @@ from certjob import database
 from certjob.database import Connection, migrations
 from tests.conftest import Certjob
 from tests.database import supabase
-from tests.database.supabase import CUSTOM_SCHEMA_GUIDE, DENIED, Organisation, acting, furnish, logged_in
+from tests.database.supabase import CUSTOM_SCHEMA_GUIDE, DENIED, acting, furnish, logged_in
 from tests.support.own_server import Cluster, data_folder
 
 
@@ -121,7 +121,7 @@ def realtime() -> Iterator[Connection]:
 
 
 def decoded(owner: Connection) -> list[tuple[str, str, list[str | None]]]:
-    """Return the changes in the slot: operation, table and the columns of the row."""
+    """Return the changes in the slot: operation, table and the columns of the row (None: null, or not sent)."""
     names: dict[int, str] = {}
     changes = []
     messages = (
@@ -131,73 +131,50 @@ def decoded(owner: Connection) -> list[tuple[str, str, list[str | None]]]:
     for (data,) in owner.execute(messages.encode()).fetchall():
         kind, relation = chr(data[0]), int.from_bytes(data[1:5], "big")
         if kind == "R":
-            schema, table, _ = data[5:].split(b"\0", 2)
-            names[relation] = f"{schema.decode()}.{table.decode()}"
+            names[relation] = ".".join(name.decode() for name in data[5:].split(b"\0", 2)[:2])
         if kind in "IUD":
             assert data[5:6] == (b"K" if kind == "D" else b"N"), "DELETE sends the key, INSERT and UPDATE the new row"
-            changes.append((kind, names[relation], _columns(data[6:])))
+            columns: list[str | None] = []
+            rest = data[8:]
+            while rest:
+                length = int.from_bytes(rest[1:5], "big") if rest[:1] == b"t" else -4
+                columns.append(rest[5 : 5 + length].decode() if length >= 0 else None)
+                rest = rest[5 + length :]
+            changes.append((kind, names[relation], columns))
     return changes
 
 
-def _columns(data: bytes) -> list[str | None]:
-    """Return the values of a tuple of the protocol; None means null or not sent."""
-    values: list[str | None] = []
-    number, at = int.from_bytes(data[:2], "big"), 2
-    for _ in range(number):
-        is_text, at = data[at : at + 1] == b"t", at + 1
-        if not is_text:
-            values.append(None)
-            continue
-        length = int.from_bytes(data[at : at + 4], "big")
-        values.append(data[at + 4 : at + 4 + length].decode())
-        at += 4 + length
-    return values
+def selected(connection: Connection, key: object, *listeners: AbstractContextManager[object]) -> list[int | None]:
+    """Return the number of rows that each role selects by the key, as Realtime does before it sends; None: rejected."""
+    found: list[int | None] = []
+    for listener in listeners:
+        try:
+            with listener:
+                found.append(
+                    connection.execute("SELECT FROM certjob.dynamics_sync_failures WHERE id = %s", (key,)).rowcount
+                )
+        except DENIED:
+            found.append(None)
+    return found
 
 
 def test_realtime_receives_failures_only_and_a_delete_only_the_key(realtime: Connection) -> None:
-    """Realtime sends a DELETE to every listener, so it must hold the key only."""
+    """Realtime sends a DELETE to every subscriber, without a check of the row."""
     ours, theirs = (furnish(realtime, slug, api=realtime) for slug in ("hlf", "nhf"))
     ((key,),) = ours.facts.rows("SELECT id FROM dynamics_sync_failures WHERE mentor_id = %s", ours.mentor)
+
+    def selected_by_each_role() -> list[int | None]:
+        coordinators = (logged_in(realtime, organisation.coordinator) for organisation in (ours, theirs))
+        return selected(realtime, key, *coordinators, acting(realtime, "service_role"), acting(realtime, "anon"))
+
     realtime.execute("UPDATE dynamics_sync_failures SET attempts = 2 WHERE id = %s", (key,))
     changes = decoded(realtime)
-
     assert {table for _, table, _ in changes} == {"certjob.dynamics_sync_failures"}
-    assert [(kind, row[0]) for kind, _, row in changes if row[0] == str(key)] == [("I", str(key)), ("U", str(key))]
-    assert selected_by_each_role(realtime, key, ours, theirs) == {
-        "ours": 1,
-        "theirs": 0,
-        "service_role": 1,
-        "anon": None,
-    }
+    assert [kind for kind, _, row in changes if row[0] == str(key)] == ["I", "U"]
+    assert selected_by_each_role() == [1, 0, 1, None]
 
     realtime.execute("UPDATE dynamics_sync_failures SET resolved_at = now() WHERE id = %s", (key,))
-    assert selected_by_each_role(realtime, key, ours, theirs) == {
-        "ours": 0,
-        "theirs": 0,
-        "service_role": 1,
-        "anon": None,
-    }
+    assert selected_by_each_role() == [0, 0, 1, None]
     realtime.execute("DELETE FROM dynamics_sync_failures WHERE id = %s", (key,))
     *_, (kind, _, row) = decoded(realtime)
     assert (kind, row[0], {*row[1:]}) == ("D", str(key), {None})
-
-
-def selected_by_each_role(
-    connection: Connection, key: object, ours: Organisation, theirs: Organisation
-) -> dict[str, int | None]:
-    """Return how many rows each role selects by the key, as Realtime does before it sends; None means refused."""
-    listeners: dict[str, Any] = {
-        "ours": logged_in(connection, ours.coordinator),
-        "theirs": logged_in(connection, theirs.coordinator),
-        "service_role": acting(connection, "service_role"),
-        "anon": acting(connection, "anon"),
-    }
-    found: dict[str, int | None] = {}
-    for name, listener in listeners.items():
-        try:
-            with listener:
-                asked = "SELECT FROM certjob.dynamics_sync_failures WHERE id = %s"
-                found[name] = connection.execute(asked, (key,)).rowcount
-        except DENIED:
-            found[name] = None
-    return found
