@@ -5,7 +5,8 @@ from datetime import date, timedelta
 
 from certjob.errors import Outcome
 from tests.support.facts import Facts
-from tests.support.nights import CollectingChannel, FlakyPortal, night
+from tests.support.nights import CollectingChannel, night
+from tests.support.portal_server import PortalServer
 
 CERTIFY = (
     "INSERT INTO certificates (id, mentor_id, kind, issued_on, expires_on)"
@@ -116,21 +117,21 @@ def days(first: str, last: str) -> set[date]:
 MISSED = days("2025-04-14", "2025-04-18") | days("2025-06-01", "2025-06-08")
 
 
-def test_two_years_of_a_mentor_are_as_the_diary_says(facts: Facts) -> None:
+def test_two_years_of_a_mentor_are_as_the_diary_says(facts: Facts, portal: PortalServer) -> None:
     """Each transition, pause, mail and push comes on its day; nothing else happens, and nothing happens twice."""
     facts.mentor(facts.organisation())
     facts.connection.execute(
         "CREATE TABLE named AS SELECT md5(name)::uuid AS id, name FROM unnest('{L2,L3,F1,F2,F3}'::text[]) AS name"
     )
-    portal, channel = FlakyPortal(), CollectingChannel()
+    channel = CollectingChannel()
 
     def run_night(today: date) -> list[str]:
         """Run one night; return its lines of the diary."""
-        before, calls, mails = len(facts.rows(CERTJOB_WROTE)), len(portal.calls), len(channel.sent)
+        before, calls, mails = len(facts.rows(CERTJOB_WROTE)), len(portal.requests), len(channel.sent)
         report = night(facts.connection, today, portal=portal, channel=channel)
         assert report.outcome is Outcome.OK, report.reasons
         seen = [str(what) for _, what in facts.rows(CERTJOB_WROTE)[before:]]
-        seen += [f"portal {'show' if visible else 'hide'}" for _, visible, _ in portal.calls[calls:]]
+        seen += [f"portal {'show' if push.visible else 'hide'}" for push in portal.requests[calls:]]
         seen += [f"mail {message.threshold_days} about {message.expires_on}" for message in channel.sent[mails:]]
         return [f"{today} {line}" for line in seen]
 

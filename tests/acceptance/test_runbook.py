@@ -10,7 +10,8 @@ from certjob.database import Connection
 from tests.support.command_line import today
 from tests.support.docs import read
 from tests.support.facts import Facts
-from tests.support.nights import CollectingChannel, FlakyPortal, night
+from tests.support.nights import CollectingChannel, night
+from tests.support.portal_server import PortalServer
 
 PAGE = read("docs/runbook.md")
 
@@ -21,13 +22,13 @@ def statement(beginning: str) -> bytes:
     return str(found).encode()
 
 
-def test_no_reminder_is_sent_twice_after_a_restore(facts: Facts, connection: Connection) -> None:
+def test_no_reminder_is_sent_twice_after_a_restore(facts: Facts, connection: Connection, portal: PortalServer) -> None:
     """The backup does not contain the last night, which sent three of the four reminders."""
     day = today()
     organisation = facts.organisation()
     for days in (29, 6, -2, 30):
         facts.certified_mentor(organisation, day + timedelta(days=days))
-    channel, later, portal = CollectingChannel(), CollectingChannel(), FlakyPortal()
+    channel, later = CollectingChannel(), CollectingChannel()
     night(connection, day, deliver=False)
     assert facts.rows("SELECT count(*) FROM cert_notification_log WHERE status = 'pending'") == [(4,)]
 
@@ -59,7 +60,7 @@ def test_owner_and_job_find_the_blocking_session(
     assert [row[:2] for row in by_job] == [(app.info.backend_pid, app.info.user)]
 
 
-def test_work_of_a_wrong_clock_is_due_again(facts: Facts, connection: Connection) -> None:
+def test_work_of_a_wrong_clock_is_due_again(facts: Facts, connection: Connection, portal: PortalServer) -> None:
     """The clock was a year ahead when a run queued a push, a reminder and a digest."""
     organisation = facts.organisation()
     facts.insert("coordinators", organisation_id=organisation, email="berit@example.org")
@@ -85,7 +86,7 @@ def test_work_of_a_wrong_clock_is_due_again(facts: Facts, connection: Connection
 
     connection.execute(statement("WITH pushes AS"))
 
-    portal, channel = FlakyPortal(), CollectingChannel()
+    channel = CollectingChannel()
     night(connection, today(), portal=portal, channel=channel)
     assert list(portal.visible.values()) == [False]
     assert sorted(message.kind for message in channel.sent) == ["digest", "reminder"]
