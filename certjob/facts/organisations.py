@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Final, Literal, TypedDict, TypeVar, Unpack
+from typing import Final, TypeVar
 from urllib.parse import urlsplit
 from uuid import UUID
 
@@ -133,18 +133,6 @@ def _read_url(text: str) -> str:
     return text
 
 
-class OrganisationOptions(TypedDict, total=False):
-    """The options of ``certjob organisation set`` that take one text; None: not given."""
-
-    name: str | None
-    portal: Literal["dynamics", "none"] | None
-    thresholds: str | None
-    contact_email: str | None
-    contact_phone: str | None
-    renewal_url: str | None
-    sender: str | None
-
-
 _READERS: Final[dict[str, Callable[[str], object]]] = {
     "name": cells.read_name,
     "portal": str,
@@ -154,13 +142,8 @@ _READERS: Final[dict[str, Callable[[str], object]]] = {
     "renewal_url": _read_url,
     "sender": _read_sender,
 }
-_IF_EMPTY: Final[dict[str, object]] = {
-    "thresholds": [],
-    "contact_email": "",
-    "contact_phone": "",
-    "renewal_url": "",
-    "sender": "",
-}
+"""The options of ``certjob organisation set`` that take one text."""
+_IF_EMPTY: Final = {"thresholds": [], **dict.fromkeys(("contact_email", "contact_phone", "renewal_url", "sender"), "")}
 
 
 def set_organisation(
@@ -170,9 +153,9 @@ def set_organisation(
     optional_kinds: Sequence[str] | None = None,
     coordinators: Sequence[str] = (),
     remove_coordinators: Sequence[str] = (),
-    **options: Unpack[OrganisationOptions],
+    **options: str | None,
 ) -> OrganisationChange:
-    """Create an organisation, or change only the given options, in one transaction.
+    """Create an organisation, or change the options that are not None, in one transaction.
 
     An empty text removes contact data or the sender, and ``["none"]`` the optional kinds. The default name is the slug
     in capitals. Coordinators are found by e-mail in any case, or by id. Raises ConfigurationError if a value is wrong,
@@ -184,7 +167,7 @@ def set_organisation(
     values = dict.fromkeys(_READERS) | {
         option: _IF_EMPTY[option] if option in _IF_EMPTY and not text.strip() else _read(option, text, _READERS[option])
         for option, text in options.items()
-        if isinstance(text, str)
+        if text is not None
     }
     kinds = None if optional_kinds is None else [text for text in optional_kinds if text.strip().lower() != NONE]
     values["optional_kinds"] = kinds and sorted({_read("optional_kind", text, cells.read_key) for text in kinds})

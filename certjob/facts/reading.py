@@ -31,38 +31,33 @@ def read(connection: database.Connection, ids: Sequence[UUID], *, lock: bool) ->
     With ``lock``, certificates and open pauses are locked without waiting, and mentors with a row that another session
     has locked are left out. The caller must have locked the mentors in an earlier statement.
     """
-    found = database.fetch(connection, "read_mentors", {"ids": list(ids)})
-    broken = {row[0]: row[8] for row in found if row[8] is not None}
-    rows = {row[0]: row for row in found if row[8] is None}
+    rows = {row[0]: row for row in database.fetch(connection, "read_mentors", {"ids": list(ids)})}
+    broken = {mentor_id: reason for mentor_id, *_, reason in rows.values() if reason is not None}
     by_id = organisations(connection, {row[2] for row in rows.values()})
-    incomplete: set[UUID] = set()
+    readable = {"ids": [mentor_id for mentor_id in rows if mentor_id not in broken]}
+    left_out = set(broken)
     certificates: dict[UUID, list[Certificate]] = defaultdict(list)
     for mentor_id, row_id, kind, issued_on, expires_on, revoked, status in database.fetch(
-        connection, "lock_certificates" if lock else "read_certificates", {"ids": list(rows)}
+        connection, "lock_certificates" if lock else "read_certificates", readable
     ):
         if row_id is None:
-            incomplete.add(mentor_id)
+            left_out.add(mentor_id)
             continue
         certificate = Certificate(
-            id=row_id,
-            kind=kind,
-            issued_on=issued_on,
-            expires_on=expires_on,
-            revoked=revoked,
-            status=Status(status),
+            id=row_id, kind=kind, issued_on=issued_on, expires_on=expires_on, revoked=revoked, status=Status(status)
         )
         certificates[mentor_id].append(certificate)
     pauses: dict[UUID, list[OpenPause]] = defaultdict(list)
     for mentor_id, row_id, reason in database.fetch(
-        connection, "lock_open_pauses" if lock else "read_open_pauses", {"ids": list(rows)}
+        connection, "lock_open_pauses" if lock else "read_open_pauses", readable
     ):
         if row_id is None:
-            incomplete.add(mentor_id)
+            left_out.add(mentor_id)
         else:
             pauses[mentor_id].append(OpenPause(id=row_id, reason=reason))
     mentors = [
         Mentor(
-            id=mentor_id,
+            id=row[0],
             member_no=row[1],
             organisation=by_id[row[2]],
             left=row[3],
@@ -70,11 +65,10 @@ def read(connection: database.Connection, ids: Sequence[UUID], *, lock: bool) ->
             has_contact=row[5],
             certified_until=row[6],
             due_by_calendar=row[7],
-            certificates=tuple(certificates.get(mentor_id, ())),
-            open_pauses=tuple(pauses.get(mentor_id, ())),
+            certificates=tuple(certificates[row[0]]),
+            open_pauses=tuple(pauses[row[0]]),
         )
-        for mentor_id in ids
-        if mentor_id not in incomplete and (row := rows.get(mentor_id)) is not None
+        for row in (rows[each] for each in ids if each in rows and each not in left_out)
     ]
     return FactsRead(mentors=mentors, broken=broken)
 
@@ -83,35 +77,25 @@ def read_due(
     connection: database.Connection, *, due_by: date | None, organisation_id: UUID | None
 ) -> Iterator[FactsRead]:
     """Yield the mentors due on ``due_by`` (None: all) in chunks, in the order of apply, without locks."""
+    asked: dict[str, object] = {"due_by": due_by, "organisation_id": organisation_id, "limit": CHUNK_SIZE}
     after_review, after_id = BEFORE_EVERY_MENTOR
-    while True:
-        keys = database.fetch(
-            connection,
-            "read_due_mentors",
-            {
-                "due_by": due_by,
-                "after_review": after_review,
-                "after_id": after_id,
-                "organisation_id": organisation_id,
-                "limit": CHUNK_SIZE,
-            },
-        )
-        if not keys:
-            return
+    while keys := database.fetch(
+        connection, "read_due_mentors", asked | {"after_review": after_review, "after_id": after_id}
+    ):
         after_id, after_review = keys[-1]
-        yield read(connection, [key[0] for key in keys], lock=False)
+        yield read(connection, [mentor_id for mentor_id, _ in keys], lock=False)
 
 
 def organisations(connection: database.Connection, ids: Iterable[UUID]) -> dict[UUID, Organisation]:
     """Return these organisations by id."""
     rows = database.fetch(connection, "read_organisations", {"ids": list(ids)})
     return {
-        row[0]: Organisation(
-            id=row[0],
-            slug=row[1],
-            has_portal=row[2],
-            reminder_thresholds=tuple(row[3]),
-            optional_kinds=frozenset(row[4]),
+        organisation_id: Organisation(
+            id=organisation_id,
+            slug=slug,
+            has_portal=has_portal,
+            reminder_thresholds=tuple(thresholds),
+            optional_kinds=frozenset(optional_kinds),
         )
-        for row in rows
+        for organisation_id, slug, has_portal, thresholds, optional_kinds in rows
     }

@@ -1,4 +1,4 @@
-"""What tests of ``certjob load`` share: a loader, and files of any size."""
+"""A loader for tests of ``certjob load``, and files of any size."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ REQUIRED = "organisation,member_no,kind,issued_on,expires_on"
 
 
 def row(number: str = "M1", *more: str, kind: str = "likeperson", begins: str = "2024-02-01", ends: str) -> str:
-    """Return a line of the shortest file, and what follows."""
+    """Return a line of the shortest file, with more cells."""
     return ",".join(["hlf", number, kind, begins, ends, *more])
 
 
@@ -36,13 +36,13 @@ class Loader:
         return load(self.connection, text.encode(), today=TODAY)
 
     def rows(self, *rows: str, header: str = REQUIRED) -> dict[str, int]:
-        """Load these rows; return the numbers that are not zero, without those of rows."""
+        """Load these rows without a problem; return ``counts``."""
         report = self("\n".join([header, *rows]))
         assert (report.rows, report.problems) == (len(rows), [])
         return counts(report)
 
     def found(self, statement: str) -> list[tuple[Any, ...]]:
-        """Return what the database holds now."""
+        """Return rows of the database."""
         return Facts(self.connection).rows(statement)
 
     def settle(self) -> None:
@@ -50,16 +50,16 @@ class Loader:
         self.connection.execute("UPDATE mentors SET review_on = '2026-12-01'")
 
     def due(self) -> list[str]:
-        """Return the numbers of the mentors whom the next run reviews."""
+        """Return the member numbers that the next run reviews."""
         return [row[0] for row in self.found("SELECT member_no FROM mentors WHERE review_on = '-infinity' ORDER BY 1")]
 
     def versions(self) -> list[tuple[Any, ...]]:
-        """Return which transaction wrote or locked each row last."""
+        """Return the transaction that wrote or locked each row last."""
         ids = "SELECT id, xmin::text, xmax::text FROM"
         return self.found(f"{ids} mentors UNION ALL {ids} certificates ORDER BY id")
 
 
 def counts(report: LoadReport) -> dict[str, int]:
-    """Return what a load wrote, by what it is, if it is not zero."""
+    """Return the numbers of written rows that are not zero."""
     names = ("mentors_added", "mentors_changed", "certificates_added", "certificates_changed")
     return {name: number for name in names if (number := getattr(report, name))}
