@@ -8,7 +8,18 @@ from pathlib import Path
 import pytest
 
 CHECKOUT = Path(__file__).parents[1]
-NEEDED = ("pyproject.toml", "build_readme.py", "build_version.py", "README.md", "LICENSE", "certjob", "sql", "supabase")
+NEEDED = (
+    "pyproject.toml",
+    "build_readme.py",
+    "build_version.py",
+    "README.md",
+    "LICENSE",
+    "crontab.example",
+    "certjob",
+    "docs",
+    "sql",
+    "supabase",
+)
 GIT = ("git", "-c", "user.name=Test", "-c", "user.email=test@example.org")
 
 

@@ -138,6 +138,8 @@ class Decision:
     """The desired visibility. It has no meaning without a portal."""
     push: bool
     """Whether the portal must be told the visibility or its last day."""
+    nothing_to_hide: bool
+    """Whether a hide is not needed, because the mentor has had neither a contact ID nor a certificate."""
     moved_from: date | None
     """The previous last visible day, if only that day changes."""
     change: Change | None

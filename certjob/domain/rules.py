@@ -83,6 +83,7 @@ def decide(mentor: Mentor, today: date) -> Decision:
         certified_until=last_day,
         visible=visible,
         push=push,
+        nothing_to_hide=nothing_to_hide,
         moved_from=moved_from,
         change=change,
         foreseen=foreseen,

@@ -102,7 +102,8 @@ def resync(
 
     def queue(decision: Decision) -> None:
         nonlocal queued
-        queued = portal.queue([(mentor_id, decision.visible)] if decision.organisation.has_portal else [])
+        has_value = decision.organisation.has_portal and not decision.nothing_to_hide
+        queued = portal.queue([(mentor_id, decision.visible)] if has_value else [])
 
     with recorded(connection, report) as beating:
         report.review = service.counts

@@ -148,6 +148,16 @@ def test_missing_contact_id_is_not_reported_as_a_refusal(scene: Scene) -> None:
     assert error.startswith(f"mentor M1 ({mentor}) cannot be pushed: no contact ID; add the contact ID in the app")
 
 
+def test_resync_pushes_nothing_for_a_new_mentor_without_a_contact(scene: Scene) -> None:
+    """Without a contact ID and a certificate there is nothing to hide, and a blocked push would be a lasting alert."""
+    mentor = scene.mentor(contact_id=None)
+
+    resync = scene.resync(mentor, scene.portal)
+
+    assert resync.error is None
+    assert scene.rows("SELECT FROM portal_sync_events") == []
+
+
 def test_signal_ends_the_retries(scene: Scene, expired: UUID) -> None:
     """The attempt is not counted."""
     stop = StopFlag()

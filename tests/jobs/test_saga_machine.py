@@ -50,9 +50,10 @@ OPEN_EVENTS = "SELECT mentor_id FROM portal_sync_events WHERE status IN ('pendin
 NEVER = {
     "an unresolved failure of a mentor for whom nothing is open": f"""
         SELECT mentor_id FROM dynamics_sync_failures WHERE resolved_at IS NULL AND mentor_id NOT IN ({OPEN_EVENTS})""",
-    "a blocked event that nobody is told of": """
-        SELECT mentor_id FROM portal_sync_events WHERE status = 'blocked' AND id NOT IN (
-            SELECT row_id FROM alerts WHERE last_failed_at IS NOT NULL)""",
+    "a blocked event that nobody is told of, except a show that waits for a review": """
+        SELECT e.mentor_id FROM portal_sync_events AS e JOIN mentors AS m ON m.id = e.mentor_id
+        WHERE e.status = 'blocked' AND NOT (e.visible AND m.review_on <= current_date)
+            AND e.id NOT IN (SELECT row_id FROM alerts WHERE last_failed_at IS NOT NULL)""",
     "a wanted value without its event": """
         SELECT m.id FROM mentors AS m LEFT JOIN LATERAL (
             SELECT visible, status FROM portal_sync_events WHERE mentor_id = m.id ORDER BY id DESC LIMIT 1
