@@ -1,4 +1,4 @@
-"""What the commands print: one JSON document, nothing on success, tables on a terminal, whole lines off it."""
+"""The output of the commands: one JSON document, no output on success, pages on a terminal, plain lines elsewhere."""
 
 import json
 import os
@@ -19,14 +19,22 @@ from tests.support.facts import Facts
 from tests.support.portal_answers import error
 from tests.support.portal_server import PortalServer
 
+EVERYTHING = {tuple(name.split()[1:]): command for name, command in all_commands()}
+"""Every command and group of commands, by its words."""
+
 
 def document_of(result: Finished) -> Any:
-    """Stdout, which holds one JSON document and nothing else."""
+    """Return stdout, which is one JSON document."""
     return json.loads(result.stdout)
 
 
+def counts(part: dict[str, int]) -> dict[str, int]:
+    """Return the numbers that are not 0."""
+    return {name: number for name, number in part.items() if number}
+
+
 def pending_hide(facts: Facts, *, wanted_at: str = "2026-01-15 23:30+00", **mentor: Any) -> None:
-    """A mentor whose hide has waited for long, so that it is an alert."""
+    """Add a mentor whose hide has waited long enough to be an alert."""
     mentor_id = facts.mentor(facts.organisation(f"hlf{len(facts.rows('SELECT FROM organisations'))}"), **mentor)
     times = {"wanted_at": wanted_at, "next_attempt_at": datetime.now(UTC) + timedelta(hours=20)}
     facts.connection.execute("UPDATE mentors SET portal_visible = false WHERE id = %s", (mentor_id,))
@@ -42,10 +50,8 @@ def pending_hide(facts: Facts, *, wanted_at: str = "2026-01-15 23:30+00", **ment
         ("certjob organisation set hlf --portal ", ["dynamics", "none"]),
     ],
 )
-def test_shell_completes_commands_options_and_values(
-    environment: dict[str, str], typed: str, completed: list[str]
-) -> None:
-    """The installed command answers as bash asks it."""
+def test_shell_completes_words(environment: dict[str, str], typed: str, completed: list[str]) -> None:
+    """The installed command answers bash with commands, options and values."""
     asked = {"_CERTJOB_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))}
 
     answer = subprocess.run(
@@ -55,16 +61,8 @@ def test_shell_completes_commands_options_and_values(
     assert (sorted(answer.stdout.split()), answer.stderr) == (completed, "")
 
 
-# --json: what is in the documents. Their keys are held by tests/acceptance/test_json.py.
-
-
-def counts(part: dict[str, int]) -> dict[str, int]:
-    """What is not 0."""
-    return {name: number for name, number in part.items() if number}
-
-
-def test_the_documents_of_a_night_that_needs_a_person(here: Certjob, facts: Facts, portal: PortalServer) -> None:
-    """Exit 3, ``attention``, and the figures that say why; the delivery after it says so only once."""
+def test_documents_have_the_figures_of_a_run(here: Certjob, facts: Facts, portal: PortalServer) -> None:
+    """`run`, `alerts` and `resync` exit with 3 because of a push that failed, `deliver` does not repeat it."""
     organisation_id = facts.organisation()
     facts.certified_mentor(organisation_id, LONG_AGO, member_no="M1")
     facts.certified_mentor(organisation_id, SOON)
@@ -84,8 +82,8 @@ def test_the_documents_of_a_night_that_needs_a_person(here: Certjob, facts: Fact
     assert (resync["error"]["code"], resync["error"]["next_step"]) == ("dynamics_sync", step)
 
 
-def test_the_documents_of_the_schema(here: Certjob, empty_database_url: str) -> None:
-    """Pending: no command works and `check` says so. Migrated: each migration, and nothing the second time."""
+def test_documents_have_the_state_of_the_schema(here: Certjob, empty_database_url: str) -> None:
+    """Without a schema no command works. `db migrate` lists each new migration."""
     commands = ("check", "run", "db migrate", "db migrate")
 
     results = [here(*command.split(), "--json", CERTJOB_DATABASE_URL=empty_database_url) for command in commands]
@@ -98,8 +96,8 @@ def test_the_documents_of_the_schema(here: Certjob, empty_database_url: str) -> 
     assert (migrated["applied"][0], again) == ("0001_facts", {"outcome": "ok", "applied": []})
 
 
-def test_every_option_of_an_organisation_arrives(here: Certjob) -> None:
-    """What is set is shown; the same again changes nothing."""
+def test_organisation_show_has_every_option_of_set(here: Certjob) -> None:
+    """Setting the same values again changes no row."""
     options = ["--name", "HLF Norge", "--portal", "dynamics", "--thresholds", "30,7", "--optional-kind", "kurs"]
     options += ["--coordinator", "Kari <kari@hlf.example> nn", "--contact-email", "post@hlf.example"]
     options += ["--contact-phone", "22 63", "--renewal-url", "https://hlf.example", "--sender", "HLF <x@hlf.example>"]
@@ -117,8 +115,8 @@ def test_every_option_of_an_organisation_arrives(here: Certjob) -> None:
     assert lines[:8] == ["HLF Norge", "dynamics", "30,7", "kurs", *contact]
 
 
-def test_every_option_of_the_list_arrives(here: Certjob, facts: Facts) -> None:
-    """Each names other mentors."""
+def test_list_options_select_mentors(here: Certjob, facts: Facts) -> None:
+    """Each option lists one of three mentors."""
     organisation_id = facts.organisation()
     facts.certified_mentor(organisation_id, SOON, member_no="contact", contact_id=None)
     facts.certified_mentor(organisation_id, SOON, member_no="address", email=None)
@@ -129,26 +127,19 @@ def test_every_option_of_the_list_arrives(here: Certjob, facts: Facts) -> None:
         assert [row["member_no"] for row in rows] == [what.removesuffix("-id")]
 
 
-# Quiet and loud.
-
-
-def test_success_off_a_terminal_is_silent(here: Certjob, facts: Facts) -> None:
-    """Not a byte on stdout or stderr, in either form of the log, or cron would write a mail."""
+@pytest.mark.parametrize("command", ["run", "run -q", "deliver", "resync M1 -q", "db migrate", "alerts"])
+def test_success_prints_no_output(here: Certjob, facts: Facts, command: str) -> None:
+    """Otherwise cron would send a mail."""
     facts.certified_mentor(facts.organisation(), LONG_AGO, member_no="M1")
-    facts.certified_mentor(facts.organisation("nhf"), SOON)
 
-    for command in ("run", "run -q", "deliver", "resync M1 -q", "db migrate", "alerts"):
-        for form in ("text", "json"):
-            result = here(*command.split(), CERTJOB_LOG_FORMAT=form)
+    for log_format in ("text", "json"):
+        result = here(*command.split(), CERTJOB_LOG_FORMAT=log_format)
 
-            assert (result.returncode, result.stdout, result.stderr) == (0, "", ""), command
+        assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
-def test_an_alert_off_a_terminal_is_one_whole_line(certjob: Certjob, facts: Facts) -> None:
-    """The sentence of the design, unbroken, whatever is in the name; no colour, though many a build machine forces it.
-
-    The time is that where the programme lives, not the machine's or the server's.
-    """
+def test_alert_is_one_plain_line_without_a_terminal(certjob: Certjob, facts: Facts) -> None:
+    """It is not wrapped or coloured, even if a build machine forces colours. Its time is in CERTJOB_TIME_ZONE."""
     long_name = "Kari Nordmann " * 20
     pending_hide(facts, full_name=f"{HOSTILE}\n{long_name}")
     pending_hide(facts, wanted_at="2026-07-15 23:30+00")
@@ -170,7 +161,7 @@ COLOUR = re.compile(r"\x1b\[(?:\d+;)*(?:3[0-8]|4[0-8]|9[0-7]|10[0-7])(?:;\d+)*m"
 
 
 def test_alerts_page_needs_no_colour(environment: dict[str, str], facts: Facts, tmp_path: Path) -> None:
-    """It can be read on every palette; without an alert it still answers."""
+    """It is readable on every palette. Without an alert, it has one line."""
 
     def shown(code: int, **settings: str) -> str:
         returned, text = on_terminal(["alerts"], environment=environment | settings, folder=tmp_path)
@@ -185,40 +176,34 @@ def test_alerts_page_needs_no_colour(environment: dict[str, str], facts: Facts, 
     assert without_escapes(page) == without_escapes(plain)
 
 
-def test_a_reader_that_went_away_does_not_hide_the_outcome(
-    environment: dict[str, str], facts: Facts, tmp_path: Path
+@pytest.mark.parametrize("command", ["alerts", "run --json"])
+def test_reader_that_ends_early_does_not_change_the_exit_code(
+    environment: dict[str, str], facts: Facts, tmp_path: Path, command: str
 ) -> None:
-    """``certjob alerts | head`` is nobody's mistake: no complaint, the exit code as ever."""
+    """``certjob alerts | head`` prints no error."""
     for number in range(100):
         pending_hide(facts, member_no=f"M{number}")
-    for command in (["alerts"], ["run", "--json"]):
-        reading, writing = os.pipe()
-        os.close(reading)
-        with started(*command, environment=environment, folder=tmp_path, stdout=writing) as child:
-            os.close(writing)
-            result = child.finish()
+    reading, writing = os.pipe()
+    os.close(reading)
+    with started(*command.split(), environment=environment, folder=tmp_path, stdout=writing) as child:
+        os.close(writing)
+        result = child.finish()
 
-        assert result.returncode == 3
-        assert [line for line in result.stderr.splitlines() if "see `certjob alerts`" not in line] == []
+    assert result.returncode == 3
+    assert [line for line in result.stderr.splitlines() if "see `certjob alerts`" not in line] == []
 
 
-def test_closed_streams_do_not_end_the_night(environment: dict[str, str], facts: Facts, tmp_path: Path) -> None:
-    """Some supervisors start their jobs so."""
+def test_closed_streams_do_not_stop_a_run(environment: dict[str, str], facts: Facts, tmp_path: Path) -> None:
+    """Some supervisors start jobs without stdout and stderr."""
     command = ["/bin/sh", "-c", 'exec "$0" run --json >&- 2>&-', str(installed_command())]
 
     assert subprocess.run(command, env=environment, cwd=tmp_path, check=False).returncode == 0
     assert facts.rows("SELECT outcome FROM job_runs") == [("ok",)]
 
 
-# Help, and failures of every command.
-
-
-EVERYTHING = {tuple(name.split()[1:]): command for name, command in all_commands()}
-
-
 @pytest.mark.parametrize("words", EVERYTHING, ids=" ".join)
 def test_help_describes_every_option_in_80_columns(anywhere: Certjob, words: tuple[str, ...]) -> None:
-    """Commands, arguments and options have a text; a terminal need not break a line."""
+    """Commands, arguments and options have a text."""
     command = EVERYTHING[words]
 
     result = anywhere(*words, "--help")
@@ -230,61 +215,55 @@ def test_help_describes_every_option_in_80_columns(anywhere: Certjob, words: tup
 
 NEEDED = {"resync": "M1", "preview": "M1", "explain": "M1", "set": "hlf", "show": "hlf", "load": "x.csv"}
 NEEDED |= {"acknowledge": "hlf:held:pauses", "prune": "--older-than=3y"}
-
-
 WITH_SETTINGS = [words for words, command in EVERYTHING.items() if "env_file" in {each.name for each in command.params}]
 
 
-@pytest.mark.parametrize("words", WITH_SETTINGS)
-def test_a_failure_is_one_line_and_one_document_whatever_the_command(anywhere: Certjob, words: tuple[str, ...]) -> None:
-    """The same text in both; a file of settings that is not there is refused by its name, before anything is done."""
+@pytest.mark.parametrize("words", WITH_SETTINGS, ids=" ".join)
+def test_failure_is_one_line_and_one_document(anywhere: Certjob, words: tuple[str, ...]) -> None:
+    """Every command refuses a missing file of settings with the same text in both. `check` continues."""
     command = [*words, *filter(None, [NEEDED.get(words[-1])]), "--env-file", "nowhere.env"]
+    why = "the settings file nowhere.env cannot be read: No such file or directory"
+    step = "correct --env-file or CERTJOB_ENV_FILE"
 
     text, document = anywhere(*command), anywhere(*command, "--json")
 
-    why = "the settings file nowhere.env cannot be read: No such file or directory"
-    step = "correct --env-file or CERTJOB_ENV_FILE"
     code = 75 if words == ("bounces",) else 2
     assert (text.returncode, document.returncode) == (code, code)
-    if words == ("check",):  # it goes on
+    if words == ("check",):
         assert why in text.stdout
         return
     error = {"code": "configuration", "message": why, "next_step": step}
     assert document_of(document) == {"outcome": "failed", "error": error}
-    said = f"certjob {' '.join(words)}: {why}; {step}\n"
-    assert (text.stderr, document.stderr, text.stdout) == (said, said, "")
+    line = f"certjob {' '.join(words)}: {why}; {step}\n"
+    assert (text.stderr, document.stderr, text.stdout) == (line, line, "")
 
 
-def test_a_file_of_settings_is_read_where_it_is_named_and_no_other(
-    anywhere: Certjob, database_url: str, tmp_path: Path
-) -> None:
-    """A ``.env`` in the folder where it happens to be started is somebody else's."""
+def test_settings_file_is_read_only_if_it_is_named(anywhere: Certjob, database_url: str, tmp_path: Path) -> None:
+    """A ``.env`` in the current folder may belong to another program."""
     (tmp_path / ".env").write_text(f"CERTJOB_DATABASE_URL={database_url}\n")
-    asked_for = tmp_path / "certjob.env"
-    asked_for.write_text(f"CERTJOB_DATABASE_URL='{database_url}'\n")
+    named = tmp_path / "certjob.env"
+    named.write_text(f"CERTJOB_DATABASE_URL='{database_url}'\n")
 
-    unasked = anywhere("organisation", "list")
+    without = anywhere("organisation", "list")
     by_option = anywhere("organisation", "list", "--env-file", "certjob.env")
-    by_variable = anywhere("organisation", "list", CERTJOB_ENV_FILE=str(asked_for))
+    by_variable = anywhere("organisation", "list", CERTJOB_ENV_FILE=str(named))
 
-    assert [result.returncode for result in (unasked, by_option, by_variable)] == [2, 0, 0]
-    assert "CERTJOB_DATABASE_URL is not set" in unasked.stderr
+    assert [result.returncode for result in (without, by_option, by_variable)] == [2, 0, 0]
+    assert "CERTJOB_DATABASE_URL is not set" in without.stderr
 
 
-def test_python_runs_it_as_a_module_and_its_help_loads_none_of_the_heavy_libraries(
-    bare_environment: dict[str, str], tmp_path: Path
-) -> None:
-    """``python -m certjob``, with the same exit codes; a glance, such as the version, costs no database driver."""
+def test_module_is_the_same_command_and_loads_little(bare_environment: dict[str, str], tmp_path: Path) -> None:
+    """``python -m certjob`` has the same exit codes. --help loads no database driver."""
 
     def python(*arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, *arguments]
         return subprocess.run(command, env=bare_environment, cwd=tmp_path, capture_output=True, text=True, check=False)
 
-    glance = python("-X", "importtime", "-m", "certjob", "--help")
-    version, nothing = python("-m", "certjob", "--version"), python("-m", "certjob", "run")
+    help_text = python("-X", "importtime", "-m", "certjob", "--help")
+    version, unset = python("-m", "certjob", "--version"), python("-m", "certjob", "run")
 
-    loaded = {line.rpartition("|")[2].strip() for line in glance.stderr.splitlines()}
-    assert (glance.returncode, "typer" in loaded) == (0, True)
+    loaded = {line.rpartition("|")[2].strip() for line in help_text.stderr.splitlines()}
+    assert (help_text.returncode, "typer" in loaded) == (0, True)
     assert not loaded & {"psycopg", "httpx", "jinja2", "pydantic", "babel", "backoff", "rich.table"}
     assert version.stdout == f"certjob {__version__}\n"
-    assert (nothing.returncode, nothing.stderr.partition(";")[0]) == (2, "certjob run: CERTJOB_DATABASE_URL is not set")
+    assert (unset.returncode, unset.stderr.partition(";")[0]) == (2, "certjob run: CERTJOB_DATABASE_URL is not set")

@@ -1,4 +1,4 @@
-"""What goes wrong is said in one line that names the thing and the next step, with the documented exit code."""
+"""Errors: one line with the cause and the next step, and the documented exit code."""
 
 import json
 import os
@@ -16,39 +16,32 @@ from tests.conftest import Certjob, installed_command
 from tests.support.command_line import SECRET, assert_one_line, on_terminal, started, today, without_escapes
 from tests.support.facts import Facts
 
-needs_a_full_disk = pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-
-
-# Settings and arguments.
-
 
 @pytest.mark.parametrize(
-    ("arguments", "command", "phrases"),
+    ("typed", "command", "phrase"),
     [
-        ("", "certjob", ["no command was given", "`certjob --help`"]),
-        ("lst", "certjob", ["Did you mean 'list'? see `certjob --help`"]),
-        ("db", "certjob db", ["no command was given", "`certjob db --help`"]),
-        ("run --dryrun", "certjob run", ["--dryrun", "--dry-run", "`certjob run --help`"]),
-        ("run tonight", "certjob run", ["tonight"]),
-        ("resync", "certjob resync", ["MENTOR"]),
-        ("run --as-of 2026-03-10", "certjob run", ["--as-of requires --dry-run; add it, or omit --as-of"]),
-        ("run --dry-run --as-of 10.03.2026", "certjob run", ["'10.03.2026' is not a valid date", "2026-12-31"]),
-        ("organisation set hlf --portal web", "certjob organisation set", ["'web' is not one of 'dynamics', 'none'"]),
-        ("list --within soon", "certjob list", ["'--within': it must be a valid integer; see `certjob list --help`"]),
-        ("preview M1 --html --json", "certjob preview", ["leave out --json"]),
-        ("status --max-age=-5m", "certjob status", ["is not a valid duration", "90s, 30m or 2h"]),
-        ("status --max-age=²h", "certjob status", ["is not a valid duration"]),
-        (f"status --max-age={'9' * 5000}h", "certjob status", ["is not a valid duration"]),
+        ("", "certjob", "no command was given; see `certjob --help`"),
+        ("lst", "certjob", "Did you mean 'list'? see `certjob --help`"),
+        ("db", "certjob db", "no command was given; see `certjob db --help`"),
+        ("run --dryrun", "certjob run", "--dry-run"),
+        ("run tonight", "certjob run", "tonight"),
+        ("resync", "certjob resync", "MENTOR"),
+        ("run --as-of 2026-03-10", "certjob run", "--as-of requires --dry-run; add it, or omit --as-of"),
+        ("run --dry-run --as-of 10.03.2026", "certjob run", "'10.03.2026' is not a valid date; give one such as 2026"),
+        ("organisation set hlf --portal web", "certjob organisation set", "'web' is not one of 'dynamics', 'none'"),
+        ("list --within soon", "certjob list", "'--within': it must be a valid integer; see `certjob list --help`"),
+        ("preview M1 --html --json", "certjob preview", "leave out --json"),
+        ("status --max-age=-5m", "certjob status", "is not a valid duration; give one such as 90s, 30m or 2h"),
+        ("status --max-age=²h", "certjob status", "is not a valid duration"),
+        (f"status --max-age={'9' * 5000}h", "certjob status", "is not a valid duration"),
     ],
 )
-def test_a_wrong_command_line_says_what_and_where_to_look(
-    anywhere: Certjob, arguments: str, command: str, phrases: list[str]
-) -> None:
-    """Exit 2, one next step; with --json a document on stdout, without it nothing."""
-    result = anywhere(*arguments.split(), CERTJOB_DATABASE_URL="postgresql://nobody@127.0.0.1:1/x")
+def test_wrong_command_line_has_a_next_step(anywhere: Certjob, typed: str, command: str, phrase: str) -> None:
+    """Exit 2. With --json, stdout has a document, otherwise no text."""
+    result = anywhere(*typed.split(), CERTJOB_DATABASE_URL="postgresql://nobody@127.0.0.1:1/x")
 
-    assert_one_line(result, *phrases, code=2, command=command)
-    if "--json" in arguments:
+    assert_one_line(result, phrase, code=2, command=command)
+    if "--json" in typed:
         assert json.loads(result.stdout)["error"]["code"] == "usage"
     else:
         assert result.stdout == ""
@@ -59,52 +52,46 @@ def test_a_wrong_command_line_says_what_and_where_to_look(
     [
         (f"mysql://u:{SECRET}@h/x", "CERTJOB_DATABASE_URL is not a valid PostgreSQL URL", 2),
         (f"postgresql://u:{SECRET}%zz@h/x", "CERTJOB_DATABASE_URL is not a valid", 2),
-        # libpq would cut the URL inside the password, and print what it takes for the host
+        # libpq would split the password, and print a part of it as the host
         *[(f"postgresql://u:one{sign}{SECRET}@127.0.0.1:1/x", "percent-encoded", 2) for sign in "@/#?"],
         (f"postgresql://u:{SECRET}@127.0.0.1:port/x", "CERTJOB_DATABASE_URL", 2),
         (f"host=localhost port=1 password='{SECRET}", "CERTJOB_DATABASE_URL", 2),
         (f"host=localhost {SECRET}", "CERTJOB_DATABASE_URL", 2),
         (f"host=127.0.0.1 port=1 password={SECRET}", "the database cannot be reached", 1),
         (f"postgresql://u:{SECRET}@database.invalid/x", "database.invalid", 1),
-        # libpq asks whether the server is "accepting connections on that socket": it is not starting, it is not there
+        # libpq asks whether the server is "accepting connections on that socket", which sounds like a start
         ("host={here} dbname=x", "check the host and port", 1),
     ],
 )
-def test_a_database_url_that_leads_nowhere_is_not_repeated(
-    anywhere: Certjob, tmp_path: Path, url: str, phrase: str, code: int
-) -> None:
-    """Exit 2 where it cannot be meant so, 1 where the next night may find somebody there."""
+def test_wrong_database_url_is_not_printed(anywhere: Certjob, tmp_path: Path, url: str, phrase: str, code: int) -> None:
+    """Exit 2 for an invalid URL, 1 if a later run may reach the server."""
     result = anywhere("run", "--json", "-v", CERTJOB_DATABASE_URL=url.replace("{here}", str(tmp_path)))
 
     assert_one_line(result, phrase, code=code)
     assert json.loads(result.stdout)["error"]["code"] == {1: "database_unavailable", 2: "configuration"}[code]
 
 
-# The database.
-
-
-def test_a_table_that_somebody_keeps_to_themselves_is_named_instead_of_waited_for_all_night(
-    here: Certjob, monkeypatch: pytest.MonkeyPatch, app: psycopg.Connection[tuple[object, ...]]
+@pytest.mark.parametrize(
+    ("command", "table"),
+    [("run", "mentors"), ("run", "portal_sync_events"), ("run", "job_runs"), ("status", "mentors")],
+)
+def test_locked_table_is_named(
+    here: Certjob,
+    monkeypatch: pytest.MonkeyPatch,
+    app: psycopg.Connection[tuple[object, ...]],
+    command: str,
+    table: str,
 ) -> None:
-    """An ALTER TABLE in a forgotten transaction: each job would hang without a word, and the next one beside it."""
+    """A job must not wait for ever for a forgotten transaction."""
     monkeypatch.setattr(migrations, "READ_LOCK_TIMEOUT_MS", 50)
-    whose = f"is locked by another session (process {app.info.backend_pid}) and cannot be read; end"
-    for command, table in (
-        ("run", "mentors"),
-        ("run", "portal_sync_events"),
-        ("run", "job_runs"),
-        ("status", "mentors"),
-    ):
-        app.execute(f"LOCK TABLE {table}".encode())
-        assert_one_line(here(command), f"the table {table} {whose}", code=1, command=f"certjob {command}")
-        app.rollback()
+    app.execute(f"LOCK TABLE {table}".encode())
+
+    holder = f"is locked by another session (process {app.info.backend_pid}) and cannot be read; end"
+    assert_one_line(here(command), f"the table {table} {holder}", code=1, command=f"certjob {command}")
 
 
-# What is asked for does not exist, or not so.
-
-
-def test_what_is_unknown_or_ambiguous_is_named(here: Certjob, facts: Facts) -> None:
-    """By whatever was typed; those that there are, are listed by number and organisation, without a name."""
+def test_unknown_names_are_printed(here: Certjob, facts: Facts) -> None:
+    """A mentor, an organisation, a file, and an argument that is not UTF-8."""
     facts.mentor(facts.organisation(), member_no="M1")
 
     for options in ((), ("--dry-run",)):
@@ -115,61 +102,65 @@ def test_what_is_unknown_or_ambiguous_is_named(here: Certjob, facts: Facts) -> N
         assert_one_line(here("resync", name), f"no mentor matches '{name}'", code=2, command="certjob resync")
     assert_one_line(here("load", "no-such.csv"), "no-such.csv", code=2, command="certjob load")
 
+
+def test_ambiguous_mentor_has_its_candidates(here: Certjob, facts: Facts) -> None:
+    """By number and organisation, without names. --organisation selects one."""
+    facts.mentor(facts.organisation(), member_no="M1")
     facts.mentor(facts.organisation("nhf", portal=None), member_no="M1")
+
     line = assert_one_line(here("resync", "M1"), "M1 of hlf", "M1 of nhf", code=2, command="certjob resync")
-    assert "Nordmann" not in line
     found = here("resync", "M1", "--organisation", "nhf")
+
+    assert "Nordmann" not in line
     assert (found.returncode, found.stdout.splitlines()[1]) == (0, "after:  M1: no certificate; not paused; no portal")
 
 
-def test_a_day_before_the_last_night_is_refused_unless_allowed(here: Certjob, facts: Facts) -> None:
-    """The clock went back, or an earlier one was ahead: a person decides."""
+def test_day_before_the_last_run_needs_accept_date(here: Certjob, facts: Facts) -> None:
+    """The clock is wrong now, or was wrong in that run. A person decides."""
     ahead = today() + timedelta(days=30)
     about = {"id": uuid4(), "command": "run", "as_of": ahead, "host": "elsewhere", "version": "1"}
     facts.insert("job_runs", **about, finished_at=ahead, outcome="ok")
     facts.mentor(facts.organisation(portal=None), member_no="M1")
 
     for command, name in (("run", "run"), ("run --dry-run", "run"), ("resync M1", "resync")):
-        said = str(ahead), f"run --accept-date {today()}"
-        assert_one_line(here(*command.split()), *said, code=2, command=f"certjob {name}")
+        phrases = str(ahead), f"run --accept-date {today()}"
+        assert_one_line(here(*command.split()), *phrases, code=2, command=f"certjob {name}")
     for command in ("run --dry-run", "run"):
         assert here(*command.split(), "--accept-date", str(today())).returncode == 0
 
 
-# Done, but something needs a person.
-
-
-def test_a_stage_without_its_setting_says_which(here: Certjob, facts: Facts) -> None:
-    """One line for each, only while something waits for it."""
+def test_missing_setting_is_named_only_if_it_is_needed(here: Certjob, facts: Facts) -> None:
+    """Each stage has one line while something waits for it."""
     unset = {"CERTJOB_PORTAL_URL": "", "CERTJOB_NOTIFY_URL": ""}
-    nothing = here("run", **unset)
+    not_needed = here("run", **unset)
     facts.certified_mentor(facts.organisation(), SOON)
     facts.certified_mentor(facts.organisation("nhf"), LONG_AGO)
-    something = here("run", **unset)
+    needed = here("run", **unset)
 
-    assert (nothing.returncode, nothing.stderr, something.returncode) == (0, "", 3)
+    assert (not_needed.returncode, not_needed.stderr, needed.returncode) == (0, "", 3)
     for stage, setting in (("portal", "PORTAL_URL"), ("mail", "NOTIFY_URL")):
-        assert something.stderr.count(f"certjob run: {stage}: CERTJOB_{setting} is not set; ") == 1
+        assert needed.stderr.count(f"certjob run: {stage}: CERTJOB_{setting} is not set; ") == 1
 
 
-@needs_a_full_disk
-def test_a_full_disk_is_said_so(environment: dict[str, str], facts: Facts, tmp_path: Path) -> None:
-    """The result cannot be written, and Python sees that at once or at the very end: exit 1, a line, no traceback."""
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_full_disk_is_reported(environment: dict[str, str], facts: Facts, tmp_path: Path) -> None:
+    """Exit 1 and a line, whether Python notices it at once or at the end."""
     facts.certified_mentor(facts.organisation(portal=None), date(2999, 1, 1), member_no="M7")
-    said = "certjob {}: no space is left on the disk; make room and run it again\n"
+    line = "certjob {}: no space is left on the disk; make room and run it again\n"
     full = os.open("/dev/full", os.O_WRONLY)
     for command in ("run --dry-run", "explain M7 --json"):
         with started(*command.split(), environment=environment, folder=tmp_path, stdout=full) as child:
             result = child.finish()
-        assert (result.stderr, result.returncode) == (said.format(command.split()[0]), 1)
+        assert (result.stderr, result.returncode) == (line.format(command.split()[0]), 1)
     command_line, at_once = [str(installed_command()), "run", "--json"], environment | {"PYTHONUNBUFFERED": "1"}
     result = subprocess.run(command_line, env=at_once, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
     os.close(full)
 
-    assert (result.stderr, result.returncode) == (said.format("run"), 1)
+    assert (result.stderr, result.returncode) == (line.format("run"), 1)
 
 
 def test_bounces_on_a_terminal_asks_for_a_report(bare_environment: dict[str, str], tmp_path: Path) -> None:
-    """It does not wait for someone to type one."""
+    """It does not wait for input."""
     code, text = on_terminal(["bounces"], environment=bare_environment, folder=tmp_path)
+
     assert (code, "certjob bounces < report.eml" in without_escapes(text).replace("\n", " ")) == (2, True), text
