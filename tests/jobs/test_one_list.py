@@ -1,4 +1,4 @@
-"""One list: whatever goes wrong, run, alerts, status and digests agree about what needs attention."""
+"""One list of alerts: run, alerts, status and digests agree about it."""
 
 import random
 from collections import Counter
@@ -24,8 +24,7 @@ from tests.support.nights import CollectingChannel, FlakyPortal, make_due
 from tests.support.programmes import random_programme
 from tests.support.scene import Scene
 
-NIGHTS = 3
-
+RUNS = 3
 UNREPORTED = """
     SELECT a.kind, a.alert_id, d.reported
     FROM current_alerts(%s) AS a
@@ -38,50 +37,50 @@ UNREPORTED = """
         AND NOT EXISTS (
             SELECT FROM unnest(d.reported) AS key WHERE starts_with(key, md5(a.alert_id) || ':')
         )"""
-"""Alerts of an organisation that its coordinator's last digest does not tell."""
+"""Alerts of an organisation that its coordinator's last digest does not have."""
 
 SOME = "(SELECT id FROM mentors ORDER BY md5(id::text || %s) LIMIT %s)"
-HAPPENINGS = [
-    (f"UPDATE certificates SET expires_on = greatest(issued_on, '2026-02-01') WHERE mentor_id IN {SOME}", 300),
-    (f"UPDATE certificates SET expires_on = greatest(issued_on, '2026-02-01') WHERE mentor_id IN {SOME}", 300),
+WRONG_DATES = f"UPDATE certificates SET expires_on = greatest(issued_on, '2026-02-01') WHERE mentor_id IN {SOME}"
+CHANGES = [
+    (WRONG_DATES, 300),
+    (WRONG_DATES, 300),
     (f"UPDATE mentors SET email = NULL WHERE id IN {SOME}", 15),
     (f"UPDATE certificates SET revoked_at = now() WHERE mentor_id IN {SOME}", 10),
     (f"UPDATE mentors SET left_at = now() WHERE id IN {SOME}", 5),
 ]
-
-
+"""Statements with the number of mentors whom they change."""
 PORTAL_ERRORS = (
     TransientPortalError("connection reset"),
     PermanentPortalError("the portal answered 404 contact_not_found"),
     PortalStageError("the portal answered 401 unauthorized"),
 )
-REFUSED, DEFERRED = RecipientRefusedError("550 no such user"), RecipientDeferredError("452 mailbox full")
+MAIL_ERRORS = [RecipientRefusedError("550 no such user"), RecipientDeferredError("452 mailbox full")]
 
 
-def unlucky_night(scene: Scene, chance: random.Random, today: date, *, is_last: bool) -> RunReport:
-    """A day goes by; then portal and mail server fail by chance, each night in a mood of its own."""
-    portal_mood, mail_mood = chance.random(), chance.random()
-    let_a_day_go_by(scene, chance)
-    mail_errors = [REFUSED, DEFERRED] if is_last else [REFUSED, DEFERRED, ChannelDownError("connection refused")]
+def run_after_a_bad_day(scene: Scene, chance: random.Random, today: date, *, is_last: bool) -> RunReport:
+    """Let a day pass, then run while portal and mail server fail at random. The last run's digests are all sent."""
+    portal_failures, mail_failures = chance.random(), chance.random()
+    let_a_day_pass(scene, chance)
+    mail_errors = MAIL_ERRORS if is_last else [*MAIL_ERRORS, ChannelDownError("connection refused")]
 
     def push(_number: int) -> Exception | None:
-        return chance.choices(PORTAL_ERRORS, weights=(6, 6, 1))[0] if chance.random() < portal_mood else None
+        return chance.choices(PORTAL_ERRORS, weights=(6, 6, 1))[0] if chance.random() < portal_failures else None
 
     def send(message: OutgoingMessage) -> Exception | None:
-        if (message.kind == "digest" and is_last) or chance.random() > mail_mood:
+        if (message.kind == "digest" and is_last) or chance.random() > mail_failures:
             return None
         return chance.choice(mail_errors)
 
     return scene.night(FlakyPortal(push), today=today, channel=CollectingChannel(on_send=send))
 
 
-def let_a_day_go_by(scene: Scene, chance: random.Random) -> None:
-    """For what waits; something happens to some, and the database refuses one mentor's pauses."""
+def let_a_day_pass(scene: Scene, chance: random.Random) -> None:
+    """Make open work a day older, change some facts, and let the database refuse the pauses of one mentor."""
     for table in ("portal_sync_events", "cert_notification_log"):
         make_due(scene.facts, table)
     for table in ("cert_notification_log", "coordinator_digests"):
         scene.run_sql(f"UPDATE {table} SET queued_at = queued_at - interval '25 hours'")
-    statement, number = chance.choice(HAPPENINGS)
+    statement, number = chance.choice(CHANGES)
     scene.run_sql(statement, str(chance.random()), number)
     scene.run_sql("ALTER TABLE mentor_pauses DROP CONSTRAINT IF EXISTS not_this_one")
     if chance.random() < 0.7:
@@ -91,20 +90,20 @@ def let_a_day_go_by(scene: Scene, chance: random.Random) -> None:
         scene.run_sql(f"ALTER TABLE mentor_pauses ADD CONSTRAINT not_this_one {refusal}")
 
 
-@pytest.mark.parametrize("seed", [6, 8])  # of the first dozen those with the most kinds of alerts, "held" too
-def test_everybody_agrees_about_what_needs_attention(scene: Scene, seed: int) -> None:
-    """Each night of an unlucky programme: the exit code and four lists; after the last one, the digests as well."""
+@pytest.mark.parametrize("seed", [6, 8])  # of twelve seeds those with the most kinds of alerts
+def test_run_alerts_status_and_digests_have_the_same_alerts(scene: Scene, seed: int) -> None:
+    """Three bad days of a random programme. Digests are compared after the last one."""
     chance = random.Random(seed)
     random_programme(scene.facts, seed=seed, mentors=300)
     scene.run_sql(
         "INSERT INTO coordinators (organisation_id, email) SELECT id, slug || '@hlf.example' FROM organisations"
     )
-    seen = 0
+    number_of_alerts = 0
 
-    for number in range(NIGHTS):
+    for number in range(RUNS):
         today = TODAY + timedelta(days=number)
 
-        report = unlucky_night(scene, chance, today, is_last=number == NIGHTS - 1)
+        report = run_after_a_bad_day(scene, chance, today, is_last=number == RUNS - 1)
 
         alerts = read_alerts(scene.connection, today=today)
         expected = dict.fromkeys(map(str, Kind), 0) | Counter(str(alert.kind) for alert in alerts)
@@ -112,17 +111,16 @@ def test_everybody_agrees_about_what_needs_attention(scene: Scene, seed: int) ->
         assert report.attention.numbers == expected
         assert read_status(scene.connection, today=today, max_age=timedelta(days=1)).alerts == expected
         assert report.outcome == "attention" or (report.outcome == "ok" and not alerts)
-        assert report.outcome == "ok" or report.news, "the first run of a day says why"
-        seen += len(alerts)
+        assert report.outcome == "ok" or report.news, "the first run of a day prints the reasons"
+        number_of_alerts += len(alerts)
     assert scene.rows(UNREPORTED, today) == []
-    assert seen
+    assert number_of_alerts
 
 
-def test_a_repeated_run_prints_only_new_problems(scene: Scene) -> None:
-    """The crontab starts it at 3:10, 4:10 and 5:10: what the first one has printed is not mailed again."""
+def test_repeated_run_prints_only_new_problems(scene: Scene) -> None:
+    """The crontab starts a run at 3:10, 4:10 and 5:10, and cron mails what it prints."""
     scene.expired()
-    first = scene.night().news
-    repeated = scene.night().news
+    first, repeated = scene.night().news, scene.night().news
     scene.expired()
     third = scene.night().news
     next_day = scene.night(today=TODAY + timedelta(days=1)).news
@@ -136,8 +134,8 @@ def test_a_repeated_run_prints_only_new_problems(scene: Scene) -> None:
     assert next_day[0] == first[0]
 
 
-def test_a_run_of_one_organisation_repeats_nothing_and_takes_nothing_from_the_run_over_all(scene: Scene) -> None:
-    """What an alert costs a crontab with both: each says it once a day."""
+def test_run_of_one_organisation_and_run_of_all_print_a_problem_once_each(scene: Scene) -> None:
+    """A crontab may have both."""
     scene.expired()
 
     news = [bool(scene.night(organisation=slug).news) for slug in ("hlf", "hlf", None, None, "hlf")]

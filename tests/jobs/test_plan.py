@@ -1,4 +1,4 @@
-"""The dry run: it reads only, and what it says is what the night does."""
+"""The dry run: it only reads, and its plan is what the next run does."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -25,31 +25,30 @@ CHANGES = """
     UNION ALL SELECT cert_id::text, threshold_days::text, expires_on::text, id || ' ' || jsonb_array_length(history)
         FROM cert_notification_log
     UNION ALL SELECT mentor_id::text, initcap(visible::text), '', id || ' ' || version FROM portal_sync_events"""
-"""Everything that nights have done so far; the last column makes each different."""
+"""All changes that runs have made. The last column is different for each."""
 
 
 def planned_changes(changes: list[dict[str, Any]]) -> Counter[tuple[str, ...]]:
+    """Return the entries of ``changes`` in a plan as rows of ``CHANGES``, without the last column."""
     planned: list[tuple[str, ...]] = []
     for change in changes:
         mentor = change["mentor_id"]
         planned += [(each["certificate_id"], each["from"], each["to"]) for each in change["transitions"]]
         planned += [(mentor, change["pause"], "")] if change["pause"] else []
-        planned += [
-            (each["certificate_id"], str(each["threshold_days"]), each["expires_on"]) for each in change["reminders"]
-        ]
+        reminders = change["reminders"]
+        planned += [(each["certificate_id"], str(each["threshold_days"]), each["expires_on"]) for each in reminders]
         planned += [] if change["portal"] is None else [(mentor, str(change["portal"]), "")]
     return Counter(planned)
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_plan_is_what_the_night_does(scene: Scene, seed: int) -> None:
-    """On random data: the plan's transitions, pauses, reminders and pushes are those found in the database after."""
+def test_plan_is_what_the_run_does(scene: Scene, seed: int) -> None:
+    """On random data: transitions, pauses, reminders and pushes."""
     random_programme(scene.facts, seed=seed)
     before = set(scene.rows(CHANGES))
 
-    plan, done = (
-        scene.night(dry_run=dry_run, deliver=False, allow=EVERYTHING).to_document() for dry_run in (True, False)
-    )
+    plan = scene.night(dry_run=True, allow=EVERYTHING).to_document()
+    done = scene.night(deliver=False, allow=EVERYTHING).to_document()
 
     for part in ("mentors", "certificates"):
         assert plan[part] == done[part]
@@ -58,10 +57,8 @@ def test_the_plan_is_what_the_night_does(scene: Scene, seed: int) -> None:
     assert planned_changes(plan["changes"]) == Counter(row[:-1] for row in set(scene.rows(CHANGES)) - before)
 
 
-def test_the_dry_run_works_on_a_read_only_connection_waits_for_nobody_and_touches_nothing(
-    scene: Scene, database_url: str
-) -> None:
-    """Others hold mentors and certificates: it takes no lock. No call is made."""
+def test_dry_run_takes_no_lock_writes_nothing_and_calls_no_one(scene: Scene, database_url: str) -> None:
+    """It works on a read-only connection while others hold all mentors and certificates."""
     random_programme(scene.facts, seed=99, mentors=40)
     before = everything(scene.facts)
     for table in ("mentors", "certificates"):
@@ -72,12 +69,11 @@ def test_the_dry_run_works_on_a_read_only_connection_waits_for_nobody_and_touche
         report = scene.night(scene.portal, connection=own, dry_run=True, allow=EVERYTHING)
 
     assert report.changes
-    assert everything(scene.facts) == before
-    assert scene.portal.requests == []
+    assert (everything(scene.facts), scene.portal.requests) == (before, [])
 
 
-def test_the_plan_says_which_reminder_can_reach_nobody(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
-    """It is queued, as the night queues it, and fails there: better to enter the address before."""
+def test_plan_names_reminders_without_an_address(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
+    """The run would queue them, and they would fail."""
     organisation = scene.facts.organisation()
     for number, email in (("M1", None), ("M2", " "), ("M3", "m3@example.org")):
         scene.facts.certified_mentor(organisation, TODAY + timedelta(days=7), member_no=number, email=email)
@@ -92,8 +88,8 @@ def test_the_plan_says_which_reminder_can_reach_nobody(scene: Scene, capsys: pyt
     assert "no address" not in lines[2]
 
 
-def test_a_plan_for_another_day_names_who_is_due_by_then(scene: Scene) -> None:
-    """--as-of a later day: the state of that day, in one step."""
+def test_plan_for_a_later_day_has_the_mentors_due_by_then(scene: Scene) -> None:
+    """`--as-of` gives the state of that day in one step."""
     scene.certified(TODAY + timedelta(days=20))
     scene.night(deliver=False)
 
@@ -103,8 +99,8 @@ def test_a_plan_for_another_day_names_who_is_due_by_then(scene: Scene) -> None:
     assert [change.decision.pause for change in later.changes] == ["open"]
 
 
-def test_the_plan_says_what_the_guards_would_hold(scene: Scene) -> None:
-    """The same line as the run's, and each held change."""
+def test_plan_marks_held_changes(scene: Scene) -> None:
+    """It has the same line about the hold as the run."""
     for _ in range(30):
         scene.expired()
 
@@ -114,8 +110,8 @@ def test_the_plan_says_what_the_guards_would_hold(scene: Scene) -> None:
     assert plan.held == scene.night(deliver=False).held
 
 
-def test_a_plan_shows_how_far_it_is(scene: Scene) -> None:
-    """It may take a minute, and a terminal without a word looks dead."""
+def test_plan_shows_its_progress(scene: Scene) -> None:
+    """A large programme takes a minute."""
     scene.certified(TODAY)
     shown: list[tuple[str, int]] = []
 
@@ -123,7 +119,7 @@ def test_a_plan_shows_how_far_it_is(scene: Scene) -> None:
         def phase(self, name: str, *, count: Callable[[], int] | None = None) -> Callable[[int], None]:
             return lambda done: shown.append((name, done))
 
-    ways_out = {"delivery": delivery(), "stop": StopFlag(), "progress": Shown()}
-    runs.run(scene.connection, today=TODAY, accept_date=TODAY, dry_run=True, **ways_out)  # type: ignore[arg-type]
+    options: dict[str, Any] = {"delivery": delivery(), "stop": StopFlag(), "progress": Shown()}
+    runs.run(scene.connection, today=TODAY, accept_date=TODAY, dry_run=True, **options)
 
     assert shown == [("Reviewing mentors", 1)]
