@@ -1,4 +1,4 @@
-"""`make looks`: every reminder and digest in three languages, at three widths, light and dark, as pictures."""
+"""`make looks`: pictures of every reminder and digest in three languages and widths, light and dark."""
 
 import argparse
 import html
@@ -16,12 +16,14 @@ from tests.looks.contrast import contrasts
 
 WIDTHS = (360, 600, 900)
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+HEIGHTS = {"reminder": 1500, "one-each": 5000, "full": 7500, "long": 16_000}
+"""The height of a picture by a part of its name; at 360 pixels the pages are nearly as long."""
 SCHEMES = {"light": 1, "dark": 0}
-"""Chromium's numbers for what a reader prefers."""
+"""Chromium's numbers of the colour schemes."""
 
 
 def main() -> int:
-    """Write the pictures; the exit code is 1 where a contrast is below AA, 2 without a browser."""
+    """Write the pictures. Return 1 if a contrast is below AA, and 2 without a browser."""
     parser = argparse.ArgumentParser(prog="make looks")
     parser.add_argument("--folder", type=Path, default=Path("build/looks"))
     folder = parser.parse_args().folder
@@ -43,7 +45,7 @@ def main() -> int:
 
 
 def messages() -> Iterator[tuple[str, RenderedMessage]]:
-    """Yield each situation with a name for its picture."""
+    """Yield the messages with names for their pictures."""
     for language in LANGUAGES:
         for days_left in (60, 1, 0, -1, -14):
             wanted = {"days_left": days_left, "paused": days_left < 0, "repeat": days_left == 0}
@@ -57,18 +59,17 @@ def messages() -> Iterator[tuple[str, RenderedMessage]]:
 
 
 def take_picture(browser: str, message: RenderedMessage, picture: Path, *, scheme: str) -> None:
-    """Show the page in frames of three widths, side by side: a window cannot be as narrow as a phone."""
-    frames = "".join(
-        f'<iframe srcdoc="{html.escape(message.html)}" style="width: {width}px; height: 4200px; border: 0"></iframe> '
-        for width in WIDTHS
-    )
+    """Show the page in frames of three widths, because a window cannot be as narrow as a phone."""
+    height = next(pixels for part, pixels in HEIGHTS.items() if part in picture.name)
+    frame = f'<iframe srcdoc="{html.escape(message.html)}" style="border: 0; height: {height - 20}px'
+    frames = "".join(f'{frame}; width: {width}px"></iframe> ' for width in WIDTHS)
     page = f'<meta name="color-scheme" content="light dark"><body style="margin: 8px">{frames}'
     with tempfile.TemporaryDirectory() as scratch:
         document = Path(scratch, "page.html")
         document.write_text(page, encoding="utf-8")
         options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
         options += [f"--user-data-dir={scratch}/profile", f"--screenshot={picture.resolve()}"]
-        options += [f"--window-size={sum(WIDTHS) + 60},{4300 if 'digest' in picture.name else 1500}"]
+        options += [f"--window-size={sum(WIDTHS) + 60},{height}"]
         options += [f"--blink-settings=preferredColorScheme={SCHEMES[scheme]}"]
         subprocess.run([browser, *options, document.as_uri()], check=True, capture_output=True, timeout=120)
 

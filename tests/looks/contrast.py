@@ -1,4 +1,4 @@
-"""The colours in which a page shows its texts, in light and in dark, and their contrast (WCAG 2.2, 1.4.3)."""
+"""The colours of the texts of a page, light and dark, and their contrast (WCAG 2.2, 1.4.3)."""
 
 import re
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ VOID = {"br", "meta", "link", "img", "hr", "input"}
 
 
 def contrast(one: str, other: str) -> float:
-    """Return the contrast of two colours such as ``#0b4a8f``; 1 to 21.
+    """Return the contrast of two colours such as ``#0b4a8f``, from 1 to 21.
 
     >>> contrast("#000000", "#ffffff")
     21.0
@@ -24,14 +24,14 @@ def _luminance(colour: str) -> float:
 
 
 class Colours(HTMLParser):
-    """Reads a page of ours: which text stands in which colour on which ground."""
+    """Finds the colour and background of each text on a page."""
 
     def __init__(self, page: str, *, dark: bool) -> None:
         super().__init__()
         self._rules = _dark_rules(page) if dark else []
         self._stack: list[tuple[str, str, str, tuple[str, ...]]] = []
         self.found: dict[tuple[str, str], str] = {}
-        """Colour and ground, and a text that has them."""
+        """An example of a text by colour and background."""
         self.feed(page.partition("<body")[1] + page.partition("<body")[2])
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -62,7 +62,7 @@ class Colours(HTMLParser):
 
 
 def _dark_rules(page: str) -> list[tuple[str, dict[str, str]]]:
-    """Return selector and colours of each rule for dark mode, in their order."""
+    """Return selector and colours of each rule for dark mode, in the order of the page."""
     block = re.search(r"@media \(prefers-color-scheme: dark\) \{(.*?)\n\}", page, re.DOTALL)
     rules = []
     for selectors, body in re.findall(r"([^{}]+)\{([^{}]*)\}", block[1] if block else ""):
@@ -72,6 +72,6 @@ def _dark_rules(page: str) -> list[tuple[str, dict[str, str]]]:
 
 
 def contrasts(page: str, *, dark: bool) -> Iterator[tuple[float, str, str, str]]:
-    """Yield the contrast, colour, ground and an example of each pair of colours in a page."""
+    """Yield the contrast, the colour, the background and an example of each pair of colours on a page."""
     for (colour, ground), text in Colours(page, dark=dark).found.items():
         yield contrast(colour, ground), colour, ground, text

@@ -88,7 +88,7 @@ def test_digest_names_paused_and_returned_mentors_with_the_reason(desk: Nights) 
     assert "* Ola (M2): sertifikatet «likeperson» er trukket tilbake" in paused.text
     assert (back.subject, "Nye på pause" in back.text) == ("3 er ikke lenger på pause (HLF)", False)
     assert "* Kari (M1001)\n" in back.text
-    assert "* Pia (M1002), er fortsatt på pause av en annen grunn" in back.text
+    assert "* Pia (M1002), fortsatt på pause av en annen grunn" in back.text
     assert back.text.count("* Tor (M1003)\n") == 2, "back, and without a certificate"
     assert "Noen hadde avsluttet pausen" in reopened.text
 

@@ -70,7 +70,7 @@ def sample_digests(language: str) -> Iterator[Words]:
             language=language,
             name=_NAME if complete else None,
             organisation="Hørselshjelpen",
-            has_portal=complete,
+            has_portal=complete or bool(sections["visible"] or sections["hidden"]),
             acknowledged=(len(sections["unreviewed"]), _TODAY if complete else None),
             zone=UTC,
             repeat=not complete,
