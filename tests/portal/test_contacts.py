@@ -1,6 +1,5 @@
-"""Whose contact it is may change at any moment: the right one is called for, and never two calls at once for one."""
+"""A push goes to the contact that the mentor has at that moment, and a contact never gets two calls at once."""
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 from uuid import uuid4
@@ -19,35 +18,32 @@ from tests.support.nights import FlakyPortal, claim, in_background, night, revie
 from tests.support.scene import NEXT_YEAR, YESTERDAY, Scene
 from tests.support.waiting import until, waits_for_a_lock
 
-CORRECT = "UPDATE mentors SET dynamics_contact_id = %s"
-CORRECT_ONE = f"{CORRECT} WHERE id = %s"
-MOVE = "UPDATE mentors SET organisation_id = %s WHERE id = %s"
-DROP = "UPDATE organisations SET portal = %s WHERE slug = 'hlf'"
-EXPIRE = ("UPDATE certificates SET expires_on = %s", YESTERDAY)
+CORRECT_ALL = "UPDATE mentors SET dynamics_contact_id = %s"
+CORRECT = f"{CORRECT_ALL} WHERE id = %s"
 
 
-@pytest.mark.parametrize("error", [PermanentPortalError("404"), TransientPortalError("503")])
-def test_an_open_push_goes_out_without_waiting_for_the_night(scene: Scene, error: PortalCallError) -> None:
-    """Under another key: a portal that has seen the old one would do nothing for the new contact."""
+@pytest.mark.parametrize("error", [PermanentPortalError("404"), TransientPortalError("503")], ids=["blocked", "failed"])
+def test_open_push_goes_to_a_corrected_contact_at_once(scene: Scene, error: PortalCallError) -> None:
+    """It has another key, because a portal that knows the old key might ignore the push."""
     scene.expired()
     portal = FlakyPortal(failures=99, error=lambda: error)
     scene.night(portal)
     portal.failures = 0
     corrected = uuid4()
-    scene.run_sql(CORRECT, corrected)
+    scene.run_sql(CORRECT_ALL, corrected)
 
     scene.deliver(portal)
 
     assert portal.visible == {corrected: False}
-    keys = {(contact == corrected, key) for contact, _, key in portal.calls}
-    assert len(keys) == len({key for _, key in keys}) == 2
+    *earlier_keys, key = [key for _, _, key in portal.calls]
+    assert key not in earlier_keys
 
 
-def test_a_claim_never_pairs_the_new_wish_with_the_old_contact(scene: Scene) -> None:
-    """While the correction is not committed the claim passes the event by; then it reads the new contact."""
+def test_claim_waits_for_the_commit_of_a_correction(scene: Scene) -> None:
+    """It never pairs the new version with the old contact."""
     scene.hidden()
     corrected = uuid4()
-    scene.app.execute(CORRECT, (corrected,))
+    scene.app.execute(CORRECT_ALL, (corrected,))
 
     assert claim(scene.other) == []
     scene.app.commit()
@@ -55,13 +51,13 @@ def test_a_claim_never_pairs_the_new_wish_with_the_old_contact(scene: Scene) -> 
     assert [(event.version, event.contact_id) for event in claim(scene.other)] == [(2, corrected)]
 
 
-def test_a_correction_waits_for_a_claim_and_is_not_lost(scene: Scene) -> None:
-    """The claim has just locked the event, and calls for the old contact; the correction raises the version."""
+def test_correction_during_a_claim_is_not_lost(scene: Scene) -> None:
+    """It waits for the claim, and raises the version: the call to the old contact settles nothing."""
     scene.hidden()
     app = scene.app
 
     def correct() -> None:
-        app.execute(CORRECT, (uuid4(),))
+        app.execute(CORRECT_ALL, (uuid4(),))
         app.commit()
 
     with ExitStack() as correcting, scene.other.transaction():
@@ -74,34 +70,39 @@ def test_a_correction_waits_for_a_claim_and_is_not_lost(scene: Scene) -> None:
     assert scene.rows("SELECT status, version FROM portal_sync_events") == [("pending", 2)]
 
 
-@pytest.mark.parametrize("what", ["ids are swapped", "the organisation is away", "the mentor is away"])
-def test_whoever_has_the_contact_by_then_waits_for_the_call_in_flight(scene: Scene, what: str) -> None:
-    """A show is in flight and flaky, its event may be withdrawn; the hide comes after it, and nothing is lost."""
+@pytest.mark.parametrize("change", ["contacts_are_swapped", "organisation_loses_portal", "mentor_moves_away_and_back"])
+def test_contact_with_a_call_in_flight_gets_no_second_call(scene: Scene, change: str) -> None:
+    """A show is in flight, and its event may be withdrawn. The hide comes after it."""
     elsewhere, contact = scene.facts.organisation("nhf", portal=None, thresholds=()), uuid4()
     first = scene.facts.certified_mentor(scene.hlf, NEXT_YEAR, contact_id=contact)
     second = scene.expired()
     scene.night(FlakyPortal())
     scene.wish(first, visible=True)
-    changes: dict[str, list[list[tuple[Any, ...]]]] = {
-        "ids are swapped": [
-            [(CORRECT_ONE, None, first), (CORRECT_ONE, contact, second), (CORRECT_ONE, uuid4(), first)]
-        ],
-        "the organisation is away": [[(DROP, None)], [(DROP, "dynamics"), EXPIRE]],
-        "the mentor is away": [[(MOVE, elsewhere, first)], [(MOVE, scene.hlf, first), EXPIRE]],
-    }
 
-    def change(number: int) -> Exception | None:
+    def apply(*statements: tuple[str, *tuple[object, ...]]) -> None:
+        with scene.other.transaction():
+            for statement, *values in statements:
+                scene.other.execute(statement.encode(), values)
+        review(scene.other)
+
+    def change_and_run(number: int) -> Exception | None:
         if number > 1:
             return None
-        for together in changes[what]:
-            with scene.other.transaction():
-                for statement, *values in together:
-                    scene.other.execute(statement.encode(), values)
-            review(scene.other)
+        expire = ("UPDATE certificates SET expires_on = %s", YESTERDAY)
+        move = "UPDATE mentors SET organisation_id = %s WHERE id = %s"
+        lose = "UPDATE organisations SET portal = %s WHERE slug = 'hlf'"
+        if change == "contacts_are_swapped":
+            apply((CORRECT, None, first), (CORRECT, contact, second), (CORRECT, uuid4(), first))
+        elif change == "organisation_loses_portal":
+            apply((lose, None))
+            apply((lose, "dynamics"), expire)
+        else:
+            apply((move, elsewhere, first))
+            apply((move, scene.hlf, first), expire)
         night(scene.other, portal=portal)
         return TransientPortalError("reset")
 
-    portal = FlakyPortal(change)
+    portal = FlakyPortal(change_and_run)
 
     reports = [scene.deliver(portal) for _ in range(2)]
 
@@ -109,27 +110,52 @@ def test_whoever_has_the_contact_by_then_waits_for_the_call_in_flight(scene: Sce
     assert [report.portal.lost for report in reports] == [0, 0]
 
 
-def test_a_call_whose_lease_is_over_is_not_waited_for(scene: Scene) -> None:
-    """Its process is gone. A resync goes on, too."""
+def test_contact_is_free_when_the_lease_of_its_call_has_expired(scene: Scene) -> None:
+    """The process of the call has died. This applies to a stage and to a resync."""
     contact = uuid4()
     first, second = scene.mentor(contact_id=contact), scene.mentor()
     scene.wish(first, visible=False)
     scene.claim()
-    scene.run_sql(CORRECT_ONE, None, first)
-    scene.run_sql(CORRECT_ONE, contact, second)
+    scene.run_sql(CORRECT, None, first)
+    scene.run_sql(CORRECT, contact, second)
     scene.wish(second, visible=False)
     assert (scene.claim(), scene.service.claim_mentor(second, today=TODAY)) == ([], [])
 
     scene.run_out()
+
     with scene.other.transaction(force_rollback=True):
         resyncing = PortalSyncService(scene.other, run_id=uuid4())
         assert all(resyncing.claim_mentor(mentor, today=TODAY) for mentor in (second, first))
-
     assert second in {event.mentor_id for event in scene.claim()}
 
 
-def test_nobody_is_deleted_while_a_call_may_be_under_way(scene: Scene) -> None:
-    """With the mentor its lease would go, and the contact, entered anew, could be called for twice at once."""
+def test_contact_is_checked_again_after_the_event_was_locked(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the two statements of the claim, the mentor gets a contact with a call in flight."""
+    first, second = scene.mentor(contact_id=(contact := uuid4())), scene.mentor()
+    scene.wish(first, visible=True)
+    scene.claim()
+    scene.wish(second, visible=False)
+    fetch = database.fetch
+
+    def fetch_and_correct(own: Connection, name: str, *arguments: Any, **named: Any) -> list[Any]:
+        if name == "claim_portal_events":
+            scene.run_sql("ALTER TABLE mentors DISABLE TRIGGER USER")  # the trigger would wait for the claim
+            scene.run_sql(CORRECT, None, first)
+            scene.run_sql(CORRECT, contact, second)
+            scene.run_sql("ALTER TABLE mentors ENABLE TRIGGER USER")
+        return fetch(own, name, *arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(database, "fetch", fetch_and_correct)
+        patch.setattr("certjob.outbox.claims._CLAIM_TRIES", 1)
+        assert claim(scene.other) == []
+
+    scene.run_out()
+    assert (second, contact) in [(event.mentor_id, event.contact_id) for event in claim(scene.other)]
+
+
+def test_mentor_is_not_deleted_while_a_call_may_be_in_flight(scene: Scene) -> None:
+    """The lease would be deleted with the mentor, and the same contact could get a second call."""
     mentor = scene.hidden()
     scene.claim()
     scene.run_sql("UPDATE mentors SET organisation_id = %s", scene.facts.organisation("none", portal=None))
@@ -143,69 +169,40 @@ def test_nobody_is_deleted_while_a_call_may_be_under_way(scene: Scene) -> None:
     scene.run_sql("DELETE FROM mentors")
 
 
-def test_mentor_without_a_contact_waits_for_no_call(scene: Scene) -> None:
-    """Their pushes are blocked without a call, all at once."""
+def test_mentors_without_a_contact_are_claimed_together(scene: Scene) -> None:
+    """They have no contact in common."""
     for _ in range(3):
         scene.wish(scene.mentor(contact_id=None), visible=False)
 
     assert len(scene.claim()) == 3
 
 
-def test_claim_asks_again_about_a_contact_corrected_meanwhile(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between its two statements the mentor gets a contact for which a call is in flight: it looks again later."""
-    first, second = scene.mentor(), scene.mentor()
-    contact = scene.rows("SELECT dynamics_contact_id FROM mentors WHERE id = %s", first)[0][0]
-    scene.wish(first, visible=True)
-    assert len(scene.claim()) == 1
-    scene.wish(second, visible=False)
-    real = database.fetch
-    happenings: list[Callable[[], None]] = []
-
-    def fetch(own: Connection, name: str, *arguments: Any, **named: Any) -> list[Any]:
-        rows = real(own, name, *arguments, **named)
-        if name == "lock_due_portal_events" and happenings:
-            happenings.pop()()
-        return rows
-
-    def correct() -> None:
-        scene.run_sql("ALTER TABLE mentors DISABLE TRIGGER USER")  # the trigger would wait for the claim
-        scene.run_sql(CORRECT_ONE, None, first)
-        scene.run_sql(CORRECT_ONE, contact, second)
-        scene.run_sql("ALTER TABLE mentors ENABLE TRIGGER USER")
-
-    monkeypatch.setattr(database, "fetch", fetch)
-    happenings.append(correct)
-
-    assert (claim(scene.other), happenings) == ([], [])
-    scene.run_out()
-    assert (second, contact) in [(event.mentor_id, event.contact_id) for event in claim(scene.other)]
-
-
 def test_contact_belongs_to_one_mentor(scene: Scene) -> None:
     """Also across organisations. Two contact IDs can be swapped in one statement, or in one transaction."""
-    elsewhere = scene.facts.organisation("other")
     first, second = uuid4(), uuid4()
-    mine, theirs = scene.mentor(contact_id=first), scene.facts.mentor(elsewhere, contact_id=second)
+    ours, theirs = (
+        scene.mentor(contact_id=first),
+        scene.facts.mentor(scene.facts.organisation("nhf"), contact_id=second),
+    )
     with pytest.raises(psycopg.errors.UniqueViolation, match="mentors_dynamics_contact_id_key"):
-        scene.run_sql(CORRECT_ONE, second, mine)
+        scene.run_sql(CORRECT, second, ours)
 
     swap = "UPDATE mentors SET dynamics_contact_id = CASE id WHEN %s THEN %s ELSE %s END::uuid"
-    scene.run_sql(swap, mine, second, first)
+    scene.run_sql(swap, ours, second, first)
     with scene.connection.transaction():
         scene.run_sql("SET CONSTRAINTS mentors_dynamics_contact_id_key DEFERRED")
-        scene.run_sql(CORRECT_ONE, first, mine)
-        scene.run_sql(CORRECT_ONE, second, theirs)
+        scene.run_sql(CORRECT, first, ours)
+        scene.run_sql(CORRECT, second, theirs)
 
-    assert scene.rows("SELECT id, dynamics_contact_id FROM mentors ORDER BY id") == sorted(
-        [(mine, first), (theirs, second)]
-    )
+    contacts = dict(scene.rows("SELECT id, dynamics_contact_id FROM mentors"))
+    assert contacts == {ours: first, theirs: second}
 
 
 def test_removed_contact_that_is_hidden_needs_no_push(scene: Scene) -> None:
-    """The portal has confirmed the hide; the mentor can be deleted."""
+    """The portal has confirmed the hide, so the mentor can be deleted."""
     mentor, portal = scene.expired(), FlakyPortal()
     scene.night(portal)
-    scene.run_sql(CORRECT_ONE, None, mentor)
+    scene.run_sql(CORRECT, None, mentor)
 
     assert scene.night(portal).outcome == "ok"
 
@@ -214,17 +211,16 @@ def test_removed_contact_that_is_hidden_needs_no_push(scene: Scene) -> None:
 
 
 def test_removed_contact_that_may_be_visible_is_an_alert(scene: Scene) -> None:
-    """Until another mentor has the contact, or someone acknowledges the alert."""
-    first, second, portal = scene.certified(), scene.certified(contact_id=None), FlakyPortal()
+    """The alert ends when another mentor has the contact, or someone acknowledges it."""
+    contact, alerts = uuid4(), "SELECT cause FROM alerts WHERE kind = 'may_be_visible'"
+    first, second, portal = scene.certified(contact_id=contact), scene.certified(contact_id=None), FlakyPortal()
     scene.run_sql("UPDATE mentors SET portal_visible = NULL WHERE id = %s", first)
     scene.night(portal)
-    ((contact,),) = scene.rows("SELECT dynamics_contact_id FROM mentors WHERE id = %s", first)
-    alerts = "SELECT cause FROM alerts WHERE kind = 'may_be_visible'"
 
     scene.run_sql("UPDATE mentors SET dynamics_contact_id = NULL, left_at = now() WHERE id = %s", first)
     scene.night(portal)
     assert scene.rows(alerts) == [("no_contact_id",)]
-    scene.run_sql(CORRECT_ONE, contact, second)
+    scene.run_sql(CORRECT, contact, second)
     scene.night(portal)
 
     assert scene.rows(alerts) == []

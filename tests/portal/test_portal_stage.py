@@ -1,4 +1,4 @@
-"""The portal stage over real HTTP: when it goes on, when it stops, and that nobody is called twice at once."""
+"""The portal stage over real HTTP: when it continues, when it ends, and what it leaves for the next run."""
 
 import time
 from collections.abc import Callable
@@ -10,19 +10,20 @@ import psycopg
 import pytest
 
 from certjob.errors import Outcome, PortalStageError, TransientPortalError
-from certjob.outbox import calls as outside
+from certjob.outbox import calls
 from certjob.portal.push import PushOutcome
 from certjob.portal.sync import PortalCounts, PortalSyncService
 from certjob.stopping import StopFlag
 from tests.support.nights import FlakyPortal, delivery, in_background, night, quick_policy
 from tests.support.portal_answers import Behaviour, delay, error, hang, ok
 from tests.support.scene import Scene, push_once
+from tests.support.waiting import until
 
 DEAD, REFUSED = error(500, "dynamics_unavailable"), error(404, "contact_not_found")
 UNTOUCHED = "SELECT count(*) FROM portal_sync_events WHERE status = 'pending' AND attempts = 0 AND claim_token IS NULL"
+CLAIMED = "SELECT count(*) FROM portal_sync_events WHERE claim_token IS NOT NULL AND next_attempt_at > now()"
 FAILURES = "SELECT kind, count(*) FROM dynamics_sync_failures GROUP BY kind ORDER BY kind"
 STATUSES = "SELECT status, count(*) FROM portal_sync_events GROUP BY status ORDER BY status"
-
 
 IMPATIENT = replace(quick_policy(), longest_retry_after_seconds=0.2)
 """A Retry-After of more than 0.2 s is a long one, instead of more than 20 s."""
@@ -33,17 +34,14 @@ def waits(seconds: float) -> Behaviour:
 
 
 def seconds_between(scene: Scene, first: int, second: int) -> float:
-    """From one request's arrival to another's, by their numbers."""
+    """Return the time from one request to another, by their numbers."""
     return scene.portal.requests[second - 1].arrived_seconds - scene.portal.requests[first - 1].arrived_seconds
 
 
-def nothing() -> None: ...
-
-
 def disturbed(
-    scene: Scene, method: str, *, before: Callable[[], object] = nothing, after: Callable[[], object] = nothing
+    scene: Scene, method: str, *, before: Callable[[], object] = int, after: Callable[[], object] = int
 ) -> PortalSyncService:
-    """The service, with something that happens around each call of a method."""
+    """Return a service with something that happens around each call of a method."""
     service = PortalSyncService(scene.connection, run_id=uuid4())
     real = getattr(service, method)
 
@@ -57,11 +55,10 @@ def disturbed(
     return service
 
 
-def test_a_backlog_is_delivered_a_few_at_a_time_and_nothing_overlaps(scene: Scene) -> None:
-    """Each call fails twice; nothing to do is no early end."""
+def test_backlog_is_delivered_a_few_calls_at_a_time(scene: Scene) -> None:
+    """Each call fails twice. No two calls of a contact overlap."""
     assert scene.run_stage() is scene.run_stage(seconds=0) is None
-    contacts = scene.backlog(30)
-    calls_of = scene.portal.requests_for
+    contacts, calls_of = scene.backlog(30), scene.portal.requests_for
     scene.portal.decide = lambda request: delay(0.02, ok() if len(calls_of(request.contact_id)) == 3 else DEAD)
 
     assert scene.run_stage(concurrency=4) is None
@@ -71,46 +68,36 @@ def test_a_backlog_is_delivered_a_few_at_a_time_and_nothing_overlaps(scene: Scen
     assert (scene.rows(STATUSES), scene.rows(FAILURES)) == ([("delivered", 30)], [])
     assert scene.counts == PortalCounts(delivered=30)
     assert (scene.portal.peak_in_flight, scene.portal.overlaps) == (4, [])
-    assert scene.portal.connections_made < 10  # each may be replaced when it was idle for long
+    assert scene.portal.connections_made < 10  # each may be replaced after it was idle
 
 
-def test_untried_hides_go_first_then_untried_shows_retried_hides_retried_shows(scene: Scene) -> None:
-    """The attempt of a process that died is taken back: its hide keeps its place."""
+def test_pushes_go_out_in_the_order_of_urgency(scene: Scene) -> None:
+    """Hides, shows, retried hides, retried shows, moves of the last day. A dead process leaves no attempt behind."""
     expected: list[UUID] = []
-    for visible, attempts in ((True, 2), (False, 3), (True, 0), (False, 0)):
+    for number, (visible, attempts) in enumerate(((True, 0), (True, 2), (False, 3), (True, 0), (False, 0)), start=1):
         expected[:0] = scene.backlog(1, visible=visible)
-        scene.run_sql("UPDATE portal_sync_events SET attempts = %s WHERE id = %s", attempts, len(expected))
+        scene.run_sql("UPDATE portal_sync_events SET attempts = %s WHERE id = %s", attempts, number)
+    scene.run_sql("UPDATE portal_sync_events SET moved_from = '2026-06-01' WHERE id = 1")
     assert [event.contact_id for event in scene.claim()] == expected
     scene.run_out()
 
     scene.run_stage()
 
     assert [request.contact_id for request in scene.portal.requests] == expected
-    assert scene.rows("SELECT attempts FROM portal_sync_events ORDER BY id") == [(3,), (4,), (1,), (1,)]
+    assert scene.rows("SELECT attempts FROM portal_sync_events ORDER BY id") == [(1,), (3,), (4,), (1,), (1,)]
 
 
-def test_moves_of_the_last_day_are_pushed_last(scene: Scene) -> None:
-    """A renewed mentor stays visible meanwhile, so everyone else comes first."""
-    move, show, tried_show = (scene.backlog(1, visible=True)[0] for _ in range(3))
-    scene.run_sql("UPDATE portal_sync_events SET moved_from = '2026-06-01' WHERE id = 1")
-    scene.run_sql("UPDATE portal_sync_events SET attempts = 2 WHERE id = 3")
-
-    scene.run_stage()
-
-    assert [request.contact_id for request in scene.portal.requests] == [show, tried_show, move]
-
-
-@pytest.mark.parametrize(("concurrency", "attempts"), [(1, 3), (4, 3)])
-def test_a_dead_endpoint_gets_a_hundred_requests_at_most(scene: Scene, concurrency: int, attempts: int) -> None:
-    """Then the stage stops; what was not tried is as it was, and every hide is an alert."""
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_dead_portal_ends_the_stage(scene: Scene, concurrency: int) -> None:
+    """Five pushes in a row have failed. The other events are not touched, and every hide is an alert."""
     scene.backlog(150)
     scene.portal.default = DEAD
 
-    assert scene.run_stage(concurrency=concurrency, policy=quick_policy(max_attempts=attempts)) == "breaker"
+    assert scene.run_stage(concurrency=concurrency) == "breaker"
 
     failed = scene.counts.failed
     assert scene.said.startswith("portal: 5 pushes in a row failed (last: the portal answered 500 dynamics_unav")
-    assert len(scene.portal.requests) <= 100
+    assert len(scene.portal.requests) <= 3 * failed
     assert 5 <= failed <= 4 + concurrency
     assert scene.rows(UNTOUCHED) == [(150 - failed,)]
     later = "attempts = 1 AND next_attempt_at > now() + interval '14 min'"
@@ -118,24 +105,31 @@ def test_a_dead_endpoint_gets_a_hundred_requests_at_most(scene: Scene, concurren
     assert scene.rows(FAILURES) == [("stage", 150 - failed), ("transient", failed)]
 
 
-@pytest.mark.parametrize(("between", "code", "failed"), [(ok(), None, 8), (REFUSED, None, 8), (None, "breaker", 5)])
-def test_a_sign_of_life_begins_the_breakers_count_anew(
-    scene: Scene, between: Behaviour | None, code: str | None, failed: int
+@pytest.mark.parametrize(
+    ("fifth", "end", "failed"),
+    [
+        pytest.param(ok(), None, 8, id="delivered"),
+        pytest.param(REFUSED, None, 8, id="refused"),
+        pytest.param(None, "breaker", 5, id="without_a_contact"),
+    ],
+)
+def test_answer_of_the_portal_resets_the_count_of_failures(
+    scene: Scene, fifth: Behaviour | None, end: str | None, failed: int
 ) -> None:
-    """Four failures, an answer, four failures: the endpoint lives. A mentor without a contact is no answer."""
+    """Four pushes fail, the fifth is answered, four fail. A mentor without a contact is no answer."""
     contacts = scene.backlog(9)
-    scene.portal.decide = lambda request: between if between and request.contact_id == contacts[4] else DEAD
-    if between is None:
+    scene.portal.decide = lambda request: fifth if fifth and request.contact_id == contacts[4] else DEAD
+    if fifth is None:
         scene.run_sql("UPDATE mentors SET dynamics_contact_id = NULL WHERE dynamics_contact_id = %s", contacts[4])
-        scene.run_sql("UPDATE portal_sync_events SET attempts = 1 WHERE id > 5")  # the fifth keeps its turn
+        scene.run_sql("UPDATE portal_sync_events SET attempts = 1 WHERE id > 5")  # the fifth keeps its place
 
-    assert scene.run_stage() == code
+    assert scene.run_stage() == end
 
     assert ("transient", failed) in scene.rows(FAILURES)
 
 
-def test_what_concerns_everybody_blocks_nobody_and_the_next_run_delivers(scene: Scene) -> None:
-    """One call; hides are alerts until they are delivered."""
+def test_wrong_key_ends_the_stage_and_blocks_no_one(scene: Scene) -> None:
+    """No attempt is counted, and the hides are alerts until the next run delivers them."""
     first, *_ = scene.backlog(30)
     scene.backlog(3, visible=True)
     scene.portal.decide = lambda request: ok() if request.contact_id == first else error(401, "unauthorized")
@@ -155,133 +149,136 @@ def test_what_concerns_everybody_blocks_nobody_and_the_next_run_delivers(scene: 
     assert scene.rows("SELECT FROM dynamics_sync_failures WHERE resolved_at IS NULL") == []
 
 
-@pytest.mark.parametrize(("attempts", "failures"), [(3, []), (1, [("transient", 1)])])
-def test_a_short_wait_is_slept_in_the_round_while_the_others_hold(
-    scene: Scene, attempts: int, failures: list[tuple[str, int]]
+@pytest.mark.parametrize(
+    ("attempts", "requests", "failures"),
+    [
+        pytest.param(3, 9, [], id="before_another_attempt"),
+        pytest.param(1, 8, [("transient", 1)], id="after_the_last_attempt"),
+    ],
+)
+def test_short_retry_after_delays_the_next_call(
+    scene: Scene, attempts: int, requests: int, failures: list[tuple[str, int]]
 ) -> None:
-    """Up to 20 s; after the last attempt, too."""
+    """Also a call for another contact."""
     scene.backlog(8)
     scene.portal.then(waits(0.6))
 
     assert scene.run_stage(policy=quick_policy(max_attempts=attempts)) is None
 
-    assert len(scene.portal.requests) == (9 if attempts == 3 else 8)
+    assert len(scene.portal.requests) == requests
     assert seconds_between(scene, 1, 2) >= 0.6
     assert scene.rows(FAILURES) == failures
 
 
-class TestLongRetryAfter:
-    """Longer: the event is released to that time, and the stage sleeps or stops."""
+def test_long_retry_after_makes_the_stage_wait(scene: Scene) -> None:
+    """There is no call in between, no failure, and no attempt is counted."""
+    scene.backlog(8)
+    scene.portal.then(*[waits(0.3)] * 6)
 
-    def test_the_stage_sleeps_and_goes_on(self, scene: Scene) -> None:
-        """No call in between, no lease held, no failure row, no round counted, and the breaker counts nothing."""
-        scene.backlog(8)
-        scene.portal.then(*[waits(0.3)] * 6)
+    assert scene.run_stage(policy=IMPATIENT) is None
 
-        assert scene.run_stage(policy=IMPATIENT) is None
-
-        assert all(seconds_between(scene, told, told + 1) >= 0.3 for told in range(1, 7))
-        assert len(scene.portal.requests) == 14
-        assert scene.rows("SELECT DISTINCT status, attempts FROM portal_sync_events") == [("delivered", 1)]
-        assert scene.rows(FAILURES) == []
-
-    @pytest.mark.parametrize(
-        ("seconds", "deadline", "calls"),
-        [
-            pytest.param(601, 7200, 1, id="more than 10 minutes"),
-            pytest.param(60, 30, 1, id="longer than there is time"),
-            pytest.param(0.25, 1, 4, id="again and again: it is asked once after each wait"),
-        ],
-    )
-    def test_it_stops_when_the_wait_is_too_long(
-        self, scene: Scene, seconds: float, deadline: float, calls: int
-    ) -> None:
-        """With the reason; the event waits for that time, and no round is counted."""
-        scene.backlog(10)
-        scene.portal.default = waits(seconds)
-
-        assert scene.run_stage(seconds=deadline, policy=IMPATIENT) == "retry_after"
-
-        assert f"the portal asked to wait {seconds:,.0f} s" in scene.said
-        assert 1 <= len(scene.portal.requests) <= calls
-        due = "SELECT max(extract(epoch FROM next_attempt_at - now())) FROM portal_sync_events"
-        assert seconds - 5 < float(scene.rows(due)[0][0]) <= seconds
-        assert (scene.rows(UNTOUCHED), scene.rows(FAILURES)) == ([(10,)], [("stage", 10)])
-        assert scene.counts.failed == 0
-
-    def test_a_settle_that_takes_long_does_not_end_the_wait_too_early(self, scene: Scene) -> None:
-        """The wait in the row begins with the settle; a stage that looks before its end would find nothing and end."""
-        scene.backlog(1)
-        scene.portal.then(waits(0.25))
-        busy = disturbed(scene, "settle", before=lambda: time.sleep(0.4))  # longer than the portal asked to wait
-
-        assert scene.run_stage(service=busy, policy=IMPATIENT) is None
-
-        assert scene.rows(STATUSES) == [("delivered", 1)]
+    assert all(seconds_between(scene, told, told + 1) >= 0.3 for told in range(1, 7))
+    assert len(scene.portal.requests) == 14
+    assert scene.rows("SELECT DISTINCT status, attempts FROM portal_sync_events") == [("delivered", 1)]
+    assert scene.rows(FAILURES) == []
 
 
 @pytest.mark.parametrize(
-    ("count", "behaviour", "seconds", "code", "least", "most"),
+    ("seconds", "deadline", "requests"),
     [
-        pytest.param(50, delay(0.3), 1.5, "deadline", 2, 49, id="what is on its way ends, the rest is released"),
-        pytest.param(1, delay(1.8), 1.5, None, 1, 1, id="a last call that ends after it is no early end"),
+        pytest.param(601, 7200, 1, id="more_than_10_minutes"),
+        pytest.param(60, 30, 1, id="beyond_the_deadline"),
+        pytest.param(0.25, 1, 4, id="after_each_wait"),
     ],
 )
-def test_the_deadline(
-    scene: Scene, count: int, behaviour: Behaviour, seconds: float, code: str | None, least: int, most: int
+def test_retry_after_that_is_too_long_ends_the_stage(
+    scene: Scene, seconds: float, deadline: float, requests: int
 ) -> None:
-    scene.backlog(count)
-    scene.portal.default = behaviour
+    """The event is due after that time, and no attempt is counted."""
+    scene.backlog(10)
+    scene.portal.default = waits(seconds)
 
-    assert scene.run_stage(seconds=seconds) == code
+    assert scene.run_stage(seconds=deadline, policy=IMPATIENT) == "retry_after"
 
-    done = scene.counts.delivered
-    assert least <= done <= most
-    assert len(scene.portal.requests) == max(done, 1)
-    assert (scene.rows(UNTOUCHED), len(scene.portal.visible)) == ([(count - done,)], done)
-    assert scene.rows(FAILURES) == ([("stage", count - done)] if code else [])
+    assert f"the portal asked to wait {seconds:,.0f} s" in scene.said
+    assert 1 <= len(scene.portal.requests) <= requests
+    due = "SELECT max(extract(epoch FROM next_attempt_at - now())) FROM portal_sync_events"
+    assert seconds - 5 < float(scene.rows(due)[0][0]) <= seconds
+    assert (scene.rows(UNTOUCHED), scene.rows(FAILURES)) == ([(10,)], [("stage", 10)])
+    assert scene.counts.failed == 0
 
 
-def test_no_call_is_begun_that_could_outlast_its_lease(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A lease that is too short, a laptop closed after a claim, or before a repeat: released, and not claimed again."""
+def test_slow_settle_does_not_shorten_the_wait(scene: Scene) -> None:
+    """The event is due that long after the settle. A stage that claims earlier would find no event and end."""
+    scene.backlog(1)
+    scene.portal.then(waits(0.25))
+
+    def wait_longer_than_asked() -> None:
+        answered_at = scene.portal.requests[-1].arrived_seconds
+        until(lambda: time.monotonic() > answered_at + 0.4)
+
+    assert scene.run_stage(service=disturbed(scene, "settle", before=wait_longer_than_asked), policy=IMPATIENT) is None
+
+    assert scene.rows(STATUSES) == [("delivered", 1)]
+
+
+@pytest.mark.parametrize(
+    ("events", "seconds_per_call", "end"),
+    [pytest.param(50, 0.3, "deadline", id="events_left"), pytest.param(1, 1.8, None, id="last_call_ends_later")],
+)
+def test_deadline_ends_the_stage_after_the_calls_in_flight(
+    scene: Scene, events: int, seconds_per_call: float, end: str | None
+) -> None:
+    scene.backlog(events)
+    scene.portal.default = delay(seconds_per_call)
+
+    assert scene.run_stage(seconds=1.5) == end
+
+    delivered = scene.counts.delivered
+    assert 1 <= delivered <= min(events, 49)
+    assert (len(scene.portal.requests), len(scene.portal.visible)) == (delivered, delivered)
+    assert scene.rows(UNTOUCHED) == [(events - delivered,)]
+    assert scene.rows(FAILURES) == ([("stage", events - delivered)] if end else [])
+
+
+def test_no_call_starts_that_could_outlast_its_lease(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lease is too short, or the machine was suspended after a claim, or before a repeat."""
     scene.backlog(6)
     slept_seconds, clock = [0.0], time.clock_gettime
     monkeypatch.setattr(time, "clock_gettime", lambda which: clock(which) + sum(slept_seconds))
-    double = FlakyPortal()
+    portal = FlakyPortal()
     short = PortalSyncService(scene.connection, run_id=uuid4(), lease_seconds=100)
-    assert scene.run_stage(double, service=short) == "lease"
-    assert (double.calls, scene.rows(UNTOUCHED)) == ([], [(6,)])
+    assert scene.run_stage(portal, service=short) == "lease"
+    assert (portal.calls, scene.rows(UNTOUCHED)) == ([], [(6,)])
 
-    closed = disturbed(scene, "claim", after=lambda: slept_seconds.append(200.0 if len(double.calls) == 3 else 0.0))
-    assert scene.run_stage(double, service=closed) == "lease"
-    assert (len(double.calls), scene.rows(UNTOUCHED)) == (3, [(3,)])
+    suspended = disturbed(scene, "claim", after=lambda: slept_seconds.append(200.0 if len(portal.calls) == 3 else 0.0))
+    assert scene.run_stage(portal, service=suspended) == "lease"
+    assert (len(portal.calls), scene.rows(UNTOUCHED)) == (3, [(3,)])
 
-    def close_the_lid(_number: int) -> Exception:
+    def suspend(_number: int) -> Exception:
         slept_seconds.append(280.0)
         return TransientPortalError("reset")
 
-    assert scene.run_stage(FlakyPortal(close_the_lid)) is None
-    own = "SELECT attempts FROM dynamics_sync_failures WHERE kind = 'transient'"
-    assert scene.rows(own) == [(1,)] * 3
+    assert scene.run_stage(FlakyPortal(suspend)) is None
+    assert scene.rows("SELECT attempts FROM dynamics_sync_failures WHERE kind = 'transient'") == [(1,)] * 3
     scene.make_due()
-    (event,) = scene.claim(1)  # stopped between the look at the whole claim and its own call
-    assert push_once(event, double, lease_seconds=100).outcome is PushOutcome.NOT_TRIED
-    assert len(double.calls) == 3
+    (event,) = scene.claim(1)
+    assert push_once(event, portal, lease_seconds=100).outcome is PushOutcome.NOT_TRIED
 
 
 @pytest.mark.parametrize(
-    ("behaviour", "delivered", "leased"),
+    ("behaviour", "delivered", "claimed"),
     [
-        pytest.param(hang(ok()), 3, 0, id="what ends is settled"),
-        pytest.param(hang(), 0, 3, id="what does not end in time keeps its lease"),
-        pytest.param(waits(15), 0, 0, id="a wait between two attempts is cut short and the round not counted"),
+        pytest.param(hang(ok()), 3, 0, id="calls_that_end_are_settled"),
+        pytest.param(hang(), 0, 3, id="calls_that_hang_keep_their_lease"),
+        pytest.param(waits(15), 0, 0, id="waits_between_attempts_are_interrupted"),
     ],
 )
-def test_a_signal_ends_the_stage_and_the_rest_is_released(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch, behaviour: Behaviour, delivered: int, leased: int
+def test_signal_ends_the_stage(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, behaviour: Behaviour, delivered: int, claimed: int
 ) -> None:
-    """After a signal nothing is claimed."""
-    monkeypatch.setattr(outside, "GRACE_SECONDS", 1.2 if leased else 60)
+    """The stage claims no more events, and releases those without an outcome."""
+    monkeypatch.setattr(calls, "GRACE_SECONDS", 1.2 if claimed else 60)
     scene.backlog(20)
     scene.portal.default = behaviour
     stop, began = StopFlag(), time.monotonic()
@@ -296,17 +293,13 @@ def test_a_signal_ends_the_stage_and_the_rest_is_released(
     scene.run_until_signal(stop)
 
     assert len(scene.portal.requests) == 3
-    assert scene.rows(UNTOUCHED) == [(20 - delivered - leased,)]
-    held = "attempts = 1 AND claim_token IS NOT NULL AND next_attempt_at > now()"
-    assert scene.rows(f"SELECT count(*) FROM portal_sync_events WHERE {held}") == [(leased,)]
+    assert (scene.rows(UNTOUCHED), scene.rows(CLAIMED)) == ([(20 - delivered - claimed,)], [(claimed,)])
     assert scene.rows(FAILURES) == []
 
 
-def test_what_ends_within_the_grace_is_settled_although_another_hangs(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One by one: the answers of two are not lost with the third."""
-    monkeypatch.setattr(outside, "GRACE_SECONDS", 2.5)
+def test_calls_that_end_within_the_grace_period_are_settled(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A third call hangs. The outcomes of the others are not lost with it."""
+    monkeypatch.setattr(calls, "GRACE_SECONDS", 2.5)
     hanging, *_ = scene.backlog(20)
     scene.portal.decide = lambda request: hang() if request.contact_id == hanging else delay(0.5)
     stop = StopFlag()
@@ -316,23 +309,10 @@ def test_what_ends_within_the_grace_is_settled_although_another_hangs(
         stop.set()
 
     assert scene.counts == PortalCounts(delivered=2)
-    assert scene.rows("SELECT count(*) FROM portal_sync_events WHERE claim_token IS NOT NULL") == [(1,)]
-    assert scene.rows(UNTOUCHED) == [(17,)]
+    assert (scene.rows(UNTOUCHED), scene.rows(CLAIMED)) == ([(17,)], [(1,)])
 
 
-def test_a_slow_call_holds_up_no_other(scene: Scene) -> None:
-    """Its slot alone; what has ended is settled meanwhile."""
-    slow, *others = scene.backlog(13)
-    scene.portal.decide = lambda request: delay(3.0 if request.contact_id == slow else 0.02)
-    seen: list[int] = []
-
-    assert scene.run_stage(concurrency=4, on_progress=seen.append) is None
-
-    assert scene.portal.requests[-1].arrived_seconds - scene.portal.requests[0].arrived_seconds < 2.5
-    assert (seen, len(others)) == (list(range(1, 14)), 12)
-
-
-def test_what_was_claimed_while_a_signal_came_is_not_begun(scene: Scene) -> None:
+def test_event_claimed_during_a_signal_is_released(scene: Scene) -> None:
     scene.backlog(3)
     stop = StopFlag()
 
@@ -341,21 +321,33 @@ def test_what_was_claimed_while_a_signal_came_is_not_begun(scene: Scene) -> None
     assert (scene.portal.requests, scene.rows(UNTOUCHED)) == ([], [(3,)])
 
 
-def test_a_bug_ends_the_stage_and_leaves_one_call_in_doubt(scene: Scene) -> None:
-    """The outcome of the broken call is unknown, so it keeps its lease; the hides are alerts."""
-    scene.backlog(10)
-    double = FlakyPortal(lambda number: LookupError("a bug") if number == 2 else None)
+def test_slow_call_delays_no_other(scene: Scene) -> None:
+    """The other calls are settled while it lasts."""
+    slow, *others = scene.backlog(13)
+    scene.portal.decide = lambda request: hang(ok()) if request.contact_id == slow else ok()
 
-    report = night(scene.connection, ways_out=delivery(portal=double, concurrency=3))
+    def release(delivered: int) -> None:
+        if delivered == len(others):
+            scene.portal.release()
+
+    assert scene.run_stage(concurrency=4, on_progress=release) is None
+
+    assert scene.counts == PortalCounts(delivered=13)
+
+
+def test_unexpected_error_leaves_one_outcome_unknown(scene: Scene) -> None:
+    """That event keeps its lease. The run has failed, and the hides are alerts."""
+    scene.backlog(10)
+    portal = FlakyPortal(lambda number: LookupError("a bug") if number == 2 else None)
+
+    report = night(scene.connection, ways_out=delivery(portal=portal, concurrency=3))
 
     assert (report.outcome, report.portal.delivered) == (Outcome.FAILED, 2)
-    assert scene.rows(STATUSES) == [("delivered", 2), ("pending", 8)]
-    assert scene.rows(UNTOUCHED) == [(7,)]
-    assert scene.rows("SELECT attempts FROM portal_sync_events WHERE claim_token IS NOT NULL") == [(1,)]
+    assert (scene.rows(UNTOUCHED), scene.rows(CLAIMED)) == ([(7,)], [(1,)])
     assert scene.rows(FAILURES) == [("stage", 8)]
 
 
-def test_a_settle_that_breaks_leaves_no_hide_unseen(scene: Scene) -> None:
+def test_failed_settle_makes_every_hide_an_alert(scene: Scene) -> None:
     scene.backlog(5)
     scene.portal.default = DEAD
     scene.run_sql("ALTER TABLE dynamics_sync_failures ADD CONSTRAINT refuse CHECK (kind <> 'transient')")
@@ -365,20 +357,25 @@ def test_a_settle_that_breaks_leaves_no_hide_unseen(scene: Scene) -> None:
     assert scene.rows(FAILURES) == [("stage", 5)]
 
 
-def test_stage_end_that_is_not_recorded_leaves_no_call_unsettled(scene: Scene) -> None:
-    """The calls in flight are settled although the reason of the early end cannot be stored."""
+def test_calls_in_flight_are_settled_if_the_end_cannot_be_stored(scene: Scene) -> None:
+    """The first call is refused. The others end after its settle."""
     scene.backlog(5)
     scene.run_sql("ALTER TABLE dynamics_sync_failures ADD CONSTRAINT refuse CHECK (kind <> 'stage')")
-    refused = PortalStageError("a wrong key")
-    first_is_refused = FlakyPortal(lambda number: refused if number == 1 else time.sleep(0.5))
+    first_is_settled = "SELECT claim_token IS NULL FROM portal_sync_events WHERE id = 1"
 
-    report = night(scene.connection, ways_out=delivery(portal=first_is_refused, concurrency=3))
+    def refuse_first(number: int) -> Exception | None:
+        if number == 1:
+            return PortalStageError("a wrong key")
+        until(lambda: scene.other.execute(first_is_settled).fetchone() == (True,))
+        return None
 
-    assert report.outcome is Outcome.FAILED
-    assert scene.rows("SELECT count(*) FROM portal_sync_events WHERE claim_token IS NOT NULL") == [(0,)]
+    report = night(scene.connection, ways_out=delivery(portal=FlakyPortal(refuse_first), concurrency=3))
+
+    assert (report.outcome, report.portal.delivered) == (Outcome.FAILED, 2)
+    assert scene.rows(CLAIMED) == [(0,)]
 
 
-def test_lost_database_is_raised_although_its_url_has_become_wrong(scene: Scene) -> None:
+def test_lost_database_is_raised_although_its_url_is_now_wrong(scene: Scene) -> None:
     """Then the job starts again, and the command says what is wrong with the URL."""
     scene.backlog(1)
     scene.connection.url = psycopg.conninfo.make_conninfo(scene.connection.url, dbname="renamed")

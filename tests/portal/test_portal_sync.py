@@ -1,4 +1,4 @@
-"""The saga of portal visibility: what is queued, pushed, settled and shown, whatever comes in between."""
+"""The life of a push: queued, claimed, settled, and an alert while it is open."""
 
 from uuid import uuid4
 
@@ -26,58 +26,85 @@ EVENT = (
     "SELECT visible, version, status, attempts, claim_token IS NULL, next_attempt_at <= now() FROM portal_sync_events"
 )
 STATUS = "SELECT status FROM portal_sync_events ORDER BY id"
-WANTED = "SELECT wanted_at FROM portal_sync_events"
-LEASE = "SELECT claim_token, next_attempt_at FROM portal_sync_events"
 MINUTES = "SELECT round(extract(epoch FROM next_attempt_at - now()) / 60) FROM portal_sync_events ORDER BY id"
 FAILURE = "SELECT kind, attempts, error, resolved_at IS NOT NULL FROM dynamics_sync_failures ORDER BY id"
-ALERTS = "SELECT member_no, sentence FROM alerts"
 MAY_BE_VISIBLE = "Dynamics sync pending — mentor may still be visible on portal"
 
 
-def test_a_new_wish_replaces_the_open_one(scene: Scene) -> None:
-    """One row, a version more, its rounds begin anew and the old error is not its own; after its end, another row."""
+def test_new_value_replaces_the_open_one(scene: Scene) -> None:
+    """It is due at once, with a new version, no attempts and no error."""
     mentor = scene.hidden()
     scene.push(RESET)
+
     scene.wish(mentor, visible=True)
-    assert scene.rows(EVENT) == [(True, 2, "pending", 0, True, True)]  # it does not wait for the old one's retry
+
+    assert scene.rows(EVENT) == [(True, 2, "pending", 0, True, True)]
     assert scene.rows("SELECT last_error FROM portal_sync_events") == [(None,)]
 
-    (event,) = scene.claim()
-    before = scene.rows(LEASE)
+
+def test_same_value_again_keeps_its_age(scene: Scene) -> None:
+    """The alerts show the oldest push first."""
+    mentor, wanted_at = scene.hidden(), "SELECT wanted_at FROM portal_sync_events"
+    since = scene.rows(wanted_at)
+
     scene.wish(mentor, visible=False)
-    assert scene.rows(LEASE) == before  # a live lease is kept: no second call starts beside the first
-    assert scene.claim() == []
-    assert scene.push(event=event) is Answer.RAISED  # a success of the older wish resolves nothing
-    assert scene.rows(EVENT) == [(False, 3, "pending", 0, True, True)]
+
+    assert scene.rows(wanted_at) == since
+
+
+@pytest.mark.parametrize("end", ["delivered", "withdrawn"])
+def test_value_after_an_ended_push_is_a_new_push(scene: Scene, end: str) -> None:
+    """An ended row is history."""
+    mentor = scene.hidden()
+    scene.run_sql("UPDATE portal_sync_events SET status = %s", end)
+
+    scene.wish(mentor, visible=True)
+
+    assert scene.rows("SELECT version, status FROM portal_sync_events ORDER BY id") == [(1, end), (1, "pending")]
+
+
+def test_new_value_during_a_call_waits_for_its_end(scene: Scene) -> None:
+    """A success of the old value resolves no failure, because the mentor does not have the new value yet."""
+    mentor, lease = scene.hidden(), "SELECT claim_token, next_attempt_at FROM portal_sync_events"
+    scene.push(RESET)
+    scene.make_due()
+    (event,) = scene.claim()
+    before = scene.rows(lease)
+    scene.wish(mentor, visible=False)
+    assert (scene.rows(lease), scene.claim()) == (before, [])
+
+    assert scene.push(event=event) is Answer.RAISED
+
+    assert scene.rows(EVENT) == [(False, 2, "pending", 0, True, True)]
     assert scene.rows(FAILURE) == [("transient", 3, "reset", False)]
-    assert scene.rows(ALERTS) == [("M1042", MAY_BE_VISIBLE)]
+    assert scene.rows("SELECT member_no, sentence FROM alerts") == [("M1042", MAY_BE_VISIBLE)]
+
+
+def test_settle_after_the_lease_changes_nothing(scene: Scene) -> None:
+    """Another process may have taken over."""
+    mentor = scene.hidden()
     (event,) = scene.claim()
     scene.run_out()
     scene.wish(mentor, visible=True)
-    assert (scene.push(REFUSED, event=event), scene.counts) == (Answer.LOST, PortalCounts(lost=1))  # it writes nothing
-    assert scene.rows(EVENT) == [(True, 4, "pending", 0, True, True)]
-    assert scene.rows(FAILURE) == [("transient", 3, "reset", False)]
 
-    scene.push(REFUSED)
-    since = scene.rows(WANTED)
-    scene.wish(mentor, visible=True)
-    assert scene.rows(WANTED) == since  # the same value again is not wanted later
-    assert scene.rows(EVENT) == [(True, 5, "pending", 0, True, True)]
-    assert scene.rows(FAILURE) == [("permanent", 4, "404 contact_not_found", False)]  # until a push succeeds
+    assert scene.push(REFUSED, event=event) is Answer.LOST
 
-    scene.push()
-    scene.wish(mentor, visible=False)
-    scene.run_sql("UPDATE portal_sync_events SET status = 'withdrawn' WHERE status = 'pending'")
-    scene.wish(mentor, visible=True)
-    ends = [(5, "delivered"), (1, "withdrawn"), (1, "pending")]
-    assert scene.rows("SELECT version, status FROM portal_sync_events ORDER BY id") == ends
+    assert scene.counts == PortalCounts(lost=1)
+    assert (scene.rows(EVENT), scene.rows(FAILURE)) == ([(True, 2, "pending", 0, True, True)], [])
 
 
-@pytest.mark.parametrize(("error", "calls", "concurrency"), [(None, 1, 4), (RESET, 3, 1), (REFUSED, 1, 1)])
-def test_an_opposite_wish_during_the_call_is_pushed_next_and_by_nobody_else(
+@pytest.mark.parametrize(
+    ("error", "calls", "concurrency"),
+    [
+        pytest.param(None, 1, 4, id="old_value_delivered"),
+        pytest.param(RESET, 3, 1, id="old_value_failed"),
+        pytest.param(REFUSED, 1, 1, id="old_value_refused"),
+    ],
+)
+def test_opposite_value_during_a_call_is_pushed_next(
     scene: Scene, error: PortalCallError | None, calls: int, concurrency: int
 ) -> None:
-    """Never at once, never the older value last, each with its own key; the older one's failure is nobody's."""
+    """The run with the call pushes it, with another key. A failure of the old value is not recorded."""
     expired, another = scene.expired(), FlakyPortal()
 
     def renew_and_deliver(number: int) -> Exception | None:
@@ -97,36 +124,31 @@ def test_an_opposite_wish_during_the_call_is_pushed_next_and_by_nobody_else(
     assert (report.outcome, report.portal, scene.rows(FAILURE)) == (Outcome.OK, PortalCounts(delivered=1), [])
 
 
-def test_rounds_add_up_in_one_row_until_the_next_success_resolves_it(scene: Scene) -> None:
-    """3 calls, then 6, each wait twice as long; the last answer's id is kept; a later failure is a row of its own."""
+def test_failed_rounds_are_one_failure_until_a_push_succeeds(scene: Scene) -> None:
+    """3 calls, then 6; each wait is twice as long. A later failure has its own row."""
     hidden = scene.hidden()
     scene.push(RESET)
     assert (scene.rows(MINUTES), scene.claim()) == ([(15,)], [])
     scene.make_due()
     scene.push(TransientPortalError("503 dynamics_unavailable", correlation_id="abc-1"))
-    whole = "SELECT id, event_id, visible, correlation_id, last_failed_at > created_at FROM dynamics_sync_failures"
-    assert scene.rows(whole) == [(1, 1, False, "abc-1", True)]
+    row = "SELECT id, event_id, visible, correlation_id, last_failed_at > created_at FROM dynamics_sync_failures"
+    assert scene.rows(row) == [(1, 1, False, "abc-1", True)]
     assert scene.rows(FAILURE) == [("transient", 6, "503 dynamics_unavailable", False)]
     assert (scene.rows(EVENT)[0][3], scene.rows(MINUTES)) == (2, [(30,)])
 
     scene.make_due()
     scene.push()
     resolved = ("transient", 6, "503 dynamics_unavailable", True)
-    assert (scene.rows(FAILURE), scene.rows(ALERTS)) == ([resolved], [])
+    assert (scene.rows(FAILURE), scene.rows("SELECT kind FROM alerts")) == ([resolved], [])
     assert scene.rows("SELECT status, last_error FROM portal_sync_events") == [("delivered", None)]
 
-    resolved_at = "SELECT resolved_at FROM dynamics_sync_failures WHERE id = 1"
-    before = scene.rows(resolved_at)
     scene.wish(hidden, visible=True)
-    scene.push(TransientPortalError("again"))
-    assert scene.rows(FAILURE) == [resolved, ("transient", 3, "again", False)]
-    scene.make_due()
-    scene.push()
-    assert scene.rows(resolved_at) == before
+    scene.push(RESET)
+    assert scene.rows(FAILURE) == [resolved, ("transient", 3, "reset", False)]
 
 
-def test_a_failure_whose_mentor_is_held_gets_its_row_a_try_later(scene: Scene) -> None:
-    """The event is settled at once; that it failed is counted."""
+def test_failure_of_a_locked_mentor_is_recorded_with_the_next(scene: Scene) -> None:
+    """The event is settled without waiting, and the failure is counted."""
     hidden = scene.hidden()
     scene.app.execute("SELECT FROM mentors WHERE id = %s FOR UPDATE", (hidden,))
 
@@ -140,8 +162,8 @@ def test_a_failure_whose_mentor_is_held_gets_its_row_a_try_later(scene: Scene) -
     assert scene.rows(FAILURE) == [("transient", 3, "reset", False)]
 
 
-def test_an_event_that_is_held_is_left_to_its_lease(scene: Scene) -> None:
-    """The others are settled, nobody waits long, and the push is repeated under the same key."""
+def test_locked_event_keeps_its_lease(scene: Scene) -> None:
+    """The other events are settled. After the lease the push is repeated with the same key."""
     held, free = scene.backlog(2)
 
     def hold(number: int) -> None:
@@ -162,15 +184,14 @@ def test_an_event_that_is_held_is_left_to_its_lease(scene: Scene) -> None:
     assert scene.rows(STATUS) == [("delivered",)] * 2
 
 
-def test_a_mentor_without_a_contact_is_blocked_until_somebody_acts(scene: Scene) -> None:
-    """No call, a permanent failure of no attempt, an alert every night; corrected, the next night pushes it."""
+def test_mentor_without_a_contact_is_blocked_until_someone_acts(scene: Scene) -> None:
+    """Every night there is an alert and no call. With a contact, the next night makes the push."""
     scene.expired(contact_id=None)
     portal = FlakyPortal()
     for _ in range(2):
         report = scene.night(portal)
 
         assert (portal.calls, scene.rows(EVENT)[0][:4]) == ([], (False, 1, "blocked", 1))
-        assert scene.rows(FAILURE) == [("permanent", 0, "no contact ID", False)]
         assert scene.rows("SELECT error, calls FROM alerts") == [("no contact ID", 0)]
         assert (report.outcome, report.to_document()["portal"]["blocked"]) == ("attention", 1)
 
@@ -200,8 +221,8 @@ def test_lost_portal_withdraws_open_pushes(scene: Scene, error: PortalCallError)
     assert scene.rows("SELECT portal_visible FROM mentors") == [(None,)]
 
 
-def test_withdrawn_in_the_middle_of_the_call_is_no_lost_lease(scene: Scene) -> None:
-    """Nobody took over: the portal is not wanted any more, and the run needs nobody."""
+def test_push_withdrawn_during_its_call_is_not_a_lost_lease(scene: Scene) -> None:
+    """No process has taken over, so the run needs no attention."""
     scene.hidden()
 
     def lose_the_portal(_number: int) -> None:
@@ -213,8 +234,8 @@ def test_withdrawn_in_the_middle_of_the_call_is_no_lost_lease(scene: Scene) -> N
     assert (report.outcome, report.portal, scene.rows(STATUS)) == (Outcome.OK, PortalCounts(), [("withdrawn",)])
 
 
-def test_a_hide_that_was_withdrawn_needs_a_person_until_the_mentor_returns(scene: Scene) -> None:
-    """Moved to an organisation without a portal and back: the portal of the first may go on showing them."""
+def test_withdrawn_hide_is_an_alert_until_the_mentor_returns(scene: Scene) -> None:
+    """The mentor moves to an organisation without a portal. The portal may still show them."""
     scene.expired()
     elsewhere = scene.facts.organisation("nhf", portal=None)
     scene.night(FlakyPortal(failures=99))
@@ -233,17 +254,20 @@ def test_a_hide_that_was_withdrawn_needs_a_person_until_the_mentor_returns(scene
 @pytest.mark.parametrize(
     ("cause", "calls", "says"),
     [
-        (RESET, 3, ("the push of mentor M1042", "after 3 calls: reset")),
-        (TransientPortalError("429 throttled", retry_after_seconds=21), 1, ("after 1 call: 429 throttled",)),
-        (PortalStageError("401 unauthorized"), 1, ("no push can succeed: 401 unauthorized",)),
-        (REFUSED, 1, ("the portal rejected mentor M1042", "contact in Dynamics, then run the same command again")),
+        pytest.param(RESET, 3, "the push of mentor M1042", id="transient"),
+        pytest.param(
+            TransientPortalError("429", retry_after_seconds=21), 1, "failed after 1 call: 429", id="long_retry_after"
+        ),
+        pytest.param(PortalStageError("401"), 1, "no push can succeed: 401", id="wrong_key"),
+        pytest.param(
+            REFUSED, 1, "contact_not_found; check the contact ID in the app and the contact in Dynamics", id="refused"
+        ),
     ],
-    ids=["transient", "long Retry-After", "out of order", "refused"],
 )
-def test_a_round_repeats_what_may_pass_under_one_key_and_says_what_is_next(
-    scene: Scene, cause: PortalCallError, calls: int, says: tuple[str, ...]
+def test_round_repeats_only_a_call_that_may_succeed(
+    scene: Scene, cause: PortalCallError, calls: int, says: str
 ) -> None:
-    """What a repeat cannot mend is not repeated."""
+    """All calls have the same key. The error names the next step."""
     scene.wish(scene.hidden(), visible=False)
     portal = FlakyPortal(failures=99, error=lambda: cause)
 
@@ -251,12 +275,11 @@ def test_a_round_repeats_what_may_pass_under_one_key_and_says_what_is_next(
 
     assert [key for _, _, key in portal.calls] == ["1-2"] * calls
     assert error is not None
-    assert error.attempts == calls
-    assert all(words in str(error) for words in says)
+    assert (error.attempts, says in str(error)) == (calls, True)
 
 
-def test_when_a_stage_ends_early_every_open_hide_gets_a_row(scene: Scene) -> None:
-    """Shows do not, nor who has no portal; a later reason replaces it. What somebody holds is not waited for."""
+def test_early_end_of_a_stage_is_the_reason_of_every_open_hide(scene: Scene) -> None:
+    """It skips shows, mentors without a portal, and locked rows. A later reason replaces an earlier one."""
     hidden = scene.hidden()
     scene.backlog(1, visible=True)
     scene.backlog(3)
@@ -270,17 +293,27 @@ def test_when_a_stage_ends_early_every_open_hide_gets_a_row(scene: Scene) -> Non
     for reason in ("portal: 401 unauthorized", "portal: something else"):
         scene.service.record_stage_end(reason, end=StageEnd.DEADLINE)
 
-    scene.app.commit()  # a row made beside the delivery would outlive it
+    scene.app.commit()  # a failure of event 4 would outlive its delivery
     rows = scene.rows("SELECT event_id, visible, kind, attempts, error FROM dynamics_sync_failures")
     assert rows == [(5, False, "stage", 0, "portal: something else")]
-    scene.push(RESET, event=next(event for event in scene.claim() if event.id == 5))
+
+
+def test_early_end_of_a_stage_does_not_replace_a_mentors_own_failure(scene: Scene) -> None:
+    """The mentor's own failure says more than a deadline."""
+    scene.hidden()
+    scene.push(RESET)
+
     scene.service.record_stage_end("portal: later", end=StageEnd.DEADLINE)
-    assert ("transient", 3, "reset", False) in scene.rows(FAILURE)  # the mentor's own failure says more
+
+    assert scene.rows(FAILURE) == [("transient", 3, "reset", False)]
 
 
-@pytest.mark.parametrize(("days", "is_alert"), [(8, False), (7, True), (-1, True)])
-def test_move_of_the_last_day_is_an_alert_a_week_before_the_day_so_far(scene: Scene, days: int, is_alert: bool) -> None:
-    """Until then the portal shows the mentor in any case, even if the push has failed."""
+@pytest.mark.parametrize(
+    ("days", "is_alert"),
+    [pytest.param(8, False, id="in_8_days"), pytest.param(7, True, id="in_7_days"), pytest.param(-1, True, id="past")],
+)
+def test_move_of_the_last_day_is_an_alert_a_week_before(scene: Scene, days: int, is_alert: bool) -> None:
+    """Until the old day the portal shows the mentor, even if the push has failed."""
     scene.backlog(1, visible=True)
     scene.run_sql("UPDATE portal_sync_events SET moved_from = current_date + %s", days)
     scene.push(PermanentPortalError("unknown contact"))
@@ -289,7 +322,7 @@ def test_move_of_the_last_day_is_an_alert_a_week_before_the_day_so_far(scene: Sc
 
 
 def test_hide_replaces_a_move_of_the_last_day(scene: Scene) -> None:
-    """And a show that never arrived stays a show when its day moves."""
+    """A show that was not delivered stays a show when its day moves."""
     mentor, other = scene.mentor(), scene.mentor()
     with database.transaction(scene.connection):
         scene.service.queue([(mentor, True)], moved_from={mentor: TODAY})
