@@ -18,7 +18,8 @@ Row = TypeVar("Row")
 Result = TypeVar("Result")
 
 _WRITE_TRIES = 5
-_WRITE_LOCK_TIMEOUT_MS = 10_000
+LOCK_TIMEOUT_MS = 10_000
+"""The longest wait for a lock of another session, unless a transaction has another limit."""
 STATEMENT_TIMEOUT = "10min"
 """The slowest statement of a chunk takes a second; one that marks a million mentors for review takes a minute."""
 
@@ -94,7 +95,7 @@ def read_only_snapshot(connection: Connection) -> Iterator[None]:
     isolation_level, read_only = connection.isolation_level, connection.read_only
     connection.isolation_level, connection.read_only = psycopg.IsolationLevel.REPEATABLE_READ, True
     try:
-        with transaction(connection):
+        with transaction(connection, lock_timeout_ms=LOCK_TIMEOUT_MS):
             yield
     finally:
         if not connection.closed:
@@ -134,7 +135,8 @@ def _run(
     Opens a transaction if there is none, because certjob's settings apply only inside one.
     """
     alone = connection.info.transaction_status is TransactionStatus.IDLE
-    with transaction(connection) if alone else nullcontext(), connection.cursor(row_factory=row_factory) as cursor:
+    own = transaction(connection, lock_timeout_ms=LOCK_TIMEOUT_MS) if alone else nullcontext()
+    with own, connection.cursor(row_factory=row_factory) as cursor:
         return take(cursor.execute(query(name), parameters))
 
 
@@ -188,7 +190,7 @@ def persist(
     """Run ``write`` in a transaction, and repeat it up to ``tries`` times if another session's locks prevent it."""
 
     def write_once() -> Result:
-        with transaction(connection, lock_timeout_ms=lock_timeout_ms or _WRITE_LOCK_TIMEOUT_MS):
+        with transaction(connection, lock_timeout_ms=lock_timeout_ms or LOCK_TIMEOUT_MS):
             return write()
 
     for _ in range(tries - 1):

@@ -5,8 +5,11 @@ import re
 from datetime import timedelta
 from pathlib import Path
 
+import psycopg
+import pytest
+
 from certjob import database
-from certjob.database import Connection
+from certjob.database import Connection, statements
 
 CERTJOB = Path(database.__file__).parents[1]
 CODE = list(CERTJOB.rglob("*.py"))
@@ -51,3 +54,16 @@ def test_statements_always_run_with_certjobs_settings(connection: Connection, da
 
         assert [moment.utcoffset() for moment in (alone, inside)] == [timedelta()] * 2
         assert fresh.execute("SELECT current_setting('timezone')").fetchone() == ("Asia/Tokyo",)
+
+
+def test_no_statement_waits_forever_for_a_locked_table(
+    connection: Connection, app: psycopg.Connection[tuple[object, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither alone nor in a snapshot: a delivery would hang without a message."""
+    monkeypatch.setattr(statements, "LOCK_TIMEOUT_MS", 50)
+    app.execute("LOCK TABLE portal_sync_events")
+
+    with pytest.raises(psycopg.errors.LockNotAvailable):
+        database.fetch(connection, "read_open_work")
+    with pytest.raises(psycopg.errors.LockNotAvailable), database.read_only_snapshot(connection):
+        database.fetch(connection, "read_open_work")

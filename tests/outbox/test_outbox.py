@@ -102,7 +102,7 @@ def test_settle_without_a_limit_waits_for_a_short_lock(scene: Scene, monkeypatch
     ((reminder,), _) = outbox.claim("lock_due_reminders", {"today": TODAY})
     scene.app.execute("SELECT 1 FROM cert_notification_log FOR NO KEY UPDATE")
     with monkeypatch.context() as patch:
-        patch.setattr(statements, "_WRITE_LOCK_TIMEOUT_MS", 20)
+        patch.setattr(statements, "LOCK_TIMEOUT_MS", 20)
         with pytest.raises(psycopg.errors.LockNotAvailable):
             outbox.settle(reminder, RELEASED)
     answers: list[Answer] = []

@@ -1,7 +1,4 @@
-"""What each outcome of a call to the Edge Function means, against a real server on loopback.
-
-And reading what the portal shows: all pages or an error, never a part that is taken for the whole.
-"""
+"""The meaning of each answer of the Edge Function, against a real server on loopback."""
 
 import dataclasses
 import json
@@ -22,7 +19,7 @@ from certjob.errors import (
     TransientPortalError,
 )
 from certjob.portal import hlf_dynamics
-from certjob.portal.hlf_dynamics import HLFDynamicsSyncService, VisiblePage
+from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
 from tests.support.channels import Blocking
 from tests.support.nights import quick_policy
 from tests.support.portal_answers import Behaviour, answer, cut, drip, error, hang, html, ok, raw, reset
@@ -34,14 +31,13 @@ UNTIL = date(2027, 3, 10)
 HIDDEN: dict[str, object] = {"contact_id": CONTACT, "visible": False, "visible_until": None, "dates": True}
 SHOWN = HIDDEN | {"visible": True, "visible_until": "2027-03-10"}
 ECHO = json.dumps(HIDDEN).encode()
-OTHER = "11111111-2222-3333-4444-555555555555"
 ONE_TRY = quick_policy(max_attempts=1)
 SEVERAL_TRIES = dataclasses.replace(quick_policy(), deadline_seconds=20)
 
 
 @pytest.fixture
 def service(portal: PortalServer) -> Iterator[Blocking]:
-    """The client under test, with the right key; a programme may put a query into its URL, for its gateway."""
+    """The client under test, with the right key and a query in its URL, as a gateway may need."""
     with Blocking(HLFDynamicsSyncService(f"{portal.url}?region=eu", portal.key)) as service:
         yield service
 
@@ -51,14 +47,19 @@ def push(service: Blocking, *, visible: bool = False) -> None:
     service.update_portal_visibility(CONTACT_ID, visible=visible, visible_until=visible_until, idempotency_key="4711-2")
 
 
+def read(service: Blocking, **named: object) -> list[list[UUID]]:
+    """Return the contacts of each page."""
+    return [[*page.visible_until] for page in service.read_visible_contacts(**{"policy": ONE_TRY} | named)]
+
+
 def failure(service: Blocking, *, reading: bool = False) -> PortalCallError:
     with pytest.raises(PortalCallError) as raised:
-        service.read_visible_contacts(policy=ONE_TRY) if reading else push(service)
+        read(service) if reading else push(service)
     return raised.value
 
 
-@pytest.mark.parametrize("visible", [True, False])
-def test_a_push_is_one_post_as_the_contract_says(visible: bool, portal: PortalServer, service: Blocking) -> None:
+@pytest.mark.parametrize("visible", [True, False], ids=["show", "hide"])
+def test_push_is_one_post_of_the_contract(visible: bool, portal: PortalServer, service: Blocking) -> None:
     push(service, visible=visible)
 
     (request,) = portal.requests
@@ -71,17 +72,13 @@ def test_a_push_is_one_post_as_the_contract_says(visible: bool, portal: PortalSe
     assert portal.visible == {CONTACT_ID: visible}
 
 
-@pytest.mark.parametrize("dates", [True, False])
-def test_push_needs_the_stored_day_only_if_the_portal_has_dates(
-    dates: bool, portal: PortalServer, service: Blocking
-) -> None:
-    """A portal without the column answers null."""
-    portal.then(answer(200, SHOWN | {"visible_until": None, "dates": dates}))
+def test_stored_day_must_be_the_one_that_was_sent(portal: PortalServer, service: Blocking) -> None:
+    """A portal without a column for the day answers null."""
+    without_day = SHOWN | {"visible_until": None}
+    portal.then(answer(200, without_day | {"dates": False}), answer(200, without_day))
 
-    if dates:
-        with pytest.raises(TransientPortalError, match="stored another value"):
-            push(service, visible=True)
-    else:
+    push(service, visible=True)
+    with pytest.raises(TransientPortalError, match="stored another value"):
         push(service, visible=True)
 
 
@@ -90,65 +87,61 @@ def test_push_needs_the_stored_day_only_if_the_portal_has_dates(
     [{"contact_id": CONTACT, "visible": False}, {"visible": [CONTACT], "next": None}, {"ok": True}],
     ids=["push", "page", "ready"],
 )
-def test_outdated_function_ends_the_stage_with_the_next_step(
-    content: object, portal: PortalServer, service: Blocking
-) -> None:
-    """An answer without `dates` comes from a function that does not know the last visible day."""
+def test_outdated_function_ends_the_stage(content: object, portal: PortalServer, service: Blocking) -> None:
+    """An answer without `dates` is from a function that does not know the last visible day."""
     portal.default = answer(200, content)
 
     for reading in (False, True):
         raised = failure(service, reading=reading)
 
         assert isinstance(raised, PortalStageError)
-        assert (raised.message, raised.next_step) == (
-            "the portal's function is too old for this certjob",
-            "deploy it again (docs/edge-function.md)",
-        )
+        assert raised.message == "the portal's function is too old for this certjob"
+        assert raised.next_step == "deploy it again (docs/edge-function.md)"
 
 
 TRANSIENT: dict[str, Behaviour] = {
-    "0 for false": answer(200, HIDDEN | {"visible": 0}),
-    "other contact": answer(200, HIDDEN | {"contact_id": OTHER}),
-    "a day that is none": answer(200, SHOWN | {"visible_until": "2027-02-30"}),
-    "invalid JSON": answer(200, b'{"contact_id": '),
-    "an echo and an error": answer(200, ECHO[:-1] + b', "error": {"code": "x"}}'),
-    "too long": answer(200, ECHO[:-1] + b" " * 100_000 + b"}"),
-    "only accepted": answer(202, ECHO),
-    "a gateway's page under 504": html(504),
-    "a contact's code under 500": error(500, "contact_not_found"),
+    "0_for_false": answer(200, HIDDEN | {"visible": 0}),
+    "other_contact": answer(200, HIDDEN | {"contact_id": "11111111-2222-3333-4444-555555555555"}),
+    "invalid_day": answer(200, SHOWN | {"visible_until": "2027-02-30"}),
+    "invalid_json": answer(200, b'{"contact_id": '),
+    "success_with_an_error": answer(200, ECHO[:-1] + b', "error": {"code": "x"}}'),
+    "too_long": answer(200, ECHO[:-1] + b" " * 100_000 + b"}"),
+    "202": answer(202, ECHO),
+    "504_page_of_a_gateway": html(504),
+    "500_with_a_code_about_the_contact": error(500, "contact_not_found"),
     "outcome_unknown": error(504, "outcome_unknown"),
     "reset": reset(),
-    "cut answer": cut(),
-    "no answer": hang(),
-    "an answer without an end": drip(every_seconds=0.01),
-    "no HTTP": raw(b"220 mail.example ESMTP\r\n"),
-    "other value stored": answer(200, SHOWN),
-    "other day stored": answer(200, HIDDEN | {"visible_until": "2027-03-10"}),
-    "408 with a contact's code": error(408, "contact_not_found"),
+    "answer_cut_off": cut(),
+    "no_answer": hang(),
+    "answer_without_end": drip(every_seconds=0.01),
+    "not_http": raw(b"220 mail.example ESMTP\r\n"),
+    "other_value_stored": answer(200, SHOWN),
+    "other_day_stored": answer(200, HIDDEN | {"visible_until": "2027-03-10"}),
+    "408_with_a_code_about_the_contact": error(408, "contact_not_found"),
     "425": html(425),
     "429": error(429, "throttled"),
     "502": error(502, "dynamics_unavailable"),
     "503": error(503, "token_unavailable"),
-    "an unknown code of ours": error(409, "contact_locked"),
+    "unknown_code_in_our_format": error(409, "contact_locked"),
 }
 
 
 @pytest.mark.parametrize("case", TRANSIENT)
-def test_whatever_may_pass_is_transient(case: str, portal: PortalServer) -> None:
-    """The client makes one call; the policy decides about the next one."""
+def test_answer_that_may_change_is_transient(case: str, portal: PortalServer) -> None:
+    """The client makes one call. The retry policy decides about the next one."""
     portal.then(TRANSIENT[case])
 
-    seconds = 0.6 if case in ("no answer", "an answer without an end") else 10
+    seconds = 0.6 if case in ("no_answer", "answer_without_end") else 10
     with Blocking(HLFDynamicsSyncService(portal.url, portal.key, deadline_seconds=seconds)) as service:
         raised = failure(service)
 
     assert type(raised) is TransientPortalError
     assert len(portal.requests) == 1
-    assert "220" not in str(raised)  # what is no HTTP is not quoted
+    assert "220" not in str(raised)  # bytes that are not HTTP are not quoted
 
 
-def test_without_a_connection_nothing_was_sent(port_of_nobody: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the system's word for it, or by the deadline: a dead name server, here; a dead network looks the same."""
+def test_failed_connection_names_the_reason(port_of_nobody: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server refuses the connection, or the name lookup hangs until the deadline."""
     with Blocking(HLFDynamicsSyncService(f"http://127.0.0.1:{port_of_nobody}/", "planted-key")) as service:
         refused = failure(service)
     resolved = threading.Event()
@@ -163,41 +156,60 @@ def test_without_a_connection_nothing_was_sent(port_of_nobody: int, monkeypatch:
 
 
 @pytest.mark.parametrize(
-    ("behaviour", "kind", "words"),
-    [
-        (error(404, "contact_not_found", message="Look.", retry_after="9"), PermanentPortalError, "not_found (Look.)"),
-        (error(400, "invalid_request"), PermanentPortalError, "the portal answered 400 invalid_request"),
-        (error(422, "dynamics_rejected"), PermanentPortalError, "the portal answered 422 dynamics_rejected"),
-        (error(401, "unauthorized", retry_after="9"), PortalStageError, "; check CERTJOB_PORTAL_KEY"),
-        (answer(401, {"code": 401, "message": "Invalid JWT"}), PortalStageError, "verify_jwt"),
-        (error(403, "contact_not_found"), PortalStageError, "CERTJOB_PORTAL_KEY"),
-        (error(405, "method_not_allowed"), PortalStageError, "CERTJOB_PORTAL_URL"),
-        (html(413), PortalStageError, "is the function's address"),
-        (error(500, "misconfigured"), PortalStageError, "secrets"),
-        (error(400, "misconfigured"), PortalStageError, "secrets"),
-        (answer(302, headers={"Location": "https://elsewhere.example/"}), PortalStageError, "redirect"),
-        (answer(302, headers={"Location": "mailto:kari@example.org"}), PortalStageError, "redirect"),
-        (answer(302, headers={"Location": "/" + "a" * 65_000}), PortalStageError, "redirect"),
-        (answer(404, b"x" * 200_000), PortalStageError, "deployed"),
-        (error(404, "ResourceNotFound"), PortalStageError, "deployed"),  # a gateway's code, in an envelope like ours
-        (answer(404, {"error": {"code": 404}}), PortalStageError, "deployed"),
-        (html(499), PortalStageError, "deployed"),  # a status without a name
-    ],
+    ("status", "code"), [(404, "contact_not_found"), (400, "invalid_request"), (422, "dynamics_rejected")]
 )
-def test_only_our_codes_about_the_contact_are_permanent_and_what_everybody_would_get_concerns_the_stage(
-    behaviour: Behaviour, kind: type[PortalCallError], words: str, portal: PortalServer, service: Blocking
-) -> None:
-    """Nobody may be blocked for a wrong key or a failed deploy; the text says the next step. Reading fails alike."""
-    portal.then(behaviour, behaviour)
+def test_code_about_the_contact_is_permanent(status: int, code: str, portal: PortalServer, service: Blocking) -> None:
+    portal.default = error(status, code, message="Look.", retry_after="9")
 
     for raised in (failure(service), failure(service, reading=True)):
-        assert type(raised) is kind
-        assert words in str(raised)
+        assert type(raised) is PermanentPortalError
+        assert str(raised) == f"the portal answered {status} {code} (Look.)"
         assert raised.retry_after_seconds is None
 
 
-def test_pushes_share_a_connection_until_the_server_drops_it(portal: PortalServer, service: Blocking) -> None:
-    """An answered failure does not cost a new one; a dropped one is no failure. Redirects are not followed."""
+NEXT_STEPS: dict[str, dict[str, Behaviour]] = {
+    "; check CERTJOB_PORTAL_KEY": {
+        "401": error(401, "unauthorized", retry_after="9"),
+        "403": error(403, "contact_not_found"),
+    },
+    "verify_jwt": {"401_of_supabase": answer(401, {"code": 401, "message": "Invalid JWT"})},
+    "check that CERTJOB_PORTAL_URL is the function's address": {
+        "405": error(405, "method_not_allowed"),
+        "413": html(413),
+    },
+    "secrets": {"500_misconfigured": error(500, "misconfigured"), "400_misconfigured": error(400, "misconfigured")},
+    "a redirect; CERTJOB_PORTAL_URL must be": {
+        "302": answer(302, headers={"Location": "https://other.example/"}),
+        "302_to_a_mail_address": answer(302, headers={"Location": "mailto:kari@example.org"}),
+        "302_to_a_long_path": answer(302, headers={"Location": "/" + "a" * 65_000}),
+    },
+    "check CERTJOB_PORTAL_URL and that the function is deployed": {
+        "404_page": answer(404, b"x" * 200_000),
+        "404_code_of_a_gateway": error(404, "ResourceNotFound"),
+        "404_number_as_code": answer(404, {"error": {"code": 404}}),
+        "499_without_a_phrase": html(499),
+    },
+}
+"""Answers that every call would get, by the next step."""
+
+
+@pytest.mark.parametrize(
+    ("next_step", "case"), [pytest.param(step, each, id=each) for step, cases in NEXT_STEPS.items() for each in cases]
+)
+def test_answer_to_every_call_ends_the_stage(
+    next_step: str, case: str, portal: PortalServer, service: Blocking
+) -> None:
+    """A wrong key or a failed deploy blocks no mentor, and the error names the next step."""
+    portal.default = NEXT_STEPS[next_step][case]
+
+    for raised in (failure(service), failure(service, reading=True)):
+        assert type(raised) is PortalStageError
+        assert next_step in str(raised)
+        assert raised.retry_after_seconds is None
+
+
+def test_pushes_share_a_connection(portal: PortalServer, service: Blocking) -> None:
+    """Also after an error. A dropped connection is replaced without an error, and redirects are not followed."""
     with PortalServer() as elsewhere:
         redirect = answer(307, headers={"Location": elsewhere.url})
         portal.then(redirect, error(404, "contact_not_found"), ok(then_reset=True))
@@ -212,10 +224,8 @@ def test_pushes_share_a_connection_until_the_server_drops_it(portal: PortalServe
     assert portal.visible == {CONTACT_ID: True}
 
 
-def test_an_error_is_short_and_clean_without_the_key_and_keeps_retry_after_and_correlation_id(
-    portal: PortalServer, service: Blocking
-) -> None:
-    """A message may hold anything, a body that is no envelope is not quoted at all; both end up on a terminal."""
+def test_error_is_short_printable_and_without_the_key(portal: PortalServer, service: Blocking) -> None:
+    """It keeps Retry-After and the correlation ID, and quotes no body except our envelope."""
     sent = ["x" * 500, "før", "", portal.key]
     portal.then(
         error(422, "dynamics_rejected", message=f"no\x00\x1b[2J\n\u202e{portal.key} " + "y" * 900),
@@ -236,10 +246,18 @@ def test_an_error_is_short_and_clean_without_the_key_and_keeps_retry_after_and_c
     assert [each.correlation_id for each in errors] == ids
 
 
-def test_what_http_cannot_carry_is_a_wrong_setting() -> None:
-    """Said at once, with the variable's name; a key that it cannot carry, the settings refuse."""
+def test_invalid_url_is_a_wrong_setting() -> None:
     with pytest.raises(ConfigurationError, match="CERTJOB_PORTAL_URL"):
         HLFDynamicsSyncService("https://portal.example:port/", "planted-key")
+
+
+@pytest.fixture
+def shown(portal: PortalServer) -> list[UUID]:
+    """Seven visible contacts in pages of three. An eighth is hidden."""
+    contacts = sorted(uuid4() for _ in range(7))
+    portal.visible = dict.fromkeys(contacts, True) | {uuid4(): False}
+    portal.default = ok(page_size=3)
+    return contacts
 
 
 def page(*shown: str, **others: object) -> dict[str, object]:
@@ -248,96 +266,85 @@ def page(*shown: str, **others: object) -> dict[str, object]:
     return {"contacts": contacts, "next": None, "dates": True} | others
 
 
-def contacts(pages: list[VisiblePage]) -> list[list[UUID]]:
-    """Return the contacts of each page."""
-    return [[*page.visible_until] for page in pages]
+def test_pages_together_have_all_visible_contacts(portal: PortalServer, service: Blocking, shown: list[UUID]) -> None:
+    """Each request has the cursor of the page before. A page may have 5,000 contacts, or none."""
+    assert read(service) == [shown[:3], shown[3:6], shown[6:]]
+    paths = [(request.method, request.path.partition("?")[2]) for request in portal.requests]
+    assert paths[:2] == [
+        ("GET", "region=eu&visible=true"),
+        ("GET", f"region=eu&visible=true&after={shown[2].hex}"),
+    ]
+
+    many = [uuid4() for _ in range(5000)]
+    portal.then(answer(200, page(*(str(each).upper() for each in many))), answer(200, page()))
+    assert [read(service), read(service)] == [[many], [[]]]
 
 
-class TestReading:
-    """What the portal shows: seven contacts in pages of three; another one is hidden."""
+def test_pages_have_the_last_day_of_each_contact(portal: PortalServer, service: Blocking, shown: list[UUID]) -> None:
+    """It is None if the column is empty, or if there is no column."""
+    portal.until = {shown[0]: "2027-03-10", shown[6]: "2099-12-31"}
 
-    @pytest.fixture(autouse=True)
-    def shown(self, portal: PortalServer) -> list[UUID]:
-        contacts = sorted(uuid4() for _ in range(7))
-        portal.visible = dict.fromkeys(contacts, True) | {uuid4(): False}
-        portal.default = ok(page_size=3)
-        return contacts
+    pages = service.read_visible_contacts(policy=ONE_TRY)
 
-    def test_all_pages_are_all_that_is_visible(
-        self, portal: PortalServer, service: Blocking, shown: list[UUID]
-    ) -> None:
-        """Page by page, with the key and the cursor of the page before; an empty page is a page, 5,000 are one."""
-        assert contacts(service.read_visible_contacts(policy=ONE_TRY)) == [shown[:3], shown[3:6], shown[6:]]
+    assert [each.dates for each in pages] == [True] * 3
+    assert pages[0].visible_until == {shown[0]: UNTIL, shown[1]: None, shown[2]: None}
+    assert pages[2].visible_until == {shown[6]: date(2099, 12, 31)}
+    portal.until = None
+    first, *_ = service.read_visible_contacts(policy=ONE_TRY)
+    assert (first.dates, set(first.visible_until.values())) == (False, {None})
 
-        assert [request.method for request in portal.requests] == ["GET"] * 3
-        paths = [request.path.removeprefix("/functions/v1/hlf-dynamics-sync") for request in portal.requests]
-        assert paths[:2] == ["?region=eu&visible=true", f"?region=eu&visible=true&after={shown[2].hex}"]
-        many = [uuid4() for _ in range(5000)]
-        portal.then(answer(200, page(*(str(each).upper() for each in many))))
-        assert contacts(service.read_visible_contacts(policy=ONE_TRY)) == [many]
-        portal.visible.clear()
-        assert contacts(service.read_visible_contacts(policy=ONE_TRY)) == [[]]
 
-    def test_pages_have_the_day_of_each_contact(
-        self, portal: PortalServer, service: Blocking, shown: list[UUID]
-    ) -> None:
-        """None where the column is empty; without the column there are no days at all."""
-        portal.until = {shown[0]: "2027-03-10", shown[6]: "2099-12-31"}
+def test_failed_page_is_read_again(portal: PortalServer, service: Blocking, shown: list[UUID]) -> None:
+    """A page that always fails is an error: its list would be incomplete."""
+    portal.then(ok(page_size=3), cut(), ok(page_size=3), html())
+    assert read(service, policy=SEVERAL_TRIES) == [shown[:3], shown[3:6], shown[6:]]
+    assert len(portal.requests) == 5
 
-        pages = service.read_visible_contacts(policy=ONE_TRY)
+    portal.then(ok(page_size=3), error(429, "throttled", retry_after="0"), cut(), html())
+    with pytest.raises(TransientPortalError):
+        read(service, policy=SEVERAL_TRIES)
+    assert len(portal.requests) == 9
 
-        assert [each.dates for each in pages] == [True] * 3
-        assert pages[0].visible_until == {shown[0]: UNTIL, shown[1]: None, shown[2]: None}
-        assert pages[2].visible_until == {shown[6]: date(2099, 12, 31)}
-        portal.until = None
-        first, *_ = service.read_visible_contacts(policy=ONE_TRY)
-        assert (first.dates, set(first.visible_until.values())) == (False, {None})
 
-    def test_a_page_that_fails_once_is_read_again_and_one_that_fails_for_good_ends_it(
-        self, portal: PortalServer, service: Blocking, shown: list[UUID]
-    ) -> None:
-        """Nothing is lost and nothing read twice; what was read until a failure is no answer."""
-        portal.then(ok(page_size=3), cut(), ok(page_size=3), html())
-        assert contacts(service.read_visible_contacts(policy=SEVERAL_TRIES)) == [shown[:3], shown[3:6], shown[6:]]
-        assert len(portal.requests) == 5
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param({"contacts": []}, id="without_next"),
+        pytest.param(page(CONTACT, next=2), id="number_as_cursor"),
+        pytest.param(page(CONTACT, next=""), id="empty_cursor"),
+        pytest.param(page(CONTACT, next="x" * 4097), id="long_cursor"),
+        pytest.param(page(CONTACT, dates=None), id="without_dates"),
+        pytest.param(page(CONTACT, contacts=[CONTACT]), id="contact_as_text"),
+        pytest.param(page(contacts=[{"contact_id": CONTACT, "visible_until": "10.03.2027"}]), id="invalid_day"),
+        pytest.param(page(CONTACT, "4711"), id="invalid_contact"),
+        pytest.param(page(CONTACT, error={"code": "throttled", "message": ""}), id="with_an_error"),
+        pytest.param(b"x" * 1_100_000, id="too_long"),
+    ],
+)
+def test_page_that_breaks_the_contract_is_an_error(content: object, portal: PortalServer, service: Blocking) -> None:
+    """An empty page would mean that no one is visible."""
+    portal.then(answer(200, content))
 
-        portal.then(ok(page_size=3), error(429, "throttled", retry_after="0"), cut(), html())
-        with pytest.raises(TransientPortalError):
-            service.read_visible_contacts(policy=SEVERAL_TRIES)
-        assert len(portal.requests) == 9
+    assert isinstance(failure(service, reading=True), TransientPortalError)
 
-    def test_a_page_that_is_not_the_contract_is_none(self, portal: PortalServer, service: Blocking) -> None:
-        """Above all it is not an empty page: that would say that nobody is visible."""
-        contents: tuple[object, ...] = (
-            {"contacts": []},
-            page(CONTACT, next=2),
-            page(CONTACT, next=""),
-            page(CONTACT, next="x" * 4097),
-            page(CONTACT, dates=None),
-            page(CONTACT, contacts=[CONTACT]),
-            page(CONTACT, contacts=[{"contact_id": CONTACT, "visible_until": "10.03.2027"}]),
-            page(CONTACT, "4711"),
-            page(CONTACT, error={"code": "throttled", "message": ""}),
-            b"x" * 1_100_000,
-        )
-        for content in contents:
-            portal.then(answer(200, content))
-            assert isinstance(failure(service, reading=True), TransientPortalError), content
 
-    def test_a_cursor_is_sent_as_it_was_received_and_a_list_without_an_end_is_ended(
-        self, portal: PortalServer, service: Blocking, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """With a cursor that comes again, the function would go round in a circle; or each page has a new one."""
-        portal.then(answer(200, page(CONTACT, next="a b&c=d/+%22é")))
-        portal.default = answer(200, page())
-        assert contacts(service.read_visible_contacts(policy=ONE_TRY)) == [[CONTACT_ID], []]
-        assert portal.requests[1].path.endswith("after=a+b%26c%3Dd%2F%2B%2522%C3%A9")
+def test_cursor_is_sent_as_it_was_received(portal: PortalServer, service: Blocking) -> None:
+    portal.then(answer(200, page(CONTACT, next="a b&c=d/+%22é")), answer(200, page()))
 
-        monkeypatch.setattr(hlf_dynamics, "MOST_PAGES", 10)
-        for pages, next_of in ((2, lambda _number: "abc"), (11, str)):
-            portal.requests.clear()
-            portal.decide = lambda request, new=next_of: answer(200, page(next=new(request.number)))
-            raised = failure(service, reading=True)
-            assert isinstance(raised, PortalStageError)
-            assert "does not end" in str(raised)
-            assert len(portal.requests) == pages
+    assert read(service) == [[CONTACT_ID], []]
+
+    assert portal.requests[1].path.endswith("after=a+b%26c%3Dd%2F%2B%2522%C3%A9")
+
+
+@pytest.mark.parametrize("cursors", ["abc", ""], ids=["same_cursor", "too_many_pages"])
+def test_list_without_an_end_is_an_error(
+    cursors: str, portal: PortalServer, service: Blocking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hlf_dynamics, "MOST_PAGES", 10)
+    portal.decide = lambda request: answer(200, page(next=cursors or str(request.number)))
+
+    raised = failure(service, reading=True)
+
+    assert isinstance(raised, PortalStageError)
+    assert "does not end" in str(raised)
+    assert len(portal.requests) == (2 if cursors else 11)
