@@ -4,7 +4,7 @@
         ...                             # calls to function.url
         function.restart(new_settings)  # as after a cold start: no token, no connection
 
-Deno gets what the function needs and no more: the loopback network, its own settings, no file, no download.
+Deno allows the function the loopback network and its own settings, but no file and no download.
 """
 
 import json
@@ -24,16 +24,16 @@ OFFLINE = ("--no-remote", "--no-npm", "--cached-only", "--no-prompt")
 
 
 def deno_environment(folder: Path) -> dict[str, str]:
-    """What Deno itself reads: its cache in this folder, no look for a newer version, no colours."""
+    """Return variables for Deno itself: a cache in this folder, no check for updates, no colours."""
     return {"DENO_DIR": str(folder / "deno"), "HOME": str(folder), "DENO_NO_UPDATE_CHECK": "1", "NO_COLOR": "1"}
 
 
 class EdgeFunction:
-    """The function; a context manager. It keeps its port."""
+    """The running function, as a context manager. It keeps its port."""
 
     def __init__(self, settings: Mapping[str, str], *, folder: Path) -> None:
         self.settings = dict(settings)
-        """What the function finds in its environment."""
+        """The environment of the function."""
         self._folder, self._written = folder, folder / "written"
         self._port = 0
 
@@ -43,20 +43,20 @@ class EdgeFunction:
 
     @property
     def output(self) -> str:
-        """What the function wrote since ``forget``, to stdout or stderr."""
+        """Return the output of the function since ``forget``."""
         return self._written.read_text()
 
     @property
     def log(self) -> list[dict[str, Any]]:
-        """Of that, one document per request."""
+        """Return the document of each request in the output."""
         return [json.loads(line) for line in self.output.splitlines() if line.startswith("{")]
 
     def forget(self) -> None:
-        """Begin the output anew."""
+        """Delete the output."""
         self._written.write_text("")
 
     def restart(self, settings: Mapping[str, str] | None = None) -> None:
-        """End it and start it anew, with these settings or the same."""
+        """Start the function again, with these settings or the same."""
         self.__exit__()
         self.settings = dict(settings or self.settings)
         self.__enter__()

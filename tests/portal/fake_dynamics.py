@@ -1,4 +1,4 @@
-"""Entra and Dataverse as one real HTTP server on loopback, for the Edge Function to call; it misbehaves as told.
+"""Entra and Dataverse as one real HTTP server on loopback for the Edge Function, with faults on demand.
 
     with FakeDynamics() as dynamics:
         dynamics.contacts = {contact_id: True}
@@ -6,7 +6,7 @@
         ...                                     # the function pushes
         assert dynamics.contacts == {contact_id: False}
 
-Each PATCH of a contact that is there takes the next fault of the list; when there is none left, Dataverse works.
+Each PATCH of an existing contact gets the next fault of the list. After the last one, Dataverse works.
 """
 
 import json
@@ -22,7 +22,7 @@ CLIENT_SECRET = "planted~client~secret"
 FIELD = "hlf_visibleonportal"
 DAY_FIELD = "hlf_visibleuntil"
 PERSON = "Kari Nordmann"
-"""Whom error texts name; a person does not belong into answers or logs."""
+"""A name in error texts. It must not appear in answers or logs."""
 
 
 def answer(status: int, content: Any = None, *, retry_after: str | None = None) -> Response:
@@ -31,43 +31,43 @@ def answer(status: int, content: Any = None, *, retry_after: str | None = None) 
 
 
 def refusal(status: int, code: str, *, said: str = f"contact of {PERSON}", retry_after: str | None = None) -> Response:
-    """An error in Dataverse's own form."""
+    """Return an error in Dataverse's own format."""
     return answer(status, {"error": {"code": code, "message": said}}, retry_after=retry_after)
 
 
 class FakeDynamics:
-    """Both services; a context manager. Its attributes may be read and set at any time."""
+    """Both services, as a context manager. Tests read and set its attributes at any time."""
 
     secrets = (CLIENT_SECRET, CLIENT_ID, "planted-token")
-    """What belongs into no text."""
+    """Values that must not appear in any text."""
 
     def __init__(self) -> None:
         self.tokens: set[str] = set()
-        """Those that are good; clear it, and all that were handed out have expired."""
+        """Valid tokens. Clear the set to let all tokens expire."""
         self._server = HTTPServer(host="127.0.0.1")
         self.begin_anew()
 
     def begin_anew(self) -> None:
-        """Forget what was done and told; the tokens stay good."""
+        """Delete contacts, faults and records. The tokens stay valid."""
         self.contacts: dict[UUID, bool] = {}
-        """What the portal shows."""
+        """Whether the portal shows each contact."""
         self.days: dict[UUID, str | None] = {}
         """The values of the column DAY_FIELD."""
         self.faults: list[Response] = []
         self.token_requests = 0
         self.patches: list[UUID] = []
-        """Every change that Dataverse was asked for, refused or not, in order."""
+        """The contacts of all requested changes in order, also of rejected ones."""
 
     @property
     def settings(self) -> dict[str, str]:
-        """What leads the function here: the paths tell the services apart."""
+        """Return settings with which the function calls this server. The services have different paths."""
         url = f"http://127.0.0.1:{self._server.port}"
         entra = {"AZURE_TENANT_ID": "planted", "AZURE_CLIENT_ID": CLIENT_ID, "AZURE_CLIENT_SECRET": CLIENT_SECRET}
         columns = {"DYNAMICS_VISIBILITY_FIELD": FIELD, "DYNAMICS_VISIBLE_UNTIL_FIELD": ""}
         return entra | columns | {"AZURE_AUTHORITY": url, "DYNAMICS_URL": url}
 
     def give_token(self, form: dict[str, str]) -> Response:
-        """Answer the application that asks for a token."""
+        """Answer a request for a token."""
         self.token_requests += 1
         if (form.get("client_id"), form.get("client_secret")) != (CLIENT_ID, CLIENT_SECRET):
             said = {"error_description": f"AADSTS7000215: {PERSON}", "error_codes": [7000215]}
@@ -77,7 +77,7 @@ class FakeDynamics:
         return answer(200, {"token_type": "Bearer", "expires_in": 3599, "access_token": token})
 
     def patch(self, contact_id: UUID, content: dict[str, Any], *, may_create: bool) -> Response:
-        """Answer a change of one contact with its new values."""
+        """Change one contact, and answer with its new values."""
         if not {FIELD} <= set(content) <= {FIELD, DAY_FIELD}:
             # Microsoft, "Troubleshoot Dataverse Web API client errors"
             said = "Could not find a property named 'x' on type 'Microsoft.Dynamics.CRM.contact'."
@@ -92,7 +92,7 @@ class FakeDynamics:
         return answer(200, {"contactid": str(contact_id)} | content)
 
     def answer(self, request: Request) -> Response:
-        """One request after the other: the server has one thread."""
+        """Answer a request. The server has one thread."""
         if request.path == "/planted/oauth2/v2.0/token":
             return self.give_token(request.form.to_dict())
         contact = re.fullmatch(r"/api/data/v9\.2/contacts(?:\(([0-9a-f-]{36})\))?", request.path)

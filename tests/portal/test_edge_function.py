@@ -1,6 +1,6 @@
-"""certjob, the real Edge Function under Deno, and a stand-in of Microsoft's services: the whole way, over real HTTP.
+"""certjob, the real Edge Function under Deno, and a stand-in of Microsoft's services, over real HTTP.
 
-What the function does by itself, its own tests hold; the function is started once for all of these.
+The function is started once for all tests. Its details have their own tests in supabase/.
 """
 
 import json
@@ -43,7 +43,7 @@ def dynamics(running: tuple[EdgeFunction, FakeDynamics]) -> FakeDynamics:
 
 @pytest.fixture
 def function(running: tuple[EdgeFunction, FakeDynamics]) -> Iterator[EdgeFunction]:
-    """The function with the right settings, running since the test before."""
+    """The running function with the right settings."""
     function, _ = running
     right = dict(function.settings)
     function.forget()
@@ -54,7 +54,7 @@ def function(running: tuple[EdgeFunction, FakeDynamics]) -> Iterator[EdgeFunctio
 
 @pytest.fixture
 def certjob(function: EdgeFunction, environment: dict[str, str], tmp_path: Path) -> Run:
-    """The command in this process, as a cron line with everything set."""
+    """The command in this process, with all settings."""
     settings = {"CERTJOB_PORTAL_URL": function.url, "CERTJOB_PORTAL_KEY": KEY}
     settings |= environment | {"CERTJOB_NOTIFY_URL": f"maildir:{tmp_path / 'mail'}"}
 
@@ -78,8 +78,8 @@ def expired(facts: Facts, dynamics: FakeDynamics) -> list[UUID]:
     return contacts
 
 
-def test_the_functions_own_tests_pass(tmp_path: Path) -> None:
-    """`deno test`, without a network beyond loopback, a file or a variable; `make lint` looks at the types."""
+def test_own_tests_of_the_function_pass(tmp_path: Path) -> None:
+    """They need no file, no variable, and no network except loopback. `make lint` checks the types."""
     command = [find_deno_bin(), "test", *OFFLINE, "--no-check", "--allow-net=127.0.0.1"]
     environment = deno_environment(tmp_path)
 
@@ -89,10 +89,10 @@ def test_the_functions_own_tests_pass(tmp_path: Path) -> None:
     assert re.search(r"\b\d{3,} passed \| 0 failed", ended.stdout), ended.stdout
 
 
-def test_a_night_after_a_cold_start_and_what_was_done_by_hand_is_put_right(
+def test_run_hides_expired_mentors_and_reconcile_corrects_manual_changes(
     certjob: Run, function: EdgeFunction, dynamics: FakeDynamics, expired: list[UUID]
 ) -> None:
-    """Four calls meet the cold start at once, and Entra is asked for one token; one that ends is replaced."""
+    """Four calls meet a cold start, and Entra gets one request. An expired token is replaced."""
     function.restart()
 
     night = certjob("run", "--json")
@@ -113,10 +113,10 @@ def test_a_night_after_a_cold_start_and_what_was_done_by_hand_is_put_right(
     assert {line["status"] for line in function.log} == {200}
 
 
-def test_a_wrong_setting_stops_the_stage_and_blocks_nobody(
+def test_wrong_setting_of_the_function_blocks_no_one(
     certjob: Run, function: EdgeFunction, dynamics: FakeDynamics, facts: Facts, expired: list[UUID]
 ) -> None:
-    """It concerns everybody: no attempt counted; mended, everything goes out. While keys are changed both work."""
+    """No attempt is counted, and the next run delivers. During a change of keys both keys work."""
     right = dict(function.settings)
     for wrong, said in (
         ({"AZURE_CLIENT_SECRET": "planted-old-secret"}, "AADSTS7000215"),
@@ -129,8 +129,8 @@ def test_a_wrong_setting_stops_the_stage_and_blocks_nobody(
         assert set(dynamics.contacts.values()) == {True}
         assert set(facts.rows(EVENTS)) == {("pending", 0, False)}
         ((kind, attempts, error, correlation_id),) = set(facts.rows(FAILURES))
-        assert (kind, attempts, said in str(error)) == ("stage", 0, True)  # one answer ended it; the log has its id
-        if said != "check CERTJOB_PORTAL_KEY":  # calls without the right key get one line a minute in the log
+        assert (kind, attempts, said in str(error)) == ("stage", 0, True)  # of the answer that ended the stage
+        if said != "check CERTJOB_PORTAL_KEY":  # the log has one line a minute for wrong keys
             assert any(line.get("correlation_id") == correlation_id for line in function.log)
 
     function.restart(right | {"HLF_SYNC_KEY": f"{KEY},{NEW_KEY}"})
@@ -140,10 +140,10 @@ def test_a_wrong_setting_stops_the_stage_and_blocks_nobody(
     assert facts.rows(FAILURES) == []
 
 
-def test_a_push_carries_the_last_visible_day_to_dynamics(
+def test_push_sets_the_last_visible_day_in_dynamics(
     certjob: Run, function: EdgeFunction, dynamics: FakeDynamics, facts: Facts
 ) -> None:
-    """With the date column, `certjob check` says that the portal can hide on time; a wrong column stops the stage."""
+    """`certjob check` reports that the portal can hide on time. A wrong column stops the stage."""
     right, contact_id = dict(function.settings), uuid4()
     next_year = datetime.now(UTC).date() + timedelta(days=300)
     mentor_id = facts.certified_mentor(facts.organisation(), next_year, contact_id=contact_id, member_no="M1")
@@ -166,17 +166,17 @@ def test_a_push_carries_the_last_visible_day_to_dynamics(
     assert "DYNAMICS_VISIBLE_UNTIL_FIELD" in certjob("resync", "M1", code=3).stderr
 
 
-def test_what_goes_wrong_with_one_contact_holds_up_nobody_else_and_betrays_nobody(
+def test_failure_of_one_contact_delays_no_other_and_names_no_person(
     certjob: Run, function: EdgeFunction, dynamics: FakeDynamics, facts: Facts, expired: list[UUID]
 ) -> None:
-    """Dynamics does not know one, and does not create it; one is of another business unit; throttling is waited for."""
+    """One contact is unknown, one belongs to another business unit, and Dynamics throttles."""
     dynamics.faults = [refusal(429, "0x80072322", retry_after="1"), refusal(503, ""), refusal(503, "")]
     dynamics.faults += [refusal(403, "0x80048306"), refusal(412, "0x80060882"), refusal(500, "0x80040216")]
     del dynamics.contacts[expired[6]]
 
     outputs = [certjob("run", "-v", code=3), certjob("alerts", "--json", code=3), certjob("alerts", code=3)]
 
-    assert (len(function.log), len(dynamics.patches)) == (13, 15)  # the function itself repeats after a 503
+    assert (len(function.log), len(dynamics.patches)) == (13, 15)  # the function repeats a change after a 503
     assert expired[6] not in dynamics.contacts
     assert sorted(map(bool, dynamics.contacts.values())) == [False] * 8 + [True]
     assert facts.rows(EVENTS + " WHERE status <> 'delivered'") == [("blocked", 1, False)] * 2
