@@ -21,13 +21,13 @@ VISIBLE = "Dynamics sync pending — mentor may still be visible on portal"
 
 @pytest.fixture
 def environment(environment: dict[str, str], ways_out: dict[str, str]) -> dict[str, str]:
-    """A cron line with everything set: the database, a portal over real HTTP, a Maildir."""
+    """Return the settings of a database, a portal over real HTTP, and a Maildir."""
     return environment | ways_out
 
 
 @pytest.fixture
 def anywhere(bare_environment: dict[str, str], tmp_path: Path) -> Certjob:
-    """Like ``here``, without a database, unless one is named."""
+    """Return ``here`` without a database."""
 
     def run(*arguments: str, **settings: str) -> Finished:
         return run_in_process(*arguments, environment=bare_environment | settings, folder=tmp_path)
@@ -36,19 +36,11 @@ def anywhere(bare_environment: dict[str, str], tmp_path: Path) -> Certjob:
 
 
 def alert(full_name: str = "Kari Nordmann", *, days: float = 2, **changes: Any) -> Alert:
-    """A mentor who may still be visible, since so long before that morning: Dynamics does not know the contact."""
-    member_no = changes.get("member_no", "M1001")
-    kind = Kind(changes.get("kind", Kind.MAY_BE_VISIBLE))
-    who = {"alert_id": f"hlf:{kind}:{member_no}", "member_no": member_no, "full_name": full_name, "organisation": "hlf"}
-    ids = {"mentor_id": UUID(int=7), "organisation_id": UUID(int=1), "row_id": 1}
-    times = {"since": MORNING - timedelta(days=days), "last_failed_at": MORNING, "next_attempt_at": MORNING}
-    why = {
-        "sentence": VISIBLE,
-        "cause": "contact_not_found",
-        "error": "404",
-        "state": "stopped",
-        "calls": 1,
-    }
-    unused = dict.fromkeys(("number", "day", "acknowledged_until", "acknowledged_because"))
-    values: dict[str, Any] = {"kind": kind, **who, **ids, **times, **why, **unused}
+    """Return an alert that is so many days old: a mentor may still be visible, because Dynamics has no contact."""
+    member_no, kind = changes.get("member_no", "M1001"), Kind(changes.get("kind", Kind.MAY_BE_VISIBLE))
+    values: dict[str, Any] = dict.fromkeys(("number", "day", "acknowledged_until", "acknowledged_because"))
+    values |= {"alert_id": f"hlf:{kind}:{member_no}", "member_no": member_no, "full_name": full_name, "kind": kind}
+    values |= {"organisation": "hlf", "mentor_id": UUID(int=7), "organisation_id": UUID(int=1), "row_id": 1}
+    values |= {"since": MORNING - timedelta(days=days), "last_failed_at": MORNING, "next_attempt_at": MORNING}
+    values |= {"sentence": VISIBLE, "cause": "contact_not_found", "error": "404", "state": "stopped", "calls": 1}
     return Alert(**values | changes)

@@ -1,4 +1,4 @@
-"""`certjob alerts` for a coordinator: who, since when, why, and what to do; the most harmful first."""
+"""The page and the plain lines of `certjob alerts`: the most harmful first, each with its cause and next step."""
 
 import json
 import re
@@ -27,11 +27,11 @@ UNTRIED |= {"cause": "portal_stopped", "state": "waiting"}
 
 
 def page(*alerts: Alert, columns: int = 100, zone: ZoneInfo = OSLO, now: datetime = MORNING) -> str:
-    """What a person reads: nothing that the terminal would obey, and no line too wide for it."""
+    """Return the page, after a check that it does not control the terminal and has no line wider than it."""
     output, shown = terminal(columns)
     show_alerts(output, alerts, now=now.astimezone(zone))
-    for order in ("\x1b[2J", "\x1b]0", "\x07", "\u202e"):
-        assert order not in shown.getvalue()
+    for control in ("\x1b[2J", "\x1b]0", "\x07", "\u202e"):
+        assert control not in shown.getvalue()
     text = without_escapes(shown.getvalue())
     assert all(cell_len(line) <= columns for line in text.splitlines()), text
     return text
@@ -41,19 +41,16 @@ def ago(**elapsed: float) -> datetime:
     return MORNING - timedelta(**elapsed)
 
 
-def reminder(full_name: str, cause: str, kind: Kind = Kind.FAILED_REMINDERS, **changes: Any) -> Alert:
-    about: dict[str, Any] = {
-        "sentence": "Reminder not delivered",
-        "day": date(2026, 12, 2),
-        "calls": None,
-        "last_failed_at": None,
-    }
-    return alert(full_name, kind=kind, cause=cause, error="in the server's words", **about | changes)
+def message(full_name: str, cause: str, kind: Kind = Kind.FAILED_REMINDERS, **changes: Any) -> Alert:
+    """Return an alert about a reminder or a digest."""
+    about: dict[str, Any] = {"sentence": "Reminder not delivered", "day": date(2026, 12, 2), "calls": None}
+    about |= {"last_failed_at": None, "error": "in the server's words"}
+    return alert(full_name, kind=kind, cause=cause, **about | changes)
 
 
-NOBODY: dict[str, Any] = dict.fromkeys(("organisation_id", "organisation", "mentor_id", "member_no", "full_name"))
-NOBODY |= dict.fromkeys(("last_failed_at", "next_attempt_at", "calls", "error"))
-HELD = alert(days=1.25, kind=Kind.HELD, **NOBODY | {"alert_id": "hlf:held:pauses", "organisation": "hlf"})
+NO_MENTOR: dict[str, Any] = dict.fromkeys(("organisation_id", "organisation", "mentor_id", "member_no", "full_name"))
+NO_MENTOR |= dict.fromkeys(("last_failed_at", "next_attempt_at", "calls", "error"))
+HELD = alert(days=1.25, kind=Kind.HELD, **NO_MENTOR | {"alert_id": "hlf:held:pauses", "organisation": "hlf"})
 HELD = replace(HELD, cause="pauses", sentence="Held", error="33 mentors would be paused", number=33)
 EVERYTHING = [
     HELD,
@@ -62,20 +59,20 @@ EVERYTHING = [
     alert("Per [b]", days=4, last_failed_at=ago(hours=1), **BUSY | {"calls": 3}),
     alert("New", error="404 (b)"),
     alert("Pål", last_failed_at=ago(hours=2), **BUSY | {"calls": 3}),
-    alert(kind=Kind.UNKNOWN_CONTACTS, cause="unknown_contact", **NOBODY | {"alert_id": "-:unknown_contacts:6f"}),
-    alert(kind=Kind.PORTAL_NOT_READ, cause="not_read", **NOBODY | {"error": "The portal has never been read"}),
+    alert(kind=Kind.UNKNOWN_CONTACTS, cause="unknown_contact", **NO_MENTOR | {"alert_id": "-:unknown_contacts:6f"}),
+    alert(kind=Kind.PORTAL_NOT_READ, cause="not_read", **NO_MENTOR | {"error": "The portal has never been read"}),
     alert("Shown", days=300, kind=Kind.MAY_BE_HIDDEN, sentence=HIDDEN, **UNTRIED),
-    reminder("Siv", "no_address"),
-    reminder("Tor", "no_address"),
-    reminder("Eva", "wrong_address"),
-    reminder(HOSTILE, "mail_stopped", Kind.FAILED_DIGESTS, sentence="Digest not delivered"),
-    reminder("Kim", "mail_stopped", Kind.WAITING_REMINDERS, days=400, sentence="Reminder has waited"),
-    reminder("Mia", "mail_stopped", Kind.WAITING_REMINDERS, days=300, sentence="Reminder has waited"),
+    message("Siv", "no_address"),
+    message("Tor", "no_address"),
+    message("Eva", "wrong_address"),
+    message(HOSTILE, "mail_stopped", Kind.FAILED_DIGESTS, sentence="Digest not delivered"),
+    message("Kim", "mail_stopped", Kind.WAITING_REMINDERS, days=400, sentence="Reminder has waited"),
+    message("Mia", "mail_stopped", Kind.WAITING_REMINDERS, days=300, sentence="Reminder has waited"),
 ]
 
 
 def test_alerts_page_has_the_most_harmful_first_then_the_oldest() -> None:
-    """Each group has its cause, what to do, and who."""
+    """Each group has its cause, the next step, and the mentors."""
     text = flat(page(*EVERYTHING))
 
     assert_in_order(
@@ -108,11 +105,11 @@ def test_alerts_page_has_the_most_harmful_first_then_the_oldest() -> None:
         "Kim: certificate until 2 December 2026",
     )
     assert text.count("503") == 1
-    assert "404" not in page(alert(cause="no_contact_id")), "the cause says it all"
+    assert "404" not in page(alert(cause="no_contact_id")), "this cause needs no technical reason"
 
 
-def test_alert_lines_have_everything_about_one_alert() -> None:
-    """Each has its own action; a mentor who is tried again automatically needs none."""
+def test_plain_line_has_everything_about_one_alert() -> None:
+    """It has the next step, unless certjob retries automatically."""
     lines = list(plain_lines(EVERYTHING, now=MORNING.astimezone(OSLO)))
 
     who, correct = f"{VISIBLE}: hlf:may_be_visible:M1001", "what to do: Correct the contact ID in the app; the next"
@@ -130,8 +127,8 @@ def test_alert_lines_have_everything_about_one_alert() -> None:
         assert any(line.startswith(beginning) for line in lines), beginning
 
 
-def test_alert_lines_say_once_what_is_wrong_for_everyone() -> None:
-    """A wrong key has one line with what to correct, then a line for each mentor."""
+def test_plain_lines_have_the_cause_for_everyone_once() -> None:
+    """A wrong key has one line with the next step, then a line for each mentor."""
     key: dict[str, Any] = {"cause": "portal_stopped", "error": "the portal answered 401; correct CERTJOB_PORTAL_KEY"}
 
     first, *others = plain_lines([alert(f"Name{number}", **key) for number in range(3)], now=MORNING)
@@ -142,8 +139,8 @@ def test_alert_lines_say_once_what_is_wrong_for_everyone() -> None:
     ]
 
 
-def test_a_cause_that_many_share_is_said_once_and_the_first_are_named() -> None:
-    """2,000 mentors and a wrong key: one reason, one thing to do, 20 names; the heading again, as it scrolled away."""
+def test_page_of_a_cause_with_many_mentors_is_short() -> None:
+    """2,000 mentors and a wrong key: one reason, one next step, 20 names, and the numbers at the end."""
     why: dict[str, Any] = {"cause": "portal_stopped", "error": "check CERTJOB_PORTAL_KEY"}
 
     text = page(*(alert(f"Name{number}", **why) for number in range(1, 2001)), columns=80)
@@ -151,41 +148,49 @@ def test_a_cause_that_many_share_is_said_once_and_the_first_are_named() -> None:
     assert flat(text).count("What to do") == flat(text).count("check CERTJOB_PORTAL_KEY") == 1
     assert re.findall(r"M1001, (Name\d+): ", text) == [f"Name{number}" for number in range(1, 21)]
     assert "    … and 1,980 more; `certjob alerts --json` lists all\n" in text
-    assert "certjob resync" not in text
-    assert len(text.splitlines()) < 40
+    assert ("certjob resync" in text, len(text.splitlines()) < 40) == (False, True)
     assert text.endswith("\n\nIn short:\n- 2,000 mentors may still be visible on the portal\n")
 
 
-def test_how_long_is_counted_in_hours_that_passed_and_days_are_those_of_the_zone() -> None:
-    """Also over the hour that comes twice. The largest unit, rounded down; clocks that differ make it not negative."""
-    twice = datetime(2026, 10, 25, 0, 30, tzinfo=UTC)
-    for wanted_at, now, said in (
-        (MORNING + timedelta(seconds=5), MORNING, "just now"),
+TWICE = datetime(2026, 10, 25, 0, 30, tzinfo=UTC)
+"""The hour after it comes twice in Oslo."""
+
+
+@pytest.mark.parametrize(
+    ("since", "now", "words"),
+    [
+        pytest.param(MORNING + timedelta(seconds=5), MORNING, "just now", id="clocks differ"),
         (ago(seconds=59), MORNING, "just now"),
         (ago(seconds=60), MORNING, "1 minute"),
         (ago(hours=47), MORNING, "23 November 09:00, 1 day"),
         (ago(days=1234), MORNING, "10 July 2023 09:00, 1,234 days"),
-        (twice, twice + timedelta(minutes=75), "today 02:30, 1 hour"),
+        pytest.param(TWICE, TWICE + timedelta(minutes=75), "today 02:30, 1 hour", id="end of summer time"),
         (ago(hours=7.5), MORNING, "today 00:30, 7 hours"),
-    ):
-        text = page(alert(since=wanted_at), now=now)
-        assert re.search(rf"since (.*)?{re.escape(said)}$", text, re.MULTILINE), (said, text)
+    ],
+)
+def test_duration_of_an_alert_is_rounded_down(since: datetime, now: datetime, words: str) -> None:
+    """It has the largest unit of the time that passed."""
+    assert re.search(rf"since (.*)?{re.escape(words)}$", page(alert(since=since), now=now), re.MULTILINE)
+
+
+def test_times_of_the_page_are_in_its_zone() -> None:
+    """Half past midnight in Oslo is the evening before in New York."""
     assert "since 24 November 18:30, 7 hours" in page(alert(since=ago(hours=7.5)), zone=ZoneInfo("America/New_York"))
 
 
-def test_the_next_try_is_said_once_for_all() -> None:
-    """Of several the first; one that is due comes with the next delivery, on another day it has its date."""
-    for hours, said in (
-        (-1, "when `certjob deliver` runs next"),
-        (1.25, "at 09:15, or soon after."),
-        (24, "on 26 November at"),
-    ):
-        pushes = [alert(next_attempt_at=ago(hours=-each), **BUSY) for each in (hours, 72)]
-        assert f"(2) What to do: Wait; certjob tries again {said}" in flat(page(*pushes))
+@pytest.mark.parametrize(
+    ("hours", "words"),
+    [(-1, "when `certjob deliver` runs next"), (1.25, "at 09:15, or soon after."), (24, "on 26 November at")],
+)
+def test_group_has_the_time_of_its_first_retry(hours: float, words: str) -> None:
+    """A push that is due is retried by the next delivery."""
+    pushes = [alert(next_attempt_at=ago(hours=-each), **BUSY) for each in (hours, 72)]
+
+    assert f"(2) What to do: Wait; certjob tries again {words}" in flat(page(*pushes))
 
 
-def test_the_list_is_that_of_the_dashboard_and_a_corrected_contact_id_is_told(facts: Facts, here: Certjob) -> None:
-    """Hides first, then whoever has waited longest. After the next review it is only reopened."""
+def test_alerts_are_those_of_the_dashboard(facts: Facts, here: Certjob) -> None:
+    """After a corrected contact ID, the change is in the queue. A show waits for the review."""
     organisation = facts.organisation()
     for name, visible, days in (("show", True, 9), ("new", False, 1), ("old", False, 8)):
         mentor = facts.certified_mentor(organisation, date(2025, 1, 1), full_name=name)
@@ -203,25 +208,26 @@ def test_the_list_is_that_of_the_dashboard_and_a_corrected_contact_id_is_told(fa
 
     assert [(alert["sentence"], alert["full_name"]) for alert in alerts] == dashboard
     assert [name for _, name in dashboard] == ["old", "new", "show"]
-    assert corrected.count("The change is in the queue") == 2, "the show waits for the review"
+    assert corrected.count("The change is in the queue") == 2
     assert here("alerts", "--json").stdout.count("The change is in the queue") == 3
 
 
-def test_hostile_names_are_shown_and_obeyed_by_nobody() -> None:
-    """No order to the terminal, no markup, no emoji codes; nothing wider than the terminal, nothing lost."""
+@pytest.mark.parametrize("columns", [40, 80])
+def test_hostile_names_are_printed_whole(columns: int) -> None:
+    """They have no effect as terminal commands, markup or emoji codes."""
     pushes = [alert(HOSTILE, error=HOSTILE, member_no=HOSTILE), alert("Ø" * 200, error="e" * 300, member_no="L" * 60)]
     pushes += [alert("👩‍🚀 北京 " * 12), alert("only a number", member_no="only a number")]
 
-    for columns in (40, 80):
-        text = page(*pushes, columns=columns)
-        assert text.count("Ø") == 200
-        for phrase in ("[red]M[/red]", ":smile:\\", "- hlf:may_be_visible:only a number:", "北京"):
-            assert phrase in text
+    text = page(*pushes, columns=columns)
+
+    assert text.count("Ø") == 200
+    for phrase in ("[red]M[/red]", ":smile:\\", "- hlf:may_be_visible:only a number:", "北京"):
+        assert phrase in text
 
 
 @pytest.mark.parametrize("columns", range(len(VISIBLE) + 1, 120, 3))
-def test_a_command_a_date_and_the_designs_sentence_are_never_broken(columns: int) -> None:
-    """Whoever copies a command copies one line, at whatever size of letters."""
+def test_commands_and_dates_are_never_broken(columns: int) -> None:
+    """A command can be copied as one line, at any width."""
     text = page(alert(cause="change_refused"), alert("Ola Nordmann", **UNTRIED), columns=columns)
 
     assert f"{VISIBLE}\n" in text

@@ -1,4 +1,4 @@
-"""Logs: quiet unless asked, levels as people expect them, JSON lines that name the run and nobody else."""
+"""Logs: warnings only unless -v is given, in text or JSON, with ids and without people."""
 
 import json
 import logging
@@ -23,12 +23,12 @@ NOT_FOUND = answer(404, {"error": {"code": "contact_not_found", "message": "no c
 
 
 def lines_of(result: Finished) -> list[dict[str, Any]]:
-    """Stderr, every line of which is a JSON object."""
+    """Return the lines of stderr, which are JSON objects."""
     return [json.loads(line) for line in result.stderr.splitlines()]
 
 
-def test_a_night_in_json_is_told_by_events_and_ids(here: Certjob, facts: Facts) -> None:
-    """From its beginning to its end, each line with the run's id, which the document and the ledger have, too."""
+def test_json_log_tells_a_run_by_events_and_ids(here: Certjob, facts: Facts) -> None:
+    """Each line has the id of the run, as the document and ``job_runs`` have."""
     organisation = facts.organisation()
     hidden = facts.certified_mentor(organisation, LONG_AGO)
     reminded = facts.certified_mentor(organisation, SOON)
@@ -49,15 +49,12 @@ def test_a_night_in_json_is_told_by_events_and_ids(here: Certjob, facts: Facts) 
     for line in lines:
         assert list(line)[:5] == ["time", "level", "run_id", "event", "message"]
         assert datetime.fromisoformat(line["time"]).utcoffset() == timedelta()
-    opened, failed = lines_of(here("run", "-v", "--organisation", "nobody", CERTJOB_LOG_FORMAT="json"))
+    opened, failed = lines_of(here("run", "-v", "--organisation", "unknown", CERTJOB_LOG_FORMAT="json"))
     assert (failed["event"], failed["run_id"]) == ("failed", opened["run_id"])
 
 
-def test_no_line_names_a_person(here: Certjob, facts: Facts, portal: PortalServer) -> None:
-    """Whatever goes wrong, with -v in both formats: no name, no address, no member number; why, by status and kind.
-
-    First what one asks first when a night went wrong: the version, the server, the day and the zone.
-    """
+def test_log_names_no_person(here: Certjob, facts: Facts, portal: PortalServer) -> None:
+    """With -v, failures have the status and kind of error. The first line has versions, day and time zone."""
     portal.default = NOT_FOUND
     organisation = facts.organisation()
     facts.certified_mentor(organisation, LONG_AGO, member_no="M4711", email="kari@example.org")
@@ -79,30 +76,30 @@ def test_no_line_names_a_person(here: Certjob, facts: Facts, portal: PortalServe
 
 
 @pytest.mark.parametrize(
-    ("arguments", "zone", "code", "event", "level"),
+    ("options", "zone", "exit_code", "event", "level"),
     [
-        ("-q", "", 3, "attention", "warning"),
-        ("-q --organisation nobody", "", 2, "failed", "error"),
-        ("--dryrun", "", 2, "failed", "error"),
-        ("", "Mars", 2, "failed", "error"),
+        pytest.param("-q", "", 3, "attention", "warning", id="alert"),
+        pytest.param("-q --organisation unknown", "", 2, "failed", "error", id="unknown organisation"),
+        pytest.param("--dryrun", "", 2, "failed", "error", id="unknown option"),
+        pytest.param("", "Mars", 2, "failed", "error", id="wrong setting"),
     ],
 )
-def test_what_needs_a_person_is_a_warning_and_a_failure_an_error(
-    here: Certjob, facts: Facts, portal: PortalServer, arguments: str, zone: str, code: int, event: str, level: str
+def test_reason_of_an_exit_code_is_one_json_line(
+    here: Certjob, facts: Facts, portal: PortalServer, options: str, zone: str, exit_code: int, event: str, level: str
 ) -> None:
-    """One JSON line and nothing else on stderr, whatever -q says: the exit code is not 0."""
+    """Stderr has no other line. -q does not suppress it."""
     facts.certified_mentor(facts.organisation(), LONG_AGO)
     portal.default = NOT_FOUND
 
-    result = here("run", *arguments.split(), CERTJOB_LOG_FORMAT="json", CERTJOB_TIME_ZONE=zone)
+    result = here("run", *options.split(), CERTJOB_LOG_FORMAT="json", CERTJOB_TIME_ZONE=zone)
 
     (line,) = lines_of(result)
-    assert (result.returncode, line["event"], line["level"], line["command"]) == (code, event, level, "certjob run")
-    assert line["message"]
+    found = (result.returncode, line["event"], line["level"], line["command"], bool(line["message"]))
+    assert found == (exit_code, event, level, "certjob run", True)
 
 
-def test_whatever_a_line_is_about_can_be_written() -> None:
-    """Bytes, paths, odd objects: a log line never ends a night. Without a name of its own an event is a "log"."""
+def test_json_log_accepts_any_value() -> None:
+    """Bytes, paths and other objects become texts. Without a name, the event is "log"."""
     record = logging.makeLogRecord({"msg": "odd", "thing": object(), "bytes": b"\xff", "path": Path("/dev/null")})
 
     line = json.loads(JsonFormatter(run_id=UUID(int=7)).format(record))
@@ -110,10 +107,8 @@ def test_whatever_a_line_is_about_can_be_written() -> None:
     assert (line["event"], line["path"], line["run_id"]) == ("log", "/dev/null", str(UUID(int=7)))
 
 
-def test_a_night_on_a_terminal_shows_what_is_asked_for(
-    environment: dict[str, str], facts: Facts, tmp_path: Path
-) -> None:
-    """Phases while it lasts and figures at its end, on stderr alone; JSON and -v have their stream for themselves."""
+def test_terminal_shows_progress_and_totals(environment: dict[str, str], facts: Facts, tmp_path: Path) -> None:
+    """Both are on stderr. With -v or JSON logs, there is no progress bar; with -q, no output."""
     facts.certified_mentor(facts.organisation(), LONG_AGO)
     facts.certified_mentor(facts.organisation("nhf"), SOON)
 
@@ -123,17 +118,16 @@ def test_a_night_on_a_terminal_shows_what_is_asked_for(
         return text
 
     night = shown("run", NO_COLOR="1")
-    for phase in ("Reviewing mentors", "Pushing to the portal", "Sending reminders", "Night of "):
-        assert phase in night
-    assert "\x1b[2K" in night, "a phase that is over is wiped off"
+    for phrase in ("Reviewing mentors", "Pushing to the portal", "Sending reminders", "Night of "):
+        assert phrase in night
+    assert "\x1b[2K" in night, "the progress is removed at the end"
     assert re.search(r"portal\s+1 delivered; 1 new", without_escapes(night))
     assert "Delivery of " in shown("deliver")
 
     assert json.loads(shown("run --json", ("stdout",)))["outcome"] == "ok"
     assert "Reviewing mentors" in shown("run", ("stderr",))
     steps = shown("run -v", ("stderr",))
-    assert "INFO Reviewing mentors" in steps
-    assert "\x1b" not in steps, "a bar that is drawn anew would swallow some"
+    assert ("INFO Reviewing mentors" in steps, "\x1b" in steps) == (True, False)
     in_json = [json.loads(line)["event"] for line in shown("run -v", CERTJOB_LOG_FORMAT="json").splitlines()]
     assert in_json[-1] == "run_ended"
     assert shown("run -q") == shown("resync M1001 --quiet") == ""
