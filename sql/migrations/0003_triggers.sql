@@ -153,6 +153,8 @@ BEGIN
             USING ERRCODE = 'restrict_violation', HINT = 'delete in five minutes';
     END IF;
     IF OLD.portal_visible IS DISTINCT FROM false
+        AND (OLD.portal_visible IS NULL OR OLD.dynamics_contact_id IS NOT NULL  -- otherwise there never was a contact
+            OR EXISTS (SELECT FROM certjob.portal_sync_events WHERE mentor_id = OLD.id))
         AND EXISTS (SELECT FROM certjob.organisations WHERE id = OLD.organisation_id AND portal IS NOT NULL)
     THEN
         RAISE EXCEPTION 'mentor % may still be shown on the portal', OLD.id

@@ -96,9 +96,8 @@ BEGIN
 END
 $$;
 
--- The worker sees and writes every row, except that it opens and lifts only its own pauses and deletes no open rows.
--- Coordinators read the rows of their own organisation, also through Realtime. Their policies are for PUBLIC, because
--- the roles exist only on Supabase. The rights above limit who can use them.
+-- The worker sees and writes every row, but opens and lifts only its own pauses and deletes no open rows. Coordinators
+-- read the rows of their own organisation. Their policies are for PUBLIC, because the roles exist only on Supabase.
 DO $$
 DECLARE
     relation regclass;

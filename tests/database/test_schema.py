@@ -367,6 +367,17 @@ def test_mentor_with_open_work_cannot_be_deleted(records: Records, state: str) -
     assert "set left_at" in (refused.value.diag.message_hint or "")
 
 
+def test_mentor_who_never_had_a_contact_can_be_deleted(facts: Facts) -> None:
+    """After a removed contact, the portal may still show it, so the next review comes first."""
+    new, former = (facts.mentor(facts.organisation(slug), contact_id=None) for slug in ("hlf", "nhf"))
+    for contact in (uuid4(), None):
+        facts.rows("UPDATE mentors SET dynamics_contact_id = %s WHERE id = %s RETURNING 1", contact, former)
+
+    facts.rows("DELETE FROM mentors WHERE id = %s RETURNING 1", new)
+    with pytest.raises(psycopg.errors.RestrictViolation, match="may still be shown"):
+        facts.rows("DELETE FROM mentors WHERE id = %s RETURNING 1", former)
+
+
 def test_history_outlives_its_certificate_and_event(records: Records) -> None:
     """A deleted certificate leaves its reminders and its audit, a pruned event leaves its failure."""
     records.do("; ".join((SENT, TRANSITION, EVENT.format("delivered"), FAILURE)))
