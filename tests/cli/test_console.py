@@ -246,6 +246,29 @@ def test_table_never_breaks_numbers_and_dates(columns: int) -> None:
         assert sum(whole in line for line in lines) == 1
 
 
+def test_names_are_cut_before_words_are_broken() -> None:
+    """A status stays readable beside long names, kinds and slugs."""
+    output, shown = terminal(80)
+    long = "personforbundet-for-hoerselshemmede"
+    rows = [("2025-01-01", "698 ago", "expired, paused", "PERSON-000000000000", long, long, long)]
+
+    output.show_table(("=Last day", ">Days", "Status", "=No.", "~Name", "~Kind", "~Org"), rows)
+
+    assert "698 ago  expired,  PERSON-000000000000  person" in shown.getvalue()
+
+
+def test_held_changes_are_marked_beside_long_member_numbers() -> None:
+    """The plan has a column for holds, and does not cut the number."""
+    report = report_of(replace(mentor(expiring_in(-1)), member_no="PERSON-000000000000"))
+    report.changes = [replace(change, is_held=True) for change in report.changes]
+    output, shown = terminal(80)
+
+    show_report(output, report, find_names=names)
+
+    assert "PERSON-000000000000  Kari" in shown.getvalue()
+    assert "hide    held" in shown.getvalue()
+
+
 WORDS = {
     "status": "Last runs attention backlog hides reminders digests Oldest Mentors",
     "organisation list": "hlf dynamics Thresholds Coordinators Mentors",

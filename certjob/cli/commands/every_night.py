@@ -221,7 +221,7 @@ def acknowledge(
         if call.json:
             plain.print_json({"outcome": "ok", "alert_id": alert, "until": until, "by": who})
         elif opened.output.interactive:
-            opened.output.result(f"{alert} is acknowledged" + (f" until {until}." if until else "."))
+            opened.output.text(f"{alert} is acknowledged" + (f" until {until}." if until else "."))
     return 0
 
 

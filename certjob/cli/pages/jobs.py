@@ -54,15 +54,20 @@ def show_resync(output: Output, before: MentorState, after: MentorState) -> None
 
 
 def _show_changes(output: Output, report: RunReport, names: Mapping[UUID, MentorName]) -> None:
-    """Print a table of the first mentors, with a column for organisations if the plan has several."""
+    """Print a table of the first mentors, with columns for holds and organisations if they are needed."""
     slug, *others = {change.decision.organisation.slug for change in report.changes}
+    shown = report.changes[:MOST_PLANNED_ROWS]
+    has_holds = any(change.is_held for change in shown)
     rows = []
-    for change in report.changes[:MOST_PLANNED_ROWS]:
+    for change in shown:
         decision, name = change.decision, names.get(change.decision.mentor_id)
-        member_no = decision.member_no + (" (held)" if change.is_held else "")
+        held = ["held" if change.is_held else ""] if has_holds else []
         organisation = [decision.organisation.slug] if others else []
-        rows.append([member_no, name and name.full_name, *_planned_cells(change).values(), *organisation])
-    headings = ("=No.", "~Name", "Certificates", "=Pause", "Reminder", "=Portal", *(["~Org"] if others else []))
+        rows.append(
+            [decision.member_no, name and name.full_name, *_planned_cells(change).values(), *held, *organisation]
+        )
+    headings = ["=No.", "~Name", "Certificates", "=Pause", "Reminder", "=Portal"]
+    headings += (["=Guard"] if has_holds else []) + (["~Org"] if others else [])
     title = f"What `certjob run` would do on {report.today}" + ("" if others else f" for {slug}")
     output.show_table(headings, rows, title=title)
 

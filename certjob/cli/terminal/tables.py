@@ -56,13 +56,14 @@ def _place(piece: str, kind: str, width: int) -> str:
 
 
 def _widths(columns: Sequence[Sequence[str]], kinds: Sequence[str], *, width: int) -> list[int]:
-    """Return widths that fit: narrow first names and slugs, then texts to their longest words, then both."""
+    """Return widths that fit: narrow first names and slugs, then texts to their longest words, then both again."""
     widths = [max(map(cell_len, cells)) for cells in columns]
     too_wide = sum(widths) + len(_GAP) * (len(widths) - 1) - width
     words = [max(cell_len(word) for cell in cells for word in _PARTS.split(cell)) for cells in columns]
     names = [_READABLE if kind == CUT else fitted for kind, fitted in zip(kinds, widths, strict=True)]
     texts = [_READABLE if kind == CUT else min(word, _LONGEST_WORD) for kind, word in zip(kinds, words, strict=True)]
-    for least in (names, texts, [_NARROWEST] * len(widths)):
+    short = [_NARROWEST if kind == CUT else word for kind, word in zip(kinds, texts, strict=True)]
+    for least in (names, texts, short, [_NARROWEST] * len(widths)):
         spare = [
             0 if kind in (NUMBER, WHOLE) and fitted <= _LONGEST_WORD else max(fitted - floor, 0)
             for kind, fitted, floor in zip(kinds, widths, least, strict=True)
