@@ -267,27 +267,26 @@ def test_no_call_starts_that_could_outlast_its_lease(scene: Scene, monkeypatch: 
 
 
 @pytest.mark.parametrize(
-    ("behaviour", "delivered", "claimed"),
+    ("behaviours", "delivered", "claimed"),
     [
-        pytest.param(hang(ok()), 3, 0, id="calls_that_end_are_settled"),
-        pytest.param(hang(), 0, 3, id="calls_that_hang_keep_their_lease"),
-        pytest.param(waits(15), 0, 0, id="waits_between_attempts_are_interrupted"),
+        pytest.param([delay(0.5)] * 3, 3, 0, id="calls_that_end_are_settled"),
+        pytest.param([hang()] * 3, 0, 3, id="calls_that_hang_keep_their_lease"),
+        pytest.param([hang(), delay(0.5), delay(0.5)], 2, 1, id="one_call_hangs"),
+        pytest.param([waits(15)] * 3, 0, 0, id="waits_between_attempts_are_interrupted"),
     ],
 )
 def test_signal_ends_the_stage(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch, behaviour: Behaviour, delivered: int, claimed: int
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, behaviours: list[Behaviour], delivered: int, claimed: int
 ) -> None:
     """The stage claims no more events, and releases those without an outcome."""
-    monkeypatch.setattr(calls, "GRACE_SECONDS", 1.2 if claimed else 60)
+    monkeypatch.setattr(calls, "GRACE_SECONDS", 2.5 if claimed else 60)
     scene.backlog(20)
-    scene.portal.default = behaviour
+    scene.portal.then(*behaviours)
     stop, began = StopFlag(), time.monotonic()
 
     with in_background(lambda: scene.run_until_signal(stop, concurrency=3)):
         scene.portal.wait_until(lambda: len(scene.portal.requests) == 3)
         stop.set()
-        if delivered:
-            scene.portal.release()
     assert time.monotonic() - began < 14
     assert scene.counts == PortalCounts(delivered=delivered)
     scene.run_until_signal(stop)
@@ -295,21 +294,6 @@ def test_signal_ends_the_stage(
     assert len(scene.portal.requests) == 3
     assert (scene.rows(UNTOUCHED), scene.rows(CLAIMED)) == ([(20 - delivered - claimed,)], [(claimed,)])
     assert scene.rows(FAILURES) == []
-
-
-def test_calls_that_end_within_the_grace_period_are_settled(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A third call hangs. The outcomes of the others are not lost with it."""
-    monkeypatch.setattr(calls, "GRACE_SECONDS", 2.5)
-    hanging, *_ = scene.backlog(20)
-    scene.portal.decide = lambda request: hang() if request.contact_id == hanging else delay(0.5)
-    stop = StopFlag()
-
-    with in_background(lambda: scene.run_until_signal(stop, concurrency=3)):
-        scene.portal.wait_until(lambda: len(scene.portal.requests) == 3)
-        stop.set()
-
-    assert scene.counts == PortalCounts(delivered=2)
-    assert (scene.rows(UNTOUCHED), scene.rows(CLAIMED)) == ([(17,)], [(1,)])
 
 
 def test_event_claimed_during_a_signal_is_released(scene: Scene) -> None:
