@@ -271,8 +271,8 @@ LANGUAGE sql STABLE BEGIN ATOMIC
     )
     SELECT a.alert_id, a.kind, a.organisation_id, a.organisation, a.mentor_id, a.member_no, a.full_name, a.row_id,
         greatest(a.since, k.ended_at, CASE WHEN k.until < today THEN k.until + 1 END), a.sentence, a.cause,
-        CASE WHEN a.kind LIKE 'waiting%' OR (a.kind = 'failed_reminders' AND a.state = 'waiting')
-            THEN coalesce((SELECT s.reason FROM mail_stop AS s), a.error) ELSE a.error END,
+        CASE WHEN a.kind LIKE 'waiting%' THEN coalesce((SELECT s.reason FROM mail_stop AS s), a.error)
+            ELSE a.error END,
         a.state, a.next_attempt_at, a.last_failed_at, a.calls, a.number, a.day,
         k.alert_id IS NOT NULL AND k.ended_at IS NULL AND (k.until IS NULL OR k.until >= today)
             AND k.cause = a.cause AND k.number IS NOT DISTINCT FROM CASE a.kind WHEN 'held' THEN a.number END,

@@ -4,12 +4,12 @@ import json
 from datetime import timedelta
 
 from certjob.cli.pages.alerts import plain_lines
-from certjob.errors import PermanentPortalError, PortalStageError, TransientPortalError
+from certjob.errors import PermanentPortalError, PortalStageError, RecipientDeferredError, TransientPortalError
 from certjob.jobs.acknowledge import acknowledge
 from certjob.reports.alerts import Alert, read_alerts
 from tests.conftest import Certjob
 from tests.support.facts import TODAY
-from tests.support.nights import FlakyPortal
+from tests.support.nights import CollectingChannel, FlakyPortal
 from tests.support.scene import Scene
 
 KEY_REFUSED = FlakyPortal(
@@ -189,6 +189,22 @@ def test_check_warns_that_the_run_is_overdue(scene: Scene, certjob: Certjob) -> 
 
     (finding,) = [each for each in findings if each["check"] == "last run"]
     assert (finding["verdict"], finding["next_step"]) == ("warn", "run `certjob run`, then check cron")
+
+
+# The mail.
+
+
+def test_deferred_reminder_keeps_its_own_reason_beside_a_stopped_stage(scene: Scene) -> None:
+    """The advice is about this reminder, so the reason is as well. A run without a mail server came first."""
+    scene.facts.certified_mentor(scene.facts.organisation("nhf", portal=None), TODAY + timedelta(days=5))
+    scene.night(FlakyPortal(), channel=None)
+    full = RecipientDeferredError("452 mailbox full")
+    scene.deliver(FlakyPortal(), channel=CollectingChannel(on_send=lambda _message: full))
+
+    scene.run_sql("UPDATE cert_notification_log SET deferred_since = deferred_since - interval '25 hours'")
+    scene.run_sql("UPDATE cert_notification_log SET queued_at = queued_at - interval '26 hours'")
+
+    assert [(alert.cause, alert.error) for alert in alerts(scene)] == [("mail_delayed", "452 mailbox full")]
 
 
 # The digest.
