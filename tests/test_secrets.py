@@ -1,7 +1,4 @@
-"""No secret and nobody's address in anything that certjob says, whatever goes wrong, however much it is asked to say.
-
-Every setting that holds a secret has a planted one, and every server quotes what it was sent.
-"""
+"""No output has a secret or an address, even if everything fails and servers quote what they were sent."""
 
 import json
 from datetime import timedelta
@@ -28,11 +25,11 @@ NOTIFY_PASSWORD = "planted-notify-9E"
 NOTIFY_USER = "planted-user-3R"
 SECRETS = (DATABASE_PASSWORD, PORTAL_KEY, NOTIFY_PASSWORD, NOTIFY_USER)
 PEOPLE = ("kari.hemmelig", "ola.hemmelig", "eva.hemmelig")
-"""The local parts of every address in the database."""
+"""The local parts of all addresses in the database."""
 
 
-def assert_says_nothing(*results: Finished | str) -> None:
-    """Neither a secret nor an address is in any of them."""
+def assert_no_secret(*results: Finished | str) -> None:
+    """Check that no result has a secret or an address."""
     for result in results:
         text = result if isinstance(result, str) else result.stdout + result.stderr
         for word in (*SECRETS, *PEOPLE):
@@ -41,7 +38,7 @@ def assert_says_nothing(*results: Finished | str) -> None:
 
 @pytest.fixture(autouse=True)
 def people(facts: Facts) -> None:
-    """A mentor to hide, two to remind, a coordinator to be told; all of them with an address."""
+    """Add a mentor to hide, two to remind, and a coordinator, all with addresses."""
     organisation_id = facts.organisation()
     for name, ends in (("kari", -1), ("ola", 5), ("kari", 5)):
         who = {"full_name": f"{name.title()} Hemmelig", "email": f"{name}.hemmelig@example.org"}
@@ -52,7 +49,7 @@ def people(facts: Facts) -> None:
 
 @pytest.fixture
 def environment(worker_url: str, bare_environment: dict[str, str]) -> dict[str, str]:
-    """Every secret setting; the servers are still to be named."""
+    """Return every setting with a secret, without the servers."""
     return bare_environment | {
         "CERTJOB_DATABASE_URL": psycopg.conninfo.make_conninfo(worker_url, password=DATABASE_PASSWORD),
         "CERTJOB_PORTAL_KEY": PORTAL_KEY,
@@ -65,7 +62,7 @@ def environment(worker_url: str, bare_environment: dict[str, str]) -> dict[str, 
 
 
 def quoting(status: int, code: str) -> Behaviour:
-    """Refuse, and quote key and address, as a careless function would."""
+    """Return an error answer that quotes the key and an address."""
     said = f"Bearer {PORTAL_KEY} may not touch kari.hemmelig@example.org"
     return answer(status, {"error": {"code": code, "message": said}}, headers={"X-Correlation-Id": f"of {PORTAL_KEY}"})
 
@@ -83,20 +80,20 @@ INTENTS = ("portal_sync_events", "cert_notification_log", "coordinator_digests")
 
 
 def everything_stored(facts: Facts) -> str:
-    """All that certjob wrote about its work, as text."""
+    """Return everything that certjob has stored about its work, as text."""
     tables = ("job_runs", "dynamics_sync_failures", *INTENTS)
     return json.dumps([facts.rows(f"SELECT to_jsonb(t)::text FROM {table} AS t") for table in tables])
 
 
 def make_all_due(facts: Facts) -> None:
-    """As on another day, on which everything is still to be done."""
+    """Make every push and mail due again."""
     facts.connection.execute("DELETE FROM job_runs; UPDATE mentors SET review_on = '-infinity'")
     for table in INTENTS:
         facts.connection.execute(f"UPDATE {table} SET status = 'pending', next_attempt_at = now()".encode())
 
 
-def test_a_server_that_quotes_what_it_was_sent_is_not_quoted(here: Certjob, facts: Facts) -> None:
-    """Neither on the terminal nor in the rows that alerts and the app show later; a webhook's address is a secret."""
+def test_portal_that_quotes_secrets_is_not_quoted(here: Certjob, facts: Facts) -> None:
+    """The lines and the stored rows have none. A webhook's address is a secret, too."""
     with PortalServer(key=PORTAL_KEY) as portal:
         night(facts.connection, today(), deliver=False)
         for fault, portal.default in PORTAL_FAULTS.items():
@@ -105,7 +102,7 @@ def test_a_server_that_quotes_what_it_was_sent_is_not_quoted(here: Certjob, fact
             alerts = here("alerts", "-v")
 
             assert (pushed.returncode, alerts.returncode, len(portal.requests) > before) == (3, 3, True), fault
-            assert_says_nothing(pushed, alerts, everything_stored(facts))
+            assert_no_secret(pushed, alerts, everything_stored(facts))
 
     said = f"Bearer {NOTIFY_PASSWORD} kari.hemmelig@example.org".encode()
     with PortalServer(key=NOTIFY_PASSWORD) as webhook:
@@ -117,7 +114,7 @@ def test_a_server_that_quotes_what_it_was_sent_is_not_quoted(here: Certjob, fact
             result = here("run", "-v", **settings)
 
             assert (result.returncode, len(webhook.requests) > asked) == (3, True), status
-            assert_says_nothing(result, everything_stored(facts))
+            assert_no_secret(result, everything_stored(facts))
 
 
 @pytest.mark.parametrize(
@@ -127,10 +124,10 @@ def test_a_server_that_quotes_what_it_was_sent_is_not_quoted(here: Certjob, fact
         ("json", "run --json; reconcile --json; resync M1001 --json; alerts --retry-all --json; status --json"),
     ],
 )
-def test_a_night_in_which_everything_fails_says_no_secret_in_any_format(
+def test_run_in_which_everything_fails_prints_no_secret(
     log_format: str, commands: str, here: Certjob, facts: Facts
 ) -> None:
-    """The portal refuses the key, the mail server refuses the login and quotes it; then what shows it is asked."""
+    """The portal rejects the key, the mail server rejects the login and quotes it. Later commands show the errors."""
     logins: list[object] = []
 
     def refuse(*login: object) -> AuthResult:
@@ -150,11 +147,11 @@ def test_a_night_in_which_everything_fails_says_no_secret_in_any_format(
     for why in ("check CERTJOB_PORTAL_KEY", "refused the login", "CERTJOB_NOTIFY_PASSWORD"):
         assert why in results[0].stderr
     assert facts.rows("SELECT DISTINCT status FROM cert_notification_log") == [("pending",)]
-    assert_says_nothing(*results, everything_stored(facts))
+    assert_no_secret(*results, everything_stored(facts))
 
 
-def test_a_file_with_bad_rows_names_lines_not_people(here: Certjob, tmp_path: Path) -> None:
-    """Neither the lines on stderr nor the document repeat anything from the file."""
+def test_bad_rows_are_not_quoted(here: Certjob, tmp_path: Path) -> None:
+    """The problems of a file have its lines and columns, not its cells."""
     lines = ["organisation,member_no,full_name,email,dynamics_contact_id,kind,issued_on,expires_on"]
     good = ["hlf", "M1", "Kari", "kari.hemmelig@example.org", "", "likeperson", "2024-01-01", "2026-01-01"]
     lines += [",".join([*good[:at], "kari.hemmelig@example.org", *good[at + 1 :]]) for at in (0, 4, 6, 7)]
@@ -166,11 +163,11 @@ def test_a_file_with_bad_rows_names_lines_not_people(here: Certjob, tmp_path: Pa
         result = here("load", "people.csv", *options)
 
         assert (result.returncode, "rows were skipped" in result.stderr) == (3, True)
-        assert_says_nothing(result)
+        assert_no_secret(result)
 
 
-def test_no_form_of_the_settings_shows_a_secret_or_an_address() -> None:
-    """A debugger, a log line, a core dump of the settings object."""
+def test_printed_settings_have_no_secret() -> None:
+    """A log line or a debugger may print the object."""
     webhook = f"https://hook.example/{NOTIFY_PASSWORD}"
     settings = Settings(
         _env_file=None,
@@ -184,27 +181,27 @@ def test_no_form_of_the_settings_shows_a_secret_or_an_address() -> None:
         ping_url=f"https://hc.example/{PORTAL_KEY}",
     )
 
-    assert_says_nothing(repr(settings), str(settings), f"{settings!r:>400}", repr([settings]))
+    assert_no_secret(repr(settings), str(settings), f"{settings!r:>400}", repr([settings]))
     assert {name for name, value in settings.model_dump().items() if "planted" in str(value)} <= {"notify_user"}
     assert {PORTAL_KEY, NOTIFY_PASSWORD, DATABASE_PASSWORD, webhook} <= set(settings.secrets())
 
 
-def test_a_wrong_setting_is_named_and_not_repeated(here: Certjob) -> None:
-    """Whoever pastes a password into the wrong line reads the name of that line; ``check`` goes on to the next."""
+def test_wrong_setting_is_not_quoted(here: Certjob) -> None:
+    """The error has the name of the variable, because someone may paste a password into the wrong line."""
     wrong = {"CERTJOB_PORTAL_KEY": f"{PORTAL_KEY} with spaces", "CERTJOB_TIME_ZONE": NOTIFY_PASSWORD}
-    later = {"CERTJOB_PORTAL_URL": f"https://{NOTIFY_PASSWORD}\x7f.example"}  # only what opens it finds that
+    later = {"CERTJOB_PORTAL_URL": f"https://{NOTIFY_PASSWORD}\x7f.example"}  # invalid only when it is opened
 
     for command, settings in (("check", wrong), ("run", later)):
         result = here(command, "-v", **settings)
 
         assert result.returncode == 2
         assert [variable for variable in settings if variable not in result.stdout + result.stderr] == []
-        assert_says_nothing(result)
+        assert_no_secret(result)
 
 
 @pytest.mark.proc
-def test_ps_shows_no_secret_while_it_runs(environment: dict[str, str], facts: Facts, tmp_path: Path) -> None:
-    """The command line is everybody's to read, unlike the environment; so is what the database's sessions do."""
+def test_process_and_session_lists_have_no_secret(environment: dict[str, str], facts: Facts, tmp_path: Path) -> None:
+    """Other users can read the command line and the statements of sessions."""
     with PortalServer(key=PORTAL_KEY, default=hang()) as portal:
         environment |= {"CERTJOB_PORTAL_URL": portal.url}
         with started("run", environment=environment, folder=tmp_path, program=[str(installed_command())]) as child:
@@ -215,13 +212,11 @@ def test_ps_shows_no_secret_while_it_runs(environment: dict[str, str], facts: Fa
             result = child.finish()
 
     assert "certjob run" in shown
-    assert_says_nothing(shown, str(queries), result)
+    assert_no_secret(shown, str(queries), result)
 
 
-def test_a_crash_whose_text_is_full_of_secrets_is_not_printed(
-    here: Certjob, facts: Facts, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where it happened, and nothing of what was in the variables; nor is it kept in the database."""
+def test_unexpected_error_has_no_secret(here: Certjob, facts: Facts, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its text and its traceback are printed without secrets, and stored without them."""
     address = "@".join(("kari" + ".hemmelig", "example.org"))  # Python 3.13 shows this source in a traceback
     for where, error in (
         ("certjob.portal.hlf_dynamics.HLFDynamicsSyncService._call", RuntimeError),
@@ -242,11 +237,11 @@ def test_a_crash_whose_text_is_full_of_secrets_is_not_printed(
 
                 assert result.returncode == 1, result
                 assert "it broke with" in result.stdout + result.stderr
-                assert_says_nothing(result, everything_stored(facts))
+                assert_no_secret(result, everything_stored(facts))
 
 
-def test_the_secrets_of_earlier_settings_are_forgotten() -> None:
-    """They would mask words of a command that never knew them."""
+def test_keep_replaces_earlier_secrets() -> None:
+    """The next command has other settings."""
     redaction.keep(["another"])
     redaction.keep(["planted"])
 
