@@ -1,4 +1,4 @@
-"""Each build has a version of its own, because pip skips a wheel whose version is installed already."""
+"""The version of a build: pip skips a wheel if its version is already installed, so each commit has another."""
 
 import shutil
 import subprocess
@@ -25,7 +25,7 @@ GIT = ("git", "-c", "user.name=Test", "-c", "user.email=test@example.org")
 
 @pytest.fixture
 def sources(tmp_path: Path) -> Path:
-    """A copy of what a wheel is built from, without git's folder."""
+    """Return a copy of the sources of a wheel, without the folder of git."""
     folder = tmp_path / "sources"
     folder.mkdir()
     for name in NEEDED:
