@@ -201,14 +201,15 @@ LANGUAGE sql STABLE BEGIN ATOMIC
         ) AS last_run ON true
         CROSS JOIN LATERAL (
             SELECT count(*)::integer AS number
-            FROM certjob.certificates AS c
-            JOIN certjob.mentors AS m ON m.id = c.mentor_id
+            FROM certjob.certificates AS c JOIN certjob.mentors AS m ON m.id = c.mentor_id
             JOIN certjob.organisations AS o ON o.id = m.organisation_id
-            WHERE c.expires_on >= last_run.as_of AND c.expires_on < today
-                AND c.status IN ('valid', 'expiring') AND c.revoked_at IS NULL
-                AND m.left_at IS NULL AND o.portal IS NOT NULL
+            WHERE c.expires_on >= last_run.as_of AND c.expires_on < today AND c.revoked_at IS NULL
+                AND c.status IN ('valid', 'expiring') AND m.left_at IS NULL AND o.portal IS NOT NULL
         ) AS ended
-        WHERE coalesce(last_run.finished_at, first_run.finished_at) < now() - interval '26 hours'
+        WHERE coalesce(last_run.finished_at, first_run.finished_at) < now() - interval '26 hours' AND NOT EXISTS (
+            SELECT FROM certjob.job_runs AS r  -- a full run that is at work
+            WHERE r.command = 'run' AND r.organisation IS NULL AND r.as_of = today AND r.finished_at IS NULL
+                AND r.last_seen_at > now() - interval '15 minutes')
         UNION ALL
         -- The contact may belong to a mentor of an organisation without a portal.
         SELECT 'unknown_contacts', NULL, u.contact_id::text, NULL, o.slug, m.id, m.member_no,

@@ -156,6 +156,16 @@ def test_run_of_one_organisation_is_no_full_run(scene: Scene) -> None:
     assert alerts(scene) == []
 
 
+def test_full_run_does_not_report_itself_as_overdue(scene: Scene) -> None:
+    """The first run after an outage is at work while it reads the alerts."""
+    scene.night(FlakyPortal(), channel=None)
+    scene.run_sql("UPDATE job_runs SET finished_at = now() - interval '27 hours'")
+
+    report = scene.night(FlakyPortal(), channel=None, today=TODAY + timedelta(days=2))
+
+    assert (report.outcome, report.news, alerts(scene)) == ("ok", [], [])
+
+
 def test_overdue_run_is_in_the_json_of_status(scene: Scene, certjob: Certjob) -> None:
     """A monitor reads it there."""
     scene.night(FlakyPortal(), channel=None)
