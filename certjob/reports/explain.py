@@ -174,7 +174,8 @@ def explain(connection: Connection, mentor_id: UUID, *, today: date, zone: tzinf
         occasions = list(_deliveries(portal, reminders, mentor=mentor, today=today, now=now, zone=zone))
         what = list(_run_words(run, mentor=mentor, today=today, held=held)) if run else []
         if first == today and portal.push and not portal.has_portal and not held[0]:
-            what.append("the queued push is withdrawn, because the organisation has no portal")
+            withdrawn = "the queued push is withdrawn, because the organisation has no portal"
+            what = [*(what if runs_today else ()), withdrawn]
             runs_today = True
         if runs_today:  # it replaces or delivers what is queued
             occasions = [Next(on=today, at=None, when="today, when `certjob run` runs", what=what)]

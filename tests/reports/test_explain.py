@@ -181,6 +181,18 @@ def test_push_that_no_run_can_make_has_no_date(explained: Explained) -> None:
     explained.page(hidden, "hlf no longer has a portal, so certjob makes no pushes", "last confirmed: hidden")
 
 
+def test_changes_of_a_later_run_are_not_announced_for_today(explained: Explained) -> None:
+    """Today's run only withdraws the hide; the next reminder, about another certificate, is due in six days."""
+    mentor = explained.certified_mentor(explained.organisation(), YESTERDAY)
+    explained.certificate(mentor, IN_20_DAYS, kind="course")
+    explained.run()
+
+    explained.connection.execute("UPDATE organisations SET portal = NULL")
+    explained.connection.execute("UPDATE mentors SET review_on = '-infinity'")
+
+    assert explained.next(mentor).what == ["the queued push is withdrawn, because the organisation has no portal"]
+
+
 def test_queued_reminder_is_sent_or_cancelled_as_the_rules_say(explained: Explained) -> None:
     """A renewal cancels the queued reminder, and a more urgent one replaces it."""
     organisation = explained.organisation(portal=None)
