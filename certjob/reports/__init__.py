@@ -1,1 +1,1 @@
-"""The commands that only look: alerts, explain, list, forecast, preview, status, check; pings."""
+"""The commands that only read, and the ping at the end of a run."""

@@ -1,6 +1,6 @@
-"""`certjob explain`: one mentor's facts, what the rules make of them today, and what happens next.
+"""`certjob explain`: one mentor's facts, the result of the rules today, and the next change.
 
-Everything is read in one snapshot, without a lock. The page and the JSON document show the same values.
+All values come from one snapshot, without locks. docs/json.md describes the fields.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,7 +25,7 @@ from certjob.review.guards import REMINDERS, MassChangeGuard
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Person:
-    """The mentor: one row of ``read_explained_mentor``."""
+    """The mentor."""
 
     id: UUID
     member_no: str
@@ -37,31 +37,28 @@ class Person:
     organisation_name: str
     review_is_due: bool
     review_on: date | None
-    """None: at once, or never."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExplainedCertificate:
-    """A certificate, and what the rules make of it today."""
+    """A certificate with its status today."""
 
     id: UUID
     kind: str
     optional: bool
     issued_on: date
     expires_on: date
-    days_left: int
     revoked_at: datetime | None
     status: Status
     because: str
-    stored_status: Status
+    stored_status: str
     stored_on: date | None
-    """None: not yet, or longer ago than the audit is kept."""
     no_reminder_because: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pause:
-    """A pause, open or lifted: one row of ``read_pause_history``."""
+    """An open or lifted pause."""
 
     reason: str
     actor: str
@@ -72,170 +69,147 @@ class Pause:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenPush:
-    """A push that is not confirmed yet: one row of ``read_open_push``."""
+    """A push that the portal has not confirmed yet."""
 
     visible: bool
     moves: bool
-    """Only the last visible day moves."""
+    """Only the last visible day changes."""
     status: str
-    """``pending`` or ``blocked``."""
     rounds: int
-    """How often this value was tried."""
     is_claimed: bool
     next_attempt_at: datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Portal:
-    """What the portal should show, what it confirmed and what it showed: one row of ``read_portal_history``."""
+    """The desired visibility, the last confirmed one, and the last one that ``reconcile`` read."""
 
     has_portal: bool
     wanted: bool | None
-    """None: unknown, so the next review pushes the right value."""
     visible_until: date | None
-    """The last visible day, if the mentor should be visible and has been reviewed."""
     confirmed: bool | None
     confirmed_at: datetime | None
     read_at: datetime | None
     was_shown: bool | None
-    """Whether it showed the contact then; None: not read, or the mentor has no contact."""
     resolved_failures: int
     push: OpenPush | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Next:
-    """The next thing that happens if no fact changes: one run, or one delivery."""
+    """The next run or delivery with a change, if no fact changes."""
 
     on: date
     at: datetime | None
-    """The time of a retry; None: that day's run, or the next delivery."""
+    """The time of a retry, or None for the run of that day or the next delivery."""
     when: str
     what: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
-    """What is known of one mentor; the fields are the keys of ``certjob explain --json``."""
+    """The facts about one mentor, and their meaning."""
 
     today: date
     now: datetime
-    """By the database's clock."""
+    """The time of the database server."""
     mentor: Person
-    active: bool
     certified: bool
     without_certificate: bool
     certified_because: Sequence[str]
     last_run_on: date | None
-    """The day of the last finished run over all organisations."""
     held: Sequence[str]
-    """What the guards hold back for the organisation."""
+    """The changes of the organisation that the guards hold."""
     next: Next | None
     alerts: Sequence[Alert]
-    """What `certjob alerts` shows of this mentor."""
     certificates: Sequence[ExplainedCertificate]
     pauses: Sequence[Pause]
-    """Open ones first."""
     reminders: Sequence[LoggedReminder]
     portal: Portal | None
-    """None: the organisation has no portal, and nothing was ever pushed."""
+    """None if the organisation has never had a portal."""
 
     def to_document(self) -> dict[str, Any]:
-        """Return the JSON document. It is also the copy of their data that a mentor may ask for."""
+        """Return the JSON document, which is also the copy of their data that a mentor may request."""
         return {"outcome": "ok"} | asdict(self) | {"alerts": [alert.to_document() for alert in self.alerts]}
 
 
 def explain(connection: Connection, mentor_id: UUID, *, today: date, zone: tzinfo) -> Explanation:
-    """Return what is known of a mentor; sentences have times in ``zone``.
+    """Return the explanation of one mentor. Its sentences contain times in ``zone``.
 
-    Raises UnknownMentorError, and BrokenMentorError for rows beyond the bounds of the schema.
+    Raises UnknownMentorError, and BrokenMentorError if the mentor's rows exceed a limit of the schema.
     """
     parameters = {"mentor_id": mentor_id, "today": today}
     with database.read_only_snapshot(connection):
-        people = database.fetch(connection, "read_explained_mentor", parameters, into=Person)
         read = reading.read(connection, [mentor_id], lock=False)
         if mentor_id in read.broken:
             message = f"mentor {mentor_id} is broken: {read.broken[mentor_id]}"
             raise BrokenMentorError(message)
-        if not people or not read.mentors:
-            message = f"mentor {mentor_id} does not exist any more"
+        if not read.mentors:
+            message = f"mentor {mentor_id} has been deleted"
             raise UnknownMentorError(message)
-        person, mentor = people[0], read.mentors[0]
-        now, reminders = database.clock(connection), read_logged_reminders(connection, mentor_id)
+        (mentor,) = read.mentors
+        (person,) = database.fetch(connection, "read_explained_mentor", parameters, into=Person)
         portal = Portal(
             push=next(iter(database.fetch(connection, "read_open_push", parameters, into=OpenPush)), None),
             **database.fetch(connection, "read_portal_history", parameters, into=dict)[0],
         )
+        now, reminders = database.clock(connection), read_logged_reminders(connection, mentor_id)
         everybody = looks_at_everybody(connection, today)
         first = today if everybody or person.review_is_due else person.review_on
         run = _find_next_run(connection, mentor, first=first)
-        runs_today = run is not None and run.day == today
-        held = _ask_guard(connection, mentor, today=today, everybody=everybody) if runs_today else (None, None)
-        occasions = list(_deliveries(portal, reminders, mentor=mentor, today=today, now=now, zone=zone))
-        what = list(_run_words(run, mentor=mentor, today=today, held=held)) if run else []
+        held: _Held = (None, None)
+        occasions = []
+        if run is not None:
+            when = _TODAY
+            if run.day == today:
+                held = _ask_guard(connection, mentor, today=today, everybody=everybody)
+            else:
+                when = f"on {explanations.day_words(run.day, today)}, {explanations.distance_words(run.day, today)}"
+            what = list(_run_words(run, mentor=mentor, today=today, held=held))
+            occasions.append(Next(on=run.day, at=None, when=when, what=what))
         if first == today and portal.push and not portal.has_portal and not held[0]:
-            withdrawn = "the queued push is withdrawn, because the organisation has no portal"
-            what = [*(what if runs_today else ()), withdrawn]
-            runs_today = True
-        if runs_today:  # it replaces or delivers what is queued
-            occasions = [Next(on=today, at=None, when="today, when `certjob run` runs", what=what)]
-        elif run:
-            on = f"on {explanations.day_words(run.day, today)}, {explanations.distance_words(run.day, today)}"
-            occasions.append(Next(on=run.day, at=None, when=on, what=what))
+            what = ["the queued push is withdrawn, because the organisation has no portal"]
+            occasions.append(Next(on=today, at=None, when=_TODAY, what=what))
+        if not any(each.on == today for each in occasions):  # a run today replaces or delivers the queued work
+            occasions += _find_deliveries(mentor, portal, reminders, today=today, now=now.astimezone(zone))
+        without_certificate = rules.holds_nothing(mentor, today)
         return Explanation(
             today=today,
             now=now,
             mentor=person,
-            active=not (mentor.left or mentor.open_pauses),
-            certified=not (rules.lapsed_certificates(mentor, today) or rules.holds_nothing(mentor, today)),
-            without_certificate=rules.holds_nothing(mentor, today),
+            certified=not (rules.lapsed_certificates(mentor, today) or without_certificate),
+            without_certificate=without_certificate,
             certified_because=list(explanations.why_certified(mentor, today)),
             last_run_on=last_run_date(connection),
             held=[line for line in held if line],
             next=_first(occasions),
             alerts=read_alerts(connection, today=today, mentor_id=mentor_id),
-            certificates=list(_read_certificates(connection, mentor, today=today, zone=zone)),
+            certificates=list(_explain_certificates(connection, mentor, today=today, zone=zone)),
             pauses=database.fetch(connection, "read_pause_history", parameters, into=Pause),
             reminders=reminders,
             portal=portal if portal.has_portal or portal.confirmed is not None or portal.push else None,
         )
 
 
-def _read_certificates(
+def _explain_certificates(
     connection: Connection, mentor: Mentor, *, today: date, zone: tzinfo
 ) -> Iterator[ExplainedCertificate]:
-    rows = database.fetch(connection, "read_certificate_notes", {"mentor_id": mentor.id})
-    notes = {certificate_id: (revoked_at, stored_on) for certificate_id, revoked_at, stored_on in rows}
-    for certificate in sorted(mentor.certificates, key=lambda each: (each.kind, each.issued_on, each.expires_on)):
-        revoked_at, stored_on = notes[certificate.id]
-        revoked_on = revoked_at.astimezone(zone).date() if revoked_at else None
+    certificates = {certificate.id: certificate for certificate in mentor.certificates}
+    for row in database.fetch(connection, "read_explained_certificates", {"mentor_id": mentor.id}, into=dict):
+        certificate = certificates[row["id"]]
+        revoked_on = row["revoked_at"].astimezone(zone).date() if row["revoked_at"] else None
         yield ExplainedCertificate(
-            id=certificate.id,
-            kind=certificate.kind,
+            **row,
             optional=certificate.kind in mentor.organisation.optional_kinds,
-            issued_on=certificate.issued_on,
-            expires_on=certificate.expires_on,
-            days_left=(certificate.expires_on - today).days,
-            revoked_at=revoked_at,
             status=rules.status_of(certificate, mentor, today),
             because=explanations.why_status(certificate, mentor, today, revoked_on=revoked_on),
-            stored_status=certificate.status,
-            stored_on=stored_on,
             no_reminder_because=explanations.why_no_reminder(certificate, mentor, today),
         )
 
 
-def _find_next_run(connection: Connection, mentor: Mentor, *, first: date | None) -> ComingNight | None:
-    """Return the first run that does something for this mentor, with the reminders that the log does not have yet."""
-    runs = list(coming_nights(mentor, first=first)) if first else []
-    decisions = [replace(run.decision, reminders=run.reminders) for run in runs]
-    new = {reminder for _, reminder in find_new_reminders(connection, decisions)}
-    told = (replace(run, reminders=tuple(reminder for reminder in run.reminders if reminder in new)) for run in runs)
-    return next((run for run in told if run.does_something), None)
-
-
+_TODAY = "today, when `certjob run` runs"
 _Held = tuple[str | None, str | None]
-"""Why a run today holds back this mentor's change, or the organisation's reminders."""
+"""Why a run today holds the changes of this mentor, and the reminders of the organisation."""
 
 
 def _ask_guard(connection: Connection, mentor: Mentor, *, today: date, everybody: bool) -> _Held:
@@ -246,8 +220,17 @@ def _ask_guard(connection: Connection, mentor: Mentor, *, today: date, everybody
     return held.line if held else None, reminders.line if reminders else None
 
 
+def _find_next_run(connection: Connection, mentor: Mentor, *, first: date | None) -> ComingNight | None:
+    """Return the first run with a change, without the reminders that are in the log already."""
+    runs = list(coming_nights(mentor, first=first)) if first else []
+    decisions = [replace(run.decision, reminders=run.reminders) for run in runs]
+    new = {reminder for _, reminder in find_new_reminders(connection, decisions)}
+    told = (replace(run, reminders=tuple(reminder for reminder in run.reminders if reminder in new)) for run in runs)
+    return next((run for run in told if run.does_something), None)
+
+
 def _run_words(run: ComingNight, *, mentor: Mentor, today: date, held: _Held) -> Iterator[str]:
-    """Yield what a run does, in its order."""
+    """Yield the changes of a run, in its order."""
     certificates, decision = {certificate.id: certificate for certificate in mentor.certificates}, run.decision
     changes = [
         explanations.transition_words(change, certificates[change.certificate_id], today)
@@ -266,13 +249,13 @@ def _run_words(run: ComingNight, *, mentor: Mentor, today: date, held: _Held) ->
         yield f"held back: {text}" if any(held) else text
 
 
-def _deliveries(
-    portal: Portal, reminders: Sequence[LoggedReminder], *, mentor: Mentor, today: date, now: datetime, zone: tzinfo
+def _find_deliveries(
+    mentor: Mentor, portal: Portal, reminders: Sequence[LoggedReminder], *, today: date, now: datetime
 ) -> Iterator[Next]:
-    """Yield the open push and the queued reminders, each at its time; today, without a time, if it is due."""
+    """Yield the delivery of the open push and of the queued reminders."""
 
     def delivery(row: OpenPush | LoggedReminder, text: str) -> Next:
-        at = row.next_attempt_at.astimezone(zone)
+        at = row.next_attempt_at.astimezone(now.tzinfo)
         if row.is_claimed or at <= now:
             when = "today, with the next `certjob run` or `certjob deliver`"
             return Next(on=today, at=None, when=when, what=[text])
@@ -281,9 +264,9 @@ def _deliveries(
         return Next(on=on, at=at, when=f"{day}, at {at:%H:%M} or soon after", what=[text])
 
     if portal.has_portal and portal.push is not None and portal.push.status == "pending":
-        again, verb = "again " if portal.push.rounds else "", "show" if portal.push.visible else "hide"
-        text = f"the portal is asked {again}to {verb} the mentor"
-        yield delivery(portal.push, f"the portal gets the new last day {again}".rstrip() if portal.push.moves else text)
+        again, verb = " again" if portal.push.rounds else "", "show" if portal.push.visible else "hide"
+        moves = f"the portal gets the new last day{again}"
+        yield delivery(portal.push, moves if portal.push.moves else f"the portal is asked{again} to {verb} the mentor")
     for row in reminders:
         if row.status == "pending":
             queued = delivery(row, f"the queued {explanations.reminder_words(row.reminder, today)}")
@@ -293,7 +276,7 @@ def _deliveries(
 
 
 def _first(occasions: Sequence[Next]) -> Next | None:
-    """Return the first occasion with everything that happens on it."""
+    """Return the first occasion, with the changes of all that happen at the same time."""
     if not occasions:
         return None
     first = min(occasions, key=lambda each: (each.on, each.at.timestamp() if each.at else 0))

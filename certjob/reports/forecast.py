@@ -1,8 +1,6 @@
-"""What the coming nights will do if nobody renews: expiries, reminders, pauses and hides, week by week.
+"""The changes that the coming runs will make if no one renews, by week."""
 
-Only mentors whose next review lies within the time asked for are read; the rules say the rest, mentor by mentor.
-"""
-
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -20,19 +18,15 @@ from certjob.review.days import looks_at_everybody
 from certjob.review.plan import why_broken
 
 MEASURES: Final = ("expiries", "reminders", "pauses", "hides")
-"""What is counted: certificates that expire (the night after their last day stores it), reminders that become due for
-the first time, mentors whom certjob pauses, mentors whom the portal is asked to hide."""
-
-_Days = dict[str, Counter[date]]
-"""Counts by day, for each measure."""
+"""Certificates that a run stores as expired, new reminders, pauses by certjob, and hides."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Week:
-    """What the nights of one ISO week will do, as far as it lies within the time asked for."""
+    """The part of an ISO week that belongs to the forecast, and its changes."""
 
     week: str
-    """Such as ``2026-W11``."""
+    """For example ``2026-W11``."""
     starts_on: date
     ends_on: date
     expiries: int
@@ -43,14 +37,13 @@ class Week:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forecast:
-    """The coming nights, today's included."""
+    """The weeks from ``today`` to ``until``, both included."""
 
     today: date
     until: date
-    """The last night, included."""
     weeks: tuple[Week, ...]
     broken: Mapping[UUID, str]
-    """Mentors whose data break a rule; they are left out."""
+    """Mentors with invalid data, who are not counted, and the reasons."""
 
 
 def make_forecast(
@@ -61,68 +54,59 @@ def make_forecast(
     organisation_id: UUID | None,
     on_progress: Callable[[int], None],
 ) -> Forecast:
-    """Return what the nights of so many days will do, today's first, if no fact changes and every night runs.
+    """Return the changes of the runs on so many days, if no fact changes, no run is missed and no guard holds a change.
 
-    Reads one moment, writes nothing, takes no lock; works on a read-only connection. What the guards would hold back is
-    counted as if somebody let it through.
+    Reads only mentors with a review in these days, in one snapshot and without locks.
     """
-    until = today + timedelta(days=days - 1)
-    counts: _Days = {measure: Counter() for measure in MEASURES}
+    dates = [today + timedelta(days=number) for number in range(days)]
+    counts: Counter[tuple[str, date]] = Counter()
     broken: dict[UUID, str] = {}
     done = 0
     with database.read_only_snapshot(connection):
-        due_by = None if looks_at_everybody(connection, today) else until
+        due_by = None if looks_at_everybody(connection, today) else dates[-1]
         for read in reading.read_due(connection, due_by=due_by, organisation_id=organisation_id):
-            broken |= read.broken | _count(connection, read.mentors, today=today, until=until, counts=counts)
+            broken |= read.broken
+            counts.update(_find_changes(connection, read.mentors, today=today, until=dates[-1], broken=broken))
             done += len(read.mentors)
             on_progress(done)
-    return Forecast(today=today, until=until, weeks=tuple(_weeks(counts, today, until)), broken=broken)
+    weeks = [(week, list(some)) for week, some in itertools.groupby(dates, key=lambda day: f"{day:%G-W%V}")]
+    return Forecast(
+        today=today,
+        until=dates[-1],
+        weeks=tuple(
+            Week(
+                week=week,
+                starts_on=some[0],
+                ends_on=some[-1],
+                **{measure: sum(counts[measure, day] for day in some) for measure in MEASURES},
+            )
+            for week, some in weeks
+        ),
+        broken=broken,
+    )
 
 
-def _count(
-    connection: Connection, mentors: Iterable[Mentor], *, today: date, until: date, counts: _Days
-) -> dict[UUID, str]:
-    """Count what the nights do to these mentors; return those whose data break a rule.
-
-    For whoever is not due yet, today's night changes nothing: that is what ``review_on`` says.
-    """
-    broken: dict[UUID, str] = {}
+def _find_changes(
+    connection: Connection, mentors: Iterable[Mentor], *, today: date, until: date, broken: dict[UUID, str]
+) -> Iterator[tuple[str, date]]:
+    """Yield the measure and the day of each change. Add mentors with invalid data to ``broken``."""
     due: dict[tuple[UUID, Reminder], date] = {}
     decisions: list[Decision] = []
     for mentor in mentors:
         try:
             nights = list(coming_nights(mentor, first=today, until=until))
-        except Exception as error:  # noqa: BLE001 - whatever it is, the others are counted and the mentor is named
+        except Exception as error:  # noqa: BLE001 - one mentor must not prevent the forecast
             broken[mentor.id] = why_broken(error)
             continue
         for night in nights:
             decision, day = night.decision, night.day
-            expired = sum(change.to_status is Status.EXPIRED for change in decision.transitions)
-            if expired:
-                counts["expiries"][day] += expired
+            yield from (("expiries", day) for each in decision.transitions if each.to_status is Status.EXPIRED)
             if decision.pause is PauseChange.OPEN:
-                counts["pauses"][day] += 1
+                yield "pauses", day
             if decision.push and not decision.visible:
-                counts["hides"][day] += 1
+                yield "hides", day
             if night.reminders:
                 due.update(((mentor.id, reminder), day) for reminder in night.reminders)
                 decisions.append(replace(decision, reminders=night.reminders))
     for key in find_new_reminders(connection, decisions):
-        counts["reminders"][due[key]] += 1
-    return broken
-
-
-def _weeks(counts: _Days, today: date, until: date) -> Iterator[Week]:
-    """Yield every week, those in which nothing happens too; the first and the last may be short."""
-    starts_on = today
-    while starts_on <= until:
-        ends_on = min(starts_on + timedelta(days=6 - starts_on.weekday()), until)
-        days = [starts_on + timedelta(days=number) for number in range((ends_on - starts_on).days + 1)]
-        year, number, _ = starts_on.isocalendar()
-        yield Week(
-            week=f"{year}-W{number:02}",
-            starts_on=starts_on,
-            ends_on=ends_on,
-            **{measure: sum(by_day[day] for day in days) for measure, by_day in counts.items()},
-        )
-        starts_on = ends_on + timedelta(days=1)
+        yield "reminders", due[key]

@@ -1,8 +1,8 @@
-"""Who has which certificate: one row each, with the status that the rules give it today."""
+"""Certificates and their holders, with the status that the rules give today."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import date, timedelta
+from dataclasses import asdict, dataclass
+from datetime import date
 from functools import partial
 from uuid import UUID
 
@@ -15,41 +15,38 @@ from certjob.facts import reading
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filter:
-    """What is asked for; everything given must hold."""
+    """The conditions for a row. All must apply."""
 
     statuses: frozenset[Status] = frozenset()
     """Empty: any."""
     within_days: int | None = None
-    """The last day is at most this many days away, before or after today."""
+    """The maximum distance of the last day from today, in both directions."""
     organisation_id: UUID | None = None
     with_left: bool = False
     """Include mentors who have left."""
     without_contact_id: bool = False
     """Only mentors of an organisation with a portal who have no contact ID."""
     without_address: bool = False
-    """Only mentors without an e-mail address."""
     without_certificate: bool = False
-    """Only active mentors who hold no certificate that counts."""
+    """Only active mentors without a certificate that counts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListedCertificate:
-    """One row of the list."""
+    """A certificate, or a mentor without one."""
 
     organisation: str
     """The slug."""
     member_no: str
     full_name: str | None
     kind: str | None = None
-    """None, as everything about the certificate: the mentor has none."""
     status: Status | None = None
-    """Today's, by the rules."""
     issued_on: date | None = None
     expires_on: date | None = None
     days_left: int | None = None
-    """Until the last day in force; negative after it."""
+    """Negative after the last day."""
     pauses: tuple[str, ...]
-    """The reasons of the mentor's open pauses, as stored; empty: not paused."""
+    """The stored reasons of the mentor's open pauses."""
     left: bool
     mentor_id: UUID
     certificate_id: UUID | None = None
@@ -57,19 +54,23 @@ class ListedCertificate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listing:
-    """What was asked for, the earliest last day first; mentors without a certificate stand before them all."""
+    """The rows, mentors without a certificate first, then the earliest last day."""
 
     rows: list[ListedCertificate]
     broken: dict[UUID, str]
-    """Mentors who are left out, and why: they have more rows, or longer ones, than certjob reads."""
+    """Reasons by mentor who exceeds a limit of the schema. They have no rows."""
 
 
 def list_certificates(connection: Connection, *, today: date, wanted: Filter) -> Listing:
-    """Return the certificates that are asked for. All rows are of one moment; writes nothing, takes no lock."""
+    """Return the certificates that fit. Reads one snapshot, without locks."""
     rows: list[ListedCertificate] = []
     broken: dict[UUID, str] = {}
+    parameters = asdict(wanted) | {"today": today, "limit": reading.CHUNK_SIZE, "after": UUID(int=0)}
     with database.read_only_snapshot(connection):
-        for names, read in _read_chunks(connection, today=today, wanted=wanted):
+        while found := database.fetch(connection, "find_mentors_to_list", parameters):
+            parameters["after"] = found[-1][0]
+            names: dict[UUID, str | None] = dict(found)
+            read = reading.read(connection, list(names), lock=False)
             broken |= read.broken
             for mentor in read.mentors:
                 rows += _rows(mentor, names[mentor.id], today=today, wanted=wanted)
@@ -77,29 +78,7 @@ def list_certificates(connection: Connection, *, today: date, wanted: Filter) ->
     return Listing(rows=rows, broken=broken)
 
 
-def _read_chunks(
-    connection: Connection, *, today: date, wanted: Filter
-) -> Iterator[tuple[dict[UUID, str | None], reading.FactsRead]]:
-    """Yield mentors who may be asked for, in chunks: their names, and the facts."""
-    within = wanted.within_days
-    parameters = {
-        "organisation_id": wanted.organisation_id,
-        "with_left": wanted.with_left,
-        "without_contact_id": wanted.without_contact_id,
-        "without_address": wanted.without_address,
-        "first_day": None if within is None else today - timedelta(days=within),
-        "last_day": None if within is None else today + timedelta(days=within),
-        "limit": reading.CHUNK_SIZE,
-    }
-    after = UUID(int=0)
-    while found := database.fetch(connection, "find_mentors_to_list", parameters | {"after": after}):
-        after = found[-1][0]
-        names = dict(found)
-        yield names, reading.read(connection, list(names), lock=False)
-
-
 def _rows(mentor: Mentor, name: str | None, *, today: date, wanted: Filter) -> Iterator[ListedCertificate]:
-    """Yield a mentor's certificates that are asked for; one row without any for a mentor who has none."""
     active = not (mentor.left or mentor.open_pauses)
     if wanted.without_certificate and not (active and rules.holds_nothing(mentor, today)):
         return

@@ -1,4 +1,4 @@
-"""A mentor's reminders, as the log has them."""
+"""The reminders of one mentor in the log."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ from certjob.domain.models import Reminder
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoggedReminder:
-    """One row of the log, and the earlier cycles in it."""
+    """A row of the log."""
 
     id: int
-    """Its Message-ID begins with ``<certjob-reminder-`` and this number."""
+    """The Message-ID begins with ``<certjob-reminder-`` and this number."""
     threshold_days: int
     certificate_id: UUID
     expires_on: date
@@ -30,19 +30,19 @@ class LoggedReminder:
     next_attempt_at: datetime
     is_claimed: bool
     earlier: Sequence[Mapping[str, Any]]
-    """Earlier cycles: what it was about before."""
+    """The same row for earlier last days."""
 
     @property
     def reminder(self) -> Reminder:
-        """What it is about now."""
+        """The reminder as the rules know it."""
         return Reminder(cert_id=self.certificate_id, threshold_days=self.threshold_days, expires_on=self.expires_on)
 
     def was_sent(self, expires_on: date) -> bool:
-        """Whether it has gone out about this last day, now or in an earlier cycle."""
+        """Return whether it was sent for this last day."""
         told = [(each["expires_on"], each["status"]) for each in self.earlier]
         return (str(expires_on), "sent") in [*told, (str(self.expires_on), self.status)]
 
 
 def read_logged_reminders(connection: Connection, mentor_id: UUID) -> list[LoggedReminder]:
-    """Return all of them, by their certificates' last days."""
+    """Return the reminders in the order of the last day."""
     return database.fetch(connection, "read_logged_reminders", {"mentor_id": mentor_id}, into=LoggedReminder)

@@ -1,9 +1,9 @@
-"""The ping at the end of a run, to a monitor that notices when it stays away: healthchecks.io, or one like it.
+"""The ping at the end of a run, to a monitor that alarms if no ping arrives, such as healthchecks.io.
 
     POST <CERTJOB_PING_URL>?rid=<run id>        exit 0 or 3: the run did its work
     POST <CERTJOB_PING_URL>/fail?rid=<run id>   exit 1 or 2
 
-Source: https://healthchecks.io/docs/http_api/. Whatever goes wrong with a ping is only a warning.
+Source: https://healthchecks.io/docs/http_api/. A failed ping is only a warning.
 """
 
 import asyncio
@@ -20,9 +20,9 @@ from certjob.outbox.http_client import HttpClient
 from certjob.stopping import StopFlag
 
 TOTAL_SECONDS = 10.0
-"""For one ping, with its one repeat."""
+"""The limit for a ping and its one repeat."""
 AFTER_A_SIGNAL_SECONDS = 1.0
-"""For the ping of a stopped run."""
+"""The limit after a signal."""
 PAUSE_SECONDS = 0.5
 
 
@@ -35,9 +35,9 @@ def ping(
     stop: StopFlag,
     warn: Callable[[str], None],
 ) -> None:
-    """Report how a run ended; ``about`` is numbers and codes, nothing about people. ``warn`` prints one line.
+    """Report the exit code of a run, and ``about``: numbers and codes, without data about people.
 
-    The warning has nothing of the address, which is a secret.
+    ``warn`` gets a line without the address, which is secret.
     """
     how = "" if exit_code in (0, 3) else "/fail"
     seconds = AFTER_A_SIGNAL_SECONDS if stop.is_set() else TOTAL_SECONDS
@@ -45,10 +45,10 @@ def ping(
     body = {"exit_code": exit_code, **about}
     try:
         reason = run_alone(_ping(url, body, ends_at=time.monotonic() + seconds, stop=stop))
-    except Exception as error:  # noqa: BLE001 - nothing about a ping may touch the run
+    except Exception as error:  # noqa: BLE001 - a ping must not fail the run
         reason = type(error).__name__  # its text could quote the address
     if reason is not None:
-        warn(f"the ping to CERTJOB_PING_URL did not get through: {reason}; this changes nothing about the run")
+        warn(f"the ping to CERTJOB_PING_URL failed: {reason}; the run itself is not affected")
 
 
 async def _ping(url: str, counts: Mapping[str, Any], *, ends_at: float, stop: StopFlag) -> str | None:
@@ -79,7 +79,7 @@ async def _post(client: HttpClient, url: str, counts: Mapping[str, Any], *, ends
 
 
 def _reason(error: httpx.TransportError) -> str:
-    """Say what happened without the error's own text, which names the host."""
+    """Return the reason without the text of the error, which contains the host."""
     if isinstance(error, httpx.TimeoutException):
         return "its host did not answer in time"
     if "CERTIFICATE_VERIFY_FAILED" in str(error):

@@ -1,4 +1,4 @@
-"""One mentor's reminder as it will be sent: the one that is due today, or the next one."""
+"""One mentor's reminder as certjob will send it."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -17,18 +17,18 @@ from certjob.mail.reminder_mail import read_recipient, reminder_message
 from certjob.reports.logged_reminders import LoggedReminder, read_logged_reminders
 
 _Log = Mapping[tuple[UUID, int], LoggedReminder]
-"""The reminders of the log by certificate and threshold."""
+"""The logged reminders by certificate and threshold."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preview:
-    """A reminder as it will be sent."""
+    """A reminder as certjob will send it."""
 
     message: OutgoingMessage
     sends_on: date
     """The message counts its days from this date."""
     explanation: str
-    """Which reminder it is, and what keeps it from being sent."""
+    """Which reminder it is, and what prevents its delivery."""
 
 
 def preview_reminder(
@@ -40,73 +40,83 @@ def preview_reminder(
     locale: str | None,
     templates: Templates,
 ) -> Preview:
-    """Return a mentor's reminder; write nothing.
+    """Return the reminder for this threshold, or the due or next one, in this language, or in the mentor's.
 
-    Without a threshold it is the one that is due, or the next one; without a locale it is in the mentor's own. Raises
-    UnknownMentorError, ConfigurationError if there is no such reminder, TemplateError if it cannot be rendered.
+    Raises UnknownMentorError, TemplateError, and ConfigurationError without such a reminder.
     """
     with database.read_only_snapshot(connection):
         recipient = read_recipient(connection, mentor_id)
         rows = read_logged_reminders(connection, mentor_id)
     if recipient is None:
-        text = f"mentor {mentor_id} does not exist any more"
+        text = f"mentor {mentor_id} has been deleted"
         raise UnknownMentorError(text)
     log = {(row.certificate_id, row.threshold_days): row for row in rows}
-    day, reminder = _choose(recipient.mentor, log, today=today, threshold=threshold_days)
+    mentor = recipient.mentor
+    day, reminder = _choose(mentor, log, today=today, threshold=threshold_days)
     row = log.get((reminder.cert_id, reminder.threshold_days))
-    about_it = row if row is not None and row.reminder == reminder else None
+    current = row if row is not None and row.reminder == reminder else None
+    reviewed = after(mentor, rules.decide(mentor, day))  # a run reviews before it sends
+    paused = any(pause.reason == OWN_PAUSE_REASON for pause in reviewed.open_pauses)
     message = reminder_message(
         reminder,
-        replace(recipient, paused=_will_be_paused(recipient.mentor, day), locale=locale or recipient.locale),
+        replace(recipient, paused=paused, locale=locale or recipient.locale),
         key="preview",
-        repeat=about_it is not None and about_it.status != "sent" and about_it.maybe_sent,
+        repeat=current is not None and current.status != "sent" and current.maybe_sent,
         today=day,
         templates=templates,
     )
     if templates.broken is not None:
         raise templates.broken
-    explanation = _describe(reminder, day, today=today, is_next=threshold_days is None)
-    if row is not None and row.was_sent(reminder.expires_on):
-        explanation += "; it has been sent"
-    elif about_it is not None and about_it.status == "failed":
-        explanation += f"; it could not be delivered: {about_it.error}"
+    threshold = f"for the threshold {reminder.threshold_days}"
+    which = "the next reminder" if threshold_days is None else f"the reminder {threshold}"
+    notes = [f"{which}, due {day}" if day > today else f"{which}; its day was {day}"]
+    if day == today:
+        notes = [f"the reminder that is due today, {threshold}"]
+    if _was_sent(log, reminder):
+        notes.append("it has been sent")
+    elif current is not None and current.status == "failed":
+        notes.append(f"it could not be delivered: {current.error}")
     if not recipient.email:
-        explanation += "; it cannot be sent: the mentor has no e-mail address"
-    return Preview(message=message, sends_on=day, explanation=explanation)
+        notes.append("it cannot be sent: the mentor has no e-mail address")
+    return Preview(message=message, sends_on=day, explanation="; ".join(notes))
+
+
+def _was_sent(log: _Log, reminder: Reminder) -> bool:
+    row = log.get((reminder.cert_id, reminder.threshold_days))
+    return row is not None and row.was_sent(reminder.expires_on)
 
 
 def _choose(mentor: Mentor, log: _Log, *, today: date, threshold: int | None) -> tuple[date, Reminder]:
-    """Return the requested reminder and its day. Raises ConfigurationError, whose text says why there is none."""
-    organisation = mentor.organisation
-    who = f"{mentor.member_no} of {organisation.slug}"
-    if mentor.left:
-        message = f"{who} has left, and those who have left are not reminded"
-        raise ConfigurationError(message)
-    if not organisation.reminder_thresholds:
-        message = f"{organisation.slug} reminds nobody"
-        raise ConfigurationError(message, next_step=f"`certjob organisation set {organisation.slug} --thresholds 30,7`")
-    if not mentor.certificates:
-        message = f"{who} has no certificate, and so nothing to be reminded of"
-        raise ConfigurationError(message)
+    """Return the requested reminder and its day. Raises ConfigurationError if there is none."""
+    slug, thresholds = mentor.organisation.slug, mentor.organisation.reminder_thresholds
+    who = f"{mentor.member_no} of {slug}"
+    reminders = list(_due_days(mentor, today))
     if threshold is None:
-        coming = [each for each in _due_days(mentor, today) if each[0] >= today and not _was_sent(each[1], log)]
-        if not coming:
-            message = f"{who} has no upcoming reminder"
-            raise ConfigurationError(message, next_step="use --threshold to preview a past one")
-        return min(coming, key=lambda each: (each[0], each[1].expires_on, each[1]))
-    if threshold not in organisation.reminder_thresholds:
-        known = ",".join(map(str, organisation.reminder_thresholds))
-        message = f"--threshold {threshold} is none of {organisation.slug}'s, which are {known}"
-        raise ConfigurationError(message)
-    fitting = [each for each in _due_days(mentor, today) if each[1].threshold_days == threshold]
-    if not fitting:
-        message = f"{who} gets no reminder for the threshold {threshold}: their certificates are renewed or revoked"
-        raise ConfigurationError(message)
-    return min(fitting, key=lambda each: (each[0] < today, abs(each[0] - today)))
+        coming = [each for each in reminders if each[0] >= today and not _was_sent(log, each[1])]
+        if coming:
+            return min(coming, key=lambda each: (each[0], each[1].expires_on, each[1]))
+    else:
+        fitting = [each for each in reminders if each[1].threshold_days == threshold]
+        if fitting:
+            return min(fitting, key=lambda each: (each[0] < today, abs(each[0] - today)))
+    step = None
+    if mentor.left:
+        message = f"{who} has left, and gets no reminders"
+    elif not thresholds:
+        message, step = f"{slug} sends no reminders", f"`certjob organisation set {slug} --thresholds 30,7`"
+    elif not mentor.certificates:
+        message = f"{who} has no certificate, and gets no reminders"
+    elif threshold is None:
+        message, step = f"{who} has no upcoming reminder", "use --threshold to preview a past one"
+    elif threshold not in thresholds:
+        message = f"{slug} has no threshold {threshold}, but {','.join(map(str, thresholds))}"
+    else:
+        message = f"{who} gets no reminder for the threshold {threshold}: the certificates are renewed or revoked"
+    raise ConfigurationError(message, next_step=step)
 
 
 def _due_days(mentor: Mentor, today: date) -> Iterator[tuple[date, Reminder]]:
-    """Yield the reminders due today, and each past or coming one with the first day on which it is due."""
+    """Yield the reminders that are due today, and each other one with its first day."""
     for certificate in mentor.certificates:
         expiry = certificate.expires_on.toordinal()
         days = {today.toordinal(), certificate.issued_on.toordinal()}
@@ -114,25 +124,5 @@ def _due_days(mentor: Mentor, today: date) -> Iterator[tuple[date, Reminder]]:
         for day in (date.fromordinal(day) for day in sorted(days) if 1 <= day <= date.max.toordinal()):
             threshold = rules.due_threshold(certificate, mentor, day)
             if threshold is not None:
-                yield (
-                    day,
-                    Reminder(cert_id=certificate.id, threshold_days=threshold, expires_on=certificate.expires_on),
-                )
-
-
-def _was_sent(reminder: Reminder, log: _Log) -> bool:
-    row = log.get((reminder.cert_id, reminder.threshold_days))
-    return row is not None and row.was_sent(reminder.expires_on)
-
-
-def _will_be_paused(mentor: Mentor, day: date) -> bool:
-    """Return whether certjob's own pause will be open on that day: a run reviews before it sends."""
-    reviewed = after(mentor, rules.decide(mentor, day))
-    return any(pause.reason == OWN_PAUSE_REASON for pause in reviewed.open_pauses)
-
-
-def _describe(reminder: Reminder, day: date, *, today: date, is_next: bool) -> str:
-    if day == today:
-        return f"the reminder that is due today, for the threshold {reminder.threshold_days}"
-    which = "the next reminder" if is_next else f"the reminder for the threshold {reminder.threshold_days}"
-    return f"{which}, due {day}" if day > today else f"{which}; its day was {day}"
+                reminder = Reminder(cert_id=certificate.id, threshold_days=threshold, expires_on=certificate.expires_on)
+                yield day, reminder

@@ -194,7 +194,7 @@ USES = {
     "read_pause_history": "mentor_pauses_mentor_id_idx",
     "queue_digests": "mentor_pauses_own_paused_at_idx mentor_pauses_own_lifted_at_idx certificates_expires_on_idx"
     " coordinator_digests_sent_idx",
-    "read_certificate_notes": "certificate_transitions_mentor_id_idx",
+    "read_explained_certificates": "certificate_transitions_mentor_id_idx",
     "lock_due_reminders": "cert_notification_log_due_idx",
     "lock_due_portal_events": "portal_sync_events_due_idx portal_sync_events_in_flight_idx",
     "read_portal_history": "portal_sync_events_mentor_id_idx dynamics_sync_failures_mentor_id_idx",

@@ -107,7 +107,7 @@ def test_what_is_not_well_is_a_line_with_a_next_step(check: Check, facts: Facts,
 
     writable, organisations = quiet.stdout.splitlines()
     assert writable.startswith("fail  writable: the database is read-only; use the primary")
-    assert organisations == "warn  organisations: there is none; create one with `certjob organisation set SLUG`"
+    assert organisations == "warn  organisations: there are none; create one with `certjob organisation set SLUG`"
     assert (quiet.returncode, quiet.stderr) == (1, "certjob check: 1 failed, 1 warning, 13 ok\n")
     assert re.search(r"\x1b\[[\d;]+mwarn\x1b\[0m  ", shown), "only the word is coloured"
     lines = without_escapes(shown).splitlines()
@@ -145,9 +145,14 @@ def test_a_setting_that_leads_nowhere_has_a_next_step(
         ({"ENV_FILE": "certjob.env"}, 2, "settings", "cannot be read: it is not UTF-8 text; correct --env-file or "),
         ({"MAIL_HOURS": "08:00-08:00"}, 2, "settings", "CERTJOB_MAIL_HOURS: is an empty window"),
         ({"DATABASE_URL": ""}, 2, "settings", "CERTJOB_DATABASE_URL is not set; give a PostgreSQL URL or the word"),
-        ({"DATABASE_URL": "embedded"}, 2, "database", "no embedded database yet; run `certjob db migrate`"),
+        (
+            {"DATABASE_URL": "embedded"},
+            2,
+            "database",
+            "the embedded database does not exist yet; run `certjob db migrate`",
+        ),
         ({"DATABASE_URL": UNREACHABLE}, 1, "database", "fail: the database cannot be reached"),
-        ({"DATABASE_URL": empty_database_url}, 2, "schema", "tables are not there yet; run `certjob db migrate`"),
+        ({"DATABASE_URL": empty_database_url}, 2, "schema", "tables do not exist yet; run `certjob db migrate`"),
         ({"MAIL_FROM": "nobody"}, 2, "mail", "CERTJOB_MAIL_FROM"),
         ({"NOTIFY_URL": f"maildir:{folder}/letters/deep"}, 2, "mail", "the Maildir folder cannot be written"),
         ({"NOTIFY_URL": ""}, 3, "mail", "warn: CERTJOB_NOTIFY_URL is not set, so reminders stay queued; set it"),
@@ -157,7 +162,7 @@ def test_a_setting_that_leads_nowhere_has_a_next_step(
             no_portal,
             3,
             "portal",
-            "hlf has a portal: pushes stay queued; set it and CERTJOB_PORTAL_KEY, or `certjob org",
+            "so pushes stay queued for hlf; set it and CERTJOB_PORTAL_KEY, or `certjob org",
         ),
     ]
     for settings, code, name, phrase in cases:
@@ -191,7 +196,12 @@ def test_what_is_wrong_with_the_database_has_a_next_step(
             "database",
             "synchronous_commit is off: after a crash of the se",
         ),
-        (database + "RESET ALL;" + ran.format("2026-01-01", 20), 3, "last run", "1 run has ended in the future, the l"),
+        (
+            database + "RESET ALL;" + ran.format("2026-01-01", 20),
+            3,
+            "last run",
+            "1 run ended in the future, the last at",
+        ),
         (ran.format("2999-01-01", 21), 2, "last run", "the last night was run for 2999-01-01"),
         (future, 2, "schema", "newer than this certjob (migration 9999_future); install the newer certjob"),
         (2 * newest, 2, "schema", "is older than this certjob, which needs version"),
@@ -201,7 +211,7 @@ def test_what_is_wrong_with_the_database_has_a_next_step(
 
     monkeypatch.setattr(in_database, "STATEMENT_TIMEOUT_MS", 200)
     app.execute("LOCK TABLE migrations IN ACCESS EXCLUSIVE MODE")  # a migration that hangs is not waited for
-    check.says(1, "database", "it did not answer a question (canceling statement due to statement timeout)")
+    check.says(1, "database", "a query failed (canceling statement due to statement timeout)")
 
 
 Login = Callable[[str], tuple[str, str]]
@@ -267,7 +277,7 @@ def test_a_server_or_a_clock_that_does_not_fit_is_told() -> None:
         ({"version_number": 140_012}, "fail: PostgreSQL 15 is too old"),
         ({"version_number": 150_000}, ""),
         ({"version_number": 180_004}, ""),
-        ({"version_number": 190_001}, "warn: PostgreSQL 15 is newer than what was tested"),
+        ({"version_number": 190_001}, "warn: PostgreSQL 15 is newer than the tested versions"),
     ]
     for change, said in changes:
         findings = in_database.check_server(in_database.Server(**server | change))
@@ -296,9 +306,9 @@ def test_what_an_organisation_lacks_is_said_with_the_command(check: Check, facts
 
     found = "\n".join(check()[1]["organisations"])
     for phrase in (
-        "bare has no coordinator, so no one gets its daily mail; `certjob organisation set bare --coordinator 'NAME <",
+        "bare has no coordinator, so no one gets its digests; `certjob organisation set bare --coordinator 'NAME <",
         "bare has no contact for its mentors' questions; `certjob organisation set bare --contact-email ADDRESS`",
-        "1 mentor has no contact ID in bare, so their pushes are blocked; `certjob list --without-contact-id --organi",
+        "the pushes of 1 mentor of bare are blocked without a contact ID; add the ID in the app; `certjob list --w",
         "none has no coordinator",
     ):
         assert phrase in found
@@ -313,7 +323,7 @@ def test_what_the_portal_answers_has_a_next_step(check: Check, portal: PortalSer
     """A wrong setting is exit 2, something that is away exit 1; a function may take pushes and be too old to list."""
     for behaviour, code, phrases in (
         (html(404), 2, ["404", "not from the function", "that the function is deployed"]),
-        (answer(200, {"contacts": []}), 2, ["something answered that is not the function", "own address"]),
+        (answer(200, {"contacts": []}), 2, ["the answer did not come from certjob's function", "own address"]),
         (error(500, "misconfigured"), 2, ["misconfigured", "check the function's secrets"]),
         (error(503, "token_unavailable"), 1, ["503", "try `certjob check` again"]),
         (answer(200, {"ok": True}), 2, ["too old for this certjob; deploy it again (docs/edge-function.md)"]),
@@ -375,7 +385,7 @@ def test_a_test_message_is_sent_only_when_asked_for(check: Check) -> None:
         code, refused = check(*to, **smtp(scripted.port))
 
     assert (result.returncode, result.stderr) == (0, "")
-    assert "ok    test message: handed over; look whether it arrives, and not as spam" in result.stdout
+    assert "ok    test message: handed over; check that it arrives, and not as spam" in result.stdout
     (envelope,) = mailbox.envelopes
     assert (envelope.rcpt_tos, b"Subject: certjob: test" in envelope.content) == (["drift@example.org"], True)
     assert (code, "550 no such user" in refused["test message"][0]) == (2, True)

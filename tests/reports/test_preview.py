@@ -144,11 +144,15 @@ def test_it_says_what_has_become_of_it_or_why_there_is_none(facts: Facts) -> Non
     revoked = facts.mentor(hlf)
     facts.certificate(revoked, IN_20_DAYS, revoked_at=LONG_AGO)
     for mentor_id, threshold, phrase in (
-        (facts.mentor(hlf, member_no="M1042"), None, "M1042 of hlf has no certificate, and so nothing to be reminded"),
+        (facts.mentor(hlf, member_no="M1042"), None, "M1042 of hlf has no certificate, and gets no reminders"),
         (facts.certified_mentor(hlf, IN_20_DAYS, left_at=LONG_AGO), None, "has left"),
-        (facts.certified_mentor(nhf, IN_20_DAYS), None, "reminds nobody; `certjob organisation set nhf --thresholds"),
+        (
+            facts.certified_mentor(nhf, IN_20_DAYS),
+            None,
+            "sends no reminders; `certjob organisation set nhf --thresholds",
+        ),
         (over, None, "no upcoming reminder; use --threshold"),
-        (over, 31, "--threshold 31 is none of hlf's, which are 60,30,14,7,1,-1"),
+        (over, 31, "hlf has no threshold 31, but 60,30,14,7,1,-1"),
         (revoked, None, "no upcoming reminder"),
         (revoked, 30, "renewed or revoked"),
         (facts.certified_mentor(hlf, date.max), -1, "no reminder for the threshold -1"),

@@ -42,14 +42,14 @@ def status(
     is older than --max-age, if there was none, or if `certjob alerts` lists anything.
     """
     from certjob.cli.pages import status as page
-    from certjob.reports.status import read_status, to_document
+    from certjob.reports.status import read_status
 
     with call.session(interruptible=True) as opened:
         zone, waits_until = opened.settings.zone, opened.settings.mail_waits_until
         age, today = timedelta(seconds=max_age), opened.settings.today
         found = read_status(opened.connection, today=today, max_age=age, mail_waits_until=waits_until)
     if call.json:
-        plain.print_json(to_document(found))
+        plain.print_json(found.to_document())
     elif not call.quiet:
         page.show_status(opened.output, found, zone=zone)
     if reason := page.closing_line(found, zone=zone):

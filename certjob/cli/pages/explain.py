@@ -96,9 +96,9 @@ def _certificate_lines(explained: Explanation) -> Iterator[PageLine]:
 
 
 def _stored(each: ExplainedCertificate, *, today: date) -> str:
-    if each.stored_status is Status.RECORDED:
+    if each.stored_status == Status.RECORDED:
         return "; not stored yet, a run today stores it"
-    if each.stored_status is not each.status:
+    if each.stored_status != each.status:
         return f"; stored as {each.stored_status} so far, a run today stores it"
     return f"; stored on {day_words(each.stored_on, today)}" if each.stored_on else ""
 

@@ -1,1 +1,1 @@
-"""`certjob check`: what a night depends on, looked at."""
+"""`certjob check`."""

@@ -1,4 +1,4 @@
-"""What `certjob check` finds: one line per thing that was looked at, with the next step where there is one."""
+"""The findings of `certjob check`."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,27 +8,25 @@ from certjob.errors import CertjobError
 
 
 class Verdict(StrEnum):
-    """How one thing stands."""
+    """The result of one test."""
 
     OK = "ok"
     WARN = "warn"
     FAIL = "fail"
     SKIP = "skip"
-    """It could not be looked at, because of something else that failed."""
+    """The test was not possible."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at; no text holds a setting's value or a person's data."""
+    """One test and its result. No text contains the value of a setting or data about people."""
 
     check: str
-    """What was looked at, in a word or two."""
+    """The subject, in one or two words."""
     verdict: Verdict
     message: str
     next_step: str | None = None
-    """What to do; None: nothing."""
     exit_code: int = 0
-    """Of a failure: 2 for a wrong configuration, 1 for something that could not be reached."""
 
     @property
     def text(self) -> str:
@@ -36,49 +34,40 @@ class Finding:
         return f"{self.message}; {self.next_step}" if self.next_step else self.message
 
     def to_document(self) -> dict[str, str | None]:
-        """Return the entry of ``checks``."""
-        return {
-            "check": self.check,
-            "verdict": str(self.verdict),
-            "message": self.message,
-            "next_step": self.next_step,
-        }
+        """Return the entry of ``checks`` in the JSON document."""
+        return {"check": self.check, "verdict": self.verdict, "message": self.message, "next_step": self.next_step}
 
 
 def ok(check: str, message: str) -> Finding:
-    """Return that all is well."""
-    return Finding(check=check, verdict=Verdict.OK, message=message)
+    """Return a passed test."""
+    return Finding(check, Verdict.OK, message)
 
 
 def warn(check: str, message: str, *, next_step: str) -> Finding:
-    """Return something that will not stop a night, but that somebody should know of."""
-    return Finding(check=check, verdict=Verdict.WARN, message=message, next_step=next_step)
+    """Return a problem that does not stop a run."""
+    return Finding(check, Verdict.WARN, message, next_step, exit_code=3)
 
 
-def fail(check: str, message: str, *, next_step: str, exit_code: int = 2) -> Finding:
-    """Return something that stops a night, or a part of it."""
-    return Finding(check=check, verdict=Verdict.FAIL, message=message, next_step=next_step, exit_code=exit_code)
+def fail(check: str, message: str, *, next_step: str | None, exit_code: int = 2) -> Finding:
+    """Return a problem that stops a run or a part of it: 2 for a wrong configuration, 1 for something out of reach."""
+    return Finding(check, Verdict.FAIL, message, next_step, exit_code)
 
 
 def skip(check: str, because: str) -> Finding:
-    """Return that something could not be looked at."""
-    return Finding(check=check, verdict=Verdict.SKIP, message=f"not checked: {because}")
+    """Return a test that was not possible."""
+    return Finding(check, Verdict.SKIP, f"not checked: {because}", exit_code=3)
 
 
 def failed_with(check: str, error: CertjobError, *, exit_code: int | None = None) -> Finding:
-    """Return one of our errors as a finding."""
-    code = error.exit_code if exit_code is None else exit_code
-    return Finding(check=check, verdict=Verdict.FAIL, message=error.message, next_step=error.next_step, exit_code=code)
+    """Return an error as a finding."""
+    return fail(check, error.message, next_step=error.next_step, exit_code=exit_code or error.exit_code)
 
 
 def exit_code_of(findings: Iterable[Finding]) -> int:
-    """Return 2 for a wrong configuration, else 1 for something out of reach, else 3 for a warning, else 0.
+    """Return the exit code of the command: 2 before 1 before 3 before 0.
 
     >>> exit_code_of([warn("mail", "no sender", next_step="set it")]), exit_code_of([])
     (3, 0)
     """
-    found = list(findings)
-    failures = {finding.exit_code for finding in found if finding.verdict is Verdict.FAIL}
-    if failures:
-        return 2 if 2 in failures else 1
-    return 3 if any(finding.verdict is not Verdict.OK for finding in found) else 0
+    codes = {finding.exit_code for finding in findings}
+    return next((code for code in (2, 1, 3) if code in codes), 0)

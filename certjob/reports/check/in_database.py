@@ -1,6 +1,6 @@
-"""What `certjob check` looks at in the database; every statement only reads."""
+"""The part of `certjob check` that tests the database. It only reads."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta, tzinfo
 
@@ -16,13 +16,12 @@ from certjob.review.attention import read_attention
 from certjob.review.days import refuse_earlier_date
 
 OLDEST_VERSION, NEWEST_VERSION = 15, 18
-"""Of PostgreSQL: below it something is missing, above it nobody has tried."""
+"""The tested versions of PostgreSQL. Older ones lack features that certjob uses."""
 
 TOLERATED_CLOCK_DIFFERENCE = timedelta(seconds=60)
-"""More, and a night begun shortly before midnight may be another day's for the database."""
 
 STATEMENT_TIMEOUT_MS = 20_000
-"""A migration, say, may lock a table for long: that is reported instead of waited for."""
+"""Limits the wait for a table that another session, such as a migration, has locked."""
 
 NEEDED_RIGHTS = {
     "organisations": ("SELECT",),
@@ -39,12 +38,12 @@ NEEDED_RIGHTS = {
     "alerts": ("SELECT",),
     "current_alerts": ("EXECUTE",),
 }
-"""What the nightly job does in each table; `load`, `organisation set` and `db migrate` need more."""
+"""The rights that a run needs. `load`, `organisation set` and `db migrate` need more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Server:
-    """What the server says about itself."""
+    """The state of the server."""
 
     version_number: int
     version: str
@@ -56,10 +55,10 @@ class Server:
 
 def check_database(
     connection: Connection, *, today: date, zone: tzinfo, mail_hours: DailyHours | None
-) -> Generator[Finding, None, dict[str, bool] | None]:
-    """Check the server, the schema, the rights of this user, and what the organisations lack.
+) -> Generator[Finding, None, list[str] | None]:
+    """Test the server, the schema, the rights of this user, and the settings of the organisations.
 
-    Return each organisation's short name and whether it has a portal; None if the schema cannot be used.
+    Return the organisations with a portal, or None if the schema is not usable.
     """
     server = database.fetch(connection, "describe_server", into=Server)[0]
     yield from check_server(server)
@@ -70,43 +69,13 @@ def check_database(
         yield schema
         if schema.exit_code:
             return None
-        rights = list(_check_rights(connection, user_name=server.user_name))
+        rights = _check_rights(connection, user_name=server.user_name)
         yield from rights
-        has_rights = not any(finding.exit_code for finding in rights)
-        yield from _check_last_run(connection, today=today, may_read_alerts=has_rights)
-        yield from _check_organisations(connection)
+        yield from _check_last_run(connection, today=today, may_read_alerts=not any(each.exit_code for each in rights))
+        with_portal = yield from _check_organisations(connection)
         if mail_hours is not None:
             yield _check_mail_hours(connection, mail_hours, zone=zone)
-        return dict(database.fetch(connection, "list_portal_organisations"))
-
-
-def _check_mail_hours(connection: Connection, hours: DailyHours, *, zone: tzinfo) -> Finding:
-    """Warn when nothing delivers in these hours; without a mail that has waited for a day, nobody misses it."""
-    open_work = read_open_work(connection)
-    waiting = sum(open_work[kind].older_than_day for kind in MAIL_KINDS)
-    runs = [row[0].astimezone(zone) for row in database.fetch(connection, "list_last_deliveries")]
-    if not waiting or any(hours.include(started_at) for started_at in runs):
-        return ok("mail hours", "what waits for CERTJOB_MAIL_HOURS is sent in them")
-    mails = "1 mail waits" if waiting == 1 else f"{waiting:,} mails wait"
-    message = f"{mails}, and for two days nothing has delivered in CERTJOB_MAIL_HOURS"
-    return warn("mail hours", message, next_step="have cron run `certjob deliver` in these hours, see crontab.example")
-
-
-def _check_last_run(connection: Connection, *, today: date, may_read_alerts: bool) -> Iterator[Finding]:
-    found: list[Finding] = []
-    try:
-        refuse_earlier_date(connection, today)
-    except ConfigurationError as error:
-        found.append(failed_with("last run", error))
-    count, latest_at = database.fetch(connection, "read_runs_in_the_future")[0]
-    if count:
-        runs = "1 run has" if count == 1 else f"{count:,} runs have"
-        message = f"{runs} ended in the future, the last at {latest_at:%Y-%m-%d %H:%M} UTC: a database clock was wrong"
-        found.append(warn("last run", message, next_step="see docs/runbook.md, The clocks disagree"))
-    if may_read_alerts and (overdue := read_attention(connection, today=today).overdue):
-        message, _, step = overdue.rpartition("; ")
-        found.append(warn("last run", message, next_step=step))
-    yield from found or [ok("last run", "it is not overdue, and its date is not in the future")]
+        return with_portal
 
 
 def check_server(server: Server) -> Iterator[Finding]:
@@ -116,7 +85,7 @@ def check_server(server: Server) -> Iterator[Finding]:
         step = f"use PostgreSQL {OLDEST_VERSION} to {NEWEST_VERSION}"
         yield fail("database", f"{name} is too old", next_step=step)
     elif major > NEWEST_VERSION:
-        yield warn("database", f"{name} is newer than what was tested", next_step="see whether a newer certjob exists")
+        yield warn("database", f"{name} is newer than the tested versions", next_step="look for a newer certjob")
     else:
         yield ok("database", f"reachable, {name}")
     if server.synchronous_commit == "off":
@@ -134,7 +103,6 @@ def check_server(server: Server) -> Iterator[Finding]:
 
 
 def check_clocks(clocks: Clocks, *, zone: tzinfo) -> Finding:
-    """Fail where `run` would refuse; warn of less."""
     try:
         clocks.require_same_day(zone)
     except ClocksDisagreeError as error:
@@ -142,73 +110,95 @@ def check_clocks(clocks: Clocks, *, zone: tzinfo) -> Finding:
     seconds = round(clocks.server_is_ahead_by.total_seconds())
     if abs(seconds) <= TOLERATED_CLOCK_DIFFERENCE.total_seconds():
         return ok("clock", "this machine and the database server agree")
-    side = "ahead of" if seconds > 0 else "behind"
-    return warn("clock", f"the database server is {abs(seconds):,} s {side} this machine", next_step="set both by NTP")
+    message = f"the database server is {abs(seconds):,} s {'ahead of' if seconds > 0 else 'behind'} this machine"
+    return warn("clock", message, next_step="set both by NTP")
 
 
 def _check_schema(connection: Connection) -> Finding:
     try:
-        found = migrations.status(connection)
+        known = migrations.status(connection)
     except ConfigurationError as error:
         return failed_with("schema", error)
-    applied, newest = [migration.version for migration in found if migration.applied_at is not None], found[-1].version
-    if not applied:
-        return fail("schema", "certjob's tables are not there yet", next_step="run `certjob db migrate`")
-    if len(applied) < len(found):
+    applied, newest = [each.version for each in known if each.applied_at is not None], known[-1].version
+    if len(applied) == len(known):
+        return ok("schema", f"version {newest}, up to date")
+    message = "certjob's tables do not exist yet"
+    if applied:
         message = f"version {applied[-1]} is older than this certjob, which needs version {newest}"
-        return fail("schema", message, next_step="run `certjob db migrate`")
-    return ok("schema", f"version {newest}, up to date")
+    return fail("schema", message, next_step="run `certjob db migrate`")
 
 
-def _check_rights(connection: Connection, *, user_name: str) -> Iterator[Finding]:
+def _check_rights(connection: Connection, *, user_name: str) -> list[Finding]:
     needed = [(table, privilege) for table, privileges in NEEDED_RIGHTS.items() for privilege in privileges]
-    tables, privileges = zip(*needed, strict=True)
-    parameters = {"tables": list(tables), "privileges": list(privileges)}
-    missing = database.fetch(connection, "list_missing_rights", parameters)
-    filtered = [row[0] for row in database.fetch(connection, "list_filtered_tables", parameters)]
-    step = migrations.how_to_get_rights(connection)
-    if missing:
-        lacking = ", ".join(f"{privilege} on {table}" for table, privilege in missing[:5])
-        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        yield fail("rights", f"the database user {user_name} lacks {lacking}{more}", next_step=step)
-    if filtered:
-        message = f"row-level security may hide rows from the database user {user_name}: {', '.join(filtered)}"
-        yield fail("rights", message, next_step=step)
-    excess = database.fetch(connection, "list_excess_rights")
-    if excess:
-        listed = ", ".join(f"{role}: {what} on {name}" for role, what, name in excess[:3])
-        more = f" and {len(excess) - 3} more" if len(excess) > 3 else ""
-        message = f"roles of the app may do more than certjob grants: {listed}{more}"
-        yield fail("rights", message, next_step="as the tables' owner, run `certjob db migrate`")
-    if not missing and not filtered and not excess:
-        yield ok("rights", f"the database user {user_name} sees and may write what a night needs")
+    tables, privileges = map(list, zip(*needed, strict=True))
+    parameters = {"tables": tables, "privileges": privileges}
+    get_rights, migrate = migrations.how_to_get_rights(connection), "as the tables' owner, run `certjob db migrate`"
+    problems = (
+        (f"the database user {user_name} lacks", "list_missing_rights", get_rights),
+        (f"row-level security may hide rows from the database user {user_name}:", "list_filtered_tables", get_rights),
+        ("roles of the app may do more than certjob grants:", "list_excess_rights", migrate),
+    )
+    found = [
+        fail("rights", f"{problem} {_some(rows)}", next_step=step)
+        for problem, statement, step in problems
+        if (rows := [row[0] for row in database.fetch(connection, statement, parameters)])
+    ]
+    return found or [ok("rights", f"the database user {user_name} has the rights that a run needs")]
 
 
-def _check_organisations(connection: Connection) -> Iterator[Finding]:
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _check_last_run(connection: Connection, *, today: date, may_read_alerts: bool) -> Iterator[Finding]:
+    found: list[Finding] = []
+    try:
+        refuse_earlier_date(connection, today)
+    except ConfigurationError as error:
+        found.append(failed_with("last run", error))
+    count, latest_at = database.fetch(connection, "read_runs_in_the_future")[0]
+    if count:
+        message = f"{number(count, 'run')} ended in the future, the last at {latest_at:%Y-%m-%d %H:%M} UTC"
+        step = "a database clock was wrong: see docs/runbook.md, The clocks disagree"
+        found.append(warn("last run", message, next_step=step))
+    if may_read_alerts and (overdue := read_attention(connection, today=today).overdue):
+        message, _, step = overdue.rpartition("; ")
+        found.append(warn("last run", message, next_step=step))
+    yield from found or [ok("last run", "it is not overdue, and its date is not in the future")]
+
+
+def _check_organisations(connection: Connection) -> Generator[Finding, None, list[str]]:
+    """Return the organisations with a portal."""
     rows = database.fetch(connection, "list_setup_gaps")
     if not rows:
-        step = "create one with `certjob organisation set SLUG`"
-        yield warn("organisations", "there is none", next_step=step)
-        return
-    gaps = [gap for row in rows for gap in _gaps(*row)]
-    yield from gaps
-    if not gaps:
-        yield ok("organisations", f"{number(len(rows), 'organisation')}, nothing is missing")
-
-
-def _gaps(slug: str, has_coordinator: bool, has_contact: bool, without_contact_id: int) -> Iterator[Finding]:
-    change = f"`certjob organisation set {slug}"
-    if not has_coordinator:
-        step = f"{change} --coordinator 'NAME <MAIL>'`"
-        yield warn("organisations", f"{slug} has no coordinator, so no one gets its daily mail", next_step=step)
-    if not has_contact:
-        step = f"{change} --contact-email ADDRESS`"
-        yield warn("organisations", f"{slug} has no contact for its mentors' questions", next_step=step)
-    if without_contact_id:
-        who = "1 mentor has" if without_contact_id == 1 else f"{without_contact_id:,} mentors have"
-        step = (
-            f"`certjob list --without-contact-id --organisation {slug}` names them; give them one each, in the app or "
-            "with `certjob load`"
-        )
-        message = f"{who} no contact ID in {slug}, so their pushes are blocked"
+        yield warn("organisations", "there are none", next_step="create one with `certjob organisation set SLUG`")
+    with_portal, found = [], []
+    for slug, has_portal, has_coordinator, has_contact, without_contact_id in rows:
+        if has_portal:
+            with_portal.append(slug)
+        if not has_coordinator:
+            step = f"`certjob organisation set {slug} --coordinator 'NAME <MAIL>'`"
+            found.append((f"{slug} has no coordinator, so no one gets its digests", step))
+        if not has_contact:
+            step = f"`certjob organisation set {slug} --contact-email ADDRESS`"
+            found.append((f"{slug} has no contact for its mentors' questions", step))
+        if has_portal and without_contact_id:
+            message = f"the pushes of {number(without_contact_id, 'mentor')} of {slug} are blocked without a contact ID"
+            step = f"add the ID in the app; `certjob list --without-contact-id --organisation {slug}` lists the mentors"
+            found.append((message, step))
+    for message, step in found:
         yield warn("organisations", message, next_step=step)
+    if rows and not found:
+        yield ok("organisations", f"{number(len(rows), 'organisation')}, nothing is missing")
+    return with_portal
+
+
+def _check_mail_hours(connection: Connection, hours: DailyHours, *, zone: tzinfo) -> Finding:
+    """Warn if mail has waited for a day, and no delivery ran in these hours for two days."""
+    open_work = read_open_work(connection)
+    waiting = sum(open_work[kind].older_than_day for kind in MAIL_KINDS)
+    runs = [row[0].astimezone(zone) for row in database.fetch(connection, "list_last_deliveries")]
+    if not waiting or any(hours.include(started_at) for started_at in runs):
+        return ok("mail hours", "mail is sent in CERTJOB_MAIL_HOURS")
+    message = f"no delivery ran in CERTJOB_MAIL_HOURS for two days; the queue has {number(waiting, 'mail')}"
+    return warn("mail hours", message, next_step="have cron run `certjob deliver` in these hours, see crontab.example")

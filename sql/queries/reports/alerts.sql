@@ -1,5 +1,5 @@
 -- name: read_alerts
--- Everything that needs attention, or that is acknowledged, of all or of one mentor; the oldest first.
+-- The open or the acknowledged alerts, of all or of one mentor.
 SELECT alert_id, kind, organisation_id, organisation, mentor_id, member_no, full_name, row_id, since, sentence, cause, error,
     state, next_attempt_at, last_failed_at, calls, number, day,
     CASE WHEN is_acknowledged THEN acknowledged_until END AS acknowledged_until,
@@ -9,5 +9,4 @@ WHERE is_acknowledged = %(acknowledged)s AND (mentor_id = %(mentor_id)s::uuid OR
 ORDER BY since, alert_id
 
 -- name: count_acknowledged
--- How many alerts someone knows about.
 SELECT count(*) FROM current_alerts(%(today)s) WHERE is_acknowledged

@@ -1,5 +1,4 @@
 -- name: describe_server
--- What must be right before any night: the server, whether it can be written, who we are there, and its clock.
 SELECT
     current_setting('server_version_num')::integer AS version_number,
     current_setting('server_version') AS version,
@@ -9,8 +8,8 @@ SELECT
     current_setting('synchronous_commit') AS synchronous_commit
 
 -- name: list_missing_rights
--- Rights that the night needs and this user lacks. A right on some columns will do: roles may be given just those.
-SELECT needed.table_name, needed.privilege
+-- The needed rights that this user lacks. A right on some columns is enough.
+SELECT needed.privilege || ' on ' || needed.table_name
 FROM unnest(%(tables)s::text[], %(privileges)s::text[]) WITH ORDINALITY AS needed (table_name, privilege, position)
 WHERE CASE needed.privilege
     WHEN 'EXECUTE' THEN NOT has_function_privilege('certjob.current_alerts(date)', 'EXECUTE')
@@ -19,19 +18,18 @@ END
 ORDER BY needed.position
 
 -- name: list_last_deliveries
--- When something could have sent mail in the last two days.
 SELECT started_at
 FROM job_runs
 WHERE command IN ('run', 'deliver') AND started_at > now() - interval '2 days'
 
 -- name: read_runs_in_the_future
--- How many runs have ended in the future, and the last of them: the database's clock was wrong then, and may be right now.
+-- The database clock was wrong at the end of these runs. It may be right now.
 SELECT count(*), max(finished_at) FROM job_runs WHERE finished_at > clock_timestamp() + interval '1 minute'
 
 -- name: list_filtered_tables
--- Tables of which row-level security may keep rows from this user, or its own writing out: a night would take a hidden
--- mentor for one who is not there. A policy for everything, as certjob_worker has them, is as good as none. Restrictive
--- ones are certjob's own and keep from it what it never does.
+-- The tables in which row-level security may hide rows from this user, or reject its rows. A run would not review a
+-- hidden mentor. A policy that permits everything, such as those of certjob_worker, hides no row. Restrictive policies
+-- are certjob's own and do not concern a run.
 SELECT DISTINCT class.relname::text
 FROM unnest(%(tables)s::text[], %(privileges)s::text[]) AS needed (table_name, privilege)
 JOIN pg_class AS class ON class.oid = to_regclass('certjob.' || needed.table_name)
@@ -58,8 +56,8 @@ WHERE row_security_active(class.oid)
 ORDER BY class.relname::text
 
 -- name: list_excess_rights
--- Rights of Supabase's roles, or of everyone, that set_up_rights does not grant. Its grants to the role authenticated are
--- repeated here. With others a coordinator could change a derived column, such as the day of the next review.
+-- The rights of Supabase's roles, or of everyone, that set_up_rights does not grant. With such a right a coordinator
+-- could change a derived column, such as review_on. The list repeats the grants to the role authenticated.
 WITH granted (role, what, object, columns) AS (
     SELECT acl.grantee, acl.privilege_type, class.relname::text, NULL::text
     FROM pg_class AS class
@@ -95,7 +93,7 @@ WITH granted (role, what, object, columns) AS (
         ('UPDATE', '{mentor_pauses}', '{lifted_at,lifted_by}'),
         ('EXECUTE', '{request_portal_resync,coordinator_organisation_id,user_id,contact_is_taken}', '{}')
 )
-SELECT DISTINCT coalesce(role.rolname::text, 'everyone') AS role, granted.what, granted.object
+SELECT DISTINCT coalesce(role.rolname::text, 'everyone') || ': ' || granted.what || ' on ' || granted.object
 FROM granted
 LEFT JOIN pg_roles AS role ON role.oid = granted.role
 WHERE (granted.role = 0 OR role.rolname IN ('anon', 'authenticated'))
@@ -105,22 +103,18 @@ WHERE (granted.role = 0 OR role.rolname IN ('anon', 'authenticated'))
             AND granted.object = ANY (allowed.objects)
             AND (allowed.columns = '{}' OR granted.columns = ANY (allowed.columns))
     )
-ORDER BY 1, 2, 3
+ORDER BY 1
 
 -- name: list_setup_gaps
--- What an organisation still lacks, as far as one can see from outside.
 SELECT
     o.slug,
+    o.portal IS NOT NULL AS has_portal,
     EXISTS (SELECT FROM coordinators AS c WHERE c.organisation_id = o.id) AS has_coordinator,
     coalesce(o.contact_email, '') <> '' OR coalesce(o.contact_phone, '') <> '' AS has_contact,
-    CASE WHEN o.portal IS NULL THEN 0 ELSE (
+    (
         SELECT count(*)
         FROM mentors AS m
         WHERE m.organisation_id = o.id AND m.left_at IS NULL AND m.dynamics_contact_id IS NULL
-    ) END AS without_contact_id
+    ) AS without_contact_id
 FROM organisations AS o
 ORDER BY o.slug
-
--- name: list_portal_organisations
--- Every organisation, and whether the portal must be reached for its mentors.
-SELECT o.slug, o.portal IS NOT NULL AS has_portal FROM organisations AS o ORDER BY o.slug

@@ -1,6 +1,6 @@
 -- name: read_explained_mentor
--- review_on is not finite if the review is due at once, or never. The app can write a time that only PostgreSQL can
--- hold, such as infinity: it becomes the nearest one that Python can hold.
+-- review_on is infinite if the review is due now, or never. The app can write times that Python cannot hold, such as
+-- infinity; they become the nearest one that it can.
 SELECT m.id, m.member_no, m.full_name, nullif(btrim(m.email), '') AS email, m.dynamics_contact_id,
     CASE WHEN m.left_at IS NOT NULL THEN greatest('0002-01-01', least(m.left_at, '9998-12-31')) END AS left_at,
     o.slug AS organisation, o.name AS organisation_name,
@@ -10,9 +10,9 @@ FROM mentors AS m
 JOIN organisations AS o ON o.id = m.organisation_id
 WHERE m.id = %(mentor_id)s
 
--- name: read_certificate_notes
--- When each certificate was revoked, and the day of the review that stored its status. Times: see read_explained_mentor.
-SELECT c.id,
+-- name: read_explained_certificates
+-- stored_on is the date of the review that stored the status. Times: see read_explained_mentor.
+SELECT c.id, c.kind, c.issued_on, c.expires_on, c.status AS stored_status,
     CASE WHEN c.revoked_at IS NOT NULL THEN greatest('0002-01-01', least(c.revoked_at, '9998-12-31')) END AS revoked_at,
     (
         SELECT t.as_of
@@ -23,6 +23,7 @@ SELECT c.id,
     ) AS stored_on
 FROM certificates AS c
 WHERE c.mentor_id = %(mentor_id)s
+ORDER BY c.kind COLLATE "C", c.issued_on, c.expires_on
 
 -- name: read_pause_history
 -- The open pauses, then the latest lifted ones. Times: see read_explained_mentor.
@@ -35,7 +36,6 @@ ORDER BY p.lifted_at DESC NULLS FIRST, p.paused_at DESC
 LIMIT 20
 
 -- name: read_logged_reminders
--- A mentor's reminders, earlier cycles too.
 SELECT l.id, l.threshold_days, l.cert_id AS certificate_id, l.expires_on, l.status, l.attempts, l.queued_at, l.sent_at,
     l.maybe_sent, l.last_error AS error, CASE WHEN l.last_error IS NOT NULL THEN l.failure_code END AS code,
     l.next_attempt_at, l.claim_token IS NOT NULL AND l.next_attempt_at > now() AS is_claimed, l.history AS earlier
@@ -47,7 +47,8 @@ ORDER BY l.expires_on, l.cert_id, l.threshold_days DESC
 SELECT o.portal IS NOT NULL AS has_portal, m.portal_visible AS wanted,
     CASE WHEN m.portal_visible AND m.certified_until > '0001-01-01' THEN least(m.certified_until, '2099-12-31') END
         AS visible_until,
-    confirmed.visible AS confirmed, confirmed.delivered_at AS confirmed_at, r.read_at, m.dynamics_contact_id = ANY (r.visible) AS was_shown,
+    confirmed.visible AS confirmed, confirmed.delivered_at AS confirmed_at,
+    r.read_at, m.dynamics_contact_id = ANY (r.visible) AS was_shown,
     (
         SELECT count(*) FROM dynamics_sync_failures AS d WHERE d.mentor_id = m.id AND d.resolved_at IS NOT NULL
     ) AS resolved_failures

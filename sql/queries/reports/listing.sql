@@ -1,6 +1,5 @@
 -- name: find_mentors_to_list
--- A chunk of the mentors who may be asked for, by id; conditions that need the rules are left to the rules. An address of
--- blanks is none.
+-- One chunk. The rules check the other conditions.
 SELECT m.id, m.full_name
 FROM mentors AS m
 JOIN organisations AS o ON o.id = m.organisation_id
@@ -10,11 +9,11 @@ WHERE m.id > %(after)s
     AND (NOT %(without_contact_id)s OR (o.portal IS NOT NULL AND m.dynamics_contact_id IS NULL))
     AND (NOT %(without_address)s OR btrim(coalesce(m.email, '')) = '')
     AND (
-        %(first_day)s::date IS NULL
+        %(within_days)s::integer IS NULL
         OR EXISTS (
             SELECT
             FROM certificates AS c
-            WHERE c.mentor_id = m.id AND c.expires_on BETWEEN %(first_day)s AND %(last_day)s
+            WHERE c.mentor_id = m.id AND abs(c.expires_on - %(today)s) <= %(within_days)s
         )
     )
 ORDER BY m.id

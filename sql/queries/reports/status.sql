@@ -1,22 +1,11 @@
 -- name: list_last_runs
--- The last few runs of each command: the delivery every 15 minutes must not push the nights off the page; and the last one
--- in a week that failed, and that never ended, however many came after it: an hourly night must not hide them. A run that
--- has not finished is alive as long as it updates last_seen_at.
+-- The last runs of each command, because a delivery runs every 15 minutes. Also the last run that failed, and the last
+-- that did not end, of the last seven days. An unfinished run has died if it does not update last_seen_at.
 SELECT
     id AS run_id, command, organisation, host, version, as_of, started_at, last_seen_at, finished_at, outcome, lines,
     round(extract(epoch FROM greatest(ended_at - started_at, interval '0')), 3)::float8 AS duration_seconds
 FROM (
-    SELECT
-        id,
-        command,
-        organisation,
-        host,
-        version,
-        as_of,
-        started_at,
-        last_seen_at,
-        finished_at,
-        lines,
+    SELECT id, command, organisation, host, version, as_of, started_at, last_seen_at, finished_at, lines,
         coalesce(outcome, CASE WHEN is_silent THEN 'died' ELSE 'running' END) AS outcome,
         coalesce(finished_at, CASE WHEN is_silent THEN last_seen_at ELSE now() END) AS ended_at,
         row_number() OVER (PARTITION BY command ORDER BY started_at DESC) AS number,
@@ -25,16 +14,11 @@ FROM (
     CROSS JOIN LATERAL (SELECT last_seen_at < now() - %(silence)s::interval AS is_silent) AS life
 ) AS numbered
 WHERE number <= %(limit)s
-    OR (
-        number_of_outcome = 1
-        AND outcome NOT IN ('ok', 'attention')
-        AND started_at > now() - interval '7 days'
-    )
+    OR (number_of_outcome = 1 AND outcome NOT IN ('ok', 'attention') AND started_at > now() - interval '7 days')
 ORDER BY started_at DESC, id
 
 -- name: read_last_good_run
--- The last night over all organisations that came to its end, with how long ago that is by the database's own clock. One
--- that ended in the future was recorded by a wrong clock, and would be the last good one for as long.
+-- A wrong clock recorded runs that end in the future. Until then, such a run would be the last good one.
 SELECT id AS run_id, finished_at, greatest(extract(epoch FROM now() - finished_at), 0)::bigint AS age_seconds
 FROM job_runs
 WHERE command = 'run' AND organisation IS NULL AND outcome IN ('ok', 'attention')
@@ -43,14 +27,13 @@ ORDER BY finished_at DESC
 LIMIT 1
 
 -- name: list_optional_kinds
--- Every kind that some organisation does without.
 SELECT DISTINCT kind FROM organisations AS o CROSS JOIN LATERAL unnest(o.optional_kinds) AS kind
 
 -- name: find_without_certificate
--- Active mentors who have never held a certificate of a kind that counts: the first five, and how many there are. Of a million mentors few can
--- be such: who is due, who never will be, who has a certificate that has not begun or is of a kind that is optional
--- somewhere. Everybody else has a day of review ahead, which only a certificate gives that has begun and counts. The
--- optional kinds are given, not joined: the planner knows then how many certificates that are.
+-- The first five active mentors who have never held a certificate that counts, and the number of all. Few of a million
+-- mentors are candidates: mentors who are due or never will be, and holders of a certificate that has not begun or is of
+-- a kind that is optional somewhere. All others have a later review, which only a certificate that counts can cause. The
+-- optional kinds are a parameter, because the planner can then estimate the number of these certificates.
 WITH candidate AS (
     SELECT id, organisation_id, member_no
     FROM mentors
@@ -76,7 +59,7 @@ ORDER BY o.slug, m.member_no
 LIMIT 5
 
 -- name: count_coming_reviews
--- How many mentors each of the coming nights will look at; today's has whoever is overdue, too. One range of one index.
+-- Today includes all overdue mentors. The condition is one range of an index.
 SELECT greatest(review_on, %(today)s::date) AS due_on, count(*) AS mentors
 FROM mentors
 WHERE review_on < %(until)s
