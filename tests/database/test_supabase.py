@@ -80,7 +80,7 @@ def test_check_lists_each_excess_right_until_the_next_migrate(owner: Connection)
     """`db migrate` revokes all of them."""
 
     def found() -> set[str]:
-        return {f"{role}: {what} on {name}" for role, what, name in database.fetch(owner, "list_excess_rights")}
+        return {row[0] for row in database.fetch(owner, "list_excess_rights")}
 
     assert found() == set()
     for excess, grant in EXCESS.items():

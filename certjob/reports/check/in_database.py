@@ -37,6 +37,7 @@ NEEDED_RIGHTS = {
     "job_runs": ("SELECT", "INSERT", "UPDATE"),
     "alerts": ("SELECT",),
     "current_alerts": ("EXECUTE",),
+    "contact_is_taken": ("EXECUTE",),
 }
 """The rights that a run needs. `load`, `organisation set` and `db migrate` need more."""
 

@@ -12,7 +12,12 @@ SELECT
 SELECT needed.privilege || ' on ' || needed.table_name
 FROM unnest(%(tables)s::text[], %(privileges)s::text[]) WITH ORDINALITY AS needed (table_name, privilege, position)
 WHERE CASE needed.privilege
-    WHEN 'EXECUTE' THEN NOT has_function_privilege('certjob.current_alerts(date)', 'EXECUTE')
+    WHEN 'EXECUTE' THEN NOT EXISTS (
+        SELECT
+        FROM pg_proc AS function
+        WHERE function.proname = needed.table_name AND has_function_privilege(function.oid, 'EXECUTE')
+            AND function.pronamespace IN ('certjob'::regnamespace, 'certjob_private'::regnamespace)
+    )
     ELSE NOT has_any_column_privilege('certjob.' || needed.table_name, needed.privilege)
 END
 ORDER BY needed.position
@@ -32,7 +37,7 @@ SELECT count(*), max(finished_at) FROM job_runs WHERE finished_at > clock_timest
 -- are certjob's own and do not concern a run.
 SELECT DISTINCT class.relname::text
 FROM unnest(%(tables)s::text[], %(privileges)s::text[]) AS needed (table_name, privilege)
-JOIN pg_class AS class ON class.oid = to_regclass('certjob.' || needed.table_name)
+JOIN pg_class AS class ON class.relname = needed.table_name AND class.relnamespace = 'certjob'::regnamespace
 WHERE row_security_active(class.oid)
     AND NOT EXISTS (
         SELECT
