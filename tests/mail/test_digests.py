@@ -24,7 +24,7 @@ from tests.mail.conftest import CUT, DOWN, REFUSED, Messages, Nights, day
 from tests.support.channels import digest_mail, run_stage
 from tests.support.facts import TODAY
 from tests.support.mails import breakable
-from tests.support.nights import FlakyPortal, NoProgress, delivery, in_background, night
+from tests.support.nights import FlakyPortal, NoProgress, delivery, night
 
 NAMES = ("Kari", "Ola", "Pia", "Tor")
 
@@ -178,22 +178,6 @@ def test_digest_has_everything_since_the_last_one(desk: Nights) -> None:
     assert told(morning, noon, tomorrow, desk.digests(5)) == ["Kari", "-", "Ola", "Kari Pia Tor"]
     assert rows(desk) == [(0, "sent"), (1, "sent"), (5, "sent")]
     assert desk.rows("SELECT count(sent_at) FROM coordinator_digests") == [(3,)]
-
-
-def test_concurrent_runs_send_each_digest_once(desk: Nights, database_url: str) -> None:
-    """Three runs for two coordinators."""
-    desk.ended("Kari")
-    desk.coordinator("zoe@example.org")
-
-    def run() -> None:
-        with database.connect(database_url) as own:
-            desk.digests(on=own)
-
-    with in_background(run), in_background(run):
-        run()
-    deliver(desk)
-
-    assert sorted(page.to for page in desk.channel.sent) == ["berit@example.org", "zoe@example.org"]
 
 
 def test_run_of_one_organisation_queues_only_its_digests(desk: Nights, nhf: UUID) -> None:
@@ -446,22 +430,6 @@ def test_missing_run_is_news_once_a_week(desk: Nights) -> None:
     assert breakable(pages[2].subject) == "Urgent: no check since 10 March (HLF)"
     ended = "1 certificate has expired since then, and the peer mentor may still be visible on the portal."
     assert f"10 March. {ended} Please tell the people who run the system.\n" in breakable(pages[2].text)
-
-
-def test_digest_counts_acknowledged_alerts(desk: Nights) -> None:
-    """It does not list them, and names the day on which the first returns."""
-    desk.ended("Kari")
-    refusing = FlakyPortal(failures=99, error=lambda: PermanentPortalError("404"))
-    desk.night(portal=refusing, channel=None)
-    ((alert_id, cause),) = desk.rows("SELECT alert_id, cause FROM current_alerts(%s) WHERE member_no <> ''", TODAY)
-    desk.facts.insert(
-        "acknowledgements", alert_id=alert_id, cause=cause, because="known", until=day(5), acknowledged_by="ops"
-    )
-
-    (page,) = desk.digests(1, portal=refusing)
-
-    assert "Dynamics" not in page.text
-    assert "1 sak er satt på vent til 16. mars og er ikke med her." in breakable(page.text)
 
 
 class ProcessDiedError(Exception):
