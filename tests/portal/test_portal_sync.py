@@ -142,9 +142,14 @@ def test_failed_rounds_are_one_failure_until_a_push_succeeds(scene: Scene) -> No
     assert (scene.rows(FAILURE), scene.rows("SELECT kind FROM alerts")) == ([resolved], [])
     assert scene.rows("SELECT status, last_error FROM portal_sync_events") == [("delivered", None)]
 
+    resolved_at = "SELECT resolved_at FROM dynamics_sync_failures WHERE id = 1"
+    before = scene.rows(resolved_at)
     scene.wish(hidden, visible=True)
     scene.push(RESET)
     assert scene.rows(FAILURE) == [resolved, ("transient", 3, "reset", False)]
+    scene.make_due()
+    scene.push()
+    assert scene.rows(resolved_at) == before
 
 
 def test_failure_of_a_locked_mentor_is_recorded_with_the_next(scene: Scene) -> None:
@@ -299,8 +304,9 @@ def test_early_end_of_a_stage_is_the_reason_of_every_open_hide(scene: Scene) -> 
 
 
 def test_early_end_of_a_stage_does_not_replace_a_mentors_own_failure(scene: Scene) -> None:
-    """The mentor's own failure says more than a deadline."""
+    """The mentor's own failure replaces an earlier reason, and says more than a later deadline."""
     scene.hidden()
+    scene.service.record_stage_end("portal: earlier", end=StageEnd.DEADLINE)
     scene.push(RESET)
 
     scene.service.record_stage_end("portal: later", end=StageEnd.DEADLINE)
