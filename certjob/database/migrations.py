@@ -66,8 +66,8 @@ def status(connection: Connection, directory: Path | None = None) -> list[Migrat
 def require_current(connection: Connection) -> None:
     """Raise SchemaError unless exactly the migrations of this certjob are applied.
 
-    Raises DatabaseUnavailableError if another session has locked a table. Otherwise later statements outside a
-    transaction would wait for that session without a message.
+    Raises DatabaseUnavailableError if another session has locked a table, because the error of a later statement would
+    not name the table and the session.
     """
     try:
         with database.transaction(connection, lock_timeout_ms=READ_LOCK_TIMEOUT_MS):
