@@ -24,7 +24,7 @@ from certjob.mail.reminder_mail import ReminderMail
 from certjob.mail.stage import MailCounts, MailStage
 from certjob.outbox.calls import Calls
 from certjob.outbox.claims import StageStop
-from certjob.outbox.open_work import read_open_work
+from certjob.outbox.open_work import MAIL_KINDS, PORTAL_KINDS, read_open_work
 from certjob.outbox.retry import RetryPolicy
 from certjob.portal.push import PORTAL_POLICY
 from certjob.portal.stage import CONCURRENCY, LONGEST_PAUSE_SECONDS, PortalStage
@@ -201,7 +201,7 @@ class Deliveries:
             today=lambda: None if self._wrong_day else max(report.today, delivery.today()),
             concurrency=delivery.concurrency,
             longest_pause_seconds=delivery.longest_pause_seconds,
-            on_progress=self._phase("Pushing to the portal", "portal_hides", "portal_shows"),
+            on_progress=self._phase("Pushing to the portal", *PORTAL_KINDS),
             counts=report.portal,
         )
         return stage.run(deadline_seconds=seconds)
@@ -217,7 +217,7 @@ class Deliveries:
 
     def _missing_portal(self) -> StageStop | None:
         open_work = read_open_work(self._connection)
-        if not (open_work["portal_hides"].open or open_work["portal_shows"].open):
+        if not any(open_work[kind].open for kind in PORTAL_KINDS):
             return None
         reason = "CERTJOB_PORTAL_URL is not set"  # alerts and digests have it for each open hide
         self._portal.record_stage_end(reason, end=StageEnd.NO_URL)
@@ -269,7 +269,7 @@ class Deliveries:
 
     def _missing_channel(self) -> StageStop | None:
         open_work = read_open_work(self._connection)
-        if not (open_work["reminders"].pending or open_work["digests"].pending):
+        if not any(open_work[kind].open for kind in MAIL_KINDS):
             return None
         return StageStop(
             stage="mail", code=StageEnd.NO_URL, reason="CERTJOB_NOTIFY_URL is not set; the mails stay pending"

@@ -6,8 +6,9 @@ from datetime import datetime
 from certjob import database
 from certjob.database import Connection
 
+PORTAL_KINDS = ("portal_hides", "portal_shows")
 MAIL_KINDS = ("reminders", "digests")
-KINDS = ("portal_hides", "portal_shows", *MAIL_KINDS)
+KINDS = (*PORTAL_KINDS, *MAIL_KINDS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

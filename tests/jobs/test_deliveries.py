@@ -80,14 +80,13 @@ def test_crash_of_the_portal_stage_does_not_stop_the_mail(due: Scene) -> None:
     assert "LookupError" in report.to_document()["error"]["message"]
 
 
-@pytest.mark.parametrize("has_url", [True, False], ids=["client_cannot_be_made", "no_url"])
-def test_open_hide_without_a_portal_client_is_an_alert(due: Scene, has_url: bool) -> None:
-    """The stage ends before it claims any push."""
+def test_open_hide_without_a_portal_client_is_an_alert(due: Scene) -> None:
+    """The stage crashes before it claims any push."""
 
     def make_portal() -> NoReturn:
         raise LookupError
 
-    due.night(ways_out=replace(delivery(), make_portal=make_portal if has_url else None))
+    due.night(ways_out=replace(delivery(), make_portal=make_portal))
 
     assert due.rows("SELECT failure_code FROM dynamics_sync_failures") == [("portal_stopped",)]
 
@@ -145,73 +144,61 @@ def test_deliver_prints_only_new_failures(scene: Scene, certjob: Certjob, ways_o
             scene.certified(TODAY - timedelta(days=40))
         scene.night(today=today(), deliver=False)
 
-    def deliver() -> str:
+    def printed() -> str:
         scene.make_due()
         result = certjob("deliver", **ways_out)
         assert (result.returncode, result.stdout) == (3 if result.stderr else 0, "")
         return result.stderr.removeprefix("certjob deliver: ").removesuffix("; see `certjob alerts`\n")
 
     mentors_expire(2)
-    assert [deliver() for _ in range(3)] == ["2 portal pushes failed", "", ""]
+    assert [printed() for _ in range(3)] == ["2 portal pushes failed", "", ""]
     assert len(scene.portal.requests) == 3 * 2 * 3  # deliveries, mentors, calls
     assert certjob("alerts").returncode == 3
     mentors_expire(1)
-    assert [deliver() for _ in range(2)] == ["1 portal push failed", ""]
+    assert [printed() for _ in range(2)] == ["1 portal push failed", ""]
     scene.portal.then(error(404, "contact_not_found"))
     scene.portal.default = ok()
-    assert deliver() == "1 portal push failed"
+    assert printed() == "1 portal push failed"
+
+
+def deliver(due: Scene, *, mail: str | None, function: str | None = None) -> list[str]:
+    """Deliver with these errors of the mail server and of the Edge Function; return the reasons for attention."""
+    due.channel.on_send = lambda _message: ChannelDownError(mail) if mail else None
+    due.portal.default = error(500, "misconfigured", message=function) if function else ok()
+    return due.deliver(due.portal, channel=due.channel).reasons
 
 
 def test_deliver_prints_only_new_reasons_of_stages(due: Scene) -> None:
     """A reason with the same code and other words is new, but not with another session number."""
     due.night(deliver=False)
 
-    def deliver(mail: str, function: str) -> list[str]:
-        due.channel.on_send = lambda _message: ChannelDownError(f"refused ({mail})")
-        due.portal.default = error(500, "misconfigured", message=function)
-        report = due.deliver(due.portal, channel=due.channel)
-        return [line.partition("(")[2].partition(")")[0] for line in report.reasons]
+    def causes(mail: str, function: str) -> list[str]:
+        reasons = deliver(due, mail=f"refused ({mail})", function=function)
+        return [line.partition("(")[2].partition(")")[0] for line in reasons]
 
     expired, narrow = "the secret has expired", "the role is too narrow"
-    assert deliver("550 sender, session a1", expired) == [expired, "550 sender, session a1"]
-    assert deliver("550 sender, session b2", expired) == []
-    assert deliver("535 login", expired) == ["535 login"]
-    assert deliver("535 login", narrow) == [narrow]
-    assert deliver("535 login", narrow) == []
-
-
-def test_delivery_with_nothing_to_do_does_not_end_a_reason(due: Scene) -> None:
-    """It does not show that the mail server is back."""
-    due.night(deliver=False)
-    due.channel.on_send = lambda _message: ChannelDownError("refused")
-    mails = ("cert_notification_log", "coordinator_digests")
-
-    reasons = []
-    for _ in range(3):
-        reasons.append(due.deliver(due.portal, channel=due.channel).reasons)
-        for table in mails:
-            due.run_sql(f"UPDATE {table} SET next_attempt_at = now() + interval '1 hour'")
-        reasons.append(due.deliver(due.portal, channel=due.channel).reasons)
-        for table in mails:
-            make_due(due.facts, table)
-
-    assert reasons == [MAIL_IS_DOWN, [], [], [], [], []]
+    assert causes("550 sender, session a1", expired) == [expired, "550 sender, session a1"]
+    assert causes("550 sender, session b2", expired) == []
+    assert causes("535 login", expired) == ["535 login"]
+    assert causes("535 login", narrow) == [narrow]
+    assert causes("535 login", narrow) == []
 
 
 def test_reason_is_printed_again_after_its_end_and_on_the_next_day(due: Scene) -> None:
-    """A message that was sent ends the reason."""
+    """A message that was sent ends it. A delivery with nothing to do does not end it."""
     due.night(deliver=False)
+    assert deliver(due, mail="refused") == MAIL_IS_DOWN
+    for table in ("cert_notification_log", "coordinator_digests"):
+        due.run_sql(f"UPDATE {table} SET next_attempt_at = now() + interval '1 hour'")
+    assert deliver(due, mail="refused") == []
+    make_due(due.facts, "cert_notification_log")
+    assert [deliver(due, mail="refused"), deliver(due, mail=None)] == [[], []]
 
-    def deliver(fault: Exception | None) -> list[str]:
-        due.channel.on_send = lambda _message: fault
-        return due.deliver(due.portal, channel=due.channel).reasons
-
-    refused = ChannelDownError("refused")
-    assert [deliver(refused), deliver(refused), deliver(None)] == [MAIL_IS_DOWN, [], []]
     due.run_sql("UPDATE cert_notification_log SET status = 'pending', next_attempt_at = now()")
-    assert deliver(refused) == MAIL_IS_DOWN
+
+    assert deliver(due, mail="refused") == MAIL_IS_DOWN
     due.run_sql("UPDATE job_runs SET as_of = as_of - 1")
-    assert deliver(refused) == MAIL_IS_DOWN
+    assert deliver(due, mail="refused") == MAIL_IS_DOWN
 
 
 def test_lines_lost_on_a_full_disk_are_printed_by_the_next_run(
@@ -224,10 +211,10 @@ def test_lines_lost_on_a_full_disk_are_printed_by_the_next_run(
         subprocess.run(command, env=environment, stderr=full, check=False, timeout=60)
     ours = {"CERTJOB_PORTAL_URL": "", "CERTJOB_PORTAL_KEY": ""}
 
-    printed = [certjob("run", **ours).stderr for _ in range(2)]
+    outputs = [certjob("run", **ours).stderr for _ in range(2)]
 
     line = "1 mentor may still be visible on the portal; see `certjob alerts`"
-    assert [f"certjob run: {line}\n" in each for each in printed] == [True, False]
+    assert [f"certjob run: {line}\n" in each for each in outputs] == [True, False]
     runs = json.loads(certjob("status", "--json").stdout)["runs"]
     assert [line in run["lines"] for run in runs] == [True, True, True]
 
