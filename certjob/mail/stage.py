@@ -6,7 +6,7 @@ The queue knows reminders and digests. This module decides whether a failure con
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic
 
 from certjob.errors import ChannelDownError, NotifyError, OutcomeUnknownError, RecipientRefusedError, StageEnd
@@ -21,7 +21,13 @@ logger = logging.getLogger(__name__)
 
 REFUSALS_IN_A_ROW = 5
 UNKNOWN_IN_A_ROW = 3
-CHANNEL_TRIES = 3
+CHANNEL_POLICY = RetryPolicy(
+    max_attempts=3,
+    backoff=exponential(base_seconds=0.5, cap_seconds=5),
+    deadline_seconds=120,
+    is_transient=lambda error: isinstance(error, ChannelDownError),
+    retry_after=lambda error: getattr(error, "retry_after_seconds", None),
+)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -34,36 +40,19 @@ class MailCounts:
     lost: int = 0
 
 
+@dataclass(slots=True)
 class MailStage(Generic[Item]):
     """Sends the due messages of a queue until none is left, the deadline has passed, or the channel is down."""
 
-    def __init__(
-        self,
-        queue: MailQueue[Item],
-        *,
-        channel: Channel,
-        calls: Calls,
-        stop: StopFlag,
-        on_progress: Callable[[int], None] | None = None,
-        is_open: Callable[[], bool] = lambda: True,
-        counts: MailCounts,
-    ) -> None:
-        self._queue = queue
-        self._channel = channel
-        self._calls = calls
-        self._stop = stop
-        self._on_progress = on_progress
-        self._is_open = is_open
-        self._counts = counts
-        self._refused: list[Item] = []
-        self._unknown_in_a_row = 0
-        self._tries = RetryPolicy(
-            max_attempts=CHANNEL_TRIES,
-            backoff=exponential(base_seconds=0.5, cap_seconds=5),
-            deadline_seconds=120,
-            is_transient=lambda error: isinstance(error, ChannelDownError),
-            retry_after=lambda error: getattr(error, "retry_after_seconds", None),
-        )
+    queue: MailQueue[Item]
+    channel: Channel
+    calls: Calls
+    stop: StopFlag
+    counts: MailCounts
+    on_progress: Callable[[int], None] = lambda _sent: None
+    is_open: Callable[[], bool] = lambda: True
+    _refused: list[Item] = field(default_factory=list, init=False)
+    _unknown_in_a_row: int = field(default=0, init=False)
 
     def run(self, *, deadline_seconds: float) -> StageStop | None:
         """Send, and return why the stage stopped early, or None. Outside the mail hours it sends no message.
@@ -73,61 +62,60 @@ class MailStage(Generic[Item]):
         deadline_at = time.monotonic() + deadline_seconds
         early: StageStop | None = None
         while early is None:
-            self._stop.check()
-            if not self._is_open():
+            self.stop.check()
+            if not self.is_open():
                 return None
-            item, lease = self._queue.claim()
+            item, lease = self.queue.claim()
             if item is None:
                 return None
             message = self._write(item)
-            if self._stop.is_set() or time.monotonic() >= deadline_at:
+            if self.stop.is_set() or time.monotonic() >= deadline_at:
                 if message is not None:
-                    self._queue.settle(item, RELEASED)
+                    self.queue.settle(item, RELEASED)
                 early = _stopped(StageEnd.DEADLINE, "the time for deliveries is over; the rest stays pending")
             elif message is not None:
                 early = self._deliver(item, lease, message)
-        self._stop.check()  # a signal also ends the attempts, and is then the reason
+        self.stop.check()  # a signal also ends the attempts, and is then the reason
         return early
 
     def _write(self, item: Item) -> OutgoingMessage | None:
         """Return the message. If there is none, the queue has settled or released the row."""
-        draft = self._queue.draft(item)
+        draft = self.queue.draft(item)
         if not isinstance(draft, Settlement):
             return draft
-        self._counts.cancelled += draft.status == "cancelled"
-        self._counts.failed += draft.status == "failed"
+        self.counts.cancelled += draft.status == "cancelled"
+        self.counts.failed += draft.status == "failed"
         return None
 
     def _deliver(self, item: Item, lease: Lease, message: OutgoingMessage) -> StageStop | None:
         """Send and settle one message. After an unexpected error its claim stays until the lease expires."""
         try:
-            self._calls.make(self._send(message, lease))
+            self.calls.make(self._send(message, lease))
         except ChannelDownError as error:  # it was not sent; the next stage tries it after the others
-            self._queue.settle(item, RELEASED)
+            self.queue.settle(item, RELEASED)
             return _stopped(StageEnd.CHANNEL_DOWN, f"{error}; the rest stays pending", fault=str(error))
         except RecipientRefusedError as error:
             return self._settle_refusal(item, error, address=message.to)
         except NotifyError as error:
             return self._settle_later(item, error)
         self._reset()
-        answer = self._queue.settle(item, Settlement(status="sent"))
-        self._counts.sent += answer is Answer.SETTLED
-        self._counts.lost += answer is Answer.LOST
-        if self._on_progress:
-            self._on_progress(self._counts.sent)
+        answer = self.queue.settle(item, Settlement(status="sent"))
+        self.counts.sent += answer is Answer.SETTLED
+        self.counts.lost += answer is Answer.LOST
+        self.on_progress(self.counts.sent)
         return None
 
     async def _send(self, message: OutgoingMessage, lease: Lease) -> None:
         """Send one message, up to three times while the channel is down. No attempt may outlast the lease."""
 
         async def attempt() -> None:
-            if not lease.fits(self._channel.worst_case_seconds):
+            if not lease.fits(self.channel.worst_case_seconds):
                 unfit = "a message can take longer than its lease, or this process stood still"
                 raise ChannelDownError(unfit)
-            await self._channel.send(message)
+            await self.channel.send(message)
 
         try:
-            await self._tries.call(attempt, stop=self._calls.stopped)
+            await CHANNEL_POLICY.call(attempt, stop=self.calls.stopped)
         except NotifyError as error:
             _log(message, "message_not_sent", cause=type(error).__name__)
             raise
@@ -143,7 +131,7 @@ class MailStage(Generic[Item]):
             delay_seconds=seconds_to_next_round(item.attempts),
             maybe_sent=maybe_sent,
         )
-        self._counts.lost += self._queue.settle(item, later) is Answer.LOST
+        self.counts.lost += self.queue.settle(item, later) is Answer.LOST
         if not maybe_sent:
             self._reset()
             return None
@@ -155,16 +143,16 @@ class MailStage(Generic[Item]):
 
     def _settle_refusal(self, item: Item, error: RecipientRefusedError, *, address: str) -> StageStop | None:
         """Store a refusal. Five in a row end the stage and are all undone, because the server is at fault."""
-        answer = self._queue.refuse(item, error, address=address)
-        self._counts.lost += answer is Answer.LOST
+        answer = self.queue.refuse(item, error, address=address)
+        self.counts.lost += answer is Answer.LOST
         if answer is Answer.SETTLED:
-            self._counts.failed += 1
+            self.counts.failed += 1
             self._refused.append(item)
         if len(self._refused) < REFUSALS_IN_A_ROW:
             return None
         delay_seconds = seconds_to_next_round(max(item.attempts for item in self._refused))
-        self._queue.reopen_refused(self._refused, delay_seconds=delay_seconds)
-        self._counts.failed -= len(self._refused)
+        self.queue.reopen_refused(self._refused, delay_seconds=delay_seconds)
+        self.counts.failed -= len(self._refused)
         self._refused.clear()
         reason = f"{REFUSALS_IN_A_ROW} messages in a row were refused (last: {error}); they and the rest stay pending"
         return _stopped(StageEnd.ALL_REFUSED, reason)

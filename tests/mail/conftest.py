@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import date, timedelta
 from typing import Any
 from uuid import UUID
@@ -142,7 +143,7 @@ def desk(facts: Facts) -> Nights:
 @pytest.fixture(autouse=True)
 def no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Skip the seconds between the attempts on a channel that is down."""
-    monkeypatch.setattr(stage, "exponential", lambda **_: lambda _attempt: 0.0)
+    monkeypatch.setattr(stage, "CHANNEL_POLICY", replace(stage.CHANNEL_POLICY, backoff=lambda _attempt: 0.0))
 
 
 @pytest.fixture

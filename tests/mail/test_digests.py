@@ -370,29 +370,39 @@ def test_claimed_digest_is_left_alone_and_then_repeated(desk: Nights, ends: str)
     assert rows(desk) == [(number, "sent"), (number + 1, "sent")]
 
 
-def test_refused_digest_is_sent_again_after_a_correction(desk: Nights) -> None:
-    """At once, or the next day to the same address. Five refusals in a row are undone."""
+def test_refused_digest_is_an_alert_until_the_next_day(desk: Nights) -> None:
+    """The next day's digest reports the same."""
     desk.ended("Kari")
     desk.digests(fails=REFUSED)
     assert "1 digest was not delivered; see `certjob alerts`" in desk.report.reasons
     assert desk.rows("SELECT status, last_error FROM coordinator_digests") == [("failed", "550 no such user")]
     assert len(read_alerts(desk.connection, today=TODAY)) == 1
+
     assert told(desk.digests(1)) == ["Kari"]
-    assert len(read_alerts(desk.connection, today=TODAY)) == 0
 
-    desk.ended("Ola")
-    desk.digests(2, fails=REFUSED)
+    assert read_alerts(desk.connection, today=TODAY) == []
+
+
+def test_corrected_address_gets_the_refused_digest_at_once(desk: Nights) -> None:
+    """Another change of the coordinator does not send it."""
+    desk.ended("Kari")
+    desk.digests(fails=REFUSED)
     desk.execute("UPDATE coordinators SET full_name = 'Berit Bakke'")
-    assert rows(desk) == [(1, "sent"), (2, "failed")]
-    desk.execute("UPDATE coordinators SET email = 'new@example.org'")
-    assert [(page.to, page.repeat) for page in deliver(desk, 2)] == [("new@example.org", False)]
+    assert rows(desk) == [(0, "failed")]
 
-    desk.ended("Pia")
+    desk.execute("UPDATE coordinators SET email = 'new@example.org'")
+
+    assert [(page.to, page.repeat) for page in deliver(desk)] == [("new@example.org", False)]
+
+
+def test_five_refused_digests_stay_pending(desk: Nights) -> None:
+    """The server is at fault."""
+    desk.ended("Kari")
     for number in range(4):
         desk.coordinator(f"c{number}@example.org")
-    desk.digests(3, fails=REFUSED)
+    desk.digests(fails=REFUSED)
     assert [stop.code for stop in desk.report.stopped] == ["all_refused"]
-    assert rows(desk)[2:] == [(3, "pending")] * 5
+    assert rows(desk) == [(0, "pending")] * 5
 
 
 def test_digest_uses_the_current_name_address_and_language(desk: Nights, other: Connection) -> None:

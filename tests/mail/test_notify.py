@@ -56,13 +56,21 @@ def test_scheme_names_the_channel(url: str, kind: type, seconds: int) -> None:
     assert getattr(channel, "worst_case_seconds", None) == seconds
 
 
-def test_mail_server_has_the_usual_port(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("url", "port", "implicit_tls"),
+    [
+        ("smtp://a.example", 587, False),
+        ("smtp://a.example:2525", 2525, False),
+        ("smtp://localhost", 25, False),
+        ("smtp://[::1]", 25, False),
+        ("smtps://localhost", 465, True),
+    ],
+)
+def test_mail_server_has_the_usual_port(*, url: str, port: int, implicit_tls: bool) -> None:
     """587 for submission, 465 for implicit TLS, 25 on this machine."""
-    made: list[tuple[int, bool]] = []
-    monkeypatch.setattr(SmtpChannel, "__init__", lambda *_, port, implicit_tls, **__: made.append((port, implicit_tls)))
-    for host in ("smtp://a.example", "smtp://a.example:2525", "smtp://localhost", "smtp://[::1]", "smtps://localhost"):
-        opened(host)
-    assert made == [(587, False), (2525, False), (25, False), (25, False), (465, True)]
+    channel = opened(url)
+    assert isinstance(channel, SmtpChannel)
+    assert (channel.port, channel.implicit_tls) == (port, implicit_tls)
 
 
 def test_channel_of_the_settings_sends(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from typing import cast
 
 from aiosmtplib import SMTP, SMTPAuthenticationError, SMTPException, SMTPResponseException
@@ -39,6 +40,7 @@ BROKEN = (SMTPException, OSError, ValueError)
 ValueError."""
 
 
+@dataclass(repr=False, eq=False)
 class SmtpChannel:
     """A mail server.
 
@@ -55,30 +57,19 @@ class SmtpChannel:
     answer_seconds = 600.0
     """For the message."""
     messages_per_connection = 100
+
+    host: str
+    port: int
+    sender: MailAddress
+    bounce_address: MailAddress | None = None
+    """The envelope sender, if it is not ``sender``."""
+    implicit_tls: bool = False
+    user: str | None = None
+    password: SecretStr | None = None
     tls: ssl.SSLContext | None = None
     """Created for the first connection that needs it."""
-
-    def __init__(
-        self,
-        host: str,
-        *,
-        port: int,
-        sender: MailAddress,
-        bounce_address: MailAddress | None = None,
-        implicit_tls: bool = False,
-        user: str | None = None,
-        password: SecretStr | None = None,
-    ) -> None:
-        """Store the settings. The first ``send`` connects."""
-        self._host = host
-        self._port = port
-        self._sender = sender
-        self._bounce_address = bounce_address or sender
-        self._implicit_tls = implicit_tls
-        self._user = user
-        self._password = password or SecretStr("")
-        self._client: SMTP | None = None
-        self._messages_sent = 0
+    _client: SMTP | None = field(default=None, init=False)
+    _messages_sent: int = field(default=0, init=False)
 
     @property
     def worst_case_seconds(self) -> float:
@@ -87,7 +78,7 @@ class SmtpChannel:
 
     async def send(self, message: OutgoingMessage) -> None:
         """Send one message in one attempt; see ``Channel.send``."""
-        recipient, data = compose(message, sender=self._sender)
+        recipient, data = compose(message, sender=self.sender)
         client = await self._ready()
         try:
             wire = await self._announce(client, recipient=recipient)
@@ -112,8 +103,7 @@ class SmtpChannel:
 
     async def close(self) -> None:
         """Send QUIT and wait up to 5 seconds for the answer; see ``Channel.close``."""
-        client = self._client
-        transport = client.transport if client is not None else None
+        client, transport = self._client, self._client.transport if self._client is not None else None
         try:
             if client is not None:
                 with contextlib.suppress(*BROKEN):
@@ -153,34 +143,34 @@ class SmtpChannel:
 
     async def _connect(self) -> SMTP:
         # smtp:// requires STARTTLS, except on loopback without a login.
-        secured = self._implicit_tls or self._user is not None or self._host not in LOOPBACK_HOSTS
+        secured = self.implicit_tls or self.user is not None or self.host not in LOOPBACK_HOSTS
         if secured and self.tls is None:
             self.tls = ssl.create_default_context()
         self._client = client = SMTP(
-            hostname=self._host,
-            port=self._port,
+            hostname=self.host,
+            port=self.port,
             local_hostname=_client_name(),
             timeout=None,  # each phase has its own
-            use_tls=self._implicit_tls,
+            use_tls=self.implicit_tls,
             start_tls=False,
             tls_context=self.tls,
         )
         await client.connect()
         await client.ehlo()
-        if secured and not self._implicit_tls:
+        if secured and not self.implicit_tls:
             if not client.supports_extension("starttls"):
                 message = "the mail server offers no STARTTLS, without which certjob sends neither mail nor password"
                 next_step = "use smtps:// or a server with STARTTLS in CERTJOB_NOTIFY_URL"
                 raise ChannelDownError(message, next_step=next_step)
             await client.starttls()
             await client.ehlo()  # answers before TLS do not count (RFC 3207)
-        if self._user is not None:
-            await self._log_in(client, self._user)
+        if self.user is not None:
+            await self._log_in(client, self.user)
         return client
 
     async def _log_in(self, client: SMTP, user: str) -> None:
         """Log in with PLAIN or LOGIN, once. The ``login`` of aiosmtplib would try every mechanism, CRAM-MD5 first."""
-        password = self._password.get_secret_value()
+        password = self.password.get_secret_value() if self.password else ""
         try:
             if "plain" in client.server_auth_methods:
                 await client.auth_plain(user, password)
@@ -202,7 +192,7 @@ class SmtpChannel:
     async def _announce(self, client: SMTP, *, recipient: MailAddress) -> SMTPProtocol:
         """Send the envelope up to the 354 to DATA, and return the protocol that accepts the message."""
         wire = cast("SMTPProtocol", client.protocol)  # not None while connected
-        sender, options = f"FROM:<{self._bounce_address.specification}>".encode(), []
+        sender, options = f"FROM:<{(self.bounce_address or self.sender).specification}>".encode(), []
         if recipient.international:
             if not client.supports_extension("smtputf8"):
                 message = "the mail server takes no address with letters beyond ASCII before the @"

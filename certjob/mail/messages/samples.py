@@ -108,7 +108,7 @@ def _sections() -> dict[str, list[Words]]:
         ],
         "unreviewed": [mentor | {"since": _SINCE} for mentor in (named, unnamed)],
         "visible": pushes,
-        "hidden": pushes,
+        "hidden": [push for push in pushes if push["cause"] is not Cause.HIDE_BY_HAND],
         "paused": [
             named | {"reopened": False, "lapses": [expired]},
             named | {"reopened": True, "lapses": [expired | {"kind": "a"}, revoked]},
