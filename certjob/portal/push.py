@@ -105,7 +105,6 @@ async def push_once(
     if not lease.fits(policy.worst_case_seconds(CALL_DEADLINE_SECONDS)):  # the process was suspended
         return Push(event=event, outcome=PushOutcome.NOT_TRIED)
     errors: list[PortalCallError] = []  # one for each call
-    outcome, error = PushOutcome.DELIVERED, None
 
     async def call() -> None:
         if event.contact_id is None:
@@ -127,32 +126,28 @@ async def push_once(
     try:
         await policy.call(call, stop=stopped)
     except PortalCallError as cause:
-        error = _given_up(event, attempts=len(errors), cause=cause)
-        if isinstance(cause, PermanentPortalError):
-            outcome = PushOutcome.BLOCKED
-        elif isinstance(cause, PortalStageError):
-            outcome = PushOutcome.REFUSED
-        elif (cause.retry_after_seconds or 0.0) > policy.longest_retry_after_seconds:
-            outcome = PushOutcome.THROTTLED
-        else:
-            is_cut_short = stopped.is_set() and len(errors) < policy.max_attempts
-            outcome = PushOutcome.NOT_TRIED if is_cut_short else PushOutcome.FAILED
-    return Push(event=event, outcome=outcome, error=error)
+        is_cut_short = stopped.is_set() and len(errors) < policy.max_attempts
+        return _failed(event, cause, calls=len(errors), is_cut_short=is_cut_short, policy=policy)
+    return Push(event=event, outcome=PushOutcome.DELIVERED)
 
 
-def _given_up(event: PortalEvent, *, attempts: int, cause: PortalCallError) -> DynamicsSyncException:
+def _failed(event: PortalEvent, cause: PortalCallError, *, calls: int, is_cut_short: bool, policy: RetryPolicy) -> Push:
     who, step = f"mentor {event.member_no} ({event.mentor_id})", None
-    if isinstance(cause, PermanentPortalError) and not attempts:
-        message = f"{who} cannot be pushed: {cause}"
-        step = "add the contact ID in the app, then run the same command again"
-    elif isinstance(cause, PermanentPortalError):
-        message = f"the portal rejected {who}: {cause}"
+    if isinstance(cause, PermanentPortalError):
+        outcome, message = PushOutcome.BLOCKED, f"the portal rejected {who}: {cause}"
         step = "check the contact ID in the app and the contact in Dynamics, then run the same command again"
+        if not calls:
+            message = f"{who} cannot be pushed: {cause}"
+            step = "add the contact ID in the app, then run the same command again"
     elif isinstance(cause, PortalStageError):
-        message, step = f"no push can succeed: {cause.message}", cause.next_step
+        outcome, message, step = PushOutcome.REFUSED, f"no push can succeed: {cause.message}", cause.next_step
     else:
-        times = "1 call" if attempts == 1 else f"{attempts} calls"
+        times = "1 call" if calls == 1 else f"{calls} calls"
         message = f"the push of {who} failed after {times}: {cause}"
-    return DynamicsSyncException(
-        message, next_step=step, mentor_id=event.mentor_id, event_id=event.id, attempts=attempts, cause=cause
+        outcome = PushOutcome.NOT_TRIED if is_cut_short else PushOutcome.FAILED
+        if (cause.retry_after_seconds or 0.0) > policy.longest_retry_after_seconds:
+            outcome = PushOutcome.THROTTLED
+    error = DynamicsSyncException(
+        message, next_step=step, mentor_id=event.mentor_id, event_id=event.id, attempts=calls, cause=cause
     )
+    return Push(event=event, outcome=outcome, error=error)

@@ -46,7 +46,7 @@ class PortalStage:
         today: Callable[[], date | None],
         concurrency: int = CONCURRENCY,
         longest_pause_seconds: float = LONGEST_PAUSE_SECONDS,
-        on_progress: Callable[[int], None] | None = None,
+        on_progress: Callable[[int], None] = lambda _done: None,
         counts: PortalCounts,
     ) -> None:
         """``today`` is called before each claim. It returns None if the day is not reliable: then only hides go out."""
@@ -126,8 +126,7 @@ class PortalStage:
         """Settle one push and judge its outcome. After an error the other calls in flight are still settled."""
         try:
             self._service.settle(push, self._counts)
-            if self._on_progress is not None:
-                self._on_progress(self._counts.delivered + self._counts.failed)
+            self._on_progress(self._counts.delivered + self._counts.failed)
             self._begin_at = max(self._begin_at, time.monotonic() + push.asked_seconds)
             if not (self._ended or self._stop.is_set()):
                 self._ended = self._judge(push)

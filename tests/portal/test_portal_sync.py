@@ -5,19 +5,12 @@ from uuid import uuid4
 import pytest
 
 from certjob import database
-from certjob.errors import (
-    Outcome,
-    PermanentPortalError,
-    PortalCallError,
-    PortalStageError,
-    StageEnd,
-    TransientPortalError,
-)
+from certjob.errors import Outcome, PermanentPortalError, PortalCallError, StageEnd, TransientPortalError
 from certjob.outbox.claims import Answer
 from certjob.portal.sync import PortalCounts
 from tests.support.facts import TODAY, Facts
 from tests.support.nights import FlakyPortal, delivery, night, review
-from tests.support.scene import NEXT_YEAR, Scene, push_once
+from tests.support.scene import NEXT_YEAR, Scene
 
 RESET = TransientPortalError("reset")
 REFUSED = PermanentPortalError("404 contact_not_found")
@@ -254,33 +247,6 @@ def test_withdrawn_hide_is_an_alert_until_the_mentor_returns(scene: Scene) -> No
     portal = FlakyPortal()
     assert scene.night(portal).outcome == Outcome.OK
     assert portal.values == [False]
-
-
-@pytest.mark.parametrize(
-    ("cause", "calls", "says"),
-    [
-        pytest.param(RESET, 3, "the push of mentor M1042", id="transient"),
-        pytest.param(
-            TransientPortalError("429", retry_after_seconds=21), 1, "failed after 1 call: 429", id="long_retry_after"
-        ),
-        pytest.param(PortalStageError("401"), 1, "no push can succeed: 401", id="wrong_key"),
-        pytest.param(
-            REFUSED, 1, "contact_not_found; check the contact ID in the app and the contact in Dynamics", id="refused"
-        ),
-    ],
-)
-def test_round_repeats_only_a_call_that_may_succeed(
-    scene: Scene, cause: PortalCallError, calls: int, says: str
-) -> None:
-    """All calls have the same key. The error names the next step."""
-    scene.wish(scene.hidden(), visible=False)
-    portal = FlakyPortal(failures=99, error=lambda: cause)
-
-    error = push_once(scene.claim()[0], portal).error
-
-    assert [key for _, _, key in portal.calls] == ["1-2"] * calls
-    assert error is not None
-    assert (error.attempts, says in str(error)) == (calls, True)
 
 
 def test_early_end_of_a_stage_is_the_reason_of_every_open_hide(scene: Scene) -> None:
