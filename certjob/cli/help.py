@@ -9,7 +9,6 @@ EVERY_NIGHT: Final = "Every night"
 LOOKING: Final = "Looking"
 DATA: Final = "Data"
 SETTING_UP: Final = "Setting up"
-_ORDER: Final = (EVERY_NIGHT, LOOKING, DATA, SETTING_UP)
 
 EPILOG: Final = """\b
 In trouble:
@@ -50,9 +49,9 @@ class GroupedHelp(TyperGroup):
         for name, command in self.commands.items():
             heading = getattr(command, "rich_help_panel", "")
             groups.setdefault(heading, []).append((name, command.get_short_help_str(limit=70)))
-        for heading in _ORDER:
+        for heading, commands in groups.items():
             with formatter.section(heading):
-                formatter.write_dl(groups[heading])
+                formatter.write_dl(commands)
 
 
 class PlainHelp(TyperCommand):

@@ -56,9 +56,8 @@ def show_resync(output: Output, before: MentorState, after: MentorState) -> None
 def _show_changes(output: Output, report: RunReport, names: Mapping[UUID, MentorName]) -> None:
     """Print a table of the first mentors, with columns for holds and organisations if they are needed."""
     slug, *others = {change.decision.organisation.slug for change in report.changes}
-    shown = report.changes[:MOST_PLANNED_ROWS]
+    shown, rows = report.changes[:MOST_PLANNED_ROWS], []
     has_holds = any(change.is_held for change in shown)
-    rows = []
     for change in shown:
         decision, name = change.decision, names.get(change.decision.mentor_id)
         held = ["held" if change.is_held else ""] if has_holds else []
