@@ -75,9 +75,21 @@ def recorded(
 
     In a run after one on a later date, or if the caller asks for it, all mentors become due first.
     """
-    _record_beginning(
-        connection, report, organisation=organisation, organisation_id=organisation_id, everybody=everybody
-    )
+    begun = {"command": report.command, "today": str(report.today), "host": platform.node() or "unknown"}
+    row = begun | {"id": report.run_id, "organisation": organisation, "version": __version__}
+    try:
+        with database.transaction(connection, lock_timeout_ms=_LOCK_TIMEOUT_MS):
+            everybody = everybody or (report.command == "run" and looks_at_everybody(connection, report.today))
+            database.execute(connection, "start_job_run", row)
+            if everybody:
+                make_everybody_due(connection, organisation_id)
+            if report.sends_mail:
+                known_stops = database.fetch(connection, "read_known_stops", {"today": report.today})
+                report.known_stops = {key for (key,) in known_stops}
+    except database.CONTENTION as error:
+        message = "all mentors must be reviewed, but another session has locked some of them"
+        raise DatabaseUnavailableError(message, next_step="end that session and run again") from error
+    logger.info("the run has begun", extra={"event": "run_began"} | begun)
     try:
         yield Heartbeat(connection, report.run_id, progress)
         report.open_work = read_open_work(connection)
@@ -109,38 +121,6 @@ def _read_alerts(connection: Connection, report: RunReport, *, organisation: str
     report.is_first_today = last_on != report.today
     database.execute(connection, "end_acknowledgements", {"today": report.today})
     report.attention = read_attention(connection, today=report.today, new_since=read_at)
-
-
-def _record_beginning(
-    connection: Connection,
-    report: RunReport,
-    *,
-    organisation: str | None,
-    organisation_id: UUID | None,
-    everybody: bool,
-) -> None:
-    identity = {
-        "id": report.run_id,
-        "command": report.command,
-        "today": report.today,
-        "organisation": organisation,
-        "host": platform.node() or "unknown",
-        "version": __version__,
-    }
-    try:
-        with database.transaction(connection, lock_timeout_ms=_LOCK_TIMEOUT_MS):
-            everybody = everybody or (report.command == "run" and looks_at_everybody(connection, report.today))
-            database.execute(connection, "start_job_run", identity)
-            if everybody:
-                make_everybody_due(connection, organisation_id)
-            if report.sends_mail:
-                known_stops = database.fetch(connection, "read_known_stops", {"today": report.today})
-                report.known_stops = {key for (key,) in known_stops}
-    except database.CONTENTION as error:
-        message = "all mentors must be reviewed, but another session has locked some of them"
-        raise DatabaseUnavailableError(message, next_step="end that session and run again") from error
-    about = {"command": report.command, "today": str(report.today), "host": identity["host"]}
-    logger.info("the run has begun", extra={"event": "run_began"} | about)
 
 
 def _record_end(connection: Connection, report: RunReport, outcome: Outcome, *, lines: Sequence[str]) -> None:
