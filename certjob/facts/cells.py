@@ -17,7 +17,7 @@ _ISO_DATE = re.compile(r"([0-9]{4})-([0-9]{2})-([0-9]{2})")
 _NORWEGIAN_DATE = re.compile(r"([0-9]{1,2})\.([0-9]{1,2})\.([0-9]{4})")
 _UUID = re.compile(r"\{?([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\}?", re.IGNORECASE)
 _SPACES = re.compile("[ \u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]+")
-# Persian and Indic names need joiners, and hyphenation leaves soft hyphens.
+# Allowed in names: Persian and Indic names need joiners, and hyphenated text has soft hyphens.
 _HARMLESS_IN_NAMES = str.maketrans(dict.fromkeys("\xad\u200c\u200d", ""))
 # Invisible letters, marks and symbols that Unicode calls printable.
 _BLANK = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")

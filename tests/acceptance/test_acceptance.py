@@ -21,7 +21,7 @@ def people() -> bytes:
     """Return a file of mentors with two wrong dates, two unknown organisations and two repeated rows."""
     lines = [HEADER]
     for index in range(PEOPLE):
-        # Most are in force for long; a few expired lately, fewer than the guard's tenth.
+        # Most certificates end in years. A few have expired, but too few for the guard to hold them.
         expires_on = today() + timedelta(days={1: -5, 5: 3, 6: 20, 7: 45}.get(index % 50, 700))
         issued_on = f"{expires_on - timedelta(days=730):%d.%m.%Y}"
         mess = index % 149

@@ -167,5 +167,5 @@ def durable_cluster(folder: Path) -> Iterator[Cluster]:
     buffers = {"shared_buffers": f"{min(max(memory_mb // 4, 128), 4_096)}MB"}
     # No checkpoint starts during a measurement, because each copy of a template makes one before.
     with Cluster(folder, max_wal_size="8GB", checkpoint_timeout="1h", **buffers) as cluster:
-        cluster.restart()  # for shared_buffers
+        cluster.restart()  # shared_buffers needs it
         yield cluster

@@ -19,7 +19,7 @@ _SETTLES = {
     kind: max(re.split(r"%\(\w+\)s", database.query(f"settle_{kind}").decode()), key=len).strip()
     for kind in ("portal_events", "reminders")
 }
-"""The longest text between two parameters identifies the statement."""
+"""Parts of the statements that settle: the longest text between two parameters, which identifies the statement."""
 
 
 Moment = Callable[[When], Action | None]

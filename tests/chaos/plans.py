@@ -135,7 +135,7 @@ def _draw_command(chance: Random, population: Sequence[MentorPlan]) -> Command:
 
 
 def _draw_script(chance: Random) -> tuple[str, ...]:
-    """Some answers of the portal. It hangs only where something ends the wait, because a call may take 30 seconds."""
+    """Return some answers of the portal. None hangs, because a call would wait for 30 seconds."""
     weights = dict.fromkeys(APPLYING | NOT_APPLYING, 4)
     weights |= {"ok": 40, "slow": 10, "hang": 0, "429 for 15 minutes": 1, "401": 1}
     return tuple(chance.choices([*weights], weights=[*weights.values()], k=chance.choice([0, 4, 8, 16])))

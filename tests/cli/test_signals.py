@@ -133,7 +133,7 @@ def test_signal_ends_a_wait_for_a_lock_at_once(commands: Commands, command: str,
     commands.app.execute(lock.encode())
 
     with commands.start(*command.split()) as child:
-        if command == "db migrate":  # it polls
+        if command == "db migrate":  # it waits by polling, not for a lock
             commands.backends.wait_for_query("COMMIT")
         else:
             commands.backends.wait_for_query("", waiting_for="Lock")

@@ -52,7 +52,7 @@ def test_requested_push_is_delivered_by_the_next_deliver(
     assert events(ours, ours.mentor) == []
     assert request(ours) == (1, False, False), "the portal was edited manually"
     assert events(ours, ours.mentor) == [(1, "pending", False, 1, True, False, None)]
-    # A call in flight keeps its lease: its settle finds the raised version and leaves the event pending, due at once.
+    # A call in flight keeps its lease. Its settle finds the raised version, and makes the event due at once.
     owner.execute("UPDATE portal_sync_events SET claim_token = gen_random_uuid(), next_attempt_at = now() + '5 min'")
     assert request(ours) == (2, False, True)
     assert [event[4:6] for event in events(ours, ours.mentor)] == [(False, True)]
@@ -122,7 +122,7 @@ def test_repeated_requests_keep_the_attempts(ours: Organisation) -> None:
 
 
 def test_only_coordinators_of_the_organisation_may_request(ours: Organisation, theirs: Organisation) -> None:
-    """The error is the same for an unknown mentor. Temporary tables, claims and old tokens have no effect."""
+    """Others get the error of an unknown mentor. Temporary tables, forged claims and old tokens do not help."""
     ours.api.execute("SET search_path = pg_temp, certjob")
     for table in ("mentors", "organisations", "coordinators", "portal_sync_events", "mentor_pauses"):
         ours.asks(f"CREATE TABLE pg_temp.{table} AS SELECT * FROM certjob.{table}")

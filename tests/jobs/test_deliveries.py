@@ -119,7 +119,7 @@ def test_crash_of_the_reminders_does_not_stop_the_digests(due: Scene) -> None:
 
 
 def test_unreadable_list_of_alerts_is_a_reason_for_attention(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise the run would end as if there were no alerts."""
+    """Otherwise a run that cannot read the alerts would end like a run without alerts."""
     monkeypatch.setattr(job_runs, "_LOCK_TIMEOUT_MS", 100)
     lock = "LOCK TABLE portal_unknown_contacts IN ACCESS EXCLUSIVE MODE"
     monkeypatch.setattr(job_runs, "read_open_work", lambda _own: scene.app.execute(lock) and NO_WORK)

@@ -72,7 +72,7 @@ def test_locked_push_is_left_out(scene: Scene) -> None:
 
 
 def test_hides_are_tried_before_the_breaker_ends_the_stage(scene: Scene) -> None:
-    """Five failures in a row end it. The other shows stay pending, and the report says so."""
+    """Five failures in a row end the stage. The other shows stay pending, and the report says so."""
     scene.backlog(20, visible=True)
     hidden = scene.backlog(5)
     scene.run_sql("UPDATE portal_sync_events SET status = 'blocked', attempts = 4")

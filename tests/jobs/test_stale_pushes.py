@@ -99,7 +99,7 @@ def test_show_before_a_due_review_is_not_claimed(scene: Scene, review_on: date) 
 
 
 def test_show_before_a_due_review_is_not_an_alert(scene: Scene) -> None:
-    """The show is two hours old, which is an alert for a mentor who needs no review."""
+    """For a mentor who is not due, a show that is two hours old would be an alert."""
     mentor = scene.certified()
     scene.wish(mentor, visible=True)
     scene.run_sql("UPDATE portal_sync_events SET wanted_at = now() - interval '2 hours'")

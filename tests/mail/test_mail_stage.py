@@ -289,7 +289,7 @@ def test_outcome_of_a_lost_lease_changes_nothing(nights: Nights, other: Connecti
 
 
 def test_settle_is_retried_if_its_commit_fails(nights: Nights) -> None:
-    """Not every error comes with the statement. This trigger fails once, at the commit."""
+    """An error can come at the commit instead of the statement. This trigger raises one there, once."""
     queue(nights, 1)
     mail = reminder_mail(nights.connection)
     reminder, _ = mail.claim()

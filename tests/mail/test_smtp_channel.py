@@ -170,7 +170,7 @@ def test_failure_concerns_one_message_or_all_and_ends_in_time(
 
 
 def test_nothing_is_sent_after_the_timeout_of_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server has stopped reading, and the rest of the message is discarded."""
+    """The server has stopped reading. certjob discards the rest of the message."""
     big = (parse_address(MESSAGE.to), b"x" * 16_000_000)  # more than the buffers of the sockets
     monkeypatch.setattr(smtp, "compose", lambda *_, **__: big)
     with talk({"BODY": Fault.HANG}, answer_seconds=0.5) as (server, channel):

@@ -72,7 +72,7 @@ def test_backlog_is_delivered_a_few_calls_at_a_time(scene: Scene) -> None:
 
 
 def test_pushes_go_out_in_the_order_of_urgency(scene: Scene) -> None:
-    """Hides, shows, retried hides, retried shows, moves of the last day. A dead process leaves no attempt behind."""
+    """Untried hides, untried shows, retried hides, retried shows, new last days. A dead process does not count."""
     expected: list[UUID] = []
     for number, (visible, attempts) in enumerate(((True, 0), (True, 2), (False, 3), (True, 0), (False, 0)), start=1):
         expected[:0] = scene.backlog(1, visible=visible)

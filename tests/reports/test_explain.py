@@ -262,7 +262,7 @@ def test_mentor_who_has_left_is_neither_reminded_nor_resumed(explained: Explaine
 
 
 def test_mentor_without_a_certificate_is_not_called_certified(explained: Explained) -> None:
-    """A certificate that has not begun does not count either."""
+    """An upcoming certificate does not count, either."""
     bare = explained.mentor(explained.organisation(portal=None), full_name=None, member_no="M1")
     explained.run()
     assert explained.page(bare, "Has never held a certificate that counts, so").startswith("M1, HLF\n")

@@ -18,7 +18,7 @@ def exim(message_id: str, address: str) -> bytes:
 
 
 def microsoft_365(message_id: str, address: str) -> bytes:
-    """Exchange Online writes a page for people first, diagnostics of several lines, and another level of parts."""
+    """Return a report of Exchange Online. It begins with a page for people, then diagnostics and nested parts."""
     return _report("microsoft_365", message_id, address)
 
 
