@@ -1,1 +1,1 @@
-"""Claim, lease, try, settle: what every way out of the machine shares, whatever it delivers."""
+"""Claim rows, call a service with retries, and settle the outcome: shared by portal and mail."""

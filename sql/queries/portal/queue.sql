@@ -1,7 +1,7 @@
 -- name: queue_portal_events
--- A new value replaces an open one. The new version tells a call in flight that its value is old. A live lease keeps
--- its token and its end, so that no second call for the contact starts. If the value is the same, `wanted_at` is kept
--- for the alerts. An open show stays a show when its last day moves. The order of the mentors prevents deadlocks.
+-- A new value replaces an open one. The new version tells a call in flight that its value is old. A live lease is
+-- kept, because the contact must not get a second call. If the value is the same, `wanted_at` is kept for the alerts.
+-- An open show stays a show when its last day moves. The order of the mentors prevents deadlocks.
 INSERT INTO portal_sync_events AS e (mentor_id, visible, moved_from, run_id)
 SELECT n.mentor_id, n.visible, n.moved_from, %(run_id)s
 FROM unnest(%(mentor_ids)b::uuid[], %(visible)b::boolean[], %(moved_from)b::date[]) AS n (mentor_id, visible, moved_from)
@@ -44,8 +44,8 @@ FROM open
 WHERE e.id = open.id
 
 -- name: withdraw_portal_events
--- Withdraw the open events of mentors whose organisation has no portal, in the order of the mentors, which prevents
--- deadlocks. A call in flight keeps its lease, so that the next call waits for its end if the mentor comes back.
+-- Withdraw the open events of mentors in an organisation without a portal. The order of the mentors prevents
+-- deadlocks. A call in flight keeps its lease. If the mentor comes back, the next call waits for its end.
 WITH open AS MATERIALIZED (
     SELECT id
     FROM portal_sync_events
