@@ -133,8 +133,7 @@ BEGIN
             LIMIT row_limit FOR UPDATE SKIP LOCKED
         )) RETURNING 1
     ), runs AS (
-        -- The last run of each command, organisation and outcome stays. A row for a future day stays as a record of a
-        -- wrong clock.
+        -- The last run of each command, organisation and outcome stays, and a future day as a record of a wrong clock.
         DELETE FROM certjob.job_runs WHERE id = ANY (ARRAY(
             SELECT r.id FROM certjob.job_runs AS r
             WHERE greatest(r.started_at, r.last_seen_at, r.finished_at) < before AND r.as_of < before_on
