@@ -221,8 +221,8 @@ WITH_SETTINGS = [words for words, command in EVERYTHING.items() if "env_file" in
 @pytest.mark.parametrize("words", WITH_SETTINGS, ids=" ".join)
 def test_failure_is_one_line_and_one_document(anywhere: Certjob, words: tuple[str, ...]) -> None:
     """Every command refuses a missing file of settings with the same text in both. `check` continues."""
-    command = [*words, *filter(None, [NEEDED.get(words[-1])]), "--env-file", "nowhere.env"]
-    why = "the settings file nowhere.env cannot be read: No such file or directory"
+    command = [*words, *filter(None, [NEEDED.get(words[-1])]), "--env-file", "missing.env"]
+    why = "the settings file missing.env cannot be read: No such file or directory"
     step = "correct --env-file or CERTJOB_ENV_FILE"
 
     text, document = anywhere(*command), anywhere(*command, "--json")

@@ -178,7 +178,7 @@ def test_push_that_no_run_can_make_has_no_date(explained: Explained) -> None:
     assert explained.next(missing).what == ["the queued push is withdrawn, because the organisation has no portal"]
     explained.run()
     assert explained.explain(missing).next is None
-    explained.page(hidden, "hlf no longer has a portal, so certjob makes no pushes", "last confirmed: hidden")
+    explained.page(hidden, "hlf has lost its portal, so certjob makes no pushes", "last confirmed: hidden")
 
 
 def test_changes_of_a_later_run_are_not_announced_for_today(explained: Explained) -> None:
@@ -227,7 +227,7 @@ def test_every_outcome_of_a_reminder_is_on_the_page(explained: Explained) -> Non
     continued = "no reminder, because the next one, 11 March to 8 February 2028, continues it without a gap"
     assert continued in explained.page(renewed, "30 days before: cancelled: renewed")
     action = "There is no e-mail address.\nWhat to do: Enter it in the app"
-    explained.page(homeless, action, "30 days before: not delivered (no address)", "there is no e-mail address")
+    explained.page(homeless, action, "30 days before: not delivered (no address)", "the mentor has no e-mail address")
     explained.page(replaced, "30 days before: never sent: a more urgent one took its place")
 
 

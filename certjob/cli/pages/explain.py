@@ -135,7 +135,7 @@ def _reminder_lines(explained: Explanation, moment: _Moment) -> Iterator[PageLin
             until = day_words(each.expires_on, today)
             yield _item(text=f"{each.kind} until {until}: no reminder, because {each.no_reminder_because}")
     if explained.mentor.email is None:
-        yield _item(text="there is no e-mail address, so no mail is sent; enter one in the app")
+        yield _item(text="the mentor has no e-mail address, so certjob sends no mail; enter one in the app")
 
 
 def _outcome(row: LoggedReminder, moment: _Moment) -> str:
@@ -165,7 +165,7 @@ def _portal_lines(explained: Explanation, moment: _Moment) -> Iterator[PageLine]
     if portal is None:
         return
     if not portal.has_portal:
-        yield _item(text=f"{explained.mentor.organisation} no longer has a portal, so certjob makes no pushes")
+        yield _item(text=f"{explained.mentor.organisation} has lost its portal, so certjob makes no pushes")
     elif portal.wanted is None:
         yield _item(text="wanted: unknown (the contact ID or the portal has changed); the next run pushes it")
     elif portal.visible_until is not None:
@@ -180,6 +180,6 @@ def _portal_lines(explained: Explanation, moment: _Moment) -> Iterator[PageLine]
         saw = "visible" if portal.was_shown else "not visible"
         yield _item(text=f"the portal was last read {moment(portal.read_at)}: the mentor was {saw}")
     if portal.has_portal and explained.mentor.dynamics_contact_id is None:
-        yield _item(text="there is no contact ID, so certjob makes no pushes; add it in the app")
+        yield _item(text="the mentor has no contact ID, so certjob makes no pushes; add it in the app")
     if portal.resolved_failures:
         yield _item(text=f"{number(portal.resolved_failures, 'earlier failure')}, resolved")
