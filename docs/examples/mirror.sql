@@ -30,11 +30,11 @@ SELECT m.id, o.id AS organisation_id, m.member_no, m.full_name, m.email, m.dynam
 FROM certjob_mirror.mentors AS m
 JOIN certjob.organisations AS o ON o.slug = m.organisation;
 
--- The certificates in certjob that are missing in the app.
+-- The certificates in certjob that are missing in the app, of mentors who are in the app.
 CREATE OR REPLACE VIEW certjob_mirror.lost_certificates AS
 SELECT c.id, c.mentor_id
 FROM certjob.certificates AS c
-WHERE NOT EXISTS (
+WHERE c.mentor_id IN (SELECT m.id FROM certjob_mirror.mentors AS m) AND NOT EXISTS (
     SELECT FROM certjob_mirror.certificates AS w
     WHERE w.mentor_id = c.mentor_id AND w.kind = c.kind AND w.issued_on = c.issued_on
 );
