@@ -28,7 +28,7 @@ def sql_blocks(title: str) -> list[list[str]]:
 
 @pytest.fixture
 def new_server() -> Iterator[str]:
-    """The administrator's URL of a server on which nothing has been created yet."""
+    """The administrator's URL of a new server."""
     with data_folder("install") as folder, embedded.server(folder / "postgresql") as url:
         yield url
 

@@ -1,4 +1,4 @@
-"""The wheel: what is in it, and that it installs in a container, with pipx and uv, and with the lowest versions."""
+"""The contents of the wheel, and its installation in a container, with pipx and uv, and with the lowest versions."""
 
 import os
 import re
@@ -27,14 +27,14 @@ NO_ONE = 10001
 
 @pytest.fixture(scope="module")
 def dist() -> Iterator[Path]:
-    """What `make dist` makes: the wheel and the lock."""
+    """The output of `make dist`: the wheel and the lock."""
     with data_folder("dist") as folder:
         output_of("make", "dist", f"DIST={folder}", f"BIN={BIN}", "READY=", cwd=ROOT)
         yield folder
 
 
 def output_of(*command: object, **options: object) -> str:
-    """Run a command that must succeed; return what it prints."""
+    """Run a command that must succeed; return its standard output."""
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload]
     assert done.returncode == 0, done.stdout + done.stderr
     return str(done.stdout)
@@ -45,17 +45,15 @@ def test_wheel_has_the_edge_function_and_the_examples(dist: Path) -> None:
     (wheel,) = dist.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
 
-    function = ROOT / "supabase/functions/hlf-dynamics-sync"
-    examples = ROOT / "docs/examples"
-    assert {f"certjob/edge_function/{path.name}" for path in function.iterdir() if path.is_file()} <= {*names}
-    assert {f"certjob/examples/{path.relative_to(examples)}" for path in examples.rglob("*") if path.is_file()} <= {
-        *names
-    }
+    copied = {"edge_function": "supabase/functions/hlf-dynamics-sync", "examples": "docs/examples"}
+    for folder, source in copied.items():
+        files = (path.relative_to(ROOT / source) for path in (ROOT / source).rglob("*") if path.is_file())
+        assert {f"certjob/{folder}/{file}" for file in files} <= {*names}
     assert "certjob/examples/crontab.example" in names
 
 
 def test_readme_in_the_wheel_has_absolute_links(dist: Path) -> None:
-    """A package index shows it, where `docs/install.md` leads nowhere."""
+    """A package index shows the README, and has no `docs/install.md`."""
     (wheel,) = dist.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
@@ -134,7 +132,7 @@ def test_wheel_installs_as_a_tool_with_the_locked_versions(dist: Path, tool: str
 
 @pytest.mark.registry
 def test_lowest_versions_of_the_dependencies_work(dist: Path, tmp_path: Path) -> None:
-    """--help and a wrong option go through what certjob uses of typer beyond its documentation."""
+    """--help and a wrong option use undocumented parts of typer."""
     (wheel,) = dist.glob("*.whl")
     dependencies = tomllib.loads(read("pyproject.toml"))["project"]["dependencies"]
     lowest = [re.sub(r">=([^,]+).*", r"==\1", text) for text in dependencies]
