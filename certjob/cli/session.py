@@ -8,8 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from datetime import date
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID, uuid4
 
 import typer
@@ -24,7 +23,7 @@ from certjob.errors import EXIT_CODES, Outcome
 if TYPE_CHECKING:
     from certjob.cli.terminal.output import Output
     from certjob.database import Connection
-    from certjob.jobs.deliveries import Delivery
+    from certjob.jobs.deliveries import Job, Progress
     from certjob.settings import Settings
     from certjob.stopping import StopFlag
 
@@ -96,15 +95,6 @@ def _with_common_options(
     return command
 
 
-class JobArguments(TypedDict):
-    """The arguments that every job takes."""
-
-    today: date
-    delivery: "Delivery"
-    stop: "StopFlag"
-    run_id: UUID
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
     """The settings, connection and output of a running command."""
@@ -120,13 +110,13 @@ class Session:
     ping_body: dict[str, Any]
     """The content of the final ping, in addition to the exit code."""
 
-    def job(self, *, seconds: float | None = None) -> JobArguments:
+    def job(self, progress: "Progress | None" = None, *, seconds: float | None = None) -> "Job":
         """Prepare a job, whose deliveries take at most ``seconds``, without connecting. Raises ConfigurationError.
 
         A job that starts again gets the rest of the time. A broken template does not stop it: certjob's own template
         replaces it, and the job reports it.
         """
-        from certjob.jobs.deliveries import DELIVER_SECONDS, Delivery
+        from certjob.jobs.deliveries import DELIVER_SECONDS, Delivery, Job, NoProgress
         from certjob.mail.channels.notify import open_channel
         from certjob.portal.push import CALL_DEADLINE_SECONDS
 
@@ -151,7 +141,14 @@ class Session:
             today=lambda: settings.today,
             deadline_seconds=max(rest, _LEAST_SECONDS),
         )
-        return {"today": settings.today, "delivery": delivery, "stop": self.stop, "run_id": self.run_id}
+        return Job(
+            connection=self.connection,
+            today=settings.today,
+            delivery=delivery,
+            stop=self.stop,
+            progress=progress or NoProgress(),
+            run_id=self.run_id,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

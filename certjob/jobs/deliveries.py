@@ -4,11 +4,11 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, tzinfo
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import psycopg
 
@@ -86,17 +86,34 @@ class Delivery:
     deadline_seconds: float = DELIVER_SECONDS
 
 
+class NoProgress:
+    """Shows nothing."""
+
+    def phase(self, name: str, *, count: Callable[[], int] | None = None) -> Callable[[int], None]:
+        """Begin a phase; see ``Progress``."""
+        return lambda _done: None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What every job needs."""
+
+    connection: Connection
+    today: date
+    delivery: Delivery
+    stop: StopFlag
+    progress: Progress = field(default_factory=NoProgress)
+    run_id: UUID = field(default_factory=uuid4)
+
+
 class Deliveries:
     """The stages of one run, one after the other. A failed stage does not prevent the next one."""
 
     def __init__(
         self,
-        connection: Connection,
+        job: Job,
         report: RunReport,
         *,
-        delivery: Delivery,
-        stop: StopFlag,
-        progress: Progress,
         organisation_id: UUID | None = None,
         portal: PortalSyncService | None = None,
         wrong_day: StageStop | None = None,
@@ -106,13 +123,13 @@ class Deliveries:
         ``portal`` selects other pushes than those due; if it is None, due mentors with an open push are reviewed first.
         ``wrong_day`` is the reason why today's date is not trusted; then only hides are sent.
         """
-        self._connection = connection
+        self._job = job
+        self._connection = job.connection
         self._report = report
-        self._delivery = delivery
-        self._stop = stop
-        self._progress = progress
+        self._delivery = job.delivery
+        self._stop = job.stop
         self._organisation_id = organisation_id
-        self._portal = portal or PortalSyncService(connection, run_id=report.run_id)
+        self._portal = portal or PortalSyncService(job.connection, run_id=job.run_id)
         self._reviews_first = portal is None and wrong_day is None
         self._wrong_day = wrong_day
         if wrong_day is not None:
@@ -213,7 +230,7 @@ class Deliveries:
             open_work = read_open_work(self._connection)
             return sum(open_work[kind].due for kind in kinds)
 
-        return self._progress.phase(name, count=count)
+        return self._job.progress.phase(name, count=count)
 
     def _missing_portal(self) -> StageStop | None:
         open_work = read_open_work(self._connection)

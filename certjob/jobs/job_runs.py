@@ -6,6 +6,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from uuid import UUID
 
 import psycopg
@@ -14,7 +15,7 @@ from psycopg.pq import TransactionStatus
 from certjob import __version__, database
 from certjob.database import Connection
 from certjob.errors import CertjobError, DatabaseUnavailableError, Outcome, StageEnd
-from certjob.jobs.deliveries import Progress
+from certjob.jobs.deliveries import Job
 from certjob.jobs.report import RunReport
 from certjob.outbox.claims import StageStop
 from certjob.outbox.open_work import read_open_work
@@ -33,48 +34,46 @@ _NOT_READ = "a table or a row is locked by another database session; end that se
 class Heartbeat:
     """A progress that also records in the row that the run is alive, every 15 seconds."""
 
-    def __init__(self, connection: Connection, run_id: UUID, progress: Progress | None) -> None:
-        self._connection = connection
-        self._run_id = run_id
-        self._progress = progress
+    def __init__(self, job: Job) -> None:
+        self._job = job
         self._next_at = 0.0
 
     def phase(self, name: str, *, count: Callable[[], int] | None = None) -> Callable[[int], None]:
         """Begin a phase; see ``Progress``."""
-        show = self._progress.phase(name, count=count) if self._progress is not None else None
+        show = self._job.progress.phase(name, count=count)
         logger.info("%s", name, extra={"event": "phase"})
         self._next_at = 0.0
         self._beat()
 
         def advance(done: int) -> None:
-            if show is not None:
-                show(done)
+            show(done)
             self._beat()
 
         return advance
 
     def _beat(self) -> None:
-        if time.monotonic() < self._next_at or self._connection.info.transaction_status != TransactionStatus.IDLE:
+        connection = self._job.connection
+        if time.monotonic() < self._next_at or connection.info.transaction_status != TransactionStatus.IDLE:
             return
         self._next_at = time.monotonic() + BEAT_SECONDS
         with suppress(psycopg.Error):  # the run's next statement reports the error
-            database.execute(self._connection, "touch_job_run", {"id": self._run_id})
+            database.execute(connection, "touch_job_run", {"id": self._job.run_id})
 
 
 @contextmanager
 def recorded(
-    connection: Connection,
+    job: Job,
     report: RunReport,
     *,
     organisation: str | None = None,
     organisation_id: UUID | None = None,
-    progress: Progress | None = None,
     everybody: bool = False,
-) -> Iterator[Progress]:
-    """Write the run's row at the beginning and at the end, also after an error; yield a progress for its phases.
+) -> Iterator[Job]:
+    """Write the run's row at the beginning and at the end, also after an error; yield the job with a heartbeat.
 
     In a run after one on a later date, or if the caller asks for it, all mentors become due first.
     """
+    connection = job.connection
     begun = {"command": report.command, "today": str(report.today), "host": platform.node() or "unknown"}
     row = begun | {"id": report.run_id, "organisation": organisation, "version": __version__}
     try:
@@ -91,7 +90,7 @@ def recorded(
         raise DatabaseUnavailableError(message, next_step="end that session and run again") from error
     logger.info("the run has begun", extra={"event": "run_began"} | begun)
     try:
-        yield Heartbeat(connection, report.run_id, progress)
+        yield replace(job, progress=Heartbeat(job))
         report.open_work = read_open_work(connection)
         if report.sends_mail:
             try:

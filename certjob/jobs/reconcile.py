@@ -3,13 +3,12 @@
 from collections import Counter
 from collections.abc import Mapping
 from datetime import date
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from certjob import database
-from certjob.database import Connection
 from certjob.errors import ConfigurationError, PortalCallError, StageEnd
 from certjob.facts.lookup import find_organisation
-from certjob.jobs.deliveries import Deliveries, Delivery, Progress
+from certjob.jobs.deliveries import Deliveries, Job
 from certjob.jobs.job_runs import recorded
 from certjob.jobs.report import RunReport
 from certjob.outbox.calls import Calls
@@ -20,20 +19,14 @@ from certjob.portal.comparison import Comparison, Reading
 from certjob.portal.hlf_dynamics import VisiblePage
 from certjob.review.days import refuse_wrong_day
 from certjob.review.held import store_portal_holds
-from certjob.stopping import StopFlag
 
 
 def reconcile(
-    connection: Connection,
+    job: Job,
     *,
-    today: date,
-    delivery: Delivery,
-    stop: StopFlag,
-    progress: Progress,
     dry_run: bool = False,
     allow: Mapping[str, int] = Counter(),
     accept_date: date | None = None,
-    run_id: UUID | None = None,
 ) -> RunReport:
     """Read the portal, compare it with the database, queue a push for each difference, and push.
 
@@ -41,49 +34,48 @@ def reconcile(
     ConfigurationError for an unknown organisation, the errors of ``refuse_wrong_day``, and StoppedBySignalError after a
     signal.
     """
+    connection, today, run_id = job.connection, job.today, job.run_id
     for slug in allow:
         find_organisation(connection, slug)
-    refuse_wrong_day(connection, today, zone=delivery.zone, accept_date=accept_date)
-    report = RunReport(command="reconcile", run_id=run_id or uuid4(), today=today, dry_run=dry_run)
+    refuse_wrong_day(connection, today, zone=job.delivery.zone, accept_date=accept_date)
+    report = RunReport(command="reconcile", run_id=run_id, today=today, dry_run=dry_run)
 
-    def compare(shown: Progress) -> Comparison | None:
-        reading = _read(connection, report, delivery=delivery, stop=stop, progress=shown)
+    def compare(job: Job) -> Comparison | None:
+        reading = _read(job, report)
         if reading is not None:
             report.comparison = comparison.compare(connection, reading, today=today, allow=allow)
             report.held = [hold.line for hold in report.comparison.held]
         return report.comparison
 
     if dry_run:
-        compare(progress)
+        compare(job)
         with database.read_only_snapshot(connection):
             report.open_work = read_open_work(connection)
         return report
-    with recorded(connection, report, progress=progress) as beating:
+    with recorded(job, report) as beating:
         found = compare(beating)
         if found is not None:
-            comparison.store(connection, found, run_id=report.run_id)
-            store_portal_holds(connection, found.held, today=today, run_id=report.run_id)
-            comparison.raise_events(connection, found, today=today, run_id=report.run_id, stop=stop)
-            Deliveries(connection, report, delivery=delivery, stop=stop, progress=beating).push()
+            comparison.store(connection, found, run_id=run_id)
+            store_portal_holds(connection, found.held, today=today, run_id=run_id)
+            comparison.raise_events(connection, found, today=today, run_id=run_id, stop=job.stop)
+            Deliveries(beating, report).push()
     return report
 
 
-def _read(
-    connection: Connection, report: RunReport, *, delivery: Delivery, stop: StopFlag, progress: Progress
-) -> Reading | None:
+def _read(job: Job, report: RunReport) -> Reading | None:
     """Read all pages, or return None and add the reason to the report."""
-    make_portal = delivery.make_portal
+    make_portal, policy, stop = job.delivery.make_portal, job.delivery.policy, job.stop
     if make_portal is None:
         message = "CERTJOB_PORTAL_URL is not set, so certjob cannot read the portal"
         raise ConfigurationError(message)
-    read_at = database.clock(connection)
-    advance = progress.phase("Reading the portal")
+    read_at = database.clock(job.connection)
+    advance = job.progress.phase("Reading the portal")
     pages: list[VisiblePage] = []
     days: dict[UUID, date | None] = {}
 
     async def read() -> None:
         async with make_portal() as portal:
-            async for page in portal.read_visible_contacts(policy=delivery.policy):
+            async for page in portal.read_visible_contacts(policy=policy):
                 stop.check()
                 pages.append(page)
                 days.update(page.visible_until)

@@ -5,13 +5,13 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import date, datetime
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from certjob import database
 from certjob.database import Connection
 from certjob.domain.models import Decision
 from certjob.errors import DynamicsSyncException, MentorBusyError, StageEnd, UnknownMentorError
-from certjob.jobs.deliveries import Deliveries, Delivery
+from certjob.jobs.deliveries import Deliveries, Job
 from certjob.jobs.job_runs import recorded
 from certjob.jobs.report import RunReport
 from certjob.outbox.claims import Answer, Lease, StageStop
@@ -74,16 +74,12 @@ class _OneMentor(PortalSyncService):
 
 
 def resync(
-    connection: Connection,
+    job: Job,
     mentor_id: UUID,
     *,
-    today: date,
-    delivery: Delivery,
-    stop: StopFlag,
     accept_date: date | None = None,
     lock_wait_seconds: float = 10.0,
     flight_wait_seconds: float = 60.0,
-    run_id: UUID | None = None,
 ) -> Resync:
     """Review one mentor and push the desired visibility, changed or not. Reminders are queued, not sent.
 
@@ -91,13 +87,14 @@ def resync(
     claimed. Raises MentorBusyError if another session kept the mentor locked, the errors of ``refuse_wrong_day``, and
     StoppedBySignalError after a signal.
     """
-    refuse_wrong_day(connection, today, zone=delivery.zone, accept_date=accept_date)
-    report = RunReport(command="resync", run_id=run_id or uuid4(), today=today)
+    connection, today, stop, zone = job.connection, job.today, job.stop, job.delivery.zone
+    refuse_wrong_day(connection, today, zone=zone, accept_date=accept_date)
+    report = RunReport(command="resync", run_id=job.run_id, today=today)
     before = describe(connection, mentor_id)
     error: DynamicsSyncException | MentorBusyError | None = None
-    portal = _OneMentor(connection, mentor_id, run_id=report.run_id)
+    portal = _OneMentor(connection, mentor_id, run_id=job.run_id)
     guard = MassChangeGuard(connection, today=today, allow=defaultdict(lambda: 1))  # a person asked for this mentor
-    service = CertificationManagementService(connection, today=today, run_id=report.run_id, guard=guard, stop=stop)
+    service = CertificationManagementService(connection, today=today, run_id=job.run_id, guard=guard, stop=stop)
     queued = 0
 
     def queue(decision: Decision) -> None:
@@ -105,13 +102,13 @@ def resync(
         has_value = decision.organisation.has_portal and not decision.nothing_to_hide
         queued = portal.queue([(mentor_id, decision.visible)] if has_value else [])
 
-    with recorded(connection, report) as beating:
+    with recorded(job, report) as beating:
         report.review = service.counts
         if not _comes_true(lambda: service.review_one(mentor_id, then=queue), stop=stop, seconds=lock_wait_seconds):
             message = f"mentor {mentor_id} is locked by another session (waited {lock_wait_seconds:g} s)"
             raise MentorBusyError(message, next_step="try again; the mentor was not changed")
-        at_once = replace(delivery, longest_pause_seconds=0.0, deadline_seconds=LEASE_SECONDS)
-        deliveries = Deliveries(connection, report, delivery=at_once, stop=stop, progress=beating, portal=portal)
+        at_once = replace(job.delivery, longest_pause_seconds=0.0, deadline_seconds=LEASE_SECONDS)
+        deliveries = Deliveries(replace(beating, delivery=at_once), report, portal=portal)
 
         def is_finished() -> bool:
             """Push; return whether this run has tried, the stage has ended early, or no push is open."""
@@ -131,7 +128,7 @@ def resync(
             error = portal.error
     after = describe(connection, mentor_id)
     if error is not None and error.next_step is None and after.next_try_at is not None:
-        error.next_step = f"it is tried again at {after.next_try_at.astimezone(delivery.zone):%Y-%m-%d %H:%M %Z}"
+        error.next_step = f"it is tried again at {after.next_try_at.astimezone(zone):%Y-%m-%d %H:%M %Z}"
     return Resync(report=report, before=before, after=after, error=error)
 
 

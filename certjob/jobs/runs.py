@@ -3,13 +3,12 @@
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from datetime import date
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from certjob import database
-from certjob.database import Connection
 from certjob.domain.models import Reminder
 from certjob.facts.lookup import find_organisation
-from certjob.jobs.deliveries import Deliveries, Delivery, Progress
+from certjob.jobs.deliveries import Deliveries, Job
 from certjob.jobs.job_runs import recorded
 from certjob.jobs.mirror import copy_facts
 from certjob.jobs.report import PlannedChange, RunReport
@@ -21,44 +20,29 @@ from certjob.review.certification import CertificationManagementService
 from certjob.review.days import looks_at_everybody, refuse_wrong_day, why_wrong_day
 from certjob.review.guards import REMINDERS, MassChangeGuard
 from certjob.review.plan import ReviewCounts
-from certjob.stopping import StopFlag
 
 
-def deliver(
-    connection: Connection,
-    *,
-    today: date,
-    delivery: Delivery,
-    stop: StopFlag,
-    progress: Progress,
-    accept_date: date | None = None,
-    run_id: UUID | None = None,
-) -> RunReport:
+def deliver(job: Job, *, accept_date: date | None = None) -> RunReport:
     """Deliver due pushes and mail.
 
     If today's date is not trusted (see ``why_wrong_day``), send hides only.
     """
-    report = RunReport(command="deliver", run_id=run_id or uuid4(), today=today)
-    wrong_day = why_wrong_day(connection, today, zone=delivery.zone, accept_date=accept_date)
-    with recorded(connection, report, progress=progress) as beating:
-        Deliveries(connection, report, delivery=delivery, stop=stop, progress=beating, wrong_day=wrong_day).deliver()
+    report = RunReport(command="deliver", run_id=job.run_id, today=job.today)
+    wrong_day = why_wrong_day(job.connection, job.today, zone=job.delivery.zone, accept_date=accept_date)
+    with recorded(job, report) as beating:
+        Deliveries(beating, report, wrong_day=wrong_day).deliver()
     return report
 
 
 def run(
-    connection: Connection,
+    job: Job,
     *,
-    today: date,
-    delivery: Delivery,
-    stop: StopFlag,
-    progress: Progress,
     organisation: str | None = None,
     dry_run: bool = False,
     allow: Mapping[str, int] = Counter(),
     accept_date: date | None = None,
     everybody: bool = False,
     deliver: bool = True,
-    run_id: UUID | None = None,
 ) -> RunReport:
     """Review the due mentors, or on request all mentors, then deliver pushes and mail.
 
@@ -66,35 +50,29 @@ def run(
     ``refuse_wrong_day``. Raises ConfigurationError for an unknown organisation, the errors of ``refuse_wrong_day``, and
     StoppedBySignalError after a signal. Committed changes stay.
     """
+    connection, today = job.connection, job.today
     organisation_id = find_organisation(connection, organisation) if organisation else None
     for slug in allow:
         find_organisation(connection, slug)
-    refuse_wrong_day(connection, today, zone=delivery.zone, accept_date=accept_date)
-    report = RunReport(command="run", run_id=run_id or uuid4(), today=today, dry_run=dry_run)
+    refuse_wrong_day(connection, today, zone=job.delivery.zone, accept_date=accept_date)
+    report = RunReport(command="run", run_id=job.run_id, today=today, dry_run=dry_run)
     if dry_run:
-        _plan(connection, report, organisation_id=organisation_id, allow=allow, everybody=everybody, progress=progress)
+        _plan(job, report, organisation_id=organisation_id, allow=allow, everybody=everybody)
         return report
     with recorded(
-        connection,
-        report,
-        organisation=organisation,
-        organisation_id=organisation_id,
-        progress=progress,
-        everybody=everybody,
+        job, report, organisation=organisation, organisation_id=organisation_id, everybody=everybody
     ) as beating:
         report.stopped += copy_facts(connection)
-        on_progress = beating.phase("Reviewing mentors")  # includes the guard's count
+        on_progress = beating.progress.phase("Reviewing mentors")  # includes the guard's count
         guard = MassChangeGuard(connection, today=today, allow=allow)
         guard.examine(organisation_id)
         service = CertificationManagementService(
-            connection, today=today, run_id=report.run_id, guard=guard, stop=stop, on_progress=on_progress
+            connection, today=today, run_id=job.run_id, guard=guard, stop=job.stop, on_progress=on_progress
         )
         report.review = service.counts
         service.apply_due(organisation_id)
         report.held = guard.lines
-        deliveries = Deliveries(
-            connection, report, delivery=delivery, stop=stop, progress=beating, organisation_id=organisation_id
-        )
+        deliveries = Deliveries(beating, report, organisation_id=organisation_id)
         if deliver:
             deliveries.deliver()
         else:
@@ -102,39 +80,25 @@ def run(
     return report
 
 
-def retry_all(
-    connection: Connection,
-    *,
-    today: date,
-    delivery: Delivery,
-    stop: StopFlag,
-    progress: Progress,
-    run_id: UUID | None = None,
-) -> RunReport:
+def retry_all(job: Job) -> RunReport:
     """Make all open pushes due, also blocked ones, and push. No mail is sent.
 
     If today's date is not trusted, send hides only, as ``deliver`` does.
     """
-    report = RunReport(command="alerts", run_id=run_id or uuid4(), today=today)
-    wrong_day = why_wrong_day(connection, today, zone=delivery.zone, accept_date=None)
-    with recorded(connection, report, progress=progress) as beating:
-        report.reopened = PortalSyncService(connection, run_id=report.run_id).reopen_all()
-        Deliveries(connection, report, delivery=delivery, stop=stop, progress=beating, wrong_day=wrong_day).push()
+    report = RunReport(command="alerts", run_id=job.run_id, today=job.today)
+    wrong_day = why_wrong_day(job.connection, job.today, zone=job.delivery.zone, accept_date=None)
+    with recorded(job, report) as beating:
+        report.reopened = PortalSyncService(job.connection, run_id=job.run_id).reopen_all()
+        Deliveries(beating, report, wrong_day=wrong_day).push()
     return report
 
 
 def _plan(
-    connection: Connection,
-    report: RunReport,
-    *,
-    organisation_id: UUID | None,
-    allow: Mapping[str, int],
-    everybody: bool,
-    progress: Progress,
+    job: Job, report: RunReport, *, organisation_id: UUID | None, allow: Mapping[str, int], everybody: bool
 ) -> None:
     """Fill the report of a dry run from one read-only snapshot, without locks and calls."""
-    today, counts = report.today, ReviewCounts()
-    on_progress = progress.phase("Reviewing mentors")  # includes the guard's count
+    connection, today, counts = job.connection, job.today, ReviewCounts()
+    on_progress = job.progress.phase("Reviewing mentors")  # includes the guard's count
     with database.read_only_snapshot(connection):
         everybody = everybody or looks_at_everybody(connection, today)
         guard = MassChangeGuard(connection, today=today, allow=allow, everybody=everybody)

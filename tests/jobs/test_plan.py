@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -12,9 +13,8 @@ from certjob import database
 from certjob.cli.pages.jobs import show_report
 from certjob.cli.terminal.output import Output
 from certjob.jobs import runs
-from certjob.stopping import StopFlag
 from tests.support.facts import TODAY
-from tests.support.nights import EVERYTHING, delivery
+from tests.support.nights import EVERYTHING, delivery, new_job
 from tests.support.programmes import everything, random_programme
 from tests.support.scene import Scene
 
@@ -119,7 +119,7 @@ def test_plan_shows_its_progress(scene: Scene) -> None:
         def phase(self, name: str, *, count: Callable[[], int] | None = None) -> Callable[[int], None]:
             return lambda done: shown.append((name, done))
 
-    options: dict[str, Any] = {"delivery": delivery(), "stop": StopFlag(), "progress": Shown()}
-    runs.run(scene.connection, today=TODAY, accept_date=TODAY, dry_run=True, **options)
+    job = replace(new_job(scene.connection, ways_out=delivery()), progress=Shown())
+    runs.run(job, accept_date=TODAY, dry_run=True)
 
     assert shown == [("Reviewing mentors", 1)]

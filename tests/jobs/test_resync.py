@@ -20,7 +20,7 @@ from certjob.errors import (
 from certjob.portal.sync import PortalSyncService
 from certjob.stopping import StopFlag
 from tests.support.facts import TODAY, Facts
-from tests.support.nights import FlakyPortal, claim, delivery, review
+from tests.support.nights import FlakyPortal, claim, review
 from tests.support.scene import NEXT_YEAR, YESTERDAY, Scene
 from tests.support.waiting import until
 
@@ -67,7 +67,7 @@ def test_resync_queues_reminders_and_sends_no_mail(scene: Scene, portal: str | N
     """With and without a portal."""
     mentor = scene.facts.certified_mentor(scene.facts.organisation(portal=portal), YESTERDAY)
 
-    result = scene.resync(mentor, delivery=delivery(portal=FlakyPortal(), channel=scene.channel))
+    result = scene.resync(mentor, FlakyPortal(), channel=scene.channel)
 
     assert (result.error, scene.channel.sent, result.report.outcome) == (None, [], "ok")
     assert result.after.pauses == ["certification_expired"]

@@ -32,7 +32,7 @@ from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
 from certjob.stopping import StopFlag
 from tests.conftest import fresh_database
 from tests.support.facts import TODAY, Facts
-from tests.support.nights import NoProgress, make_due, night, quick_policy, run_out
+from tests.support.nights import make_due, new_job, night, quick_policy, run_out
 from tests.support.people import ordinarily
 from tests.support.portal_answers import Behaviour, Exchange, PortalRequest, cut, error, ok, reset
 from tests.support.portal_server import PortalServer
@@ -444,13 +444,12 @@ class ProgrammeMachine(RuleBasedStateMachine):
         if command.name == "run":
             organisation, deliver = command.organisation, command.deliver
             return night(connection, today, ways_out=delivery, stop=stop, organisation=organisation, deliver=deliver)
-        named: dict[str, Any] = {"today": today, "delivery": delivery, "stop": stop}
+        job = new_job(connection, today, ways_out=delivery, stop=stop)
         if command == RESYNC:
-            return resync(connection, mentor, **named, lock_wait_seconds=30, flight_wait_seconds=0)
-        named["progress"] = NoProgress()
+            return resync(job, mentor, lock_wait_seconds=30, flight_wait_seconds=0)
         if command == RECONCILE:
-            return reconcile(connection, **named, accept_date=today)
-        return (runs.deliver if command.name == "deliver" else runs.retry_all)(connection, **named)
+            return reconcile(job, accept_date=today)
+        return runs.deliver(job) if command.name == "deliver" else runs.retry_all(job)
 
     def _answer(self, request: PortalRequest) -> Behaviour:
         """Return the portal's answer, after the interruptions of the call."""

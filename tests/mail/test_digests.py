@@ -24,7 +24,7 @@ from tests.mail.conftest import CUT, DOWN, REFUSED, Messages, Nights, day
 from tests.support.channels import digest_mail, run_stage
 from tests.support.facts import TODAY
 from tests.support.mails import breakable
-from tests.support.nights import FlakyPortal, NoProgress, delivery, night
+from tests.support.nights import FlakyPortal, delivery, new_job, night
 
 NAMES = ("Kari", "Ola", "Pia", "Tor")
 
@@ -49,7 +49,7 @@ def deliver(desk: Nights, number: int = 0) -> Messages:
     before = len(desk.channel.sent)
     desk.channel.on_send = None
     ways_out = delivery(portal=FlakyPortal(), channel=desk.channel)
-    runs.deliver(desk.connection, today=day(number), delivery=ways_out, stop=StopFlag(), progress=NoProgress())
+    runs.deliver(new_job(desk.connection, day(number), ways_out=ways_out))
     return [message for message in desk.channel.sent[before:] if message.kind == "digest"]
 
 

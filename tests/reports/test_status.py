@@ -21,7 +21,7 @@ from certjob.reports.status import read_status
 from tests.conftest import Certjob
 from tests.support.command_line import Finished, without_escapes
 from tests.support.facts import TODAY, Facts
-from tests.support.nights import EVERYTHING, NoProgress, night, review
+from tests.support.nights import EVERYTHING, delivery, new_job, night, review
 from tests.support.programmes import random_programme
 
 SECOND, MINUTE, HOUR, DAY = (timedelta(seconds=number) for number in (1, 60, 3600, 86_400))
@@ -125,7 +125,8 @@ def test_a_long_run_says_now_and_then_that_it_is_alive(
     connection: Connection, app: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Four times a minute at most, never inside a transaction; a database that is gone does not end the beating."""
-    report, clock = RunReport(command="run", today=TODAY), time.monotonic()
+    job, clock = new_job(connection, ways_out=delivery()), time.monotonic()
+    report = RunReport(command="run", today=TODAY, run_id=job.run_id)
     app.autocommit = True
 
     def seen_at(later: float) -> Any:
@@ -133,8 +134,8 @@ def test_a_long_run_says_now_and_then_that_it_is_alive(
         advance(1)
         return app.execute("SELECT last_seen_at FROM job_runs WHERE id = %s", (report.run_id,)).fetchall()
 
-    with suppress(ZeroDivisionError), job_runs.recorded(connection, report, progress=NoProgress()) as beating:
-        advance = beating.phase("Reviewing mentors")
+    with suppress(ZeroDivisionError), job_runs.recorded(job, report) as beating:
+        advance = beating.progress.phase("Reviewing mentors")
         start = seen_at(0)
         assert seen_at(job_runs.BEAT_SECONDS - 10) == start
         with connection.transaction():

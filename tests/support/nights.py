@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 from certjob.database import Connection
 from certjob.errors import PortalCallError, TransientPortalError
 from certjob.jobs import runs
-from certjob.jobs.deliveries import Delivery
+from certjob.jobs.deliveries import Delivery, Job
 from certjob.jobs.job_runs import note_told
 from certjob.jobs.report import RunReport
 from certjob.mail.message import Channel, OutgoingMessage
@@ -113,11 +113,6 @@ class CollectingChannel:
         pass
 
 
-class NoProgress:
-    def phase(self, name: str, *, count: Callable[[], int] | None = None) -> Callable[[int], None]:
-        return lambda _done: None
-
-
 def quick_policy(*, max_attempts: int = 3) -> RetryPolicy:
     """Return the policy of pushes without its waits."""
     return dataclasses.replace(PORTAL_POLICY, max_attempts=max_attempts, backoff=lambda _attempt: 0.0)
@@ -147,6 +142,11 @@ def delivery(
     )
 
 
+def new_job(connection: Connection, today: date = TODAY, *, ways_out: Delivery, stop: StopFlag | None = None) -> Job:
+    """Return what a job needs, without a signal and without a progress to show."""
+    return Job(connection=connection, today=today, delivery=ways_out, stop=stop or StopFlag())
+
+
 def night(
     connection: Connection,
     today: date = TODAY,
@@ -158,15 +158,8 @@ def night(
     **options: Any,
 ) -> RunReport:
     """Run one night with the options of ``runs.run``, and note that its lines were printed."""
-    report = runs.run(
-        connection,
-        today=today,
-        accept_date=today,
-        delivery=ways_out or delivery(portal=portal, channel=channel),
-        stop=stop or StopFlag(),
-        progress=NoProgress(),
-        **options,
-    )
+    job = new_job(connection, today, ways_out=ways_out or delivery(portal=portal, channel=channel), stop=stop)
+    report = runs.run(job, accept_date=today, **options)
     if not report.dry_run:
         note_told(connection, report.run_id)
     return report

@@ -31,7 +31,7 @@ from certjob.portal.sync import PortalCounts, PortalSyncService
 from certjob.stopping import StopFlag
 from tests.support import nights
 from tests.support.facts import TODAY, Facts
-from tests.support.nights import FlakyPortal, Portal, delivery, quick_policy
+from tests.support.nights import FlakyPortal, Portal, delivery, new_job, quick_policy
 from tests.support.portal_server import PortalServer
 
 YESTERDAY, NEXT_YEAR = TODAY - timedelta(days=1), TODAY + timedelta(days=365)
@@ -132,24 +132,29 @@ class Scene:
         channel: Channel | None = None,
     ) -> RunReport:
         """Run ``deliver``, as cron does between the nights."""
-        ways_out = delivery(portal=portal, channel=channel)
         connection = connection or self.connection
-        report = runs.deliver(connection, today=today, delivery=ways_out, stop=StopFlag(), progress=nights.NoProgress())
+        report = runs.deliver(new_job(connection, today, ways_out=delivery(portal=portal, channel=channel)))
         note_told(connection, report.run_id)
         return report
 
     def retry_all(self, portal: Portal) -> RunReport:
         """Start ``alerts --retry-all``."""
-        ways_out, stop = delivery(portal=portal, channel=self.channel), StopFlag()
-        return runs.retry_all(self.connection, today=TODAY, delivery=ways_out, stop=stop, progress=nights.NoProgress())
+        return runs.retry_all(new_job(self.connection, ways_out=delivery(portal=portal, channel=self.channel)))
 
     def resync(
-        self, mentor_id: UUID, portal: Portal = None, *, connection: Connection | None = None, **options: Any
+        self,
+        mentor_id: UUID,
+        portal: Portal = None,
+        *,
+        connection: Connection | None = None,
+        channel: Channel | None = None,
+        stop: StopFlag | None = None,
+        **options: Any,
     ) -> Resync:
         """Resync a mentor, and wait up to 30 seconds for locks and calls."""
-        patient = {"lock_wait_seconds": 30.0, "flight_wait_seconds": 30.0, "stop": StopFlag()}
-        given: dict[str, Any] = patient | {"delivery": delivery(portal=portal)} | options
-        return resync(connection or self.connection, mentor_id, today=TODAY, **given)
+        ways_out = delivery(portal=portal, channel=channel)
+        job = new_job(connection or self.connection, ways_out=ways_out, stop=stop)
+        return resync(job, mentor_id, **{"lock_wait_seconds": 30.0, "flight_wait_seconds": 30.0} | options)
 
     @contextmanager
     def resync_under_way(self, mentor_id: UUID, portal: Portal) -> Iterator[list[Resync]]:
@@ -159,15 +164,8 @@ class Scene:
             yield results
 
     def reconcile(self, *, stop: StopFlag | None = None, **options: Any) -> RunReport:
-        return reconcile(
-            self.connection,
-            today=TODAY,
-            delivery=delivery(portal=self.portal),
-            stop=stop or StopFlag(),
-            progress=nights.NoProgress(),
-            accept_date=TODAY,
-            **options,
-        )
+        job = new_job(self.connection, ways_out=delivery(portal=self.portal), stop=stop)
+        return reconcile(job, accept_date=TODAY, **options)
 
     def run_stage(
         self,

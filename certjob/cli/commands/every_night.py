@@ -1,6 +1,7 @@
 """The commands that change data every night, or for one mentor, mail or alert."""
 
 import sys
+from dataclasses import replace
 from datetime import date
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
@@ -65,13 +66,10 @@ def run(
         interruptible=dry_run,
         pings=not dry_run and organisation is None,  # a run for one organisation must not hide a missed full run
     ) as opened:
-        job = opened.job(seconds=RUN_SECONDS)
-        job["today"] = as_of or job["today"]
         with opened.output.progress() as progress:
+            job = opened.job(progress, seconds=RUN_SECONDS)
             report = runs.run(
-                opened.connection,
-                **job,
-                progress=progress,
+                replace(job, today=as_of or job.today),
                 organisation=organisation,
                 dry_run=dry_run,
                 allow=parse_allowed(allow),
@@ -94,7 +92,7 @@ def deliver(call: Call, *, accept_date: AcceptDate = None) -> int:
 
     with call.session() as opened:
         with opened.output.progress() as progress:
-            report = runs.deliver(opened.connection, **opened.job(), progress=progress, accept_date=accept_date)
+            report = runs.deliver(opened.job(progress), accept_date=accept_date)
         return _report_on(call, opened, report)
 
 
@@ -116,7 +114,7 @@ def resync(
 
     with call.session() as opened:
         mentor_id = lookup.find_mentor(opened.connection, mentor, organisation=organisation)
-        result = resyncing.resync(opened.connection, mentor_id, **opened.job(), accept_date=accept_date)
+        result = resyncing.resync(opened.job(), mentor_id, accept_date=accept_date)
         if call.json:
             document = result.report.to_document() | {"mentor_id": mentor_id}
             if result.error is not None:
@@ -155,12 +153,7 @@ def reconcile(
     with call.session() as opened:
         with opened.output.progress() as progress:
             report = reconciling.reconcile(
-                opened.connection,
-                **opened.job(),
-                progress=progress,
-                dry_run=dry_run,
-                allow=parse_allowed(allow),
-                accept_date=accept_date,
+                opened.job(progress), dry_run=dry_run, allow=parse_allowed(allow), accept_date=accept_date
             )
         return _report_on(call, opened, report)
 

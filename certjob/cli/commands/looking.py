@@ -89,7 +89,7 @@ def alerts(
             from certjob.jobs import runs
 
             with opened.output.progress() as progress:
-                report = runs.retry_all(opened.connection, **opened.job(), progress=progress)
+                report = runs.retry_all(opened.job(progress))
         today = opened.settings.today
         found = read_alerts(opened.connection, today=today, acknowledged=acknowledged)
         number = 0 if acknowledged else count_acknowledged(opened.connection, today=today)
