@@ -6,7 +6,7 @@ import shlex
 from certjob.settings import Settings
 from tests.conftest import installed_command
 from tests.support.command_line import commands, on_terminal
-from tests.support.docs import DOCUMENTS, ROOT, read, read_examples, read_section
+from tests.support.docs import DOCUMENTS, ROOT, read_examples, read_section
 from tests.support.own_server import data_folder
 
 TEXTS = {str(path.relative_to(ROOT)): path.read_text() for path in (*DOCUMENTS, ROOT / "crontab.example")}
@@ -92,14 +92,3 @@ def test_files_that_the_readme_names_exist() -> None:
     assert len(files) >= 5
     assert [file for file in files if not list(ROOT.glob(file))] == []
     assert [name for name in packages if not (ROOT / "certjob" / name / "__init__.py").exists()] == []
-
-
-def test_codes_of_the_edge_function_are_those_of_its_contract() -> None:
-    """With their HTTP status."""
-    source = read("supabase/functions/hlf-dynamics-sync/refusal.ts")
-    codes = re.findall(r"^  ([a-z_]+): (\d{3}),$", source, flags=re.MULTILINE)
-    contract = read_section("docs/edge-function.md", "Contract")
-    rows = re.findall(r"^\| (\d{3}) \| `([a-z_]+)` \|", contract, flags=re.MULTILINE)
-
-    assert codes
-    assert sorted((status, code) for code, status in codes) == sorted(rows)

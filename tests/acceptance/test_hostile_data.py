@@ -1,4 +1,4 @@
-"""No text in the facts breaks a mail, a terminal or a document, and a mail that cannot be sent has a reason."""
+"""No text in the facts breaks a mail, a terminal or a document."""
 
 import email
 import email.policy
@@ -7,7 +7,6 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,14 +14,12 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from certjob.domain.addresses import parse_sender
 from certjob.errors import PermanentPortalError
-from certjob.mail.message import compose
 from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
 from tests.conftest import Certjob
 from tests.support.command_line import on_terminal, today, without_escapes
 from tests.support.facts import Facts
-from tests.support.mails import MESSAGE, Page
+from tests.support.mails import Page
 from tests.support.smtp_server import HOST, Mailbox, real_server
 
 SPY = "spy@example.org"
@@ -193,54 +190,3 @@ def test_no_text_breaks_a_mail_a_terminal_or_a_document(
         assert message.page.shape == plain.page.shape, text
         assert message.page.all_words == plain.page.all_words.replace(PLAIN, read)
         assert {link.partition(":")[0] for link in message.page.links} <= {"https", "mailto", "tel"}, text
-
-
-NO_ADDRESS = "the e-mail address is not an address that mail can be sent to; correct it"
-NOT_SENT = {
-    f"kari@a.example>\r\nRCPT TO:<{SPY}": NO_ADDRESS,
-    f"kari@a.example, {SPY}": NO_ADDRESS,
-    "@b.example:kari@a.example": NO_ADDRESS,
-    "=?utf-8?q?=0D=0ABcc=3Aspy?=@a.example": NO_ADDRESS,
-    f"kari@{'a' * 980}.example": NO_ADDRESS,
-    "kari@a\u202e.example": "the e-mail address has a domain that cannot be written in DNS; correct it",
-}
-"""More addresses are in tests/mail/test_addresses.py."""
-SENT_TO = {
-    "%s{{7*7}}`id`$HOME'@a.example": "%s{{7*7}}`id`$HOME'@a.example",
-    "kåre@blåbær.example": "kåre@xn--blbr-roah.example",
-    "😀علي@a.example": "😀علي@a.example",
-    "a\u0301\u0489@a.example": "a\u0301\u0489@a.example",
-}
-
-
-def test_address_is_used_as_it_is_or_not_at_all(facts: Facts, mailbox: Mailbox, here: Certjob) -> None:
-    """A mail to an unusable address fails. The reason does not contain the address."""
-    organisation = facts.organisation(portal=None)
-    for address in (*NOT_SENT, *SENT_TO):
-        facts.certified_mentor(organisation, today() + timedelta(days=5), email=address)
-        facts.insert("coordinators", organisation_id=organisation, email=address)
-
-    night = here("run")
-
-    for envelope in mailbox.envelopes:
-        (recipient,) = envelope.rcpt_tos
-        assert read_mail(envelope.content).to == recipient
-    received = Counter(recipient for envelope in mailbox.envelopes for recipient in envelope.rcpt_tos)
-    assert received == Counter([*SENT_TO.values()] * 2), "a reminder and a digest each"
-    wanted: set[tuple[object, ...]] = {(address, "failed", reason) for address, reason in NOT_SENT.items()}
-    wanted |= {(address, "sent", None) for address in SENT_TO}
-    for table in ("cert_notification_log AS t JOIN mentors", "coordinator_digests AS t JOIN coordinators"):
-        key = table.split()[-1].removesuffix("s")
-        found = facts.rows(f"SELECT email, status, last_error FROM {table} AS r ON r.id = t.{key}_id")
-        assert set(found) == wanted
-    assert not [address for address in (*NOT_SENT, *SENT_TO) if address in night.stdout + night.stderr]
-    assert night.returncode == 3
-
-
-def test_ascii_subject_is_not_encoded() -> None:
-    """Therefore every mail program finds it in a search."""
-    subject = "Your certificate expires on 9 March, in 30 days"
-
-    _, letter = compose(replace(MESSAGE, subject=subject), sender=parse_sender("certjob@hlf.example"))
-
-    assert f"\nSubject: {subject}\n".encode() in letter

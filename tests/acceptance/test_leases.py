@@ -2,9 +2,8 @@
 
 import json
 import signal
-from collections import Counter
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from mailbox import Maildir
@@ -12,15 +11,13 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-import psycopg
 import pytest
 
-from certjob.database import Connection
 from tests.conftest import Certjob
-from tests.support.command_line import Backends, Child, started, today
+from tests.support.command_line import Child, started, today
 from tests.support.facts import Facts
-from tests.support.nights import backlog, review, run_out
-from tests.support.portal_answers import Behaviour, confirm, delay, hang, ok
+from tests.support.nights import review, run_out
+from tests.support.portal_answers import Behaviour, confirm, hang, ok
 from tests.support.portal_server import PortalServer
 from tests.support.processes import FIRST_CALL, FIRST_MESSAGE, MAIL_CLAIM, PORTAL_CLAIM
 from tests.support.waiting import until
@@ -63,27 +60,6 @@ def let_run_out(facts: Facts, table: str, *, really: bool) -> None:
         run_out(facts, table)
     open_leases = f"SELECT count(*) FROM {table} WHERE claim_token IS NOT NULL AND next_attempt_at > now()"
     until(lambda: facts.rows(open_leases) == [(0,)])
-
-
-def test_no_push_starts_that_could_outlast_its_lease(
-    connection: Connection, app: psycopg.Connection[Any], facts: Facts, start: Start, portal: PortalServer
-) -> None:
-    """Two processes share more pushes than fit into one lease, and no call is made twice."""
-    number = 80  # a half takes 2 s, so that the last calls of one large claim would outlast its lease
-    contacts = backlog(facts, number)
-    portal.default = delay(0.2)
-
-    with ExitStack() as stack:
-        with Backends(connection).start_barrier(app) as children:
-            for _ in range(2):
-                children.append(stack.enter_context(start("deliver", portal_lease=3.0, call=1.2, round=1.2)))
-        ended = [child.finish(timeout_seconds=90) for child in children]
-
-    assert [(result.returncode, result.stderr) for result in ended] == [(0, "")] * 2
-    assert Counter(request.contact_id for request in portal.requests) == Counter(contacts)
-    assert portal.overlaps == []
-    left = "SELECT status, attempts, count(*)::int FROM portal_sync_events GROUP BY 1, 2"
-    assert facts.rows(left) == [("delivered", 1, number)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -93,12 +93,13 @@ def test_line_ends_of_a_template_do_not_matter() -> None:
 
 
 def test_headers_prevent_automatic_replies_and_allow_sorting() -> None:
-    """The Message-ID is on one line, with the domain of the channel's sender as DNS knows it."""
+    """The Message-ID is on one line, with the domain of the channel's sender. A search finds an ASCII subject."""
     key = "k" * 400
-    message = replace(MESSAGE, sender="post@lhl.example", idempotency_key=key, list_name="digest.hlf")
+    message = replace(MESSAGE, sender="post@lhl.example", idempotency_key=key, list_name="digest.hlf", subject="3 days")
     data = composed(message, "Blå Kors <post@blåkors.example>")
 
     assert travelling(data, "Message-ID") == f"Message-ID: <certjob-{key}@xn--blkors-jua.example>\n"
+    assert travelling(data, "Subject") == "Subject: 3 days\n"
     headers = email.message_from_bytes(data)
     assert (headers["Auto-Submitted"], headers["X-Auto-Response-Suppress"]) == ("auto-generated", "All")
     assert (headers["List-Id"], headers["Content-Language"]) == ("<digest.hlf.xn--blkors-jua.example>", "nb")
