@@ -1,4 +1,4 @@
-"""A reminder before it is sent: which one is shown, that it reads as it will go out."""
+"""`certjob preview`: which reminder is shown, and that it is sent like this."""
 
 import json
 from collections.abc import Iterator
@@ -10,7 +10,6 @@ from uuid import UUID, uuid4
 import pytest
 
 from certjob.errors import ConfigurationError, RecipientRefusedError, UnknownMentorError
-from certjob.mail.message import OutgoingMessage
 from certjob.mail.messages.templates import OUR_TEMPLATES
 from certjob.reports.preview import Preview, preview_reminder
 from tests.conftest import Certjob
@@ -24,22 +23,28 @@ IN_20_DAYS = TODAY + 20 * DAY
 LONG_AGO = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def previewed(facts: Facts, mentor_id: UUID, threshold_days: int | None = None, locale: str | None = None) -> Preview:
-    asked: dict[str, Any] = {"threshold_days": threshold_days, "locale": locale, "templates": OUR_TEMPLATES}
-    return preview_reminder(facts.connection, mentor_id, today=TODAY, **asked)
+class Previews(Facts):
+    def preview(self, mentor_id: UUID, threshold_days: int | None = None, locale: str | None = None) -> Preview:
+        asked: dict[str, Any] = {"threshold_days": threshold_days, "locale": locale, "templates": OUR_TEMPLATES}
+        return preview_reminder(self.connection, mentor_id, today=TODAY, **asked)
+
+    def what(self, mentor_id: UUID, threshold_days: int | None = None) -> tuple[int | None, date]:
+        """Return the threshold and the day of the preview."""
+        shown = self.preview(mentor_id, threshold_days)
+        return shown.message.threshold_days, shown.sends_on
 
 
-def what(preview: Preview) -> tuple[int | None, str]:
-    """Threshold and day."""
-    return preview.message.threshold_days, str(preview.sends_on)
+@pytest.fixture
+def facts(facts: Facts) -> Previews:
+    return Previews(facts.connection)
 
 
 @pytest.mark.parametrize(("days", "optional"), [(60, False), (20, True), (0, False), (-1, False), (-10, True)])
-def test_the_night_sends_what_was_shown(facts: Facts, *, days: int, optional: bool) -> None:
-    """Word for word, although the review, which pauses and queues, comes between the two."""
+def test_run_sends_the_reminder_as_shown(facts: Previews, *, days: int, optional: bool) -> None:
+    """Word for word, although the review in between pauses the mentor."""
     organisation = facts.organisation(portal=None, optional_kinds=["likeperson"] if optional else [])
     mentor_id = facts.certified_mentor(organisation, TODAY + days * DAY, locale="nn")
-    shown, channel = previewed(facts, mentor_id), CollectingChannel()
+    shown, channel = facts.preview(mentor_id), CollectingChannel()
 
     night(facts.connection, channel=channel)
 
@@ -48,46 +53,48 @@ def test_the_night_sends_what_was_shown(facts: Facts, *, days: int, optional: bo
         assert getattr(sent, part) == getattr(shown.message, part)
 
 
-def test_it_says_that_it_may_be_a_repeat_and_that_the_mentor_is_paused(facts: Facts) -> None:
-    """As long as the reminder is about that last day; a pause of an earlier night is one, too."""
+def test_preview_tells_a_possible_repeat_and_an_earlier_pause(facts: Previews) -> None:
+    """A repeat is about the same last day."""
     mentor_id = facts.certified_mentor(facts.organisation(portal=None), TODAY - DAY, locale="en")
     review(facts.connection)
-    assert "We have therefore paused you as a peer mentor" in previewed(facts, mentor_id).message.text
+    assert "We have therefore paused you as a peer mentor" in facts.preview(mentor_id).message.text
     for status in ("cancelled", "pending"):
         facts.connection.execute("UPDATE cert_notification_log SET maybe_sent = true, status = %s", (status,))
-        assert "You may have received this reminder before" in previewed(facts, mentor_id).message.text
+        assert "You may have received this reminder before" in facts.preview(mentor_id).message.text
 
     facts.connection.execute("UPDATE certificates SET expires_on = expires_on + 365")
-    assert not previewed(facts, mentor_id, -1).message.repeat
+
+    assert not facts.preview(mentor_id, -1).message.repeat
 
 
-def test_the_one_that_is_due_and_once_sent_the_next_one(facts: Facts) -> None:
-    """With the days of its day; in another language on request, whatever the mentor's own is; any threshold as then."""
+def test_due_reminder_is_shown_in_any_language(facts: Previews) -> None:
     mentor_id = facts.certified_mentor(facts.organisation(portal=None), IN_20_DAYS)
-    due = previewed(facts, mentor_id)
-    assert (what(due), due.explanation) == ((30, "2026-03-10"), "the reminder that is due today, for the threshold 30")
-    assert "Kind regards" in previewed(facts, mentor_id, locale="en").message.text
 
+    assert facts.what(mentor_id) == (30, TODAY)
+    assert facts.preview(mentor_id).explanation == "the reminder that is due today, for the threshold 30"
+    assert "Kind regards" in facts.preview(mentor_id, locale="en").message.text
+
+
+def test_next_reminder_is_shown_after_the_due_one_was_sent(facts: Previews) -> None:
+    """Each reminder counts the days of its own day. The last one tells the pause that a run will have opened."""
+    mentor_id = facts.certified_mentor(facts.organisation(portal=None), IN_20_DAYS)
     night(facts.connection, channel=CollectingChannel())
+    facts.connection.execute("UPDATE cert_notification_log SET maybe_sent = true")
 
-    facts.connection.execute(
-        "UPDATE cert_notification_log SET maybe_sent = true"
-    )  # it was a repeat: the preview is not
-    assert not previewed(facts, mentor_id, 30).message.repeat
-    assert previewed(facts, mentor_id).explanation == "the next reminder, due 2026-03-16"
-    for asked, threshold, day, days in (
-        (None, 14, "2026-03-16", "om 14\u00a0dager"),
-        (60, 60, "2026-01-29", "om 60\u00a0dager"),
-        (30, 30, "2026-03-10", "om 20\u00a0dager"),
+    assert not facts.preview(mentor_id, 30).message.repeat, "it was sent"
+    assert facts.preview(mentor_id).explanation == "the next reminder, due 2026-03-16"
+    for asked, threshold, day, words in (
+        (None, 14, date(2026, 3, 16), "om 14\u00a0dager"),
+        (60, 60, date(2026, 1, 29), "om 60\u00a0dager"),
+        (30, 30, date(2026, 3, 10), "om 20\u00a0dager"),
     ):
-        shown = previewed(facts, mentor_id, asked)
-        assert (what(shown), days in shown.message.subject) == ((threshold, day), True)
-    # The message after the expiry speaks of the pause that the night will have opened by then.
-    assert "Derfor har vi satt deg på pause" in previewed(facts, mentor_id, -1).message.text
+        assert facts.what(mentor_id, asked) == (threshold, day)
+        assert words in facts.preview(mentor_id, asked).message.subject
+    assert "Derfor har vi satt deg på pause" in facts.preview(mentor_id, -1).message.text
 
 
-def test_of_several_certificates_the_one_that_counts(facts: Facts) -> None:
-    """The most urgent kind; one still to begin from its first day on; not one that is renewed, or of years ago."""
+def test_most_urgent_certificate_is_shown_first(facts: Previews) -> None:
+    """Without a certificate that is renewed or ended years ago. A later one counts from its first day."""
     organisation = facts.organisation()
     several = facts.certified_mentor(organisation, IN_20_DAYS)
     facts.certificate(several, TODAY + 5 * DAY, kind="kurs")
@@ -100,7 +107,7 @@ def test_of_several_certificates_the_one_that_counts(facts: Facts) -> None:
     facts.certificate(again, TODAY - 400 * DAY, issued_on=TODAY - 800 * DAY)
     coming = facts.certified_mentor(organisation, IN_20_DAYS)
     facts.certificate(coming, TODAY + 160 * DAY, kind="kurs")  # the other one's day is nearer, and past
-    for_ever = facts.certified_mentor(organisation, date.max)  # days past the calendar's end are no days
+    for_ever = facts.certified_mentor(organisation, date.max)  # some of its days lie after the end of the calendar
 
     for mentor_id, asked, threshold, day in (
         (several, None, 7, TODAY),
@@ -111,46 +118,42 @@ def test_of_several_certificates_the_one_that_counts(facts: Facts) -> None:
         (coming, 60, 60, TODAY + 100 * DAY),
         (for_ever, None, 60, date(9999, 11, 1)),
     ):
-        assert what(previewed(facts, mentor_id, asked)) == (threshold, str(day))
+        assert facts.what(mentor_id, asked) == (threshold, day)
 
 
-def test_it_says_what_has_become_of_it_or_why_there_is_none(facts: Facts) -> None:
-    """Sent, or refused, or without an address; what was asked for and is not there is a line, and exit 2."""
-    hlf, nhf = facts.organisation(), facts.organisation("nhf", thresholds=[])
+def test_outcome_of_a_past_reminder_is_told(facts: Previews) -> None:
+    """Also of an earlier cycle, but not about another last day."""
+    hlf = facts.organisation()
     sent = facts.certified_mentor(hlf, IN_20_DAYS)
     night(facts.connection, channel=CollectingChannel())
     refused = facts.certified_mentor(hlf, IN_20_DAYS)
-
-    def refuse(_message: OutgoingMessage) -> None:
-        text = "the mail server refused the recipient (550 gone)"
-        raise RecipientRefusedError(text)
-
-    night(facts.connection, channel=CollectingChannel(on_send=refuse))
-    over = facts.certified_mentor(hlf, TODAY - 400 * DAY)
+    refusal = RecipientRefusedError("the mail server refused the recipient (550 gone)")
+    night(facts.connection, channel=CollectingChannel(on_send=lambda _message: refusal))
     for mentor_id, threshold, phrase in (
         (sent, 30, "it has been sent"),
         (refused, None, "could not be delivered: the mail server refused"),
         (facts.certified_mentor(hlf, IN_20_DAYS, email=None), None, "no e-mail address"),
-        (over, -1, "its day was 2025-02-04"),
+        (facts.certified_mentor(hlf, TODAY - 400 * DAY), -1, "its day was 2025-02-04"),
     ):
-        assert phrase in previewed(facts, mentor_id, threshold).explanation
+        assert phrase in facts.preview(mentor_id, threshold).explanation
+
     later = "UPDATE certificates SET expires_on = expires_on + %s WHERE mentor_id = ANY (%s)"
     facts.connection.execute(later, (365, [sent, refused]))
-    assert "delivered" not in previewed(facts, refused, 30).explanation, "that was about another day"
+    assert "delivered" not in facts.preview(refused, 30).explanation
     night(facts.connection, TODAY + 365 * DAY, channel=CollectingChannel())
     facts.connection.execute(later, (-365, [sent]))
-    assert "it has been sent" in previewed(facts, sent, 30).explanation, "in an earlier cycle"
+    assert "it has been sent" in facts.preview(sent, 30).explanation
 
+
+def test_missing_reminder_has_a_reason(facts: Previews) -> None:
+    hlf, nhf = facts.organisation(), facts.organisation("nhf", thresholds=[])
+    over = facts.certified_mentor(hlf, TODAY - 400 * DAY)
     revoked = facts.mentor(hlf)
     facts.certificate(revoked, IN_20_DAYS, revoked_at=LONG_AGO)
     for mentor_id, threshold, phrase in (
         (facts.mentor(hlf, member_no="M1042"), None, "M1042 of hlf has no certificate, and gets no reminders"),
         (facts.certified_mentor(hlf, IN_20_DAYS, left_at=LONG_AGO), None, "has left"),
-        (
-            facts.certified_mentor(nhf, IN_20_DAYS),
-            None,
-            "sends no reminders; `certjob organisation set nhf --thresholds",
-        ),
+        (facts.certified_mentor(nhf, IN_20_DAYS), None, "nhf sends no reminders; `certjob organisation set nhf --thr"),
         (over, None, "no upcoming reminder; use --threshold"),
         (over, 31, "hlf has no threshold 31, but 60,30,14,7,1,-1"),
         (revoked, None, "no upcoming reminder"),
@@ -158,15 +161,15 @@ def test_it_says_what_has_become_of_it_or_why_there_is_none(facts: Facts) -> Non
         (facts.certified_mentor(hlf, date.max), -1, "no reminder for the threshold -1"),
     ):
         with pytest.raises(ConfigurationError) as refusal:
-            previewed(facts, mentor_id, threshold)
+            facts.preview(mentor_id, threshold)
         assert phrase in str(refusal.value)
-    with pytest.raises(UnknownMentorError):  # deleted meanwhile
-        previewed(facts, uuid4())
+    with pytest.raises(UnknownMentorError, match="has been deleted"):
+        facts.preview(uuid4())
 
 
 @pytest.fixture
 def mentor(facts: Facts) -> Iterator[str]:
-    """M1042, with 20 days left today, whichever day it is; nothing but reading may happen to the database."""
+    """M1042, with 20 days left by the clock of this machine. The database is read-only and stays empty."""
     facts.certified_mentor(facts.organisation(), today() + 20 * DAY, member_no="M1042", locale="en")
     name = facts.connection.info.dbname
     facts.connection.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on".encode())
@@ -187,8 +190,7 @@ def test_preview_prints_headers_and_text(here: Certjob, mentor: str, tmp_path: P
     assert "\nReply-To: kontakt@hlf.example\n" in result.stdout
 
 
-def test_the_command_prints_the_page_alone_or_one_document(here: Certjob, mentor: str) -> None:
-    """--html > file, in another language and for another day; --json, with both parts."""
+def test_preview_prints_the_html_part_alone_or_a_document(here: Certjob, mentor: str) -> None:
     page = here("preview", mentor, "--html", "--locale", "nn", "--threshold", "-1")
     document = json.loads(here("preview", mentor, "--json", "--organisation", "hlf").stdout)
 
