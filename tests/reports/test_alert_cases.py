@@ -1,4 +1,4 @@
-"""Alerts for what would otherwise go unnoticed: each is one row of the list, with its cause and what to do."""
+"""Each alert has its current cause, and stays until the problem is over."""
 
 import json
 from datetime import timedelta
@@ -8,6 +8,7 @@ from certjob.errors import PermanentPortalError, PortalStageError, RecipientDefe
 from certjob.jobs.acknowledge import acknowledge
 from certjob.reports.alerts import Alert, read_alerts
 from tests.conftest import Certjob
+from tests.support.command_line import today
 from tests.support.facts import TODAY
 from tests.support.nights import CollectingChannel, FlakyPortal
 from tests.support.scene import Scene
@@ -19,6 +20,11 @@ NOT_FOUND = FlakyPortal(failures=999, error=lambda: PermanentPortalError("404"))
 DOWN = FlakyPortal(failures=999, error=lambda: TransientPortalError("503"))
 
 
+LATE = "UPDATE job_runs SET finished_at = now() - interval '27 hours'"
+"""The last full run ended 27 hours ago."""
+NO_FULL_RUN = "No full run since 10 March 2026"
+
+
 def alerts(scene: Scene) -> list[Alert]:
     return read_alerts(scene.connection, today=TODAY)
 
@@ -26,42 +32,27 @@ def alerts(scene: Scene) -> list[Alert]:
 # The portal.
 
 
-def test_reopened_push_has_the_reason_of_the_stage_that_did_not_reach_it(scene: Scene) -> None:
-    """Dynamics did not know the contact; it was corrected, and now the key is refused."""
-    scene.expired()
+def test_refused_key_is_the_reason_of_a_push_that_failed_before(scene: Scene) -> None:
+    """An outage is over, and a corrected contact waits, too; a contact that is still wrong keeps its own reason."""
+    scene.expired(member_no="corrected")
     scene.night(NOT_FOUND, channel=None)
     scene.run_sql("UPDATE mentors SET dynamics_contact_id = gen_random_uuid()")
-
-    scene.night(KEY_REFUSED, channel=None)
-
-    (alert,) = alerts(scene)
-    assert (alert.cause, "401; check CERTJOB_PORTAL_KEY" in str(alert.error)) == ("portal_stopped", True)
-
-
-def test_refused_key_is_the_current_reason_of_a_push_that_waits(scene: Scene) -> None:
-    """An outage is over, and nothing can be pushed: the outage is not the reason any more."""
-    scene.expired()
+    scene.expired(member_no="wrong")
+    scene.night(NOT_FOUND, channel=None)
+    scene.run_sql("UPDATE mentors SET dynamics_contact_id = gen_random_uuid() WHERE member_no = 'corrected'")
+    scene.expired(member_no="outage")
     scene.night(DOWN, channel=None)
     scene.make_due()
 
     scene.night(KEY_REFUSED, channel=None)
 
-    assert [alert.cause for alert in alerts(scene)] == ["portal_stopped"]
+    found = {alert.member_no: (alert.cause, "401; check" in str(alert.error)) for alert in alerts(scene)}
+    stopped = ("portal_stopped", True)
+    assert found == {"corrected": stopped, "outage": stopped, "wrong": ("change_refused", False)}
 
 
-def test_blocked_push_keeps_its_own_reason_when_the_stage_ends(scene: Scene) -> None:
-    """Nobody tries it before the contact is corrected, whatever key is set."""
-    scene.expired(member_no="M1")
-    scene.night(NOT_FOUND, channel=None)
-    scene.expired(member_no="M2")
-
-    scene.night(KEY_REFUSED, channel=None)
-
-    assert {alert.member_no: alert.cause for alert in alerts(scene)} == {"M1": "change_refused", "M2": "portal_stopped"}
-
-
-def test_refused_key_is_said_once_for_many_mentors(scene: Scene) -> None:
-    """One line with what to do, then a line for each mentor who may be visible."""
+def test_refused_key_is_printed_once_for_many_mentors(scene: Scene) -> None:
+    """One line has the action, and each mentor has a line."""
     for _ in range(3):
         scene.expired()
     scene.night(KEY_REFUSED, channel=None)
@@ -74,7 +65,7 @@ def test_refused_key_is_said_once_for_many_mentors(scene: Scene) -> None:
 
 
 def test_open_hide_stays_an_alert_when_the_organisation_loses_its_portal(scene: Scene, certjob: Certjob) -> None:
-    """certjob makes no call for it any more, so someone must hide the mentor by hand."""
+    """certjob makes no call for it, so someone must hide the mentor by hand."""
     scene.expired(member_no="M1")
     scene.night(DOWN, channel=None)
     certjob("organisation", "set", "hlf", "--portal", "none")
@@ -84,13 +75,12 @@ def test_open_hide_stays_an_alert_when_the_organisation_loses_its_portal(scene: 
     after = certjob("alerts")
 
     assert (before.returncode, after.returncode) == (3, 3)
-    for page in (before, after):  # also before the next run withdraws the hide
+    for page in (before, after):
         assert "certjob can no longer hide this contact; what to do: Hide it in Dynamics" in page.stdout
     assert "`certjob acknowledge hlf:may_be_visible:M1 --because TEXT`" in after.stdout
 
 
 def test_withdrawn_hide_is_over_when_the_mentor_is_certified_again(scene: Scene) -> None:
-    """There is nothing left to hide."""
     mentor = scene.expired()
     scene.night(DOWN, channel=None)
     scene.run_sql("UPDATE organisations SET portal = NULL")
@@ -103,11 +93,11 @@ def test_withdrawn_hide_is_over_when_the_mentor_is_certified_again(scene: Scene)
     assert alerts(scene) == []
 
 
-# The jobs that do not run.
+# Jobs that do not run.
 
 
 def test_portal_that_was_never_read_is_an_alert_after_three_days(scene: Scene, certjob: Certjob) -> None:
-    """Counted from the first delivered push: before that there is nothing to compare."""
+    """They begin with the first delivered push."""
     scene.expired()
     scene.night(FlakyPortal(), channel=None)
     scene.run_sql("UPDATE portal_sync_events SET delivered_at = now() - interval '71 hours'")
@@ -122,8 +112,8 @@ def test_portal_that_was_never_read_is_an_alert_after_three_days(scene: Scene, c
     assert certjob("status", "-q").returncode == 3
 
 
-def test_overdue_run_is_an_alert_with_what_has_ended_since(scene: Scene, certjob: Certjob) -> None:
-    """26 hours after the last finished run over all organisations, everyone says so."""
+def test_overdue_run_is_an_alert_with_the_number_of_ended_certificates(scene: Scene) -> None:
+    """A full run is overdue after 26 hours."""
     for _ in range(2):
         scene.certified(TODAY + timedelta(days=3))
     scene.night(FlakyPortal(), channel=None)
@@ -131,23 +121,33 @@ def test_overdue_run_is_an_alert_with_what_has_ended_since(scene: Scene, certjob
     later = TODAY + timedelta(days=5)
     assert read_alerts(scene.connection, today=later) == []
 
-    scene.run_sql("UPDATE job_runs SET finished_at = now() - interval '27 hours'")
+    scene.run_sql(LATE)
 
     (alert,) = read_alerts(scene.connection, today=later)
     assert (alert.alert_id, alert.number) == (f"-:no_full_run:{TODAY}", 2)
-    assert alert.error == (
-        "No full run since 10 March 2026; 2 certificates have ended since, and those mentors may still be visible"
-    )
+    assert alert.error == f"{NO_FULL_RUN}; 2 certificates have ended since, and those mentors may still be visible"
+
+
+def test_overdue_run_is_told_by_alerts_status_and_check(scene: Scene, certjob: Certjob) -> None:
+    scene.night(FlakyPortal(), channel=None)
+    scene.run_sql(LATE + ", as_of = current_date - 1")
+    said = f"No full run since {today() - timedelta(days=1):%-d %B %Y}"
+
     for command in ("status -q", "alerts"):
         result = certjob(*command.split())
-        assert (result.returncode, "No full run since 10 March 2026" in result.stdout + result.stderr) == (3, True)
+        assert (result.returncode, said in result.stdout + result.stderr) == (3, True)
+    status = json.loads(certjob("status", "--json").stdout)
+    findings = json.loads(certjob("check", "--json").stdout)["checks"]
+
+    assert (status["overdue"], status["alerts"]["no_full_run"]) == (f"{said}; run `certjob run`, then check cron", 1)
+    (finding,) = [each for each in findings if each["check"] == "last run"]
+    assert (finding["verdict"], finding["next_step"]) == ("warn", "run `certjob run`, then check cron")
 
 
-def test_run_of_one_organisation_is_no_full_run(scene: Scene) -> None:
-    """It reviews one organisation, and the others wait."""
+def test_run_of_one_organisation_is_not_a_full_run(scene: Scene) -> None:
     scene.certified()
     scene.night(FlakyPortal(), channel=None)
-    scene.run_sql("UPDATE job_runs SET finished_at = now() - interval '27 hours'")
+    scene.run_sql(LATE)
 
     scene.night(FlakyPortal(), channel=None, organisation="hlf")
 
@@ -156,49 +156,27 @@ def test_run_of_one_organisation_is_no_full_run(scene: Scene) -> None:
     assert alerts(scene) == []
 
 
-def test_full_run_does_not_report_itself_as_overdue(scene: Scene) -> None:
-    """The first run after an outage is at work while it reads the alerts."""
-    scene.night(FlakyPortal(), channel=None)
-    scene.run_sql("UPDATE job_runs SET finished_at = now() - interval '27 hours'")
-
-    report = scene.night(FlakyPortal(), channel=None, today=TODAY + timedelta(days=2))
-
-    assert (report.outcome, report.news, alerts(scene)) == ("ok", [], [])
-
-
-def test_overdue_run_is_in_the_json_of_status(scene: Scene, certjob: Certjob) -> None:
-    """A monitor reads it there."""
-    scene.night(FlakyPortal(), channel=None)
-    scene.run_sql("UPDATE job_runs SET finished_at = now() - interval '27 hours'")
-
-    document = json.loads(certjob("status", "--json").stdout)
-
-    assert document["overdue"] == "No full run since 10 March 2026; run `certjob run`, then check cron"
-    assert document["alerts"]["no_full_run"] == 1
-
-
-def test_deliver_says_once_a_day_that_the_run_is_overdue(scene: Scene) -> None:
+def test_deliver_tells_an_overdue_run_once_a_day(scene: Scene) -> None:
     """It runs every 15 minutes, and is the only job that is left."""
     scene.night(FlakyPortal(), channel=None)
-    scene.run_sql("UPDATE job_runs SET finished_at = now() - interval '27 hours'")
+    scene.run_sql(LATE)
 
     first, second = scene.deliver(FlakyPortal()), scene.deliver(FlakyPortal())
 
     assert (first.outcome, second.outcome) == ("attention", "ok")
-    assert first.news == ["No full run since 10 March 2026; run `certjob run`, then check cron"]
+    assert first.news == [f"{NO_FULL_RUN}; run `certjob run`, then check cron"]
     scene.run_sql("UPDATE job_runs SET as_of = as_of - 1 WHERE command = 'deliver'")
     assert scene.deliver(FlakyPortal()).outcome == "attention"
 
 
-def test_check_warns_that_the_run_is_overdue(scene: Scene, certjob: Certjob) -> None:
-    """A person who looks for the reason finds it there, too."""
+def test_full_run_does_not_report_itself_as_overdue(scene: Scene) -> None:
+    """The first run after an outage is at work while it reads the alerts."""
     scene.night(FlakyPortal(), channel=None)
-    scene.run_sql("UPDATE job_runs SET finished_at = now() - interval '27 hours', as_of = current_date - 1")
+    scene.run_sql(LATE)
 
-    findings = json.loads(certjob("check", "--json").stdout)["checks"]
+    report = scene.night(FlakyPortal(), channel=None, today=TODAY + timedelta(days=2))
 
-    (finding,) = [each for each in findings if each["check"] == "last run"]
-    assert (finding["verdict"], finding["next_step"]) == ("warn", "run `certjob run`, then check cron")
+    assert (report.outcome, report.news, alerts(scene)) == ("ok", [], [])
 
 
 # The mail.
@@ -221,14 +199,14 @@ def test_deferred_reminder_keeps_its_own_reason_beside_a_stopped_stage(scene: Sc
 
 
 def test_digest_names_mentors_without_a_certificate_and_a_missing_run(scene: Scene) -> None:
-    """They are on the page with whatever else there is; what is acknowledged is one line."""
+    """Acknowledged alerts are one line."""
     scene.run_sql("INSERT INTO coordinators (organisation_id, email) VALUES (%s, 'eva@example.org')", scene.hlf)
     scene.mentor(member_no="M9", contact_id=None)
     scene.expired(member_no="M1")
     scene.night(NOT_FOUND, deliver=False)
     scene.night(NOT_FOUND, channel=None)
     acknowledge(scene.connection, "hlf:may_be_visible:M1", because="x", until=TODAY, today=TODAY)
-    scene.run_sql("UPDATE job_runs SET finished_at = now() - interval '27 hours'")
+    scene.run_sql(LATE)
     scene.deliver(FlakyPortal(), channel=scene.channel)
 
     (page,) = scene.channel.sent

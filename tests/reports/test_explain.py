@@ -1,4 +1,4 @@
-"""`certjob explain`: its page and document say what is so, why, and what happens next."""
+"""`certjob explain`: one mentor's facts, their meaning, and the next change."""
 
 from collections import Counter
 from datetime import UTC, date, datetime, timedelta
@@ -24,7 +24,7 @@ YESTERDAY, IN_20_DAYS, IN_700_DAYS = TODAY - DAY, TODAY + 20 * DAY, TODAY + 700 
 
 
 class Explained(Facts):
-    """Facts, runs whose mail is accepted, and what is explained of a mentor."""
+    """Facts, runs with accepted mail, and explanations."""
 
     def run(self, day: date = TODAY, **options: Any) -> None:
         night(self.connection, day, **{"channel": CollectingChannel()} | options)
@@ -38,7 +38,7 @@ class Explained(Facts):
         return coming
 
     def page(self, mentor_id: UUID, *phrases: str, today: date = TODAY) -> str:
-        """Return the page off a terminal, without indents; it has these phrases in this order."""
+        """Return the page without indents. It has these phrases in this order."""
         lines = page_lines(self.explain(mentor_id, today=today), zone=OSLO)
         text = "\n".join(f"{line.bullet}{line.head}{line.text}" for line in lines)
         assert_in_order(text, *phrases)
@@ -234,7 +234,7 @@ def test_every_outcome_of_a_reminder_is_on_the_page(explained: Explained) -> Non
 # Who, and why.
 
 
-def test_pauses_name_who_opened_them_and_what_lifts_them(explained: Explained) -> None:
+def test_page_names_who_opened_a_pause_and_what_lifts_it(explained: Explained) -> None:
     """Open pauses come before lifted ones, with local times."""
     mentor = explained.certified_mentor(explained.organisation(portal=None), TODAY - 5 * DAY)
     explained.pause(mentor, reason="leave", actor="ola")
@@ -252,58 +252,48 @@ def test_pauses_name_who_opened_them_and_what_lifts_them(explained: Explained) -
 
 
 def test_mentor_who_has_left_is_neither_reminded_nor_resumed(explained: Explained) -> None:
-    """The page says so of the certificate and of certjob's own pause."""
     left = explained.certified_mentor(explained.organisation(portal=None), TODAY - 5 * DAY)
     explained.run()
+
     explained.connection.execute("UPDATE mentors SET left_at = '2026-03-09 12:00+01' WHERE id = %s", (left,))
 
     explained.page(left, "Has left, on 9 March.", "it stays as it is while the mentor has left")
     explained.page(left, "likeperson until 5 March: no reminder, because the mentor has left")
 
 
-def test_mentor_without_a_certificate_is_not_called_certified(explained: Explained) -> None:
-    """An upcoming certificate does not count, either."""
-    bare = explained.mentor(explained.organisation(portal=None), full_name=None, member_no="M1")
-    explained.run()
-    assert explained.page(bare, "Has never held a certificate that counts, so").startswith("M1, HLF\n")
+def test_mentor_without_a_certificate_is_hidden_but_not_paused(explained: Explained) -> None:
+    """An upcoming certificate does not count. The first one that has begun shows the mentor."""
+    bare = explained.mentor(explained.organisation(), full_name=None, member_no="M1")
+    page = explained.page(
+        bare, "Active: no pause is open. Has never held", "They are hidden on the portal.", "to hide the mentor"
+    )
+    assert page.startswith("M1, HLF\n")
+    explained.run(portal=FlakyPortal())
+    explained.page(bare, "wanted: hidden", "the portal last confirmed: hidden")
 
     explained.certificate(bare, date(2028, 3, 20), issued_on=date(2026, 3, 20))
-
     explained.page(bare, "likeperson has not begun yet")
     document = explained.explain(bare).to_document()
     assert (document["without_certificate"], document["certified"]) == (True, False)
 
-
-def test_mentor_who_never_had_a_certificate_is_hidden(explained: Explained) -> None:
-    """The page says so, and that the first certificate shows the mentor; no pause is opened."""
-    bare = explained.mentor(explained.organisation())
-    explained.page(
-        bare, "Active: no pause is open. Has never held", "They are hidden on the portal.", "to hide the mentor"
-    )
-    explained.run(portal=FlakyPortal())
-
-    explained.page(bare, "wanted: hidden", "the portal last confirmed: hidden")
     explained.certificate(bare, IN_700_DAYS, issued_on=TODAY)
-
     assert explained.next(bare).what[-1] == "the portal is asked to show the mentor"
 
 
-def test_new_mentor_without_contact_and_certificate_waits_for_nothing(explained: Explained) -> None:
-    """Nothing is queued that no one could deliver."""
+def test_new_mentor_without_contact_and_certificate_has_no_push(explained: Explained) -> None:
     bare = explained.mentor(explained.organisation(), contact_id=None)
+
     explained.run(portal=FlakyPortal())
 
     assert explained.explain(bare).next is None
 
 
 def test_every_kind_of_certificate_is_judged_separately(explained: Explained) -> None:
-    """An optional kind is marked; a revocation has its local day."""
-    taught = explained.certified_mentor(
-        explained.organisation(portal=None, optional_kinds=["course"]), TODAY + 300 * DAY
-    )
+    """An optional kind is marked, and a revocation has its local day."""
+    organisation = explained.organisation(portal=None, optional_kinds=["course"])
+    taught = explained.certified_mentor(organisation, TODAY + 300 * DAY)
     explained.certificate(taught, TODAY - 50 * DAY, kind="course")
-    revoked_at = datetime(2026, 3, 8, 23, 30, tzinfo=UTC)
-    explained.certificate(taught, TODAY, kind="talk", revoked_at=revoked_at)
+    explained.certificate(taught, TODAY, kind="talk", revoked_at=datetime(2026, 3, 8, 23, 30, tzinfo=UTC))
     explained.run()
 
     explained.page(
