@@ -26,7 +26,7 @@ def named(review: ReviewCounts, *, known: Set[UUID]) -> list[str]:
     broken = [f"{mentor_id} ({reason})" for mentor_id, reason in review.broken.items() if mentor_id not in known]
     skipped = [mentor_id for mentor_id in review.skipped if mentor_id not in known]
     lines = _listed(skipped, f"mentor was skipped ({LOCKED})", f"mentors were skipped ({LOCKED})")
-    return lines + _listed(broken, "mentor is broken", "mentors are broken")
+    return lines + _listed(broken, "mentor could not be processed", "mentors could not be processed")
 
 
 def counted(number: int, singular: str, plural: str) -> list[str]:

@@ -142,7 +142,7 @@ def explain(connection: Connection, mentor_id: UUID, *, today: date, zone: tzinf
     with database.read_only_snapshot(connection):
         read = reading.read(connection, [mentor_id], lock=False)
         if mentor_id in read.broken:
-            message = f"mentor {mentor_id} is broken: {read.broken[mentor_id]}"
+            message = f"mentor {mentor_id} could not be processed: {read.broken[mentor_id]}"
             raise BrokenMentorError(message)
         if not read.mentors:
             message = f"mentor {mentor_id} has been deleted"

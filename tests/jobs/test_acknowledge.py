@@ -97,7 +97,7 @@ def test_acknowledged_mentor_without_a_review_is_in_no_report(scene: Scene) -> N
     """The database refuses the pause in each run."""
     scene.expired(member_no="M1001")
     scene.run_sql("ALTER TABLE mentor_pauses ADD CONSTRAINT no_pause CHECK (actor <> 'certjob')")
-    assert "mentor is broken" in scene.night(deliver=False).news[0]
+    assert "mentor could not be processed" in scene.night(deliver=False).news[0]
 
     acknowledge_it(scene, alert_id="hlf:never_reviewed:M1001")
     report = scene.night(deliver=False)
