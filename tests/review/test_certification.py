@@ -43,7 +43,7 @@ def due(scene: Scene) -> list[UUID]:
 
 
 def test_state_audit_and_intents_are_committed_together(scene: Scene) -> None:
-    """If the last statement of a chunk fails, the database has nothing of the chunk."""
+    """If the last statement of a chunk fails, all of its writes are undone."""
     mentor_id = scene.facts.certified_mentor(scene.facts.organisation(), YESTERDAY)
     break_writes(scene, "mentors", "review_on")
 
@@ -133,7 +133,7 @@ def test_fact_that_changes_during_a_review_is_not_lost(
     mentors_read: int,
     paused: int,
 ) -> None:
-    """The app waits for the locked mentor. certjob does not wait for the app's certificate, so there is no deadlock."""
+    """The app waits for the locked mentor. certjob skips a locked certificate, which prevents a deadlock."""
     scene.expired()
     read, reads = reading.read, list[int]()
 
@@ -209,7 +209,7 @@ def test_signal_ends_the_review_between_chunks(scene: Scene, monkeypatch: pytest
 
 
 def test_second_run_changes_nothing(scene: Scene) -> None:
-    """No mentor is due in it. A third run that reviews everyone changes nothing, either."""
+    """No mentor is due in it. Neither does a third run that reviews everyone."""
     organisation = scene.facts.organisation()
     for days in (-40, -1, 0, 3, 45, 400):
         scene.facts.certified_mentor(organisation, TODAY + timedelta(days=days))
