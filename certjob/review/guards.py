@@ -68,19 +68,17 @@ class MassChangeGuard:
             "organisation_id": organisation_id,
             "minimum": rules.MASS_CHANGE_MINIMUM,
         }
-        for due_organisation, slug, removals, returns, reminders in database.fetch(
-            self._connection, "bound_mass_changes", asked
-        ):
-            past, at_most = self._past(due_organisation), {Change.REMOVAL: removals, Change.RETURN: returns}
+        bounds = database.fetch(self._connection, "bound_mass_changes", asked)
+        for due_id, slug, removals, returns, reminders in bounds:
+            past, at_most = self._past(due_id), {Change.REMOVAL: removals, Change.RETURN: returns}
             many_reminders = reminders > self._reminder_limit(slug)
             many_changes = removals + returns > self._allow[slug] and any(
-                self._exceeds(due_organisation, past[change] + at_most[change]) for change in Change
+                self._exceeds(due_id, past[change] + at_most[change]) for change in Change
             )
             if many_reminders or many_changes:
-                organisation, pending = self._count_pending(due_organisation, reminders=many_reminders)
-                if organisation is not None:
-                    self._judge(organisation, pending, pending=pending)
-                    self._judge_reminders(organisation, pending)
+                pending = self._count_pending(due_id, reminders=many_reminders)
+                self._judge(due_id, slug, pending, pending=pending)
+                self._judge_reminders(due_id, slug, pending)
 
     def admit(self, decisions: Sequence[Decision], *, count: bool = False) -> list[Decision]:
         """Return the decisions that may be applied; a mentor with a held change stays due.
@@ -92,7 +90,7 @@ class MassChangeGuard:
             ids = [organisation.id for organisation, _ in surprising]
             database.execute(self._connection, "lock_counted_organisations", {"ids": ids})
         for organisation, changes in surprising:
-            self._judge(organisation, changes)
+            self._judge(organisation.id, organisation.slug, changes)
         admitted = [decision for decision in decisions if self.hold_of(decision) is None]
         for organisation, changes in self._count_surprising(admitted) if count else ():
             if organisation.id in self._unpermitted:
@@ -118,8 +116,8 @@ class MassChangeGuard:
                 continue
             new = find_new_reminders(self._connection, group)
             if new and not is_held and already + len(new) > limit:
-                _, pending = self._count_pending(organisation.id, reminders=True)
-                is_held = self._judge_reminders(organisation, pending)
+                pending = self._count_pending(organisation.id, reminders=True)
+                is_held = self._judge_reminders(organisation.id, organisation.slug, pending)
             if is_held:
                 waiting.update(mentor_id for mentor_id, _ in new)
         return frozenset(waiting)
@@ -158,42 +156,44 @@ class MassChangeGuard:
         return self._after_gap[organisation_id]
 
     def _judge(
-        self, organisation: Organisation, changes: Mapping[str, int], *, pending: Mapping[str, int] | None = None
+        self, organisation_id: UUID, slug: str, changes: Mapping[str, int], *, pending: Mapping[str, int] | None = None
     ) -> None:
         """Hold each kind that exceeds its limit with these changes; ``pending`` has the numbers of all due mentors."""
-        permitted = self._permitted[organisation.id]
-        if organisation.id not in self._unpermitted:
+        permitted = self._permitted[organisation_id]
+        if organisation_id not in self._unpermitted:
             total = sum(changes.get(change, 0) + permitted[change] for change in Change)
-            if total <= self._allow[organisation.slug]:
+            if total <= self._allow[slug]:
                 return
-            self._unpermitted.add(organisation.id)
-        past = self._past(organisation.id)
+            self._unpermitted.add(organisation_id)
+        past = self._past(organisation_id)
         for change in Change:
             earlier = past[change] + permitted[change]
-            is_held = (organisation.id, change) in self.held
-            if is_held or not changes.get(change) or not self._exceeds(organisation.id, earlier + changes[change]):
+            is_held = (organisation_id, change) in self.held
+            if is_held or not changes.get(change) or not self._exceeds(organisation_id, earlier + changes[change]):
                 continue
             if pending is None:
-                _, pending = self._count_pending(organisation.id, reminders=False)
-            certified, mentors = self._certified[organisation.id], pending[change]
+                pending = self._count_pending(organisation_id, reminders=False)
+            certified, mentors = self._certified[organisation_id], pending[change]
             reason = f"{number(mentors, 'mentor')} would be {_WORDS[change]}" + (
                 f" after {earlier:,} in the last 20 hours" if earlier else ""
             )
             self._hold(
-                organisation,
+                organisation_id,
+                slug,
                 what=change,
                 reason=f"{reason}, the limit is {rules.mass_change_limit(certified):,} (of {certified:,} certified)",
                 mentors=mentors,
                 allow=sum(pending[each] for each in Change),
             )
 
-    def _judge_reminders(self, organisation: Organisation, pending: Mapping[str, int]) -> bool:
+    def _judge_reminders(self, organisation_id: UUID, slug: str, pending: Mapping[str, int]) -> bool:
         """Hold the new reminders if there are too many; return whether they are held."""
-        limit = self._reminder_limit(organisation.slug)
-        total = self._reminded[organisation.id] + pending[REMINDERS]
+        limit = self._reminder_limit(slug)
+        total = self._reminded[organisation_id] + pending[REMINDERS]
         if total > limit:
             self._hold(
-                organisation,
+                organisation_id,
+                slug,
                 what=REMINDERS,
                 reason=f"{total:,} new reminders, the limit is {limit:,}",
                 mentors=pending[_REMINDED],
@@ -201,33 +201,31 @@ class MassChangeGuard:
             )
         return total > limit
 
-    def _hold(self, organisation: Organisation, *, what: str, reason: str, mentors: int, allow: int) -> None:
+    def _hold(self, organisation_id: UUID, slug: str, *, what: str, reason: str, mentors: int, allow: int) -> None:
         hold = Hold(
-            organisation_id=organisation.id,
-            organisation=organisation.slug,
+            organisation_id=organisation_id,
+            organisation=slug,
             what=what,
             reason=f"{reason}; everything else went on",
             mentors=mentors,
             allow=allow,
-            after_gap=what != REMINDERS and self._is_after_gap(organisation.id, organisation.slug),
+            after_gap=what != REMINDERS and self._is_after_gap(organisation_id, slug),
         )
-        self.held[organisation.id, what] = hold
+        self.held[organisation_id, what] = hold
         self._unstored.append(hold)
 
-    def _count_pending(self, organisation_id: UUID, *, reminders: bool) -> tuple[Organisation | None, Counter[str]]:
+    def _count_pending(self, organisation_id: UUID, *, reminders: bool) -> Counter[str]:
         """Decide about the due mentors of an organisation without locks, and count surprising changes and reminders."""
-        organisation: Organisation | None = None
         pending = Counter[str]()
         for decisions, _broken in plan.due_decisions(
             self._connection, today=self._today, organisation_id=organisation_id, everybody=self._everybody
         ):
-            organisation = decisions[-1].organisation if decisions else organisation
             pending.update(str(d.change) for d in decisions if self._is_surprising(d))
             if reminders:
                 new = find_new_reminders(self._connection, decisions)
                 pending[REMINDERS] += len(new)
                 pending[_REMINDED] += len({mentor_id for mentor_id, _ in new})
-        return organisation, pending
+        return pending
 
     def _past(self, organisation_id: UUID) -> Counter[str]:
         """Return the surprising changes of the last 20 hours, without permitted ones."""
