@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 DIST ?= dist
 DENO := DENO_NO_UPDATE_CHECK=1 $(CURDIR)/$(BIN)/deno
 
-.PHONY: demo test outside chaos mutants lint bench looks dist lock clean
+.PHONY: demo test outside chaos lint bench looks dist lock clean
 
 demo: $(READY)
 	$(BIN)/python demo/demo.py
@@ -24,10 +24,6 @@ outside: $(READY)
 # More than 500 nights in which something is killed, late or cut off; CHAOS_ARGS="--seed 1234" repeats one of them.
 chaos: $(READY)
 	$(BIN)/python -m tests.chaos --jobs 2 $(CHAOS_ARGS)
-
-# certjob broken in 200 small ways, one after the other; which of them the tests catch. Hours; MUTANTS_ARGS narrows it.
-mutants: $(READY)
-	$(BIN)/python -m tests.mutants $(MUTANTS_ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
