@@ -1,4 +1,4 @@
-"""Nights with mails: an organisation, days counted from ``TODAY``, and one channel whose outcomes a test decides."""
+"""Nights with mails: an organisation, days counted from ``TODAY``, and a channel with the outcomes of a test."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -57,11 +57,11 @@ class Nights:
         self.facts.insert("coordinators", organisation_id=of or self.home, **who)
 
     def certified(self, name: str = "Kari", *, until: int, **mentor: Any) -> UUID:
-        """Add a mentor whose certificate ends in so many days."""
+        """Add a mentor with a certificate that ends in so many days."""
         return self.facts.certified_mentor(self.home, day(until), full_name=name, **mentor)
 
     def ended(self, *names: str) -> list[UUID]:
-        """Add mentors whose certificate ended yesterday."""
+        """Add mentors with a certificate that ended yesterday."""
         return [self.certified(name, until=-1) for name in names]
 
     def review(self, number: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""Debian's Exim as a mail server of the tests': in a folder of its own, on loopback, delivering into a Maildir."""
+"""Debian's Exim as a mail server for tests, in a temporary folder and on loopback. It delivers into a Maildir."""
 
 import contextlib
 import os
@@ -19,8 +19,8 @@ from tests.support.waiting import until
 PROGRAM = Path("/usr/sbin/exim4")
 
 MISSING = (
-    f"nothing was sent through a real mail server: Exim is not installed here ({PROGRAM}); "
-    "on Debian `apt-get install exim4-daemon-light` brings it"
+    f"the tests with a real mail server were skipped, because Exim is not installed ({PROGRAM}); "
+    "on Debian, run `apt-get install exim4-daemon-light`"
 )
 
 LOGIN = ("post", "blåbær-9")
@@ -57,12 +57,12 @@ yes:
   accept
 
 begin routers
-nobody:
+unknown:
   driver = redirect
   condition = ${if and{{exists{FOLDER/unknown}}{eq{$local_part}{${readfile{FOLDER/unknown}{}}}}}}
   allow_fail
-  data = :fail: 550 5.1.1 nobody of that name
-everybody:
+  data = :fail: 550 5.1.1 unknown recipient
+known:
   driver = accept
   transport = folder
 
@@ -86,7 +86,7 @@ plain:
 
 
 class Exim:
-    """A running server, which knows everybody until it is told otherwise."""
+    """A server that accepts mail for all recipients unless one is set as unknown."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -94,23 +94,23 @@ class Exim:
         for name in ("spool", "log", "mail/new", "mail/cur", "mail/tmp"):
             (folder / name).mkdir(parents=True)
         shutil.copy(CERTIFICATE, folder / "certificate.pem")
-        # Never root, which Exim refuses: with a configuration of its own it gives root up, and then cannot deliver.
+        # Exim cannot deliver as root, because it drops root for a configuration that is not the installed one.
         self.user = pwd.getpwnam("Debian-exim") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
         if os.geteuid() == 0:
             for path in (folder, *folder.rglob("*")):
                 os.chown(path, self.user.pw_uid, self.user.pw_gid)
-        # Exim's macros, the longer names first, which hold the shorter ones.
+        # Exim's macros. A name that contains another one must come before it.
         macros = {"PORT": self.port, "FOLDER": folder, "LOGIN_USER": LOGIN[0], "LOGIN_PASSWORD": LOGIN[1]}
         macros |= {"USER": self.user.pw_uid, "GROUP": self.user.pw_gid}
         definitions = "".join(f"{name} = {value}\n" for name, value in macros.items())
         (folder / "exim.conf").write_text(definitions + _CONFIGURATION)
 
-    def know_everybody_but(self, local_part: str = "") -> None:
-        """Take mail for this recipient, too, and return it to its envelope sender."""
+    def set_unknown(self, local_part: str = "") -> None:
+        """Accept mail for this recipient, but then return it to the envelope sender."""
         (self.folder / "unknown").write_text(local_part)
 
     def delivered(self, count: int) -> list[bytes]:
-        """Wait until so many messages lie in the Maildir and none is under way; take them out."""
+        """Wait until the Maildir has so many messages and none is in transit. Return and remove them."""
         new = self.folder / "mail" / "new"
 
         def is_done() -> bool:
@@ -144,7 +144,7 @@ class Exim:
 
 
 def _free_port() -> int:
-    """A port below those that outgoing connections take."""
+    """Return a free port that outgoing connections do not use."""
     while True:
         port = random.randint(20_000, 32_000)
         with contextlib.suppress(OSError), socket.create_server((HOST, port)):
@@ -153,7 +153,7 @@ def _free_port() -> int:
 
 @contextmanager
 def exim() -> Iterator[Exim]:
-    """A running server. Not under pytest's folder: as root Exim is another user, who may not look in there."""
+    """Run a server. Its folder is not in that of pytest, which only root can read."""
     with tempfile.TemporaryDirectory(prefix="certjob-exim-") as name:
         folder = Path(name)
         folder.chmod(0o755)
@@ -171,7 +171,7 @@ def exim() -> Iterator[Exim]:
 
 
 class CuttingProxy(Proxy):
-    """In front of a mail server: the client's side of each connection ends before or after the final dot."""
+    """Closes the client's side of each connection before or after the final dot of a message."""
 
     def __init__(self, server_port: int, *, after_the_dot: bool) -> None:
         super().__init__(lambda: socket.create_connection(("127.0.0.1", server_port), timeout=20))
@@ -188,8 +188,8 @@ class CuttingProxy(Proxy):
                 continue
             self.cuts += 1
             whole = (said + data)[: end + (5 if self._after_the_dot else 2)]
-            link.client.shutdown(socket.SHUT_RDWR)  # first: a server that answers at once would still be heard
+            link.client.shutdown(socket.SHUT_RDWR)  # before the server can answer
             link.server.sendall(whole[len(said) :])
             if self._after_the_dot:
-                link.is_over.wait(20)  # the server takes the message, and its answer reaches nobody
+                link.is_over.wait(20)  # the server's answer does not reach the client
             return

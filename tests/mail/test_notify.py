@@ -141,7 +141,7 @@ def test_only_the_owner_can_read_a_maildir(tmp_path: Path) -> None:
 
 
 def test_maildir_that_cannot_be_written_leaves_no_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file in place of a folder, or a full disk."""
+    """A file instead of a folder, or a full disk."""
     (tmp_path / "file").touch()
     (tmp_path / "new").touch()
     for folder in (tmp_path / "file", tmp_path):
@@ -165,7 +165,7 @@ def webhook(url: str, *, key: str = "s3cret", seconds: float = 5) -> Blocking:
 
 
 def test_webhook_gets_the_documented_fields() -> None:
-    """Without a key there is no Authorization header. The channel can be used after it was closed."""
+    """Without a key it sends no Authorization header. The channel can be used after it was closed."""
     with PortalServer(key="s3cret", default=answer(202)) as server:
         with webhook(server.url) as channel:
             channel.send(replace(MESSAGE, repeat=True))
