@@ -164,11 +164,8 @@ def test_watch_reports_an_overdue_run(facts: Facts, here: Certjob) -> None:
     here("run", "--organisation", "hlf")
     facts.connection.execute(
         "INSERT INTO job_runs (id, command, as_of, host, version, finished_at, outcome)"
-        " VALUES (gen_random_uuid(), 'run', current_date, 'host', '1', now(), 'failed')"
-    )
-    facts.connection.execute(
-        "INSERT INTO job_runs (id, command, as_of, host, version, finished_at, outcome)"
-        " VALUES (gen_random_uuid(), 'run', current_date, 'host', '1', now() + interval '1 hour', 'ok')"
+        " VALUES (gen_random_uuid(), 'run', current_date, 'host', '1', now(), 'failed'),"
+        " (gen_random_uuid(), 'run', current_date, 'host', '1', now() + interval '1 hour', 'ok')"
     )
     ((problem,),) = facts.rows(watch)
     assert str(problem).startswith("the last full run of certjob that did its work ended at 20")

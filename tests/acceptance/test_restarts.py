@@ -179,9 +179,9 @@ def test_every_transaction_of_a_night_has_time_limits(url: str) -> None:
             assert connection.execute(shown).fetchone() == ("0", of_the_session)
 
 
-@pytest.mark.parametrize("timeout", ["", "idle_in_transaction_session_timeout", "transaction_timeout"])
-def test_session_that_the_server_ended_starts_again(url: str, timeout: str) -> None:
-    """An administrator or a timeout of the server ends it; the server rolls its transaction back."""
+@pytest.mark.parametrize("timeout", ["idle_in_transaction_session_timeout", "transaction_timeout"])
+def test_session_that_a_timeout_of_the_server_ended_starts_again(url: str, timeout: str) -> None:
+    """The server rolls its transaction back."""
     tries: list[int] = []
 
     def work(connection: Connection) -> None:
@@ -190,12 +190,10 @@ def test_session_that_the_server_ended_starts_again(url: str, timeout: str) -> N
         with database.transaction(connection):
             tries.append(connection.info.backend_pid)
             connection.execute("CREATE TABLE once (id int)")
-            if len(tries) == 1 and timeout:
+            if len(tries) == 1:
                 connection.execute(f"SET LOCAL {timeout} = '50ms'".encode())
                 assert select.select([connection.fileno()], [], [], 20)[0]
                 connection.execute("SELECT 1")
-            elif len(tries) == 1:
-                end_session(connection)
 
     start_again(url, work)
 

@@ -273,11 +273,11 @@ def without_escapes(text: str) -> str:
 HOSTILE = "[red]M[/red]\x1b[2J\x1b]0;gotcha\x07\u202e:smile:\\"
 
 
-def terminal(columns: int, lines: int = 25) -> tuple[Output, io.StringIO]:
+def terminal(columns: int) -> tuple[Output, io.StringIO]:
     """Return an output on a terminal of this size, without colours, and its text."""
     output, shown = Output(quiet=False), io.StringIO()
     output.on_terminal = True
-    size: dict[str, Any] = {"width": columns, "height": lines, "_environ": {"TERM": "xterm"}}
+    size: dict[str, Any] = {"width": columns, "height": 25, "_environ": {"TERM": "xterm"}}
     output.out = Console(file=shown, force_terminal=True, color_system=None, emoji=False, highlight=False, **size)
     return output, shown
 

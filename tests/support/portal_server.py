@@ -29,20 +29,13 @@ class PortalServer:
     """The server; a context manager. A test may read and set its attributes at any time."""
 
     def __init__(
-        self,
-        script: Script = (),
-        *,
-        key: str = "planted-portal-key",
-        default: Behaviour | None = None,
-        visible: dict[UUID, bool] | None = None,
-        dates: bool = False,
+        self, script: Script = (), *, key: str = "planted-portal-key", default: Behaviour | None = None
     ) -> None:
-        """``dates``: the portal has a column for the last visible day."""
         self.key, self.default = key, default or ok()
-        self.visible = visible or {}
+        self.visible: dict[UUID, bool] = {}
         """The last applied value of each contact."""
-        self.until: dict[UUID, str | None] | None = {} if dates else None
-        """The last visible day of each contact."""
+        self.until: dict[UUID, str | None] | None = None
+        """The last visible day of each contact; None if the portal has no column for it."""
         self.decide = script if callable(script) else None
         self._steps: deque[Behaviour] = deque(() if callable(script) else script)
         self.requests: list[PortalRequest] = []

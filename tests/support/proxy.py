@@ -45,10 +45,8 @@ class Proxy:
         """Carry the server's bytes until it ends."""
         self.carry(link.server, link.client)
 
-    def carry(self, source: socket.socket, target: socket.socket, *, stall_at: bytes | None = None) -> None:
+    def carry(self, source: socket.socket, target: socket.socket) -> None:
         while data := source.recv(65536):
-            if stall_at is not None and stall_at in data:
-                self.is_silent.set()
             if self.is_silent.is_set():
                 return
             target.sendall(data)
@@ -103,17 +101,12 @@ def _close(connection: socket.socket) -> None:
 class StallingProxy(Proxy):
     """In front of PostgreSQL: it can go silent, as some proxies do in a failover."""
 
-    def __init__(self, database_url: str, *, at: bytes | None = None) -> None:
-        """``at`` is a part of the statement before which it goes silent."""
+    def __init__(self, database_url: str) -> None:
         parameters = conninfo.conninfo_to_dict(database_url)
         host, port = str(parameters.get("host", "127.0.0.1")), int(parameters.get("port") or 5432)
         super().__init__(lambda: _dial_unix(host, port) if host[0] == "/" else socket.create_connection((host, port)))
-        self._at = at
         here = {"host": "127.0.0.1", "port": self.port, "sslmode": "disable", "gssencmode": "disable"}
         self.url = conninfo.make_conninfo(database_url, **here)  # type: ignore[arg-type]
-
-    def forward(self, link: Link) -> None:
-        self.carry(link.client, link.server, stall_at=self._at)
 
 
 def _dial_unix(folder: str, port: int) -> socket.socket:

@@ -124,16 +124,11 @@ class Scene:
         return nights.night(connection or self.connection, today, **options)
 
     def deliver(
-        self,
-        portal: Portal,
-        connection: Connection | None = None,
-        *,
-        today: date = TODAY,
-        channel: Channel | None = None,
+        self, portal: Portal, connection: Connection | None = None, *, today: date = TODAY, **options: Any
     ) -> RunReport:
-        """Run ``deliver``, as cron does between the nights."""
+        """Run ``deliver``, as cron does between the nights, with the options of ``nights.delivery``."""
         connection = connection or self.connection
-        report = runs.deliver(new_job(connection, today, ways_out=delivery(portal=portal, channel=channel)))
+        report = runs.deliver(new_job(connection, today, ways_out=delivery(portal=portal, **options)))
         note_told(connection, report.run_id)
         return report
 
@@ -181,16 +176,10 @@ class Scene:
         connection, stop, counts = connection or self.connection, stop or StopFlag(), PortalCounts()
         service = service or PortalSyncService(connection, run_id=uuid4())
         make_portal = delivery(portal=target or self.portal).make_portal
-        defaults = {
-            "make_portal": make_portal,
-            "policy": quick_policy(),
-            "concurrency": 1,
-            "counts": counts,
-            "today": lambda: TODAY,
-        }
         self.counts = counts
         with Calls(stop) as calls:
-            stage = PortalStage(service, calls=calls, stop=stop, **defaults | options)
+            given: dict[str, Any] = {"make_portal": make_portal, "policy": quick_policy(), "concurrency": 1, **options}
+            stage = PortalStage(service, calls=calls, stop=stop, counts=counts, **{"today": lambda: TODAY} | given)
             stopped = stage.run(deadline_seconds=seconds)
         stop.check()
         self.said = str(stopped)
