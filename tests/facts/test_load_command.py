@@ -55,26 +55,12 @@ def test_load_names_every_problem_and_loads_the_other_mentors(load: Load, facts:
 def test_load_json_has_the_numbers_and_the_problems(load: Load) -> None:
     result = load(HEADER + GOOD.format(1) + GOOD.format(2).replace("2024-02-01", "soon"), "--json")
 
-    assert json.loads(result.stdout) == {
-        "outcome": "attention",
-        "dry_run": False,
-        "rows": 2,
-        "skipped": 1,
-        "mentors_added": 1,
-        "mentors_changed": 0,
-        "certificates_added": 1,
-        "certificates_changed": 0,
-        "paused_next_run": 0,
-        "brought_back_next_run": 0,
-        "problems": [
-            {
-                "line": 3,
-                "column": "issued_on",
-                "reason": "not a date such as 2026-12-31 or 31.12.2026",
-                "is_warning": False,
-            }
-        ],
-    }
+    document = json.loads(result.stdout)
+    reason = "not a date such as 2026-12-31 or 31.12.2026"
+    assert document["problems"] == [{"line": 3, "column": "issued_on", "reason": reason, "is_warning": False}]
+    numbers = ("rows", "skipped", "mentors_added", "mentors_changed", "certificates_added", "certificates_changed")
+    assert [document[name] for name in numbers] == [2, 1, 1, 0, 1, 0]
+    assert (document["outcome"], document["dry_run"]) == ("attention", False)
 
 
 def test_load_warns_of_an_implausible_date_with_exit_code_0(load: Load, facts: Facts) -> None:

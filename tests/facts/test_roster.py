@@ -20,6 +20,8 @@ ROW = f"hlf,M1,likeperson,2024-02-01,2026-02-01,Kari,kari@example.org,nb,{CONTAC
 GOOD = dict(zip(HEADER.split(","), ROW.split(","), strict=True))
 NO_DATE = "not a date such as 2026-12-31 or 31.12.2026"
 INVISIBLE = "has a control character or an invisible one"
+IN_FUTURE = "in the future, but it would take effect now; load it on that day"
+BAD_QUOTE = "cannot be read: a quote is not closed, or text follows a quoted cell"
 
 
 def read(content: str | bytes) -> Roster:
@@ -95,15 +97,11 @@ def test_roster_reads_every_column() -> None:
         ({"locale": "Kari"}, "locale", "not one of nb, nn, en"),
         ({"dynamics_contact_id": "4711"}, "dynamics_contact_id", "not a contact ID (a UUID)"),
         ({"dynamics_contact_id": str(UUID(int=0))}, "dynamics_contact_id", "not a contact ID (a UUID)"),
-        (
-            {"revoked_on": "2026-11-27"},
-            "revoked_on",
-            "in the future, but it would take effect now; load it on that day",
-        ),
-        ({"left_on": "2026-11-27"}, "left_on", "in the future, but it would take effect now; load it on that day"),
+        ({"revoked_on": "2026-11-27"}, "revoked_on", IN_FUTURE),
+        ({"left_on": "2026-11-27"}, "left_on", IN_FUTURE),
         ({"left_on": ",more"}, "line", "12 cells where the first line has 11"),
-        ({"full_name": '"Kari" N'}, "line", "cannot be read: a quote is not closed, or text follows a quoted cell"),
-        ({"full_name": '"Kari'}, "line", "cannot be read: a quote is not closed, or text follows a quoted cell"),
+        ({"full_name": '"Kari" N'}, "line", BAD_QUOTE),
+        ({"full_name": '"Kari'}, "line", BAD_QUOTE),
     ],
 )
 def test_bad_row_is_named_by_line_and_column(changes: dict[str, str], column: str, reason: str) -> None:
