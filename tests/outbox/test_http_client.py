@@ -1,16 +1,15 @@
 """HTTP calls against real sockets: deadlines, no cookies, no redirects, no proxies, verified TLS."""
 
 import contextlib
-import gc
 import socket
 import ssl
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
+from pytest_httpserver import HTTPServer
 
 from certjob.outbox import http_client
 from certjob.outbox.calls import run_alone
@@ -34,22 +33,6 @@ def calls(*urls: str, method: str = "GET", **named: Any) -> list[HttpAnswer]:
 
 def get(portal: PortalServer, times: int = 1, **named: Any) -> list[HttpAnswer]:
     return calls(*[portal.url] * times, headers={"Authorization": f"Bearer {portal.key}"}, **named)
-
-
-@contextlib.contextmanager
-def raw_server(behave: Callable[[socket.socket], None]) -> Iterator[int]:
-    """Yield the port of a server that handles one connection in this way."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.settimeout(10)
-
-        def serve() -> None:
-            with contextlib.suppress(OSError), listener.accept()[0] as connection:
-                behave(connection)
-
-        thread = threading.Thread(target=serve, daemon=True)
-        thread.start()
-        yield listener.getsockname()[1]
-        thread.join(10)
 
 
 @contextlib.contextmanager
@@ -86,9 +69,8 @@ def test_request_is_never_sent_twice(portal: PortalServer) -> None:
     assert len(portal.requests) == 2
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_every_call_ends_by_its_deadline(portal: PortalServer) -> None:
-    """The server sends headers, body or handshake byte by byte, or does not read a large request."""
+    """The server sends headers or body byte by byte, or does not read a large request."""
     for part in ("headers", "body"):
         portal.then(drip(part=part, every_seconds=0.01))
         with over_in_time(httpx.ReadTimeout):
@@ -100,19 +82,6 @@ def test_every_call_ends_by_its_deadline(portal: PortalServer) -> None:
     with socket.create_server(("127.0.0.1", 0)) as never_accepts, over_in_time(httpx.TimeoutException):
         url = f"http://127.0.0.1:{never_accepts.getsockname()[1]}/"
         calls(url, method="POST", json="x" * 30_000_000, deadline_seconds=DEADLINE_SECONDS)
-
-    ended = threading.Event()
-
-    def drip_handshake(connection: socket.socket) -> None:
-        connection.sendall(b"\x16\x03\x03\x40\x00")  # announces a handshake record of 16 KiB
-        while not ended.wait(0.01):
-            connection.sendall(b"\x02")
-
-    with raw_server(drip_handshake) as port:
-        with over_in_time(httpx.ConnectTimeout):
-            calls(f"https://127.0.0.1:{port}/", deadline_seconds=DEADLINE_SECONDS)
-        ended.set()
-    gc.collect()  # closes the socket of the cancelled handshake
 
 
 def test_unreachable_url_is_a_transport_error_and_proxies_are_ignored(
@@ -135,22 +104,16 @@ def test_unreachable_url_is_a_transport_error_and_proxies_are_ignored(
 
 def test_tls_is_verified(monkeypatch: pytest.MonkeyPatch) -> None:
     """An unknown certificate is a connection error, and the request is not sent."""
-    served: list[bytes] = []
     server_side = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     server_side.load_cert_chain(CERTIFICATE)
+    with HTTPServer(host="localhost", ssl_context=server_side) as server:
+        server.expect_request("/").respond_with_data("ok")
+        monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
+        http_client._verifying_context.cache_clear()
+        assert calls(server.url_for("/"))[0].body == b"ok"
 
-    def serve(connection: socket.socket) -> None:
-        with server_side.wrap_socket(connection, server_side=True) as secured:
-            served.append(secured.recv(65536))
-            secured.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
-
-    monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
-    http_client._verifying_context.cache_clear()
-    with raw_server(serve) as port:
-        assert calls(f"https://localhost:{port}/")[0].body == b"ok"
-
-    monkeypatch.delenv("SSL_CERT_FILE")
-    http_client._verifying_context.cache_clear()
-    with raw_server(serve) as port, pytest.raises(httpx.ConnectError, match="certificate verify failed"):
-        calls(f"https://localhost:{port}/")
-    assert len(served) == 1
+        monkeypatch.delenv("SSL_CERT_FILE")
+        http_client._verifying_context.cache_clear()
+        with pytest.raises(httpx.ConnectError, match="certificate verify failed"):
+            calls(server.url_for("/"))
+        assert len(server.log) == 1

@@ -10,24 +10,28 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from certjob.outbox import retry
 from certjob.outbox.retry import RetryPolicy, exponential, full_jitter, parse_retry_after
 
 NOW = datetime(2026, 3, 10, 2, 30, tzinfo=UTC)
 
 
 class ServiceError(Exception):
-    """The error of the service."""
-
     def __init__(self, text: str = "down", *, retry_after_seconds: float | None = None) -> None:
         super().__init__(text)
         self.retry_after_seconds = retry_after_seconds
 
 
+POLICY: dict[str, Any] = {
+    "backoff": lambda _attempt: 1.0,
+    "is_transient": lambda error: isinstance(error, ServiceError),
+    "retry_after": lambda error: error.retry_after_seconds,
+}
+
+
 class SkippingSelector(selectors.DefaultSelector):
     """A selector that does not wait: its clock jumps to the time when the loop has something to do."""
 
-    now_seconds = 1000.0
+    now_seconds = 0.0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         self.now_seconds += timeout or 0.0
@@ -46,18 +50,17 @@ class SkippingLoop(asyncio.SelectorEventLoop):
 
 
 class Service:
-    """A service that raises one error for each call, then returns; ``began`` has the time of each call."""
+    """A service that raises one error for each call (default: nine), then returns."""
 
-    def __init__(self, *errors: BaseException, call_seconds: float = 0) -> None:
-        self.errors = list(errors)
+    def __init__(
+        self, *errors: BaseException, call_seconds: float = 0, retry_after_seconds: float | None = None
+    ) -> None:
+        failures = (ServiceError(f"failure {n}", retry_after_seconds=retry_after_seconds) for n in range(1, 10))
+        self.errors = list(errors or failures)
         self.call_seconds = call_seconds
         self.began: list[float] = []
+        """The time of each call."""
         self.took_seconds = 0.0
-        self.policy: dict[str, Any] = {
-            "backoff": lambda _attempt: 1.0,
-            "is_transient": lambda error: isinstance(error, ServiceError),
-            "retry_after": lambda error: error.retry_after_seconds,
-        }
 
     async def __call__(self) -> str:
         self.began.append(asyncio.get_running_loop().time())
@@ -67,37 +70,19 @@ class Service:
         return "done"
 
     @property
-    def calls(self) -> int:
-        return len(self.began)
-
-    @property
     def waits(self) -> list[float]:
         """The seconds between two calls."""
         return [round(later - earlier - self.call_seconds, 6) for earlier, later in pairwise(self.began)]
 
     def call(self, *, stop: asyncio.Event | None = None, **changed: Any) -> str | Exception:
         """Call the service once with the policy; return the result, or the service's error that it raises."""
-        policy = RetryPolicy(**self.policy | changed)
-
-        async def timed() -> str:
-            began = asyncio.get_running_loop().time()
-            try:
-                return await policy.call(self, stop=stop)
-            finally:
-                self.took_seconds = asyncio.get_running_loop().time() - began
-
         with asyncio.Runner(loop_factory=SkippingLoop) as runner:
             try:
-                return runner.run(timed())
+                return runner.run(RetryPolicy(**POLICY | changed).call(self, stop=stop))
             except ServiceError as error:
                 return error
-
-
-def failing(*, call_seconds: float = 0, retry_after_seconds: float | None = None) -> Service:
-    """Return a service that fails nine times."""
-    texts = [f"failure {number}" for number in range(1, 10)]
-    errors = [ServiceError(text, retry_after_seconds=retry_after_seconds) for text in texts]
-    return Service(*errors, call_seconds=call_seconds)
+            finally:
+                self.took_seconds = runner.get_loop().time()
 
 
 def test_transient_error_is_retried_until_success() -> None:
@@ -112,15 +97,15 @@ def test_transient_error_is_retried_until_success() -> None:
 def test_last_exception_is_raised() -> None:
     """After the last attempt without a wait, and at once if the error is not transient."""
     for attempts in (1, 3):
-        service = failing()
+        service = Service()
         assert str(service.call(max_attempts=attempts)) == f"failure {attempts}"
-        assert (service.calls, service.took_seconds) == (attempts, attempts - 1)
+        assert (len(service.began), service.took_seconds) == (attempts, attempts - 1)
 
     for error in (KeyError("a bug"), TimeoutError("a bug"), KeyboardInterrupt()):
         service = Service(ServiceError(), error)
         with pytest.raises(type(error)) as raised:
             service.call()
-        assert (raised.value, service.calls) == (error, 2)
+        assert (raised.value, len(service.began)) == (error, 2)
 
 
 def test_exponential_doubles_to_its_cap_and_full_jitter_spreads() -> None:
@@ -135,44 +120,43 @@ def test_exponential_doubles_to_its_cap_and_full_jitter_spreads() -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "backoff", "waits"),
+    ("asked", "waits"),
     [
-        pytest.param(7, full_jitter(base_seconds=0.5, cap_seconds=20), [7, 7], id="longer than the backoff"),
-        pytest.param(20, lambda _: 1.0, [20, 20], id="at the limit"),
-        pytest.param(2, lambda _: 9.0, [9, 9], id="shorter than the backoff"),
-        pytest.param(20.5, lambda _: 1.0, [], id="beyond the limit"),
+        pytest.param(2, [9, 9], id="shorter than the backoff"),
+        pytest.param(20, [20, 20], id="at the limit"),
+        pytest.param(20.5, [], id="beyond the limit"),
     ],
 )
-def test_retry_after_is_the_minimum_wait(asked: float, backoff: retry.Backoff, waits: list[float]) -> None:
+def test_retry_after_is_the_minimum_wait(asked: float, waits: list[float]) -> None:
     """A wait beyond the limit ends the attempts."""
-    service = failing(retry_after_seconds=asked)
+    service = Service(retry_after_seconds=asked)
 
-    service.call(backoff=backoff)
+    service.call(backoff=lambda _: 9.0)
 
     assert service.waits == waits
 
 
 def test_no_call_begins_after_the_deadline() -> None:
     """The duration of the calls counts, so a slow service gets fewer attempts."""
-    service = failing()
+    service = Service()
     service.call(max_attempts=9, backoff=lambda _: 4.0, deadline_seconds=12)
     assert (service.waits, service.took_seconds) == ([4, 4], 8)
 
-    service = failing(call_seconds=30)
+    service = Service(call_seconds=30)
     service.call(max_attempts=9, deadline_seconds=70)
-    assert service.calls == 3
+    assert len(service.began) == 3
 
 
 @given(calls=st.floats(0, 60), waits=st.floats(0, 30), attempts=st.integers(1, 6), asked=st.floats(0, 30))
 @settings(max_examples=50, deadline=None)
 def test_call_ends_within_its_worst_case(calls: float, waits: float, attempts: int, asked: float) -> None:
     """A caller with a lease relies on it, for every combination of slow calls and long waits."""
-    service = failing(call_seconds=calls, retry_after_seconds=asked)
+    service = Service(call_seconds=calls, retry_after_seconds=asked)
     changed: dict[str, Any] = {"max_attempts": attempts, "backoff": lambda _: waits}
 
     service.call(**changed)
 
-    longest = RetryPolicy(**service.policy | changed).worst_case_seconds(calls)
+    longest = RetryPolicy(**POLICY | changed).worst_case_seconds(calls)
     assert service.took_seconds <= longest + 1e-6
     assert longest == (calls if attempts == 1 else 100 + calls)
 
@@ -187,30 +171,29 @@ def test_policy_that_would_not_end_is_rejected(changed: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stop_after", "call_seconds", "ended_after"),
+    ("stop_after", "ended_after"),
     [
-        pytest.param(None, 2, 2, id="set before: the first call is made"),
-        pytest.param(1, 2, 2, id="during a call: it ends"),
-        pytest.param(20, 2, 20, id="during a wait: interrupted"),
+        pytest.param(0, 2, id="set before: the first call is made"),
+        pytest.param(1, 2, id="during a call: it ends"),
+        pytest.param(20, 20, id="during a wait: interrupted"),
     ],
 )
-def test_stop_ends_the_attempts(stop_after: float | None, call_seconds: float, ended_after: float) -> None:
+def test_stop_ends_the_attempts(stop_after: float, ended_after: float) -> None:
     """The exception of the last call is raised."""
 
     class Stopping(Service):
         async def __call__(self) -> str:
-            if stop_after is not None:
-                asyncio.get_running_loop().call_later(stop_after, stop.set)
+            asyncio.get_running_loop().call_later(stop_after, stop.set)
             return await super().__call__()
 
     stop = asyncio.Event()
-    if stop_after is None:
+    if stop_after == 0:
         stop.set()
-    service = Stopping(ServiceError("failure 1"), call_seconds=call_seconds)
+    service = Stopping(call_seconds=2)
 
     error = service.call(backoff=lambda _: 60.0, stop=stop)
 
-    assert (str(error), service.calls, service.took_seconds) == ("failure 1", 1, ended_after)
+    assert (str(error), len(service.began), service.took_seconds) == ("failure 1", 1, ended_after)
 
 
 @pytest.mark.parametrize(
@@ -218,7 +201,6 @@ def test_stop_ends_the_attempts(stop_after: float | None, call_seconds: float, e
     [
         (None, None),
         ("0", 0),
-        ("  7 ", 7),
         ("1.5", 1.5),
         ("-3", 0),
         pytest.param("9" * 5000, 86_400, id="5000 digits"),
@@ -232,7 +214,6 @@ def test_stop_ends_the_attempts(stop_after: float | None, call_seconds: float, e
         ("Tue, 10 Mar 99999 02:30:00 GMT", None),
         ("10 minutes", None),
         ("1e3", None),
-        ("٣", None),
     ],
 )
 def test_retry_after_is_understood_in_both_its_forms(value: str | None, seconds: float | None) -> None:
