@@ -1,9 +1,5 @@
 """The real Edge Function under Deno.
 
-    with EdgeFunction(settings, folder=tmp_path) as function:
-        ...                             # calls to function.url
-        function.restart(new_settings)  # as after a cold start: no token, no connection
-
 Deno allows the function the loopback network and its own settings, but no file and no download.
 """
 
@@ -32,8 +28,9 @@ class EdgeFunction:
     """The running function, as a context manager. It keeps its port."""
 
     def __init__(self, settings: Mapping[str, str], *, folder: Path) -> None:
-        self.settings = dict(settings)
-        """The environment of the function."""
+        self._settings = settings
+        self.changes: dict[str, str] = {}
+        """The changed settings since the last restart."""
         self._folder, self._written = folder, folder / "written"
         self._port = 0
 
@@ -55,21 +52,21 @@ class EdgeFunction:
         """Delete the output."""
         self._written.write_text("")
 
-    def restart(self, settings: Mapping[str, str] | None = None) -> None:
-        """Start the function again, with these settings or the same."""
+    def restart(self, **changes: str) -> None:
+        """Start the function again with these changes of its settings."""
         self.__exit__()
-        self.settings = dict(settings or self.settings)
+        self.changes = changes
         self.__enter__()
 
     def __enter__(self) -> Self:
-        allowed = ("--allow-net=127.0.0.1", f"--allow-env={','.join(self.settings)}")
+        allowed = ("--allow-net=127.0.0.1", f"--allow-env={','.join(self._settings)}")
         environment = deno_environment(self._folder) | {"DENO_SERVE_ADDRESS": f"tcp:127.0.0.1:{self._port}"}
         with self._written.open("ab") as written:
             before = written.tell()
             self._process = subprocess.Popen(
                 [find_deno_bin(), "run", *OFFLINE, *allowed, "index.ts"],
                 cwd=FUNCTION,
-                env=environment | self.settings,
+                env={**environment, **self._settings, **self.changes},
                 stdin=subprocess.DEVNULL,
                 stdout=written,
                 stderr=written,

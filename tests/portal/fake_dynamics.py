@@ -1,11 +1,5 @@
 """Entra and Dataverse as one real HTTP server on loopback for the Edge Function, with faults on demand.
 
-    with FakeDynamics() as dynamics:
-        dynamics.contacts = {contact_id: True}
-        dynamics.faults.append(refusal(429, "0x80072322", retry_after="1"))
-        ...                                     # the function pushes
-        assert dynamics.contacts == {contact_id: False}
-
 Each PATCH of an existing contact gets the next fault of the list. After the last one, Dataverse works.
 """
 
@@ -76,13 +70,13 @@ class FakeDynamics:
         self.tokens.add(token)
         return answer(200, {"token_type": "Bearer", "expires_in": 3599, "access_token": token})
 
-    def patch(self, contact_id: UUID, content: dict[str, Any], *, may_create: bool) -> Response:
+    def patch(self, contact_id: UUID, content: dict[str, Any]) -> Response:
         """Change one contact, and answer with its new values."""
         if not {FIELD} <= set(content) <= {FIELD, DAY_FIELD}:
             # Microsoft, "Troubleshoot Dataverse Web API client errors"
             said = "Could not find a property named 'x' on type 'Microsoft.Dynamics.CRM.contact'."
             return refusal(400, "0x0", said=said)
-        if contact_id not in self.contacts and not may_create:
+        if contact_id not in self.contacts:
             return refusal(404, "0x80040217")
         if self.faults:
             return self.faults.pop(0)
@@ -101,8 +95,8 @@ class FakeDynamics:
         if request.headers.get("Authorization", "").removeprefix("Bearer ") not in self.tokens:
             return answer(401)
         if request.method == "PATCH":
-            may_create = request.headers.get("If-Match") != "*"
-            return self.patch(UUID(contact[1]), request.get_json(), may_create=may_create)
+            assert request.headers["If-Match"] == "*"  # otherwise Dataverse would create the contact
+            return self.patch(UUID(contact[1]), request.get_json())
         assert request.args["$filter"] == f"{FIELD} eq true and statecode eq 0"
         visible = sorted(each for each, shown in self.contacts.items() if shown)
         rows = [{"contactid": str(each), DAY_FIELD: self.days.get(each)} for each in visible]

@@ -1,21 +1,19 @@
 """A push goes to the contact that the mentor has at that moment, and a contact never gets two calls at once."""
 
 from contextlib import ExitStack
-from typing import Any
 from uuid import uuid4
 
 import psycopg
 import pytest
 
 from certjob import database
-from certjob.database import Connection
 from certjob.errors import PermanentPortalError, PortalCallError, TransientPortalError
 from certjob.outbox.claims import Answer
 from certjob.portal.push import Push, PushOutcome
 from certjob.portal.sync import PortalCounts, PortalSyncService
 from tests.support.facts import TODAY
 from tests.support.nights import FlakyPortal, claim, in_background, night, review
-from tests.support.scene import NEXT_YEAR, YESTERDAY, Scene
+from tests.support.scene import YESTERDAY, Scene
 from tests.support.waiting import until, waits_for_a_lock
 
 CORRECT_ALL = "UPDATE mentors SET dynamics_contact_id = %s"
@@ -70,35 +68,33 @@ def test_correction_during_a_claim_is_not_lost(scene: Scene) -> None:
     assert scene.rows("SELECT status, version FROM portal_sync_events") == [("pending", 2)]
 
 
-@pytest.mark.parametrize("change", ["contacts_are_swapped", "organisation_loses_portal", "mentor_moves_away_and_back"])
-def test_contact_with_a_call_in_flight_gets_no_second_call(scene: Scene, change: str) -> None:
+EXPIRE = "WITH expired AS (UPDATE certificates SET expires_on = %(yesterday)s) "
+LOSE = "UPDATE organisations SET portal = NULL WHERE id = %(hlf)s"
+MOVE = "UPDATE mentors SET organisation_id = %(elsewhere)s WHERE id = %(first)s"
+SWAP = "UPDATE mentors SET dynamics_contact_id = CASE id WHEN %(first)s THEN %(new)s ELSE %(contact)s END"
+CHANGES = {
+    "contacts_are_swapped": [SWAP],
+    "organisation_loses_portal": [LOSE, EXPIRE + LOSE.replace("NULL", "'dynamics'")],
+    "mentor_moves_away_and_back": [MOVE, EXPIRE + MOVE.replace("elsewhere", "hlf")],
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_contact_with_a_call_in_flight_gets_no_second_call(scene: Scene, change: list[str]) -> None:
     """A show is in flight, and its event may be withdrawn. The hide comes after it."""
-    elsewhere, contact = scene.facts.organisation("nhf", portal=None, thresholds=()), uuid4()
-    first = scene.facts.certified_mentor(scene.hlf, NEXT_YEAR, contact_id=contact)
-    second = scene.expired()
+    first = scene.certified(contact_id=(contact := uuid4()))
+    scene.expired()
+    elsewhere = scene.facts.organisation("nhf", portal=None, thresholds=())
+    names = {"first": first, "contact": contact, "new": uuid4(), "hlf": scene.hlf, "elsewhere": elsewhere}
     scene.night(FlakyPortal())
     scene.wish(first, visible=True)
-
-    def apply(*statements: tuple[str, *tuple[object, ...]]) -> None:
-        with scene.other.transaction():
-            for statement, *values in statements:
-                scene.other.execute(statement.encode(), values)
-        review(scene.other)
 
     def change_and_run(number: int) -> Exception | None:
         if number > 1:
             return None
-        expire = ("UPDATE certificates SET expires_on = %s", YESTERDAY)
-        move = "UPDATE mentors SET organisation_id = %s WHERE id = %s"
-        lose = "UPDATE organisations SET portal = %s WHERE slug = 'hlf'"
-        if change == "contacts_are_swapped":
-            apply((CORRECT, None, first), (CORRECT, contact, second), (CORRECT, uuid4(), first))
-        elif change == "organisation_loses_portal":
-            apply((lose, None))
-            apply((lose, "dynamics"), expire)
-        else:
-            apply((move, elsewhere, first))
-            apply((move, scene.hlf, first), expire)
+        for statement in change:
+            scene.other.execute(statement.encode(), names | {"yesterday": YESTERDAY})
+            review(scene.other)
         night(scene.other, portal=portal)
         return TransientPortalError("reset")
 
@@ -129,29 +125,25 @@ def test_contact_is_free_when_the_lease_of_its_call_has_expired(scene: Scene) ->
     assert second in {event.mentor_id for event in scene.claim()}
 
 
-def test_contact_is_checked_again_after_the_event_was_locked(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_contact_is_checked_again_after_the_event_was_locked(scene: Scene) -> None:
     """Between the two statements of the claim, the mentor gets a contact with a call in flight."""
+    others = scene.other
     first, second = scene.mentor(contact_id=(contact := uuid4())), scene.mentor()
     scene.wish(first, visible=True)
     scene.claim()
     scene.wish(second, visible=False)
-    fetch = database.fetch
+    scene.run_sql("ALTER TABLE mentors DISABLE TRIGGER USER")  # the trigger would wait for the claim
 
-    def fetch_and_correct(own: Connection, name: str, *arguments: Any, **named: Any) -> list[Any]:
-        if name == "claim_portal_events":
-            scene.run_sql("ALTER TABLE mentors DISABLE TRIGGER USER")  # the trigger would wait for the claim
-            scene.run_sql(CORRECT, None, first)
-            scene.run_sql(CORRECT, contact, second)
-            scene.run_sql("ALTER TABLE mentors ENABLE TRIGGER USER")
-        return fetch(own, name, *arguments, **named)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(database, "fetch", fetch_and_correct)
-        patch.setattr("certjob.outbox.claims._CLAIM_TRIES", 1)
-        assert claim(scene.other) == []
+    with others.transaction():
+        ids = [row[0] for row in database.fetch(others, "lock_due_portal_events", {"limit": 9, "today": TODAY})]
+        scene.run_sql(CORRECT, None, first)
+        scene.run_sql(CORRECT, contact, second)
+        claimed = {"ids": ids, "token": uuid4(), "lease_seconds": 300, "today": TODAY}
+        assert len(ids) == 1
+        assert database.fetch(others, "claim_portal_events", claimed) == []
 
     scene.run_out()
-    assert (second, contact) in [(event.mentor_id, event.contact_id) for event in claim(scene.other)]
+    assert (second, contact) in [(event.mentor_id, event.contact_id) for event in claim(others)]
 
 
 def test_mentor_is_not_deleted_while_a_call_may_be_in_flight(scene: Scene) -> None:
@@ -178,24 +170,20 @@ def test_mentors_without_a_contact_are_claimed_together(scene: Scene) -> None:
 
 
 def test_contact_belongs_to_one_mentor(scene: Scene) -> None:
-    """Also across organisations. Two contact IDs can be swapped in one statement, or in one transaction."""
+    """Also across organisations. Two contact IDs can be swapped in one transaction."""
     first, second = uuid4(), uuid4()
-    ours, theirs = (
-        scene.mentor(contact_id=first),
-        scene.facts.mentor(scene.facts.organisation("nhf"), contact_id=second),
-    )
+    ours = scene.mentor(contact_id=first)
+    theirs = scene.facts.mentor(scene.facts.organisation("nhf"), contact_id=second)
     with pytest.raises(psycopg.errors.UniqueViolation, match="mentors_dynamics_contact_id_key"):
         scene.run_sql(CORRECT, second, ours)
 
-    swap = "UPDATE mentors SET dynamics_contact_id = CASE id WHEN %s THEN %s ELSE %s END::uuid"
-    scene.run_sql(swap, ours, second, first)
     with scene.connection.transaction():
         scene.run_sql("SET CONSTRAINTS mentors_dynamics_contact_id_key DEFERRED")
-        scene.run_sql(CORRECT, first, ours)
-        scene.run_sql(CORRECT, second, theirs)
+        scene.run_sql(CORRECT, second, ours)
+        scene.run_sql(CORRECT, first, theirs)
 
     contacts = dict(scene.rows("SELECT id, dynamics_contact_id FROM mentors"))
-    assert contacts == {ours: first, theirs: second}
+    assert contacts == {ours: second, theirs: first}
 
 
 def test_removed_contact_that_is_hidden_needs_no_push(scene: Scene) -> None:

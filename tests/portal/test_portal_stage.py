@@ -3,20 +3,21 @@
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 from uuid import UUID, uuid4
 
 import psycopg
 import pytest
 
-from certjob.errors import Outcome, PortalStageError, TransientPortalError
+from certjob.errors import Outcome, PortalStageError
 from certjob.outbox import calls
-from certjob.portal.push import PushOutcome
+from certjob.outbox.retry import RetryPolicy
 from certjob.portal.sync import PortalCounts, PortalSyncService
 from certjob.stopping import StopFlag
 from tests.support.nights import FlakyPortal, delivery, in_background, night, quick_policy
 from tests.support.portal_answers import Behaviour, delay, error, hang, ok
-from tests.support.scene import Scene, push_once
+from tests.support.scene import Scene
 from tests.support.waiting import until
 
 DEAD, REFUSED = error(500, "dynamics_unavailable"), error(404, "contact_not_found")
@@ -31,11 +32,6 @@ IMPATIENT = replace(quick_policy(), longest_retry_after_seconds=0.2)
 
 def waits(seconds: float) -> Behaviour:
     return error(429, "throttled", retry_after=str(seconds))
-
-
-def seconds_between(scene: Scene, first: int, second: int) -> float:
-    """Return the time from one request to another, by their numbers."""
-    return scene.portal.requests[second - 1].arrived_seconds - scene.portal.requests[first - 1].arrived_seconds
 
 
 def disturbed(
@@ -129,7 +125,7 @@ def test_answer_of_the_portal_resets_the_count_of_failures(
 
 
 def test_wrong_key_ends_the_stage_and_blocks_no_one(scene: Scene) -> None:
-    """No attempt is counted, and the hides are alerts until the next run delivers them."""
+    """No attempt is counted, and the open hides are alerts."""
     first, *_ = scene.backlog(30)
     scene.backlog(3, visible=True)
     scene.portal.decide = lambda request: ok() if request.contact_id == first else error(401, "unauthorized")
@@ -140,47 +136,31 @@ def test_wrong_key_ends_the_stage_and_blocks_no_one(scene: Scene) -> None:
     assert len(scene.portal.requests) == 2
     assert (scene.counts, scene.portal.visible) == (PortalCounts(delivered=1), {first: False})
     assert (scene.rows(UNTOUCHED), scene.rows(STATUSES)) == ([(32,)], [("delivered", 1), ("pending", 32)])
-    alerts = "SELECT calls, count(*) FROM open_pushes WHERE NOT visible AND error LIKE '%%401 unauth%%' GROUP BY 1"
-    assert scene.rows(alerts) == [(0, 29)]
-
-    scene.portal.decide = None
-    assert scene.run_stage() is None
-    assert scene.rows(STATUSES) == [("delivered", 33)]
-    assert scene.rows("SELECT FROM dynamics_sync_failures WHERE resolved_at IS NULL") == []
+    assert scene.rows(FAILURES) == [("stage", 29)]
 
 
 @pytest.mark.parametrize(
-    ("attempts", "requests", "failures"),
+    ("times", "policy", "requests", "failures"),
     [
-        pytest.param(3, 9, [], id="before_another_attempt"),
-        pytest.param(1, 8, [("transient", 1)], id="after_the_last_attempt"),
+        pytest.param(1, quick_policy(), 9, [], id="before_another_attempt"),
+        pytest.param(1, quick_policy(max_attempts=1), 8, [("transient", 1)], id="after_the_last_attempt"),
+        pytest.param(6, IMPATIENT, 14, [], id="longer_than_a_round"),
     ],
 )
-def test_short_retry_after_delays_the_next_call(
-    scene: Scene, attempts: int, requests: int, failures: list[tuple[str, int]]
+def test_retry_after_delays_the_next_call(
+    scene: Scene, times: int, policy: RetryPolicy, requests: int, failures: list[tuple[str, int]]
 ) -> None:
-    """Also a call for another contact."""
+    """Also a call for another contact. A wait that is too long for a round is no failure and no attempt."""
     scene.backlog(8)
-    scene.portal.then(waits(0.6))
+    scene.portal.then(*[waits(0.3)] * times)
 
-    assert scene.run_stage(policy=quick_policy(max_attempts=attempts)) is None
+    assert scene.run_stage(policy=policy) is None
 
-    assert len(scene.portal.requests) == requests
-    assert seconds_between(scene, 1, 2) >= 0.6
+    arrived = [request.arrived_seconds for request in scene.portal.requests]
+    assert all(later - earlier >= 0.3 for earlier, later in pairwise(arrived[: times + 1]))
+    assert len(arrived) == requests
+    assert scene.rows("SELECT DISTINCT attempts FROM portal_sync_events") == [(1,)]
     assert scene.rows(FAILURES) == failures
-
-
-def test_long_retry_after_makes_the_stage_wait(scene: Scene) -> None:
-    """There is no call in between, no failure, and no attempt is counted."""
-    scene.backlog(8)
-    scene.portal.then(*[waits(0.3)] * 6)
-
-    assert scene.run_stage(policy=IMPATIENT) is None
-
-    assert all(seconds_between(scene, told, told + 1) >= 0.3 for told in range(1, 7))
-    assert len(scene.portal.requests) == 14
-    assert scene.rows("SELECT DISTINCT status, attempts FROM portal_sync_events") == [("delivered", 1)]
-    assert scene.rows(FAILURES) == []
 
 
 @pytest.mark.parametrize(
@@ -242,7 +222,7 @@ def test_deadline_ends_the_stage_after_the_calls_in_flight(
 
 
 def test_no_call_starts_that_could_outlast_its_lease(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The lease is too short, or the machine was suspended after a claim, or before a repeat."""
+    """The lease is too short, or the machine was suspended after a claim."""
     scene.backlog(6)
     slept_seconds, clock = [0.0], time.clock_gettime
     monkeypatch.setattr(time, "clock_gettime", lambda which: clock(which) + sum(slept_seconds))
@@ -254,16 +234,6 @@ def test_no_call_starts_that_could_outlast_its_lease(scene: Scene, monkeypatch: 
     suspended = disturbed(scene, "claim", after=lambda: slept_seconds.append(200.0 if len(portal.calls) == 3 else 0.0))
     assert scene.run_stage(portal, service=suspended) == "lease"
     assert (len(portal.calls), scene.rows(UNTOUCHED)) == (3, [(3,)])
-
-    def suspend(_number: int) -> Exception:
-        slept_seconds.append(280.0)
-        return TransientPortalError("reset")
-
-    assert scene.run_stage(FlakyPortal(suspend)) is None
-    assert scene.rows("SELECT attempts FROM dynamics_sync_failures WHERE kind = 'transient'") == [(1,)] * 3
-    scene.make_due()
-    (event,) = scene.claim(1)
-    assert push_once(event, portal, lease_seconds=100).outcome is PushOutcome.NOT_TRIED
 
 
 @pytest.mark.parametrize(
@@ -329,16 +299,6 @@ def test_unexpected_error_leaves_one_outcome_unknown(scene: Scene) -> None:
     assert (report.outcome, report.portal.delivered) == (Outcome.FAILED, 2)
     assert (scene.rows(UNTOUCHED), scene.rows(CLAIMED)) == ([(7,)], [(1,)])
     assert scene.rows(FAILURES) == [("stage", 8)]
-
-
-def test_failed_settle_makes_every_hide_an_alert(scene: Scene) -> None:
-    scene.backlog(5)
-    scene.portal.default = DEAD
-    scene.run_sql("ALTER TABLE dynamics_sync_failures ADD CONSTRAINT refuse CHECK (kind <> 'transient')")
-
-    assert scene.night(scene.portal).outcome is Outcome.FAILED
-
-    assert scene.rows(FAILURES) == [("stage", 5)]
 
 
 def test_calls_in_flight_are_settled_if_the_end_cannot_be_stored(scene: Scene) -> None:
