@@ -113,6 +113,8 @@ def all_statements() -> Mapping[str, bytes]:
         _, *sections = re.split(rb"^-- name: (\w+)$", path.read_bytes(), flags=re.MULTILINE)
         for name, text in zip(sections[::2], sections[1::2], strict=True):
             lines = (line for line in text.strip().splitlines() if not line.lstrip().startswith(b"--"))
+            if name.decode() in found:
+                raise ValueError(path, "two statements have the same name", name)
             found[name.decode()] = b"\n".join(lines)
     return found
 

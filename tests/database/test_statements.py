@@ -14,12 +14,11 @@ from certjob.database import Connection, statements
 CERTJOB = Path(database.__file__).parents[1]
 CODE = list(CERTJOB.rglob("*.py"))
 TOPICS = {path: path.read_text() for path in (database.sql_directory() / "queries").glob("*/*.sql")}
-NAMES = [
-    (name, path.parent.name)
+OWNERS = {
+    name: path.parent.name
     for path, text in TOPICS.items()
     for name in re.findall(r"^-- name: (\w+)$", text, re.MULTILINE)
-]
-OWNERS = dict(NAMES)
+}
 """The package of each statement."""
 VERBS = ("lock_due", "claim", "settle", "hold", "reopen_refused")
 """Prefixes of the statements that an outbox composes."""
@@ -40,7 +39,17 @@ def test_each_statement_is_used_only_by_its_own_package() -> None:
 
     assert packages == set(OWNERS.items())
     assert OWNERS.keys() == database.all_statements().keys(), "a name is invalid"
-    assert len(NAMES) == len(OWNERS), "two statements have the same name"
+
+
+def test_second_statement_of_a_name_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise one of the two would be lost without a message."""
+    for topic in ("one", "two"):
+        (tmp_path / "queries" / topic).mkdir(parents=True)
+        (tmp_path / "queries" / topic / "topic.sql").write_text("-- name: read_it\nSELECT 1\n")
+    monkeypatch.setattr(statements, "sql_directory", lambda: tmp_path)
+
+    with pytest.raises(ValueError, match="two statements have the same name"):
+        statements.all_statements.__wrapped__()
 
 
 def test_statements_always_run_with_certjobs_settings(connection: Connection, database_url: str) -> None:

@@ -1,4 +1,4 @@
-"""What the commands that only look need."""
+"""Fixtures of the commands that only read."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +12,7 @@ from tests.support import command_line
 
 @pytest.fixture
 def read_only(database_url: str) -> Iterator[database.Connection]:
-    """A connection that can write nothing."""
+    """A read-only connection."""
     options = "-c default_transaction_read_only=on"
     with database.connect(psycopg.conninfo.make_conninfo(database_url, options=options)) as connection:
         yield connection

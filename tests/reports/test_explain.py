@@ -77,7 +77,7 @@ def test_next_names_the_day_of_every_change_by_a_run(explained: Explained, seed:
 
 
 def test_next_goes_from_reminder_to_expiry_to_nothing(explained: Explained) -> None:
-    """Each run names the next one, and the last page says that nothing follows."""
+    """Each run names the next one, and the last page names none."""
     mentor = explained.certified_mentor(explained.organisation(thresholds=[30, -1]), TODAY + 40 * DAY)
     explained.run(portal=FlakyPortal())
     explained.page(

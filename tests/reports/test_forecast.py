@@ -1,4 +1,4 @@
-"""`certjob forecast`: what the coming nights will do is what they do, and reads well at any width."""
+"""`certjob forecast`: the changes of the coming runs, by week."""
 
 import json
 from collections import Counter
@@ -38,7 +38,7 @@ def counts(week: Week) -> tuple[int, ...]:
 def test_forecast_counts_what_the_runs_then_do(
     connection: Connection, read_only: Connection, facts: Facts, seed: int, slug: str | None
 ) -> None:
-    """On random data, 45 runs do in each week what was forecast on a connection that may only read."""
+    """On random data, 45 runs make the changes of each week. A read-only connection is enough."""
     random_programme(facts, seed=seed, mentors=60)
     people = facts.rows(
         "SELECT m.id::text, o.id FROM mentors m JOIN organisations o ON o.id = m.organisation_id"
@@ -66,8 +66,8 @@ def test_forecast_counts_what_the_runs_then_do(
     assert done.total() > 10
 
 
-def test_those_who_are_looked_at_are_those_whom_the_nights_look_at(connection: Connection, facts: Facts) -> None:
-    """Whose review lies within its days; after a night on a wrong, later date everybody, as a run does then."""
+def test_forecast_reads_only_mentors_with_a_review(connection: Connection, facts: Facts) -> None:
+    """After a run with a wrong, later date it reads everyone, as the next run does."""
     organisation = facts.organisation(thresholds=[])
     for days in (3, 900, 900):
         facts.certified_mentor(organisation, TODAY + days * DAY)
@@ -80,8 +80,8 @@ def test_those_who_are_looked_at_are_those_whom_the_nights_look_at(connection: C
     assert [counts(week) for week in forecast(connection, days=10).weeks] == [(1, 0, 1, 1), (0, 0, 0, 0)]
 
 
-def test_a_mentor_whose_data_break_a_rule_is_named_and_left_out(here: Certjob, facts: Facts) -> None:
-    """The others are counted; exit 3 with a line."""
+def test_forecast_names_and_leaves_out_a_broken_mentor(here: Certjob, facts: Facts) -> None:
+    """The others are counted, and the exit code is 3."""
     organisation = facts.organisation(portal=None)
     broken, _ = (facts.certified_mentor(organisation, date(2025, 1, 1)) for _ in range(2))
 
@@ -99,8 +99,8 @@ def test_a_mentor_whose_data_break_a_rule_is_named_and_left_out(here: Certjob, f
     assert read["problems"][0]["mentor_id"] == str(broken)
 
 
-def test_weeks_are_iso_weeks_and_cut_at_both_ends(connection: Connection) -> None:
-    """From Monday to Sunday; every day of the time asked for lies in one of them."""
+def test_forecast_has_iso_weeks_cut_at_both_ends(connection: Connection) -> None:
+    """Every day of the forecast belongs to one of them."""
     for first, days, weeks in (
         (date(2026, 3, 10), 1, [("2026-W11", 10, 10)]),
         (date(2026, 3, 15), 2, [("2026-W11", 15, 15), ("2026-W12", 16, 16)]),

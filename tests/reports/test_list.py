@@ -1,4 +1,4 @@
-"""`certjob list`: who has which certificate, by today's rules, in every form and at any size."""
+"""`certjob list`: certificates and their holders, as a table, CSV and JSON."""
 
 import csv
 import io
@@ -29,7 +29,7 @@ def listed(connection: Connection, **wanted: Any) -> list[ListedCertificate]:
 
 
 def row(**values: Any) -> ListedCertificate:
-    """A row with defaults for everything a test does not care about."""
+    """A row with defaults."""
     dates = {"issued_on": date(2024, 3, 12), "expires_on": date(2026, 3, 12), "days_left": 2}
     person = {"organisation": "hlf", "member_no": "M1", "full_name": "Kari Nordmann", "pauses": (), "left": False}
     ids = {"mentor_id": UUID(int=1), "certificate_id": UUID(int=2)}
@@ -41,8 +41,8 @@ def csv_of(capsys: pytest.CaptureFixture[str], *rows: ListedCertificate) -> str:
     return capsys.readouterr().out
 
 
-def test_the_status_is_what_the_rules_say_and_filters_hold_all_together(facts: Facts, read_only: Connection) -> None:
-    """On random data, whatever a night has stored; any filters give the rows that fit, in order."""
+def test_list_has_the_status_by_the_rules_and_filters_combine(facts: Facts, read_only: Connection) -> None:
+    """On random data, also for a status that no run has stored yet."""
     random_programme(facts, seed=20, mentors=60)
     ids = [UUID(str(found[0])) for found in facts.rows("SELECT id FROM mentors")]
     expected = {}
@@ -75,8 +75,8 @@ def test_the_status_is_what_the_rules_say_and_filters_hold_all_together(facts: F
         ]
 
 
-def test_what_check_and_status_only_count(connection: Connection, facts: Facts) -> None:
-    """Who has no contact id although there is a portal, no address, no certificate that counts; one row of each."""
+def test_list_names_mentors_who_lack_something(connection: Connection, facts: Facts) -> None:
+    """A contact ID for the portal, an address, or a certificate that counts."""
     hlf, nhf = facts.organisation("hlf", optional_kinds=["kurs"]), facts.organisation("nhf", portal=None)
     later = TODAY + timedelta(days=10)
     facts.certified_mentor(hlf, later, member_no="complete")
@@ -99,7 +99,7 @@ def test_what_check_and_status_only_count(connection: Connection, facts: Facts) 
     assert "nothing" not in {row.member_no for row in listed(connection)}
 
 
-def test_what_cannot_be_asked_for_exits_2(here: Certjob, facts: Facts) -> None:
+def test_list_rejects_wrong_options(here: Certjob, facts: Facts) -> None:
     for options, phrase in (
         ("--status recorded", "'recorded' is not one of upcoming, valid, expiring, expired, renewed, revoked"),
         ("--within -1", "--within"),
@@ -110,7 +110,7 @@ def test_what_cannot_be_asked_for_exits_2(here: Certjob, facts: Facts) -> None:
 
 
 def test_csv_is_rfc_4180(capsys: pytest.CaptureFixture[str]) -> None:
-    """A header, CRLF after each line, quotes only where a comma or a quote needs them; whatever was entered."""
+    """A header, CRLF at the end of each line, and quotes only around a comma or a quote."""
     odd = row(full_name=None, pauses=("certification_expired", "leave"), left=True)
     assert csv_of(capsys, row(full_name='Nordmann, "Kari"'), odd, row(full_name="a\r\nb\x1b[2J")) == (
         "organisation,member_no,full_name,kind,status,issued_on,expires_on,days_left,pauses,left,"
@@ -121,11 +121,8 @@ def test_csv_is_rfc_4180(capsys: pytest.CaptureFixture[str]) -> None:
     ).replace("{ids}", f"{UUID(int=1)},{UUID(int=2)}")
 
 
-def test_no_text_of_a_cell_is_computed_by_a_spreadsheet(capsys: pytest.CaptureFixture[str]) -> None:
-    """An apostrophe stands before a formula in every column that people fill, wherever cells are split; numbers stay.
-
-    Where the comma is the decimal sign it splits at semicolons, and makes what it likes of quotes and line ends.
-    """
+def test_spreadsheet_computes_no_text_of_the_csv(capsys: pytest.CaptureFixture[str]) -> None:
+    """An apostrophe precedes each formula, also if a spreadsheet splits cells at other separators."""
     texts = ('=HYPERLINK("http://evil.example","x")', "+1", "-1", "@SUM(A1)", "\t=1", "\r\n=1", " =1", "＝1")
     rows = [row(full_name=text, member_no=text, kind=text, pauses=(text,), days_left=-5) for text in texts]
     written = csv.DictReader(io.StringIO(csv_of(capsys, *rows), newline=""), strict=True)
@@ -145,8 +142,8 @@ def test_no_text_of_a_cell_is_computed_by_a_spreadsheet(capsys: pytest.CaptureFi
         assert spreadsheet_text(text) == text
 
 
-def test_off_a_terminal_it_is_csv_in_utf_8_whatever_the_locale(certjob: Certjob, facts: Facts) -> None:
-    """The same as with --csv; with no rows there is still a header. Each option arrives."""
+def test_list_without_a_terminal_is_csv_in_utf_8(certjob: Certjob, facts: Facts) -> None:
+    """In any locale, with a header even without rows, and with all options."""
     hlf, day = facts.organisation(), date(2099, 1, 31)
     facts.organisation("nhf")
     facts.certified_mentor(hlf, day, full_name="Ærlig Ødegård" + "x" * 200)
@@ -162,8 +159,8 @@ def test_off_a_terminal_it_is_csv_in_utf_8_whatever_the_locale(certjob: Certjob,
     assert {lines[0] for lines in printed.values()} == {",".join(COLUMNS)}
 
 
-def test_a_terminal_gets_a_page_that_fits_and_is_told_how_many_there_are(capsys: pytest.CaptureFixture[str]) -> None:
-    """Dates stay whole; where the rest is."""
+def test_list_on_a_terminal_fits_and_counts_the_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    """Dates stay whole, and hostile texts are harmless."""
     hostile = row(organisation="nhf", full_name=HOSTILE * 2, pauses=(HOSTILE, "certification_expired"))
     for columns in (80, 120):
         output, shown = terminal(columns)

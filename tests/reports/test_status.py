@@ -1,4 +1,4 @@
-"""`certjob status`: whether the nights run, what waits and since when, and what comes."""
+"""`certjob status`: whether the nightly runs work, the backlog, and the coming reviews."""
 
 import json
 import time
@@ -30,7 +30,7 @@ OnTerminal = Callable[..., tuple[int, str]]
 
 
 class Status:
-    """The command, and runs of any age for it to tell of."""
+    """The command, and runs of any age."""
 
     def __init__(self, facts: Facts, here: Certjob) -> None:
         self._facts, self._here = facts, here
@@ -42,7 +42,7 @@ class Status:
         return json.loads(self("--json").stdout)
 
     def ran(self, ago: timedelta = HOUR, *, silent_for: timedelta | None = None, **row: Any) -> str:
-        """Write the line of a run of 90 seconds that ended so long ago; return its id."""
+        """Record a run of 90 seconds that ended so long ago; return its id."""
         now = datetime.now(UTC)
         row = {"command": "run", "outcome": "ok", "host": "night-1", "version": "0.1.0", "as_of": now.date()} | row
         row |= {"started_at": now - ago - 90 * SECOND, "last_seen_at": now - (silent_for or ago)}
@@ -54,8 +54,8 @@ def status(facts: Facts, here: Certjob) -> Status:
     return Status(facts, here)
 
 
-def test_before_the_first_night_it_is_stale_and_after_one_it_is_not(status: Status, facts: Facts) -> None:
-    """Exit 3, with what to do; the night that came to its end has an alert, and somebody has to look."""
+def test_status_is_stale_until_the_first_full_run(status: Status, facts: Facts) -> None:
+    """A completed run with an alert is a good run, but the exit code is 3."""
     facts.certified_mentor(facts.organisation(), date(2025, 1, 1))
     before = status()
     assert (before.returncode, before.stdout.partition("\n")[0]) == (3, "last good night: never")
@@ -73,8 +73,8 @@ def test_before_the_first_night_it_is_stale_and_after_one_it_is_not(status: Stat
     assert found["last_good_run"]["run_id"] == str(report.run_id)
 
 
-def test_an_old_night_is_stale(status: Status) -> None:
-    """26 hours unless told otherwise; only whole nights that ended count, and none that ended in the future."""
+def test_status_is_stale_if_the_last_full_run_is_old(status: Status) -> None:
+    """After 26 hours by default. Failed, unfinished, partial and future runs do not count."""
     status.ran(outcome="failed")
     status.ran(outcome=None)
     status.ran(organisation="hlf")
@@ -94,8 +94,8 @@ def test_an_old_night_is_stale(status: Status) -> None:
         assert said in result.stderr
 
 
-def test_the_runs_are_those_that_matter(status: Status) -> None:
-    """Five of each command, the newest first, and of a week the last that failed or died, which says nothing more."""
+def test_status_has_the_last_five_runs_of_each_command(status: Status) -> None:
+    """And the last run that failed, and the last that died, of the last seven days."""
     died_earlier, died = (status.ran(days * DAY, outcome=None) for days in (3, 2))
     failed = status.ran(6 * DAY, outcome="failed")
     failed_long_ago = status.ran(8 * DAY, outcome="failed", command="deliver")
@@ -121,10 +121,10 @@ def test_the_runs_are_those_that_matter(status: Status) -> None:
     assert [run["started_at"] for run in runs] == sorted((run["started_at"] for run in runs), reverse=True)
 
 
-def test_a_long_run_says_now_and_then_that_it_is_alive(
+def test_long_run_reports_that_it_is_alive(
     connection: Connection, app: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Four times a minute at most, never inside a transaction; a database that is gone does not end the beating."""
+    """At most every 15 seconds, and not inside a transaction. A lost database does not end the run."""
     job, clock = new_job(connection, ways_out=delivery()), time.monotonic()
     report = RunReport(command="run", today=TODAY, run_id=job.run_id)
     app.autocommit = True
@@ -143,11 +143,11 @@ def test_a_long_run_says_now_and_then_that_it_is_alive(
         later = seen_at(job_runs.BEAT_SECONDS + 1)
         app.execute("SELECT pg_terminate_backend(%s, 5000)", (connection.info.backend_pid,))
         assert start < later == seen_at(3 * job_runs.BEAT_SECONDS)
-        raise ZeroDivisionError  # the beat was survived, or this would be the database's error
+        raise ZeroDivisionError  # otherwise the error of the database would be raised
 
 
-def test_what_waits_is_told_by_age_and_state(connection: Connection, facts: Facts) -> None:
-    """Due, later, in a run's hands, blocked; of reminders those that are pending, and so of digests."""
+def test_open_work_is_counted_by_age_and_state(connection: Connection, facts: Facts) -> None:
+    """Only pending reminders and digests are open."""
     organisation = facts.organisation()
     for status, next_attempt, wanted, visible, claimed in (
         ("pending", "-1 minute", "1 minute", False, False),
@@ -183,8 +183,8 @@ def test_what_waits_is_told_by_age_and_state(connection: Connection, facts: Fact
     assert [(found[kind].open, found[kind].due) for kind in ("portal_shows", "digests")] == [(1, 1), (1, 1)]
 
 
-def test_the_coming_nights_have_their_numbers(status: Status, facts: Facts) -> None:
-    """Fourteen, today's with whoever is overdue."""
+def test_status_has_the_number_of_reviews_for_fourteen_days(status: Status, facts: Facts) -> None:
+    """Overdue mentors count for today."""
     organisation = facts.organisation()
     for day in ("-infinity", "2026-03-01", "2026-03-10", "2026-03-11", "2026-03-23", "2026-03-24", "infinity"):
         mentor = facts.mentor(organisation)
@@ -198,8 +198,8 @@ def test_the_coming_nights_have_their_numbers(status: Status, facts: Facts) -> N
     assert "mentors to review: 6 today, 6 within 14 nights\n" in status().stdout
 
 
-def test_those_without_a_certificate_are_counted_and_not_one_is_missed(connection: Connection, facts: Facts) -> None:
-    """Random mentors, some changed since their review, on several days, before and after a night: as the rules say."""
+def test_status_counts_mentors_without_a_certificate_by_the_rules(connection: Connection, facts: Facts) -> None:
+    """On random data, on several days, before and after a run."""
     random_programme(facts, seed=3, mentors=120)
     mentors = [row[0] for row in connection.execute("SELECT id FROM mentors")]
 
@@ -218,8 +218,8 @@ def test_those_without_a_certificate_are_counted_and_not_one_is_missed(connectio
     assert report.review.without_certificate == counts()[2]
 
 
-def test_on_a_terminal_it_is_one_screen(status: Status, facts: Facts, on_terminal: OnTerminal) -> None:
-    """It has 24 lines with the prompt, whatever has happened; NO_COLOR removes the one colour."""
+def test_status_fits_on_one_screen(status: Status, facts: Facts, on_terminal: OnTerminal) -> None:
+    """24 lines with the prompt, with the longest content. NO_COLOR removes the colour."""
     for hours in range(1, 9):
         for command in ("run", "deliver", "resync", "alerts"):
             status.ran(hours * HOUR, command=command, host="night-1.drift.example.org")
