@@ -47,20 +47,12 @@ class Fault:
     settle: str = ""
     """``portal_events`` or ``reminders``: count only the statements that settle these."""
 
-    @property
-    def label(self) -> str:
-        """The kind of fault, for the summary."""
-        return f"{self.action} {self.when} a {f'settle of {self.settle}' if self.settle else self.spot}"
-
 
 class MailFault(NamedTuple):
     """A fault the next time that a mail session reaches this phase."""
 
     phase: str
     manner: str
-
-    def __str__(self) -> str:
-        return f"{self.manner} at {self.phase}"
 
 
 EACH_MESSAGE = ("MAIL", "RCPT", "DATA", "BODY", "DOT", "REPLY")

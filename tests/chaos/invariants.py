@@ -57,21 +57,18 @@ def result_complaints(
     expected = {0, 3}
     if is_victim and action is Action.OVERTAKE:
         expected = {3}
+        if not re.search("lost (its|their) lease", said):
+            yield f"{command} was overtaken and does not report its lost lease: {said!r}"
     elif is_victim and action in {Action.KILL, Action.BLACK_HOLE_KILL}:
         expected = {-9, 0, 1, 3}  # it may have ended just before
     elif action is Action.RESTART or (is_victim and action not in {None, Action.LATE}):
         expected = {0, 1, 3}
-    if code not in expected:
-        yield f"{command} ended with {code}, expected {sorted(expected)}: {said!r}"
-    if found := re.search("Traceback|internal error|unforeseen", said + result.stdout):
-        yield f"{command} said {found[0]!r}: {said}{result.stdout}"
-    if code == 0 and said:
-        yield f"{command} succeeded and was not quiet: {said!r}"
+    if code not in expected or re.search("Traceback|internal error|unforeseen", said + result.stdout):
+        yield f"{command} ended with {code}, expected {sorted(expected)}: {said!r} {result.stdout}"
     is_repeated = code == 3 and command == "run" and has_reported and not said
-    if code in {1, 2, 3} and not is_repeated and not re.fullmatch(rf"(certjob {command}: .*\n)+", said):
-        yield f"{command} ended with {code} and did not say why in its own words: {said!r}"
-    if expected == {3} and not re.search("lost (its|their) lease", said):
-        yield f"{command} was overtaken and does not report its lost lease: {said!r}"
+    explains = said == "" if code == 0 else re.fullmatch(rf"(certjob {command}: .*\n)+", said) or code < 0
+    if not (explains or is_repeated):
+        yield f"{command} ended with {code} and said: {said!r}"
 
 
 def event_complaints(connection: Connection, *, events: dict[int, tuple[int, str]]) -> Iterator[str]:

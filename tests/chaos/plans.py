@@ -26,12 +26,6 @@ class Command:
     concurrency: int = 1
     attempts: int = 2
 
-    @property
-    def label(self) -> str:
-        """The kind of fault, for the summary."""
-        parts = [*([self.fault.label] if self.fault else []), *(["two at once"] if self.twin else [])]
-        return " + ".join(parts) or ("script" if self.script or self.mail_script else "none")
-
 
 TIME_PASSES = "time passes"
 """Every lease expires and every retry is due, as by the next night."""

@@ -1,6 +1,5 @@
 """One seeded run: carry out the plan, recover, and check the invariants."""
 
-import random
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -16,14 +15,15 @@ from certjob.database import Connection
 from certjob.domain.models import Reminder
 from tests.chaos import invariants
 from tests.chaos.database_proxy import DatabaseProxy, Trigger
-from tests.chaos.faults import ENCRYPTED, Action, Spot
+from tests.chaos.faults import ENCRYPTED, Action, Fault, MailFault, Spot
 from tests.chaos.plans import DELIVER, RUN, Command, Plan
 from tests.chaos.population import Change, Deed, create
 from tests.chaos.servers import PASSWORD, USER, ChaosMailServer, ChaosPortal
 from tests.support.command_line import Child, Finished, started, today
 from tests.support.facts import Facts
+from tests.support.nights import make_due, run_out
 from tests.support.own_server import OWN_NAME, Cluster
-from tests.support.programmes import Person, everything, read_people
+from tests.support.programmes import Person, read_people
 from tests.support.smtp_server import CERTIFICATE
 from tests.support.waiting import until
 
@@ -35,9 +35,6 @@ _FOREIGN_SESSIONS = b"""
     SELECT FROM pg_stat_activity
     WHERE datname = current_database() AND backend_type = 'client backend' AND application_name <> %s
 """
-_TIME_PASSES = (
-    "UPDATE {} SET next_attempt_at = now() - interval '1 second' WHERE claim_token IS NOT NULL OR status = 'pending'"
-)
 
 
 def carry_out(plan: Plan, *, cluster: Cluster, folder: Path) -> "ChaosRun":
@@ -50,14 +47,12 @@ def carry_out(plan: Plan, *, cluster: Cluster, folder: Path) -> "ChaosRun":
         except Exception as error:  # noqa: BLE001 - an error of the run is a finding
             run.complaints.append(f"the run could not go on: {type(error).__name__}: {error}")
             cluster.start()  # it may be down
-        if run.complaints:
-            run.note_everything()
     return run
 
 
 @dataclass(kw_only=True)
 class ChaosRun:
-    """A plan, its database, portal and mail server, and the findings."""
+    """A plan, its servers, and the findings."""
 
     plan: Plan
     cluster: Cluster
@@ -67,8 +62,8 @@ class ChaosRun:
     mail_server: ChaosMailServer
     today: date = field(default_factory=today)
     complaints: list[str] = field(default_factory=list)
-    trail: list[str] = field(default_factory=list)
-    tried: list[tuple[str, bool]] = field(default_factory=list)  # each fault, and whether the run reached its place
+    output: list[str] = field(default_factory=list)  # of each command
+    missed: list[Fault | MailFault] = field(default_factory=list)  # faults whose place the run did not reach
     places: list[Counter[Spot]] = field(default_factory=list)  # the events of each command
     people: list[Person] = field(default_factory=list)
     facts: list[tuple[Any, ...]] = field(default_factory=list)
@@ -78,8 +73,7 @@ class ChaosRun:
     has_reported: bool = False
 
     def __str__(self) -> str:
-        complaints, trail = (f"  ! {said}" for said in self.complaints), (f"    {said}" for said in self.trail)
-        return "\n".join([f"seed {self.plan.seed}: {len(self.complaints)} complaint(s)", *complaints, *trail])
+        return "\n".join([f"seed {self.plan.seed}: {self.plan}", *self.output, *self.complaints])
 
     def carry_out(self) -> None:
         with self._session() as connection:
@@ -94,7 +88,6 @@ class ChaosRun:
                 for each in step:
                     self._change(each)
         self._recover()
-        self._edit_the_portal()
         with self._session() as connection:
             for judge in invariants.AT_THE_END:
                 self.complaints += judge(connection, self)
@@ -125,11 +118,11 @@ class ChaosRun:
     def _let_time_pass(self) -> None:
         with self._session() as connection:
             for table in ("portal_sync_events", "cert_notification_log"):
-                connection.execute(_TIME_PASSES.format(table).encode())
+                make_due(Facts(connection), table)
+                run_out(Facts(connection), table)
 
     def _command(self, command: Command) -> int:
         """Run one command with its fault; return its exit code."""
-        self.trail.append(str(command))
         trigger = Trigger(command.fault, self._act_beside)
         self.portal.begin(command.script, trigger)
         self.mail_server.begin(command.mail_script, trigger)
@@ -147,9 +140,8 @@ class ChaosRun:
         for each, result in sorted(ended, key=lambda each: not each[1].stderr):  # one reports for both
             self._judge(each, result, trigger)
         self.places.append(trigger.seen)
-        self.tried.append((command.label, command.fault is None or trigger.is_done))
-        reached = len(command.mail_script) - len(self.mail_server.script)
-        self.tried += [(str(each), number < reached) for number, each in enumerate(command.mail_script) if each]
+        self.missed += [command.fault] if command.fault is not None and not trigger.is_done else []
+        self.missed += [fault for fault in self.mail_server.script if fault is not None]
         self.portal.begin()
         self.mail_server.begin()
         until(self._is_idle)
@@ -205,7 +197,7 @@ class ChaosRun:
 
     def _judge(self, command: Command, result: Finished, trigger: Trigger) -> None:
         name, code = command.words[0], result.returncode
-        self.trail.append(f"  {name} ended with {code}, fault: {trigger.is_done}: {result.stderr.strip()}")
+        self.output.append(f"{command}: {code} {result.stderr}")
         known = {"is_victim": command.fault is not None, "has_reported": self.has_reported}
         self.complaints += invariants.result_complaints(result, command=name, trigger=trigger, **known)
         self.has_reported = self.has_reported or (name == "run" and code in {0, 3})
@@ -223,20 +215,3 @@ class ChaosRun:
             if code == 0 and not due:  # a cancelled reminder needs one more review
                 return
         self.complaints.append(f"not content after {MOST_RECOVERIES} healthy runs")
-
-    def _edit_the_portal(self) -> None:
-        """Show and hide contacts by hand, which a reconcile beside a run corrects.
-
-        It hides no mentor who was never certified, because certjob would not show them again.
-        """
-        chance = random.Random(self.plan.seed)
-        for contact, person in self.on_the_portal().items():
-            if not person.decision.without_certificate and chance.random() < 0.5:
-                self.portal.visible[contact] = not person.decision.visible
-        self._command(Command(words=("reconcile",), twin=RUN, concurrency=2))
-
-    def note_everything(self) -> None:
-        with self._session() as connection:
-            tables = {table: [row[0] for row in rows] for table, rows in everything(Facts(connection)).items()}
-        shown: dict[str, Any] = {"plan": [self.plan], "portal": self.portal.pushes, "mail": self.mail_server.received}
-        self.trail += [f"{name}: {each}" for name, rows in (shown | tables).items() for each in rows]
