@@ -80,13 +80,10 @@ def _set_locally(settings: tuple[tuple[str, str], ...]) -> bytes:
 
     SET costs the server half as much as set_config, which it parses and plans as a query.
     """
-    commands = {name: f"SET LOCAL {name} = '{value}'" for name, value in settings}
-    if "search_path" in commands:  # a list: quoted, it would be one name
-        commands["search_path"] = f"SET LOCAL search_path = {dict(settings)['search_path']}"
-    if "statement_timeout" in commands:
-        call = f"set_config('statement_timeout', '{dict(settings)['statement_timeout']}', true)"
-        commands["statement_timeout"] = f"SELECT CASE current_setting('statement_timeout') WHEN '0' THEN {call} END"
-    return "; ".join(commands.values()).encode()
+    keep = "SELECT CASE current_setting('{0}') WHEN '0' THEN set_config('{0}', '{1}', true) END"
+    special = {"search_path": "SET LOCAL {} = {}", "statement_timeout": keep}  # quoted, search_path would be one name
+    commands = (special.get(name, "SET LOCAL {} = '{}'").format(name, value) for name, value in settings)
+    return "; ".join(commands).encode()
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""A database of Supabase's shape, two organisations in it, and the sessions that ask."""
+"""A database like Supabase's with two organisations, and sessions of the owner and the app."""
 
 from collections.abc import Iterator
 
@@ -18,34 +18,31 @@ def supabase_template(server_url: str, worker_id: str) -> Iterator[str]:
 
 @pytest.fixture
 def supabase_url(server_url: str, supabase_template: str) -> Iterator[str]:
-    """The URL of a fresh, migrated database of Supabase's shape, as the tables' owner."""
+    """The URL of a fresh, migrated database like Supabase's, as the tables' owner."""
     yield from fresh_database(server_url, supabase_template)
 
 
 @pytest.fixture
 def owner(supabase_url: str) -> Iterator[database.Connection]:
-    """The owner of certjob's tables on Supabase, from whom nothing is hidden."""
+    """The owner of certjob's tables on Supabase, who sees every row."""
     with database.connect(supabase_url) as connection:
         yield connection
 
 
 @pytest.fixture
 def api(supabase_url: str) -> Iterator[database.Connection]:
-    """The connection on which the app's requests are served, each in a role and with claims of its own.
-
-    Without certjob's own settings: a coordinator's session has what the coordinator sets.
-    """
+    """The connection of the app's requests, each with its role and claims, and without certjob's settings."""
     with database.Connection.connect(supabase_url, autocommit=True) as connection:
         yield connection
 
 
 @pytest.fixture
 def ours(owner: database.Connection, api: database.Connection) -> Organisation:
-    """The organisation whose coordinator asks."""
+    """The coordinator's organisation."""
     return furnish(owner, "hlf", api=api)
 
 
 @pytest.fixture
 def theirs(owner: database.Connection, api: database.Connection) -> Organisation:
-    """The organisation that is none of their business."""
+    """Another organisation."""
     return furnish(owner, "nhf", api=api)

@@ -11,7 +11,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from certjob.database import Connection, migrations
+from certjob.database import Connection, migrations, statements
 from certjob.database.clocks import Clocks
 from certjob.reports.check import in_database
 from tests.conftest import Certjob
@@ -210,10 +210,10 @@ def test_check_does_not_wait_for_a_locked_table(
     check: Check, app: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It reports a migration that hangs."""
-    monkeypatch.setattr(in_database, "STATEMENT_TIMEOUT_MS", 200)
+    monkeypatch.setattr(statements, "LOCK_TIMEOUT_MS", 200)
     app.execute("LOCK TABLE migrations IN ACCESS EXCLUSIVE MODE")
 
-    check.says(1, "database", "a query failed (canceling statement due to statement timeout)")
+    check.says(1, "database", "a query failed (canceling statement due to lock timeout)")
 
 
 Login = Callable[[str], tuple[str, str]]

@@ -20,9 +20,6 @@ OLDEST_VERSION, NEWEST_VERSION = 15, 18
 
 TOLERATED_CLOCK_DIFFERENCE = timedelta(seconds=60)
 
-STATEMENT_TIMEOUT_MS = 20_000
-"""Limits the wait for a table that another session, such as a migration, has locked."""
-
 NEEDED_RIGHTS = {
     "organisations": ("SELECT",),
     "coordinators": ("SELECT",),
@@ -65,7 +62,6 @@ def check_database(
     yield from check_server(server)
     yield check_clocks(database.read_clocks(connection), zone=zone)
     with database.read_only_snapshot(connection):
-        connection.execute("SELECT set_config('statement_timeout', %s, true)", (str(STATEMENT_TIMEOUT_MS),))
         schema = _check_schema(connection)
         yield schema
         if schema.exit_code:
