@@ -152,9 +152,9 @@ def test_signal_ends_a_wait_for_a_lock_at_once(commands: Commands, command: str,
 
 def test_stopped_review_has_reviewed_whole_mentors(commands: Commands) -> None:
     """It is stopped after the first chunk, and again while it retries a locked mentor. The next run has the rest."""
-    commands.add_mentors(2000, portal="dynamics")
+    commands.add_mentors(1200, portal="dynamics")
     commands.app.execute("SELECT FROM mentors WHERE member_no = 'B1' FOR UPDATE")
-    command = ("run", "--allow", "hlf=2000")
+    command = ("run", "--allow", "hlf=1200")
 
     with commands.start(*command) as child:
         until(commands.paused)
@@ -165,14 +165,14 @@ def test_stopped_review_has_reviewed_whole_mentors(commands: Commands) -> None:
         assert len(commands.rows(f"SELECT FROM {table}")) == commands.paused()
 
     with commands.start(*command) as child:
-        until(lambda: commands.paused() == 1999 and commands.rows("SELECT FROM job_runs"))
+        until(lambda: commands.paused() == 1199 and commands.rows("SELECT FROM job_runs"))
         commands.backends.wait_for_query("COMMIT")
         result = child.stop_within(AT_ONCE_SECONDS)
 
     commands.assert_stopped(result)
     commands.app.rollback()
     commands.assert_completes(*command)
-    assert commands.paused() == 2000
+    assert commands.paused() == 1200
 
 
 def test_hanging_pushes_keep_their_leases(commands: Commands, portal: PortalServer) -> None:
