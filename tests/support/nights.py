@@ -99,9 +99,8 @@ class CollectingChannel:
 
     async def send(self, message: OutgoingMessage) -> None:
         if self.on_send is not None:
-            outcome = await asyncio.to_thread(
-                self.on_send, message
-            )  # it may run a night, which needs another event loop
+            # It may run a night, which needs another event loop.
+            outcome = await asyncio.to_thread(self.on_send, message)
             if isinstance(outcome, Exception):
                 raise outcome
         self.sent.append(message)
@@ -118,14 +117,8 @@ def quick_policy(*, max_attempts: int = 3) -> RetryPolicy:
     return dataclasses.replace(PORTAL_POLICY, max_attempts=max_attempts, backoff=lambda _attempt: 0.0)
 
 
-def delivery(
-    *,
-    portal: Portal = None,
-    channel: Channel | None = None,
-    concurrency: int = 1,
-    deadline_seconds: float = 60.0,
-) -> Delivery:
-    """Return a delivery to a double, or over real HTTP to a PortalServer."""
+def delivery(*, portal: Portal = None, channel: Channel | None = None, **options: Any) -> Delivery:
+    """Return a delivery to a double, or over real HTTP to a PortalServer, with one call at a time."""
 
     def make_portal() -> HLFDynamicsSyncService:
         if isinstance(portal, PortalServer):
@@ -133,13 +126,8 @@ def delivery(
         assert portal is not None
         return portal
 
-    return Delivery(
-        make_portal=make_portal if portal is not None else None,
-        channel=channel,
-        policy=quick_policy(),
-        concurrency=concurrency,
-        deadline_seconds=deadline_seconds,
-    )
+    given: dict[str, Any] = {"policy": quick_policy(), "concurrency": 1, "deadline_seconds": 60.0} | options
+    return Delivery(make_portal=make_portal if portal is not None else None, channel=channel, **given)
 
 
 def new_job(connection: Connection, today: date = TODAY, *, ways_out: Delivery, stop: StopFlag | None = None) -> Job:
