@@ -106,7 +106,7 @@ def test_acknowledged_mentor_without_a_review_is_in_no_report(scene: Scene) -> N
 
 
 def test_acknowledgement_without_a_day_ends_with_its_alert(blocked: Scene) -> None:
-    """A withdrawn hide needs no day, because certjob can no longer hide the mentor. The next one is a new alert."""
+    """A withdrawn hide needs no day, because certjob cannot hide the mentor. The next one is a new alert."""
     portal = "UPDATE organisations SET portal = %s"
     blocked.run_sql(portal, None)
     blocked.night(deliver=False)

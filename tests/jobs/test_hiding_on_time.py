@@ -23,7 +23,7 @@ INACTIVE = """
 
 
 class RandomYear:
-    """Mentors whose facts change at random, with the last certified day of each kind."""
+    """Mentors with random changes of facts, and the last certified day of each kind."""
 
     def __init__(self, scene: Scene, *, seed: int) -> None:
         self.scene = scene

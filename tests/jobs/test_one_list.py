@@ -48,7 +48,7 @@ CHANGES = [
     (f"UPDATE certificates SET revoked_at = now() WHERE mentor_id IN {SOME}", 10),
     (f"UPDATE mentors SET left_at = now() WHERE id IN {SOME}", 5),
 ]
-"""Statements with the number of mentors whom they change."""
+"""Statements, each with the number of mentors that it changes."""
 PORTAL_ERRORS = (
     TransientPortalError("connection reset"),
     PermanentPortalError("the portal answered 404 contact_not_found"),
@@ -118,7 +118,7 @@ def test_run_alerts_status_and_digests_have_the_same_alerts(scene: Scene, seed: 
 
 
 def test_repeated_run_prints_only_new_problems(scene: Scene) -> None:
-    """The crontab starts a run at 3:10, 4:10 and 5:10, and cron mails what it prints."""
+    """The crontab starts a run at 3:10, 4:10 and 5:10, and cron mails the output."""
     scene.expired()
     first, repeated = scene.night().news, scene.night().news
     scene.expired()

@@ -1,4 +1,4 @@
-"""The dry run: it only reads, and its plan is what the next run does."""
+"""The dry run: it only reads, and the next run does exactly what it has planned."""
 
 from collections import Counter
 from collections.abc import Callable

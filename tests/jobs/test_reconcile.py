@@ -231,7 +231,7 @@ def test_portal_that_lists_no_wanted_mentor_is_held(scene: Scene, certjob: Certj
 
 
 def test_held_portal_is_corrected_with_consent(scene: Scene, certjob: Certjob) -> None:
-    """The next reading holds nothing. A mistyped slug is refused."""
+    """After it, there is no hold. A mistyped slug is refused."""
     reconciled(scene, 21)
     scene.portal.visible.clear()
     assert scene.reconcile().held
@@ -414,7 +414,7 @@ def test_dry_run_lists_the_differences_and_only_reads(scene: Scene) -> None:
 
 
 def test_explain_has_what_the_last_reading_showed(scene: Scene, certjob: Certjob) -> None:
-    """Before the first reading it has nothing."""
+    """Before the first reading, both fields are empty."""
     contacts = reconciled(scene, 2, expired=1)
     scene.portal.visible |= {contacts[0]: True, contacts[1]: False}
     page = json.loads(certjob("explain", "M1001", "--json").stdout)["portal"]

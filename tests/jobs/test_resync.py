@@ -140,7 +140,7 @@ def test_failed_push_is_returned_as_an_error(scene: Scene, expired: UUID, case: 
 
 
 def test_missing_contact_id_is_not_reported_as_a_refusal(scene: Scene) -> None:
-    """No call was made, so there is nothing to correct in Dynamics."""
+    """No call was made, so Dynamics needs no correction."""
     mentor = scene.expired(member_no="M1", contact_id=None)
 
     error = str(scene.resync(mentor, FlakyPortal()).error)

@@ -38,7 +38,7 @@ from tests.support.portal_answers import Behaviour, Exchange, PortalRequest, cut
 from tests.support.portal_server import PortalServer
 from tests.support.programmes import Person, read_people
 
-# What may happen.
+# Possible events.
 
 _CERTIFICATE = (
     "id = (SELECT id FROM certificates WHERE mentor_id = %(mentor)s ORDER BY kind, issued_on OFFSET %(number)s LIMIT 1)"
@@ -158,7 +158,7 @@ interruptions = st.builds(
     process=st.sampled_from(("continues", "is stopped", "freezes")),
 )
 
-# What must never be true, each with a statement that returns the ids of violations.
+# Conditions that must never be true. Each statement returns the ids of violations.
 
 OPEN_EVENTS = "SELECT mentor_id FROM portal_sync_events WHERE status IN ('pending', 'blocked')"
 NEVER = {
@@ -181,7 +181,7 @@ NEVER = {
                 m.left_at IS NULL AND m.certified_until > '0001-01-01' AND NOT EXISTS (
                     SELECT FROM mentor_pauses AS p WHERE p.mentor_id = m.id AND p.lifted_at IS NULL))
             AND NOT (m.portal_visible AND m.dynamics_contact_id IS NULL AND m.certified_until = '0001-01-01')""",
-    "a certificate whose status is not the last of its audit": """
+    "a certificate with another status than the last of its audit": """
         SELECT c.id FROM certificates AS c WHERE c.status <> coalesce((
             SELECT to_status FROM certificate_transitions AS t WHERE t.certificate_id = c.id ORDER BY t.id DESC LIMIT 1
         ), 'recorded')""",
@@ -201,7 +201,7 @@ UNSEEN_HIDES = """
 
 
 class Process:
-    """A process that runs one command, with a connection and a client of its own.
+    """A process that runs one command, with a connection and a client.
 
     ``tests/chaos`` kills processes at any statement.
     """
@@ -241,7 +241,7 @@ class InterruptedClient(HLFDynamicsSyncService):
     async def update_portal_visibility(self, contact_id: UUID, **wanted: Any) -> None:
         process = self.process
         process.contacts_in_flight.append(contact_id)
-        try:  # in a thread, because a second command needs an event loop of its own
+        try:  # in a thread, because a second command needs another event loop
             await asyncio.to_thread(process.reach, BEFORE_CALL)
             await super().update_portal_visibility(contact_id, **wanted)
         finally:
@@ -272,7 +272,7 @@ class ProgrammeMachine(RuleBasedStateMachine):
         self.edited_contacts: set[UUID] = set()
         """Contacts that someone, or a frozen process, has changed on the portal."""
         self.callable_contacts: set[UUID] = set()
-        """Contacts whose organisation had a portal at some time during the last command."""
+        """Contacts of organisations that had a portal at some time during the last command."""
         self.last_orders: dict[UUID, tuple[int, int]] = {}
         self.values: dict[tuple[int, int], bool] = {}
         self.requests_checked = self.commands_since_recovery = 0
@@ -338,7 +338,7 @@ class ProgrammeMachine(RuleBasedStateMachine):
     def command_is_interrupted(
         self, mentor: UUID, change: Change, command: Command, interruption: Interruption
     ) -> None:
-        """A frozen process writes nothing more about the events that it lost.
+        """A frozen process cannot settle the events that it lost.
 
         But its call in flight may still be applied on the portal, too late, as if someone had edited the contact.
         """

@@ -23,7 +23,7 @@ LEAVE = "UPDATE mentors SET left_at = now() WHERE id = %s"
 
 
 def queue_show(scene: Scene) -> UUID:
-    """Return a certified mentor whose show was queued but not sent."""
+    """Return a certified mentor with a show that was queued but not sent."""
     mentor: UUID = scene.certified()
     scene.run_sql("UPDATE mentors SET portal_visible = false")
     scene.night(deliver=False)
