@@ -1,10 +1,9 @@
 """The portal stage over real HTTP: when it continues, when it ends, and what it leaves for the next run."""
 
 import time
-from collections.abc import Callable
 from dataclasses import replace
+from datetime import date
 from itertools import pairwise
-from typing import Any
 from uuid import UUID, uuid4
 
 import psycopg
@@ -12,9 +11,12 @@ import pytest
 
 from certjob.errors import Outcome, PortalStageError
 from certjob.outbox import calls
+from certjob.outbox.claims import Answer
 from certjob.outbox.retry import RetryPolicy
+from certjob.portal.push import Push
 from certjob.portal.sync import PortalCounts, PortalSyncService
 from certjob.stopping import StopFlag
+from tests.support.facts import TODAY
 from tests.support.nights import FlakyPortal, delivery, in_background, night, quick_policy
 from tests.support.portal_answers import Behaviour, delay, error, hang, ok
 from tests.support.scene import Scene
@@ -32,23 +34,6 @@ IMPATIENT = replace(quick_policy(), longest_retry_after_seconds=0.2)
 
 def waits(seconds: float) -> Behaviour:
     return error(429, "throttled", retry_after=str(seconds))
-
-
-def disturbed(
-    scene: Scene, method: str, *, before: Callable[[], object] = int, after: Callable[[], object] = int
-) -> PortalSyncService:
-    """Return a service with something that happens around each call of a method."""
-    service = PortalSyncService(scene.connection, run_id=uuid4())
-    real = getattr(service, method)
-
-    def call(*arguments: Any, **named: Any) -> Any:
-        before()
-        result = real(*arguments, **named)
-        after()
-        return result
-
-    setattr(service, method, call)
-    return service
 
 
 def test_backlog_is_delivered_a_few_calls_at_a_time(scene: Scene) -> None:
@@ -188,16 +173,19 @@ def test_retry_after_that_is_too_long_ends_the_stage(
     assert scene.counts.failed == 0
 
 
-def test_slow_settle_does_not_shorten_the_wait(scene: Scene) -> None:
+def test_slow_settle_does_not_shorten_the_wait(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """The event is due that long after the settle. A stage that claims earlier would find no event and end."""
     scene.backlog(1)
     scene.portal.then(waits(0.25))
+    settle = PortalSyncService.settle
 
-    def wait_longer_than_asked() -> None:
-        answered_at = scene.portal.requests[-1].arrived_seconds
-        until(lambda: time.monotonic() > answered_at + 0.4)
+    def settle_late(service: PortalSyncService, push: Push, counts: PortalCounts) -> Answer:
+        until(lambda: time.monotonic() > scene.portal.requests[-1].arrived_seconds + 0.4)
+        return settle(service, push, counts)
 
-    assert scene.run_stage(service=disturbed(scene, "settle", before=wait_longer_than_asked), policy=IMPATIENT) is None
+    monkeypatch.setattr(PortalSyncService, "settle", settle_late)
+
+    assert scene.run_stage(policy=IMPATIENT) is None
 
     assert scene.rows(STATUSES) == [("delivered", 1)]
 
@@ -221,19 +209,14 @@ def test_deadline_ends_the_stage_after_the_calls_in_flight(
     assert scene.rows(FAILURES) == ([("stage", events - delivered)] if end else [])
 
 
-def test_no_call_starts_that_could_outlast_its_lease(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The lease is too short, or the machine was suspended after a claim."""
+def test_no_call_starts_that_could_outlast_its_lease(scene: Scene) -> None:
+    """A round can take longer than this lease."""
     scene.backlog(6)
-    slept_seconds, clock = [0.0], time.clock_gettime
-    monkeypatch.setattr(time, "clock_gettime", lambda which: clock(which) + sum(slept_seconds))
-    portal = FlakyPortal()
     short = PortalSyncService(scene.connection, run_id=uuid4(), lease_seconds=100)
-    assert scene.run_stage(portal, service=short) == "lease"
-    assert (portal.calls, scene.rows(UNTOUCHED)) == ([], [(6,)])
 
-    suspended = disturbed(scene, "claim", after=lambda: slept_seconds.append(200.0 if len(portal.calls) == 3 else 0.0))
-    assert scene.run_stage(portal, service=suspended) == "lease"
-    assert (len(portal.calls), scene.rows(UNTOUCHED)) == (3, [(3,)])
+    assert scene.run_stage(service=short) == "lease"
+
+    assert (scene.portal.requests, scene.rows(UNTOUCHED)) == ([], [(6,)])
 
 
 @pytest.mark.parametrize(
@@ -270,7 +253,11 @@ def test_event_claimed_during_a_signal_is_released(scene: Scene) -> None:
     scene.backlog(3)
     stop = StopFlag()
 
-    scene.run_until_signal(stop, service=disturbed(scene, "claim", before=stop.set))
+    def today() -> date:
+        stop.set()
+        return TODAY
+
+    scene.run_until_signal(stop, today=today)  # which the stage asks for before each claim
 
     assert (scene.portal.requests, scene.rows(UNTOUCHED)) == ([], [(3,)])
 
