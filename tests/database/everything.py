@@ -1,4 +1,4 @@
-"""Every command in one walk, on a database that is migrated and empty, over whatever the URL leads through."""
+"""A walk through every command, on an empty migrated database, over any kind of connection."""
 
 import email
 import shlex
@@ -48,7 +48,7 @@ STEPS = """
 
 
 def do_everything(url: str, *, facts: Facts, environment: Mapping[str, str], folder: Path) -> None:
-    """Do it, with rows to lock, to insert, to change and to delete in every table; ``facts`` sees what has become."""
+    """Lock, insert, change and delete rows in every table; ``facts`` reads the result."""
     contact_id, soon, ended = uuid.uuid4(), today() + timedelta(days=20), today() - timedelta(days=1)
     header = "organisation,member_no,full_name,email,dynamics_contact_id,kind,issued_on,expires_on\n"
     (folder / "people.csv").write_text(

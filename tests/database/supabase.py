@@ -92,12 +92,12 @@ READABLE = (
 
 @dataclass(frozen=True)
 class Organisation:
-    """One organisation with one of everything."""
+    """An organisation with one row of every kind."""
 
     facts: Facts
-    """The owner's of the tables, from whom nothing is hidden."""
+    """Facts by the owner of the tables, who sees every row."""
     api: Connection
-    """Where the app's requests are served."""
+    """The connection of the app's requests."""
     id: UUID
     coordinator: UUID
     mentor: UUID

@@ -148,27 +148,24 @@ def test_long_run_reports_that_it_is_alive(
 
 def test_open_work_is_counted_by_age_and_state(connection: Connection, facts: Facts) -> None:
     """Only pending reminders and digests are open."""
-    organisation = facts.organisation()
-    for status, next_attempt, wanted, visible, claimed in (
-        ("pending", "-1 minute", "1 minute", False, False),
-        ("pending", "-30 hours", "2 hours", False, False),
-        ("pending", "1 hour", "3 days", False, False),
-        ("pending", "3 minutes", "1 minute", False, True),
-        ("pending", "-3 minutes", "1 minute", False, True),
-        ("blocked", "-1 day", "2 days", False, False),
-        ("delivered", "-1 day", "9 days", False, False),
-        ("pending", "-1 minute", "1 minute", True, False),
-    ):
-        connection.execute(
-            "INSERT INTO portal_sync_events (mentor_id, visible, status, next_attempt_at, wanted_at, claim_token)"
-            " VALUES (%s, %s, %s, now() + %s::interval, now() - %s::interval, %s)",
-            (facts.mentor(organisation), visible, status, next_attempt, wanted, uuid4() if claimed else None),
-        )
+    organisation, now = facts.organisation(), datetime.now(UTC)
+
+    def push(*, due_in: timedelta, age: timedelta, **more: object) -> None:
+        values = {"visible": False, "next_attempt_at": now + due_in, "wanted_at": now - age} | more
+        facts.insert("portal_sync_events", mentor_id=facts.mentor(organisation), **values)
+
+    push(due_in=-MINUTE, age=MINUTE)
+    push(due_in=-30 * HOUR, age=2 * HOUR)
+    push(due_in=HOUR, age=3 * DAY)
+    push(due_in=3 * MINUTE, age=MINUTE, claim_token=uuid4())
+    push(due_in=-3 * MINUTE, age=MINUTE, claim_token=uuid4())  # its lease has expired
+    push(due_in=-DAY, age=2 * DAY, status="blocked")
+    push(due_in=-DAY, age=9 * DAY, status="delivered")
+    push(due_in=-MINUTE, age=MINUTE, visible=True)
     coordinator = facts.insert("coordinators", organisation_id=organisation, email="k@example.org")
     facts.insert("coordinator_digests", coordinator_id=coordinator, digest_on=TODAY)
     for hours, state in enumerate(("pending", "pending", "sent", "failed")):
-        mentor_id, now = facts.mentor(organisation), datetime.now(UTC)
-        about = {"mentor_id": mentor_id, "threshold_days": 0, "cert_id": uuid4(), "expires_on": TODAY}
+        about = {"mentor_id": facts.mentor(organisation), "threshold_days": 0, "cert_id": uuid4(), "expires_on": TODAY}
         times = {"queued_at": now - 2 * HOUR, "next_attempt_at": now + hours * HOUR - MINUTE}
         facts.insert("cert_notification_log", status=state, **about, **times)
 
