@@ -70,10 +70,6 @@ class PortalServer:
         """Let every request that hangs go on, now and later."""
         self.released.set()
 
-    def requests_for(self, contact_id: UUID | None) -> list[PortalRequest]:
-        with self.changed:
-            return [request for request in self.requests if request.contact_id == contact_id]
-
     def wait_until(self, condition: Callable[[], bool], *, timeout_seconds: float = 10) -> None:
         """Wait for a condition on the records, such as ``lambda: len(portal.requests) == 3``."""
         with self.changed:
