@@ -130,9 +130,6 @@ BEGIN
         WHERE m.id <> ALL (kept) AND NOT EXISTS (SELECT FROM certjob_mirror.mentors AS w WHERE w.id = m.id)
         ORDER BY m.id
     LOOP
-        IF released ? profile::text THEN  -- the portal now shows or hides the contact for another mentor
-            UPDATE certjob.mentors SET portal_visible = false WHERE id = profile;
-        END IF;
         BEGIN
             DELETE FROM certjob.mentors WHERE id = profile;
         EXCEPTION WHEN restrict_violation THEN
@@ -175,6 +172,24 @@ BEGIN
                 FROM jsonb_to_record(released -> app.id::text) AS old (dynamics_contact_id uuid, member_no text)
                 WHERE m.id = app.id AND released ? app.id::text;
             EXCEPTION WHEN unique_violation THEN
+                NULL;
+            END;
+        END;
+    END LOOP;
+
+    FOR profile IN  -- the deleted mentors whose contact another mentor should have got
+        SELECT m.id FROM certjob.mentors AS m
+        WHERE released ? m.id::text AND NOT EXISTS (SELECT FROM certjob_mirror.mentors AS w WHERE w.id = m.id)
+        ORDER BY m.id
+    LOOP
+        BEGIN  -- if the other mentor's facts were rejected, certjob must still hide the contact
+            UPDATE certjob.mentors SET dynamics_contact_id = (released -> profile::text ->> 'dynamics_contact_id')::uuid
+            WHERE id = profile;
+        EXCEPTION WHEN unique_violation THEN  -- the portal now shows or hides the contact for the other mentor
+            UPDATE certjob.mentors SET portal_visible = false WHERE id = profile;
+            BEGIN
+                DELETE FROM certjob.mentors WHERE id = profile;
+            EXCEPTION WHEN restrict_violation THEN
                 NULL;
             END;
         END;

@@ -295,6 +295,23 @@ def test_person_who_registers_again_is_shown_again(app: App, is_hidden: bool) ->
     assert (app.is_followed(), app.sync(), app.is_followed()) == (True, [], True)
 
 
+def test_contact_is_hidden_if_the_mentor_who_gets_it_is_rejected(app: App) -> None:
+    """Otherwise it would stay visible and belong to no mentor. Once the facts are right, it is shown again."""
+    profile, _ = app.profiles("M1", "M2")
+    app.run()
+    ((contact,),) = app.rows("DELETE FROM public.profiles WHERE id = %s RETURNING crm_contact", profile)
+    (again,) = app.profiles("")
+    app.change(again, crm_contact=contact)
+
+    assert [stop.stage for stop in app.run().stopped] == ["mirror"]
+    assert app.portal.visible[contact] is False
+
+    app.change(again, member_number="M1")
+    assert app.run().outcome == "ok"
+    assert app.portal.visible[contact] is True
+    assert (app.is_followed(), app.sync(), app.is_followed()) == (True, [], True)
+
+
 def test_run_copies_the_facts_first_and_reports_what_is_not_copied(app: App) -> None:
     """Once a day, with exit code 3. The run does its work nevertheless."""
     app.profiles("M1", ends_in_days=-1)
