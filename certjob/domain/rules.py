@@ -65,8 +65,10 @@ def decide(mentor: Mentor, today: date) -> Decision:
         pause = PauseChange.OPEN if must_pause else PauseChange.LIFT
     active = not mentor.left and len(mentor.open_pauses) == (own_pause is not None)
     visible = active and last_day >= today
-    # A mentor without a contact ID and without any certificate was never on the portal.
-    nothing_to_hide = never_certified and mentor.portal_visible is True and not mentor.has_contact
+    # A mentor without a contact ID who has never been certified, also by the last review, was never on the portal.
+    was_certified = mentor.certified_until not in (None, NOT_CERTIFIED)
+    never_shown = never_certified and not was_certified and not mentor.has_contact
+    nothing_to_hide = never_shown and mentor.portal_visible is True
     changes_visibility = mentor.portal_visible is not visible and not nothing_to_hide
     moved_from = _moved_from(mentor, last_day) if organisation.has_portal and visible else None
     push = (organisation.has_portal and changes_visibility) or moved_from is not None

@@ -152,7 +152,7 @@ def test_lowest_versions_of_the_dependencies_work(dist: Path, tmp_path: Path) ->
 
 def test_windows_gets_one_sentence() -> None:
     """Instead of an AttributeError about a signal that it does not have."""
-    program = "import sys; sys.platform = 'win32'; import certjob.cli.entry"
+    program = "import importlib.metadata, sys; sys.platform = 'win32'; import certjob.cli.entry"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
 
     said = "certjob: Windows is not supported; use Linux, for example WSL or a container\n"

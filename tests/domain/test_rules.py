@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from certjob.domain import rules
-from certjob.domain.models import Certificate, PauseChange, Reminder, Status
+from certjob.domain.models import NOT_CERTIFIED, Certificate, PauseChange, Reminder, Status
 from tests.support.facts import TODAY
 from tests.support.people import DEFAULT_THRESHOLDS, certificate, mentor, organisation, own_pause, pause
 
@@ -122,6 +122,17 @@ def test_certjob_pauses_while_a_held_kind_is_not_in_force(case: Case) -> None:
 )
 def test_mentor_is_visible_while_certified_and_active(case: Case) -> None:
     assert rules.decide(case.mentor, TODAY).visible is case.expected
+
+
+@table(
+    with_a_contact=Case(expected=True),
+    without_a_contact=Case(has_contact=False, expected=False),
+    reviewed_without_a_contact=Case(has_contact=False, certified_until=NOT_CERTIFIED, expected=False),
+    contact_removed_from_a_certified_mentor=Case(has_contact=False, certified_until=day(30), expected=True),
+)
+def test_mentor_without_certificates_is_hidden_if_ever_shown(case: Case) -> None:
+    """The portal may still show the old contact of a mentor who was certified at the last review."""
+    assert rules.decide(case.mentor, TODAY).push is case.expected
 
 
 @table(
