@@ -91,13 +91,13 @@ def recorded(
     logger.info("the run has begun", extra={"event": "run_began"} | begun)
     try:
         yield replace(job, progress=Heartbeat(job))
-        report.open_work = read_open_work(connection)
-        if report.sends_mail:
-            try:
-                with database.transaction(connection, lock_timeout_ms=_LOCK_TIMEOUT_MS):
+        try:
+            with database.transaction(connection, lock_timeout_ms=_LOCK_TIMEOUT_MS):
+                report.open_work = read_open_work(connection)
+                if report.sends_mail:
                     _read_alerts(connection, report, organisation=organisation)
-            except database.CONTENTION:
-                report.stopped.append(StageStop(stage="alerts", code=StageEnd.LOCKED, reason=_NOT_READ))
+        except database.CONTENTION:
+            report.stopped.append(StageStop(stage="alerts", code=StageEnd.LOCKED, reason=_NOT_READ))
     except BaseException as error:
         # The text of an unexpected error may quote data about people.
         reason = str(error) if isinstance(error, CertjobError) else f"unforeseen {type(error).__name__}"
@@ -106,7 +106,7 @@ def recorded(
         except (psycopg.Error, DatabaseUnavailableError):  # the database caused the error
             logger.info("the end of the run could not be recorded", extra={"event": "run_not_recorded"})
         raise
-    _record_end(connection, report, report.outcome, lines=report.every_line)
+    database.persist(connection, lambda: _record_end(connection, report, report.outcome, lines=report.every_line))
 
 
 def _read_alerts(connection: Connection, report: RunReport, *, organisation: str | None) -> None:

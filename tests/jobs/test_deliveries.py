@@ -11,8 +11,9 @@ from typing import NoReturn
 
 import pytest
 
+from certjob.database import statements
 from certjob.errors import ChannelDownError
-from certjob.jobs import job_runs
+from certjob.jobs import deliveries, job_runs
 from certjob.mail.message import OutgoingMessage
 from certjob.outbox import claims
 from certjob.outbox.open_work import NO_WORK
@@ -130,6 +131,26 @@ def test_unreadable_list_of_alerts_is_a_reason_for_attention(scene: Scene, monke
         [("alerts", "locked")],
         "attention",
     )
+
+
+def test_run_that_ends_beside_a_locked_table_keeps_its_report(due: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its work is done, and its reasons would be lost with an error of the last statement."""
+    for module, name in (
+        (job_runs, "_LOCK_TIMEOUT_MS"),
+        (deliveries, "_LOCK_TIMEOUT_MS"),
+        (statements, "LOCK_TIMEOUT_MS"),
+    ):
+        monkeypatch.setattr(module, name, 100)
+    due.channel.on_send = lambda _message: (
+        due.app.execute("LOCK TABLE portal_sync_events IN ACCESS EXCLUSIVE MODE") and None
+    )
+
+    report = due.night(FlakyPortal())
+    due.app.rollback()
+
+    assert (report.outcome, report.reminders.sent) == ("attention", 1)
+    assert ("alerts", "locked") in [(stop.stage, stop.code) for stop in report.stopped]
+    assert due.rows("SELECT outcome FROM job_runs WHERE id = %s", report.run_id) == [("attention",)]
 
 
 # A delivery starts every 15 minutes, so it prints a reason once.
