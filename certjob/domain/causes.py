@@ -23,7 +23,7 @@ class Advice:
     action: str
     """What to do. ``advise`` fills in its parameters and ``{address}``."""
     says_all: bool = False
-    """Whether the technical reason adds nothing."""
+    """Whether the technical reason is left out."""
     is_for_all: bool = False
     """Whether one fault affects everyone, so that the action is needed once."""
 
@@ -131,7 +131,7 @@ _ADVICE: Final[Mapping[str, Advice]] = {
         ),
         Advice(
             cause="unknown_contact",
-            why="Visible on the portal, but not the contact of any mentor whose organisation has a portal.",
+            why="This contact is visible, but belongs to no mentor of an organisation with a portal.",
             action="Hide it in Dynamics, or run `certjob acknowledge {alert} --because TEXT`.",
         ),
         Advice(cause="not_read", action="Run `certjob reconcile`, then check its cron line.", says_all=True),

@@ -15,7 +15,7 @@ FOR_TESTS = {"CERTJOB_TEST_DATABASE_URL", "CERTJOB_ENV_FILE"}
 
 
 def matches(printed: str, example: str) -> bool:
-    """Return whether a command printed what the page shows, on any day.
+    """Return whether a command's output matches the page, on any day.
 
     An ellipsis in the example stands for the rest of a line, or alone on a line for any number of lines.
     """

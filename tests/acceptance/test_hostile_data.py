@@ -95,7 +95,7 @@ def read_mail(data: bytes) -> ReceivedMail:
 
 @pytest.fixture
 def mailbox(environment: dict[str, str]) -> Iterator[Mailbox]:
-    """What the mail server took."""
+    """The messages of the mail server."""
     mailbox = Mailbox()
     with real_server(mailbox, enable_SMTPUTF8=True) as server:
         environment["CERTJOB_NOTIFY_URL"] = f"smtp://{HOST}:{server.port}"
@@ -125,7 +125,7 @@ def run(here: Certjob, environment: dict[str, str], tmp_path: Path) -> Run:
 
 
 def add_organisation(facts: Facts, text: str) -> tuple[UUID, UUID]:
-    """Add an organisation with this text everywhere, a coordinator, and mentors with and without an address.
+    """Add an organisation with this text everywhere, a coordinator, and mentors, one of them without an address.
 
     Return the mentor and the contact whose certificate has expired.
     """

@@ -121,7 +121,7 @@ def test_restart_during_a_run_loses_nothing_and_repeats_no_mail(
 def test_command_survives_a_restart_and_prints_nothing(
     url: str, cluster: Cluster, environment: dict[str, str], portal: PortalServer, tmp_path: Path
 ) -> None:
-    """Therefore cron mails nothing about a database that was updated at three in the morning."""
+    """So cron sends no mail after an update of the database at three in the morning."""
     add_expired_mentors(url, 2)
     portal.then(hang())
 

@@ -44,7 +44,7 @@ class Trigger:
         self._lock, self._candidates = threading.Lock(), 0
 
     def reach(self, spot: Spot, text: str = "") -> Moment:
-        """Count an event; return ``nothing`` unless it is the fault's."""
+        """Count an event; return ``nothing`` for other events than the fault's."""
         with self._lock:
             self.seen[spot] += 1
             if self.fault is not None and self.fault.spot is spot and _SETTLES.get(self.fault.settle, "") in text:
@@ -79,7 +79,7 @@ class DatabaseProxy(StallingProxy):
         self.is_silent = trigger.is_silent
         self._trigger = trigger
         self._held: dict[Link, Moment] = {}
-        """Connections whose answer to the fault's statement is held until it is complete."""
+        """Connections that wait for the whole answer to the fault's statement."""
 
     def forward(self, link: Link) -> None:
         """Forward certjob's messages statement by statement: a Query, or everything up to a Sync."""

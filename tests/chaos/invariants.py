@@ -50,7 +50,7 @@ def result_complaints(
 ) -> Iterator[str]:
     """The exit code fits the fault, and stderr explains each code but 0 in certjob's own lines.
 
-    ``has_reported``: an earlier run of the day has reported what needs attention, and no run repeats it.
+    ``has_reported``: an earlier run of the day has printed the alerts, and no run repeats them.
     """
     code, said = result.returncode, result.stderr
     action = trigger.fault.action if trigger.fault is not None and trigger.is_done else None
@@ -102,7 +102,7 @@ def portal_complaints(_connection: Connection, run: "ChaosRun") -> Iterator[str]
     """The portal shows the right mentors, and got no request about anyone else."""
     for contact, person in run.on_the_portal().items():
         if contact in run.corrected and contact not in run.portal.applied:
-            yield f"{person.member_no}: nothing was ever pushed"
+            yield f"{person.member_no}: no push was made"
         if run.portal.visible[contact] is not person.decision.visible:
             yield f"{person.member_no}: the portal shows the opposite of {person.decision.visible}"
     others = {person.contact_id for person in run.people if not person.has_portal}
@@ -128,7 +128,7 @@ def contract_complaints(_connection: Connection, run: "ChaosRun") -> Iterator[st
 
 
 def outbox_complaints(connection: Connection, run: "ChaosRun") -> Iterator[str]:
-    """Every event is delivered, every failure resolved; nothing is claimed or pending."""
+    """Every event is delivered, every failure is resolved, and no row is claimed or pending."""
     for row in connection.execute(_OPEN_WORK):
         yield f"still open after the recovery: {row}"
     versions = dict(connection.execute("SELECT id, version FROM portal_sync_events").fetchall())

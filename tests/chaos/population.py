@@ -1,6 +1,6 @@
 """Mentors of two organisations in every relevant state, and the changes that people make to their facts.
 
-Midnight changes nothing: on the next day each certificate has the same status and threshold.
+Each certificate has the same status and threshold on the next day, so midnight does not matter.
 """
 
 from collections.abc import Sequence
@@ -69,7 +69,7 @@ class MentorPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """One deed. ``days`` and ``serial`` are its arguments, so that its effect is always the same."""
+    """A change by a person. ``days`` and ``serial`` make its effect repeatable."""
 
     number: int
     deed: Deed

@@ -68,7 +68,7 @@ class ChaosRun:
     people: list[Person] = field(default_factory=list)
     facts: list[tuple[Any, ...]] = field(default_factory=list)
     ever_due: set[Reminder] = field(default_factory=set)
-    corrected: set[UUID] = field(default_factory=set)  # new contacts, which need a push whatever they show
+    corrected: set[UUID] = field(default_factory=set)  # new contacts, which always need a push
     events: dict[int, tuple[int, str]] = field(default_factory=dict)
     has_reported: bool = False
 

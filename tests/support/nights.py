@@ -83,7 +83,7 @@ class _AnyNumber(dict[str, int]):
 
 
 EVERYTHING: Mapping[str, int] = _AnyNumber()
-"""Lets the guards hold nothing."""
+"""Permits every change that a guard would hold."""
 
 Portal = FlakyPortal | PortalServer | None
 
@@ -131,7 +131,7 @@ def delivery(*, portal: Portal = None, channel: Channel | None = None, **options
 
 
 def new_job(connection: Connection, today: date = TODAY, *, ways_out: Delivery, stop: StopFlag | None = None) -> Job:
-    """Return what a job needs, without a signal and without a progress to show."""
+    """Return the arguments of a job without a signal and without progress."""
     return Job(connection=connection, today=today, delivery=ways_out, stop=stop or StopFlag())
 
 

@@ -1,4 +1,4 @@
-"""A real HTTP server on loopback in place of the portal's Edge Function.
+"""An HTTP server on loopback that replaces the portal's Edge Function.
 
     with PortalServer([error(503, "dynamics_unavailable", retry_after="2"), reset(), ok()]) as portal:
         ...                                # calls to portal.url with the key portal.key
@@ -6,8 +6,8 @@
         assert portal.overlaps == []       # never two open calls for one contact
 
 Each request takes the next behaviour of the script, which may also be a function of the request; after its end, each
-takes ``portal.default``. ``tests.support.portal_answers`` has the behaviours. A wrong key gets 401, and takes nothing
-from the script.
+takes ``portal.default``. ``tests.support.portal_answers`` has the behaviours. A wrong key gets 401 and does not advance
+the script.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ class PortalServer:
         self._steps: deque[Behaviour] = deque(() if callable(script) else script)
         self.requests: list[PortalRequest] = []
         self.overlaps: list[tuple[PortalRequest, PortalRequest]] = []
-        """An unanswered request whose caller still waited, and the next one for the same contact."""
+        """An unanswered request with a waiting caller, and the next one for the same contact."""
         self.peak_in_flight = 0
         """The most unanswered requests at the same time."""
         self.connections_made = 0
@@ -161,4 +161,4 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_POST = _answer  # noqa: N815 - the base class asks for these names
 
     def log_message(self, format: str, *args: object) -> None:
-        """Log nothing."""
+        """Write no log."""

@@ -75,7 +75,7 @@ class Scene:
         return self.facts.certified_mentor(self.hlf, expires_on, **named)
 
     def expired(self, **named: Any) -> UUID:
-        """A mentor of HLF whom the next night hides."""
+        """A mentor of HLF with a hide at the next run."""
         return self.certified(YESTERDAY, **named)
 
     def hidden(self) -> UUID:
@@ -153,7 +153,7 @@ class Scene:
 
     @contextmanager
     def resync_under_way(self, mentor_id: UUID, portal: Portal) -> Iterator[list[Resync]]:
-        """Resync a mentor beside the block; yield a list for the result."""
+        """Resync a mentor during the block; yield a list that gets the result."""
         results: list[Resync] = []
         with nights.in_background(lambda: results.append(self.resync(mentor_id, portal))):
             yield results

@@ -1,4 +1,4 @@
-"""Mail servers on loopback: aiosmtpd, and a scripted server whose answers a test chooses."""
+"""Mail servers on loopback: aiosmtpd, and a server with scripted answers."""
 
 import contextlib
 import socket
@@ -71,7 +71,7 @@ def real_server(mailbox: Mailbox, **options: Any) -> Iterator[Controller]:
 
 
 Fault = Enum("Fault", ["CUT", "HANG", "DRIP", "FLOOD"])
-"""Instead of an answer: close the connection, say nothing, send single bytes, or send a reply without an end."""
+"""Closes the connection, sends no answer, single bytes, or a reply without an end."""
 
 GOOD_ANSWERS: Mapping[str, bytes] = {
     "GREETING": b"220 test ESMTP",
@@ -87,7 +87,7 @@ GOOD_ANSWERS: Mapping[str, bytes] = {
 }
 
 Answer = bytes | Fault | None
-"""None: say nothing, and go on."""
+"""None: send no answer, and go on."""
 
 
 class ScriptedServer:
@@ -103,7 +103,7 @@ class ScriptedServer:
         self.connections = 0
         self._stop = threading.Event()
         self._listening = socket.create_server((HOST, 0))
-        # A small buffer, so that an unread body blocks its sender.
+        # A small buffer makes an unread body block its sender.
         self._listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         self.port: int = self._listening.getsockname()[1]
         self._sockets = [self._listening]
