@@ -12,7 +12,7 @@ from typing import NoReturn
 import pytest
 
 from certjob.database import statements
-from certjob.errors import ChannelDownError
+from certjob.errors import ChannelDownError, DatabaseUnavailableError
 from certjob.jobs import deliveries, job_runs
 from certjob.mail.message import OutgoingMessage
 from certjob.outbox import claims
@@ -131,6 +131,15 @@ def test_unreadable_list_of_alerts_is_a_reason_for_attention(scene: Scene, monke
         [("alerts", "locked")],
         "attention",
     )
+
+
+def test_error_of_a_delivery_names_the_locked_table(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A delivery locks no mentors at its beginning."""
+    monkeypatch.setattr(job_runs, "_LOCK_TIMEOUT_MS", 100)
+    scene.app.execute("LOCK TABLE job_runs IN EXCLUSIVE MODE")
+
+    with pytest.raises(DatabaseUnavailableError, match="the table job_runs is locked by another session"):
+        scene.deliver(FlakyPortal())
 
 
 def test_run_that_ends_beside_a_locked_table_keeps_its_report(due: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
