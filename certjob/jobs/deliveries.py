@@ -199,11 +199,14 @@ class Deliveries:
     def _review_open_pushes(self) -> None:
         """Review the due mentors with an open push, with the guard, because their pushes may be outdated."""
         guard = MassChangeGuard(self._connection, today=self._report.today)
-        CertificationManagementService(
+        service = CertificationManagementService(
             self._connection, today=self._report.today, run_id=self._report.run_id, guard=guard, stop=self._stop
-        ).apply_open_pushes()
-        if self._report.review is None:  # `run` reports every hold itself
-            self._report.held += guard.new_lines
+        )
+        try:
+            service.apply_open_pushes()
+        finally:  # after an error, too, because the next delivery does not report a stored hold
+            if self._report.review is None:  # `run` reports every hold itself
+                self._report.held += guard.new_lines
 
     def _push(self, calls: Calls, *, seconds: float) -> StageStop | None:
         delivery, report = self._delivery, self._report

@@ -155,6 +155,22 @@ def test_deliver_holds_a_wrong_import_and_sends_open_hides(scene: Scene) -> None
     assert first.reasons[0].startswith("hlf: 30 mentors would be shown or brought back")
 
 
+def test_deliver_reports_a_hold_although_the_review_fails_later(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hold is stored before the review, and the next delivery reports only new ones."""
+    for _ in range(30):
+        scene.expired()
+    nights.review(scene.connection)
+    scene.run_sql("UPDATE certificates SET expires_on = expires_on + 730")
+
+    def fail(*_arguments: object, **_options: object) -> None:
+        raise LookupError
+
+    monkeypatch.setattr(certification.CertificationManagementService, "_pass", fail)
+    report = scene.deliver(FlakyPortal())
+
+    assert report.reasons[0].startswith("hlf: 30 mentors would be shown or brought back")
+
+
 def test_held_change_stays_held_although_the_mentor_has_an_open_push(scene: Scene) -> None:
     """15 of 70 held mentors have one. Alone they would be fewer than the guard's limit of 20."""
     for _ in range(70):
