@@ -86,7 +86,7 @@ def recorded(
                 known_stops = database.fetch(connection, "read_known_stops", {"today": report.today})
                 report.known_stops = {key for (key,) in known_stops}
     except database.CONTENTION as error:
-        message = "the table job_runs is locked by another session"
+        message = "another session has locked the table job_runs"
         if everybody:
             message = "all mentors must be reviewed, but another session has locked some of them"
         raise DatabaseUnavailableError(message, next_step="end that session and run again") from error

@@ -138,7 +138,7 @@ def test_error_of_a_delivery_names_the_locked_table(scene: Scene, monkeypatch: p
     monkeypatch.setattr(job_runs, "_LOCK_TIMEOUT_MS", 100)
     scene.app.execute("LOCK TABLE job_runs IN EXCLUSIVE MODE")
 
-    with pytest.raises(DatabaseUnavailableError, match="the table job_runs is locked by another session"):
+    with pytest.raises(DatabaseUnavailableError, match="another session has locked the table job_runs"):
         scene.deliver(FlakyPortal())
 
 
