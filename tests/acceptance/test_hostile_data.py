@@ -177,7 +177,8 @@ def test_no_text_breaks_a_mail_a_terminal_or_a_document(
         assert read in previews[text] or not read.isprintable()
         assert not text.isprintable() or all(text in printed for printed in (plans[0], alerts[0])), text
     short = [text for text in TEXTS if text.isprintable() and len(text) < 100]
-    assert all(sum(text in shown for text in short) > 10 for shown in (plans[1], alerts[1]))
+    for shown in (plans[1], alerts[1]):  # lines may be wrapped within a text
+        assert sum(" ".join(text.split()) in " ".join(shown.split()) for text in short) > 10
     assert page.shape == plain_page.shape
 
     messages = {message.to: message for message in (read_mail(each.content) for each in mailbox.envelopes)}
