@@ -222,49 +222,13 @@ class RunReport:
             "dry_run": self.dry_run,
             "outcome": str(self.outcome),
             "duration_seconds": self.duration_seconds,
+            **self._review_parts(),
+            **self._reading_parts(),
+            **self._delivery_parts(),
         }
-        review, comparison, open_work = self.review, self.comparison, self.open_work
-        pending = {kind: work.pending for kind, work in open_work.items()}
-        queued: dict[str, int] = {}
-        if review is not None:
-            document["mentors"] = {
-                "reviewed": review.reviewed,
-                "paused": review.paused,
-                "resumed": review.resumed,
-                "skipped": len(review.skipped),
-                "without_certificate": review.without_certificate,
-            }
-            document["certificates"] = {
-                str(status): review.transitions[status] for status in Status if status is not Status.RECORDED
-            }
-            queued = {"queued": review.portal_queued}
-        if self.command == "reconcile":
-            reading = comparison.reading if comparison is not None else None
-            document["read"] = {"pages": reading.pages, "visible": len(reading.visible_until)} if reading else None
-            document["differences"] = comparison.counts() if comparison is not None else None
-            queued = {"queued": comparison.raised if comparison is not None else 0}
-        if review is not None or self.sends_mail:
-            document["reminders"] = (
-                ({"queued": review.reminders_queued} if review is not None else {})
-                | (asdict(self.reminders) if self.sends_mail else {})
-                | {"pending": pending["reminders"]}
-            )
-        document["portal"] = queued | ({"reopened": self.reopened} if self.reopened is not None else {})
-        document["portal"] |= {
-            "delivered": self.portal.delivered,
-            "failed": self.portal.failed,
-            "blocked": open_work["portal_hides"].blocked + open_work["portal_shows"].blocked,
-            "lost": self.portal.lost,
-            "pending": pending["portal_hides"] + pending["portal_shows"],
-        }
-        if self.sends_mail:
-            digests = self.digests
-            document["digests"] = {"sent": digests.sent, "failed": digests.failed, "pending": pending["digests"]}
-            waits = self.mail_waits_until if pending["reminders"] or pending["digests"] else None
-            document["mail_waits_until"] = waits and waits.isoformat()
-        if review is not None:
+        if self.review is not None:
             document["problems"] = [
-                {"mentor_id": str(mentor_id), "reason": reason} for mentor_id, reason in review.problems
+                {"mentor_id": str(mentor_id), "reason": reason} for mentor_id, reason in self.review.problems
             ]
         document["held"] = self.held
         if self.attention is not None:
@@ -275,6 +239,62 @@ class RunReport:
             crashes = [str(stop) for stop in self.stopped if stop.code is StageEnd.CRASH]
             document["error"] = {"code": StageEnd.CRASH, "message": "; ".join(crashes), "next_step": None}
         if self.dry_run:
-            differences = comparison.admitted if comparison is not None else ()
+            differences = self.comparison.admitted if self.comparison is not None else ()
             document["changes"] = [change.to_document() for change in (*self.changes, *differences)]
         return document
+
+    def _review_parts(self) -> dict[str, Any]:
+        """Return the changes of mentors and certificates."""
+        review = self.review
+        if review is None:
+            return {}
+        return {
+            "mentors": {
+                "reviewed": review.reviewed,
+                "paused": review.paused,
+                "resumed": review.resumed,
+                "skipped": len(review.skipped),
+                "without_certificate": review.without_certificate,
+            },
+            "certificates": {
+                str(status): review.transitions[status] for status in Status if status is not Status.RECORDED
+            },
+        }
+
+    def _reading_parts(self) -> dict[str, Any]:
+        """Return the numbers of a reading of the portal. They are None if the portal could not be read."""
+        if self.command != "reconcile":
+            return {}
+        if self.comparison is None:
+            return {"read": None, "differences": None}
+        reading = self.comparison.reading
+        read = {"pages": reading.pages, "visible": len(reading.visible_until)}
+        return {"read": read, "differences": self.comparison.counts()}
+
+    def _delivery_parts(self) -> dict[str, Any]:
+        """Return the numbers of reminders, pushes and digests."""
+        review, open_work, parts = self.review, self.open_work, dict[str, Any]()
+        pending = {kind: work.pending for kind, work in open_work.items()}
+        if review is not None or self.sends_mail:
+            parts["reminders"] = (
+                ({"queued": review.reminders_queued} if review is not None else {})
+                | (asdict(self.reminders) if self.sends_mail else {})
+                | {"pending": pending["reminders"]}
+            )
+        parts["portal"] = {"queued": review.portal_queued} if review is not None else {}
+        if self.command == "reconcile":
+            parts["portal"]["queued"] = self.comparison.raised if self.comparison is not None else 0
+        if self.reopened is not None:
+            parts["portal"]["reopened"] = self.reopened
+        parts["portal"] |= {
+            "delivered": self.portal.delivered,
+            "failed": self.portal.failed,
+            "blocked": open_work["portal_hides"].blocked + open_work["portal_shows"].blocked,
+            "lost": self.portal.lost,
+            "pending": pending["portal_hides"] + pending["portal_shows"],
+        }
+        if self.sends_mail:
+            parts["digests"] = {"sent": self.digests.sent, "failed": self.digests.failed, "pending": pending["digests"]}
+            waits = self.mail_waits_until if pending["reminders"] or pending["digests"] else None
+            parts["mail_waits_until"] = waits and waits.isoformat()
+        return parts
