@@ -1,8 +1,6 @@
 """The meaning of each answer of the Edge Function, against a real server on loopback."""
 
 import json
-import socket
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import date
@@ -19,6 +17,7 @@ from certjob.errors import (
     PortalStageError,
     TransientPortalError,
 )
+from certjob.outbox.retry import RetryPolicy
 from certjob.portal import hlf_dynamics
 from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
 from tests.support.channels import Blocking
@@ -48,9 +47,9 @@ def push(service: Blocking, *, visible: bool = False) -> None:
     service.update_portal_visibility(CONTACT_ID, visible=visible, visible_until=visible_until, idempotency_key="4711-2")
 
 
-def read(service: Blocking, **named: object) -> list[list[UUID]]:
+def read(service: Blocking, *, policy: RetryPolicy = ONE_TRY) -> list[list[UUID]]:
     """Return the contacts of each page."""
-    return [[*page.visible_until] for page in service.read_visible_contacts(**{"policy": ONE_TRY} | named)]
+    return [[*page.visible_until] for page in service.read_visible_contacts(policy=policy)]
 
 
 def failure(service: Blocking, *, reading: bool = False) -> PortalCallError:
@@ -73,33 +72,17 @@ def test_push_is_one_post_of_the_contract(visible: bool, portal: PortalServer, s
     assert portal.visible == {CONTACT_ID: visible}
 
 
-def test_stored_day_must_be_the_one_that_was_sent(portal: PortalServer, service: Blocking) -> None:
-    """Unless the portal has no column for it."""
-    portal.then(answer(200, SHOWN | {"visible_until": None}))
-
-    with pytest.raises(TransientPortalError, match="stored another value"):
-        push(service, visible=True)
-
-
-def test_call_without_an_answer_names_the_reason(
-    portal: PortalServer, port_of_nobody: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The server refuses the connection, or it or the name lookup hangs until the deadline."""
-    with Blocking(HLFDynamicsSyncService(f"http://127.0.0.1:{port_of_nobody}/", "planted-key")) as service:
-        refused = failure(service)
+def test_call_without_an_answer_names_the_reason(portal: PortalServer, port_of_nobody: int) -> None:
+    """The server refuses the connection, or does not answer, or the deadline passes before the connection."""
     portal.then(hang())
-    with Blocking(HLFDynamicsSyncService(portal.url, portal.key, deadline_seconds=0.6)) as service:
-        hung = failure(service)
-    resolved = threading.Event()
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_arguments, **_options: resolved.wait(30) and [])
-    with Blocking(HLFDynamicsSyncService("http://portal.example/", "planted-key", deadline_seconds=0.05)) as service:
-        unanswered = failure(service)
-    resolved.set()
-
-    assert str(refused) == "no connection to the portal: Connection refused"
-    assert str(unanswered) == "no connection to the portal within 0.05 s"
-    assert str(hung) == "no complete answer from the portal within 0.6 s"
-    assert {type(refused), type(hung), type(unanswered)} == {TransientPortalError}
+    for url, deadline_seconds, said in (
+        (f"http://127.0.0.1:{port_of_nobody}/", 30, "no connection to the portal: Connection refused"),
+        (portal.url, 0.2, "no complete answer from the portal within 0.2 s"),
+        (portal.url, 0, "no connection to the portal within 0 s"),
+    ):
+        with Blocking(HLFDynamicsSyncService(url, portal.key, deadline_seconds=deadline_seconds)) as service:
+            error = failure(service)
+        assert (type(error), str(error)) == (TransientPortalError, said)
 
 
 def page(*shown: str, **others: object) -> dict[str, object]:
@@ -127,36 +110,24 @@ OUTDATED = "the portal's function is too old for this certjob; deploy it again (
 CASES = {
     "0_for_false": Case(answer=answer(200, HIDDEN | {"visible": 0})),
     "other_contact": Case(answer=answer(200, HIDDEN | {"contact_id": "11111111-2222-3333-4444-555555555555"})),
-    "invalid_day": Case(answer=answer(200, SHOWN | {"visible_until": "2027-02-30"})),
     "invalid_json": Case(answer=answer(200, b'{"contact_id": ')),
     "success_with_an_error": Case(answer=answer(200, ECHO[:-1] + b', "error": {"code": "x"}}')),
     "too_long": Case(answer=answer(200, ECHO[:-1] + b" " * 100_000 + b"}")),
     "202": Case(answer=answer(202, ECHO)),
     "504_page_of_a_gateway": Case(answer=html(504)),
     "500_with_a_code_about_the_contact": Case(answer=error(500, "contact_not_found")),
-    "outcome_unknown": Case(answer=error(504, "outcome_unknown")),
     "reset": Case(answer=reset()),
     "answer_cut_off": Case(answer=cut()),
     "not_http": Case(answer=raw(b"220 mail.example ESMTP\r\n"), says="does not speak HTTP"),  # bytes are not quoted
     "other_value_stored": Case(answer=answer(200, SHOWN)),
     "other_day_stored": Case(answer=answer(200, HIDDEN | {"visible_until": "2027-03-10"})),
     "408_with_a_code_about_the_contact": Case(answer=error(408, "contact_not_found")),
-    "425": Case(answer=html(425)),
     "429": Case(answer=error(429, "throttled")),
-    "502": Case(answer=error(502, "dynamics_unavailable")),
-    "503": Case(answer=error(503, "token_unavailable")),
     "unknown_code_in_our_format": Case(answer=error(409, "contact_locked")),
     "page_without_next": Case(answer=answer(200, {"contacts": []})),
-    "page_with_a_number_as_cursor": Case(answer=answer(200, page(CONTACT, next=2))),
     "page_with_an_empty_cursor": Case(answer=answer(200, page(CONTACT, next=""))),
     "page_with_a_long_cursor": Case(answer=answer(200, page(CONTACT, next="x" * 4097))),
-    "page_without_dates": Case(answer=answer(200, page(CONTACT, dates=None))),
-    "page_with_a_contact_as_text": Case(answer=answer(200, page(contacts=[CONTACT]))),
-    "page_with_an_invalid_day": Case(
-        answer=answer(200, page(contacts=[{"contact_id": CONTACT, "visible_until": "10.03.2027"}]))
-    ),
     "page_with_an_invalid_contact": Case(answer=answer(200, page(CONTACT, "4711"))),
-    "page_with_an_error": Case(answer=answer(200, page(CONTACT, error={"code": "throttled", "message": ""}))),
     "page_that_is_too_long": Case(answer=answer(200, b" " * 1_100_000 + json.dumps(page(CONTACT)).encode())),
     "contact_not_found": permanent(answer=error(404, "contact_not_found", message="Look."), says="(Look.)"),
     "invalid_request": permanent(answer=error(400, "invalid_request", retry_after="9"), says="400 invalid_request"),
@@ -167,14 +138,10 @@ CASES = {
     "405": stage(answer=error(405, "method_not_allowed"), says=ADDRESS),
     "413": stage(answer=html(413), says=ADDRESS),
     "500_misconfigured": stage(answer=error(500, "misconfigured"), says=SECRETS),
-    "400_misconfigured": stage(answer=error(400, "misconfigured"), says=SECRETS),
-    "302": stage(answer=answer(302, headers={"Location": "https://other.example/"}), says=REDIRECT),
-    "302_to_a_mail_address": stage(answer=answer(302, headers={"Location": "mailto:k@example.org"}), says=REDIRECT),
+    # httpx cannot parse this address
     "302_to_a_long_path": stage(answer=answer(302, headers={"Location": "/" + "a" * 65_000}), says=REDIRECT),
     "404_page": stage(answer=answer(404, b"x" * 200_000), says=DEPLOYED),
     "404_code_of_a_gateway": stage(answer=error(404, "ResourceNotFound"), says=DEPLOYED),
-    "404_number_as_code": stage(answer=answer(404, {"error": {"code": 404}}), says=DEPLOYED),
-    "499_without_a_phrase": stage(answer=html(499), says=DEPLOYED),
     "outdated_push": stage(answer=answer(200, {"contact_id": CONTACT, "visible": False}), says=OUTDATED),
     "outdated_page": stage(answer=answer(200, {"visible": [CONTACT], "next": None}), says=OUTDATED),
     "outdated_ready": stage(answer=answer(200, {"ok": True}), says=OUTDATED),
@@ -196,14 +163,11 @@ def test_failed_call_is_transient_permanent_or_ends_the_stage(
 
 
 def test_pushes_share_a_connection(portal: PortalServer, service: Blocking) -> None:
-    """Also after an error. A dropped connection is replaced without an error, and redirects are not followed."""
-    with PortalServer() as elsewhere:
-        redirect = answer(307, headers={"Location": elsewhere.url})
-        portal.then(redirect, error(404, "contact_not_found"), ok(then_reset=True))
-        failure(service)
-        failure(service)
-        push(service)
-    assert (portal.connections_made, elsewhere.requests) == (1, [])
+    """Also after an error. A connection that the server has dropped is replaced without an error."""
+    portal.then(error(404, "contact_not_found"), ok(then_reset=True))
+    failure(service)
+    push(service)
+    assert portal.connections_made == 1
     portal.wait_until(lambda: not portal.connections)
 
     push(service, visible=True)
@@ -211,26 +175,40 @@ def test_pushes_share_a_connection(portal: PortalServer, service: Blocking) -> N
     assert portal.visible == {CONTACT_ID: True}
 
 
+def test_redirect_is_not_followed(portal: PortalServer, service: Blocking) -> None:
+    """The other server would get the key."""
+    with PortalServer() as elsewhere:
+        portal.then(answer(307, headers={"Location": elsewhere.url}))
+
+        failure(service)
+
+    assert elsewhere.requests == []
+
+
 def test_error_is_short_printable_and_without_the_key(portal: PortalServer, service: Blocking) -> None:
-    """It keeps Retry-After and the correlation ID, and quotes no body except our envelope."""
-    sent = ["x" * 500, "før", "", portal.key]
+    """It quotes the message of our envelope, and no other body."""
     portal.then(
         error(422, "dynamics_rejected", message=f"no\x00\x1b[2J\n\u202e{portal.key} " + "y" * 900),
         answer(500, b"secret page " + portal.key.encode()),
-        error(200, "throttled", message="\ud800", retry_after="17"),
-        *(answer(503, headers={"X-Correlation-Id": each, "Retry-After": "17"}) for each in sent),
     )
 
-    errors = [failure(service) for _ in range(7)]
+    text, gateway = str(failure(service)), str(failure(service))
 
-    text = str(errors[0])
     assert text.startswith("the portal answered 422 dynamics_rejected (no [2J <secret> yyy")
+    assert text.isprintable()
     assert len(text) < 260
-    assert str(errors[1]) == "the portal answered 500 Internal Server Error"
-    assert all(str(each).isprintable() for each in errors)
-    assert [each.retry_after_seconds for each in errors] == [None, None, *[17] * 5]
-    ids = ["test-1", "test-2", "test-3", "x" * 199 + "…", "før", None, "<secret>"]
-    assert [each.correlation_id for each in errors] == ids
+    assert gateway == "the portal answered 500 Internal Server Error"
+
+
+def test_error_has_the_correlation_id_and_retry_after(portal: PortalServer, service: Blocking) -> None:
+    """The correlation ID finds the line in the function's log. A long one is cut, and the key is never shown."""
+    sent = ["abc-1", "x" * 500, "", portal.key]
+    portal.then(*(answer(503, headers={"X-Correlation-Id": each, "Retry-After": "17"}) for each in sent))
+
+    errors = [failure(service) for _ in sent]
+
+    assert [each.correlation_id for each in errors] == ["abc-1", "x" * 199 + "…", None, "<secret>"]
+    assert [each.retry_after_seconds for each in errors] == [17] * 4
 
 
 def test_invalid_url_is_a_wrong_setting() -> None:
@@ -248,28 +226,28 @@ def shown(portal: PortalServer) -> list[UUID]:
 
 
 def test_pages_together_have_all_visible_contacts(portal: PortalServer, service: Blocking, shown: list[UUID]) -> None:
-    """Each request has the cursor of the page before. A page may have 5,000 contacts, or none."""
+    """Each request has the cursor of the page before."""
     assert read(service) == [shown[:3], shown[3:6], shown[6:]]
-    paths = [(request.method, request.path.partition("?")[2]) for request in portal.requests]
-    assert paths[:2] == [
-        ("GET", "region=eu&visible=true"),
-        ("GET", f"region=eu&visible=true&after={shown[2].hex}"),
-    ]
 
-    many = [uuid4() for _ in range(5000)]
-    portal.then(answer(200, page(*(str(each).upper() for each in many))), answer(200, page()))
-    assert [read(service), read(service)] == [[many], [[]]]
+    first, second, _ = portal.requests
+    assert (first.method, first.path) == ("GET", "/functions/v1/hlf-dynamics-sync?region=eu&visible=true")
+    assert second.path == f"{first.path}&after={shown[2].hex}"
+
+
+@pytest.mark.parametrize("number", [0, 5000])
+def test_page_has_up_to_5000_contacts(number: int, portal: PortalServer, service: Blocking) -> None:
+    contacts = [uuid4() for _ in range(number)]
+    portal.then(answer(200, page(*map(str, contacts))))
+
+    assert read(service) == [contacts]
 
 
 def test_pages_have_the_last_day_of_each_contact(portal: PortalServer, service: Blocking, shown: list[UUID]) -> None:
     """It is None if the column is empty, or if there is no column."""
-    portal.until = {shown[0]: "2027-03-10", shown[6]: "2099-12-31"}
+    portal.until = {shown[0]: "2027-03-10"}
+    first, *_ = service.read_visible_contacts(policy=ONE_TRY)
+    assert (first.dates, first.visible_until) == (True, {shown[0]: UNTIL, shown[1]: None, shown[2]: None})
 
-    pages = service.read_visible_contacts(policy=ONE_TRY)
-
-    assert [each.dates for each in pages] == [True] * 3
-    assert pages[0].visible_until == {shown[0]: UNTIL, shown[1]: None, shown[2]: None}
-    assert pages[2].visible_until == {shown[6]: date(2099, 12, 31)}
     portal.until = None
     first, *_ = service.read_visible_contacts(policy=ONE_TRY)
     assert (first.dates, set(first.visible_until.values())) == (False, {None})
@@ -279,20 +257,10 @@ def test_failed_page_is_read_again(portal: PortalServer, service: Blocking, show
     """A page that always fails is an error: its list would be incomplete."""
     portal.then(ok(page_size=3), cut(), ok(page_size=3), html())
     assert read(service, policy=SEVERAL_TRIES) == [shown[:3], shown[3:6], shown[6:]]
-    assert len(portal.requests) == 5
 
-    portal.then(ok(page_size=3), error(429, "throttled", retry_after="0"), cut(), html())
+    portal.then(ok(page_size=3), cut(), cut(), cut())
     with pytest.raises(TransientPortalError):
         read(service, policy=SEVERAL_TRIES)
-    assert len(portal.requests) == 9
-
-
-def test_cursor_is_sent_as_it_was_received(portal: PortalServer, service: Blocking) -> None:
-    portal.then(answer(200, page(CONTACT, next="a b&c=d/+%22é")), answer(200, page()))
-
-    assert read(service) == [[CONTACT_ID], []]
-
-    assert portal.requests[1].path.endswith("after=a+b%26c%3Dd%2F%2B%2522%C3%A9")
 
 
 @pytest.mark.parametrize("cursors", ["abc", ""], ids=["same_cursor", "too_many_pages"])
