@@ -3,12 +3,11 @@
 Deno allows the function the loopback network and its own settings, but no file and no download.
 """
 
-import json
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
 
 from deno import find_deno_bin
 
@@ -24,60 +23,21 @@ def deno_environment(folder: Path) -> dict[str, str]:
     return {"DENO_DIR": str(folder / "deno"), "HOME": str(folder), "DENO_NO_UPDATE_CHECK": "1", "NO_COLOR": "1"}
 
 
-class EdgeFunction:
-    """The running function, as a context manager. It keeps its port."""
-
-    def __init__(self, settings: Mapping[str, str], *, folder: Path) -> None:
-        self._settings = settings
-        self.changes: dict[str, str] = {}
-        """The changed settings since the last restart."""
-        self._folder, self._written = folder, folder / "written"
-        self._port = 0
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self._port}/functions/v1/hlf-dynamics-sync"
-
-    @property
-    def output(self) -> str:
-        """Return the output of the function since ``forget``."""
-        return self._written.read_text()
-
-    @property
-    def log(self) -> list[dict[str, Any]]:
-        """Return the document of each request in the output."""
-        return [json.loads(line) for line in self.output.splitlines() if line.startswith("{")]
-
-    def forget(self) -> None:
-        """Delete the output."""
-        self._written.write_text("")
-
-    def restart(self, **changes: str) -> None:
-        """Start the function again with these changes of its settings."""
-        self.__exit__()
-        self.changes = changes
-        self.__enter__()
-
-    def __enter__(self) -> Self:
-        allowed = ("--allow-net=127.0.0.1", f"--allow-env={','.join(self._settings)}")
-        environment = deno_environment(self._folder) | {"DENO_SERVE_ADDRESS": f"tcp:127.0.0.1:{self._port}"}
-        with self._written.open("ab") as written:
-            before = written.tell()
-            self._process = subprocess.Popen(
-                [find_deno_bin(), "run", *OFFLINE, *allowed, "index.ts"],
-                cwd=FUNCTION,
-                env={**environment, **self._settings, **self.changes},
-                stdin=subprocess.DEVNULL,
-                stdout=written,
-                stderr=written,
-            )
-        listening = re.compile(rb"Listening on http://127\.0\.0\.1:(\d+)/\s")
-        until(lambda: self._process.poll() or listening.search(self._written.read_bytes(), before), seconds=60)
-        found = listening.search(self._written.read_bytes(), before)
-        assert found, self.output
-        self._port = int(found[1])
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.terminate()
-        self._process.wait(10)
+@contextmanager
+def edge_function(settings: Mapping[str, str], *, log: Path) -> Iterator[str]:
+    """Run the function on a free port, and yield its URL. Its output goes to ``log``."""
+    allowed = ("--allow-net=127.0.0.1", f"--allow-env={','.join(settings)}")
+    command = [find_deno_bin(), "run", *OFFLINE, *allowed, "index.ts"]
+    environment = deno_environment(log.parent) | {"DENO_SERVE_ADDRESS": "tcp:127.0.0.1:0"} | dict(settings)
+    listening = re.compile(r"Listening on (http://127\.0\.0\.1:\d+/)\s")
+    with (
+        log.open("w") as output,
+        subprocess.Popen(command, cwd=FUNCTION, env=environment, stdout=output, stderr=output) as process,
+    ):
+        try:
+            until(lambda: process.poll() is not None or listening.search(log.read_text()), seconds=60)
+            found = listening.search(log.read_text())
+            assert found, log.read_text()
+            yield f"{found[1]}functions/v1/hlf-dynamics-sync"
+        finally:
+            process.terminate()

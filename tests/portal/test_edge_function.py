@@ -1,6 +1,6 @@
 """certjob, the real Edge Function under Deno, and a stand-in of Microsoft's services, over real HTTP.
 
-The function is started once for all tests. Its details have their own tests in supabase/.
+The details of the function have their own tests in supabase/.
 """
 
 import json
@@ -14,72 +14,21 @@ from uuid import UUID, uuid4
 import pytest
 from deno import find_deno_bin
 
-from tests.portal.edge_function import FUNCTION, OFFLINE, EdgeFunction, deno_environment
-from tests.portal.fake_dynamics import DAY_FIELD, PERSON, FakeDynamics, refusal
+from tests.portal.edge_function import FUNCTION, OFFLINE, deno_environment, edge_function
+from tests.portal.fake_dynamics import CLIENT_SECRET, PERSON, TOKEN, FakeDynamics, refusal
 from tests.support.command_line import Finished
 from tests.support.facts import Facts
 
 KEY = "planted-sync-key-7-of-thirty-two-letters"
-NEW_KEY = "planted-new-key-8-of-thirty-two-letters"
-EVENTS = "SELECT status, attempts, visible FROM portal_sync_events"
+TODAY = datetime.now(UTC).date()
 FAILURES = "SELECT kind, attempts, error, correlation_id FROM dynamics_sync_failures WHERE resolved_at IS NULL"
 
 Run = Callable[..., Finished]
 
 
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[EdgeFunction, FakeDynamics]]:
-    with FakeDynamics() as dynamics:
-        settings = dynamics.settings | {"HLF_SYNC_KEY": KEY}
-        with EdgeFunction(settings, folder=tmp_path_factory.mktemp("deno")) as function:
-            yield function, dynamics
-
-
-@pytest.fixture
-def dynamics(running: tuple[EdgeFunction, FakeDynamics]) -> FakeDynamics:
-    running[1].begin_anew()
-    return running[1]
-
-
-@pytest.fixture
-def function(running: tuple[EdgeFunction, FakeDynamics]) -> Iterator[EdgeFunction]:
-    """The running function with the right settings."""
-    function, _ = running
-    function.forget()
-    yield function
-    if function.changes:
-        function.restart()
-
-
-@pytest.fixture
-def certjob(function: EdgeFunction, here: Run, tmp_path: Path) -> Run:
-    """The command in this process, with all settings."""
-    settings = {"CERTJOB_PORTAL_URL": function.url, "CERTJOB_PORTAL_KEY": KEY}
-    settings["CERTJOB_NOTIFY_URL"] = f"maildir:{tmp_path / 'mail'}"
-
-    def run(*arguments: str, code: int = 0, **changes: str) -> Finished:
-        ended = here(*arguments, **settings | changes)
-        assert ended.returncode == code, ended.stderr
-        return ended
-
-    return run
-
-
-@pytest.fixture
-def expired(facts: Facts, dynamics: FakeDynamics) -> list[UUID]:
-    """The contacts of ten mentors, M1 to M10, whose certificates ended five days ago; Dynamics still shows them."""
-    organisation = facts.organisation()
-    ended_on = datetime.now(UTC).date() - timedelta(days=5)
-    contacts = [uuid4() for _ in range(10)]
-    for number, contact_id in enumerate(contacts, start=1):
-        facts.certified_mentor(organisation, ended_on, contact_id=contact_id, member_no=f"M{number}")
-    dynamics.contacts = dict.fromkeys(contacts, True)
-    return contacts
-
-
 def test_own_tests_of_the_function_pass(tmp_path: Path) -> None:
     """They need no file, no variable, and no network except loopback. `make lint` checks the types."""
-    command = [find_deno_bin(), "test", *OFFLINE, "--no-check", "--allow-net=127.0.0.1"]
+    command = [find_deno_bin(), "test", "--parallel", *OFFLINE, "--no-check", "--allow-net=127.0.0.1"]
     environment = deno_environment(tmp_path)
 
     ended = subprocess.run(command, cwd=FUNCTION, env=environment, capture_output=True, text=True, check=False)
@@ -88,99 +37,96 @@ def test_own_tests_of_the_function_pass(tmp_path: Path) -> None:
     assert re.search(r"\b\d{3,} passed \| 0 failed", ended.stdout), ended.stdout
 
 
-def test_run_hides_expired_mentors_and_reconcile_corrects_manual_changes(
-    certjob: Run, function: EdgeFunction, dynamics: FakeDynamics, expired: list[UUID]
+@pytest.fixture
+def dynamics() -> Iterator[FakeDynamics]:
+    with FakeDynamics() as dynamics:
+        yield dynamics
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    """The output of the function."""
+    return tmp_path / "function.log"
+
+
+@pytest.fixture
+def certjob(dynamics: FakeDynamics, log: Path, here: Run, tmp_path: Path) -> Iterator[Run]:
+    """Run the command in this process, with the running function as its portal."""
+    mail = {"CERTJOB_NOTIFY_URL": f"maildir:{tmp_path / 'mail'}"}
+    with edge_function(dynamics.settings | {"HLF_SYNC_KEY": KEY}, log=log) as url:
+        settings = mail | {"CERTJOB_PORTAL_URL": url, "CERTJOB_PORTAL_KEY": KEY}
+        yield lambda *arguments, **changes: here(*arguments, **settings | changes)
+
+
+@pytest.fixture
+def expired(facts: Facts, dynamics: FakeDynamics) -> list[UUID]:
+    """The contacts of M1 to M4, whose certificates ended five days ago. Dynamics still shows them."""
+    organisation = facts.organisation()
+    contacts = [uuid4() for _ in range(4)]
+    for number, contact_id in enumerate(contacts, start=1):
+        facts.certified_mentor(organisation, TODAY - timedelta(days=5), contact_id=contact_id, member_no=f"M{number}")
+    dynamics.contacts = dict.fromkeys(contacts, True)
+    return contacts
+
+
+def test_run_hides_mentors_and_reconcile_corrects_manual_changes(
+    certjob: Run, dynamics: FakeDynamics, facts: Facts, expired: list[UUID]
 ) -> None:
-    """Four calls meet a cold start, and Entra gets one request. An expired token is replaced."""
-    function.restart()
-
-    night = certjob("run", "--json")
-    certjob("run")
-
-    assert json.loads(night.stdout)["portal"]["delivered"] == 10
+    """The first four calls meet a cold function, which asks for one token. A show has its last visible day."""
+    assert certjob("run").returncode == 0
     assert dynamics.contacts == dict.fromkeys(expired, False)
-    assert (dynamics.token_requests, len(dynamics.patches)) == (1, 10)
-    assert len({line["correlation_id"] for line in function.log}) == 10
-    assert {line["idempotency_key"] for line in function.log} == {f"{number}-1" for number in range(1, 11)}
+    assert dynamics.token_requests == 1
 
-    dynamics.contacts = dict.fromkeys(expired, True)
-    dynamics.tokens.clear()
-    certjob("resync", "M3")
-    assert (dynamics.contacts[expired[2]], dynamics.token_requests) == (False, 2)
-    certjob("reconcile")
+    renewed, edited, *_ = expired
+    until = TODAY + timedelta(days=300)
+    facts.connection.execute(
+        "UPDATE certificates SET expires_on = %s FROM mentors AS m WHERE m.id = mentor_id AND dynamics_contact_id = %s",
+        (until, renewed),
+    )
+    assert certjob("run").returncode == 0
+    dynamics.contacts[edited] = True
+    assert certjob("reconcile").returncode == 0
+
+    assert dynamics.contacts == dict.fromkeys(expired, False) | {renewed: True}
+    assert dynamics.days == dict.fromkeys(expired) | {renewed: until.isoformat()}
+    assert "can hide them without certjob" in certjob("check", "--json").stdout
+
+
+def test_wrong_secret_or_key_ends_the_stage_and_blocks_no_one(
+    certjob: Run, dynamics: FakeDynamics, facts: Facts, expired: list[UUID]
+) -> None:
+    """No attempt is counted, and the next run delivers."""
+    dynamics.accepts_secret = False
+    assert certjob("run").returncode == 3
+    assert "AADSTS7000215" in str(facts.rows(FAILURES))
+    dynamics.accepts_secret = True
+    assert certjob("run", CERTJOB_PORTAL_KEY="planted-another-key-of-thirty-two-letters").returncode == 3
+    assert "check CERTJOB_PORTAL_KEY" in str(facts.rows(FAILURES))
+    assert {kind for kind, *_ in facts.rows(FAILURES)} == {"stage"}
+    assert set(facts.rows("SELECT status, attempts FROM portal_sync_events")) == {("pending", 0)}
+
+    assert certjob("run").returncode == 0
+
     assert dynamics.contacts == dict.fromkeys(expired, False)
-    assert {line["status"] for line in function.log} == {200}
 
 
-def test_wrong_setting_of_the_function_blocks_no_one(
-    certjob: Run, function: EdgeFunction, dynamics: FakeDynamics, facts: Facts, expired: list[UUID]
+def test_unknown_contact_is_blocked_and_no_one_is_named(
+    certjob: Run, dynamics: FakeDynamics, facts: Facts, log: Path, expired: list[UUID]
 ) -> None:
-    """No attempt is counted, and the next run delivers. During a change of keys both keys work."""
-    for wrong, said in (
-        ({"AZURE_CLIENT_SECRET": "planted-old-secret"}, "AADSTS7000215"),
-        ({"HLF_SYNC_KEY": f"{KEY},short"}, "HLF_SYNC_KEY has fewer than 32 characters"),
-        ({"DYNAMICS_VISIBILITY_FIELD": "hlf_VisibleOnPortal"}, "check DYNAMICS_VISIBILITY_FIELD"),
-        ({"HLF_SYNC_KEY": NEW_KEY}, "check CERTJOB_PORTAL_KEY"),
-    ):
-        function.restart(**wrong)
-        certjob("run", code=3)
-        assert set(dynamics.contacts.values()) == {True}
-        assert set(facts.rows(EVENTS)) == {("pending", 0, False)}
-        ((kind, attempts, error, correlation_id),) = set(facts.rows(FAILURES))
-        assert (kind, attempts, said in str(error)) == ("stage", 0, True)  # of the answer that ended the stage
-        if said != "check CERTJOB_PORTAL_KEY":  # the log has one line a minute for wrong keys
-            assert any(line.get("correlation_id") == correlation_id for line in function.log)
+    """The failure has the correlation ID of a line in the function's log. Later, Dynamics throttles a resync."""
+    *known, unknown = expired
+    del dynamics.contacts[unknown]
+    night = certjob("run", "-v")
+    dynamics.fault = refusal(429, "0x80072321", retry_after="1900")
+    resync = certjob("resync", "M1", "-v")
 
-    function.restart(HLF_SYNC_KEY=f"{KEY},{NEW_KEY}")
-    certjob("resync", "M1")
-    certjob("run", CERTJOB_PORTAL_KEY=NEW_KEY)
-    assert dynamics.contacts == dict.fromkeys(expired, False)
-    assert facts.rows(FAILURES) == []
-
-
-def test_push_sets_the_last_visible_day_in_dynamics(
-    certjob: Run, function: EdgeFunction, dynamics: FakeDynamics, facts: Facts
-) -> None:
-    """A hide clears it. `certjob check` reports that the portal can hide on time."""
-    contact_id, expires_on = uuid4(), datetime.now(UTC).date() + timedelta(days=300)
-    facts.pause(facts.certified_mentor(facts.organisation(), expires_on, contact_id=contact_id))
-    dynamics.contacts, dynamics.days = {contact_id: True}, {contact_id: "2026-01-01"}
-    function.restart(DYNAMICS_VISIBLE_UNTIL_FIELD=DAY_FIELD)
-    assert "can hide them without certjob" in certjob("check", "--json", code=3).stdout
-
-    certjob("run")
-    assert (dynamics.contacts, dynamics.days) == ({contact_id: False}, {contact_id: None})
-    facts.connection.execute("UPDATE mentor_pauses SET lifted_at = now(), lifted_by = 'coordinator'")
-    certjob("run")
-
-    assert (dynamics.contacts, dynamics.days) == ({contact_id: True}, {contact_id: expires_on.isoformat()})
-
-
-def test_failure_of_one_contact_delays_no_other_and_names_no_person(
-    certjob: Run, function: EdgeFunction, dynamics: FakeDynamics, facts: Facts, expired: list[UUID]
-) -> None:
-    """One contact is unknown, one belongs to another business unit, and Dynamics throttles."""
-    dynamics.faults = [refusal(429, "0x80072322", retry_after="1"), refusal(503, ""), refusal(503, "")]
-    dynamics.faults += [refusal(403, "0x80048306"), refusal(412, "0x80060882"), refusal(500, "0x80040216")]
-    del dynamics.contacts[expired[6]]
-
-    outputs = [certjob("run", "-v", code=3), certjob("alerts", "--json", code=3), certjob("alerts", code=3)]
-
-    assert (len(function.log), len(dynamics.patches)) == (13, 15)  # the function repeats a change after a 503
-    assert expired[6] not in dynamics.contacts
-    assert sorted(map(bool, dynamics.contacts.values())) == [False] * 8 + [True]
-    assert facts.rows(EVENTS + " WHERE status <> 'delivered'") == [("blocked", 1, False)] * 2
-    (line,) = [line for line in function.log if line["status"] == 404]
+    assert (night.returncode, dynamics.contacts) == (3, dict.fromkeys(known, False))
+    lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
+    (not_found,) = [line for line in lines if line["status"] == 404]
     error = "the portal answered 404 contact_not_found (Dynamics has no contact with this id)"
-    assert ("permanent", 1, error, line["correlation_id"]) in facts.rows(FAILURES)
-    assert "M7" in outputs[2].stdout
-
-    dynamics.faults = [refusal(403, "0x80040220"), refusal(429, "0x80072321", retry_after="1900")]
-    outputs += [certjob("resync", mentor, "-v", code=3) for mentor in ("M1", "M2")]
-    assert "429 throttled" in outputs[-1].stderr
-    codes = {"contact_not_found", "dynamics_rejected", "dynamics_unavailable", "misconfigured", "throttled"}
-    assert {line["code"] for line in function.log if "code" in line} == codes
-    written = function.output + "".join(output.stdout + output.stderr for output in outputs)
-    assert not [secret for secret in (KEY, *dynamics.secrets) if secret in written]
-    stored = function.output + str(facts.rows(FAILURES))
-    assert not [person for person in (PERSON, "example.org", *map(str, expired)) if person in stored]
+    assert ("permanent", 1, error, not_found["correlation_id"]) in facts.rows(FAILURES)
+    assert "429 throttled" in resync.stderr
+    stored = log.read_text() + str(facts.rows(FAILURES))
+    assert [person for person in (PERSON, "example.org", *map(str, expired)) if person in stored] == []
+    written = stored + night.stdout + night.stderr + resync.stdout + resync.stderr
+    assert [secret for secret in (KEY, CLIENT_SECRET, TOKEN) if secret in written] == []
