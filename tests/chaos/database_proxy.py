@@ -1,6 +1,5 @@
 """Cause a fault once, at its place; and a proxy in front of PostgreSQL that recognises statements."""
 
-import re
 import socket
 import threading
 from collections import Counter
@@ -8,7 +7,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from signal import SIGINT, SIGTERM
 
-from certjob import database
 from tests.chaos.faults import Action, Fault, Spot, When
 from tests.support.command_line import Child
 from tests.support.proxy import Link, StallingProxy
@@ -16,11 +14,10 @@ from tests.support.proxy import Link, StallingProxy
 _CLOSES_THE_CONNECTION = frozenset({Action.KILL, Action.CUT, Action.RESTART})
 _PARSE, _QUERY, _SYNC, _READY = b"PQSZ"
 _SETTLES = {
-    kind: max(re.split(r"%\(\w+\)s", database.query(f"settle_{kind}").decode()), key=len).strip()
-    for kind in ("portal_events", "reminders")
+    "portal_events": "UPDATE portal_sync_events AS e\nSET status = CASE",
+    "reminders": "l.deferred_since >= l.queued_at",
 }
-"""Parts of the statements that settle: the longest text between two parameters, which identifies the statement."""
-
+"""Texts that only the statements that settle contain."""
 
 Moment = Callable[[When], Action | None]
 """To be called at each moment of an event; returns the action that was carried out."""
@@ -57,12 +54,12 @@ class Trigger:
             return None
         self.has_begun = True
         process, action = self.victim.result(10).process, self.fault.action
-        if action in {Action.BLACK_HOLE_KILL, Action.BLACK_HOLE_STOP}:
+        if action is Action.BLACK_HOLE:
             self.is_silent.set()
-        if action in {Action.KILL, Action.BLACK_HOLE_KILL}:
+        if action is Action.KILL:
             process.kill()
             process.wait()
-        elif action in {Action.STOP, Action.BLACK_HOLE_STOP}:
+        elif action in {Action.STOP, Action.BLACK_HOLE}:
             for number in (SIGTERM, SIGINT):  # the second one ends every wait
                 process.send_signal(number)
         else:

@@ -11,8 +11,6 @@ class Spot(StrEnum):
     STATEMENT = "statement"
     REQUEST = "request"
     MAIL = "mail"
-    STEP = "step of a mail session"  # the connection, each command and each body
-    TURN = "turn of the event loop"  # it runs a callback; the process causes the fault itself, see ``event_loop``
 
 
 class When(StrEnum):
@@ -30,9 +28,7 @@ class Action(StrEnum):
     STOP = "stop"  # SIGTERM and SIGINT: certjob ends at once and cleans up
     CUT = "cut"  # both sides of the database connection close
     RESTART = "restart"  # PostgreSQL stops with ``immediate`` and starts again
-    BLACK_HOLE_KILL = "black hole, kill"  # the database connection goes silent; then kill -9
-    BLACK_HOLE_STOP = "black hole, stop"  # the same, then signals: certjob must not wait for the database
-    LATE = "late"  # a callback takes more than a second
+    BLACK_HOLE = "black hole"  # the database connection goes silent, then signals: certjob must not wait for it
     OVERTAKE = "overtake"  # the lease expires first, and another run does the work
 
 
@@ -57,17 +53,14 @@ class MailFault(NamedTuple):
 
 EACH_MESSAGE = ("MAIL", "RCPT", "DATA", "BODY", "DOT", "REPLY")
 """The phases of each message. The server takes the message between DOT and REPLY."""
-ENCRYPTED = ("STARTTLS", "HANDSHAKE", "AUTH")
-"""Only sessions with a login have these phases."""
-PHASES = ("GREETING", "EHLO", *ENCRYPTED, *EACH_MESSAGE, "QUIT")
+PHASES = ("GREETING", "EHLO", *EACH_MESSAGE, "QUIT")
 
 _NOT_IN = {
     "dropped": "",
     "silent": "",
     "garbage": "",
-    "two replies": "BODY HANDSHAKE",
-    "421": "BODY HANDSHAKE REPLY QUIT",  # a server that has taken a message does not refuse it
-    "450": "GREETING EHLO STARTTLS HANDSHAKE AUTH BODY REPLY QUIT",
+    "421": "BODY REPLY QUIT",  # a server that has taken a message does not refuse it
+    "450": "GREETING EHLO BODY REPLY QUIT",
 }
 MAIL_FAULTS = [
     MailFault(phase, how) for phase in PHASES for how, phases in _NOT_IN.items() if phase not in phases.split()

@@ -2,7 +2,6 @@
 
 import email
 import email.policy
-import socket
 import threading
 from collections import defaultdict
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from tests.chaos.faults import PHASES, MailFault, Spot, When
 from tests.support import portal_answers as answers
 from tests.support.portal_answers import Behaviour, Exchange, PortalRequest, error
 from tests.support.portal_server import PortalServer
-from tests.support.smtp_server import Answer, Fault, ScriptedServer, server_tls
+from tests.support.smtp_server import Answer, Fault, ScriptedServer
 
 APPLYING: dict[str, Behaviour] = {
     "ok": answers.confirm,
@@ -35,12 +34,10 @@ NOT_APPLYING: dict[str, Behaviour] = {
 
 
 class ChaosPortal(PortalServer):
-    """The portal. It applies a key once, and knows only some contacts."""
+    """The portal. It applies a key once."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.decide = self._decide
-        self.known: set[UUID] = set()
+        super().__init__(self._decide)
         self.applied: dict[UUID | None, list[tuple[int, int]]] = defaultdict(list)
         """The applied events with their versions, by contact, in order."""
         self.begin()
@@ -50,35 +47,27 @@ class ChaosPortal(PortalServer):
         with self.changed:
             self._script, self._trigger = list(script), trigger or Trigger()
 
-    @property
-    def pushes(self) -> list[PortalRequest]:
-        return [request for request in self.requests if request.method == "POST"]
-
     def _decide(self, request: PortalRequest) -> Behaviour:
         if request.method == "GET":
             return answers.ok()
         name = self._script.pop(0) if self._script else "ok"
-        is_known = request.contact_id in self.known
         moment = self._trigger.reach(Spot.REQUEST)
 
         def behave(exchange: Exchange) -> None:
             moment(When.BEFORE)
             with self.changed:
                 applied = self.applied[request.contact_id]
-                if name in APPLYING and is_known and request.order not in applied:
+                if name in APPLYING and request.order not in applied:
                     applied.append(request.order)
                     exchange.apply()
             moment(When.AFTER)
-            is_unknown = name in APPLYING and not is_known
-            (error(404, "contact_not_found") if is_unknown else (APPLYING | NOT_APPLYING)[name])(exchange)
+            (APPLYING | NOT_APPLYING)[name](exchange)
             moment(When.ANSWERED)
 
         return behave
 
 
 REPEAT_LINE = "You may have received this reminder before"
-USER, PASSWORD = "post", "blåbær-9"
-_OFFERS = b"250-chaos\r\n250-STARTTLS\r\n250-AUTH PLAIN LOGIN\r\n250 8BITMIME"
 _ANSWERS: dict[str, Answer] = {
     "dropped": Fault.CUT,
     "silent": Fault.HANG,
@@ -100,7 +89,7 @@ class ChaosMailServer(ScriptedServer):
     """The mail server. It reads each reminder that it takes."""
 
     def __init__(self) -> None:
-        super().__init__({"EHLO": _OFFERS})
+        super().__init__()
         self.received: list[Received] = []
         self._lock = threading.Lock()
         self.begin()
@@ -113,12 +102,6 @@ class ChaosMailServer(ScriptedServer):
     def answer(self, stage: str) -> Answer:
         good = super().answer(stage)
         return self._reach(stage, good) if stage in PHASES else good
-
-    def begin_tls(self, connection: socket.socket) -> socket.socket:
-        if fault := self._reach("HANDSHAKE", None):
-            self._say(connection, fault)
-            raise ConnectionError
-        return server_tls().wrap_socket(connection, server_side=True)
 
     def end_message(self, body: bytes, *, to: str) -> Answer:
         moment = self._trigger.reach(Spot.MAIL)
@@ -134,13 +117,11 @@ class ChaosMailServer(ScriptedServer):
 
     def _reach(self, phase: str, good: Answer) -> Answer:
         """Return the answer at this phase of a session."""
-        self._trigger.reach(Spot.STEP)(When.BEFORE)
         with self._lock:
             fault = self.script[0] if self.script else None
             if fault is not None and fault.phase == phase:
                 del self.script[0]
-                two_replies = (good if isinstance(good, bytes) else b"451 not now") + b"\r\n250 and again"
-                return _ANSWERS.get(fault.manner, two_replies)
+                return _ANSWERS[fault.manner]
             if phase == "REPLY" and self.script and fault is None:
                 del self.script[0]  # a message without a fault
         return good

@@ -22,8 +22,6 @@ MEMORY = Path("/dev/shm")  # noqa: S108 - Linux's file system in memory, which e
 NEEDED_BYTES = 3 * 2**30
 """Several times the use of one run."""
 TEMPLATE = "migrated"
-OWN_NAME = "harness"
-"""The application_name of ``Cluster.connect``."""
 
 
 def data_parent() -> Path:
@@ -119,8 +117,7 @@ class Cluster:
     def connect(self, name: str, *, statement_timeout: str = "30s") -> Connection:
         """Open a session, which does not survive a restart."""
         options = f"-c statement_timeout={statement_timeout} -c lock_timeout=20s"
-        named: dict[str, Any] = {"application_name": OWN_NAME, "options": options}
-        return Connection.connect(self.url(name), autocommit=True, prepare_threshold=None, **named)
+        return Connection.connect(self.url(name), autocommit=True, prepare_threshold=None, options=options)
 
     def url(self, name: str) -> str:
         """Return the superuser's URL of a database, which stays the same after a restart."""

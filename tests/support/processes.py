@@ -7,8 +7,7 @@
   must fit into it; a message is sent in two halves;
 * ``attempts`` and ``at_once``: calls of a push, and pushes at the same time;
 * ``grace``: seconds for calls in flight after a signal;
-* ``ignored``: a signal, which `nohup` ignores;
-* ``loop_fault`` and ``mail_timeout``: see ``tests.chaos.event_loop``.
+* ``ignored``: a signal, which `nohup` ignores.
 """
 
 import itertools
@@ -52,13 +51,6 @@ def run_altered(alterations: Mapping[str, Any]) -> None:
         _set_everywhere("GRACE_SECONDS", alterations["grace"])
     if "ignored" in alterations:
         signal.signal(alterations["ignored"], signal.SIG_IGN)
-    if alterations.keys() & {"loop_fault", "mail_timeout"}:
-        from tests.chaos import event_loop
-
-        if "loop_fault" in alterations:
-            event_loop.plant_fault(**alterations["loop_fault"])
-        if "mail_timeout" in alterations:
-            event_loop.shorten_timeouts(alterations["mail_timeout"])
     for moment in alterations.keys() & {"freeze_before", "freeze_after"}:
         _plant_freeze(alterations[moment], before=moment == "freeze_before")
     entry.main()

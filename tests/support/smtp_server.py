@@ -113,10 +113,6 @@ class ScriptedServer:
         """Return the answer at a stage."""
         return self.answers.get(stage, None if stage == "BODY" else GOOD_ANSWERS.get(stage, b"500 what?"))
 
-    def begin_tls(self, connection: socket.socket) -> socket.socket:
-        """Return the connection after STARTTLS: here without TLS."""
-        return connection
-
     def end_message(self, body: bytes, *, to: str) -> Answer:
         """Return the answer to a complete message."""
         self.bodies.append(body)
@@ -151,11 +147,10 @@ class ScriptedServer:
         connection.settimeout(60)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with contextlib.suppress(OSError):
-            connection = self._talk(connection)
+            self._talk(connection)
         connection.close()
 
-    def _talk(self, connection: socket.socket) -> socket.socket:
-        """Talk to the end; return the connection, which TLS replaces."""
+    def _talk(self, connection: socket.socket) -> None:
         lines, to = connection.makefile("rb"), ""
         goes_on = self._say(connection, self.answer("GREETING"))
         while goes_on and (line := lines.readline()):
@@ -165,18 +160,11 @@ class ScriptedServer:
                 to = line.decode("latin-1").partition("<")[2].partition(">")[0]
             answer = self.answer(stage)
             goes_on = self._say(connection, answer) and stage != "QUIT"
-            if not isinstance(answer, bytes):
-                continue
-            if stage == "STARTTLS" and answer.startswith(b"220"):
-                lines.close()
-                connection = self.begin_tls(connection)
-                lines = connection.makefile("rb")
-            if stage == "DATA" and answer.startswith(b"354"):
+            if stage == "DATA" and isinstance(answer, bytes) and answer.startswith(b"354"):
                 goes_on = self._say(connection, self.answer("BODY"))
                 body = _read_body(lines) if goes_on else None
                 goes_on = body is not None and self._say(connection, self.end_message(body, to=to))
         lines.close()
-        return connection
 
     def _say(self, connection: socket.socket, answer: Answer) -> bool:
         """Send an answer; return whether the session goes on."""
