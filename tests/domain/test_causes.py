@@ -35,7 +35,7 @@ def test_push_that_no_delivery_tried_has_its_own_advice() -> None:
     assert "cron" not in advise_on_push(Cause.PORTAL_STOPPED, error="401").action
 
 
-@pytest.mark.parametrize("code", ["", "a cause of a newer certjob"])
-def test_unknown_cause_has_the_advice_for_operators(code: str) -> None:
-    assert advise_on_push(code, error="x").cause is Cause.PORTAL_STOPPED
-    assert advise_on_message(code).cause is Cause.MAIL_STOPPED
+def test_unknown_cause_has_the_advice_for_operators() -> None:
+    """Another version of certjob may have stored it."""
+    assert advise_on_push("a newer cause", error="x").cause is Cause.PORTAL_STOPPED
+    assert advise_on_message("a newer cause").cause is Cause.MAIL_STOPPED

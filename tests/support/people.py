@@ -110,10 +110,10 @@ def apply_decision(person: Mentor, decision: Decision) -> Mentor:
     )
 
 
-ordinarily = settings(max_examples=120, deadline=None, derandomize=True, database=None)
+ordinarily = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 """A fixed number of examples, which are the same on every machine."""
 
-thoroughly = settings(ordinarily, max_examples=40)
+thoroughly = settings(ordinarily, max_examples=30)
 """For properties that check 600 days in each example."""
 
 KINDS = ("likeperson", "first_aid", "driver")
