@@ -67,20 +67,11 @@ class RetryPolicy:
     retry_after: Callable[[Exception], float | None] = lambda _error: None
     """The seconds that the service asked to wait, or None: the minimum for the next wait."""
     max_attempts: int = 3
-    """Calls in all, the first one included."""
+    """Calls in all, the first one included; ``backoff`` would take 0 as no limit."""
     deadline_seconds: float = 100
     """From the start of the first call; no later call starts after it."""
     longest_retry_after_seconds: float = 20
     """A service that asks for more ends the attempts at once, because the caller can use the time."""
-
-    def __post_init__(self) -> None:
-        """Raise ValueError for a policy that would not end; ``backoff`` takes 0 attempts as no limit."""
-        if self.max_attempts < 1:
-            message = f"max_attempts must be at least 1, not {self.max_attempts}"
-            raise ValueError(message)
-        if not self.deadline_seconds > 0:
-            message = f"deadline_seconds must be positive, not {self.deadline_seconds}"
-            raise ValueError(message)
 
     async def call(self, operation: Callable[[], Awaitable[T]], *, stop: asyncio.Event | None = None) -> T:
         """Call ``operation`` until it returns, and return its value; raise its last exception when the attempts end.

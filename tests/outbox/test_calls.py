@@ -1,7 +1,6 @@
 """Calls end in time after a signal, and a hanging name lookup does not delay others."""
 
 import asyncio
-import gc
 import os
 import signal
 import socket
@@ -28,7 +27,6 @@ def stop() -> Iterator[StopFlag]:
     flag = stop_on_signals()
     yield flag
     flag.end()
-    signal.setitimer(signal.ITIMER_REAL, 0)
     for number, handler in kept.items():
         signal.signal(number, handler)
 
@@ -46,17 +44,16 @@ def test_hanging_name_lookup_delays_no_one(monkeypatch: pytest.MonkeyPatch) -> N
         loop = asyncio.get_running_loop()
         hanging = [asyncio.ensure_future(loop.getaddrinfo("hangs.example", 80)) for _ in range(8)]
         await asyncio.sleep(0.05)
-        found = await loop.getaddrinfo("fine.example", 80)
         assert not any(task.done() for task in hanging)
-        return found
+        return await loop.getaddrinfo("fine.example", 80)
 
     started = time.monotonic()
-    try:
-        with Calls(StopFlag()) as calls:
-            assert calls.make(look_up())
-    finally:
-        let_go.set()
-    assert time.monotonic() - started < 10
+    with Calls(StopFlag()) as calls:
+        assert calls.make(look_up())
+    took = time.monotonic() - started
+    let_go.set()
+
+    assert took < 10
 
 
 @pytest.mark.parametrize("signals", [1, 2])
@@ -64,7 +61,7 @@ def test_hanging_call_is_cancelled_and_the_client_closed(
     stop: StopFlag, monkeypatch: pytest.MonkeyPatch, signals: int
 ) -> None:
     """This happens after the grace period, or at once after a second signal."""
-    monkeypatch.setattr(outside, "GRACE_SECONDS", 1.3 if signals == 1 else 60.0)
+    monkeypatch.setattr(outside, "GRACE_SECONDS", 1.2 if signals == 1 else 60.0)
     happened: list[str] = []
 
     @asynccontextmanager
@@ -79,13 +76,11 @@ def test_hanging_call_is_cancelled_and_the_client_closed(
             happened.append("cancelled")
 
     for number in range(signals):
-        after(0.1 + 0.2 * number, STOP_SIGNALS[number])
-    started = time.monotonic()
+        after(0.1 + 0.1 * number, STOP_SIGNALS[number])
     with pytest.raises(StoppedBySignalError), Calls(stop) as calls, calls.opened(client()):
         calls.make(hang())
 
-    assert (happened, time.monotonic() - started < 10) == (["cancelled", "closed"], True)
-    gc.collect()
+    assert happened == ["cancelled", "closed"]
 
 
 def test_second_signal_interrupts_a_statement_between_calls(
@@ -97,7 +92,7 @@ def test_second_signal_interrupts_a_statement_between_calls(
 
     app.execute("LOCK TABLE mentors")
     after(0.1)
-    after(0.3, signal.SIGINT)
+    after(0.2, signal.SIGINT)
     with Calls(stop) as calls:
         calls.make(call())
         with pytest.raises(Interrupted):

@@ -1,10 +1,7 @@
-"""HTTP calls against real sockets: deadlines, no cookies, no redirects, no proxies, verified TLS."""
+"""HTTP calls against real sockets: deadlines, no cookies, no proxies, verified TLS."""
 
-import contextlib
-import socket
 import ssl
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -17,8 +14,6 @@ from certjob.outbox.http_client import SURELY_NOT_SENT, HttpAnswer, HttpClient
 from tests.support.portal_answers import answer, drip, ok, reset
 from tests.support.portal_server import PortalServer
 from tests.support.smtp_server import CERTIFICATE
-
-DEADLINE_SECONDS = 0.4
 
 
 def calls(*urls: str, method: str = "GET", **named: Any) -> list[HttpAnswer]:
@@ -35,24 +30,14 @@ def get(portal: PortalServer, times: int = 1, **named: Any) -> list[HttpAnswer]:
     return calls(*[portal.url] * times, headers={"Authorization": f"Bearer {portal.key}"}, **named)
 
 
-@contextlib.contextmanager
-def over_in_time(kind: type[httpx.TimeoutException]) -> Iterator[None]:
-    """Check that the block ends with this timeout, at the deadline or soon after it."""
-    started = time.monotonic()
-    with pytest.raises(kind):
-        yield
-    assert DEADLINE_SECONDS * 0.9 <= time.monotonic() - started < 10
-
-
 def test_answer_has_status_headers_and_limited_body(portal: PortalServer) -> None:
     """Every status is an answer. Cookies are not kept."""
     portal.then(answer(418, b"tea", headers={"X-Pot": "tea", "Set-Cookie": "session=1"}), answer(404, b"x" * 5_000_000))
-    portal.default = answer(200, b"y" * 1000)
 
-    first, second, third = get(portal, 3, method="POST", json={"a": "å"}, max_body_bytes=1000)
+    first, second = get(portal, 2, method="POST", json={"a": "å"}, max_body_bytes=1000)
 
     assert (first.status_code, first.body, first.headers["x-pot"]) == (418, b"tea", "tea")
-    assert [(each.status_code, each.body) for each in (second, third)] == [(404, b"x" * 1000), (200, b"y" * 1000)]
+    assert (second.status_code, second.body) == (404, b"x" * 1000)
     sent = portal.requests[1]
     assert (sent.json, sent.headers["content-type"]) == ({"a": "å"}, "application/json")
     assert (sent.headers["accept-encoding"], sent.headers.get("cookie")) == ("identity", None)
@@ -69,36 +54,24 @@ def test_request_is_never_sent_twice(portal: PortalServer) -> None:
     assert len(portal.requests) == 2
 
 
-def test_every_call_ends_by_its_deadline(portal: PortalServer) -> None:
-    """The server sends headers or body byte by byte, or does not read a large request."""
-    for part in ("headers", "body"):
-        portal.then(drip(part=part, every_seconds=0.01))
-        with over_in_time(httpx.ReadTimeout):
-            get(portal, deadline_seconds=DEADLINE_SECONDS)
-    with pytest.raises(httpx.TimeoutException):
-        get(portal, deadline_seconds=0)  # a socket would read 0 as non-blocking
-    assert len(portal.requests) == 2
+def test_call_ends_by_its_deadline_although_bytes_arrive(portal: PortalServer) -> None:
+    """The server sends the body of its answer byte by byte."""
+    portal.then(drip(every_seconds=0.01))
+    started = time.monotonic()
 
-    with socket.create_server(("127.0.0.1", 0)) as never_accepts, over_in_time(httpx.TimeoutException):
-        url = f"http://127.0.0.1:{never_accepts.getsockname()[1]}/"
-        calls(url, method="POST", json="x" * 30_000_000, deadline_seconds=DEADLINE_SECONDS)
+    with pytest.raises(httpx.ReadTimeout):
+        get(portal, deadline_seconds=0.2)
+
+    assert 0.18 <= time.monotonic() - started < 10
 
 
-def test_unreachable_url_is_a_transport_error_and_proxies_are_ignored(
+def test_proxies_of_the_environment_are_ignored(
     portal: PortalServer, port_of_nobody: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """This includes a host name for which Python raises UnicodeError."""
-    nobody = f"http://127.0.0.1:{port_of_nobody}/"
-    for url, kind, words in (
-        (nobody, httpx.ConnectError, "Connection refused"),
-        ("ftp://127.0.0.1/", httpx.UnsupportedProtocol, "protocol"),
-        (f"http://{'a' * 70}.example/", httpx.ConnectError, "."),
-    ):
-        with pytest.raises(kind, match=words):
-            calls(url)
-
+    """A proxy would receive the key."""
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.setenv(name, nobody)  # it would receive the key
+        monkeypatch.setenv(name, f"http://127.0.0.1:{port_of_nobody}/")
+
     assert get(portal)[0].status_code == 200
 
 

@@ -1,12 +1,8 @@
 """Claims, leases and settles between two sessions."""
 
-from uuid import uuid4
-
 import psycopg
 import pytest
 
-from certjob.database import statements
-from certjob.mail.reminder_mail import QueuedReminder
 from certjob.outbox import claims
 from certjob.outbox.claims import RELEASED, Answer, Outbox, Settlement
 from certjob.portal.push import PortalEvent
@@ -83,26 +79,19 @@ def test_settle_and_its_callback_share_a_transaction(outbox: Outbox[PortalEvent]
     assert scene.rows("SELECT locale FROM mentors") == [("en",)]
 
 
-def test_settle_without_a_limit_waits_for_a_short_lock(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It fails at a long lock. A released reminder that may have been sent is still marked as a repeat."""
-    about = {"threshold_days": 30, "cert_id": uuid4(), "expires_on": TODAY, "maybe_sent": True}
-    scene.facts.insert("cert_notification_log", mentor_id=scene.mentor(), **about)
-    mail = Outbox(connection=scene.connection, table="reminders", item=QueuedReminder, lease_seconds=900)
-    ((reminder,), _) = mail.claim("lock_due_reminders", {"today": TODAY})
-    scene.app.execute("SELECT 1 FROM cert_notification_log FOR NO KEY UPDATE")
-    with monkeypatch.context() as patch:
-        patch.setattr(statements, "LOCK_TIMEOUT_MS", 20)
-        with pytest.raises(psycopg.errors.LockNotAvailable):
-            mail.settle(reminder, RELEASED)
+def test_settle_without_a_limit_waits_for_a_short_lock(outbox: Outbox[PortalEvent], scene: Scene) -> None:
+    """The released row is due at once, and its attempt does not count."""
+    (event,) = scene.claim()
+    scene.app.execute("SELECT 1 FROM portal_sync_events FOR NO KEY UPDATE")
     answers: list[Answer] = []
 
-    with in_background(lambda: answers.append(mail.settle(reminder, RELEASED))):
+    with in_background(lambda: answers.append(outbox.settle(event, RELEASED))):
         until(lambda: waits_for_a_lock(scene.other, scene.connection))
         scene.app.commit()
 
     assert answers == [Answer.SETTLED]
-    released = "SELECT status, attempts, claim_token, next_attempt_at <= now(), maybe_sent FROM cert_notification_log"
-    assert scene.rows(released) == [("pending", 0, None, True, True)]
+    released = "SELECT status, attempts, claim_token, next_attempt_at <= now() FROM portal_sync_events"
+    assert scene.rows(released) == [("pending", 0, None, True)]
 
 
 def test_lease_begins_before_the_claim_is_sent(outbox: Outbox[PortalEvent], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,6 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from certjob.outbox.retry import RetryPolicy, exponential, full_jitter, parse_retry_after
 
@@ -52,15 +50,17 @@ class SkippingLoop(asyncio.SelectorEventLoop):
 class Service:
     """A service that raises one error for each call (default: nine), then returns."""
 
-    def __init__(
-        self, *errors: BaseException, call_seconds: float = 0, retry_after_seconds: float | None = None
-    ) -> None:
-        failures = (ServiceError(f"failure {n}", retry_after_seconds=retry_after_seconds) for n in range(1, 10))
-        self.errors = list(errors or failures)
+    def __init__(self, *errors: BaseException, call_seconds: float = 0) -> None:
+        self.errors = list(errors) or [ServiceError(f"failure {number}") for number in range(1, 10)]
         self.call_seconds = call_seconds
         self.began: list[float] = []
         """The time of each call."""
         self.took_seconds = 0.0
+
+    @property
+    def waits(self) -> list[float]:
+        """The seconds between two calls."""
+        return [later - earlier - self.call_seconds for earlier, later in pairwise(self.began)]
 
     async def __call__(self) -> str:
         self.began.append(asyncio.get_running_loop().time())
@@ -69,16 +69,17 @@ class Service:
             raise self.errors.pop(0)
         return "done"
 
-    @property
-    def waits(self) -> list[float]:
-        """The seconds between two calls."""
-        return [round(later - earlier - self.call_seconds, 6) for earlier, later in pairwise(self.began)]
+    def call(self, *, stop_after: float = 3600, **changed: Any) -> str | Exception:
+        """Call the service with the policy; return the result, or the service's error that it raises."""
 
-    def call(self, *, stop: asyncio.Event | None = None, **changed: Any) -> str | Exception:
-        """Call the service once with the policy; return the result, or the service's error that it raises."""
+        async def call() -> str:
+            stop = asyncio.Event()
+            asyncio.get_running_loop().call_later(stop_after, stop.set)
+            return await RetryPolicy(**POLICY | changed).call(self, stop=stop)
+
         with asyncio.Runner(loop_factory=SkippingLoop) as runner:
             try:
-                return runner.run(RetryPolicy(**POLICY | changed).call(self, stop=stop))
+                return runner.run(call())
             except ServiceError as error:
                 return error
             finally:
@@ -112,24 +113,16 @@ def test_exponential_doubles_to_its_cap_and_full_jitter_spreads() -> None:
     """Neither overflows. Jitter separates callers that failed together."""
     backoff = exponential(base_seconds=0.5, cap_seconds=20)
     assert [backoff(attempt) for attempt in (1, 2, 3, 6, 7, 10_000)] == [0.5, 1, 2, 16, 20, 20]
-    for attempt, longest in ((1, 4), (2, 8), (9, 10), (10_000, 10)):
-        waits = [full_jitter(base_seconds=4, cap_seconds=10)(attempt) for _ in range(2000)]
-        assert 0 <= min(waits) < longest / 8
-        assert longest * 7 / 8 < max(waits) <= longest
-        assert 0.43 < sum(waits) / len(waits) / longest < 0.57
+
+    waits = [full_jitter(base_seconds=4, cap_seconds=10)(2) for _ in range(500)]
+    assert 0 <= min(waits) < 1
+    assert 7 < max(waits) <= 8
 
 
-@pytest.mark.parametrize(
-    ("asked", "waits"),
-    [
-        pytest.param(2, [9, 9], id="shorter than the backoff"),
-        pytest.param(20, [20, 20], id="at the limit"),
-        pytest.param(20.5, [], id="beyond the limit"),
-    ],
-)
+@pytest.mark.parametrize(("asked", "waits"), [(2, [9, 9]), (20, [20, 20]), (20.5, [])])
 def test_retry_after_is_the_minimum_wait(asked: float, waits: list[float]) -> None:
-    """A wait beyond the limit ends the attempts."""
-    service = Service(retry_after_seconds=asked)
+    """Beyond 20 seconds, it ends the attempts."""
+    service = Service(*(ServiceError(retry_after_seconds=asked) for _ in range(9)))
 
     service.call(backoff=lambda _: 9.0)
 
@@ -137,61 +130,27 @@ def test_retry_after_is_the_minimum_wait(asked: float, waits: list[float]) -> No
 
 
 def test_no_call_begins_after_the_deadline() -> None:
-    """The duration of the calls counts, so a slow service gets fewer attempts."""
-    service = Service()
-    service.call(max_attempts=9, backoff=lambda _: 4.0, deadline_seconds=12)
-    assert (service.waits, service.took_seconds) == ([4, 4], 8)
+    """A slow call ends within the worst case, on which a caller with a lease relies."""
+    quick, slow = Service(), Service(call_seconds=30)
 
-    service = Service(call_seconds=30)
-    service.call(max_attempts=9, deadline_seconds=70)
-    assert len(service.began) == 3
+    quick.call(max_attempts=9, backoff=lambda _: 4.0, deadline_seconds=12)
+    slow.call(max_attempts=9, deadline_seconds=70)
 
-
-@given(calls=st.floats(0, 60), waits=st.floats(0, 30), attempts=st.integers(1, 6), asked=st.floats(0, 30))
-@settings(max_examples=50, deadline=None)
-def test_call_ends_within_its_worst_case(calls: float, waits: float, attempts: int, asked: float) -> None:
-    """A caller with a lease relies on it, for every combination of slow calls and long waits."""
-    service = Service(call_seconds=calls, retry_after_seconds=asked)
-    changed: dict[str, Any] = {"max_attempts": attempts, "backoff": lambda _: waits}
-
-    service.call(**changed)
-
-    longest = RetryPolicy(**POLICY | changed).worst_case_seconds(calls)
-    assert service.took_seconds <= longest + 1e-6
-    assert longest == (calls if attempts == 1 else 100 + calls)
-
-
-@pytest.mark.parametrize(
-    "changed", [{"max_attempts": 0}, {"deadline_seconds": 0}, {"deadline_seconds": float("nan")}], ids=str
-)
-def test_policy_that_would_not_end_is_rejected(changed: dict[str, Any]) -> None:
-    """``backoff`` would take 0 attempts as no limit."""
-    with pytest.raises(ValueError, match=next(iter(changed))):
-        Service().call(**changed)
+    assert (quick.waits, quick.took_seconds) == ([4, 4], 8)
+    assert (len(slow.began), slow.took_seconds) == (3, 92)
+    assert RetryPolicy(**POLICY, deadline_seconds=70).worst_case_seconds(30) == 100
+    assert RetryPolicy(**POLICY, max_attempts=1).worst_case_seconds(30) == 30
 
 
 @pytest.mark.parametrize(
     ("stop_after", "ended_after"),
-    [
-        pytest.param(0, 2, id="set before: the first call is made"),
-        pytest.param(1, 2, id="during a call: it ends"),
-        pytest.param(20, 20, id="during a wait: interrupted"),
-    ],
+    [pytest.param(1, 2, id="during a call"), pytest.param(20, 20, id="during a wait")],
 )
 def test_stop_ends_the_attempts(stop_after: float, ended_after: float) -> None:
-    """The exception of the last call is raised."""
+    """It interrupts a wait, but no call. The exception of the last call is raised."""
+    service = Service(call_seconds=2)
 
-    class Stopping(Service):
-        async def __call__(self) -> str:
-            asyncio.get_running_loop().call_later(stop_after, stop.set)
-            return await super().__call__()
-
-    stop = asyncio.Event()
-    if stop_after == 0:
-        stop.set()
-    service = Stopping(call_seconds=2)
-
-    error = service.call(backoff=lambda _: 60.0, stop=stop)
+    error = service.call(backoff=lambda _: 60.0, stop_after=stop_after)
 
     assert (str(error), len(service.began), service.took_seconds) == ("failure 1", 1, ended_after)
 
@@ -200,22 +159,16 @@ def test_stop_ends_the_attempts(stop_after: float, ended_after: float) -> None:
     ("value", "seconds"),
     [
         (None, None),
-        ("0", 0),
         ("1.5", 1.5),
         ("-3", 0),
         pytest.param("9" * 5000, 86_400, id="5000 digits"),
         ("Tue, 10 Mar 2026 02:30:20 GMT", 20),
-        ("Tuesday, 10-Mar-26 02:30:20 GMT", 20),
         ("Tue Mar 10 02:30:20 2026", 20),
-        ("Tue, 10 Mar 2026 03:30:20 +0100", 20),
         ("Tue, 10 Mar 2026 02:29:00 GMT", 0),
         ("Mon, 10 Mar 2036 02:30:00 GMT", 86_400),
         ("Tue, 31 Feb 2026 02:30:00 GMT", None),
-        ("Tue, 10 Mar 99999 02:30:00 GMT", None),
-        ("10 minutes", None),
-        ("1e3", None),
     ],
 )
 def test_retry_after_is_understood_in_both_its_forms(value: str | None, seconds: float | None) -> None:
-    """RFC 9110, 10.2.3: seconds or one of three forms of date. An invalid value counts as absent."""
+    """RFC 9110, 10.2.3: seconds or a date. An invalid value counts as absent."""
     assert parse_retry_after(value, now=NOW) == seconds
