@@ -5,13 +5,12 @@ from datetime import date, timedelta
 import pytest
 from hypothesis import given
 
-from certjob.domain import explanations, rules
+from certjob.domain import explanations, projection, rules
 from certjob.domain.models import Decision, Mentor, Reminder
 from certjob.domain.projection import coming_nights
 from tests.support.facts import TODAY
 from tests.support.people import (
     any_day,
-    apply_decision,
     certificate,
     days,
     expiring_in,
@@ -45,7 +44,7 @@ def test_coming_nights_are_those_of_a_daily_review(person: Mentor, today: date) 
         decision = rules.decide(person, day)
         daily.append(night(day, decision, frozenset(decision.reminders) - known))
         known |= frozenset(decision.reminders)
-        person = apply_decision(person, decision)
+        person = projection.after(person, decision)
     assert list(filter(None, told)) == list(filter(None, daily))
 
 

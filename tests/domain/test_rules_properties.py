@@ -6,9 +6,9 @@ from datetime import date, timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from certjob.domain import rules
+from certjob.domain import projection, rules
 from certjob.domain.models import NOT_CERTIFIED, OWN_PAUSE_REASON, Certificate, Mentor, Reminder, Status
-from tests.support.people import apply_decision, days, mentors, ordinarily, thoroughly
+from tests.support.people import days, mentors, ordinarily, thoroughly
 
 
 def counting(person: Mentor) -> list[Certificate]:
@@ -29,7 +29,7 @@ def is_certified(person: Mentor, today: date) -> bool:
 
 
 def reviewed(person: Mentor, today: date) -> Mentor:
-    return apply_decision(person, rules.decide(person, today))
+    return projection.after(person, rules.decide(person, today))
 
 
 def pause_reasons(person: Mentor) -> list[str]:
@@ -56,7 +56,7 @@ def test_second_review_of_a_day_changes_nothing(person: Mentor, today: date) -> 
     """It finds the same reminders, and the log has them already."""
     first = rules.decide(person, today)
 
-    second = rules.decide(apply_decision(person, first), today)
+    second = rules.decide(projection.after(person, first), today)
 
     assert (second.transitions, second.pause, second.push) == ((), None, False)
     assert (second.reminders, second.review_on, second.visible) == (first.reminders, first.review_on, first.visible)
@@ -91,7 +91,7 @@ def test_certjob_changes_only_its_own_pause(person: Mentor, today: date) -> None
 def test_push_tells_the_portal_each_new_visibility(person: Mentor, today: date) -> None:
     """A mentor without a contact ID who was never certified is on no portal."""
     decision = rules.decide(person, today)
-    after = apply_decision(person, decision)
+    after = projection.after(person, decision)
 
     certified = is_certified(person, today)
     assert decision.visible is (certified and not after.open_pauses and not person.left)

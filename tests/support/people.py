@@ -1,7 +1,6 @@
 """Values that the rules read: factories with defaults, and strategies for hypothesis."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from datetime import date, timedelta
 from uuid import UUID, uuid4
 
@@ -11,11 +10,9 @@ from hypothesis import strategies as st
 from certjob.domain.models import (
     OWN_PAUSE_REASON,
     Certificate,
-    Decision,
     Mentor,
     OpenPause,
     Organisation,
-    PauseChange,
     Status,
 )
 from tests.support.facts import TODAY
@@ -89,24 +86,6 @@ def mentor(
         due_by_calendar=due_by_calendar,
         certificates=certificates,
         open_pauses=tuple(pauses),
-    )
-
-
-def apply_decision(person: Mentor, decision: Decision) -> Mentor:
-    """Return the mentor after the decision is committed."""
-    statuses = {transition.certificate_id: transition.to_status for transition in decision.transitions}
-    pauses = person.open_pauses
-    if decision.pause is PauseChange.OPEN:
-        pauses = (*pauses, own_pause())
-    elif decision.pause is PauseChange.LIFT:
-        pauses = tuple(each for each in pauses if each.id != decision.own_pause_id)
-    return replace(
-        person,
-        certificates=tuple(replace(c, status=statuses.get(c.id, c.status)) for c in person.certificates),
-        open_pauses=pauses,
-        portal_visible=decision.visible if decision.push else person.portal_visible,
-        certified_until=decision.certified_until,
-        due_by_calendar=True,
     )
 
 
