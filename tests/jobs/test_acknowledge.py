@@ -1,6 +1,5 @@
 """`certjob acknowledge`: lists, exit codes and digests leave out one alert, for a while and for its cause."""
 
-import json
 from datetime import timedelta
 
 import pytest
@@ -68,7 +67,7 @@ def test_acknowledged_alert_returns_after_its_day_as_a_new_one(blocked: Scene) -
 def test_acknowledged_alert_returns_when_its_cause_changes(blocked: Scene) -> None:
     """A later return of the old cause is reported as well."""
     acknowledge_it(blocked)
-    blocked.night(REFUSED)
+    assert blocked.night(REFUSED).news == []
 
     blocked.run_sql("UPDATE dynamics_sync_failures SET failure_code = 'contact_not_found'")
     report = blocked.night(REFUSED)
@@ -79,8 +78,8 @@ def test_acknowledged_alert_returns_when_its_cause_changes(blocked: Scene) -> No
 
 
 def test_acknowledged_hold_returns_with_another_number(scene: Scene) -> None:
-    """Someone acknowledged 40 held mentors; now there are 41."""
-    for _ in range(40):
+    """Someone acknowledged 21 held mentors; now there are 22."""
+    for _ in range(21):
         scene.expired()
     assert scene.night(deliver=False).outcome == "attention"
     acknowledge_it(scene, alert_id="hlf:held:pauses")
@@ -127,11 +126,9 @@ def test_acknowledgement_without_a_day_ends_with_its_alert(blocked: Scene) -> No
 @pytest.mark.parametrize(
     ("mistake", "message"),
     [
-        pytest.param({"alert_id": "hlf:may_be_visible:M9"}, "no alert has the id", id="no_such_alert"),
         pytest.param({"because": " "}, "--because has no text", id="no_reason"),
         pytest.param({"days": None}, "--until is missing", id="no_day"),
         pytest.param({"days": 32}, "is not a day from", id="too_long"),
-        pytest.param({"days": -1}, "is not a day from", id="day_in_the_past"),
     ],
 )
 def test_incomplete_acknowledgement_is_rejected(blocked: Scene, mistake: dict[str, object], message: str) -> None:
@@ -142,17 +139,15 @@ def test_incomplete_acknowledgement_is_rejected(blocked: Scene, mistake: dict[st
     assert ids(blocked) == [ALERT]
 
 
-def test_alerts_command_lists_acknowledged_alerts_on_request(blocked: Scene, certjob: Certjob) -> None:
+def test_alerts_command_lists_acknowledged_alerts_on_request(blocked: Scene, here: Certjob) -> None:
     """Otherwise it prints their number."""
     until = today() + 3 * DAY
-    acknowledged = certjob("acknowledge", ALERT, "--because", "on leave", "--until", str(until), "--json")
+    acknowledged = here("acknowledge", ALERT, "--because", "on leave", "--until", str(until))
 
-    page, listed = certjob("alerts"), certjob("alerts", "--acknowledged")
+    page, listed = here("alerts"), here("alerts", "--acknowledged")
 
-    document = json.loads(acknowledged.stdout)
-    assert (acknowledged.returncode, document["alert_id"], document["until"]) == (0, ALERT, str(until))
+    assert acknowledged.returncode == 0
     assert (page.returncode, page.stdout) == (0, "1 acknowledged; see `certjob alerts --acknowledged`\n")
     assert (listed.returncode, f", acknowledged until {until}: on leave: " in listed.stdout) == (0, True)
-    assert json.loads(certjob("alerts", "--json").stdout)["acknowledged"] == 1
-    unknown = certjob("acknowledge", "hlf:held:x", "--because", "x")
+    unknown = here("acknowledge", "hlf:held:x", "--because", "x")
     assert_one_line(unknown, "no alert has the id 'hlf:held:x'", code=2, command="certjob acknowledge")
