@@ -1,15 +1,11 @@
 """A queued push is sent only while it is still true."""
 
-from collections.abc import Callable
 from dataclasses import replace
-from datetime import date, timedelta
-from typing import Any
+from datetime import timedelta
 from uuid import UUID
 
 import pytest
 
-from certjob import database
-from certjob.database import Connection
 from certjob.jobs import deliveries, job_runs
 from certjob.review import certification
 from tests.support import nights
@@ -32,30 +28,34 @@ def queue_show(scene: Scene) -> UUID:
 
 
 @pytest.mark.parametrize("change", [PAUSE, REVOKE, LEAVE], ids=["paused", "revoked", "left"])
-@pytest.mark.parametrize("start", [Scene.deliver, Scene.retry_all], ids=["deliver", "retry_all"])
-def test_outdated_show_becomes_a_hide(scene: Scene, start: Callable[..., Any], change: str) -> None:
+def test_outdated_show_becomes_a_hide(scene: Scene, change: str) -> None:
     """A coordinator has changed the facts since the show was queued."""
     scene.run_sql(change, queue_show(scene))
     portal = FlakyPortal()
 
-    report = start(scene, portal)
+    report = scene.deliver(portal)
 
     assert (portal.values, report.outcome) == ([False], "ok")
 
 
-@pytest.mark.parametrize("run_of_another", [False, True], ids=["deliver", "run_of_another_organisation"])
-def test_outdated_hide_becomes_a_show(scene: Scene, run_of_another: bool) -> None:
-    """The certificate was renewed after the hide was queued. A run of one organisation delivers for all."""
+def test_retry_all_sends_no_outdated_show(scene: Scene) -> None:
+    """It reviews the mentors with an open push as well."""
+    scene.run_sql(PAUSE, queue_show(scene))
+    portal = FlakyPortal()
+
+    scene.retry_all(portal)
+
+    assert portal.values == [False]
+
+
+def test_outdated_hide_becomes_a_show(scene: Scene) -> None:
+    """The certificate was renewed after the hide was queued."""
     mentor = scene.expired()
     scene.night(deliver=False)
-    scene.facts.organisation("nhf")
     scene.facts.certificate(mentor, NEXT_YEAR, issued_on=TODAY)
     portal = FlakyPortal()
 
-    if run_of_another:
-        scene.night(portal, organisation="nhf")
-    else:
-        scene.deliver(portal)
+    scene.deliver(portal)
 
     assert portal.values == [True]
     assert scene.rows("SELECT lifted_at IS NOT NULL FROM mentor_pauses") == [(True,)]
@@ -64,8 +64,9 @@ def test_outdated_hide_becomes_a_show(scene: Scene, run_of_another: bool) -> Non
 def test_locked_table_does_not_stop_the_deliveries(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """The review gives up, the pushes go on, and the report has the reason."""
     monkeypatch.setattr(certification, "WAIT_FOR_LOCKS_SECONDS", 0.0)
-    for module in (deliveries, job_runs):
-        monkeypatch.setattr(module, "_LOCK_TIMEOUT_MS", 500)
+    monkeypatch.setattr(certification, "LOCK_TIMEOUT_MS", 50)
+    monkeypatch.setattr(deliveries, "_LOCK_TIMEOUT_MS", 100)
+    monkeypatch.setattr(job_runs, "_LOCK_TIMEOUT_MS", 100)
     scene.run_sql(PAUSE, queue_show(scene))
     scene.wish(scene.expired(), visible=False)
     scene.app.execute("LOCK TABLE mentor_pauses")
@@ -86,44 +87,15 @@ def test_deliver_reviews_only_mentors_with_an_open_push(scene: Scene) -> None:
     assert scene.rows("SELECT count(*) FROM mentor_pauses WHERE actor = 'certjob'") == [(0,)]
 
 
-@pytest.mark.parametrize("review_on", [TODAY, TODAY - timedelta(days=30)], ids=["due_today", "overdue"])
-def test_show_before_a_due_review_is_not_claimed(scene: Scene, review_on: date) -> None:
+def test_show_before_a_due_review_is_not_claimed(scene: Scene) -> None:
     """Neither a stage nor a resync claims it. A hide is claimed."""
     shown, hidden = scene.certified(), scene.certified()
     scene.wish(shown, visible=True)
     scene.wish(hidden, visible=False)
-    scene.run_sql("UPDATE mentors SET review_on = %s", review_on)
+    scene.run_sql("UPDATE mentors SET review_on = %s", TODAY)
 
     assert scene.service.claim_mentor(shown, today=TODAY) == []
     assert [event.mentor_id for event in scene.claim()] == [hidden]
-
-
-def test_show_before_a_due_review_is_not_an_alert(scene: Scene) -> None:
-    """For a mentor who is not due, a show that is two hours old would be an alert."""
-    mentor = scene.certified()
-    scene.wish(mentor, visible=True)
-    scene.run_sql("UPDATE portal_sync_events SET wanted_at = now() - interval '2 hours'")
-    assert scene.rows("SELECT kind FROM alerts") == [("may_be_hidden",)]
-
-    scene.run_sql(PAUSE, mentor)
-
-    assert scene.rows("SELECT kind FROM alerts") == []
-
-
-def test_show_is_checked_again_after_it_was_locked(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pause is committed between the two statements of the claim."""
-    mentor = scene.certified()
-    scene.wish(mentor, visible=True)
-    fetch = database.fetch
-
-    def fetch_and_pause(own: Connection, name: str, *arguments: Any, **named: Any) -> list[Any]:
-        if name == "claim_portal_events":
-            scene.other.execute(PAUSE.encode(), (mentor,))
-        return fetch(own, name, *arguments, **named)
-
-    monkeypatch.setattr(database, "fetch", fetch_and_pause)
-
-    assert scene.claim() == []
 
 
 def test_run_sends_no_show_of_yesterday_after_midnight(scene: Scene) -> None:
