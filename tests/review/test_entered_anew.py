@@ -7,10 +7,6 @@ import pytest
 
 from certjob.errors import OutcomeUnknownError
 from certjob.mail.message import OutgoingMessage
-from certjob.mail.messages.templates import OUR_TEMPLATES
-from certjob.mail.reminder_mail import QueuedReminder, ReminderMail
-from certjob.outbox.claims import Lease
-from tests.support.channels import run_stage
 from tests.support.facts import TODAY, Facts
 from tests.support.nights import CollectingChannel, make_due, review
 from tests.support.scene import Scene
@@ -21,70 +17,71 @@ LOG = "SELECT threshold_days, status, cert_id FROM cert_notification_log ORDER B
 @pytest.fixture
 def mentor(facts: Facts) -> UUID:
     """A mentor without a certificate, in an organisation without a portal."""
-    return facts.mentor(facts.organisation("nhf", portal=None), email="kari@example.org")
+    return facts.mentor(facts.organisation("nhf", portal=None))
 
 
 def days(number: int) -> date:
     return TODAY + timedelta(days=number)
 
 
-def enter_again(facts: Facts, mentor: UUID, *kinds: str) -> list[UUID]:
-    """Delete all certificates and enter them again."""
+def enter_again(facts: Facts, mentor: UUID) -> UUID:
+    """Delete all certificates and enter one, which ends in 25 days."""
     facts.connection.execute("DELETE FROM certificates")
-    return [facts.certificate(mentor, days(25), kind=kind) for kind in kinds or ("likeperson",)]
+    return facts.certificate(mentor, days(25))
 
 
-def test_each_threshold_is_mailed_once_in_28_nights(scene: Scene, mentor: UUID) -> None:
-    """The dry runs before the nights announce the same number of reminders."""
-    planned = 0
-
-    for number in range(28):
-        enter_again(scene.facts, mentor, "likeperson", "samtale")
-        planned += scene.night(today=days(number), dry_run=True).to_document()["reminders"]["queued"]
+def test_each_threshold_is_mailed_once(scene: Scene, mentor: UUID) -> None:
+    """Here the thresholds 30, 14, 7, 1 and -1, in nights on their days and on the next days."""
+    for number in (0, 1, 11, 12, 18, 19, 24, 25, 26, 27):
+        enter_again(scene.facts, mentor)
         scene.night(today=days(number))
 
-    thresholds = [message.threshold_days or 0 for message in scene.channel.sent]
-    assert sorted(thresholds) == sorted([30, 14, 7, 1, -1] * 2)
-    assert planned == len(thresholds)
+    assert [message.threshold_days for message in scene.channel.sent] == [30, 14, 7, 1, -1]
 
 
-def test_only_a_new_kind_or_last_day_is_mailed(scene: Scene, mentor: UUID) -> None:
-    """A new first day is not, and an earlier last day that returns is not, either."""
-
-    def mailed(today: date = TODAY) -> list[tuple[bool, date | None]]:
-        scene.channel.sent.clear()
-        scene.night(today=today)
-        return [("samtale" in message.subject, message.expires_on) for message in scene.channel.sent]
-
+def test_new_first_day_is_not_mailed(scene: Scene, mentor: UUID) -> None:
+    """Neither before nor after the old certificate is deleted."""
     first = scene.facts.certificate(mentor, days(25))
-    assert mailed() == [(False, days(25))]
+    scene.night()
+
     scene.facts.certificate(mentor, days(25), issued_on=date(2024, 1, 2))
-    assert mailed() == []
+    scene.night()
     scene.run_sql("DELETE FROM certificates WHERE id = %s", first)
-    assert mailed() == []
-    assert mailed(days(11)) == [(False, days(25))]  # the next threshold
+    scene.night()
+
+    assert len(scene.channel.sent) == 1
+
+
+def test_new_kind_and_new_last_day_are_mailed(scene: Scene, mentor: UUID) -> None:
+    """A last day that returns is not mailed again."""
+    scene.facts.certificate(mentor, days(25))
+    scene.night()
 
     scene.facts.certificate(mentor, days(25), kind="samtale")
-    assert mailed(days(11)) == [(True, days(25))]
+    scene.night()
     scene.run_sql("UPDATE certificates SET expires_on = %s WHERE kind = 'likeperson'", days(24))
-    assert mailed(days(11)) == [(False, days(24))]
+    scene.night()
     enter_again(scene.facts, mentor)
-    assert mailed(days(11)) == []
+    scene.night()
+
+    mailed = [("samtale" in message.subject, message.expires_on) for message in scene.channel.sent]
+    assert mailed == [(False, days(25)), (True, days(25)), (False, days(24))]
 
 
-@pytest.mark.parametrize("status", ["pending", "failed", "cancelled", "superseded"])
-def test_unsent_reminder_moves_to_the_new_certificate(scene: Scene, mentor: UUID, status: str) -> None:
+@pytest.mark.parametrize(
+    ("status", "later"), [("pending", "sent"), ("cancelled", "sent"), ("superseded", "sent"), ("failed", "failed")]
+)
+def test_unsent_reminder_moves_to_the_new_certificate(scene: Scene, mentor: UUID, status: str, later: str) -> None:
     """It is sent once, or stays failed."""
     enter_again(scene.facts, mentor)
     review(scene.connection)
     scene.run_sql("UPDATE cert_notification_log SET status = %s, last_error = 'said no'", status)
-    (certificate,) = enter_again(scene.facts, mentor)
+    certificate = enter_again(scene.facts, mentor)
 
     scene.night()
 
-    settled = "failed" if status == "failed" else "sent"
-    assert scene.rows(LOG) == [(30, settled, certificate)]
-    assert len(scene.channel.sent) == (settled == "sent")
+    assert scene.rows(LOG) == [(30, later, certificate)]
+    assert len(scene.channel.sent) == (later == "sent")
 
 
 def test_repeat_after_an_unknown_outcome_keeps_its_key(scene: Scene, mentor: UUID) -> None:
@@ -106,28 +103,17 @@ def test_repeat_after_an_unknown_outcome_keeps_its_key(scene: Scene, mentor: UUI
     assert (repeat.repeat, repeat.idempotency_key) == (True, lost[0].idempotency_key)
 
 
-@pytest.mark.parametrize("moment", ["before the draft", "at the server"])
-def test_certificate_entered_again_during_the_mail_has_one_mail(scene: Scene, mentor: UUID, moment: str) -> None:
-    """Another run reviews the mentor in the meantime."""
+def test_certificate_entered_again_during_the_mail_has_one_mail(scene: Scene, mentor: UUID) -> None:
+    """Another run reviews the mentor while the mail server has the mail."""
     enter_again(scene.facts, mentor)
-    review(scene.connection)
     entered: list[UUID] = []
 
-    def enter_and_review(at: str) -> None:
-        if at == moment and not entered:
-            entered.extend(enter_again(Facts(scene.other), mentor))
-            review(scene.other)
+    def enter_and_review(_message: OutgoingMessage) -> None:
+        entered.append(enter_again(Facts(scene.other), mentor))
+        review(scene.other)
 
-    class Interrupted(ReminderMail):
-        def claim(self) -> tuple[QueuedReminder | None, Lease]:
-            claimed = super().claim()
-            enter_and_review("before the draft")
-            return claimed
-
-    scene.channel.on_send = lambda _message: enter_and_review("at the server")
-    queue = Interrupted(scene.connection, today=TODAY, templates=OUR_TEMPLATES)
-    assert run_stage(queue, scene.channel) is None
+    scene.night(channel=CollectingChannel(on_send=enter_and_review))
     scene.night()
 
-    assert [message.repeat for message in scene.channel.sent] == [False]
+    assert (len(entered), scene.channel.sent) == (1, [])
     assert scene.rows(LOG) == [(30, "sent", entered[0])]
