@@ -1,7 +1,6 @@
 """docs/examples/mirror.sql: certjob's facts follow the tables of an app that does not know certjob."""
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -86,9 +85,6 @@ class App:
         with database.connect(make_conninfo(self.owner.info.dsn, options="-c role=certjob_worker")) as connection:
             return night(connection, portal=self.portal, channel=CollectingChannel())
 
-    def is_followed(self) -> bool:
-        return self.rows(KNOWN) == self.rows(EXPECTED)
-
 
 @pytest.fixture
 def app(facts: Facts, database_url: str, worker_url: str) -> Iterator[App]:
@@ -106,7 +102,8 @@ def app(facts: Facts, database_url: str, worker_url: str) -> Iterator[App]:
 def test_sync_makes_the_facts_equal_and_a_second_call_changes_nothing(app: App) -> None:
     """The job's login may call it, and the file may be run again."""
     app.profiles("M1", "M2", "M3")
-    assert (app.sync(), app.is_followed()) == ([], True)
+    assert app.sync() == []
+    assert app.rows(KNOWN) == app.rows(EXPECTED)
     app.rows("UPDATE certjob.mentors SET review_on = 'infinity'")
 
     app.owner.execute(MIRROR)
@@ -125,84 +122,66 @@ def test_sync_follows_every_kind_of_change(app: App) -> None:
     app.rows("UPDATE public.certifications SET withdrawn_at = now() WHERE profile_id = %s", withdrawn)
     app.change(left, deactivated_at="2026-03-01")
     app.change(other, is_mentor=False)
-    assert (app.sync(), app.is_followed()) == ([], True)
+
+    assert app.sync() == []
+    assert app.rows(KNOWN) == app.rows(EXPECTED)
 
     app.change(left, deactivated_at=None)
-
-    assert (app.sync(), app.is_followed()) == ([], True)
+    assert app.sync() == []
+    assert app.rows(KNOWN) == app.rows(EXPECTED)
 
 
 @pytest.mark.parametrize("column", ["crm_contact", "member_number"])
 def test_swapped_values_converge_in_one_call(app: App, column: str) -> None:
-    """In a pair, and in a ring of three."""
-    ids = app.profiles("M1", "M2", "M3")
+    """A ring of three mentors exchanges their contacts, or their numbers."""
+    first, second, third = app.profiles("M1", "M2", "M3")
     app.sync()
-    first, second, third = (row[0] for row in app.rows(f"SELECT {column} FROM public.profiles ORDER BY member_number"))
-    for values in ((second, first, third), (third, second, first), (first, second, third)):
-        for profile, value in zip(ids, values, strict=True):
-            app.change(profile, **{column: value})
+    one, two, three = (row[0] for row in app.rows(f"SELECT {column} FROM public.profiles ORDER BY member_number"))
+    app.change(first, **{column: two})
+    app.change(second, **{column: three})
+    app.change(third, **{column: one})
 
-        assert (app.sync(), app.is_followed()) == ([], True)
+    assert app.sync() == []
 
-
-@pytest.mark.parametrize("column", ["crm_contact", "member_number"])
-def test_mentor_with_rejected_facts_keeps_contact_and_number(app: App, column: str) -> None:
-    """Another mentor who should get them may have to wait. Both follow once the facts are right."""
-    first, second = app.profiles("M1", "M2")
-    app.sync()
-    ((value,),) = app.rows(f"SELECT {column} FROM public.profiles WHERE id = %s", first)
-    app.change(first, **{column: uuid4()}, name="x" * 1001)
-    app.change(second, **{column: value})
-
-    problems = dict(app.sync())
-
-    assert problems[first] == "mentors.full_name is too long, at most 1,000 characters are allowed"
-    known = {row[0]: row for row in app.rows(KNOWN)}
-    assert value in known[first] or value in known[second]
-    app.change(first, name="Kari")
-    assert (app.sync(), app.is_followed()) == ([], True)
+    assert app.rows(KNOWN) == app.rows(EXPECTED)
 
 
 def test_bad_rows_are_returned_and_all_other_facts_follow(app: App) -> None:
-    """Each mentor and each certificate stands alone."""
+    """Two profiles have one contact, one has a certificate that ends before it begins, and one has no number."""
     _, first, twin, backwards, nameless = app.profiles("M0", "M1", "M2", "M3", "")
     app.rows("UPDATE public.profiles SET crm_contact = %s WHERE id IN (%s, %s)", uuid4(), first, twin)
     app.rows(
         "INSERT INTO public.certifications (profile_id, course, valid_until) VALUES (%s, 'x', '2000-01-01')", backwards
     )
 
-    problems = dict(app.sync())
+    rejected = {profile for profile, _ in app.sync()}
 
-    assert len(problems) == 3
-    assert {backwards, nameless} < problems.keys() < {first, twin, backwards, nameless}
-    assert [number for _, number, *_ in app.rows(KNOWN)] in (["M0", "M1", "M3"], ["M0", "M2", "M3"])
+    assert rejected in ({first, backwards, nameless}, {twin, backwards, nameless})
+    assert app.rows("SELECT count(*) FROM certjob.mentors") == [(3,)]
     assert app.rows("SELECT count(*) FROM certjob.certificates") == [(3,)]
 
 
-@pytest.mark.parametrize("is_certificate_bad", [False, True])
-def test_what_hides_a_mentor_applies_beside_rejected_facts(app: App, is_certificate_bad: bool) -> None:
-    """A departure, a withdrawn and a deleted certificate: an invalid name keeps no one visible."""
+def test_what_hides_a_mentor_applies_beside_rejected_facts(app: App) -> None:
+    """A departure, a withdrawn and a deleted certificate: an invalid name or certificate keeps no one visible."""
     left, withdrawn, lost = app.profiles("M1", "M2", "M3")
     app.sync()
     app.change(left, deactivated_at="2026-03-01")
-    app.rows("UPDATE public.certifications SET withdrawn_at = now() WHERE profile_id = %s", withdrawn)
+    app.rows(
+        "UPDATE public.certifications SET withdrawn_at = now(), valid_until = '2000-01-01' WHERE profile_id = %s",
+        withdrawn,
+    )
     app.rows("DELETE FROM public.certifications WHERE profile_id = %s", lost)
-    if is_certificate_bad:
-        app.rows("UPDATE public.certifications SET valid_until = '2000-01-01' WHERE profile_id = %s", withdrawn)
-        app.rows("INSERT INTO public.certifications (profile_id, passed_on) VALUES (%s, '2025-01-01')", lost)
     app.rows("UPDATE public.profiles SET name = repeat('x', 1001)")
 
     assert {profile for profile, _ in app.sync()} == {left, withdrawn, lost}
 
     app.run()
-    assert list(app.portal.visible.values()) == [False] * 3
+    assert list(app.portal.visible.values()) == [False, False, False]
 
 
 REMOVALS = {
-    "everyone is gone": "DELETE FROM public.profiles",
-    "one club is gone": "DELETE FROM public.profiles WHERE club_id = 1",
-    "one club has moved": "UPDATE public.profiles AS p SET club_id = 2, crm_contact = other.crm_contact"
-    " FROM public.profiles AS other WHERE other.member_number = translate(p.member_number, '012345', '120453')",
+    "everyone is gone": "DELETE FROM public.profiles WHERE club_id = 1",
+    "everyone has moved": "UPDATE public.profiles SET club_id = 2 WHERE club_id = 1",
     "no certificates are left": "DELETE FROM public.certifications WHERE profile_id IN"
     " (SELECT id FROM public.profiles WHERE club_id = 1)",
 }
@@ -210,30 +189,28 @@ REMOVALS = {
 
 @pytest.mark.parametrize("statement", REMOVALS.values(), ids=REMOVALS.keys())
 def test_many_removals_of_an_organisation_need_a_permission(app: App, facts: Facts, statement: str) -> None:
-    """A table that is being restored looks the same. Other changes and other organisations go on."""
+    """A table that is being restored looks the same. Other organisations go on."""
     facts.organisation("nhf")
     app.rows("INSERT INTO public.clubs (slug) VALUES ('nhf')")
-    numbers = [f"M{number}" for number in range(6)]
-    app.profiles(*numbers)
+    app.profiles("M0", "M1", "M2", "M3", "M4", "M5")
     (other,) = app.profiles("N1", club=2)
     app.sync()
-    before = app.rows(f"SELECT * FROM ({KNOWN}) AS k (id, number, contact, club) WHERE club = 'hlf'")
+    before = app.rows(KNOWN)
     app.rows(statement)
     app.change(other, name="Ola")
 
-    (profile, problem), *others = app.sync()
+    ((profile, problem),) = app.sync()
 
     assert profile is None
     assert problem == (
         "6 of 6 mentors of hlf would be deleted, be moved or lose a certificate, so certjob keeps all of these; if the"
         " app is right: SELECT * FROM certjob_mirror.sync('hlf', 6)"
     )
-    assert len(others) == (statement == REMOVALS["everyone is gone"])  # not even one mentor of the small organisation
-    assert app.rows(f"SELECT * FROM ({KNOWN}) AS k (id, number, contact, club) WHERE club = 'hlf'") == before
-    assert app.rows("SELECT 1 FROM certjob.mentors WHERE full_name = 'Ola'") or others
-    assert [profile for profile, _ in app.sync("hlf", 5)] == [None] * (1 + len(others))
-    assert len(app.sync("hlf", 6)) == len(others)
-    assert app.rows(f"SELECT * FROM ({KNOWN}) AS k (id, number, contact, club) WHERE club = 'hlf'") != before
+    assert app.rows(KNOWN) == before
+    assert app.rows("SELECT full_name FROM certjob.mentors WHERE member_no = 'N1'") == [("Ola",)]
+    assert len(app.sync("hlf", 5)) == 1, "the permission is for fewer mentors"
+    assert app.sync("hlf", 6) == []
+    assert app.rows(KNOWN) != before
 
 
 def test_few_removals_need_no_permission(app: App) -> None:
@@ -273,26 +250,23 @@ def test_deleted_profile_is_hidden_first_and_deleted_by_a_later_call(app: App) -
 
     app.run()
     assert sorted(app.portal.visible.values()) == [False, True]
-    assert (app.sync(), app.is_followed()) == ([], True)
+    assert app.sync() == []
+    assert app.rows(KNOWN) == app.rows(EXPECTED)
     assert [mentor for mentor, *_ in app.rows(KNOWN)] == [again]
 
 
-@pytest.mark.parametrize("is_hidden", [True, False])
-def test_person_who_registers_again_is_shown_again(app: App, is_hidden: bool) -> None:
-    """With the same member number and contact ID, before or after the portal has hidden the contact."""
+def test_person_who_registers_again_is_shown_again(app: App) -> None:
+    """With the same member number and contact ID, before the portal has hidden the contact."""
     profile, _ = app.profiles("M1", "M2")
     app.run()
     ((contact,),) = app.rows("DELETE FROM public.profiles WHERE id = %s RETURNING crm_contact", profile)
-    if is_hidden:
-        app.run()
-        assert app.portal.visible[contact] is False
     (again,) = app.profiles("M1")
     app.change(again, crm_contact=contact)
 
     assert app.run().outcome == "ok"
 
     assert app.portal.visible[contact] is True
-    assert (app.is_followed(), app.sync(), app.is_followed()) == (True, [], True)
+    assert app.rows(KNOWN) == app.rows(EXPECTED)
 
 
 def test_contact_is_hidden_if_the_mentor_who_gets_it_is_rejected(app: App) -> None:
@@ -309,7 +283,7 @@ def test_contact_is_hidden_if_the_mentor_who_gets_it_is_rejected(app: App) -> No
     app.change(again, member_number="M1")
     assert app.run().outcome == "ok"
     assert app.portal.visible[contact] is True
-    assert (app.is_followed(), app.sync(), app.is_followed()) == (True, [], True)
+    assert app.rows(KNOWN) == app.rows(EXPECTED)
 
 
 def test_run_copies_the_facts_first_and_reports_what_is_not_copied(app: App) -> None:
@@ -326,10 +300,6 @@ def test_run_copies_the_facts_first_and_reports_what_is_not_copied(app: App) -> 
 
 
 FAILURES = {
-    "a view is missing": (
-        "DROP VIEW certjob_mirror.mentors CASCADE",
-        'relation "certjob_mirror.mentors" does not exist',
-    ),
     "a view has two rows for one mentor": (
         "ALTER TABLE public.profiles DROP CONSTRAINT profiles_pkey CASCADE;"
         "INSERT INTO public.profiles SELECT * FROM public.profiles",
@@ -361,20 +331,6 @@ def test_run_works_and_reports_it_if_the_copy_fails(app: App, statement: str, re
     assert list(app.portal.visible.values()) == [False]
 
 
-def test_ten_thousand_profiles_are_filled_in_one_call(app: App) -> None:
-    """One of them is rejected."""
-    app.rows(
-        "INSERT INTO public.profiles (club_id, member_number) SELECT 1, 'M' || n FROM generate_series(1, 10000) AS n;"
-        "INSERT INTO public.certifications (profile_id, course, valid_until)"
-        " SELECT id, kind, '2027-01-01' FROM public.profiles, unnest('{likeperson,kurs}'::text[]) AS kind;"
-        "UPDATE public.profiles SET name = repeat('x', 1001) WHERE member_number = 'M5000'"
-    )
-
-    assert len(app.sync()) == 1
-
-    assert app.rows("SELECT count(*) FROM certjob.certificates") == [(19_998,)]
-
-
 def test_second_sync_waits_for_the_first(app: App) -> None:
     """Otherwise two of them could lock the same mentors in a different order."""
     app.owner.execute("BEGIN; SELECT certjob_mirror.sync()")
@@ -382,21 +338,3 @@ def test_second_sync_waits_for_the_first(app: App) -> None:
     with in_background(app.sync):
         until(lambda: waits_for_a_lock(app.owner, app.worker))
         app.owner.execute("COMMIT")
-
-
-def test_sync_deadlocks_with_no_run_and_no_other_sync(app: App) -> None:
-    """Two machines copy and review facts that change all the time."""
-    app.profiles(*(f"M{number:02}" for number in range(60)), ends_in_days=-1)
-    app.sync()
-
-    def change_and_run(days: int) -> set[str]:
-        outcomes = set[str]()
-        for number in range(4):
-            app.rows("UPDATE public.certifications SET valid_until = valid_until + %s", (-1) ** number * days)
-            outcomes.add(app.run().outcome)
-        return outcomes
-
-    with ThreadPoolExecutor(2) as threads:
-        outcomes = [*threads.map(change_and_run, (300, 400))]
-    assert "failed" not in outcomes[0] | outcomes[1]
-    assert app.rows("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()") == [(0,)]
