@@ -67,7 +67,7 @@ def containers(found: set[str]) -> set[str]:
     return {path[: dot.start()] for path in found for dot in re.finditer(r"\.|\[\]", path)}
 
 
-def check_form(each: dict[str, Any]) -> None:
+def checked(each: dict[str, Any]) -> dict[str, Any]:
     """Check the forms of an object that the top of the page promises; ``json.loads`` calls this for every object."""
     assert each.get("mentor_id") is None or {"member_no", "organisation"} <= each.keys(), each
     for key, value in each.items():
@@ -77,6 +77,7 @@ def check_form(each: dict[str, Any]) -> None:
             assert TIME.fullmatch(value), (key, value)
         if value is not None and key in ("run_id", "mentor_id", "certificate_id", "organisation_id"):
             assert str(UUID(value)) == value, (key, value)
+    return each
 
 
 @pytest.fixture
@@ -91,7 +92,7 @@ def run(here: Certjob, worker_url: str, printed: dict[str, set[str]]) -> Callabl
 
     def run(line: str, **settings: str) -> Any:
         result = here(*shlex.split(line), "--json", **{"CERTJOB_DATABASE_URL": worker_url} | settings)
-        document = json.loads(result.stdout, object_hook=lambda each: (check_form(each), each)[1])
+        document = json.loads(result.stdout, object_hook=checked)
         assert result.returncode == {"ok": 0, "attention": 3}[document["outcome"]], result
         command = max((name for name in DOCUMENTED if f"{line} ".startswith(f"{name} ")), key=len)
         printed[command] |= {*paths(document)}

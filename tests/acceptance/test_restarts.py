@@ -1,6 +1,5 @@
 """PostgreSQL restarts during a run: the run starts again and does the rest, or reports that the database is gone."""
 
-import select
 import threading
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -14,10 +13,8 @@ import pytest
 from certjob import database
 from certjob.database import Connection, connections
 from certjob.errors import ConfigurationError, DatabaseUnavailableError, StoppedBySignalError
-from certjob.facts import reading
 from certjob.jobs.report import RunReport
 from certjob.mail.message import OutgoingMessage
-from certjob.review import certification
 from certjob.stopping import StopFlag
 from tests.support.command_line import started
 from tests.support.facts import TODAY, Facts
@@ -60,62 +57,36 @@ def rows(url: str, statement: str) -> list[tuple[Any, ...]]:
         return connection.execute(statement.encode()).fetchall()
 
 
-class InterruptedNight:
-    """A night whose second chunk, second push, second reminder or digest calls ``interrupt``, each once."""
+@pytest.mark.parametrize("interrupted", ["push", "reminder", "digest"])
+def test_restart_during_a_run_loses_nothing_and_repeats_no_mail(url: str, cluster: Cluster, interrupted: str) -> None:
+    """The next start keeps the outcome of the second push or reminder, or of the digest, that was in flight."""
+    add_expired_mentors(url, 3)
+    sent: list[str] = []
 
-    def __init__(self, interrupt: Callable[[], object], places: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._interrupt, self._places = interrupt, places.split()
-        self._read, self._chunks = reading.read, 0
-        self.sent: list[str] = []
-        self.portal = FlakyPortal(lambda number: self._reach("push") if number == 2 else None)
-        self.channel = CollectingChannel(on_send=self._send)
-        monkeypatch.setattr(reading, "read", self._read_chunk)
-        monkeypatch.setattr(certification, "CHUNK_SIZE", 5)
+    def on_push(number: int) -> None:
+        if interrupted == "push" and number == 2:
+            cluster.restart()
 
-    def _reach(self, place: str) -> None:
-        if place in self._places:
-            self._places.remove(place)
-            self._interrupt()
+    def on_send(message: OutgoingMessage) -> None:
+        sent.append(message.kind)
+        if message.kind == interrupted and len(sent) in (2, 4):
+            cluster.restart()
 
-    def _read_chunk(self, connection: Connection, ids: Any, *, lock: bool) -> Any:
-        found = self._read(connection, ids, lock=lock)
-        self._chunks += lock  # a mail reads its mentor without a lock
-        if lock and self._chunks == 2:
-            self._reach("chunk")
-        return found
+    portal, channel = FlakyPortal(on_push), CollectingChannel(on_send=on_send)
 
-    def _send(self, message: OutgoingMessage) -> None:
-        self.sent.append(message.kind)
-        if self.sent[-2:] == ["reminder"] * 2:
-            self._reach("mail")
-        if message.kind == "digest":
-            self._reach("digest")
+    def run(connection: Connection) -> RunReport:
+        return night(connection, portal=portal, channel=channel)
 
-    def run(self, connection: Connection, *, days_later: int = 0) -> RunReport:
-        return night(connection, TODAY + timedelta(days=days_later), portal=self.portal, channel=self.channel)
+    assert start_again(url, run).outcome == "ok"
 
-
-@pytest.mark.parametrize("places", ["chunk", "push", "mail", "digest", "chunk push mail"])
-def test_restart_during_a_run_loses_nothing_and_repeats_no_mail(
-    url: str, cluster: Cluster, monkeypatch: pytest.MonkeyPatch, places: str
-) -> None:
-    """The run reviews the chunk again, and keeps the outcome of a call or a mail in flight."""
-    add_expired_mentors(url, 12)
-    interrupted = InterruptedNight(cluster.restart, places, monkeypatch)
-
-    report = start_again(url, interrupted.run).to_document()
-
-    assert report["outcome"] == "ok"
-    assert rows(url, "SELECT count(*), count(DISTINCT mentor_id) FROM mentor_pauses") == [(12, 12)]
-    assert len(interrupted.portal.calls) == len(interrupted.portal.visible) == 12
-    assert interrupted.sent == ["reminder"] * 12 + ["digest"]
-    assert rows(url, "SELECT status, count(*) FROM portal_sync_events GROUP BY 1") == [("delivered", 12)]
-    mails = "SELECT status, maybe_sent, count(*) FROM cert_notification_log GROUP BY 1, 2"
-    assert rows(url, mails) == [("sent", False, 12)]
-    outcomes = [outcome for (outcome,) in rows(url, "SELECT outcome FROM job_runs ORDER BY started_at")]
-    assert outcomes == [None] * len(places.split()) + ["ok"]
-    start_again(url, lambda connection: interrupted.run(connection, days_later=1))
-    assert len(interrupted.sent) == 13, "no second digest about the same mentors"
+    assert rows(url, "SELECT count(*), count(DISTINCT mentor_id) FROM mentor_pauses") == [(3, 3)]
+    assert len(portal.calls) == len(portal.visible) == 3
+    assert sent == ["reminder", "reminder", "reminder", "digest"]
+    assert rows(url, "SELECT status, count(*) FROM portal_sync_events GROUP BY 1") == [("delivered", 3)]
+    assert rows(url, "SELECT DISTINCT status, maybe_sent FROM cert_notification_log") == [("sent", False)]
+    assert rows(url, "SELECT outcome FROM job_runs ORDER BY started_at") == [(None,), ("ok",)]
+    start_again(url, lambda connection: night(connection, TODAY + timedelta(days=1), portal=portal, channel=channel))
+    assert len(sent) == 4, "no second digest about the same mentors"
 
 
 def test_command_survives_a_restart_and_prints_nothing(
@@ -125,7 +96,8 @@ def test_command_survives_a_restart_and_prints_nothing(
     add_expired_mentors(url, 2)
     portal.then(hang())
 
-    with started("run", environment=environment | {"CERTJOB_DATABASE_URL": url}, folder=tmp_path) as child:
+    environment |= {"CERTJOB_DATABASE_URL": url}
+    with started("run", environment=environment, folder=tmp_path, restart_pause=0.2) as child:
         portal.wait_until(lambda: len(portal.requests) >= 1)
         cluster.restart()
         portal.release()
@@ -136,23 +108,27 @@ def test_command_survives_a_restart_and_prints_nothing(
     assert rows(url, "SELECT status, count(*) FROM portal_sync_events GROUP BY 1") == [("delivered", 2)]
 
 
-def test_run_after_a_database_that_stayed_down_does_the_rest(
-    url: str, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The committed chunk is kept."""
-    add_expired_mentors(url, 12)
-    interrupted = InterruptedNight(cluster.stop, "chunk", monkeypatch)
-    try:
-        with pytest.raises(DatabaseUnavailableError, match="cannot be reached") as caught:
-            start_again(url, interrupted.run)
-    finally:
-        cluster.start()
+END_ONE_SESSION = b"""
+    CREATE SEQUENCE writes;
+    CREATE FUNCTION end_one_session() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        IF nextval('writes') = 2 THEN PERFORM pg_terminate_backend(pg_backend_pid()); END IF;
+        RETURN NEW;
+    END $$;
+    CREATE TRIGGER test BEFORE INSERT ON mentor_pauses FOR EACH ROW EXECUTE FUNCTION end_one_session();
+"""
 
-    assert caught.value.exit_code == 1
-    assert rows(url, "SELECT count(*) FROM mentor_pauses") == [(5,)]
-    start_again(url, interrupted.run)
-    assert rows(url, "SELECT count(*) FROM mentor_pauses") == [(12,)]
-    assert len(interrupted.sent) == 13
+
+def test_review_that_lost_its_session_starts_again(url: str) -> None:
+    """The session ends within the transaction, which stores nothing."""
+    add_expired_mentors(url, 3)
+    with database.connect(url) as connection:
+        connection.execute(END_ONE_SESSION)
+    portal = FlakyPortal()
+
+    start_again(url, lambda connection: night(connection, portal=portal))
+
+    assert portal.values == [False, False, False]
+    assert rows(url, "SELECT count(*), count(DISTINCT mentor_id) FROM mentor_pauses") == [(3, 3)]
 
 
 def end_session(connection: Connection) -> None:
@@ -172,43 +148,41 @@ def test_every_transaction_of_a_night_has_time_limits(url: str) -> None:
     """A statement_timeout of the administrator has precedence."""
     shown = "SELECT current_setting('lock_timeout'), current_setting('statement_timeout')"
     with database.connect(url) as connection:
-        for of_the_session, of_the_night in (("0", "10min"), ("20min", "20min")):
-            connection.execute(f"SET statement_timeout = '{of_the_session}'".encode())
-            with database.transaction(connection, lock_timeout_ms=500):
-                assert connection.execute(shown).fetchone() == ("500ms", of_the_night)
-            assert connection.execute(shown).fetchone() == ("0", of_the_session)
+        with database.transaction(connection, lock_timeout_ms=500):
+            assert connection.execute(shown).fetchone() == ("500ms", "10min")
+        connection.execute("SET statement_timeout = '20min'")
+        with database.transaction(connection, lock_timeout_ms=500):
+            assert connection.execute(shown).fetchone() == ("500ms", "20min")
 
 
-@pytest.mark.parametrize("timeout", ["idle_in_transaction_session_timeout", "transaction_timeout"])
-def test_session_that_a_timeout_of_the_server_ended_starts_again(url: str, timeout: str) -> None:
-    """The server rolls its transaction back."""
-    tries: list[int] = []
+@pytest.mark.parametrize(
+    "lost",
+    [
+        psycopg.errors.AdminShutdown,
+        psycopg.errors.CrashShutdown,
+        psycopg.errors.IdleInTransactionSessionTimeout,
+        psycopg.errors.TransactionTimeout,
+        psycopg.OperationalError,  # the connection was cut
+    ],
+)
+def test_job_starts_again_after_each_way_to_lose_a_session(lost: type[Exception]) -> None:
+    outcomes = iter([lost(), DatabaseUnavailableError("the database cannot be reached"), None])
 
-    def work(connection: Connection) -> None:
-        if timeout == "transaction_timeout" and connection.info.server_version < 170000:
-            pytest.skip("PostgreSQL 17 is the first version with it")
-        with database.transaction(connection):
-            tries.append(connection.info.backend_pid)
-            connection.execute("CREATE TABLE once (id int)")
-            if len(tries) == 1:
-                connection.execute(f"SET LOCAL {timeout} = '50ms'".encode())
-                assert select.select([connection.fileno()], [], [], 20)[0]
-                connection.execute("SELECT 1")
+    def job() -> str:
+        error = next(outcomes)
+        if error is not None:
+            raise error
+        return "done"
 
-    start_again(url, work)
-
-    assert len(set(tries)) == 2
-    assert rows(url, "SELECT to_regclass('once') IS NOT NULL") == [(True,)]
+    assert database.start_again_when_lost(job, stop=StopFlag(), pauses_seconds=(0, 0, 0)) == "done"
 
 
 @pytest.mark.parametrize(
     ("first", "then"),
     [
-        pytest.param(psycopg.errors.QueryCanceled(), None, id="statement timeout"),
         pytest.param(psycopg.errors.LockNotAvailable(), None, id="lock timeout"),
         pytest.param(DatabaseUnavailableError("the database cannot be reached"), None, id="never reached"),
         pytest.param(psycopg.errors.AdminShutdown(), ConfigurationError("wrong"), id="lost, then a wrong password"),
-        pytest.param(psycopg.errors.AdminShutdown(), psycopg.errors.InsufficientPrivilege(), id="lost, then no right"),
     ],
 )
 def test_only_a_lost_database_starts_a_job_again(first: Exception, then: Exception | None) -> None:

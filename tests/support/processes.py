@@ -7,6 +7,7 @@
   must fit into it; a message is sent in two halves;
 * ``attempts`` and ``at_once``: calls of a push, and pushes at the same time;
 * ``grace``: seconds for calls in flight after a signal;
+* ``restart_pause``: seconds before the command starts again after the database went away;
 * ``ignored``: a signal, which `nohup` ignores.
 """
 
@@ -19,6 +20,7 @@ from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
+from certjob import database
 from certjob.cli import entry
 from certjob.jobs import deliveries
 from certjob.mail.channels.maildir import MaildirChannel
@@ -49,6 +51,8 @@ def run_altered(alterations: Mapping[str, Any]) -> None:
         _set_defaults(deliveries.Delivery.__init__, policy=policy, concurrency=alterations["at_once"])
     if "grace" in alterations:
         _set_everywhere("GRACE_SECONDS", alterations["grace"])
+    if "restart_pause" in alterations:
+        _set_defaults(database.start_again_when_lost, pauses_seconds=(alterations["restart_pause"],) * 3)
     if "ignored" in alterations:
         signal.signal(alterations["ignored"], signal.SIG_IGN)
     for moment in alterations.keys() & {"freeze_before", "freeze_after"}:
