@@ -59,21 +59,3 @@ def test_first_run_does_its_plan_and_the_second_run_nothing(
     assert done["mentors"]["reviewed"] == PEOPLE - BAD
     assert second["mentors"]["reviewed"] == second["reminders"]["sent"] == second["portal"]["delivered"] == 0
     assert facts.rows("SELECT count(*) FROM mentors WHERE review_on <= %s", today()) == [(0,)]
-
-
-def test_mail_that_waits_is_reported_after_a_day(here: Certjob, facts: Facts) -> None:
-    """No one listens at the mail server's port. On the first day only the run reports it."""
-    organisation = facts.organisation("hlf")
-    for _ in range(4):
-        facts.certified_mentor(organisation, today() + timedelta(days=30))
-    down = {"CERTJOB_NOTIFY_URL": "smtp://127.0.0.1:1"}
-    assert (here("run", **down).returncode, here("alerts").returncode) == (3, 0)
-
-    facts.connection.execute("UPDATE cert_notification_log SET queued_at = queued_at - interval '25 hours'")
-    assert here("run", **down).returncode == 3
-
-    alerts = json.loads(here("alerts", "--json").stdout)["alerts"]
-    assert [alert["kind"] for alert in alerts] == ["waiting_reminders"] * 4
-    assert all("the mail server cannot be used: Connection refused" in alert["error"] for alert in alerts)
-    assert "4 reminders have waited for more than a day" in here("status", "-q").stderr
-    assert (here("run").returncode, here("alerts").returncode) == (0, 0)

@@ -1,7 +1,5 @@
-"""The benchmarks compare fairly, and run."""
+"""The benchmarks compare fairly."""
 
-import subprocess
-import sys
 from contextlib import contextmanager
 
 from certjob import database
@@ -9,7 +7,6 @@ from tests.benchmarks.bench import populate, set_based_night
 from tests.benchmarks.night import compare_states
 from tests.conftest import fresh_database
 from tests.support.command_line import today
-from tests.support.docs import ROOT
 from tests.support.nights import EVERYTHING, night
 
 
@@ -27,12 +24,3 @@ def test_night_and_set_based_sql_end_in_the_same_state(server_url: str, database
         assert report.review.reviewed == 1_500
         with database.connect(database_url) as one:
             assert compare_states(one, other) > 5_000
-
-
-def test_bench_runs_from_the_command_line() -> None:
-    command = [sys.executable, "-m", "tests.benchmarks", "--only", "start-up", "--rounds", "1"]
-
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-
-    assert result.returncode in (0, 1), result.stderr  # 1: a bar was missed, as on a busy machine
-    assert "certjob --help" in result.stdout
