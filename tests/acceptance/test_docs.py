@@ -3,6 +3,7 @@
 import re
 import shlex
 
+from certjob.database import embedded
 from certjob.settings import Settings
 from tests.conftest import installed_command
 from tests.support.command_line import commands, on_terminal
@@ -28,7 +29,7 @@ def matches(printed: str, example: str) -> bool:
 
 
 def test_first_commands_of_the_readme_run_as_printed(bare_environment: dict[str, str]) -> None:
-    """In a shell on a terminal, with the installed command and the embedded database."""
+    """In a shell on a terminal, with the installed command and the embedded database, which runs all the time."""
     section = read_section("README.md", "Five minutes")
     setup = re.findall(r"^    (.*)$", section.partition("    $ ")[0], re.MULTILINE)
     blocks = re.sub(r"\n(?=    \$)", "\n\n", section)
@@ -36,7 +37,7 @@ def test_first_commands_of_the_readme_run_as_printed(bare_environment: dict[str,
     script = "\n".join([*setup, *(f'{command}; echo "exit code $?"' for command, _ in examples)])
     path = f"{installed_command().parent}:{bare_environment['PATH']}"
 
-    with data_folder("readme") as folder:
+    with data_folder("readme") as folder, embedded.server(folder / "certjob" / "postgresql"):
         settings = {"PATH": path, "XDG_DATA_HOME": str(folder), "TERM": "dumb", "TZ": "Europe/Oslo"}
         environment = bare_environment | {"HOME": str(folder)} | settings
         _, shown = on_terminal(["-c", script], environment=environment, folder=folder, program=["/bin/sh"])

@@ -25,8 +25,8 @@ from tests.support.waiting import until
 Start = Callable[..., AbstractContextManager[Child]]
 
 CONTACT = UUID("6f9619ff-8b86-4d01-b42d-00cf4fc964ff")
-SHORT = {"portal_lease": 2.0, "call": 0.2, "round": 0.2}
-SHORT_MAIL = {"mail_lease": 2.0, "message": 0.2}
+SHORT = {"portal_lease": 1.0, "call": 0.2, "round": 0.2}
+SHORT_MAIL = {"mail_lease": 1.0, "message": 0.2}
 STOOD_STILL = "a push can take longer than its lease, or this process stood still"
 LOST = "certjob run: 1 portal push lost its lease\n"
 LOST_MAIL = "certjob deliver: 1 reminder lost its lease\n"
