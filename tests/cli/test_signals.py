@@ -6,10 +6,8 @@ import os
 import pty
 import signal
 import socket
-import subprocess
-import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from datetime import date
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -22,87 +20,44 @@ from certjob.database import migrations
 from certjob.errors import MentorBusyError, StoppedBySignalError
 from certjob.stopping import STOP_SIGNALS, StopFlag
 from tests.cli.conftest import LONG_AGO, SOON
-from tests.support.command_line import WITHIN_SECONDS, Backends, Child, Finished, assert_one_line, started
+from tests.support.command_line import WITHIN_SECONDS, Backends, Child, assert_one_line, started
 from tests.support.facts import Facts
-from tests.support.nights import make_due
+from tests.support.nights import backlog, make_due
 from tests.support.ping_host import ping_host
 from tests.support.portal_answers import hang, ok
 from tests.support.portal_server import PortalServer
-from tests.support.proxy import StallingProxy
 from tests.support.smtp_server import Fault, ScriptedServer
 from tests.support.waiting import until
 
 AT_ONCE_SECONDS = 4.0
 """Less than the grace, and enough for a busy machine."""
-CANCELLING_SECONDS = 10.0
-"""How long psycopg tries to cancel a statement of a silent server before it closes the connection."""
 IMPATIENT = 0.5
 """A short grace in seconds."""
 
-
-class Commands:
-    """Commands that run in the background, without a mail server, and their database."""
-
-    def __init__(self, facts: Facts, app: psycopg.Connection[Any], environment: dict[str, str], folder: Path) -> None:
-        self.facts, self.rows, self.app, self.environment, self.folder = facts, facts.rows, app, environment, folder
-        self.backends = Backends(facts.connection)
-        """The database sessions of the commands."""
-
-    def start(self, *arguments: str, **more: Any) -> AbstractContextManager[Child]:
-        """Start a command. Upper-case keyword arguments are settings, the others are those of ``started``."""
-        settings = {f"CERTJOB_{name}": more.pop(name) for name in [*more] if name.isupper()}
-        environment = self.environment | {"CERTJOB_NOTIFY_URL": ""} | settings
-        return started(*arguments, environment=environment, folder=self.folder, **more)
-
-    def add_mentors(self, count: int, *, portal: str | None = None, expires_on: date = LONG_AGO) -> None:
-        """Add an organisation with mentors B1, B2, … who have one certificate each."""
-        self.facts.connection.execute(
-            "WITH m AS (INSERT INTO mentors (organisation_id, member_no, email, dynamics_contact_id)"
-            " SELECT %s, 'B' || n, 'b' || n || '@example.org', gen_random_uuid() FROM generate_series(1, %s) AS n"
-            " RETURNING id) INSERT INTO certificates (mentor_id, kind, issued_on, expires_on)"
-            " SELECT id, 'likeperson', '2024-01-01', %s FROM m",
-            (self.facts.organisation(portal=portal), count, expires_on),
-        )
-
-    def paused(self) -> int:
-        return len(self.rows("SELECT FROM mentor_pauses"))
-
-    def leased(self) -> set[object]:
-        """Return the contacts of claimed events. All other events are due."""
-        rows = self.rows(
-            "SELECT dynamics_contact_id, claim_token IS NOT NULL, next_attempt_at > now()"
-            " FROM portal_sync_events e JOIN mentors m ON m.id = e.mentor_id WHERE status = 'pending'"
-        )
-        assert all(has_token == waits for _, has_token, waits in rows)
-        return {contact_id for contact_id, has_token, _ in rows if has_token}
-
-    def assert_stopped(self, result: Finished, *, name: str = "SIGTERM") -> None:
-        """Check the line of a stopped run, and its record."""
-        assert "the next run does the rest" in assert_one_line(result, f"stopped by {name}", code=1)
-        self.assert_recorded()
-
-    def assert_recorded(self) -> None:
-        assert self.rows("DELETE FROM job_runs RETURNING outcome, finished_at IS NOT NULL") == [("failed", True)]
-
-    def assert_completes(self, *arguments: str, **settings: str) -> None:
-        """Run a command without a signal."""
-        with self.start(*arguments, **settings) as child:
-            result = child.finish()
-        assert (result.returncode, result.stderr) == (0, "")
+Start = Callable[..., AbstractContextManager[Child]]
 
 
 @pytest.fixture
-def commands(facts: Facts, app: psycopg.Connection[Any], environment: dict[str, str], tmp_path: Path) -> Commands:
-    return Commands(facts, app, environment, tmp_path)
+def start(environment: dict[str, str], tmp_path: Path) -> Start:
+    """Start a command in the background, with these settings and alterations."""
+
+    def start(*arguments: str, settings: dict[str, str] | None = None, **alterations: Any) -> Any:
+        return started(*arguments, environment=environment | (settings or {}), folder=tmp_path, **alterations)
+
+    return start
+
+
+def assert_recorded(facts: Facts) -> None:
+    assert facts.rows("SELECT outcome, finished_at IS NOT NULL FROM job_runs") == [("failed", True)]
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS, ids=lambda number: number.name)
-def test_signal_ends_a_connection_attempt_at_once(commands: Commands, number: signal.Signals) -> None:
+def test_signal_ends_a_connection_attempt_at_once(start: Start, number: signal.Signals) -> None:
     """The database host accepts the connection and does not answer."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(20)
         url = f"postgresql://u@127.0.0.1:{listener.getsockname()[1]}/x"
-        with commands.start("run", DATABASE_URL=url) as child:
+        with start("run", settings={"CERTJOB_DATABASE_URL": url}) as child:
             silent, _ = listener.accept()
             with silent:
                 silent.recv(1)
@@ -111,162 +66,108 @@ def test_signal_ends_a_connection_attempt_at_once(commands: Commands, number: si
     assert_one_line(result, f"stopped by {number.name}", code=1)
 
 
-TABLES = "LOCK TABLE mentors, migrations"
+def test_signal_ends_a_command_that_waits_for_a_lock(
+    start: Start, facts: Facts, app: psycopg.Connection[tuple[object, ...]]
+) -> None:
+    """The command has only read."""
+    backends = Backends(facts.connection)
+    app.execute("LOCK TABLE mentors, migrations")
 
-
-@pytest.mark.parametrize(
-    ("command", "lock", "is_recorded"),
-    [
-        ("alerts", TABLES, False),
-        ("run --dry-run", TABLES, False),
-        ("db migrate", f"SELECT pg_advisory_xact_lock({migrations._LOCK_KEY})", False),
-        ("load roster.csv", TABLES, False),
-        ("resync B1", "SELECT FROM mentors FOR UPDATE", True),
-        ("run", "LOCK TABLE certificate_transitions", True),  # it waits for half a second per mentor
-    ],
-)
-def test_signal_ends_a_wait_for_a_lock_at_once(commands: Commands, command: str, lock: str, is_recorded: bool) -> None:
-    """The command has not written yet."""
-    commands.add_mentors(15)
-    roster = "organisation,member_no,kind,issued_on,expires_on\nhlf,B1,a,2025-01-01,2027-01-01\n"
-    (commands.folder / "roster.csv").write_text(roster)
-    commands.app.execute(lock.encode())
-
-    with commands.start(*command.split()) as child:
-        if command == "db migrate":  # it waits by polling, not for a lock
-            commands.backends.wait_for_query("COMMIT")
-        else:
-            commands.backends.wait_for_query("", waiting_for="Lock")
+    with start("alerts") as child:
+        backends.wait_for_query("", waiting_for="Lock")
         result = child.stop_within(AT_ONCE_SECONDS)
 
-    name = command if command == "db migrate" else command.partition(" ")[0]
-    assert_one_line(result, "stopped by SIGTERM", code=1, command=f"certjob {name}")
-    if is_recorded:
-        commands.assert_recorded()
-    commands.backends.wait_until_gone()
-    commands.app.rollback()
-    assert commands.paused() == 0
-    commands.assert_completes("run")
-    assert commands.paused() == 15
+    assert_one_line(result, "stopped by SIGTERM", code=1, command="certjob alerts")
 
 
-def test_stopped_review_has_reviewed_whole_mentors(commands: Commands) -> None:
-    """It is stopped after the first chunk, and again while it retries a locked mentor. The next run has the rest."""
-    commands.add_mentors(1200, portal="dynamics")
-    commands.app.execute("SELECT FROM mentors WHERE member_no = 'B1' FOR UPDATE")
-    command = ("run", "--allow", "hlf=1200")
+def test_signal_ends_a_migration_that_waits_for_another(
+    start: Start, facts: Facts, app: psycopg.Connection[tuple[object, ...]]
+) -> None:
+    backends = Backends(facts.connection)
+    app.execute("SELECT pg_advisory_xact_lock(%s)", [migrations._LOCK_KEY])
 
-    with commands.start(*command) as child:
-        until(commands.paused)
+    with start("db", "migrate") as child:
+        backends.wait_for_query("COMMIT")  # it waits by polling, not for a lock
         result = child.stop_within(AT_ONCE_SECONDS)
 
-    commands.assert_stopped(result)
-    for table in ("certificate_transitions", "portal_sync_events"):
-        assert len(commands.rows(f"SELECT FROM {table}")) == commands.paused()
+    assert_one_line(result, "stopped by SIGTERM", code=1, command="certjob db migrate")
 
-    with commands.start(*command) as child:
-        until(lambda: commands.paused() == 1199 and commands.rows("SELECT FROM job_runs"))
-        commands.backends.wait_for_query("COMMIT")
+
+def test_signal_ends_a_review_and_the_next_run_does_the_rest(
+    start: Start, facts: Facts, app: psycopg.Connection[tuple[object, ...]]
+) -> None:
+    """The review waits for a lock, half a second for each mentor."""
+    organisation = facts.organisation(portal=None)
+    for _ in range(15):
+        facts.certified_mentor(organisation, LONG_AGO)
+    backends = Backends(facts.connection)
+    app.execute("LOCK TABLE certificate_transitions")
+
+    with start("run") as child:
+        backends.wait_for_query("", waiting_for="Lock")
         result = child.stop_within(AT_ONCE_SECONDS)
 
-    commands.assert_stopped(result)
-    commands.app.rollback()
-    commands.assert_completes(*command)
-    assert commands.paused() == 1200
+    assert_one_line(result, "stopped by SIGTERM", "the next run does the rest", code=1)
+    assert_recorded(facts)
+    backends.wait_until_gone()
+    app.rollback()
+    assert facts.rows("SELECT FROM mentor_pauses") == []
+    with start("run") as child:
+        assert child.finish().returncode == 0
+    assert len(facts.rows("SELECT FROM mentor_pauses")) == 15
 
 
-def test_hanging_pushes_keep_their_leases(commands: Commands, portal: PortalServer) -> None:
-    """Claimed pushes that have not begun are due at once. A second signal interrupts the grace."""
-    portal.default = hang()
-    commands.add_mentors(7, portal="dynamics")
-
-    with commands.start("run", grace=IMPATIENT) as child:
-        portal.wait_until(lambda: len(portal.requests) == 4)
-        result = child.stop_within()
-
-    commands.assert_stopped(result)
-    assert len(portal.requests) == 4
-    assert commands.leased() == {request.contact_id for request in portal.requests}
-
-    make_due(commands.facts)  # five minutes later
-    with commands.start("run") as child:
-        portal.wait_until(lambda: len(portal.requests) == 8)
-        child.signal(signal.SIGINT)
-        result = child.stop_within(AT_ONCE_SECONDS, signal.SIGTERM)  # two equal signals could be merged
-
-    commands.assert_stopped(result, name="SIG")  # the last of the two
-    portal.release()
-    make_due(commands.facts)
-    with PortalServer(key=portal.key) as healthy:
-        commands.assert_completes("run", PORTAL_URL=healthy.url)
-        assert [*healthy.visible.values()] == [False] * 7
-    assert commands.rows("SELECT DISTINCT status FROM portal_sync_events") == [("delivered",)]
-
-
-def test_silent_database_delays_the_end(commands: Commands, portal: PortalServer, database_url: str) -> None:
-    """A proxy swallows the cancellation, so psycopg closes the connection after 10 seconds."""
-    portal.default = hang(ok())
-    commands.add_mentors(1, portal="dynamics")
-
-    with (
-        StallingProxy(database_url) as proxy,
-        commands.start("run", "--json", grace=IMPATIENT, DATABASE_URL=proxy.url) as child,
-    ):
-        portal.wait_until(lambda: len(portal.requests) == 1)
-        proxy.is_silent.set()
-        portal.release()
-        result = child.stop_within(IMPATIENT + CANCELLING_SECONDS + 4)
-
-    assert_one_line(result, "stopped by SIGTERM", code=1)
-    assert '"code": "stopped"' in result.stdout
-
-
-def test_mail_in_flight_may_be_repeated(commands: Commands) -> None:
-    """It keeps its lease, and the repeat has a note. The other mails are due at once."""
-    commands.add_mentors(3, expires_on=SOON)
-    log = "FROM cert_notification_log GROUP BY 1, 2 ORDER BY 1, 2"
+def test_signal_leaves_a_lease_on_the_mail_in_flight(start: Start, facts: Facts) -> None:
+    """Its repeat has a note. The other mail is due at once."""
+    organisation = facts.organisation(portal=None)
+    for _ in range(2):
+        facts.certified_mentor(organisation, SOON)
 
     with ScriptedServer({"END": Fault.HANG}) as server:
-        mail = {"NOTIFY_URL": f"smtp://127.0.0.1:{server.port}"}
-        with commands.start("run", grace=IMPATIENT, **mail) as child:
+        smtp = {"CERTJOB_NOTIFY_URL": f"smtp://127.0.0.1:{server.port}"}
+        with start("run", settings=smtp, grace=IMPATIENT) as child:
             until(lambda: server.bodies)
             result = child.stop_within()
-
-        commands.assert_stopped(result)
-        is_held, is_free = "claim_token IS NOT NULL AND next_attempt_at > now() AND attempts = 1", "attempts = 0"
-        is_free += " AND claim_token IS NULL AND next_attempt_at <= now()"
-        assert commands.rows(f"SELECT {is_held}, {is_free}, count(*) {log}") == [(False, True, 2), (True, False, 1)]
+        assert_one_line(result, "stopped by SIGTERM", code=1)
+        leased = "SELECT next_attempt_at > now() FROM cert_notification_log ORDER BY 1"
+        assert facts.rows(leased) == [(False,), (True,)]
 
         server.answers = {}
-        make_due(commands.facts, "cert_notification_log")  # 15 minutes later
-        commands.assert_completes("run", **mail)
-        assert len(server.bodies) == 1 + 3
-    assert commands.rows(f"SELECT status, maybe_sent, count(*) {log}") == [("sent", False, 2), ("sent", True, 1)]
+        make_due(facts, "cert_notification_log")  # 15 minutes later
+        with start("run", settings=smtp) as child:
+            assert child.finish().returncode == 0
+
+    log = "SELECT status, maybe_sent FROM cert_notification_log ORDER BY 2"
+    assert facts.rows(log) == [("sent", False), ("sent", True)]
+    assert len(server.bodies) == 1 + 2
 
 
-def test_closed_terminal_stops_a_run_that_is_recorded(commands: Commands, portal: PortalServer) -> None:
+def test_closed_terminal_stops_a_run_that_is_recorded(start: Start, facts: Facts, portal: PortalServer) -> None:
     """An ssh session drops. The run is recorded, and the monitor gets its end."""
-    commands.add_mentors(6, portal="dynamics")
+    backlog(facts, 1)
     portal.default = hang()
     master, slave = pty.openpty()
     terminal = dict.fromkeys(("stdin", "stdout", "stderr"), slave)
-    with ping_host() as monitor, commands.start("run", PING_URL=monitor.url, grace=IMPATIENT, **terminal) as child:
+
+    with (
+        ping_host() as monitor,
+        start("run", settings={"CERTJOB_PING_URL": monitor.url}, grace=IMPATIENT, **terminal) as child,
+    ):
         os.close(slave)
-        portal.wait_until(lambda: len(portal.requests) == 4)
+        portal.wait_until(lambda: len(portal.requests) == 1)
         os.close(master)
-
         assert child.finish(timeout_seconds=WITHIN_SECONDS).returncode == 1
+
     assert monitor.told == ["fail"]
-    commands.assert_recorded()
-    assert len(commands.leased()) == 4
+    assert_recorded(facts)
 
 
-def test_nohup_outlasts_the_terminal(commands: Commands, portal: PortalServer) -> None:
+def test_nohup_outlasts_the_terminal(start: Start, facts: Facts, portal: PortalServer) -> None:
     """A command that starts with SIGHUP ignored keeps ignoring it."""
-    commands.add_mentors(1, portal="dynamics")
+    backlog(facts, 1)
     portal.default = hang(ok())
 
-    with commands.start("run", ignored=signal.SIGHUP) as child:
+    with start("run", ignored=signal.SIGHUP) as child:
         portal.wait_until(lambda: len(portal.requests) == 1)
         child.signal(signal.SIGHUP)
         portal.release()
@@ -276,19 +177,15 @@ def test_nohup_outlasts_the_terminal(commands: Commands, portal: PortalServer) -
 
 
 @pytest.mark.parametrize(
-    ("error", "exit_code", "outcome", "reason"),
+    ("error", "exit_code", "reason"),
     [
-        pytest.param(OSError(errno.EBADF, "Bad file"), 1, "failed", "stopped by a signal", id="foreign error"),
-        pytest.param(MentorBusyError("M1 is locked"), 3, "attention", "M1 is locked", id="own error"),
+        (OSError(errno.EBADF, "Bad file"), 1, "stopped by a signal"),
+        (MentorBusyError("M1 is locked"), 3, "M1 is locked"),
     ],
+    ids=["foreign error", "own error"],
 )
-def test_signal_is_the_reason_of_later_errors(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    error: Exception,
-    exit_code: int,
-    outcome: str,
-    reason: str,
+def test_signal_is_the_reason_of_later_foreign_errors(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, exit_code: int, reason: str
 ) -> None:
     """An interrupted wait may cause other errors. certjob's own errors are still reported."""
     monkeypatch.setattr("certjob.settings.load_settings", mock.Mock(side_effect=error))
@@ -296,44 +193,31 @@ def test_signal_is_the_reason_of_later_errors(
     stop.set()
 
     assert entry.run(["status", "--json"], stop=stop) == exit_code
+
     out, err = capsys.readouterr()
-    assert (json.loads(out)["outcome"], err.startswith(f"certjob status: {reason}")) == (outcome, True)
+    assert json.loads(out)["error"]["message"] == reason
+    assert err.startswith(f"certjob status: {reason}")
 
 
-def test_second_signal_in_the_first_handler_leaves_the_alarm_set() -> None:
-    """The interrupted code may wait again, for a silent database."""
-    script = (
-        "import os, signal, time\n"
-        "from certjob import stopping\n"
-        "flag = stopping.stop_on_signals()\n"
-        "name = signal.Signals\n"
-        "def interrupted(number):\n"
-        "    signal.Signals = name\n"
-        "    os.kill(os.getpid(), signal.SIGTERM)\n"
-        "    return name(number)\n"
-        "signal.Signals = interrupted\n"
-        "try:\n"
-        "    os.kill(os.getpid(), signal.SIGINT)\n"
-        "except stopping.Interrupted:\n"
-        "    print(signal.getitimer(signal.ITIMER_REAL)[0] > 0)\n"
-    )
-
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False)
-
-    assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
-
-
-def test_stop_flag_interrupts_waits_until_the_command_ends() -> None:
-    """Its alarm is cancelled then, because it would kill the interpreter during its shutdown."""
+def test_stop_flag_interrupts_every_wait() -> None:
     flag = StopFlag()
     with flag.interruptible():
         inside = flag.breaks_off
     assert (inside, flag.breaks_off) == (True, False)
 
     flag.set()
+
     for use in (flag.check, lambda: flag.sleep(60), lambda: flag.interruptible().__enter__()):
         with pytest.raises(StoppedBySignalError):
             use()
+
+
+def test_end_of_the_command_cancels_the_alarm() -> None:
+    """Otherwise it would kill the interpreter during its shutdown."""
+    flag = StopFlag()
+    flag.set()
     signal.setitimer(signal.ITIMER_REAL, 3600)
+
     flag.end()
+
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)

@@ -92,7 +92,7 @@ def mentor(
 ordinarily = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 """A fixed number of examples, which are the same on every machine."""
 
-thoroughly = settings(ordinarily, max_examples=30)
+thoroughly = settings(ordinarily, max_examples=40)
 """For properties that check 600 days in each example."""
 
 KINDS = ("likeperson", "first_aid", "driver")
