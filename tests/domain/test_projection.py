@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 
 from certjob.domain import explanations, projection, rules
-from certjob.domain.models import Decision, Mentor, Reminder
+from certjob.domain.models import Decision, Mentor, Reminder, Status
 from certjob.domain.projection import coming_nights
 from tests.support.facts import TODAY
 from tests.support.people import (
@@ -16,6 +16,7 @@ from tests.support.people import (
     expiring_in,
     mentor,
     mentors,
+    organisation,
     thoroughly,
 )
 
@@ -46,6 +47,15 @@ def test_coming_nights_are_those_of_a_daily_review(person: Mentor, today: date) 
         known |= frozenset(decision.reminders)
         person = projection.after(person, decision)
     assert list(filter(None, told)) == list(filter(None, daily))
+
+
+def test_night_that_only_pauses_does_something() -> None:
+    ended = certificate(TODAY - timedelta(days=1), status=Status.EXPIRED)
+    person = mentor(ended, organisation=organisation(has_portal=False, thresholds=[]))
+
+    (first, *_) = coming_nights(person, first=TODAY)
+
+    assert first.does_something
 
 
 @thoroughly
