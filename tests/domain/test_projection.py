@@ -9,16 +9,7 @@ from certjob.domain import explanations, projection, rules
 from certjob.domain.models import Decision, Mentor, Reminder, Status
 from certjob.domain.projection import coming_nights
 from tests.support.facts import TODAY
-from tests.support.people import (
-    any_day,
-    certificate,
-    days,
-    expiring_in,
-    mentor,
-    mentors,
-    organisation,
-    thoroughly,
-)
+from tests.support.people import any_day, certificate, days, expiring_in, mentor, mentors, organisation, thoroughly
 
 Night = tuple[date, object, object, bool | None, frozenset[Reminder]]
 
