@@ -12,8 +12,8 @@ from certjob.outbox.claims import Answer
 from certjob.portal.push import Push, PushOutcome
 from certjob.portal.sync import PortalCounts, PortalSyncService
 from tests.support.facts import TODAY
-from tests.support.nights import FlakyPortal, claim, in_background, night, review
-from tests.support.scene import YESTERDAY, Scene
+from tests.support.nights import FlakyPortal, claim, in_background, night
+from tests.support.scene import Scene
 from tests.support.waiting import until, waits_for_a_lock
 
 CORRECT_ALL = "UPDATE mentors SET dynamics_contact_id = %s"
@@ -68,37 +68,21 @@ def test_correction_during_a_claim_is_not_lost(scene: Scene) -> None:
     assert scene.rows("SELECT status, version FROM portal_sync_events") == [("pending", 2)]
 
 
-EXPIRE = "WITH expired AS (UPDATE certificates SET expires_on = %(yesterday)s) "
-LOSE = "UPDATE organisations SET portal = NULL WHERE id = %(hlf)s"
-MOVE = "UPDATE mentors SET organisation_id = %(elsewhere)s WHERE id = %(first)s"
-SWAP = "UPDATE mentors SET dynamics_contact_id = CASE id WHEN %(first)s THEN %(new)s ELSE %(contact)s END"
-CHANGES = {
-    "contacts_are_swapped": [SWAP],
-    "organisation_loses_portal": [LOSE, EXPIRE + LOSE.replace("NULL", "'dynamics'")],
-    "mentor_moves_away_and_back": [MOVE, EXPIRE + MOVE.replace("elsewhere", "hlf")],
-}
-
-
-@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_contact_with_a_call_in_flight_gets_no_second_call(scene: Scene, change: list[str]) -> None:
-    """A show is in flight, and its event may be withdrawn. The hide comes after it."""
-    first = scene.certified(contact_id=(contact := uuid4()))
-    scene.expired()
-    elsewhere = scene.facts.organisation("nhf", portal=None, thresholds=())
-    names = {"first": first, "contact": contact, "new": uuid4(), "hlf": scene.hlf, "elsewhere": elsewhere}
+def test_contact_with_a_call_in_flight_gets_no_second_call(scene: Scene) -> None:
+    """During a show, the contact moves to a mentor who must be hidden. The hide comes after the show."""
+    first, second = scene.certified(contact_id=(contact := uuid4())), scene.expired()
     scene.night(FlakyPortal())
     scene.wish(first, visible=True)
 
-    def change_and_run(number: int) -> Exception | None:
+    def move_and_run(number: int) -> Exception | None:
         if number > 1:
             return None
-        for statement in change:
-            scene.other.execute(statement.encode(), names | {"yesterday": YESTERDAY})
-            review(scene.other)
+        move = "UPDATE mentors SET dynamics_contact_id = CASE id WHEN %s THEN %s ELSE %s END"
+        scene.other.execute(move, (second, contact, uuid4()))
         night(scene.other, portal=portal)
         return TransientPortalError("reset")
 
-    portal = FlakyPortal(change_and_run)
+    portal = FlakyPortal(move_and_run)
 
     reports = [scene.deliver(portal) for _ in range(2)]
 
@@ -120,30 +104,8 @@ def test_contact_is_free_when_the_lease_of_its_call_has_expired(scene: Scene) ->
     scene.run_out()
 
     with scene.other.transaction(force_rollback=True):
-        resyncing = PortalSyncService(scene.other, run_id=uuid4())
-        assert all(resyncing.claim_mentor(mentor, today=TODAY) for mentor in (second, first))
+        assert PortalSyncService(scene.other, run_id=uuid4()).claim_mentor(second, today=TODAY)
     assert second in {event.mentor_id for event in scene.claim()}
-
-
-def test_contact_is_checked_again_after_the_event_was_locked(scene: Scene) -> None:
-    """Between the two statements of the claim, the mentor gets a contact with a call in flight."""
-    others = scene.other
-    first, second = scene.mentor(contact_id=(contact := uuid4())), scene.mentor()
-    scene.wish(first, visible=True)
-    scene.claim()
-    scene.wish(second, visible=False)
-    scene.run_sql("ALTER TABLE mentors DISABLE TRIGGER USER")  # the trigger would wait for the claim
-
-    with others.transaction():
-        ids = [row[0] for row in database.fetch(others, "lock_due_portal_events", {"limit": 9, "today": TODAY})]
-        scene.run_sql(CORRECT, None, first)
-        scene.run_sql(CORRECT, contact, second)
-        claimed = {"ids": ids, "token": uuid4(), "lease_seconds": 300, "today": TODAY}
-        assert len(ids) == 1
-        assert database.fetch(others, "claim_portal_events", claimed) == []
-
-    scene.run_out()
-    assert (second, contact) in [(event.mentor_id, event.contact_id) for event in claim(others)]
 
 
 def test_mentor_is_not_deleted_while_a_call_may_be_in_flight(scene: Scene) -> None:
@@ -159,31 +121,6 @@ def test_mentor_is_not_deleted_while_a_call_may_be_in_flight(scene: Scene) -> No
 
     scene.run_out()
     scene.run_sql("DELETE FROM mentors")
-
-
-def test_mentors_without_a_contact_are_claimed_together(scene: Scene) -> None:
-    """They have no contact in common."""
-    for _ in range(3):
-        scene.wish(scene.mentor(contact_id=None), visible=False)
-
-    assert len(scene.claim()) == 3
-
-
-def test_contact_belongs_to_one_mentor(scene: Scene) -> None:
-    """Also across organisations. Two contact IDs can be swapped in one transaction."""
-    first, second = uuid4(), uuid4()
-    ours = scene.mentor(contact_id=first)
-    theirs = scene.facts.mentor(scene.facts.organisation("nhf"), contact_id=second)
-    with pytest.raises(psycopg.errors.UniqueViolation, match="mentors_dynamics_contact_id_key"):
-        scene.run_sql(CORRECT, second, ours)
-
-    with scene.connection.transaction():
-        scene.run_sql("SET CONSTRAINTS mentors_dynamics_contact_id_key DEFERRED")
-        scene.run_sql(CORRECT, second, ours)
-        scene.run_sql(CORRECT, first, theirs)
-
-    contacts = dict(scene.rows("SELECT id, dynamics_contact_id FROM mentors"))
-    assert contacts == {ours: second, theirs: first}
 
 
 def test_removed_contact_that_is_hidden_needs_no_push(scene: Scene) -> None:
