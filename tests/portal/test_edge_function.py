@@ -6,7 +6,7 @@ The details of the function have their own tests in supabase/.
 import json
 import re
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -14,16 +14,15 @@ from uuid import UUID, uuid4
 import pytest
 from deno import find_deno_bin
 
+from tests.conftest import Certjob
 from tests.portal.edge_function import FUNCTION, OFFLINE, deno_environment, edge_function
 from tests.portal.fake_dynamics import CLIENT_SECRET, PERSON, TOKEN, FakeDynamics, refusal
-from tests.support.command_line import Finished
 from tests.support.facts import Facts
 
+LOG = "function.log"
 KEY = "planted-sync-key-7-of-thirty-two-letters"
 TODAY = datetime.now(UTC).date()
 FAILURES = "SELECT kind, attempts, error, correlation_id FROM dynamics_sync_failures WHERE resolved_at IS NULL"
-
-Run = Callable[..., Finished]
 
 
 def test_own_tests_of_the_function_pass(tmp_path: Path) -> None:
@@ -44,16 +43,10 @@ def dynamics() -> Iterator[FakeDynamics]:
 
 
 @pytest.fixture
-def log(tmp_path: Path) -> Path:
-    """The output of the function."""
-    return tmp_path / "function.log"
-
-
-@pytest.fixture
-def certjob(dynamics: FakeDynamics, log: Path, here: Run, tmp_path: Path) -> Iterator[Run]:
+def certjob(dynamics: FakeDynamics, here: Certjob, tmp_path: Path) -> Iterator[Certjob]:
     """Run the command in this process, with the running function as its portal."""
     mail = {"CERTJOB_NOTIFY_URL": f"maildir:{tmp_path / 'mail'}"}
-    with edge_function(dynamics.settings | {"HLF_SYNC_KEY": KEY}, log=log) as url:
+    with edge_function(dynamics.settings | {"HLF_SYNC_KEY": KEY}, log=tmp_path / LOG) as url:
         settings = mail | {"CERTJOB_PORTAL_URL": url, "CERTJOB_PORTAL_KEY": KEY}
         yield lambda *arguments, **changes: here(*arguments, **settings | changes)
 
@@ -70,7 +63,7 @@ def expired(facts: Facts, dynamics: FakeDynamics) -> list[UUID]:
 
 
 def test_run_hides_mentors_and_reconcile_corrects_manual_changes(
-    certjob: Run, dynamics: FakeDynamics, facts: Facts, expired: list[UUID]
+    certjob: Certjob, dynamics: FakeDynamics, facts: Facts, expired: list[UUID]
 ) -> None:
     """The first four calls meet a cold function, which asks for one token. A show has its last visible day."""
     assert certjob("run").returncode == 0
@@ -93,7 +86,7 @@ def test_run_hides_mentors_and_reconcile_corrects_manual_changes(
 
 
 def test_wrong_secret_or_key_ends_the_stage_and_blocks_no_one(
-    certjob: Run, dynamics: FakeDynamics, facts: Facts, expired: list[UUID]
+    certjob: Certjob, dynamics: FakeDynamics, facts: Facts, expired: list[UUID]
 ) -> None:
     """No attempt is counted, and the next run delivers."""
     dynamics.accepts_secret = False
@@ -111,7 +104,7 @@ def test_wrong_secret_or_key_ends_the_stage_and_blocks_no_one(
 
 
 def test_unknown_contact_is_blocked_and_no_one_is_named(
-    certjob: Run, dynamics: FakeDynamics, facts: Facts, log: Path, expired: list[UUID]
+    certjob: Certjob, dynamics: FakeDynamics, facts: Facts, expired: list[UUID], tmp_path: Path
 ) -> None:
     """The failure has the correlation ID of a line in the function's log. Later, Dynamics throttles a resync."""
     *known, unknown = expired
@@ -121,12 +114,13 @@ def test_unknown_contact_is_blocked_and_no_one_is_named(
     resync = certjob("resync", "M1", "-v")
 
     assert (night.returncode, dynamics.contacts) == (3, dict.fromkeys(known, False))
-    lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
+    log = (tmp_path / LOG).read_text()
+    lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
     (not_found,) = [line for line in lines if line["status"] == 404]
     error = "the portal answered 404 contact_not_found (Dynamics has no contact with this id)"
     assert ("permanent", 1, error, not_found["correlation_id"]) in facts.rows(FAILURES)
     assert "429 throttled" in resync.stderr
-    stored = log.read_text() + str(facts.rows(FAILURES))
+    stored = log + str(facts.rows(FAILURES))
     assert [person for person in (PERSON, "example.org", *map(str, expired)) if person in stored] == []
     written = stored + night.stdout + night.stderr + resync.stdout + resync.stderr
     assert [secret for secret in (KEY, CLIENT_SECRET, TOKEN) if secret in written] == []

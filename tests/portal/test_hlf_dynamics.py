@@ -162,19 +162,6 @@ def test_failed_call_is_transient_permanent_or_ends_the_stage(
     assert len(portal.requests) == 2
 
 
-def test_pushes_share_a_connection(portal: PortalServer, service: Blocking) -> None:
-    """Also after an error. A connection that the server has dropped is replaced without an error."""
-    portal.then(error(404, "contact_not_found"), ok(then_reset=True))
-    failure(service)
-    push(service)
-    assert portal.connections_made == 1
-    portal.wait_until(lambda: not portal.connections)
-
-    push(service, visible=True)
-
-    assert portal.visible == {CONTACT_ID: True}
-
-
 def test_redirect_is_not_followed(portal: PortalServer, service: Blocking) -> None:
     """The other server would get the key."""
     with PortalServer() as elsewhere:

@@ -133,11 +133,8 @@ def confirm(exchange: Exchange) -> None:
     answer(200, values | {"visible_until": request.visible_until if dates else None, "dates": dates})(exchange)
 
 
-def ok(*, then_reset: bool = False, page_size: int = 5000) -> Behaviour:
-    """Apply and confirm, or send a page of the visible contacts; then reset the idle connection.
-
-    The cursor of a page is its last contact.
-    """
+def ok(*, page_size: int = 5000) -> Behaviour:
+    """Apply and confirm, or send a page of the visible contacts. The cursor of a page is its last contact."""
 
     def behave(exchange: Exchange) -> None:
         query, until = parse_qs(urlsplit(exchange.request.path).query), exchange.until or {}
@@ -153,8 +150,6 @@ def ok(*, then_reset: bool = False, page_size: int = 5000) -> Behaviour:
             cursor = UUID(ids[page_size - 1]).hex if len(ids) > page_size else None
             contacts = [{"contact_id": each, "visible_until": until.get(UUID(each))} for each in ids[:page_size]]
             answer(200, {"contacts": contacts, "next": cursor, "dates": dates})(exchange)
-        if then_reset:
-            exchange.close(reset=True)
 
     return behave
 
