@@ -85,42 +85,30 @@ def test_run_hides_mentors_and_reconcile_corrects_manual_changes(
     assert "can hide them without certjob" in certjob("check", "--json").stdout
 
 
-def test_wrong_secret_or_key_ends_the_stage_and_blocks_no_one(
-    certjob: Certjob, dynamics: FakeDynamics, facts: Facts, expired: list[UUID]
-) -> None:
-    """No attempt is counted, and the next run delivers."""
-    dynamics.accepts_secret = False
-    assert certjob("run").returncode == 3
-    assert "AADSTS7000215" in str(facts.rows(FAILURES))
-    dynamics.accepts_secret = True
-    assert certjob("run", CERTJOB_PORTAL_KEY="planted-another-key-of-thirty-two-letters").returncode == 3
-    assert "check CERTJOB_PORTAL_KEY" in str(facts.rows(FAILURES))
-    assert {kind for kind, *_ in facts.rows(FAILURES)} == {"stage"}
-    assert set(facts.rows("SELECT status, attempts FROM portal_sync_events")) == {("pending", 0)}
-
-    assert certjob("run").returncode == 0
-
-    assert dynamics.contacts == dict.fromkeys(expired, False)
-
-
-def test_unknown_contact_is_blocked_and_no_one_is_named(
+def test_failure_in_dynamics_is_recorded_without_a_name(
     certjob: Certjob, dynamics: FakeDynamics, facts: Facts, expired: list[UUID], tmp_path: Path
 ) -> None:
-    """The failure has the correlation ID of a line in the function's log. Later, Dynamics throttles a resync."""
+    """A wrong secret ends the stage, an unknown contact is blocked, and throttling delays a resync."""
+    dynamics.accepts_secret = False
+    outputs = [certjob("run", "-v")]
+    assert {(kind, attempts) for kind, attempts, *_ in facts.rows(FAILURES)} == {("stage", 0)}
+    assert "AADSTS7000215" in str(facts.rows(FAILURES))
+    dynamics.accepts_secret = True
     *known, unknown = expired
     del dynamics.contacts[unknown]
-    night = certjob("run", "-v")
+    outputs.append(certjob("run", "-v"))
+    assert dynamics.contacts == dict.fromkeys(known, False)
+    ((kind, attempts, error, correlation_id),) = facts.rows(FAILURES)
+    assert (kind, attempts) == ("permanent", 1)
+    assert error == "the portal answered 404 contact_not_found (Dynamics has no contact with this id)"
     dynamics.fault = refusal(429, "0x80072321", retry_after="1900")
-    resync = certjob("resync", "M1", "-v")
+    outputs.append(certjob("resync", "M1", "-v"))
+    assert "429 throttled" in outputs[-1].stderr
 
-    assert (night.returncode, dynamics.contacts) == (3, dict.fromkeys(known, False))
+    assert [output.returncode for output in outputs] == [3, 3, 3]
     log = (tmp_path / LOG).read_text()
     lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
-    (not_found,) = [line for line in lines if line["status"] == 404]
-    error = "the portal answered 404 contact_not_found (Dynamics has no contact with this id)"
-    assert ("permanent", 1, error, not_found["correlation_id"]) in facts.rows(FAILURES)
-    assert "429 throttled" in resync.stderr
-    stored = log + str(facts.rows(FAILURES))
-    assert [person for person in (PERSON, "example.org", *map(str, expired)) if person in stored] == []
-    written = stored + night.stdout + night.stderr + resync.stdout + resync.stderr
+    assert [line["correlation_id"] for line in lines if line["status"] == 404] == [correlation_id]
+    assert [person for person in (PERSON, "example.org", *map(str, expired)) if person in log + str(error)] == []
+    written = log + "".join(output.stdout + output.stderr for output in outputs)
     assert [secret for secret in (KEY, CLIENT_SECRET, TOKEN) if secret in written] == []

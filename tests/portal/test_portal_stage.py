@@ -186,7 +186,7 @@ def test_signal_ends_the_stage(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, behaviours: list[Behaviour], delivered: int, claimed: int
 ) -> None:
     """The stage claims no more events, and releases those without an outcome."""
-    monkeypatch.setattr(calls, "GRACE_SECONDS", 2 if claimed else 60)
+    monkeypatch.setattr(calls, "GRACE_SECONDS", 1.6 if claimed else 60)
     scene.backlog(10)
     scene.portal.then(*behaviours)
     stop, began = StopFlag(), time.monotonic()
