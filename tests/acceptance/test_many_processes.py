@@ -3,7 +3,6 @@
 import asyncio
 import email
 import json
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -85,15 +84,14 @@ def test_runs_at_the_same_time_share_the_work_and_remind_once(
     """They meet at their first chunk, call and mail. Each does a part, and none loses a lease."""
     facts.organisation(thresholds=(60, 20))
     facts.connection.execute(PROGRAMME.format(expires_on=today() + timedelta(days=55)).encode())
-    gate = threading.Event()
-    portal.default = hang(delay(0.02), until=gate)
+    portal.default = hang(delay(0.02))
 
     with ExitStack() as stack:
         with Backends(facts.connection).start_barrier(app) as children:
             for _ in range(PROCESSES):
                 children.append(stack.enter_context(started("run", "--json", environment=environment, folder=tmp_path)))
         portal.wait_until(lambda: portal.connections_made > CALLS * (PROCESSES - 1), timeout_seconds=60)
-        gate.set()
+        portal.release()
         ended = [child.finish(timeout_seconds=120) for child in children]
 
     assert [(result.returncode, result.stderr) for result in ended] == [(0, "")] * PROCESSES

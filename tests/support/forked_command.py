@@ -16,8 +16,8 @@ import sys
 import termios
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from multiprocessing import connection, forkserver, reduction
+from collections.abc import Mapping, Sequence
+from multiprocessing import connection, forkserver
 from multiprocessing.popen_forkserver import Popen
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,8 @@ class ForkedCommand:
         self.args = ["certjob", *arguments]
         self.returncode: int | None = None
         self._reading = threading.Lock()
-        request = (list(arguments), dict(environment), folder, alterations, [*map(_Passed, streams)])
+        passed = [connection.Connection(os.dup(stream)) for stream in streams]  # the child receives file descriptors
+        request = (list(arguments), dict(environment), folder, alterations, passed)
         _start_server()
         # Process.start() would also wait for all other children.
         self._process = Popen(multiprocessing.get_context("forkserver").Process(target=_become, args=request))
@@ -81,21 +82,6 @@ class ForkedCommand:
         self.send_signal(signal.SIGKILL)
 
 
-class _Passed:
-    """A file descriptor that the child receives."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-    def __reduce__(self) -> tuple[Callable[[Any], int], tuple[Any]]:
-        return _received, (reduction.DupFd(self.number),)
-
-
-def _received(passed: Any) -> int:
-    number: int = passed.detach()
-    return number
-
-
 @functools.cache
 def _start_server() -> None:
     ours = [module.name for module in pkgutil.walk_packages(certjob.__path__, "certjob.")]
@@ -109,12 +95,12 @@ def _become(
     environment: dict[str, str],
     folder: Path,
     alterations: dict[str, Any] | None,
-    streams: list[int],
+    streams: list[connection.Connection],
 ) -> None:
-    """Run the command in this process, in a session of its own."""
+    """Run the command in this process, in a session of its own, whose terminal can send SIGHUP."""
     for number, stream in enumerate(streams):
-        os.dup2(stream, number)
-        os.close(stream)
+        os.dup2(stream.fileno(), number)
+        stream.close()
     sys.stdin = os.fdopen(0)  # multiprocessing has replaced it
     os.setsid()
     if os.isatty(0):

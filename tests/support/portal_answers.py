@@ -1,23 +1,24 @@
 """Behaviours of the ``PortalServer``: good answers, bad answers and broken connections."""
 
-import contextlib
 import json
 import os
 import select
 import socket
 import struct
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 from uuid import UUID
+
+if TYPE_CHECKING:
+    from tests.support.portal_server import PortalServer
 
 
 @dataclass(kw_only=True)
 class PortalRequest:
-    """A request as it arrived."""
+    """A request as it arrived. Each value of its body is None if the body does not have it."""
 
     number: int
     """1, 2, … in the order of arrival."""
@@ -27,19 +28,12 @@ class PortalRequest:
     """Names in lower case."""
     body: bytes
     arrived_seconds: float = field(default_factory=time.monotonic)
-    json: Any = None
-    contact_id: UUID | None = None
-    visible: bool | None = None
-    visible_until: str | None = None
 
     def __post_init__(self) -> None:
-        with contextlib.suppress(ValueError):
-            self.json = json.loads(self.body)
-        if isinstance(self.json, dict):
-            with contextlib.suppress(ValueError):
-                self.contact_id = UUID(str(self.json.get("contact_id")))
-            self.visible = self.json["visible"] if isinstance(self.json.get("visible"), bool) else None
-            self.visible_until = self.json.get("visible_until")
+        self.json: dict[str, Any] = json.loads(self.body or "{}")
+        self.contact_id = UUID(self.json["contact_id"]) if "contact_id" in self.json else None
+        self.visible: bool | None = self.json.get("visible")
+        self.visible_until: str | None = self.json.get("visible_until")
 
     @property
     def idempotency_key(self) -> str | None:
@@ -56,25 +50,18 @@ class PortalRequest:
 class Exchange:
     """A request, and the connection to answer it on."""
 
+    portal: "PortalServer"
     connection: socket.socket
     request: PortalRequest
-    visible: dict[UUID, bool]
-    """What the portal shows."""
-    until: dict[UUID, str | None] | None
-    """The last visible days; None if the portal has no column for them."""
-    released: threading.Event
-    """Set when hanging requests may go on."""
-    closing: threading.Event
-    """Set when the server ends."""
     answered: bool = False
     """Set before the last byte of the answer, because the caller may call again afterwards."""
 
     def apply(self) -> None:
         """Store what the request asks for."""
         if self.request.contact_id is not None and self.request.visible is not None:
-            self.visible[self.request.contact_id] = self.request.visible
-            if self.until is not None:
-                self.until[self.request.contact_id] = self.request.visible_until
+            self.portal.visible[self.request.contact_id] = self.request.visible
+            if self.portal.until is not None:
+                self.portal.until[self.request.contact_id] = self.request.visible_until
 
     def send(self, data: bytes, *, last: bool = True) -> None:
         self.answered = self.answered or last
@@ -83,7 +70,7 @@ class Exchange:
     def pause(self, seconds: float) -> None:
         """Wait, but not for a caller that has gone or a server that ends."""
         ends_at = time.monotonic() + seconds
-        while (left := ends_at - time.monotonic()) > 0 and not self.closing.wait(min(left, 0.02)):
+        while (left := ends_at - time.monotonic()) > 0 and not self.portal.closing.wait(min(left, 0.02)):
             if self.is_given_up:
                 raise ConnectionError
 
@@ -128,7 +115,7 @@ def answer(status: int, body: Any = b"", *, headers: Mapping[str, str] | None = 
 
 def confirm(exchange: Exchange) -> None:
     """Confirm the request without applying it."""
-    request, dates = exchange.request, exchange.until is not None
+    request, dates = exchange.request, exchange.portal.until is not None
     values = {"contact_id": str(request.contact_id), "visible": request.visible}
     answer(200, values | {"visible_until": request.visible_until if dates else None, "dates": dates})(exchange)
 
@@ -137,8 +124,8 @@ def ok(*, page_size: int = 5000) -> Behaviour:
     """Apply and confirm, or send a page of the visible contacts. The cursor of a page is its last contact."""
 
     def behave(exchange: Exchange) -> None:
-        query, until = parse_qs(urlsplit(exchange.request.path).query), exchange.until or {}
-        dates = exchange.until is not None
+        portal, query = exchange.portal, parse_qs(urlsplit(exchange.request.path).query)
+        until, dates = portal.until or {}, portal.until is not None
         if exchange.request.method == "POST":
             exchange.apply()
             confirm(exchange)
@@ -146,7 +133,7 @@ def ok(*, page_size: int = 5000) -> Behaviour:
             answer(200, {"ok": True, "dates": dates})(exchange)
         else:
             after = query.get("after", [""])[0]
-            ids = sorted(str(each) for each, shown in list(exchange.visible.items()) if shown and each.hex > after)
+            ids = sorted(str(each) for each, shown in list(portal.visible.items()) if shown and each.hex > after)
             cursor = UUID(ids[page_size - 1]).hex if len(ids) > page_size else None
             contacts = [{"contact_id": each, "visible_until": until.get(UUID(each))} for each in ids[:page_size]]
             answer(200, {"contacts": contacts, "next": cursor, "dates": dates})(exchange)
@@ -194,22 +181,22 @@ def drip(*, part: str = "body", every_seconds: float = 0.05) -> Behaviour:
     def behave(exchange: Exchange) -> None:
         exchange.apply()
         exchange.send(beginning, last=False)
-        while not exchange.closing.is_set():
+        while not exchange.portal.closing.is_set():
             exchange.pause(every_seconds)
             exchange.send(b".", last=False)
 
     return behave
 
 
-def hang(then: Behaviour | None = None, *, applied: bool = False, until: threading.Event | None = None) -> Behaviour:
-    """Wait for ``portal.release()`` or ``until``; ``then`` behave (default: close without an answer)."""
+def hang(then: Behaviour | None = None, *, applied: bool = False) -> Behaviour:
+    """Wait for ``portal.release()``; ``then`` behave (default: close without an answer)."""
 
     def behave(exchange: Exchange) -> None:
         if applied:
             exchange.apply()
-        while not ((until or exchange.released).is_set() or exchange.closing.is_set()):
+        while not (exchange.portal.released.is_set() or exchange.portal.closing.is_set()):
             exchange.pause(0.01)
-        (raw(b"") if then is None or exchange.closing.is_set() else then)(exchange)
+        (raw(b"") if then is None or exchange.portal.closing.is_set() else then)(exchange)
 
     return behave
 

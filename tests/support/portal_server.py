@@ -95,7 +95,7 @@ class PortalServer:
         with self.changed:
             request = PortalRequest(number=len(self.requests) + 1, **arrived)
             self.requests.append(request)
-            exchange = Exchange(connection, request, self.visible, self.until, self.released, self.closing)
+            exchange = Exchange(self, connection, request)
             unanswered = [other for other in self._in_flight if not (other.answered or other.is_given_up)]
             if request.contact_id is not None:
                 same = [other.request for other in unanswered if other.request.contact_id == request.contact_id]

@@ -5,9 +5,10 @@ import socket
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Self
 
 from psycopg import conninfo
+
+from tests.support.listener import Listener, close
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,23 +20,20 @@ class Link:
     is_over: threading.Event = field(default_factory=threading.Event)
 
     def close(self) -> None:
-        _close(self.client)
-        _close(self.server)
+        close(self.client)
+        close(self.server)
         self.is_over.set()
 
 
-class Proxy:
-    """Listens within its block. When one side of a connection ends, it ends the other."""
+class Proxy(Listener):
+    """When one side of a connection ends, it ends the other."""
 
     def __init__(self, dial: Callable[[], socket.socket]) -> None:
         """``dial`` connects to the server, or raises OSError."""
+        super().__init__()
         self.is_silent = threading.Event()
         """When set, nothing passes, and every connection stays open, also a new one."""
         self._dial = dial
-        self._sockets: list[socket.socket] = []
-        self._threads: list[threading.Thread] = []
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
 
     def forward(self, link: Link) -> None:
         """Carry the client's bytes until it ends."""
@@ -51,38 +49,17 @@ class Proxy:
                 return
             target.sendall(data)
 
-    def __enter__(self) -> Self:
-        self._start(self._accept)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for each in (self._listener, *self._sockets):
-            _close(each)
-        for thread in self._threads:
-            thread.join(30)
-
-    def _start(self, work: Callable[..., None], *arguments: object) -> None:
-        self._threads.append(threading.Thread(target=work, args=arguments, daemon=True))
-        self._threads[-1].start()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                client, _ = self._listener.accept()
-                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                self._sockets.append(client)
-                if not self.is_silent.is_set():
-                    self._start(self._serve, client)
-
-    def _serve(self, client: socket.socket) -> None:
+    def serve(self, client: socket.socket) -> None:
+        if self.is_silent.is_set():
+            return
         try:
             server = self._dial()
         except OSError:
-            _close(client)
+            close(client)
             return
-        self._sockets.append(server)
+        self.keep(server)
         link = Link(client, server)
-        self._start(self._run_to_the_end, self.answer, link)
+        self.start(self._run_to_the_end, self.answer, link)
         self._run_to_the_end(self.forward, link)
 
     def _run_to_the_end(self, work: Callable[[Link], None], link: Link) -> None:
@@ -90,12 +67,6 @@ class Proxy:
             work(link)
         if not self.is_silent.is_set():
             link.close()
-
-
-def _close(connection: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        connection.shutdown(socket.SHUT_RDWR)
-    connection.close()
 
 
 class StallingProxy(Proxy):

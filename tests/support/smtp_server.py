@@ -4,14 +4,16 @@ import contextlib
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import AuthResult, LoginPassword
+
+from tests.support.listener import Listener
 
 CERTIFICATE = Path(__file__).parent / "certificates" / "localhost.pem"
 """Self-signed, for localhost and 127.0.0.1, valid until 2120."""
@@ -90,24 +92,21 @@ Answer = bytes | Fault | None
 """None: send no answer, and go on."""
 
 
-class ScriptedServer:
+class ScriptedServer(Listener):
     """Gives these answers, and GOOD_ANSWERS at the other stages of a session.
 
     The stages are the commands, GREETING, BODY (before it reads the body) and END (after the final dot).
     """
 
     def __init__(self, answers: Mapping[str, Answer] | None = None) -> None:
+        super().__init__()
         self.answers: Mapping[str, Answer] = dict(answers or {})
         self.commands: list[str] = []
         self.bodies: list[bytes] = []
         self.connections = 0
         self._stop = threading.Event()
-        self._listening = socket.create_server((HOST, 0))
         # A small buffer makes an unread body block its sender.
         self._listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        self.port: int = self._listening.getsockname()[1]
-        self._sockets = [self._listening]
-        self._threads: list[threading.Thread] = []
 
     def answer(self, stage: str) -> Answer:
         """Return the answer at a stage."""
@@ -118,37 +117,16 @@ class ScriptedServer:
         self.bodies.append(body)
         return self.answer("END")
 
-    def __enter__(self) -> Self:
-        self._start(self._accept)
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *error: object) -> None:
         self._stop.set()
-        for each in self._sockets:
-            with contextlib.suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-        for thread in self._threads:
-            thread.join(timeout=10)
-        self._listening.close()
+        super().__exit__(*error)
 
-    def _start(self, work: Callable[..., None], *arguments: object) -> None:
-        self._threads.append(threading.Thread(target=work, args=arguments, daemon=True))
-        self._threads[-1].start()
-
-    def _accept(self) -> None:
+    def serve(self, client: socket.socket) -> None:
+        self.connections += 1
+        client.settimeout(60)
         with contextlib.suppress(OSError):
-            while not self._stop.is_set():
-                connection, _ = self._listening.accept()
-                self.connections += 1
-                self._sockets.append(connection)
-                self._start(self._serve, connection)
-
-    def _serve(self, connection: socket.socket) -> None:
-        connection.settimeout(60)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        with contextlib.suppress(OSError):
-            self._talk(connection)
-        connection.close()
+            self._talk(client)
+        client.close()
 
     def _talk(self, connection: socket.socket) -> None:
         lines, to = connection.makefile("rb"), ""
