@@ -13,11 +13,12 @@ from typing import Any
 import psycopg
 import pytest
 
-from tests.support.command_line import Backends, started, today
+from tests.support.command_line import started, today
 from tests.support.facts import Facts
 from tests.support.portal_answers import delay, hang
 from tests.support.portal_server import PortalServer
 from tests.support.smtp_server import Mailbox, real_server
+from tests.support.waiting import until_sessions
 
 PROCESSES = 3
 CHUNK = 1_000
@@ -87,9 +88,11 @@ def test_runs_at_the_same_time_share_the_work_and_remind_once(
     portal.default = hang(delay(0.02))
 
     with ExitStack() as stack:
-        with Backends(facts.connection).start_barrier(app) as children:
-            for _ in range(PROCESSES):
-                children.append(stack.enter_context(started("run", "--json", environment=environment, folder=tmp_path)))
+        app.execute("LOCK TABLE job_runs IN SHARE MODE")
+        commands = [started("run", "--json", environment=environment, folder=tmp_path) for _ in range(PROCESSES)]
+        children = [stack.enter_context(command) for command in commands]
+        until_sessions(facts.connection, "wait_event_type = 'Lock'", count=PROCESSES)
+        app.rollback()
         portal.wait_until(lambda: portal.connections_made > CALLS * (PROCESSES - 1), timeout_seconds=60)
         portal.release()
         ended = [child.finish(timeout_seconds=120) for child in children]

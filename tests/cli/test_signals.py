@@ -20,14 +20,14 @@ from certjob.database import migrations
 from certjob.errors import MentorBusyError, StoppedBySignalError
 from certjob.stopping import STOP_SIGNALS, StopFlag
 from tests.cli.conftest import LONG_AGO, SOON
-from tests.support.command_line import WITHIN_SECONDS, Backends, Child, assert_one_line, started
+from tests.support.command_line import WITHIN_SECONDS, Child, assert_one_line, started
 from tests.support.facts import Facts
 from tests.support.nights import backlog, make_due
 from tests.support.ping_host import ping_host
 from tests.support.portal_answers import hang, ok
 from tests.support.portal_server import PortalServer
 from tests.support.smtp_server import Fault, ScriptedServer
-from tests.support.waiting import until
+from tests.support.waiting import until, until_sessions
 
 AT_ONCE_SECONDS = 4.0
 """Less than the grace, and enough for a busy machine."""
@@ -70,11 +70,10 @@ def test_signal_ends_a_command_that_waits_for_a_lock(
     start: Start, facts: Facts, app: psycopg.Connection[tuple[object, ...]]
 ) -> None:
     """The command has only read."""
-    backends = Backends(facts.connection)
     app.execute("LOCK TABLE mentors, migrations")
 
     with start("alerts") as child:
-        backends.wait_for_query("", waiting_for="Lock")
+        until_sessions(facts.connection, "wait_event_type = 'Lock'")
         result = child.stop_within(AT_ONCE_SECONDS)
 
     assert_one_line(result, "stopped by SIGTERM", code=1, command="certjob alerts")
@@ -83,11 +82,10 @@ def test_signal_ends_a_command_that_waits_for_a_lock(
 def test_signal_ends_a_migration_that_waits_for_another(
     start: Start, facts: Facts, app: psycopg.Connection[tuple[object, ...]]
 ) -> None:
-    backends = Backends(facts.connection)
     app.execute("SELECT pg_advisory_xact_lock(%s)", [migrations._LOCK_KEY])
 
     with start("db", "migrate") as child:
-        backends.wait_for_query("COMMIT")  # it waits by polling, not for a lock
+        until_sessions(facts.connection, "query = 'COMMIT'")  # it waits by polling, not for a lock
         result = child.stop_within(AT_ONCE_SECONDS)
 
     assert_one_line(result, "stopped by SIGTERM", code=1, command="certjob db migrate")
@@ -100,16 +98,15 @@ def test_signal_ends_a_review_and_the_next_run_does_the_rest(
     organisation = facts.organisation(portal=None)
     for _ in range(15):
         facts.certified_mentor(organisation, LONG_AGO)
-    backends = Backends(facts.connection)
     app.execute("LOCK TABLE certificate_transitions")
 
     with start("run") as child:
-        backends.wait_for_query("", waiting_for="Lock")
+        until_sessions(facts.connection, "wait_event_type = 'Lock'")
         result = child.stop_within(AT_ONCE_SECONDS)
 
     assert_one_line(result, "stopped by SIGTERM", "the next run does the rest", code=1)
     assert_recorded(facts)
-    backends.wait_until_gone()
+    until_sessions(facts.connection, "true", count=0)
     app.rollback()
     assert facts.rows("SELECT FROM mentor_pauses") == []
     with start("run") as child:

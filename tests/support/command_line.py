@@ -1,14 +1,12 @@
 """The command: in this process, as a process that a test can stop, and on a terminal."""
 
 import contextlib
-import fcntl
 import io
 import logging
 import os
 import pty
 import re
 import select
-import struct
 import subprocess
 import sys
 import termios
@@ -23,14 +21,12 @@ from typing import Any
 from unittest import mock
 from zoneinfo import ZoneInfo
 
-import psycopg
 import typer
 from rich.console import Console
 
 from certjob.cli import entry
 from certjob.cli.app import app
 from certjob.cli.terminal.output import Output
-from certjob.database import Connection
 from certjob.outbox import http_client
 from certjob.stopping import StopFlag
 from tests.conftest import installed_command
@@ -83,22 +79,9 @@ def assert_no_secret(result: Finished) -> None:
         assert word not in result.stdout + result.stderr, result
 
 
-class _Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def run_in_process(
-    *arguments: str, environment: Mapping[str, str], folder: Path, columns: int | None = None, given: bytes = b""
-) -> Finished:
-    """Run the command in this process, which takes a tenth of the time. ``given`` is its standard input.
-
-    With ``columns`` it prints to a terminal of this width, and ``stdout`` has everything.
-    """
+def run_in_process(*arguments: str, environment: Mapping[str, str], folder: Path, given: bytes = b"") -> Finished:
+    """Run the command in this process, which takes a tenth of the time. ``given`` is its standard input."""
     out, err = io.StringIO(), io.StringIO()
-    if columns is not None:
-        out = err = _Terminal()
-        environment = {"TERM": "dumb", "COLUMNS": str(columns), "LINES": "50"} | dict(environment)
     # certjob creates one SSL context per process, but each of these commands has its own SSL_CERT_FILE.
     verifying = http_client._verifying_context.__wrapped__
     logger = logging.getLogger("certjob")
@@ -116,7 +99,7 @@ def run_in_process(
     finally:
         logger.handlers[:], logger.propagate = kept[:2]
         logger.setLevel(kept[2])
-    return Finished(arguments, code, out.getvalue(), "" if err is out else err.getvalue())
+    return Finished(arguments, code, out.getvalue(), err.getvalue())
 
 
 class Child:
@@ -187,72 +170,21 @@ def started(
             process.wait()
 
 
-class Backends:
-    """The database sessions of commands, as a session of the test sees them."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        connection.execute("SELECT pg_stat_clear_snapshot()")
-        self._own = [row[0] for row in connection.execute(_BACKENDS).fetchall()]
-
-    def rows(self) -> list[tuple[Any, ...]]:
-        """Return (pid, state, wait_event_type, query) of each session that is younger than this object."""
-        return [row for row in self._connection.execute(_BACKENDS).fetchall() if row[0] not in self._own]
-
-    def wait_for_query(self, part: str, *, waiting_for: str | None = None) -> None:
-        """Wait until the current or last statement of a session contains this text."""
-        until(lambda: any(part in row[3] and (waiting_for is None or row[2] == waiting_for) for row in self.rows()))
-
-    @contextmanager
-    def start_barrier(self, app: psycopg.Connection[Any]) -> Iterator[list[Child]]:
-        """Hold the commands that the block starts and appends before their first write, until all have arrived."""
-        children: list[Child] = []
-
-        def all_are_there() -> bool:
-            for child in children:
-                assert child.process.poll() is None, child.finish()
-            return len([row for row in self.rows() if row[2] == "Lock"]) == len(children)
-
-        app.execute("LOCK TABLE job_runs IN SHARE MODE")
-        yield children
-        until(all_are_there, seconds=60)
-        app.rollback()
-
-    def wait_until_gone(self) -> None:
-        until(lambda: not self.rows())
-
-    def terminate(self) -> None:
-        """End all current sessions."""
-        ended = [row[0] for row in self.rows()]
-        for process_id in ended:
-            self._connection.execute("SELECT pg_terminate_backend(%s)", (process_id,))
-        until(lambda: not any(row[0] in ended for row in self.rows()))
-
-
-_BACKENDS = """
-    SELECT pid, state, wait_event_type, query FROM pg_stat_activity
-    WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()
-"""
-
-
 def on_terminal(
     arguments: Sequence[str],
     *,
     environment: Mapping[str, str],
     folder: Path,
     columns: int = 100,
-    only: Sequence[str] = ("stdout", "stderr"),
     program: Sequence[str] = (),
 ) -> tuple[int, str]:
     """Run the command, or another ``program``, on a pseudo-terminal; return its exit code and the text on it."""
     master, slave = pty.openpty()
-    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
-    null = os.open(os.devnull, os.O_WRONLY)
-    streams: dict[str, Any] = {name: slave if name in only else null for name in ("stdout", "stderr")}
+    termios.tcsetwinsize(slave, (40, columns))
+    streams: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), slave)
     looks = {"TERM": "xterm-256color", "COLUMNS": str(columns)} | dict(environment)
     shown = bytearray()
-    with started(*arguments, environment=looks, folder=folder, program=program, stdin=slave, **streams) as child:
-        os.close(null)
+    with started(*arguments, environment=looks, folder=folder, program=program, **streams) as child:
         os.close(slave)
         with contextlib.suppress(OSError):  # Linux reports the end of the last writer
             while select.select([master], [], [], 60)[0]:

@@ -21,3 +21,12 @@ def waits_for_a_lock(observer: psycopg.Connection[Any], waiting: psycopg.Connect
         "SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = %s", (waiting.info.backend_pid,)
     ).fetchone()
     return bool(row and row[0])
+
+
+def until_sessions(observer: psycopg.Connection[Any], condition: str, *, count: int = 1) -> None:
+    """Wait until a condition on ``pg_stat_activity`` holds for so many other sessions of certjob."""
+    query = (
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+        f" AND application_name = 'certjob' AND pid <> pg_backend_pid() AND {condition}"
+    )
+    until(lambda: observer.execute(query.encode()).fetchone() == (count,), seconds=60)
