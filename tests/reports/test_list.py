@@ -115,7 +115,7 @@ def test_csv_is_rfc_4180(capsys: pytest.CaptureFixture[str]) -> None:
         ("\t=1", "' '=1"),
         ("Ola;=1", "Ola;'=1"),
         ("Ola,=1", "Ola,'=1"),
-        ('Ola;"=1"', 'Ola;"\'=1"'),
+        ('Ola;"=1"', 'Ola;\'"=1"'),
         ("Kari-Anne a=b; O'Hara", "Kari-Anne a=b; O'Hara"),
     ],
 )
