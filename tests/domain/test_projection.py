@@ -8,8 +8,9 @@ from hypothesis import given
 from certjob.domain import explanations, projection, rules
 from certjob.domain.models import Decision, Mentor, Reminder, Status
 from certjob.domain.projection import coming_nights
+from tests.domain.strategies import any_day, days, mentors, thoroughly
 from tests.support.facts import TODAY
-from tests.support.people import any_day, certificate, days, expiring_in, mentor, mentors, organisation, thoroughly
+from tests.support.people import certificate, expiring_in, mentor, organisation
 
 Night = tuple[date, object, object, bool | None, frozenset[Reminder]]
 

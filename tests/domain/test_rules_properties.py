@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from certjob.domain import projection, rules
 from certjob.domain.models import NOT_CERTIFIED, OWN_PAUSE_REASON, Certificate, Mentor, Reminder, Status
-from tests.support.people import days, mentors, ordinarily, thoroughly
+from tests.domain.strategies import days, mentors, ordinarily, thoroughly
 
 
 def counting(person: Mentor) -> list[Certificate]:

@@ -33,7 +33,6 @@ from certjob.stopping import StopFlag
 from tests.conftest import fresh_database
 from tests.support.facts import TODAY, Facts
 from tests.support.nights import make_due, new_job, night, quick_policy, run_out
-from tests.support.people import ordinarily
 from tests.support.portal_answers import Behaviour, Exchange, PortalRequest, cut, error, ok, reset
 from tests.support.portal_server import PortalServer
 from tests.support.programmes import Person, read_people
@@ -508,7 +507,14 @@ class ProgrammeMachine(RuleBasedStateMachine):
         assert {*self.facts.rows(OPEN_EVENTS)} <= without_contact
 
 
-few = settings(ordinarily, max_examples=5, stateful_step_count=30, suppress_health_check=[HealthCheck.too_slow])
+few = settings(
+    max_examples=5,
+    stateful_step_count=30,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 """The same histories each time. A step runs a command, which is slow for hypothesis' health checks."""
 
 
