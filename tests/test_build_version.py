@@ -1,69 +1,47 @@
 """The version of a build: pip skips a wheel if its version is already installed, so each commit has another."""
 
+import runpy
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
-import pytest
-
-CHECKOUT = Path(__file__).parents[1]
-NEEDED = (
-    "pyproject.toml",
-    "build_readme.py",
-    "build_version.py",
-    "README.md",
-    "LICENSE",
-    "crontab.example",
-    "certjob",
-    "docs",
-    "sql",
-    "supabase",
-)
-GIT = ("git", "-c", "user.name=Test", "-c", "user.email=test@example.org")
+from tests.support.docs import ROOT
 
 
-@pytest.fixture
-def sources(tmp_path: Path) -> Path:
-    """Return a copy of the sources of a wheel, without the folder of git."""
-    folder = tmp_path / "sources"
-    folder.mkdir()
-    for name in NEEDED:
-        copy = shutil.copytree if (CHECKOUT / name).is_dir() else shutil.copy
-        copy(CHECKOUT / name, folder / name)
-    return folder
+def git(folder: Path, *words: str) -> str:
+    command = ["git", "-C", str(folder), "-c", "user.name=Test", "-c", "user.email=test@example.org", *words]
+    return subprocess.check_output(command, text=True).strip()
 
 
-def commit(folder: Path, message: str) -> str:
-    """Commit everything and return the commit's abbreviated id."""
-    for command in (["init", "--quiet"], ["add", "--all"], ["commit", "--quiet", "--allow-empty", "-m", message]):
-        subprocess.run([*GIT, *command], cwd=folder, check=True)
-    return subprocess.check_output([*GIT, "rev-parse", "--short=12", "HEAD"], cwd=folder, text=True).strip()
+def commit(folder: Path) -> None:
+    git(folder, "init", "--quiet")
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "-m", "first")
 
 
-def build(folder: Path) -> str:
-    """Build a wheel and return its file name."""
-    command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", "dist"]
-    subprocess.run(command, cwd=folder, capture_output=True, check=True)
-    (wheel,) = (folder / "dist").glob("*.whl")
-    wheel.unlink()
-    return wheel.name
+def build_version(folder: Path) -> str:
+    """Return the version of a build from these sources, as hatchling asks for it."""
+    return str(runpy.run_path(str(folder / "build_version.py"))["build_version"]())
 
 
-def test_build_version_names_the_commit_of_the_checkout(sources: Path) -> None:
-    """Two commits give two versions, and changes that are not committed are marked."""
-    (sources / ".gitignore").write_text("dist/\n__pycache__/\n")
-    for message in ("first", "second"):
-        name = f"certjob-1.0.0+{commit(sources, message)}-py3-none-any.whl"
-        assert build(sources) == name
+def test_build_version_names_the_commit_of_the_checkout(tmp_path: Path) -> None:
+    """Changes that are not committed are marked."""
+    shutil.copy(ROOT / "build_version.py", tmp_path)
+    commit(tmp_path)
+    head = git(tmp_path, "rev-parse", "--short=12", "HEAD")
 
-    (sources / "README.md").write_text("changed")
+    assert build_version(tmp_path) == f"1.0.0+{head}"
 
-    assert build(sources).endswith(".dirty-py3-none-any.whl")
+    with (tmp_path / "build_version.py").open("a") as source:
+        source.write("\n")
+    assert build_version(tmp_path) == f"1.0.0+{head}.dirty"
 
 
-def test_build_version_is_the_release_without_a_checkout(sources: Path) -> None:
+def test_build_version_is_the_release_without_a_checkout(tmp_path: Path) -> None:
     """An unpacked archive has no commit, even inside another project's checkout."""
-    commit(sources.parent, "another project")
+    archive = tmp_path / "archive"
+    archive.mkdir()
+    shutil.copy(ROOT / "build_version.py", archive)
+    commit(tmp_path)
 
-    assert build(sources) == "certjob-1.0.0-py3-none-any.whl"
+    assert build_version(archive) == "1.0.0"
