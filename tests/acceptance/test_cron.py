@@ -77,12 +77,9 @@ def test_kubernetes_starts_each_job_once_at_the_time_of_cron(command: str) -> No
     pod = job["template"]["spec"]
     (container,) = pod["containers"]
 
-    assert (JOBS[command]["apiVersion"], JOBS[command]["kind"]) == ("batch/v1", "CronJob")
     assert (spec["schedule"], ZoneInfo(spec["timeZone"]).key) == (ACTIVE[command][0], "Europe/Oslo")
     assert (spec["concurrencyPolicy"], job["backoffLimit"], pod["restartPolicy"]) == ("Forbid", 0, "Never")
-    assert pod["terminationGracePeriodSeconds"] == 30
     assert f"certjob {' '.join(container['args'])}" in commands()
-    assert container["securityContext"]["readOnlyRootFilesystem"]
     assert container["envFrom"] == [{"secretRef": {"name": "certjob"}}]
 
 

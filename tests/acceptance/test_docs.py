@@ -65,8 +65,7 @@ def test_commands_and_options_in_the_documents_exist() -> None:
     assert seen >= {"README.md", "docs/commands.md", "crontab.example"}
 
 
-def test_options_in_the_tables_of_commands_exist() -> None:
-    """Each row of docs/commands.md names options of its own command."""
+def test_commands_page_has_every_command_with_its_own_options() -> None:
     known = commands()
     rows = re.findall(r"^\| `(certjob [a-z -]*[a-z])[^|]*\|(.*)$", TEXTS["docs/commands.md"], re.MULTILINE)
 

@@ -34,21 +34,18 @@ REVOKE_FIRST_AID = "UPDATE certificates SET revoked_at = now() WHERE kind = 'fir
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Night:
-    """What one night does."""
+    """What one night does, after people have changed something.
+
+    A certificate is named by its kind and first year. A mail has its threshold and the last day in it.
+    """
 
     on: str
     people: Sequence[str] = field(default=(), compare=False)
-    """What people change before it."""
     statuses: Mapping[str, str] = field(default_factory=dict)
-    """The new status of each certificate, by its kind and first year."""
     pauses: int = 0
-    """How many pauses certjob opens."""
     resumes: int = 0
-    """How many of its pauses certjob lifts."""
     shown: bool | None = None
-    """The visibility in a push, or None without a push."""
     mails: Sequence[tuple[int | None, str]] = field(default_factory=list)
-    """The threshold and the last day in each reminder."""
 
 
 DIARY = [

@@ -1,4 +1,4 @@
-"""The contents of the wheel, and its installation in a container, with pipx and with uv."""
+"""The contents of the wheel, and its installation in a container."""
 
 import os
 import re
@@ -100,25 +100,3 @@ def test_container_steps_install_certjob_for_a_user_without_rights(dist: Path, w
 
         assert output_of(command, "--version", **as_no_one).startswith("certjob 1.")
         assert output_of(command, "run", **as_no_one) == ""
-
-
-@pytest.mark.registry
-@pytest.mark.parametrize("tool", ["pipx", "uv"])
-def test_wheel_installs_as_a_tool_with_the_locked_versions(dist: Path, tool: str, tmp_path: Path) -> None:
-    """The commands of install.md."""
-    output_of(sys.executable, "-m", "venv", tmp_path / "tool")
-    output_of(tmp_path / "tool/bin/pip", "install", tool)
-    (line,) = re.findall(rf"^ +({tool} .*certjob-\*\.whl.*)$", read("docs/install.md"), re.MULTILINE)
-    folders = {"PIPX_HOME": "pipx", "PIPX_BIN_DIR": "bin", "UV_TOOL_DIR": "uv", "UV_TOOL_BIN_DIR": "bin"}
-    settings = os.environ | {name: str(tmp_path / folder) for name, folder in folders.items()}
-    settings["PATH"] = f"{tmp_path}/tool/bin:{settings['PATH']}"
-    settings["PIPX_DEFAULT_PYTHON"] = settings["UV_PYTHON"] = sys.executable
-
-    output_of("/bin/sh", "-ec", line.replace("dist/", f"{dist}/"), env=settings)
-
-    assert output_of(tmp_path / "bin/certjob", "--version").startswith("certjob 1.")
-    installed = {path.name for path in tmp_path.rglob("*.dist-info") if "tool" not in path.parts}
-    locked = re.findall(r"^(\w+)==([\d.]+) ", read("requirements.lock"), re.MULTILINE)
-    pinned = {f"{name}-{version}.dist-info" for name, version in locked if name in ("httpx", "rich", "typer")}
-    assert len(pinned) == 3
-    assert pinned <= installed

@@ -9,7 +9,6 @@ import pytest
 from certjob import database
 from certjob.cli import entry
 from tests.conftest import Certjob
-from tests.support.bounces import postfix
 from tests.support.command_line import assert_one_line
 from tests.support.facts import TODAY, Facts
 from tests.support.own_server import Cluster
@@ -79,12 +78,3 @@ def test_migrate_asks_for_the_primary(here: Certjob) -> None:
     said = assert_one_line(here("db", "migrate"), code=1, command="certjob db migrate")
 
     assert "the database is read-only; migrate on the primary" in said
-
-
-def test_bounce_is_delivered_again_later(here: Certjob) -> None:
-    """Exit code 75 lets the mail server keep the report."""
-    report = postfix("<certjob-reminder-1-0123abcd@example.org>", "m1@example.org")
-
-    said = assert_one_line(here("bounces", given=report), code=75, command="certjob bounces")
-
-    assert "the report was not saved (ReadOnlySqlTransaction)" in said

@@ -1,7 +1,4 @@
-"""CERTJOB_TIME_ZONE decides which day it is, and the database decides all other times.
-
-freezegun freezes the clock of the whole command, but not the clock of the database.
-"""
+"""CERTJOB_TIME_ZONE decides which day it is. freezegun freezes the clock of the whole command."""
 
 import json
 from collections.abc import Callable
@@ -15,8 +12,6 @@ from freezegun import freeze_time
 
 from tests.support.command_line import run_in_process
 from tests.support.facts import Facts
-from tests.support.portal_answers import error
-from tests.support.portal_server import PortalServer
 
 Night = Callable[..., Any]
 
@@ -61,28 +56,3 @@ def test_certificate_is_in_force_to_the_end_of_its_last_day_in_oslo(
 def test_day_is_that_of_the_configured_time_zone(night: Night) -> None:
     assert night("2026-01-15 23:30", CERTJOB_TIME_ZONE="UTC")["today"] == "2026-01-15"
     assert night("2026-01-15 12:00", CERTJOB_TIME_ZONE="Pacific/Kiritimati")["today"] == "2026-01-16"
-
-
-TIMES = (
-    *("job_runs.started_at", "job_runs.last_seen_at", "job_runs.finished_at", "mentor_pauses.paused_at"),
-    *("certificate_transitions.at", "portal_sync_events.wanted_at", "dynamics_sync_failures.created_at"),
-    *("dynamics_sync_failures.last_failed_at", "cert_notification_log.queued_at", "cert_notification_log.sent_at"),
-)
-
-
-def test_only_the_date_comes_from_the_clock_of_the_machine(night: Night, facts: Facts, portal: PortalServer) -> None:
-    """A night thirty years ahead, with a push that fails and a reminder that is sent."""
-    organisation_id = facts.organisation()
-    facts.certified_mentor(organisation_id, date(2055, 1, 1), member_no="hidden")
-    facts.certified_mentor(organisation_id, date(2056, 3, 1), member_no="reminded")
-    portal.default = error(404, "contact_not_found")
-
-    document = night("2056-02-24 12:00")
-
-    assert document["today"] == "2056-02-24"
-    assert (document["portal"]["blocked"], document["reminders"]["sent"]) == (1, 1)
-    for table, column in (name.split(".") for name in TIMES):
-        rows = facts.rows(f"SELECT DISTINCT {column} BETWEEN now() - interval '1 hour' AND now() FROM {table}")
-        assert rows == [(True,)], (table, column)
-    later = facts.rows("SELECT max(next_attempt_at) < now() + interval '1 day' FROM portal_sync_events")
-    assert later == [(True,)]
