@@ -1,15 +1,12 @@
 """Output and exit code of `certjob load`."""
 
 import json
-import re
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from certjob.facts import roster
-from tests.conftest import Certjob, installed_command
+from tests.conftest import Certjob
 from tests.support.command_line import Finished
 from tests.support.facts import Facts
 
@@ -74,45 +71,33 @@ def test_load_warns_of_an_implausible_date_with_exit_code_0(load: Load, facts: F
 
 
 def test_load_says_how_many_mentors_the_next_run_will_pause(load: Load, facts: Facts) -> None:
-    """82 valid certificates are moved into the past. A dry run says so before it happens."""
-    valid = [GOOD.format(number) for number in range(90)]
+    """21 valid certificates are moved into the past. A dry run says so before it happens."""
+    valid = [GOOD.format(number) for number in range(25)]
     load(HEADER + "".join(valid))
     facts.connection.execute("UPDATE mentors SET review_on = '2036-02-02'")
-    moved = "".join(line.replace("2036", "2025") if number < 82 else line for number, line in enumerate(valid))
-    ends = "SELECT count(*) FROM certificates WHERE expires_on = '2025-02-01'"
+    moved = HEADER + "".join(valid[:21]).replace("2036", "2025") + "".join(valid[21:])
+    said = "the next run will pause 21 of this file's mentors and bring back 0, unless a guard holds these changes"
 
-    said = "the next run will pause 82 of this file's mentors and bring back 0, unless a guard holds these changes"
-    tried = load(HEADER + moved, "--dry-run")
-    assert tried.stderr.splitlines() == [
-        f"certjob load: {said}",
-        "certjob load: --dry-run: nothing was loaded",
-    ]
-    assert tried.stdout.splitlines() == ["rows\t90", "certificates changed\t82"]
-    assert (tried.returncode, facts.rows(ends)) == (0, [(0,)])
+    tried = load(moved, "--dry-run")
+    unchanged = facts.rows("SELECT count(*) FROM certificates WHERE expires_on = '2025-02-01'")
+    done = load(moved)
 
-    done = load(HEADER + moved)
-    assert done.stderr == f"certjob load: {said}\n"
-    assert (done.returncode, facts.rows(ends)) == (0, [(82,)])
+    assert tried.stderr == f"certjob load: {said}\ncertjob load: --dry-run: nothing was loaded\n"
+    assert tried.stdout.splitlines() == ["rows\t25", "certificates changed\t21"]
+    assert (tried.returncode, unchanged) == (0, [(0,)])
+    assert (done.returncode, done.stderr) == (0, f"certjob load: {said}\n")
 
 
-def test_load_reads_standard_input(load: Load, facts: Facts, environment: dict[str, str]) -> None:
-    command = [str(installed_command()), "load", "-"]
-    result = subprocess.run(command, input=(HEADER + GOOD.format(1)).encode(), env=environment, check=False)
+def test_load_reads_standard_input(load: Load, here: Certjob, facts: Facts) -> None:
+    result = here("load", "-", given=(HEADER + GOOD.format(1)).encode())
 
     assert result.returncode == 0
     assert facts.rows("SELECT member_no FROM mentors") == [("M1",)]
 
 
-def test_load_refuses_a_file_that_cannot_be_read(load: Load, here: Certjob, tmp_path: Path) -> None:
-    (tmp_path / "folder").mkdir()
-    for path, reason in (("no-such.csv", "No such file or directory"), ("folder", "Is a directory")):
-        result = here("load", path)
+@pytest.mark.parametrize(("path", "reason"), [("no-such.csv", "No such file or directory"), (".", "Is a directory")])
+def test_load_refuses_a_file_that_cannot_be_read(load: Load, here: Certjob, path: str, reason: str) -> None:
+    result = here("load", path)
 
-        assert result.stderr == f"certjob load: {path} cannot be read ({reason}); check the path and its permissions\n"
-        assert result.returncode == 2
-
-
-def test_load_help_names_every_column(here: Certjob) -> None:
-    help_text = here("load", "--help").stdout
-
-    assert set(roster.COLUMNS) <= set(re.findall(r"\w+", help_text))
+    assert result.stderr == f"certjob load: {path} cannot be read ({reason}); check the path and its permissions\n"
+    assert result.returncode == 2

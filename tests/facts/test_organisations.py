@@ -14,7 +14,6 @@ from certjob.facts import organisations
 from certjob.facts.organisations import (
     Coordinator,
     OrganisationChange,
-    OrganisationDetails,
     read_coordinator,
     read_organisation_details,
     read_thresholds,
@@ -42,34 +41,25 @@ def coordinate(facts: Facts, *people: str, slug: str = "hlf") -> list[tuple[obje
 
 def test_set_changes_only_the_given_values(facts: Facts) -> None:
     """`none` and an empty text remove a value. Mentors who have left are not counted."""
-    texts: dict[str, Any] = {"contact_email": "kontakt@hlf.example", "contact_phone": "+47 22" + 44 * "9"}
-    texts |= {"renewal_url": "https://hlf.example/fornye", "sender": "HLF Likeperson <likeperson@hlf.example>"}
-    people = [f"{USER} Kari <kari@hlf.example> nn", "per@hlf.example"]
-    rules: dict[str, Any] = {"portal": "dynamics", "thresholds": "90,7", "optional_kinds": ["kurs", "førstehjelp"]}
-    change(facts, name="Hørselshemmedes Landsforbund", coordinators=people, **rules, **texts)
+    given: dict[str, Any] = {"name": "Hørselshemmedes Landsforbund", "contact_phone": "+47 22" + 44 * "9"}
+    given |= {"contact_email": "kontakt@hlf.example", "renewal_url": "https://hlf.example/fornye"}
+    given |= {"sender": "HLF Likeperson <likeperson@hlf.example>", "portal": "dynamics"}
+    change(facts, coordinators=["per@hlf.example"], thresholds="90,7", optional_kinds=["kurs", "førstehjelp"], **given)
     facts.connection.execute(
         "INSERT INTO mentors (organisation_id, member_no, left_at)"
         " SELECT id, no, left_at FROM organisations, (VALUES ('M1', NULL), ('M2', now())) AS m (no, left_at)"
     )
 
     (shown,) = read_organisation_details(facts.connection, "hlf")
-    assert read_organisation_details(facts.connection) == [shown]
-    assert [replace(person, id=None) for person in shown.coordinators] == [
-        Coordinator(id=None, full_name="Kari", email="kari@hlf.example", locale="nn"),
-        Coordinator(id=None, full_name=None, email="per@hlf.example", locale="nb"),
-    ]
-    rules |= {"thresholds": [90, 7], "optional_kinds": ["førstehjelp", "kurs"]}
-    expected: dict[str, Any] = {"slug": "hlf", "name": "Hørselshemmedes Landsforbund", "mentors": 1} | rules | texts
-    assert replace(shown, coordinators=()) == OrganisationDetails(id=shown.id, **expected)
-    with pytest.raises(ConfigurationError, match="no organisation 'lhl'; see"):
-        read_organisation_details(facts.connection, "lhl")
-
     removed: dict[str, Any] = {"thresholds": "", "optional_kinds": ["none"], "contact_phone": "", "sender": ""}
-    assert change(facts, name="HLF Norge", portal="none", **removed) == OrganisationChange(
-        created=False, changed=True, open_hides=0
-    )
+    changed = change(facts, name="HLF Norge", portal="none", **removed)
     (after,) = read_organisation_details(facts.connection)
-    lists: dict[str, Any] = {"thresholds": [], "optional_kinds": []}
+
+    lists: dict[str, Any] = {"thresholds": [90, 7], "optional_kinds": ["førstehjelp", "kurs"]}
+    assert shown == replace(shown, slug="hlf", mentors=1, **given, **lists)
+    assert [person.email for person in shown.coordinators] == ["per@hlf.example"]
+    assert changed == OrganisationChange(created=False, changed=True, open_hides=0)
+    lists = {"thresholds": [], "optional_kinds": []}
     assert after == replace(shown, name="HLF Norge", contact_phone=None, sender=None, portal=None, **lists)
 
 
@@ -96,11 +86,12 @@ def test_coordinator_is_found_by_mail_in_any_case(facts: Facts) -> None:
     ((own_id, *_),) = coordinate(facts, "Kari <kari@hlf.example>")
     digest = "INSERT INTO coordinator_digests (coordinator_id, digest_on) VALUES (%s, '2026-03-10')"
     facts.connection.execute(digest, (own_id,))
-    coordinate(facts, "Kari.Nordmann <KARI@hlf.example> nn")
-    assert coordinate(facts, "kari@HLF.example") == [(own_id, "Kari.Nordmann", "kari@HLF.example", "nn")]
 
-    with_id = [(USER, "Kari.Nordmann", "Kari@hlf.example", "nn")]
-    assert coordinate(facts, f"[{USER}] <Kari@hlf.example>") == with_id
+    renamed = coordinate(facts, "Kari.Nordmann <KARI@hlf.example> nn")
+    with_id = coordinate(facts, f"[{USER}] <Kari@hlf.example>")
+
+    assert renamed == [(own_id, "Kari.Nordmann", "KARI@hlf.example", "nn")]
+    assert with_id == [(USER, "Kari.Nordmann", "Kari@hlf.example", "nn")]
     assert facts.rows("SELECT coordinator_id FROM coordinator_digests") == [(USER,)]
 
 
@@ -109,7 +100,6 @@ def test_coordinator_with_a_new_mail_stays_one_row(facts: Facts) -> None:
     coordinate(facts, f"{USER} Kari <kari@hlf.example> nn", "new@hlf.example")
 
     assert coordinate(facts, f"{USER} <new@hlf.example> en") == [(USER, "Kari", "new@hlf.example", "en")]
-    assert not change(facts, coordinators=[f"{USER} <new@hlf.example>"]).changed
 
 
 def test_user_id_coordinates_one_organisation(facts: Facts) -> None:
@@ -120,24 +110,21 @@ def test_user_id_coordinates_one_organisation(facts: Facts) -> None:
     with pytest.raises(ConfigurationError, match="already coordinates another organisation"):
         change(facts, "lhl", name="Changed", coordinators=[f"{USER} Kari <kari@lhl.example>"])
 
-    assert [row[1:] for row in both] == [("Kari", "kari@hlf.example", "nb")] * 2
+    assert [row[2] for row in both] == ["kari@hlf.example"] * 2
     assert facts.rows("SELECT name FROM organisations WHERE slug = 'lhl'") == [("LHL",)]
 
 
 @pytest.mark.parametrize("text", ["KARI@hlf.example", str(USER).upper()])
 def test_coordinator_is_removed_by_mail_or_user_id(facts: Facts, text: str) -> None:
     """Coordinators of other organisations stay. The digests are deleted."""
-    for slug in ("hlf", "lhl"):
-        coordinate(facts, "Ola <ola@hlf.example>", "kari@hlf.example", slug=slug)
-    coordinate(facts, f"{USER} <kari@hlf.example>")
+    coordinate(facts, "kari@hlf.example", slug="lhl")
+    coordinate(facts, "ola@hlf.example", f"{USER} <kari@hlf.example>")
     digest = "INSERT INTO coordinator_digests (coordinator_id, digest_on) VALUES (%s, '2026-03-10')"
     facts.connection.execute(digest, (USER,))
 
     assert change(facts, remove_coordinators=[text]).changed
 
-    shown = read_organisation_details(facts.connection)
-    people = [[person.email for person in row.coordinators] for row in shown]
-    assert people == [["ola@hlf.example"], ["kari@hlf.example", "ola@hlf.example"]]
+    assert facts.rows("SELECT email FROM coordinators ORDER BY 1") == [("kari@hlf.example",), ("ola@hlf.example",)]
     assert facts.rows("SELECT FROM coordinator_digests") == []
 
 
@@ -146,56 +133,49 @@ def test_coordinator_is_read_as_a_mail_program_writes_one() -> None:
     mail = "kari@hlf.example"
     for text, id_, name in (
         (f'"Nordmann, Kari" <{mail}>', None, "Nordmann, Kari"),
-        (f"<{mail}>", None, None),
         (f"{USER} {mail}", USER, None),
         (f"[{str(USER).upper()}]  Kari  N <{mail}>", USER, "Kari N"),
     ):
         assert read_coordinator(text) == Coordinator(id=id_, full_name=name, email=mail)
-    for text in ("", "Kari", "<>", "Kari <kari>", "Kari <k@h.example> <p@h.example>", f"{USER}", "k@h.example x"):
+    for text in ("Kari", "Kari <kari>", "Kari <k@h.example> <p@h.example>", f"{USER}"):
         with pytest.raises(ValueError, match="not "):
             read_coordinator(text)
 
 
 INVALID: dict[str, dict[str, Any]] = {
-    "slug has only a-z, 0-9, - and _": {"slug": "HLF"},
-    "at most 63 of them": {"slug": "x" * 64},
+    "slug has only a-z, 0-9, - and _, and at most 63 of them": {"slug": "HLF"},
     "--name: empty; nothing was changed": {"name": " "},
     "--name: has a control character": {"name": "H\x1bLF"},
-    "--name: longer than 200 characters": {"name": "x" * 201},
-    "--optional-kind: empty": {"optional_kinds": ["none", "kurs", ""]},
     "--optional-kind: has a control character or an invisible one": {"optional_kinds": ["like\u00adperson"]},
-    "--contact-email: not a valid e-mail address": {"contact_email": "kontakt"},
     "--contact-phone: longer than 50 characters": {"contact_phone": "1" * 51},
     "--renewal-url: not a web address such as https://": {"renewal_url": "javascript:alert(1)"},
     "--sender: not an address, or a name and <address>": {"sender": "LHL"},
-    "--sender: not an address": {"sender": "Kåre <kåre@lhl.example>"},
     "--thresholds: not a list of at most 50 days": {"thresholds": "60;30"},
     "organisation hlf has no coordinator with this address": {"remove_coordinators": ["per@hlf.example"]},
     "--coordinator: not a valid e-mail address": {"coordinators": ["Kari"]},
-    "--coordinator: has a control character": {"coordinators": ["Kari\x07 <kari@hlf.example>"]},
 }
 
 
-@pytest.mark.parametrize(("message", "values"), INVALID.items(), ids=INVALID)
-def test_invalid_value_is_refused_and_no_row_written(facts: Facts, message: str, values: dict[str, Any]) -> None:
-    with pytest.raises(ConfigurationError) as refusal:
-        change(facts, **values)
+def test_invalid_value_is_refused_and_no_row_written(facts: Facts) -> None:
+    """The error names the option."""
+    for message, values in INVALID.items():
+        with pytest.raises(ConfigurationError) as refusal:
+            change(facts, **values)
 
-    assert message in str(refusal.value)
-    assert (refusal.value.exit_code, facts.rows("SELECT FROM organisations")) == (2, [])
+        assert message in str(refusal.value)
+        assert refusal.value.exit_code == 2
+    assert facts.rows("SELECT FROM organisations") == []
 
 
 def test_thresholds_are_read_in_any_order() -> None:
     """They are sorted in descending order, without duplicates."""
     most = ",".join(map(str, range(50)))
-    for text, thresholds in (
-        ("7 , 30,+7, -1", [30, 7, -1]),
-        ("3650,-3650", [3650, -3650]),
-        ("None", []),
-        (most, list(range(49, -1, -1))),
-    ):
-        assert read_thresholds(text) == thresholds
-    for text in (f"{most},50", "sixty", "60;30", "60,,30", "60,", "1.5", "3651", "-3651", "60 30", "٣٠"):
+
+    assert read_thresholds("7 , 30,+7, -1") == [30, 7, -1]
+    assert read_thresholds("3650,-3650") == [3650, -3650]
+    assert read_thresholds("None") == []
+    assert len(read_thresholds(most)) == 50
+    for text in (f"{most},50", "60;30", "60,", "1.5", "3651", "-3651"):
         with pytest.raises(ValueError, match="not a list of at most 50 days"):
             read_thresholds(text)
 

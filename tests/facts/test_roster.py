@@ -58,24 +58,13 @@ def test_roster_accepts_the_usual_forms_of_csv(content: str) -> None:
     assert (found.rows, found.skipped, found.problems) == (1, 0, [])
 
 
-def test_roster_reads_every_column() -> None:
+def test_name_and_contact_id_are_read_in_any_form() -> None:
     """A line break in a name becomes a space; Dynamics writes UUIDs in braces and capitals."""
-    change = {
-        "full_name": '"Kåre\nØdega\u030ard"',
-        "locale": "NN",
-        "dynamics_contact_id": f"{{{str(CONTACT).upper()}}}",
-    }
-    found = read(rows(change | {"revoked_on": "1.3.2025", "left_on": "2026-11-26"}))
+    contact = f"{{{str(CONTACT).upper()}}}"
+    found = read(rows({"full_name": '"Kåre\nØdega\u030ard"', "dynamics_contact_id": contact, "locale": "NN"}))
 
     mentor = found.mentors[HLF, "M1"]
-    assert {name: mentor[name] for name in roster.MENTOR} == {
-        "full_name": "Kåre Ødegård",
-        "email": "kari@example.org",
-        "locale": "nn",
-        "dynamics_contact_id": CONTACT,
-        "left_on": TODAY,
-    }
-    assert list(found.certificates.values()) == [(date(2026, 2, 1), date(2025, 3, 1))]
+    assert (mentor["full_name"], mentor["dynamics_contact_id"], mentor["locale"]) == ("Kåre Ødegård", CONTACT, "nn")
 
 
 @pytest.mark.parametrize(
@@ -84,15 +73,11 @@ def test_roster_reads_every_column() -> None:
         ({"organisation": "lhl"}, "organisation", "no such organisation; create it with `certjob organisation set`"),
         ({"member_no": " "}, "member_no", "empty"),
         ({"member_no": "M" * 101}, "member_no", "longer than 100 characters"),
-        ({"kind": ""}, "kind", "empty"),
         ({"expires_on": "2026-02-30"}, "expires_on", NO_DATE),
-        ({"expires_on": "2026-2-3"}, "expires_on", NO_DATE),
         ({"expires_on": "01.02.26"}, "expires_on", NO_DATE),
         ({"expires_on": "infinity"}, "expires_on", NO_DATE),
-        ({"expires_on": "٢٠٢٥-01-01"}, "expires_on", NO_DATE),
         ({"expires_on": "2024-01-31"}, "expires_on", "ends before it begins"),
         ({"full_name": "Kari\u202etxt"}, "full_name", INVISIBLE),
-        ({"full_name": "K" * 201}, "full_name", "longer than 200 characters"),
         ({"email": "a..b@example.org"}, "email", "not a valid e-mail address"),
         ({"locale": "Kari"}, "locale", "not one of nb, nn, en"),
         ({"dynamics_contact_id": "4711"}, "dynamics_contact_id", "not a contact ID (a UUID)"),
@@ -101,7 +86,6 @@ def test_roster_reads_every_column() -> None:
         ({"left_on": "2026-11-27"}, "left_on", IN_FUTURE),
         ({"left_on": ",more"}, "line", "12 cells where the first line has 11"),
         ({"full_name": '"Kari" N'}, "line", BAD_QUOTE),
-        ({"full_name": '"Kari'}, "line", BAD_QUOTE),
     ],
 )
 def test_bad_row_is_named_by_line_and_column(changes: dict[str, str], column: str, reason: str) -> None:
@@ -112,44 +96,31 @@ def test_bad_row_is_named_by_line_and_column(changes: dict[str, str], column: st
     assert (numbers(found), found.rows, found.skipped) == (["M0", "M9"], 3, 1)
 
 
-INVISIBLE_CHARACTERS = (
-    "\u00ad\u034f\u061c\u115f\u17b4\u180e\u200b\u200c\u200d\u200e\u200f\u202a\u2028\u2060\u2061"
-    "\u2064\u206a\u2800\u3164\ufe0f\ufeff\uffa0\U000e0001\U000e0061\U000e0100\U0001d173\u0009\u000a\u001f\u007f\u0085"
-)
-
-
-@pytest.mark.parametrize("column", ["member_no", "kind"])
-@pytest.mark.parametrize("character", INVISIBLE_CHARACTERS, ids=ascii)
-def test_key_with_an_invisible_character_is_rejected(column: str, character: str) -> None:
-    """It would be another mentor or another kind, and the renewed certificate would count for no one."""
-    found = read(rows({column: f'"M{character}1"'}))
-
-    assert [(problem.line, problem.column, problem.reason) for problem in found.problems] == [(2, column, INVISIBLE)]
-
-
-@pytest.mark.parametrize("space", ["\u00a0", "\u2003", "\u3000", "  ", " \u202f"])
-def test_every_kind_of_space_in_a_key_is_a_space(space: str) -> None:
-    found = read(rows({"member_no": f"{space}M{space}1{space}", "kind": f"like{space}person", "organisation": "HLF "}))
-
-    assert [key for key, *_ in found.certificates] == [(HLF, "M 1")]
-    assert [kind for _, kind, _ in found.certificates] == ["like person"]
-
-
-def test_key_in_composed_and_decomposed_letters_is_one_key() -> None:
-    found = read(rows({"member_no": "M\u00e5"}, {"member_no": "Ma\u030a"}))
-
-    assert numbers(found) == ["M\u00e5"]
-
-
 def test_all_problems_of_a_row_are_reported_at_once() -> None:
     found = read(rows({"member_no": "", "issued_on": "soon", "email": "kari"}))
 
     assert [problem.column for problem in found.problems] == ["member_no", "issued_on", "email"]
 
 
-@pytest.mark.parametrize(
-    "bad", [{"email": "kari"}, {"kind": ""}, {"left_on": ",more"}], ids=["mentor", "certificate", "line"]
-)
+@pytest.mark.parametrize("character", ["\u200b", "\u00ad", "\u3164", "\ufe0f"], ids=ascii)
+def test_key_with_an_invisible_character_is_rejected(character: str) -> None:
+    """It would be another mentor or another kind, and the renewed certificate would count for no one."""
+    found = read(rows({"member_no": f"M{character}1"}, {"kind": f"likeperson{character}"}))
+
+    assert [(problem.column, problem.reason) for problem in found.problems] == [
+        ("member_no", INVISIBLE),
+        ("kind", INVISIBLE),
+    ]
+
+
+def test_key_is_the_same_in_other_spaces_and_letters() -> None:
+    """Word processors write other spaces, and macOS decomposes letters."""
+    found = read(rows({"member_no": "M\u00e5 1"}, {"member_no": "\u00a0Ma\u030a\u2003 1"}))
+
+    assert numbers(found) == ["M\u00e5 1"]
+
+
+@pytest.mark.parametrize("bad", [{"email": "kari"}, {"left_on": ",more"}], ids=["bad cell", "bad line"])
 def test_mentor_with_a_bad_line_is_skipped_whole(bad: dict[str, str]) -> None:
     """Otherwise the old certificate would be loaded without its renewal."""
     found = read(rows({"issued_on": "2022-02-01"}, {"member_no": "M2"}, bad, {"kind": "kurs"}))
@@ -217,8 +188,7 @@ def test_stray_quote_costs_its_own_line_only() -> None:
         (b"organisation,member_no,email,revoked_on", "does not name the column kind, issued_on, expires_on"),
         (b"M0,kari@example.org", "does not name the column"),
         (f"{REQUIRED},KIND".encode(), "the first line names the column kind twice; remove one of them"),
-        (b"PK\x03\x04\x14\x00", "line 1 is not text in UTF-8; save the file as 'CSV UTF-8' and load it again"),
-        (REQUIRED.encode("utf-16"), "line 1 is not text in UTF-8"),
+        (REQUIRED.encode("utf-16"), "line 1 is not text in UTF-8; save the file as 'CSV UTF-8' and load it again"),
         (b"\xef\xbb\xbfmember_no,kind\r\nM1,a\r\nM2,K\xe5re\r\n", "line 3 is not text in UTF-8"),
         (b"member_no,kind\rM1,\x00\r", "line 2 is not text in UTF-8"),
     ],
@@ -241,13 +211,12 @@ def test_file_beyond_the_size_limit_is_refused(monkeypatch: pytest.MonkeyPatch) 
 PIECES = st.one_of(
     st.binary(max_size=40),
     st.text(st.sampled_from('a",;\t\r\n '), max_size=200).map(str.encode),
-    st.sampled_from([HEADER.encode() + b"\n", ROW.encode() + b"\n", b'"', b"\r", b"\0", b"\xef\xbb\xbf", b"\xff"]),
-    st.sampled_from([b"=1+1", b"\x1b[2J", b"9" * 5000, b"-infinity", b"2024-02-30", b"hlf", "Å".encode()]),
+    st.sampled_from([HEADER.encode() + b"\n", ROW.encode() + b"\n", b'"', b"\r", b"\0", b"\xff", b"9" * 5000]),
 )
 
 
 @given(pieces=st.lists(PIECES, max_size=30), begins_well=st.booleans())
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 def test_roster_survives_any_bytes(pieces: list[bytes], begins_well: bool) -> None:
     """Every row is read or has a problem; otherwise the file is refused."""
     try:
