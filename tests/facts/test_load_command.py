@@ -55,9 +55,8 @@ def test_load_json_has_the_numbers_and_the_problems(load: Load) -> None:
     document = json.loads(result.stdout)
     reason = "not a date such as 2026-12-31 or 31.12.2026"
     assert document["problems"] == [{"line": 3, "column": "issued_on", "reason": reason, "is_warning": False}]
-    numbers = ("rows", "skipped", "mentors_added", "mentors_changed", "certificates_added", "certificates_changed")
-    assert [document[name] for name in numbers] == [2, 1, 1, 0, 1, 0]
-    assert (document["outcome"], document["dry_run"]) == ("attention", False)
+    assert (document["outcome"], document["rows"], document["skipped"]) == ("attention", 2, 1)
+    assert (document["mentors_added"], document["certificates_added"]) == (1, 1)
 
 
 def test_load_warns_of_an_implausible_date_with_exit_code_0(load: Load, facts: Facts) -> None:
@@ -70,22 +69,19 @@ def test_load_warns_of_an_implausible_date_with_exit_code_0(load: Load, facts: F
     assert facts.rows("SELECT expires_on::text FROM certificates") == [("2206-02-01",)]
 
 
-def test_load_says_how_many_mentors_the_next_run_will_pause(load: Load, facts: Facts) -> None:
-    """21 valid certificates are moved into the past. A dry run says so before it happens."""
-    valid = [GOOD.format(number) for number in range(25)]
-    load(HEADER + "".join(valid))
+def test_dry_run_says_how_many_mentors_the_next_run_would_pause(load: Load, facts: Facts) -> None:
+    """21 valid certificates are moved into the past."""
+    valid = "".join(GOOD.format(number) for number in range(21))
+    load(HEADER + valid)
     facts.connection.execute("UPDATE mentors SET review_on = '2036-02-02'")
-    moved = HEADER + "".join(valid[:21]).replace("2036", "2025") + "".join(valid[21:])
+
+    result = load(HEADER + valid.replace("2036", "2025"), "--dry-run")
+
     said = "the next run will pause 21 of this file's mentors and bring back 0, unless a guard holds these changes"
-
-    tried = load(moved, "--dry-run")
-    unchanged = facts.rows("SELECT count(*) FROM certificates WHERE expires_on = '2025-02-01'")
-    done = load(moved)
-
-    assert tried.stderr == f"certjob load: {said}\ncertjob load: --dry-run: nothing was loaded\n"
-    assert tried.stdout.splitlines() == ["rows\t25", "certificates changed\t21"]
-    assert (tried.returncode, unchanged) == (0, [(0,)])
-    assert (done.returncode, done.stderr) == (0, f"certjob load: {said}\n")
+    assert result.stderr == f"certjob load: {said}\ncertjob load: --dry-run: nothing was loaded\n"
+    assert result.stdout.splitlines() == ["rows\t21", "certificates changed\t21"]
+    assert result.returncode == 0
+    assert facts.rows("SELECT FROM certificates WHERE expires_on = '2025-02-01'") == []
 
 
 def test_load_reads_standard_input(load: Load, here: Certjob, facts: Facts) -> None:
