@@ -90,18 +90,6 @@ def test_unknown_names_are_printed(here: Certjob, facts: Facts) -> None:
     assert_one_line(latin_1, "UTF-8", code=2)
 
 
-def test_ambiguous_mentor_has_its_candidates(here: Certjob, facts: Facts) -> None:
-    """By number and organisation, without names. --organisation selects one."""
-    facts.mentor(facts.organisation(), member_no="M1")
-    facts.mentor(facts.organisation("nhf", portal=None), member_no="M1")
-
-    line = assert_one_line(here("resync", "M1"), "M1 of hlf", "M1 of nhf", code=2, command="certjob resync")
-    found = here("resync", "M1", "--organisation", "nhf")
-
-    assert "Nordmann" not in line
-    assert (found.returncode, found.stdout.splitlines()[1]) == (0, "after:  M1: no certificate; not paused; no portal")
-
-
 def test_missing_setting_is_named_only_if_it_is_needed(here: Certjob, facts: Facts) -> None:
     """Each stage has one line while something waits for it."""
     unset = {"CERTJOB_PORTAL_URL": "", "CERTJOB_NOTIFY_URL": ""}

@@ -1,17 +1,14 @@
 """Logs: warnings only unless -v is given, in text or JSON, with ids and without people."""
 
 import json
-import logging
 import re
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 import pytest
 
 from certjob import __version__
-from certjob.cli.terminal.logs import JsonFormatter
 from tests.cli.conftest import LONG_AGO, SOON
 from tests.conftest import Certjob
 from tests.support.command_line import SECRET, Finished, on_terminal, today, without_escapes
@@ -97,17 +94,8 @@ def test_reason_of_an_exit_code_is_one_json_line(
     assert found == (exit_code, event, level, "certjob run", True)
 
 
-def test_json_log_accepts_any_value() -> None:
-    """Bytes, paths and other objects become texts. Without a name, the event is "log"."""
-    record = logging.makeLogRecord({"msg": "odd", "thing": object(), "bytes": b"\xff", "path": Path("/dev/null")})
-
-    line = json.loads(JsonFormatter(run_id=UUID(int=7)).format(record))
-
-    assert (line["event"], line["path"], line["run_id"]) == ("log", "/dev/null", str(UUID(int=7)))
-
-
 def test_terminal_shows_progress_and_totals(environment: dict[str, str], facts: Facts, tmp_path: Path) -> None:
-    """With -v or JSON logs, there is no progress bar; with -q, no output."""
+    """With -v, the steps are lines of the log; with -q, there is no output."""
     facts.certified_mentor(facts.organisation(), LONG_AGO)
 
     def shown(*command: str) -> str:

@@ -66,19 +66,6 @@ def test_signal_ends_a_connection_attempt_at_once(start: Start, number: signal.S
     assert_one_line(result, f"stopped by {number.name}", code=1)
 
 
-def test_signal_ends_a_command_that_waits_for_a_lock(
-    start: Start, facts: Facts, app: psycopg.Connection[tuple[object, ...]]
-) -> None:
-    """The command has only read."""
-    app.execute("LOCK TABLE mentors, migrations")
-
-    with start("alerts") as child:
-        until_sessions(facts.connection, "wait_event_type = 'Lock'")
-        result = child.stop_within(AT_ONCE_SECONDS)
-
-    assert_one_line(result, "stopped by SIGTERM", code=1, command="certjob alerts")
-
-
 def test_signal_ends_a_migration_that_waits_for_another(
     start: Start, facts: Facts, app: psycopg.Connection[tuple[object, ...]]
 ) -> None:

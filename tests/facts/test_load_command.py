@@ -1,6 +1,5 @@
 """Output and exit code of `certjob load`."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -47,16 +46,6 @@ def test_load_names_every_problem_and_loads_the_other_mentors(load: Load, facts:
     ]
     assert (result.returncode, result.stdout) == (3, "")
     assert facts.rows("SELECT member_no FROM mentors") == [("M1",)]
-
-
-def test_load_json_has_the_numbers_and_the_problems(load: Load) -> None:
-    result = load(HEADER + GOOD.format(1) + GOOD.format(2).replace("2024-02-01", "soon"), "--json")
-
-    document = json.loads(result.stdout)
-    reason = "not a date such as 2026-12-31 or 31.12.2026"
-    assert document["problems"] == [{"line": 3, "column": "issued_on", "reason": reason, "is_warning": False}]
-    assert (document["outcome"], document["rows"], document["skipped"]) == ("attention", 2, 1)
-    assert (document["mentors_added"], document["certificates_added"]) == (1, 1)
 
 
 def test_load_warns_of_an_implausible_date_with_exit_code_0(load: Load, facts: Facts) -> None:

@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from certjob.errors import InputError
-from certjob.facts import roster
 from certjob.facts.roster import Roster, read_roster
 
 HLF = UUID("5f0c1f9e-9d0b-4f0f-9a55-0d9c3b6f8a21")
@@ -59,11 +58,10 @@ def test_roster_accepts_the_usual_forms_of_csv(content: str) -> None:
 
 def test_name_and_contact_id_are_read_in_any_form() -> None:
     """A line break in a name becomes a space; Dynamics writes UUIDs in braces and capitals."""
-    contact = f"{{{str(CONTACT).upper()}}}"
-    found = read(rows({"full_name": '"Kåre\nØdega\u030ard"', "dynamics_contact_id": contact, "locale": "NN"}))
+    found = read(rows({"full_name": '"Kåre\nNordmann"', "dynamics_contact_id": f"{{{str(CONTACT).upper()}}}"}))
 
     mentor = found.mentors[HLF, "M1"]
-    assert (mentor["full_name"], mentor["dynamics_contact_id"], mentor["locale"]) == ("Kåre Ødegård", CONTACT, "nn")
+    assert (mentor["full_name"], mentor["dynamics_contact_id"]) == ("Kåre Nordmann", CONTACT)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +76,6 @@ def test_name_and_contact_id_are_read_in_any_form() -> None:
         ({"full_name": "Kari\u202etxt"}, "full_name", INVISIBLE),
         ({"email": "a..b@example.org"}, "email", "not a valid e-mail address"),
         ({"locale": "Kari"}, "locale", "not one of nb, nn, en"),
-        ({"dynamics_contact_id": "4711"}, "dynamics_contact_id", "not a contact ID (a UUID)"),
         ({"dynamics_contact_id": str(UUID(int=0))}, "dynamics_contact_id", "not a contact ID (a UUID)"),
         ({"revoked_on": "2026-11-27"}, "revoked_on", IN_FUTURE),
         ({"left_on": "2026-11-27"}, "left_on", IN_FUTURE),
@@ -174,7 +171,6 @@ def test_stray_quote_costs_its_own_line_only() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "the first line does not name the column organisation, member_no"),
         (b"organisation,member_no,email,revoked_on", "does not name the column kind, issued_on, expires_on"),
         (b"M0,kari@example.org", "does not name the column"),
         (f"{REQUIRED},KIND".encode(), "the first line names the column kind twice; remove one of them"),
@@ -190,12 +186,6 @@ def test_file_that_cannot_be_read_is_refused(content: bytes, message: str) -> No
 
     assert message in str(refusal.value)
     assert "kari" not in str(refusal.value)
-
-
-def test_file_beyond_the_size_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(roster, "SIZE_LIMIT", 100)
-    with pytest.raises(InputError, match="the file is larger than 100 bytes; load it in parts"):
-        read(rows({}))
 
 
 PIECES = st.one_of(
