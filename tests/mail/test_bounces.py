@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Callable
 
 import pytest
 
@@ -19,9 +18,6 @@ KARI, BERIT = "kari@example.org", "berit@example.org"
 ROWS = "SELECT status, failure_code, claim_token FROM cert_notification_log ORDER BY id"
 WHOLE = "SELECT l::text FROM cert_notification_log AS l UNION ALL SELECT d::text FROM coordinator_digests AS d"
 BOUNCED = [("failed", "wrong_address", None)]
-
-Write = Callable[[str, str], bytes]
-"""Writes a report about a Message-ID and an address."""
 
 
 def one(nights: Nights, kind: str, number: int = 0) -> OutgoingMessage:
@@ -42,44 +38,51 @@ def sent(nights: Nights) -> str:
     return id_of(one(nights, "reminder"))
 
 
-@pytest.mark.parametrize("write", [postfix, exim, microsoft_365])
-def test_returned_reminder_fails_until_the_address_is_corrected(nights: Nights, sent: str, write: Write) -> None:
+def test_returned_reminder_fails_until_the_address_is_corrected(nights: Nights, sent: str) -> None:
     """Operators read the server's words without the address. A report about the old address changes nothing."""
-    assert take_report(nights.connection, write(sent, KARI)) is Verdict.BOUNCED
+    assert take_report(nights.connection, postfix(sent, KARI)) is Verdict.BOUNCED
 
     assert nights.rows(ROWS) == BOUNCED
     (alert,) = read_alerts(nights.connection, today=TODAY)
-    assert str(alert.error).startswith("the mail came back (5.")
-    assert (" 550 5.1.1" in str(alert.error), "kari" in str(alert.error)) == (True, False)
+    assert str(alert.error).startswith("the mail came back (5.1.1 550 5.1.1")
+    assert "kari" not in str(alert.error)
     assert "postadressen er feil eller kan ikke brukes." in one(nights, "digest", 1).text
     nights.execute("UPDATE mentors SET email = 'kari.n@example.org'")
     again = one(nights, "reminder", 2)
     assert (again.to, id_of(again), again.repeat) == ("kari.n@example.org", sent, False)
-    assert take_report(nights.connection, write(sent, KARI)) is Verdict.NOT_OURS
+    assert take_report(nights.connection, postfix(sent, KARI)) is Verdict.NOT_OURS
     assert nights.rows(ROWS) == [("sent", None, None)]
 
 
+def test_report_of_each_mail_server_is_read(nights: Nights, sent: str) -> None:
+    """RFC 6533 has other content types for any letters, and servers return only the headers of a large mail."""
+    nights.execute("UPDATE mentors SET email = 'kåre@blåkors.example'")
+    in_dns = "Kåre@XN--blkors-jua.example"
+    headers = postfix(sent, in_dns, returned="text/rfc822-headers")
+    for report in (exim(sent, in_dns), microsoft_365(sent, in_dns), headers, in_utf8(sent, "kåre@blåkors.example")):
+        nights.execute("UPDATE cert_notification_log SET status = 'sent'")
+        assert take_report(nights.connection, report) is Verdict.BOUNCED
+
+
 @pytest.mark.parametrize(
-    ("change", "verdict"),
+    ("state", "is_bounced"),
     [
-        ("'pending', maybe_sent = true", Verdict.BOUNCED),
-        ("'pending', claim_token = gen_random_uuid()", Verdict.BOUNCED),  # the report came before the settle
-        ("'cancelled'", Verdict.NOT_OURS),
-        ("'superseded'", Verdict.NOT_OURS),
-        ("'failed'", Verdict.NOT_OURS),
-        ("'pending'", Verdict.NOT_OURS),
+        ("'pending', maybe_sent = true", True),
+        ("'pending', claim_token = gen_random_uuid()", True),  # the report came before the settle
+        ("'pending'", False),
+        ("'cancelled'", False),
     ],
 )
 def test_only_a_reminder_that_may_have_been_sent_fails(
-    nights: Nights, sent: str, change: str, verdict: Verdict
+    nights: Nights, sent: str, state: str, *, is_bounced: bool
 ) -> None:
     """A report ends the claim of a mail that was not settled yet."""
-    nights.execute(f"UPDATE cert_notification_log SET status = {change}")
-    before = nights.rows(WHOLE)
+    nights.execute(f"UPDATE cert_notification_log SET status = {state}")
 
-    assert take_report(nights.connection, postfix(sent, KARI)) is verdict
+    verdict = take_report(nights.connection, postfix(sent, KARI))
 
-    assert nights.rows(ROWS) == BOUNCED if verdict is Verdict.BOUNCED else nights.rows(WHOLE) == before
+    assert (verdict is Verdict.BOUNCED) == is_bounced
+    assert (nights.rows(ROWS) == BOUNCED) == is_bounced
 
 
 def test_report_does_not_count_after_an_extension(nights: Nights, sent: str) -> None:
@@ -92,48 +95,32 @@ def test_report_does_not_count_after_an_extension(nights: Nights, sent: str) -> 
     assert verdicts == [Verdict.NOT_OURS, Verdict.BOUNCED]
 
 
-def test_report_may_have_any_letters_and_only_headers(nights: Nights, sent: str) -> None:
-    """RFC 6533 has other content types, and servers return only the headers of a large mail."""
-    nights.execute("UPDATE mentors SET email = 'kåre@blåkors.example'")
-    headers = postfix(sent, "Kåre@XN--blkors-jua.example", returned="text/rfc822-headers")
-    for report in (in_utf8(sent, "kåre@blåkors.example"), headers):
-        nights.execute("UPDATE cert_notification_log SET status = 'sent'")
-        assert take_report(nights.connection, report) is Verdict.BOUNCED
-
-
 def test_other_reports_change_nothing(nights: Nights, sent: str) -> None:
-    """Delayed, foreign, forged, broken and huge ones, and a report that was cut before the Message-ID."""
-    good, whole = postfix(sent, KARI), microsoft_365(sent, KARI)
+    """Delayed, foreign, forged, broken and huge ones."""
+    good = postfix(sent, KARI)
     nested = b"".join(b'Content-Type: multipart/report; boundary="%d"\n\n--%d\n' % (n, n) for n in range(1000))
     reports = {
-        Verdict.NOT_FAILED: [
-            postfix(sent, KARI, action="delayed", status="4.4.1"),
-            postfix(sent, KARI, action="relayed", status="2.0.0"),
-        ],
+        Verdict.NOT_FAILED: [postfix(sent, KARI, action="delayed", status="4.4.1")],
         Verdict.NOT_OURS: [
             postfix(sent, "kari@example.org.evil.example"),
             postfix("<4711@shop.example>", KARI),
             postfix("<certjob-reminder-999999-0123abcd@example.org>", KARI),
             postfix(re.sub(r"-[0-9a-f]{8}@", "-0123abcd@", sent), KARI),
             postfix("<certjob-reminder-9999999999999999999-0123abcd@example.org>", KARI),
-            postfix("<certjob-test-0123456789abcdef@example.org>", KARI),
             postfix("<certjob-digest-999999-1-0123abcd@example.org>", KARI),
-            good.replace(b"Message-ID: ", b"X-Message-ID: "),
         ],
         Verdict.UNREADABLE: [
             f"Subject: Undeliverable\r\n\r\n{sent} to {KARI} failed".encode(),
             good.replace(b"message/delivery-status", b"text/plain"),
             good.replace(b"Final-Recipient", b"Recipient"),
             good + b"x" * LARGEST_REPORT_OCTETS,
-            *(b"", b"\x00\xff" * 1000, b"Content-Type: multipart/report; boundary=b\n\n" + b"--b\n" * 50_000, nested),
+            nested,
         ],
     }
     before = nights.rows(WHOLE)
 
     for verdict, data in reports.items():
         assert [take_report(nights.connection, each) for each in data] == [verdict] * len(data)
-    cuts = range(0, whole.index(b"Message-ID: <certjob"), 193)
-    assert Verdict.BOUNCED not in {take_report(nights.connection, whole[:cut]) for cut in cuts}
 
     assert nights.rows(WHOLE) == before
 
@@ -155,31 +142,23 @@ def test_returned_digest_goes_to_the_corrected_address(desk: Nights) -> None:
     assert (again.to, "Ola Hansen" in again.text, "Per Berg" in again.text) == ("berit.n@example.org", True, True)
 
 
-@pytest.mark.parametrize(
-    ("write", "verdict"),
-    [
-        (lambda sent, address: b"From MAILER-DAEMON Tue Mar 10 08:00:07 2026\n" + exim(sent, address), "bounced"),
-        (lambda _sent, _address: b"x" * (3 * LARGEST_REPORT_OCTETS), "unreadable"),
-    ],
-    ids=["report with the first line of an mbox", "too large"],
-)
-def test_bounces_reads_one_report_from_standard_input(
-    certjob: Certjob, nights: Nights, sent: str, write: Write, verdict: str
-) -> None:
-    """It exits with 0 after it has read the report, and prints nothing unless it is asked."""
-    report = write(sent, KARI)
+def test_bounces_reads_one_report_from_standard_input(here: Certjob, nights: Nights, sent: str) -> None:
+    """Some mail servers add the first line of an mbox. It prints nothing unless it is asked."""
+    report = b"From MAILER-DAEMON Tue Mar 10 08:00:07 2026\n" + exim(sent, KARI)
 
-    quiet = certjob("bounces", given=report)
+    quiet = here("bounces", given=report)
 
     assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
-    assert (nights.rows(ROWS) == BOUNCED) is (verdict == "bounced")
+    assert nights.rows(ROWS) == BOUNCED
     nights.execute("UPDATE cert_notification_log SET status = 'sent'")
-    assert json.loads(certjob("bounces", "--json", given=report).stdout) == {"outcome": "ok", "report": verdict}
+    assert json.loads(here("bounces", "--json", given=report).stdout) == {"outcome": "ok", "report": "bounced"}
+    too_large = here("bounces", "--json", given=b"x" * (3 * LARGEST_REPORT_OCTETS))
+    assert (too_large.returncode, json.loads(too_large.stdout)["report"]) == (0, "unreadable")
 
 
 @pytest.mark.parametrize("url", ["postgresql://certjob@127.0.0.1:1/certjob", ""], ids=["away", "not set"])
-def test_bounces_exits_75_if_the_report_was_not_saved(certjob: Certjob, url: str) -> None:
+def test_bounces_exits_75_if_the_report_was_not_saved(here: Certjob, url: str) -> None:
     """The mail server then keeps the report and retries."""
-    away = certjob("bounces", given=b"Hello", CERTJOB_DATABASE_URL=url)
+    away = here("bounces", given=b"Hello", CERTJOB_DATABASE_URL=url)
 
     assert (away.returncode, away.stderr[:17], away.stderr.count("\n")) == (75, "certjob bounces: ", 1)
