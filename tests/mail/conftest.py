@@ -77,11 +77,11 @@ class Nights:
         for table in ("cert_notification_log", "coordinator_digests"):
             support.run_out(self.facts, table)
 
-    def night(self, number: int = 0, *, on: Connection | None = None, **options: Any) -> Messages:
+    def night(self, number: int = 0, **options: Any) -> Messages:
         """Run a night and return its mails. Options are those of ``_decide`` and ``tests.support.nights.night``."""
         options, before = self._decide(**options)
         ways: dict[str, Any] = {"portal": FlakyPortal(), "channel": self.channel}
-        self.report = night(on or self.connection, day(number), **ways | options)
+        self.report = night(self.connection, day(number), **ways | options)
         return self.channel.sent[before:]
 
     def digests(self, number: int = 0, **options: Any) -> Messages:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.support.proxy import Link, Proxy
 from tests.support.smtp_server import CERTIFICATE, HOST
 from tests.support.waiting import until
 
@@ -168,28 +167,3 @@ def exim() -> Iterator[Exim]:
                 yield server
             finally:
                 process.terminate()
-
-
-class CuttingProxy(Proxy):
-    """Closes the client's side of each connection before or after the final dot of a message."""
-
-    def __init__(self, server_port: int, *, after_the_dot: bool) -> None:
-        super().__init__(lambda: socket.create_connection(("127.0.0.1", server_port), timeout=20))
-        self._after_the_dot = after_the_dot
-        self.cuts = 0
-
-    def forward(self, link: Link) -> None:
-        said = b""
-        while data := link.client.recv(65536):
-            end = (said + data).find(b"\r\n.\r\n")
-            if end < 0:
-                link.server.sendall(data)
-                said += data
-                continue
-            self.cuts += 1
-            whole = (said + data)[: end + (5 if self._after_the_dot else 2)]
-            link.client.shutdown(socket.SHUT_RDWR)  # before the server can answer
-            link.server.sendall(whole[len(said) :])
-            if self._after_the_dot:
-                link.is_over.wait(20)  # the server's answer does not reach the client
-            return

@@ -1,7 +1,6 @@
 """Coordinators' digests: what has happened and what needs attention, at most once a day."""
 
 from datetime import UTC, datetime
-from uuid import UUID
 
 import psycopg
 import pytest
@@ -10,11 +9,10 @@ from certjob import database
 from certjob.database import statements
 from certjob.errors import PermanentPortalError, StoppedBySignalError
 from certjob.jobs import runs
-from certjob.mail.digests import queue_digests
 from certjob.reports.alerts import read_alerts
 from certjob.stopping import StopFlag
 from tests.mail.conftest import CUT, DOWN, REFUSED, Messages, Nights, day
-from tests.support.channels import digest_mail, run_stage
+from tests.support.channels import digest_mail
 from tests.support.facts import TODAY
 from tests.support.mails import breakable
 from tests.support.nights import FlakyPortal, delivery, new_job, night
@@ -44,16 +42,6 @@ def deliver(desk: Nights, number: int = 0) -> Messages:
 def rows(desk: Nights) -> list[tuple[object, ...]]:
     """Return day, counted from TODAY, and status of each digest."""
     return desk.rows("SELECT digest_on - %s::date, status FROM coordinator_digests ORDER BY id", TODAY)
-
-
-@pytest.fixture
-def nhf(desk: Nights) -> UUID:
-    """Another organisation, without a portal, with six due reminders, one mentor to pause and a coordinator."""
-    organisation = desk.facts.organisation("nhf", portal=None, thresholds=(30,))
-    for number in (5, 5, 5, 5, 5, 5, -1):
-        desk.facts.certified_mentor(organisation, day(number))
-    desk.coordinator("nhf@example.org", of=organisation)
-    return organisation
 
 
 def test_digest_names_paused_and_returned_mentors_with_the_reason(desk: Nights) -> None:
@@ -130,13 +118,12 @@ def test_certificate_that_ends_within_30_days_is_news_once(desk: Nights) -> None
 
 
 def test_digest_is_about_one_organisation_in_the_coordinators_language(desk: Nights) -> None:
-    """A coordinator of two organisations gets two digests, and one without news gets none."""
+    """A coordinator of two organisations gets two digests."""
     desk.ended("Kari")
     lhl = desk.facts.organisation("lhl", portal=None, thresholds=())
     desk.facts.certified_mentor(lhl, day(-1), full_name="Ola")
     desk.coordinator(of=lhl, locale="nn")
     desk.coordinator("en@example.org", of=lhl, locale="en")
-    desk.coordinator("quiet@example.org", of=desk.facts.organisation("quiet", portal=None))
 
     nb, nn, en = pages = sorted(desk.digests(), key=lambda page: "nb nn en".index(page.locale))
 
@@ -166,22 +153,14 @@ def test_digest_has_everything_since_the_last_one(desk: Nights) -> None:
     assert desk.rows("SELECT count(sent_at) FROM coordinator_digests") == [(3,)]
 
 
-def test_run_of_one_organisation_queues_only_its_digests(desk: Nights, nhf: UUID) -> None:
-    """Without a channel they wait for the next `certjob deliver`."""
-    desk.ended("Kari")
-    desk.review()
-
-    assert (desk.digests(organisation="nhf", channel=None), bool(nhf)) == ([], True)
-
-    assert "mail: CERTJOB_NOTIFY_URL is not set; the mails stay pending" in desk.report.reasons
-    assert [page.to for page in deliver(desk)] == ["nhf@example.org"]
-    assert rows(desk) == [(0, "sent")]
-
-
-@pytest.mark.usefixtures("nhf")
 @pytest.mark.parametrize(("error", "code", "sent"), [(REFUSED, "all_refused", 1), (DOWN, "channel_down", 0)])
 def test_five_refused_reminders_do_not_stop_the_digests(desk: Nights, error: Exception, code: str, sent: int) -> None:
     """A server that is down stops both."""
+    desk.execute("UPDATE organisations SET reminder_thresholds = '{30}'")
+    for _ in range(5):
+        desk.certified(until=5)
+    desk.ended("Kari")
+
     assert len(desk.digests(fails=error, kind="reminder")) == sent
 
     assert [stop.code for stop in desk.report.stopped] == [code]
@@ -231,19 +210,6 @@ def test_each_attempt_has_its_own_message_id(desk: Nights) -> None:
     assert "Du har kanskje fått denne oversikten før." in tried[1].text
 
 
-def test_digest_after_a_restore_has_its_own_key(desk: Nights) -> None:
-    """The restored sequence gives the digest of another day or coordinator the same id."""
-    keys = set()
-    for number in range(2):
-        desk.ended("Kari")
-        keys |= {page.idempotency_key for page in desk.digests(number)}
-        desk.execute("DELETE FROM coordinator_digests")
-        desk.execute("ALTER TABLE coordinator_digests ALTER COLUMN id RESTART")
-
-    assert {key.rpartition("-")[0] for key in keys} == {"digest-1-1"}
-    assert len(keys) == 2
-
-
 def test_digest_sent_with_a_wrong_clock_hides_nothing(desk: Nights) -> None:
     """Neither a digest nor a pause of 2130 delays news until 2130."""
     desk.ended("Kari")
@@ -253,20 +219,6 @@ def test_digest_sent_with_a_wrong_clock_hides_nothing(desk: Nights) -> None:
     desk.execute("UPDATE mentor_pauses SET paused_at = '2130-01-01'")
 
     assert (named(desk.digests(1)), desk.digests(2)) == (["Ola"], [])
-
-
-def test_job_of_the_day_before_leaves_a_digest_alone(desk: Nights) -> None:
-    """It neither sends, cancels nor duplicates it. A digest of a wrong later day is replaced."""
-    desk.ended("Kari")
-    queue(desk, 1)
-
-    assert queue_digests(desk.connection, today=TODAY) == 0
-    assert digest_mail(desk.connection).claim()[0] is None
-    assert rows(desk) == [(1, "pending")]
-
-    queue_digests(desk.connection, today=day(20))
-    assert rows(desk) == [(20, "pending")]
-    assert (named(desk.digests(1)), rows(desk)) == (["Kari"], [(1, "sent")])
 
 
 def test_claimed_digest_belongs_to_its_claim(desk: Nights) -> None:
@@ -320,18 +272,6 @@ def test_five_refused_digests_stay_pending(desk: Nights) -> None:
     assert rows(desk) == [(0, "pending")] * 5
 
 
-def test_digest_uses_the_current_name_address_and_language(desk: Nights) -> None:
-    """Not those of the queue."""
-    desk.ended("Kari")
-    queue(desk)
-    desk.execute("UPDATE organisations SET name = 'Hørselshjelpen', slug = 'hh'")
-    desk.execute("UPDATE coordinators SET email = 'new@example.org', locale = 'en'")
-
-    (page,) = deliver(desk)
-
-    assert (page.to, page.subject) == ("new@example.org", "1 newly paused (Hørselshjelpen)")
-
-
 def test_missing_run_is_news_once_a_week(desk: Nights) -> None:
     """Only `certjob deliver` runs, so it queues the digest."""
     desk.night(channel=None)
@@ -373,10 +313,9 @@ def test_death_of_a_process_loses_no_news_and_marks_repeats(
     with database.connect(database_url) as doomed, monkeypatch.context() as patch:
         patch.setattr(statements, "query", die)
         with pytest.raises(ProcessDiedError):
-            run_stage(digest_mail(doomed), desk.channel)
+            desk.stage(queue=digest_mail(doomed))
     desk.run_out()
-    queue_digests(desk.connection, today=day(1))
-    run_stage(digest_mail(desk.connection, today=day(1)), desk.channel)
+    desk.night(1)
 
     assert [(page.repeat, named([page])) for page in desk.channel.sent] == [(repeat, ["Kari"]) for repeat in repeats]
     assert rows(desk) == [(1, "sent")]

@@ -173,20 +173,6 @@ def test_five_refusals_in_a_row_are_undone(nights: Nights) -> None:
         nights.make_due()
 
 
-def test_message_at_which_the_server_hangs_up_comes_last(nights: Nights) -> None:
-    """It was certainly not sent, so it is not marked as a repeat."""
-    queue(nights, 3)
-
-    def hang_up(message: OutgoingMessage) -> None:
-        if message.to == "m0@example.org":
-            raise DOWN
-
-    for sent in ([], ["m1", "m2"]):
-        nights.stage(on_send=hang_up)
-        assert names(nights) == sent
-    assert not any(message.repeat for message in nights.sent)
-
-
 def test_channel_that_is_down_gets_three_attempts_when_it_asks(nights: Nights) -> None:
     """The wait is that of Retry-After."""
     queue(nights, 2)

@@ -50,7 +50,7 @@ LETTERS = st.sampled_from(
 )
 
 
-@settings(deadline=None, max_examples=80)
+@settings(deadline=None, max_examples=50)
 @given(st.lists(LETTERS, max_size=14).map("".join))
 def test_name_arrives_unchanged(name: str) -> None:
     """It cannot lose a space, decode anything or add a header."""
@@ -69,7 +69,7 @@ PIECES = [*"å😀 \t\n=\x0b", "Hei", "\n.\n", "\n..", "=_", "--=_certjob", "--=
 TEXTS = st.lists(st.sampled_from([*PIECES, "x" * 90]), min_size=1, max_size=20).map("".join).filter(str.strip)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=30)
 @given(text=TEXTS, html=TEXTS, subject=st.lists(LETTERS, max_size=20).map("".join))
 def test_subject_and_parts_arrive_unchanged(text: str, html: str, subject: str) -> None:
     """Nothing in them ends a part early. Every server accepts the lines, because they are short and ASCII."""
@@ -111,9 +111,7 @@ def test_invalid_sender_or_reply_address_is_left_out() -> None:
     for contact, header in {
         "kontakt@blåbær.example": "kontakt@xn--blbr-roah.example",
         None: None,
-        "HLF <kontakt@hlf.example>": "kontakt@hlf.example",
         f"kontakt@hlf.example{BCC}": None,
-        "=?utf-8?q?x=0D=0ABcc:_spy@example.org?=@hlf.example": None,
         "kåre@hlf.example": None,
     }.items():
         message = read(replace(MESSAGE, reply_to=contact))

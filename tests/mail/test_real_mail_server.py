@@ -13,7 +13,7 @@ from pydantic import SecretStr
 
 from tests.conftest import Certjob
 from tests.mail.conftest import Nights
-from tests.mail.exim import LOGIN, MISSING, PROGRAM, CuttingProxy, Exim, exim
+from tests.mail.exim import LOGIN, MISSING, PROGRAM, Exim, exim
 from tests.support.channels import Blocking, smtp_channel
 from tests.support.command_line import today
 from tests.support.facts import TODAY
@@ -23,7 +23,6 @@ from tests.support.smtp_server import client_tls
 pytestmark = pytest.mark.real_mail_server
 
 CREDENTIALS: dict[str, Any] = {"user": LOGIN[0], "password": SecretStr(LOGIN[1]), "tls": client_tls()}
-REPEAT_LINE = "Du har kanskje fått denne påminnelsen før."
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +49,6 @@ def arrived(server: Exim, count: int) -> list[EmailMessage]:
     return sorted(messages, key=lambda message: str(message["Envelope-to"]))
 
 
-def is_repeat(message: EmailMessage) -> bool:
-    return REPEAT_LINE in str(next(message.iter_parts()).get_content())
-
-
 def test_messages_arrive_whole_after_a_login(server: Exim) -> None:
     """With lines that begin with a dot, and letters before the @. The connection is renewed."""
     with Blocking(smtp_channel(server.port, messages_per_connection=2, **CREDENTIALS)) as channel:
@@ -66,30 +61,6 @@ def test_messages_arrive_whole_after_a_login(server: Exim) -> None:
     assert (first["Subject"], first["Message-ID"]) == (MESSAGE.subject, "<certjob-reminder-4711-0@hlf.example>")
     assert [part.get_content() for part in first.iter_parts()] == [MESSAGE.text, MESSAGE.html]
     assert all("esmtpsa" in str(message["Received"]) for message in messages)  # s for TLS, a for login (RFC 3848)
-
-
-@pytest.mark.parametrize("after_the_dot", [False, True])
-def test_repeat_after_a_cut_at_the_final_dot(server: Exim, nights: Nights, after_the_dot: bool) -> None:
-    """Only Exim knows whether the dot arrived, so the second message says that it may be a repeat.
-
-    It has the same Message-ID, by which mail programs recognise it.
-    """
-    for name in ("Kari", "Ola"):
-        nights.certified(name, until=5)
-    nights.review()
-    with CuttingProxy(server.port, after_the_dot=after_the_dot) as cable:
-        nights.stage(channel=smtp_channel(cable.port))
-        first = arrived(server, 2 * after_the_dot)  # the proxy's end would cut the server's side, too
-    nights.make_due()
-
-    assert nights.stage(channel=smtp_channel(server.port)) is None
-
-    second = arrived(server, 2)
-    assert cable.cuts == 2
-    assert nights.rows("SELECT DISTINCT status FROM cert_notification_log") == [("sent",)]
-    assert len(first) == 2 * after_the_dot
-    assert [is_repeat(message) for message in (*first, *second)] == [False] * len(first) + [True] * 2
-    assert {message["Message-ID"] for message in first} <= {message["Message-ID"] for message in second}
 
 
 def test_returned_mail_goes_to_the_corrected_address(server: Exim, certjob: Certjob, nights: Nights) -> None:

@@ -282,17 +282,6 @@ def test_reminder_uses_the_current_name_and_address(nights: Nights, kari: UUID) 
     assert (message.to, message.mentor_id, "Kari Hansen" in message.text) == ("new@example.org", kari, True)
 
 
-@pytest.mark.usefixtures("kari")
-def test_mentor_who_was_deleted_after_the_claim_gets_no_mail(nights: Nights) -> None:
-    """The trigger that deletes the row may be switched off."""
-    nights.review()
-    nights.execute("ALTER TABLE mentors DISABLE TRIGGER mentor_deleted")
-    reminder = claim(nights)
-    nights.execute("DELETE FROM mentors")
-
-    assert reminder_mail(nights.connection).draft(reminder) is None
-
-
 @pytest.mark.parametrize(
     ("email", "reason", "code"), [("   ", "no address", "no_address"), ("kari@", "is not an address", "wrong_address")]
 )

@@ -1,10 +1,9 @@
 """SMTP: a message arrives once, or an error tells in time whether it concerns this message or all."""
 
-import asyncio
 import email
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from email.policy import default
@@ -15,13 +14,11 @@ from aiosmtplib import SMTPResponse, SMTPResponseException
 from aiosmtplib.protocol import SMTPProtocol
 from pydantic import SecretStr
 
-from certjob.domain.addresses import parse_address
 from certjob.errors import ChannelDownError, OutcomeUnknownError, RecipientDeferredError, RecipientRefusedError
 from certjob.mail.channels import smtp
 from tests.support.channels import Blocking, smtp_channel
 from tests.support.mails import MESSAGE
 from tests.support.smtp_server import HOST, Fault, Mailbox, ScriptedServer, client_tls, real_server, server_tls
-from tests.support.waiting import until
 
 LOGIN: dict[str, Any] = {"user": "post", "password": SecretStr("blåbær-9"), "tls": client_tls()}
 
@@ -95,7 +92,6 @@ def test_messages_arrive_whole_and_the_connection_is_renewed() -> None:
     assert (whole["From"], whole["Subject"]) == ('"Hørsel, HLF" <post@hlf.example>', MESSAGE.subject)
     parts = [part.get_content().splitlines() for part in (*whole.iter_parts(), *odd.iter_parts())]
     assert parts[:3] == [text.splitlines() for text in (MESSAGE.text, MESSAGE.html, smuggled)]
-    assert b"\n" not in mailbox.envelopes[3].content.replace(b"\r\n", b"")
 
 
 NOT_THESE: Answers = {"EHLO": b"250-test\r\n250 SMTPUTF8", "MAIL": b"550 5.6.7 not these"}
@@ -106,7 +102,7 @@ NOT_THESE: Answers = {"EHLO": b"250-test\r\n250 SMTPUTF8", "MAIL": b"550 5.6.7 n
     [
         ({}, {"to": "pål@example.org"}, "beyond ASCII"),
         (NOT_THESE, {"to": "pål@example.org"}, r"550 5\.6\.7 not these"),
-        ({}, {"to": "kari@example.org\r\nBcc: ola@example.org"}, "is not an address"),
+        ({}, {"to": "kari@example.org,ola@example.org"}, "is not an address"),
         ({}, {"subject": "Hei\r\nBcc: ola@example.org"}, "cannot be written"),
         ({}, {"text": "\udc80"}, "cannot be written"),
     ],
@@ -124,66 +120,65 @@ def test_message_that_cannot_be_written_concerns_only_itself(
         assert ("example" in str(caught.value), len(server.bodies)) == (False, 1)
 
 
-BEFORE_THE_RECIPIENT = ("GREETING", "EHLO", "STARTTLS", "AUTH", "MAIL")
-BEFORE_354 = (*BEFORE_THE_RECIPIENT, "RCPT", "DATA")
-ABOUT_ONE = ("RCPT", "DATA", "END")
 NO_SMTP = b"HTTP/1.1 400 Bad Request"
-NEVER_TAKEN = b"550 KARI.Nordmann@example.org?"
-
-FAILURES = [
-    *((stage, answer, ChannelDownError) for stage in BEFORE_THE_RECIPIENT for answer in (b"450 no", b"550 no")),
-    *((stage, answer, ChannelDownError) for stage in ABOUT_ONE for answer in (b"421 closing", b"530 log in")),
-    *((stage, b"450 not now", RecipientDeferredError) for stage in ABOUT_ONE),
-    *((stage, NEVER_TAKEN, RecipientRefusedError) for stage in ABOUT_ONE),
-    *((stage, answer, ChannelDownError) for stage in ("GREETING", "RCPT", "DATA") for answer in (NO_SMTP, b"333 what")),
-    *((stage, fault, ChannelDownError) for stage in BEFORE_354 for fault in (Fault.CUT, Fault.DRIP)),
-    *((stage, Fault.HANG, ChannelDownError) for stage in ("GREETING", "DATA")),
-    ("DATA", Fault.FLOOD, ChannelDownError),
-    ("BODY", Fault.CUT, OutcomeUnknownError),
-    *(("END", answer, OutcomeUnknownError) for answer in (NO_SMTP, b"333 what", *Fault)),
-]
-LIMITS = {"MAIL": "envelope_seconds", "RCPT": "envelope_seconds", "DATA": "envelope_seconds", "END": "answer_seconds"}
-"""The timeout of a stage; earlier stages belong to ``connect_seconds``."""
 
 
-@pytest.mark.usefixtures("fake_tls")
-@pytest.mark.parametrize(("stage", "answer", "expected"), FAILURES)
-def test_failure_concerns_one_message_or_all_and_ends_in_time(
-    stage: str, answer: bytes | Fault, expected: type[Exception]
-) -> None:
+@pytest.mark.parametrize(
+    ("stage", "answer", "expected"),
+    [
+        ("GREETING", b"550 no", ChannelDownError),
+        ("GREETING", Fault.CUT, ChannelDownError),
+        ("MAIL", b"550 no", ChannelDownError),
+        *((stage, b"421 closing", ChannelDownError) for stage in ("RCPT", "DATA", "END")),
+        *((stage, b"450 not now", RecipientDeferredError) for stage in ("RCPT", "DATA", "END")),
+        *((stage, b"550 no KARI.Nordmann@example.org", RecipientRefusedError) for stage in ("RCPT", "DATA", "END")),
+        ("RCPT", b"530 log in", ChannelDownError),
+        ("RCPT", NO_SMTP, ChannelDownError),
+        ("DATA", Fault.CUT, ChannelDownError),
+        ("BODY", Fault.CUT, OutcomeUnknownError),
+        ("END", Fault.CUT, OutcomeUnknownError),
+        ("END", NO_SMTP, OutcomeUnknownError),
+        ("END", b"333 what", OutcomeUnknownError),
+    ],
+)
+def test_failure_concerns_one_message_or_all(stage: str, answer: bytes | Fault, expected: type[Exception]) -> None:
     """Before 354 no message was accepted; after it only an answer is certain. The connection is not used again."""
-    waits = not isinstance(answer, bytes) and answer is not Fault.CUT
-    limits: dict[str, Any] = {LIMITS.get(stage, "connect_seconds"): 0.2} if waits else {}
-    with talk(offering(b"PLAIN") | {stage: answer}, **LOGIN, **limits) as (server, channel):
-        with in_time(), pytest.raises(expected) as caught:
+    with talk({stage: answer}) as (server, channel):
+        with pytest.raises(expected) as caught:
             channel.send(MESSAGE)
+        server.answers = {}
+        channel.send(MESSAGE)
 
         said = str(caught.value)
         assert type(caught.value) is expected
-        assert "may have arrived" in said or expected is not OutcomeUnknownError
-        if isinstance(answer, bytes) and stage != "EHLO" and answer[:3] in (b"421", b"450", b"550", b"530"):
-            assert answer.decode().replace("KARI.Nordmann@example.org", "<recipient>") in said
-        if not waits:
-            server.answers = offering(b"PLAIN")
-            channel.send(MESSAGE)
-            assert (server.connections, "QUIT" in server.commands) == (2, False)
+        assert ("may have arrived" in said) == (expected is OutcomeUnknownError)
+        assert ("550 no <recipient>" in said) == (expected is RecipientRefusedError)
+        assert (server.connections, "QUIT" in server.commands) == (2, False)
 
 
-def test_nothing_is_sent_after_the_timeout_of_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server has stopped reading. certjob discards the rest of the message."""
-    big = (parse_address(MESSAGE.to), b"x" * 16_000_000)  # more than the buffers of the sockets
-    monkeypatch.setattr(smtp, "compose", lambda *_, **__: big)
-    with talk({"BODY": Fault.HANG}, answer_seconds=0.5) as (server, channel):
-        with in_time(), pytest.raises(OutcomeUnknownError):
-            channel.send(MESSAGE)
-        assert server.bodies == []
+@pytest.mark.parametrize(
+    ("stage", "fault", "timeout", "expected"),
+    [
+        ("GREETING", Fault.HANG, "connect_seconds", ChannelDownError),
+        ("EHLO", Fault.DRIP, "connect_seconds", ChannelDownError),
+        ("RCPT", Fault.DRIP, "envelope_seconds", ChannelDownError),
+        ("DATA", Fault.HANG, "envelope_seconds", ChannelDownError),
+        ("END", Fault.HANG, "answer_seconds", OutcomeUnknownError),
+        ("END", Fault.FLOOD, "answer_seconds", OutcomeUnknownError),
+    ],
+)
+def test_slow_server_ends_the_attempt_in_time(
+    stage: str, fault: Fault, timeout: str, expected: type[Exception]
+) -> None:
+    """Each part of a session has its own timeout, also for a server that sends single bytes or never stops."""
+    with talk({stage: fault}, **{timeout: 0.2}) as (_, channel), in_time(), pytest.raises(expected):
+        channel.send(MESSAGE)
 
 
 @pytest.mark.parametrize(
     ("stage", "answer", "taken", "connections"),
     [
         ("MAIL", b"250 fine\r\n250 taken", 1, 2),
-        ("RCPT", b"250 fine\r\n421 4.4.2 timeout exceeded", 1, 2),
         ("DATA", b"354 go on\r\n552 5.3.4 too big", 1, 2),
         ("END", b"252 will do", 2, 1),
         ("END", b"250 taken\r\n250 and again", 2, 2),
@@ -200,42 +195,10 @@ def test_connection_ends_after_a_second_answer(stage: str, answer: bytes, taken:
         assert (len(server.bodies), server.connections) == (taken, connections)
 
 
-@pytest.mark.parametrize(
-    ("stage", "is_reached"),
-    [
-        ("GREETING", lambda server: server.connections),
-        ("RCPT", lambda server: any(command.startswith("RCPT") for command in server.commands)),
-        ("END", lambda server: server.bodies),
-    ],
-)
-def test_cancelled_message_does_not_confuse_the_next(
-    stage: str, is_reached: Callable[[ScriptedServer], object]
-) -> None:
-    """A signal cancels a call after the grace period, at any stage."""
-
-    async def cancel_one_and_send_another(server: ScriptedServer) -> None:
-        channel = smtp_channel(server.port)
-        sending = asyncio.create_task(channel.send(MESSAGE))
-        await asyncio.to_thread(until, lambda: is_reached(server))
-        sending.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await sending
-        server.answers = {}
-        await channel.send(replace(MESSAGE, subject="Another"))
-        await channel.close()
-
-    with ScriptedServer({stage: Fault.HANG}) as server:
-        asyncio.run(cancel_one_and_send_another(server))
-
-        assert server.connections == 2
-        assert [b"Subject: Another" in body for body in server.bodies] == [False] * (stage == "END") + [True]
-
-
-@pytest.mark.parametrize("fault", [Fault.HANG, Fault.DRIP, Fault.CUT])
-def test_close_ends_in_time_and_raises_nothing(fault: Fault, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_close_ends_in_time_and_raises_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A probe closes its connection, too."""
     monkeypatch.setattr(smtp, "QUIT_SECONDS", 0.2)
-    with talk({"QUIT": fault, "NOOP": b"250 yes"}) as (server, channel):
+    with talk({"QUIT": Fault.HANG, "NOOP": b"250 yes"}) as (server, channel):
         with in_time():
             channel.probe()
             channel.send(MESSAGE)
@@ -257,32 +220,14 @@ def test_client_greets_with_a_full_name_or_an_address(
     assert server.commands[0] == f"EHLO {name}"
 
 
-@pytest.mark.parametrize(
-    ("host", "said"),
-    [
-        ("mail.example", r"not known; check CERTJOB_NOTIFY_URL"),
-        ("ø" * 70 + ".example", "idna"),
-        (HOST, r"refused; check CERTJOB_NOTIFY_URL"),
-    ],
-    ids=["unknown name", "invalid name", "closed port"],
-)
-def test_unreachable_server_concerns_all_messages(
-    monkeypatch: pytest.MonkeyPatch, port_of_nobody: int, host: str, said: str
-) -> None:
-    """The error names the setting."""
-
-    def unknown(*_: object, **__: object) -> None:
-        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-
-    if host == "mail.example":
-        monkeypatch.setattr(socket, "getaddrinfo", unknown)
-
+@pytest.mark.parametrize(("host", "said"), [(HOST, "refused; check CERTJOB_NOTIFY_URL"), ("ø" * 70, "idna")])
+def test_unreachable_server_concerns_all_messages(port_of_nobody: int, host: str, said: str) -> None:
+    """A closed port, or a name that DNS cannot have."""
     with channel_to(port_of_nobody, host=host) as channel, pytest.raises(ChannelDownError, match=said):
         channel.send(MESSAGE)
 
 
 ECHO = "535 post / blåbær-9 / AHBvc3QAYmzDpWLDpnItOQ== / YmzDpWLDpnItOQ== is wrong".encode()
-NOT_NOW = r"cannot take the login now \(4.. "
 
 
 @pytest.mark.usefixtures("nothing_is_loopback", "fake_tls")
@@ -290,14 +235,12 @@ NOT_NOW = r"cannot take the login now \(4.. "
     ("answers", "login", "said"),
     [
         ({}, {}, "offers no STARTTLS, without which certjob sends neither mail nor password"),
-        ({"EHLO": b"250-test\r\n250 AUTH PLAIN LOGIN"}, LOGIN, "offers no STARTTLS"),
         (offering(b"", STARTTLS=b"454 no certificate"), {}, "cannot be used: it answered 454 no cert"),
-        (offering(b"PLAIN", AUTH=b"454 directory is down"), LOGIN, NOT_NOW),
-        (offering(b"PLAIN", AUTH=b"421 closing"), LOGIN, NOT_NOW),
+        (offering(b"PLAIN", AUTH=b"454 directory is down"), LOGIN, r"cannot take the login now \(454 "),
         (offering(b"PLAIN", AUTH=ECHO), LOGIN, "535 <secret> / <secret> / <secret> / <secret> is wrong"),
         (offering(b"XOAUTH2"), LOGIN, "no login that certjob knows"),
     ],
-    ids=["no TLS", "no TLS for a login", "no certificate", "not now", "closing", "echoed", "other mechanism"],
+    ids=["no TLS", "no certificate", "not now", "echoed", "other mechanism"],
 )
 def test_nothing_is_sent_without_tls_or_with_a_failed_login(answers: Answers, login: Any, said: str) -> None:
     """The error does not contain a password that the server repeats."""

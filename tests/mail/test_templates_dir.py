@@ -2,7 +2,7 @@
 
 import re
 import shutil
-from datetime import UTC
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -82,45 +82,20 @@ def test_organisation_can_have_its_own_templates(folder: Path) -> None:
     assert (page.startswith('<html lang="nn"><h1>'), "Vennleg helsing" in page) == (True, True)
 
 
-@pytest.mark.parametrize("piece", ["piece.txt", "piece"])
-def test_markup_in_a_name_is_escaped_on_a_page(folder: Path, piece: str) -> None:
-    """Also in an included file that does not end in .html. The text part escapes nothing."""
-    write(folder, piece, "{% macro greet(name) %}Hei, {{ name }}!{% endmacro %}{{ name }}\n")
-    use = f"{{% import '{piece}' as piece with context %}}{{{{ piece.greet(name) }}}} {{% include '{piece}' %}}"
-    write(folder, "reminder.nb.txt", f"Emne\n\n{use}\n")
-    write(folder, "reminder.nb.html", use)
-
-    message = reminder(folder, full_name="<b>Å & Ø</b>")
-
-    assert message.text == "Hei, <b>Å & Ø</b>! <b>Å & Ø</b>\n"
-    assert message.html == "Hei, &lt;b&gt;Å &amp; Ø&lt;/b&gt;! &lt;b&gt;Å &amp; Ø&lt;/b&gt;\n"
-
-
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        ("hlf/reminder.nb.txt", "Emne\n\n{% if paused %}\nHei\n", "line 4.*endif"),
-        ("hlf/reminder.nb.txt", "Emne\n\nHei {{ nmae }}\n", "line 3: 'nmae' is undefined; did you mean name?"),
-        (
-            "reminder.nb.txt",
-            "Emne\n\nHei {{ velkomst }}\n",
-            "line 3: 'velkomst' is undef.*; use one of contact_email, ",
-        ),
-        ("reminder.nb.txt", "Emne\n\n{{ name.upper }} {{ organisation.slug }}\n", "line 3.*no attribute 'slug'"),
+        ("reminder.nb.txt", "Emne\n\nHei {{ nmae }}\n", "line 3: 'nmae' is undefined; did you mean name?"),
+        ("reminder.nb.txt", "Emne\n\n{{ velkomst }}\n", "line 3: 'velkomst' is undef.*; use one of contact_email, "),
         ("reminder.nb.txt", "{% if days_left < 0 %}\nEmne\n{% endif %}\n\nHei\n", "line 1.*subject.*empty"),
         ("reminder.nb.txt", "Emne\nog mer emne\n\nHei\n", "line 2.*one line"),
-        ("reminder.nb.txt", "Emne\n", "no text"),
         ("reminder.nb.txt", "Emne\n\n{{ days_left / 0 }}\n", "line 3.*division by zero"),
         ("reminder.nb.txt", "Emne\n\n{{ name.__class__.__mro__ }}\n", "line 3.*unsafe"),
         ("reminder.nb.txt", 'Emne\n\n{% include "footer.txt" %}\n', "line 3.*no template footer.txt"),
-        ("reminder.en.html", "<p>{{ nmae }}</p>", "did you mean name?"),
         ("reminder.nn.html", "  \n", "the page is empty"),
         ("reminder.nn.txt", "Emne\n\nSpørsmål\n".encode("latin-1"), ": the file is not in UTF-8; save it in that"),
         ("layout.html", "{% block content %}", "line 1"),
         ("digest.nn.txt", GOOD_DIGEST.replace("item.name", "item.nmae"), "line 4.*no attribute 'nmae'"),
-        ("digest.nb.txt", GOOD_DIGEST.replace("in paused", "in pasued"), "did you mean paused?"),
-        ("digest.en.txt", "Subject\n\n{{ expiring[0].name }}\n", "line 3.*list object has no element 0"),
-        ("digest.nb.html", "<p>{{ undelivered|map(attribute='mistake')|join }}</p>", "no attribute 'mistake'"),
     ],
 )
 def test_broken_template_is_found_before_a_run(name: str, text: str | bytes, said: str, folder: Path) -> None:
@@ -134,46 +109,36 @@ def test_broken_template_is_found_before_a_run(name: str, text: str | bytes, sai
 
 
 def test_error_names_the_file_that_causes_it(folder: Path) -> None:
-    """A layout of certjob's pages, an organisation's part of a shared text, a sentence of certjob's text."""
-    write(folder, "hlf/layout.html", "{{ titel }}{% block content %}{% endblock %}")
+    """Here an organisation's part of a shared text."""
     write(folder, "reminder.nn.txt", 'Emne\n\n{% include "footer.txt" %}\n')
     write(folder, "footer.txt", "Helsing\n")
     write(folder, "hlf/footer.txt", "{{ helsing }}\n")
-    ours = (OUR_FOLDER / "reminder.nb.words").read_text(encoding="utf-8")
-    write(folder, "reminder.nb.words", "{% set number = nam ~ 1 %}\n" + ours)
 
-    assert {str(problem).partition(";")[0] for problem in check_templates(folder)} == {
-        "hlf/layout.html line 1: 'titel' is undefined",
-        "hlf/footer.txt line 1: 'helsing' is undefined",
-        "reminder.nb.words line 1: 'nam' is undefined",
-    }
+    (problem,) = check_templates(folder)
+
+    assert str(problem).startswith("hlf/footer.txt line 1: 'helsing' is undefined")
 
 
 def test_good_templates_pass(folder: Path) -> None:
-    """Copies of certjob's, digests, included files, and the backup files of editors."""
+    """Copies of certjob's, digests, and the backup files of editors."""
     for ours in OUR_FOLDER.glob("*.*"):
         shutil.copy(ours, folder)
     write(folder, "digest.nb.txt", GOOD_DIGEST)
-    write(folder, "digest.nn.html", "{% for item in expiring %}{{ item.days_left }}{% endfor %}<h1>{{ subject }}</h1>")
-    write(folder, "Pieces/footer.txt", "Hilsen {{ organisation }}\n")
-    write(folder, "reminder.nb.txt", GOOD_TEXT + '{% include "Pieces/footer.txt" %}\n')
+    write(folder, "reminder.nb.txt", GOOD_TEXT)
     write(folder, "reminder.nb.txt~", "{{ half")
     write(folder, ".git/reminder.xx.txt", "{{ half")
 
-    assert reminder(open_templates(folder)).text.endswith("\nHilsen HLF Øst\n")
+    assert reminder(open_templates(folder)).subject == "Hallo fra HLF Øst"
     assert reminder(open_templates(None)) == written_reminder()
 
 
 def test_unreadable_folder_is_replaced_by_certjobs_templates(folder: Path) -> None:
     """The report names it. A link to itself stands for missing permissions, because root can enter every folder."""
-    write(folder, "reminder.nb.txt", GOOD_TEXT)
     (folder / "hlf").symlink_to("hlf")
     said = f"the folder {folder / 'hlf'} cannot be read (Too many levels of symbolic links)"
     templates = Templates(folder)
 
     assert [written_reminder(templates=templates) for _ in range(2)] == [written_reminder()] * 2
-    assert written_reminder(templates=templates, slug="other").subject == "Hallo fra HLF Øst"
-    assert written_reminder(templates=Templates(folder / "gone")) == written_reminder()
 
     problem = templates.problem()
     assert problem is not None
@@ -181,9 +146,8 @@ def test_unreadable_folder_is_replaced_by_certjobs_templates(folder: Path) -> No
     assert problem.reason.endswith("; 2 messages were written with certjob's own template instead")
     with pytest.raises(ConfigurationError, match=re.escape(said)):
         check_templates(folder)
-    for nothing in ("nowhere", "reminder.nb.txt"):
-        with pytest.raises(ConfigurationError, match=f"CERTJOB_TEMPLATES_DIR: the folder .*{nothing} cannot be read"):
-            open_templates(folder / nothing)
+    with pytest.raises(ConfigurationError, match=r"CERTJOB_TEMPLATES_DIR: the folder .*nowhere cannot be read"):
+        open_templates(folder / "nowhere")
 
 
 def test_several_errors_make_one_line(folder: Path) -> None:
@@ -196,27 +160,27 @@ def test_several_errors_make_one_line(folder: Path) -> None:
         open_templates(folder)
 
 
-def test_error_with_a_mentors_data_does_not_contain_them(folder: Path) -> None:
+@pytest.mark.parametrize(
+    "line",
+    ["{{ {'a': 1}[name|upper] }}", "{{ {'a': 1}[name|reverse] }}", "{% include name %}", "{{ member_no.no_such }}"],
+)
+def test_error_with_a_mentors_data_does_not_contain_them(folder: Path, line: str) -> None:
     """In no form into which a template has converted a name."""
-    for line in (
-        *("{{ {'a': 1}[name|upper] }}", "{{ {'a': 1}[name|reverse] }}", "{% include name %}"),
-        *("{{ raise_(name|list) }}", "{{ member_no.no_such }}", '{% include "reminder.nb.txt" %}'),
-    ):
-        write(folder, "reminder.nb.txt", f"Emne\n\nHei\n{line} {{{{ 1 }}}}\n")
-        with pytest.raises(TemplateError) as raised:
-            reminder(folder, full_name="Kari Nordmann", member_no="Q7788")
-        assert (raised.value.file, raised.value.line) == ("reminder.nb.txt", 4)
-        assert not any(part in str(raised.value).lower() for part in ("kari", "nordmann", "nnam", "'k'", "q7788"))
+    write(folder, "reminder.nb.txt", f"Emne\n\nHei\n{line}\n")
+
+    with pytest.raises(TemplateError) as raised:
+        reminder(folder, full_name="Kari Nordmann", member_no="Q7788")
+
+    assert (raised.value.file, raised.value.line) == ("reminder.nb.txt", 4)
+    assert not any(part in str(raised.value).lower() for part in ("kari", "nordmann", "nnam", "q7788"))
 
 
 def test_sample_reminders_cover_every_situation() -> None:
     """Before, on and after the day; paused, optional, repeated, without contacts, and none of these."""
     samples = list(sample_reminders("nn"))
 
-    assert {(sample["language"], sample["days_left"]) for sample in samples} == {("nn", n) for n in (60, 1, 0, -1, -14)}
-    different = {tuple(s[w] for w in ("pauses", "paused", "repeat", "contact_email", "days_left")) for s in samples}
-    assert len(different) == len(samples) == 80
-    for word in ("name", "kind", "contact_email", "contact_phone", "renewal_url"):
+    assert {sample["days_left"] for sample in samples} == {60, 1, 0, -1, -14}
+    for word in ("pauses", "paused", "repeat", "name", "kind", "contact_email", "contact_phone", "renewal_url"):
         assert {bool(sample[word]) for sample in samples} == {True, False}
 
 
@@ -228,19 +192,17 @@ def test_sample_digest_has_the_variables_of_a_real_one(desk: Nights) -> None:
     soon = {"threshold_days": 30, "cert_id": shown, "expires_on": day(20)}
     held = {"as_of": TODAY, "reason": "too many", "mentors": 30, "allow": 30}
     run = {"command": "run", "outcome": "ok", "as_of": TODAY, "finished_at": TODAY, "host": "", "version": ""}
-    for table, row in (
-        ("mentor_pauses", {"mentor_id": paused} | own),
-        ("mentor_pauses", {"mentor_id": back, "lifted_at": TODAY, "lifted_by": "certjob"} | own),
-        ("portal_sync_events", {"mentor_id": paused, "visible": False, "wanted_at": TODAY}),
-        ("portal_sync_events", {"mentor_id": unseen, "visible": True, "wanted_at": TODAY}),
-        ("cert_notification_log", {"mentor_id": shown, "status": "failed", "failure_code": "wrong_address"} | soon),
-        ("held_reviews", {"organisation_id": desk.home, "what": "pauses"} | held),
-        ("review_problems", {"mentor_id": shown, "reason": "locked", "as_of": TODAY}),
-        ("job_runs", {"id": uuid4()} | run),
-        ("coordinator_digests", {"coordinator_id": desk.rows("SELECT id FROM coordinators")[0][0], "digest_on": TODAY}),
-    ):
-        desk.facts.insert(table, **row)
-    desk.execute("UPDATE mentor_pauses SET lifted_at = now() WHERE lifted_at IS NOT NULL")
+    coordinator = desk.rows("SELECT id FROM coordinators")[0][0]
+    desk.facts.insert("mentor_pauses", mentor_id=paused, **own)
+    desk.facts.insert("mentor_pauses", mentor_id=back, lifted_at=datetime.now(UTC), lifted_by="certjob", **own)
+    desk.facts.insert("portal_sync_events", mentor_id=paused, visible=False, wanted_at=TODAY)
+    desk.facts.insert("portal_sync_events", mentor_id=unseen, visible=True, wanted_at=TODAY)
+    failed = {"mentor_id": shown, "status": "failed", "failure_code": "wrong_address"}
+    desk.facts.insert("cert_notification_log", **failed, **soon)
+    desk.facts.insert("held_reviews", organisation_id=desk.home, what="pauses", **held)
+    desk.facts.insert("review_problems", mentor_id=shown, reason="locked", as_of=TODAY)
+    desk.facts.insert("job_runs", id=uuid4(), **run)
+    desk.facts.insert("coordinator_digests", coordinator_id=coordinator, digest_on=TODAY)
     desk.execute("UPDATE mentors SET review_on = 'infinity' WHERE id = %s", unseen)
     ((row_id,),) = desk.connection.execute("SELECT id FROM coordinator_digests").fetchall()
 
@@ -267,17 +229,17 @@ def test_messages_page_names_every_variable(message: str) -> None:
     assert words == set(re.findall(r"`(\w+)`", paragraph)) - {"subject"}
 
 
-def test_broken_template_does_not_stop_a_run(certjob: Certjob, nights: Nights, folder: Path, tmp_path: Path) -> None:
+def test_broken_template_does_not_stop_a_run(here: Certjob, nights: Nights, folder: Path, tmp_path: Path) -> None:
     """The run sends certjob's own text, names the file and exits with 3. The preview exits with 2."""
     nights.certified(until=(today() - TODAY).days + 20, member_no="M1042")
     settings = {"CERTJOB_TEMPLATES_DIR": str(folder), "CERTJOB_NOTIFY_URL": f"maildir:{tmp_path / 'mail'}"}
     write(folder, "nhf/reminder.nb.txt", GOOD_TEXT)
-    assert "\nSubject: Hallo fra NHF\n" in certjob("preview", "M1042", **settings).stdout
+    assert "\nSubject: Hallo fra NHF\n" in here("preview", "M1042", **settings).stdout
     write(folder, "nhf/reminder.nb.txt", "Emne\n\nHei {{ nmae }}\n")
     said = "nhf/reminder.nb.txt line 3: 'nmae' is undefined; did you mean name?"
 
-    broken = certjob("preview", "M1042", **settings)
-    run = certjob("run", **settings)
+    broken = here("preview", "M1042", **settings)
+    run = here("run", **settings)
 
     assert (broken.returncode, broken.stdout) == (2, "")
     assert broken.stderr == f"certjob preview: CERTJOB_TEMPLATES_DIR: {said}\n"
