@@ -17,7 +17,6 @@ from certjob.mail import stage
 from certjob.mail.message import Channel, OutgoingMessage
 from certjob.mail.queue import MailQueue
 from certjob.mail.stage import MailCounts
-from certjob.stopping import StopFlag
 from tests.support import nights as support
 from tests.support.channels import reminder_mail, run_stage
 from tests.support.facts import TODAY, Facts
@@ -77,9 +76,17 @@ class Nights:
         for table in ("cert_notification_log", "coordinator_digests"):
             support.run_out(self.facts, table)
 
-    def night(self, number: int = 0, **options: Any) -> Messages:
-        """Run a night and return its mails. Options are those of ``_decide`` and ``tests.support.nights.night``."""
-        options, before = self._decide(**options)
+    def night(
+        self,
+        number: int = 0,
+        *,
+        fails: Exception | None = None,
+        kind: str = "",
+        on_send: Callable[[OutgoingMessage], object] | None = None,
+        **options: Any,
+    ) -> Messages:
+        """Run a night, in which messages (of a kind) fail with this error, and return its mails."""
+        before = self._prepare(itertools.repeat(fails), kind=kind, on_send=on_send)
         ways: dict[str, Any] = {"portal": FlakyPortal(), "channel": self.channel}
         self.report = night(self.connection, day(number), **ways | options)
         return self.channel.sent[before:]
@@ -94,36 +101,33 @@ class Nights:
         number: int = 0,
         queue: MailQueue[Any] | None = None,
         channel: Channel | None = None,
-        stop: StopFlag | None = None,
-        seconds: float = 60,
+        on_send: Callable[[OutgoingMessage], object] | None = None,
         **options: Any,
     ) -> str | None:
         """Run the mail stage alone, with these outcomes of the first messages, and return why it stopped early."""
-        _, before = self._decide(fails=outcomes, **options)
-        queue = queue or reminder_mail(self.connection, today=day(number))
-        self.counts, channel = MailCounts(), channel or self.channel
-        stopped = run_stage(queue, channel, stop=stop, counts=self.counts, seconds=seconds)
+        before = self._prepare(iter(outcomes), on_send=on_send)
+        queue, self.counts = queue or reminder_mail(self.connection, today=day(number)), MailCounts()
+        stopped = run_stage(queue, channel or self.channel, counts=self.counts, **options)
         self.sent = self.channel.sent[before:]
         return None if stopped is None else f"{stopped.code}: {stopped.reason}"
 
-    def _decide(
+    def _prepare(
         self,
+        errors: Iterator[Exception | None],
         *,
-        fails: Exception | tuple[Exception | None, ...] = (),
         kind: str = "",
-        on_send: Callable[[OutgoingMessage], object] = lambda _message: None,
-        **options: Any,
-    ) -> tuple[dict[str, Any], int]:
-        """Let messages (of a kind) fail, all with one error or each with its own. Return the number sent before."""
-        errors = itertools.repeat(fails) if isinstance(fails, Exception) else iter(fails)
+        on_send: Callable[[OutgoingMessage], object] | None = None,
+    ) -> int:
+        """Let the next messages (of a kind) fail with these errors, and return the number of messages sent so far."""
 
         def take(message: OutgoingMessage) -> None:
-            on_send(message)
+            if on_send is not None:
+                on_send(message)
             if kind in ("", message.kind) and (error := next(errors, None)) is not None:
                 raise error
 
         self.channel.on_send = take
-        return options, len(self.channel.sent)
+        return len(self.channel.sent)
 
 
 @pytest.fixture

@@ -85,13 +85,6 @@ def test_subject_and_parts_arrive_unchanged(text: str, html: str, subject: str) 
     assert data.count(b"\n") == len(data.splitlines())
 
 
-def test_line_ends_of_a_template_do_not_matter() -> None:
-    """Editors save them in different ways."""
-    for ending in ("\r\n", "\r"):
-        text = next(read(replace(MESSAGE, text=f"Hei{ending}Kari{ending}")).iter_parts())
-        assert text.get_payload(decode=True) == b"Hei\nKari\n"
-
-
 def test_headers_prevent_automatic_replies_and_allow_sorting() -> None:
     """The Message-ID is on one line, with the domain of the channel's sender. A search finds an ASCII subject."""
     key = "k" * 400
