@@ -1,6 +1,5 @@
 """Nights with mails: an organisation, days counted from ``TODAY``, and a channel with the outcomes of a test."""
 
-import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import date, timedelta
@@ -26,6 +25,11 @@ DOWN = ChannelDownError("gone")
 DEFERRED = RecipientDeferredError("450 greylisted")
 REFUSED = RecipientRefusedError("550 no such user")
 CUT = OutcomeUnknownError("cut")
+
+
+def refuse_reminders(message: OutgoingMessage) -> Exception | None:
+    return REFUSED if message.kind == "reminder" else None
+
 
 Messages = list[OutgoingMessage]
 
@@ -77,16 +81,10 @@ class Nights:
             support.run_out(self.facts, table)
 
     def night(
-        self,
-        number: int = 0,
-        *,
-        fails: Exception | None = None,
-        kind: str = "",
-        on_send: Callable[[OutgoingMessage], object] | None = None,
-        **options: Any,
+        self, number: int = 0, *, on_send: Callable[[OutgoingMessage], object] | None = None, **options: Any
     ) -> Messages:
-        """Run a night, in which messages (of a kind) fail with this error, and return its mails."""
-        before = self._prepare(itertools.repeat(fails), kind=kind, on_send=on_send)
+        """Run a night and return its mails. An error that ``on_send`` returns is the outcome of a message."""
+        before, self.channel.on_send = len(self.channel.sent), on_send
         ways: dict[str, Any] = {"portal": FlakyPortal(), "channel": self.channel}
         self.report = night(self.connection, day(number), **ways | options)
         return self.channel.sent[before:]
@@ -105,29 +103,12 @@ class Nights:
         **options: Any,
     ) -> str | None:
         """Run the mail stage alone, with these outcomes of the first messages, and return why it stopped early."""
-        before = self._prepare(iter(outcomes), on_send=on_send)
+        before, errors = len(self.channel.sent), iter(outcomes)
+        self.channel.on_send = on_send or (lambda _message: next(errors, None))
         queue, self.counts = queue or reminder_mail(self.connection, today=day(number)), MailCounts()
         stopped = run_stage(queue, channel or self.channel, counts=self.counts, **options)
         self.sent = self.channel.sent[before:]
         return None if stopped is None else f"{stopped.code}: {stopped.reason}"
-
-    def _prepare(
-        self,
-        errors: Iterator[Exception | None],
-        *,
-        kind: str = "",
-        on_send: Callable[[OutgoingMessage], object] | None = None,
-    ) -> int:
-        """Let the next messages (of a kind) fail with these errors, and return the number of messages sent so far."""
-
-        def take(message: OutgoingMessage) -> None:
-            if on_send is not None:
-                on_send(message)
-            if kind in ("", message.kind) and (error := next(errors, None)) is not None:
-                raise error
-
-        self.channel.on_send = take
-        return len(self.channel.sent)
 
 
 @pytest.fixture

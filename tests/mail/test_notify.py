@@ -113,9 +113,10 @@ def test_only_the_owner_can_read_a_maildir(tmp_path: Path) -> None:
     (folder / "new").mkdir(parents=True)
     (folder / "new").chmod(0o707)
     with maildir(folder) as channel:
-        for use in (channel.probe, lambda: channel.send(MESSAGE)):
-            with pytest.raises(ChannelDownError, match="new may be written by others"):
-                use()
+        with pytest.raises(ChannelDownError, match="new may be written by others"):
+            channel.probe()
+        with pytest.raises(ChannelDownError, match="new may be written by others"):
+            channel.send(MESSAGE)
         (folder / "new").chmod(0o700)
         channel.send(MESSAGE)
 
@@ -125,14 +126,15 @@ def test_only_the_owner_can_read_a_maildir(tmp_path: Path) -> None:
     assert all(part.stat().st_mode & 0o077 == 0 for part in folder.iterdir())
 
 
-def test_maildir_that_cannot_be_written_concerns_all_messages(tmp_path: Path) -> None:
-    """A file has the place of a folder."""
+@pytest.mark.parametrize("name", ["", "new"], ids=["new is a file", "the Maildir is a file"])
+def test_maildir_that_cannot_be_written_concerns_all_messages(tmp_path: Path, name: str) -> None:
+    """The error names the setting."""
     (tmp_path / "new").touch()
-    for folder in (tmp_path / "new", tmp_path):
-        with maildir(folder) as channel:
-            for use in (channel.probe, lambda channel=channel: channel.send(MESSAGE)):
-                with pytest.raises(ChannelDownError, match=r"cannot be written.*correct CERTJOB_NOTIFY_URL"):
-                    use()
+    with maildir(tmp_path / name) as channel:
+        with pytest.raises(ChannelDownError, match=r"cannot be written.*correct CERTJOB_NOTIFY_URL"):
+            channel.probe()
+        with pytest.raises(ChannelDownError, match=r"cannot be written.*correct CERTJOB_NOTIFY_URL"):
+            channel.send(MESSAGE)
 
 
 def webhook(url: str, *, key: str = "s3cret", seconds: float = 5) -> Blocking:

@@ -4,7 +4,7 @@ import contextlib
 import socket
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from psycopg import conninfo
 
@@ -17,12 +17,10 @@ class Link:
 
     client: socket.socket
     server: socket.socket
-    is_over: threading.Event = field(default_factory=threading.Event)
 
     def close(self) -> None:
         close(self.client)
         close(self.server)
-        self.is_over.set()
 
 
 class Proxy(Listener):
