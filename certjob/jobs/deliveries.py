@@ -156,11 +156,11 @@ class Deliveries:
 
     def queue_digests(self) -> None:
         """Queue the coordinators' digests after a review. A delivery queues them only if a full run is overdue."""
-        with database.transaction(self._connection, lock_timeout_ms=_LOCK_TIMEOUT_MS):
-            today = {"today": self._report.today}
-            is_overdue = bool(database.fetch_value(self._connection, "is_full_run_overdue", today))
-        if self._report.review is not None or is_overdue:
-            queue_digests(self._connection, today=self._report.today, organisation_id=self._organisation_id)
+        if self._report.review is None:
+            with database.transaction(self._connection, lock_timeout_ms=_LOCK_TIMEOUT_MS):
+                if not database.fetch_value(self._connection, "is_full_run_overdue", {"today": self._report.today}):
+                    return
+        queue_digests(self._connection, today=self._report.today, organisation_id=self._organisation_id)
 
     def _run(self, name: str, stage: Callable[[], StageStop | None]) -> StageStop | None:
         """Run a stage, and record and return why it ended early, or None. A signal takes precedence as the reason."""
