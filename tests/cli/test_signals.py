@@ -20,6 +20,7 @@ from certjob.database import migrations
 from certjob.errors import MentorBusyError, StoppedBySignalError
 from certjob.stopping import STOP_SIGNALS, StopFlag
 from tests.cli.conftest import LONG_AGO, SOON
+from tests.conftest import installed_command
 from tests.support.command_line import WITHIN_SECONDS, Child, assert_one_line, started
 from tests.support.facts import Facts
 from tests.support.nights import backlog, make_due
@@ -151,7 +152,7 @@ def test_nohup_outlasts_the_terminal(start: Start, facts: Facts, portal: PortalS
     backlog(facts, 1)
     portal.default = hang(ok())
 
-    with start("run", ignored=signal.SIGHUP) as child:
+    with start("run", program=["nohup", str(installed_command())]) as child:
         portal.wait_until(lambda: len(portal.requests) == 1)
         child.signal(signal.SIGHUP)
         portal.release()

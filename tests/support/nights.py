@@ -3,7 +3,7 @@
 import asyncio
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import date
 from typing import Any, Self
@@ -156,14 +156,9 @@ def night(
 @contextmanager
 def in_background(work: Callable[[], object]) -> Iterator[None]:
     """Run something in a thread, wait for its end, and raise its error."""
-    thread = ThreadPoolExecutor(max_workers=1)
-    done = thread.submit(work)
-    thread.shutdown(wait=False)
-    try:
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        done = thread.submit(work)
         yield
-    finally:
-        wait([done], timeout=60)
-    assert done.done(), "the background work did not end"
     done.result()
 
 

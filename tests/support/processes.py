@@ -7,8 +7,7 @@
   must fit into it; a message is sent in two halves;
 * ``attempts`` and ``at_once``: calls of a push, and pushes at the same time;
 * ``grace``: seconds for calls in flight after a signal;
-* ``restart_pause``: seconds before the command starts again after the database went away;
-* ``ignored``: a signal, which `nohup` ignores.
+* ``restart_pause``: seconds before the command starts again after the database went away.
 """
 
 import itertools
@@ -53,8 +52,6 @@ def run_altered(alterations: Mapping[str, Any]) -> None:
         _set_everywhere("GRACE_SECONDS", alterations["grace"])
     if "restart_pause" in alterations:
         _set_defaults(database.start_again_when_lost, pauses_seconds=(alterations["restart_pause"],) * 3)
-    if "ignored" in alterations:
-        signal.signal(alterations["ignored"], signal.SIG_IGN)
     for moment in alterations.keys() & {"freeze_before", "freeze_after"}:
         _plant_freeze(alterations[moment], before=moment == "freeze_before")
     entry.main()

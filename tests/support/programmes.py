@@ -45,20 +45,17 @@ def random_programme(facts: Facts, *, seed: int, mentors: int = 120) -> None:
     for days in (40, 3):
         night(facts.connection, TODAY - timedelta(days=days), deliver=False, allow=EVERYTHING)
     for person in chance.sample(people, mentors // 3):
-        match chance.randint(0, len(HAPPENINGS)):
-            case 0:
-                facts.pause(person, reason=chance.choice(["illness", "leave"]))
-            case number:
-                facts.connection.execute(HAPPENINGS[number - 1].encode(), (person,))
+        facts.connection.execute(chance.choice(HAPPENINGS).encode(), (person,))
 
 
 HAPPENINGS = (
+    "INSERT INTO mentor_pauses (mentor_id, reason, actor) VALUES (%s, 'illness', 'coordinator')",
     "UPDATE mentors SET left_at = now() WHERE id = %s",
     "UPDATE mentors SET dynamics_contact_id = gen_random_uuid() WHERE id = %s",
     "UPDATE certificates SET expires_on = expires_on + 200 WHERE mentor_id = %s",
     "DELETE FROM certificates WHERE mentor_id = %s",
 )
-"""Changes of a mentor between two nights, beside a pause."""
+"""Changes of a mentor between two nights."""
 
 
 def changes_by_mentor(facts: Facts) -> dict[str, set[tuple[str, ...]]]:
@@ -80,10 +77,9 @@ def changes_by_mentor(facts: Facts) -> dict[str, set[tuple[str, ...]]]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Person:
-    """A mentor with contact data and the decision of the rules."""
+    """A mentor with the contact and the decision of the rules."""
 
     mentor: Mentor
-    email: str
     contact_id: UUID | None
     decision: Decision
 
@@ -107,9 +103,9 @@ class Person:
 
 def read_people(connection: Connection, today: date) -> dict[UUID, Person]:
     """Return all mentors in the order of their numbers."""
-    rows = connection.execute("SELECT id, email, dynamics_contact_id FROM mentors ORDER BY member_no").fetchall()
+    rows = connection.execute("SELECT id, dynamics_contact_id FROM mentors ORDER BY member_no").fetchall()
     mentors = reading.read(connection, [row[0] for row in rows], lock=False).mentors
     return {
-        mentor.id: Person(mentor=mentor, email=email, contact_id=contact_id, decision=rules.decide(mentor, today))
-        for mentor, (_, email, contact_id) in zip(mentors, rows, strict=True)
+        mentor.id: Person(mentor=mentor, contact_id=contact_id, decision=rules.decide(mentor, today))
+        for mentor, (_, contact_id) in zip(mentors, rows, strict=True)
     }
