@@ -21,14 +21,11 @@ def extend_course(expires_on: str) -> str:
     return f"UPDATE certificates SET expires_on = '{expires_on}' WHERE kind = 'course' AND issued_on = '2024-03-01'"
 
 
-def pause(reason: str) -> str:
-    return f"INSERT INTO mentor_pauses (mentor_id, reason, actor) SELECT id, '{reason}', 'coordinator' FROM mentors"
-
-
-def lift(reason: str) -> str:
-    return f"UPDATE mentor_pauses SET lifted_at = now(), lifted_by = 'coordinator' WHERE reason = '{reason}'"
-
-
+PAUSE = "INSERT INTO mentor_pauses (mentor_id, reason, actor) SELECT id, 'illness', 'coordinator' FROM mentors"
+LIFT = (
+    "UPDATE mentor_pauses SET lifted_at = now(), lifted_by = 'coordinator'"
+    " WHERE reason = 'illness' AND lifted_at IS NULL"
+)
 REVOKE_FIRST_AID = "UPDATE certificates SET revoked_at = now() WHERE kind = 'first aid' AND issued_on = '2025-07-01'"
 
 
@@ -62,7 +59,7 @@ DIARY = [
     Night(on="2025-06-14", mails=[(1, "2025-06-15")]),
     # The certificate is in force on its last day. The course does not help, because each kind must be in force.
     Night(on="2025-06-16", statuses={"first aid 2023": "expired"}, pauses=1, shown=False, mails=[(-1, "2025-06-15")]),
-    Night(on="2025-06-20", people=[pause("illness")]),
+    Night(on="2025-06-20", people=[PAUSE]),
     # The renewal ends certjob's pause. The coordinator's pause hides the mentor until the 31st.
     Night(
         on="2025-07-01",
@@ -70,7 +67,7 @@ DIARY = [
         statuses={"first aid 2023": "renewed", "first aid 2025": "valid"},
         resumes=1,
     ),
-    Night(on="2025-07-31", people=[lift("illness")], shown=True),
+    Night(on="2025-07-31", people=[LIFT], shown=True),
     Night(on="2025-12-30", statuses={"course 2024": "expiring"}, mails=[(60, "2026-02-28")]),
     Night(on="2026-01-29", mails=[(30, "2026-02-28")]),
     # The extension starts the reminders again. The portal learns each new last visible day.
@@ -82,7 +79,7 @@ DIARY = [
     Night(on="2026-08-04", people=[extend_course("2026-08-31")], shown=True),
     Night(on="2026-08-17", mails=[(14, "2026-08-31")]),
     # A coordinator's pause hides the mentor. A paused mentor is reminded.
-    Night(on="2026-08-20", people=[pause("leave")], shown=False),
+    Night(on="2026-08-20", people=[PAUSE], shown=False),
     Night(on="2026-08-24", mails=[(7, "2026-08-31")]),
     # After the revocation nothing continues the first certificate, which expired long ago: no mail.
     Night(
@@ -106,7 +103,7 @@ DIARY = [
         statuses={"course 2024": "renewed", "course 2026": "valid"},
         resumes=1,
     ),
-    Night(on="2026-10-01", people=[lift("leave")], shown=True),
+    Night(on="2026-10-01", people=[LIFT], shown=True),
 ]
 MISSED = [("2025-04-14", "2025-04-18"), ("2025-06-01", "2025-06-08")]
 CHANGED_STATUSES = """

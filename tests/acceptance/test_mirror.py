@@ -284,28 +284,25 @@ def test_run_copies_the_facts_first_and_reports_what_is_not_copied(app: App) -> 
     assert list(app.portal.visible.values()) == [False]
 
 
-FAILURES = {
-    "row-level security hides rows": (
-        "ALTER VIEW certjob_mirror.mentors OWNER TO certjob_worker; GRANT SELECT ON ALL TABLES IN SCHEMA public TO"
-        " certjob_worker; ALTER TABLE public.profiles ENABLE ROW LEVEL SECURITY",
-        'query would be affected by row-level security policy for table "profiles"',
-    ),
-    "the function belongs to another role": (
-        "ALTER FUNCTION certjob_mirror.sync OWNER TO certjob_worker",
-        "it does not belong to the owner of the schema certjob",
-    ),
-}
-
-
-@pytest.mark.parametrize(("statement", "reason"), FAILURES.values(), ids=FAILURES.keys())
-def test_run_works_and_reports_it_if_the_copy_fails(app: App, statement: str, reason: str) -> None:
-    """It uses the facts of the last copy."""
+def test_run_works_and_reports_it_if_the_copy_fails(app: App) -> None:
+    """It uses the facts of the last copy. Rows that row-level security hides are not deleted profiles."""
     app.profiles("M1", ends_in_days=-1)
     app.sync()
-    app.rows(statement)
+    app.rows("ALTER VIEW certjob_mirror.mentors OWNER TO certjob_worker")
+    app.rows("GRANT SELECT ON ALL TABLES IN SCHEMA public TO certjob_worker")
+    app.rows("ALTER TABLE public.profiles ENABLE ROW LEVEL SECURITY")
 
     report = app.run()
 
     (line,) = (line for line in report.reasons if line.startswith("mirror"))
-    assert line.startswith(f"mirror: certjob_mirror.sync(): {reason}; ")
+    assert 'query would be affected by row-level security policy for table "profiles"' in line
     assert list(app.portal.visible.values()) == [False]
+
+
+def test_run_calls_no_function_of_another_role(app: App) -> None:
+    """It would run someone else's code with the rights of the job."""
+    app.rows("ALTER FUNCTION certjob_mirror.sync OWNER TO certjob_worker")
+
+    (line,) = (line for line in app.run().reasons if line.startswith("mirror"))
+
+    assert "it does not belong to the owner of the schema certjob" in line
