@@ -1,10 +1,8 @@
 """The stages of a delivery: portal, reminders, digests. A failed stage does not stop the next one."""
 
 import subprocess
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
 
@@ -55,17 +53,6 @@ def test_crash_of_the_portal_stage_does_not_stop_the_mail(due: Scene) -> None:
     report = due.deliver(portal, channel=due.channel)
     assert "LookupError" in " ".join(report.reasons)
     assert "LookupError" in report.to_document()["error"]["message"]
-
-
-def test_open_hide_without_a_portal_client_is_an_alert(due: Scene) -> None:
-    """The stage crashes before it claims any push."""
-
-    def make_portal() -> NoReturn:
-        raise LookupError
-
-    due.night(ways_out=replace(delivery(), make_portal=make_portal))
-
-    assert due.rows("SELECT failure_code FROM dynamics_sync_failures") == [("portal_stopped",)]
 
 
 def test_locked_table_ends_the_portal_stage_and_not_the_mail(due: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -222,18 +222,6 @@ def test_contact_of_no_mentor_is_an_alert_until_it_is_gone(scene: Scene) -> None
     assert pushes(scene) == []
 
 
-def test_unknown_contact_names_an_organisation_without_a_portal(scene: Scene) -> None:
-    """Each unknown contact is one alert. Staff have no organisation."""
-    former_mentor, staff = uuid4(), uuid4()
-    scene.facts.mentor(scene.facts.organisation("nhf", portal=None), contact_id=former_mentor)
-    scene.portal.visible |= {former_mentor: True, staff: True}
-
-    assert differences(scene) == {"unknown": 2}
-
-    alerts = {alert.alert_id: alert.organisation for alert in read_alerts(scene.connection, today=TODAY)}
-    assert alerts == {f"-:unknown_contacts:{former_mentor}": "nhf", f"-:unknown_contacts:{staff}": None}
-
-
 def test_acknowledged_contact_is_no_alert_until_it_was_a_mentors(scene: Scene) -> None:
     """A contact that belonged to a mentor in the meantime is a new alert."""
     contact = uuid4()

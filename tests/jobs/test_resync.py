@@ -8,9 +8,7 @@ from certjob.errors import (
     DynamicsSyncException,
     MentorBusyError,
     PermanentPortalError,
-    PortalCallError,
     PortalStageError,
-    TransientPortalError,
 )
 from certjob.portal.sync import PortalSyncService
 from tests.support.facts import TODAY, Facts
@@ -20,7 +18,6 @@ from tests.support.waiting import until
 
 CONTACT = UUID("6f9619ff-8b86-4d01-b42d-00cf4fc964ff")
 EVENT = "SELECT visible, version, status FROM portal_sync_events"
-FAILURES = "SELECT kind, attempts FROM dynamics_sync_failures"
 NOT_FOUND = PermanentPortalError("404 contact_not_found")
 
 
@@ -77,46 +74,17 @@ def test_resync_pushes_again_after_a_refusal(scene: Scene, expired: UUID) -> Non
     assert scene.rows("SELECT attempts, resolved_at IS NOT NULL FROM dynamics_sync_failures") == [(1, True)]
 
 
-def test_push_stays_queued_without_the_url_of_the_portal(scene: Scene, expired: UUID) -> None:
-    """It is an alert."""
-    result = scene.resync(expired)
+def test_wrong_key_is_returned_as_an_error(scene: Scene, expired: UUID) -> None:
+    """The pause stays, the push stays open without a counted attempt, and the run needs attention."""
+    portal = FlakyPortal(failures=1, error=lambda: PortalStageError("the portal answered 401"))
 
-    assert [*map(str, result.report.stopped)] == ["portal: CERTJOB_PORTAL_URL is not set; the pushes stay pending"]
-    assert result.report.outcome == "attention"
-    assert scene.rows("SELECT status, attempts FROM portal_sync_events") == [("pending", 0)]
-    assert scene.rows(FAILURES) == [("stage", 0)]
-
-
-@pytest.mark.parametrize(
-    ("failure", "words", "event", "stored"),
-    [
-        pytest.param(
-            TransientPortalError("503"),
-            "after 3 calls: 503; it is tried again at",
-            ("pending", 1),
-            ("transient", 3),
-            id="temporary",
-        ),
-        pytest.param(NOT_FOUND, "then run the same command again", ("blocked", 1), ("permanent", 1), id="refused"),
-        pytest.param(PortalStageError("401"), ": 401", ("pending", 0), ("stage", 0), id="refused_key"),
-    ],
-)
-def test_failed_push_is_returned_as_an_error(
-    scene: Scene,
-    expired: UUID,
-    failure: PortalCallError,
-    words: str,
-    event: tuple[str, int],
-    stored: tuple[str, int],
-) -> None:
-    """The pause stays, the push stays open, and the run needs attention."""
-    result = scene.resync(expired, FlakyPortal(failures=99, error=lambda: failure))
+    result = scene.resync(expired, portal)
 
     assert isinstance(result.error, DynamicsSyncException)
-    assert words in str(result.error)
+    assert "the portal answered 401" in str(result.error)
     assert result.after.pauses == ["certification_expired"]
-    assert scene.rows("SELECT status, attempts FROM portal_sync_events") == [event]
-    assert scene.rows(FAILURES) == [stored]
+    assert scene.rows("SELECT status, attempts FROM portal_sync_events") == [("pending", 0)]
+    assert scene.rows("SELECT kind, attempts FROM dynamics_sync_failures") == [("stage", 0)]
     assert scene.rows("SELECT command, outcome FROM job_runs") == [("resync", "attention")]
 
 
