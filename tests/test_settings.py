@@ -66,14 +66,12 @@ def test_database_url_is_required(load: Load) -> None:
         ("TIME_ZONE", f"../../{SECRET}", "no such time zone; use an IANA name such as Europe/Oslo"),
         ("TIME_ZONE", "Europe", "no such time zone"),
         ("PORTAL_URL", f"https:///{SECRET}", "must be a URL that starts with http: or https: and includes a host"),
-        ("PORTAL_URL", f"ftp://{SECRET}.example/", "must be a URL that starts with"),
         ("PORTAL_URL", f"https://portal.example:{SECRET}/", "is not a valid URL"),
         ("PORTAL_URL", f"http://localhost.evil.example/{SECRET}", "plain http:// is allowed only for loopback"),
         ("PORTAL_URL", f"https://{SECRET}@portal.example/", "must not contain a user name or password"),
         ("PORTAL_KEY", f"{SECRET}\n", "must be one word of printable ASCII"),
         ("LOG_FORMAT", SECRET, "Input should be"),
         ("NOTIFY_URL", f"mailto:{SECRET}@hlf.example", "must be a URL that starts with smtp: or smtps:"),
-        ("NOTIFY_URL", "maildir:", "includes a path"),
         ("NOTIFY_URL", f"https://:{SECRET}@push.example", "use CERTJOB_NOTIFY_USER and CERTJOB_NOTIFY_PASSWORD"),
         ("MAIL_HOURS", f"08:00-{SECRET}", "must be two times of the day"),
         ("APP_URL", f"javascript:{SECRET}", "must be a URL that starts with"),
@@ -98,9 +96,9 @@ def test_setting_that_another_one_requires_is_named(load: Load) -> None:
     assert error_of(lambda: load(**webhook)).startswith("CERTJOB_NOTIFY_PASSWORD: must be one word")
 
 
-@pytest.mark.parametrize("host", ["LOCALHOST", "127.0.0.1", "[::1]"])
-def test_plain_http_to_this_machine_is_allowed(load: Load, host: str) -> None:
-    assert load(PORTAL_URL=f"http://{host}:8000/", PORTAL_KEY="k-123").portal_url == f"http://{host}:8000/"
+def test_plain_http_to_this_machine_is_allowed(load: Load) -> None:
+    assert load(PORTAL_URL="http://[::1]:8000/", PORTAL_KEY="k-123").portal_url == "http://[::1]:8000/"
+    assert load(PORTAL_URL="http://LOCALHOST/", PORTAL_KEY="k-123").portal_url == "http://LOCALHOST/"
 
 
 @pytest.fixture

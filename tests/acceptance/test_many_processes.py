@@ -1,7 +1,6 @@
 """Several runs at the same time share the work, and do nothing twice."""
 
 import asyncio
-import email
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -99,12 +98,12 @@ def test_runs_at_the_same_time_share_the_work_and_remind_once(
 
     assert [(result.returncode, result.stderr) for result in ended] == [(0, "")] * PROCESSES
     reports = [json.loads(result.stdout) for result in ended]
-    totals = {"mentors reviewed": CHUNK * PROCESSES, "portal queued": COUNT, "portal delivered": COUNT}
-    totals |= {"reminders queued": COUNT, "reminders sent": COUNT}
-    for name, total in totals.items():
-        part, key = name.split()
-        shares = [report[part][key] for report in reports]
-        assert (sum(shares), min(shares) > 0) == (total, True), (name, shares)
+    shares = [
+        (report["mentors"]["reviewed"], report["portal"]["delivered"], report["reminders"]["sent"])
+        for report in reports
+    ]
+    assert [sum(parts) for parts in zip(*shares, strict=True)] == [CHUNK * PROCESSES, COUNT, COUNT]
+    assert all(part > 0 for share in shares for part in share)
     assert {(report["portal"]["lost"], report["reminders"]["lost"]) for report in reports} == {(0, 0)}
 
     mentors = facts.rows("SELECT dynamics_contact_id, email FROM mentors WHERE NOT portal_visible")
@@ -114,7 +113,6 @@ def test_runs_at_the_same_time_share_the_work_and_remind_once(
     assert portal.overlaps == []
     recipients = Counter(recipient for envelope in mailbox.envelopes for recipient in envelope.rcpt_tos)
     assert recipients == Counter(address for _, address in mentors)
-    assert len({email.message_from_bytes(each.content)["Message-ID"] for each in mailbox.envelopes}) == COUNT
     for table in ("portal_sync_events", "cert_notification_log"):
         assert facts.rows(f"SELECT DISTINCT attempts, claim_token FROM {table}") == [(1, None)]
     assert facts.rows("SELECT count(*) FROM certificate_transitions") == [(COUNT,)]
