@@ -12,7 +12,7 @@ from certjob.database import Connection, statements
 from certjob.outbox.claims import Settlement
 from certjob.portal.sync import PortalSyncService
 from tests.benchmarks.bench import run_script
-from tests.support.channels import reminder_mail
+from tests.mail.channels import reminder_mail
 from tests.support.command_line import today
 from tests.support.nights import EVERYTHING, night
 

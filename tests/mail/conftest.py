@@ -16,8 +16,8 @@ from certjob.mail import stage
 from certjob.mail.message import Channel, OutgoingMessage
 from certjob.mail.queue import MailQueue
 from certjob.mail.stage import MailCounts
+from tests.mail.channels import reminder_mail, run_stage
 from tests.support import nights as support
-from tests.support.channels import reminder_mail, run_stage
 from tests.support.facts import TODAY, Facts
 from tests.support.nights import CollectingChannel, FlakyPortal, night
 

@@ -11,10 +11,10 @@ from certjob.errors import PermanentPortalError, StoppedBySignalError
 from certjob.jobs import runs
 from certjob.reports.alerts import read_alerts
 from certjob.stopping import StopFlag
+from tests.mail.channels import digest_mail
 from tests.mail.conftest import DOWN, REFUSED, Messages, Nights, day, refuse_reminders
-from tests.support.channels import digest_mail
+from tests.mail.written import breakable
 from tests.support.facts import TODAY
-from tests.support.mails import breakable
 from tests.support.nights import FlakyPortal, delivery, new_job, night
 
 NAMES = ("Kari", "Ola", "Pia", "Tor")

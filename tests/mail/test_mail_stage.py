@@ -15,8 +15,8 @@ from certjob.mail.reminder_mail import ReminderMail
 from certjob.mail.stage import MailCounts
 from certjob.outbox.retry import seconds_to_next_round
 from certjob.stopping import StopFlag
+from tests.mail.channels import reminder_mail, smtp_channel
 from tests.mail.conftest import CUT, DEFERRED, DOWN, REFUSED, Nights, day
-from tests.support.channels import reminder_mail, smtp_channel
 from tests.support.facts import Facts
 from tests.support.nights import run_out
 from tests.support.smtp_server import Fault, Mailbox, ScriptedServer, real_server

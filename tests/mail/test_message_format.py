@@ -16,7 +16,7 @@ from certjob.domain.addresses import parse_sender
 from certjob.facts.organisations import set_organisation
 from certjob.mail.message import OutgoingMessage, compose
 from tests.mail.conftest import Nights, day
-from tests.support.mails import MESSAGE
+from tests.mail.written import MESSAGE
 
 BCC = "\r\nBcc: spy@example.org"
 

@@ -11,7 +11,7 @@ from certjob.mail.message import OutgoingMessage
 from certjob.mail.messages.content import LANGUAGES, RenderedMessage
 from certjob.mail.messages.samples import SAMPLES, sample_digests
 from certjob.mail.messages.templates import OUR_TEMPLATES
-from tests.support.mails import Page, breakable, written_reminder
+from tests.mail.written import breakable, links, visible_text, written_reminder
 
 URGENT = {"nb": "Haster", "nn": "Hastar", "en": "Urgent"}
 
@@ -49,7 +49,7 @@ def test_text_and_page_say_the_same_in_every_situation(language: str) -> None:
 
             said = re.sub(r"^(?:\* | +- |-+$)", "", message.text, flags=re.MULTILINE)  # marks of lists and headings
             said = re.sub(r":(\s)https", r"\1https", said)
-            both = (Page(message.html).text, breakable(f"Hørselshjelpen {message.subject} {' '.join(said.split())}"))
+            both = (visible_text(message.html), breakable(f"Hørselshjelpen {message.subject} {' '.join(said.split())}"))
             page, text = (part.replace(f"{URGENT[language]}: ", f"{URGENT[language]} ") for part in both)
             assert page == text
             assert "\n\n\n" not in message.text
@@ -106,11 +106,10 @@ def test_only_a_repeat_says_that_it_may_be_one(language: str, said: str) -> None
 def test_page_is_accessible(language: str) -> None:
     """It has a language and one main heading for screen readers, and loads nothing from other servers."""
     for document in (written_reminder(locale=language).html, digest(full(language)).html):
-        page = Page(document)
-        assert page.language == language
+        assert f'<html lang="{language}"' in document
         assert document.count(f'lang="{language}"') >= 2  # mail programs on the web drop the html element
-        assert page.tags.count("h1") == 1
-        assert not {"img", "script", "link", "iframe"} & set(page.tags)
+        assert document.count("<h1") == 1
+        assert not re.search("<(img|script|link|iframe)", document)
 
 
 @in_each_language
@@ -118,7 +117,7 @@ def test_reminder_shows_where_its_links_lead(language: str) -> None:
     """The button names the host, and the address is below it."""
     document = written_reminder(locale=language).html
     renew, *others = "https://hlf.example/forny?a=1&b=2", "mailto:kontakt@hlf.example", "tel:+4722000000"
-    assert Page(document).links == [renew, renew, *others]
+    assert links(document) == [renew, renew, *others]
     words = "Renew your certificate at" if language == "en" else "Forny sertifikatet på"
     assert f">{words} hlf.example</a>" in document
 
@@ -130,21 +129,21 @@ def test_missing_facts_leave_no_gap(language: str) -> None:
     for name in (None, " \x00 "):
         message = written_reminder(locale=language, full_name=name, **nothing)
         assert {"Hei!", "Hello,"} & {*message.text.splitlines()}
-        assert (message.text.count("HLF Øst"), "None" in all_of(message), Page(message.html).links) == (4, False, [])
+        assert (message.text.count("HLF Øst"), "None" in all_of(message), links(message.html)) == (4, False, [])
 
 
 @pytest.mark.parametrize("url", ["javascript:alert(1)", "hlf.example/forny", "https://[::1", "https:///x"])
 def test_invalid_address_of_a_page_is_shown_without_a_link(url: str) -> None:
     """So is a telephone number without digits."""
-    page = Page(written_reminder(renewal_url=url, contact_phone="spør i resepsjonen").html)
-    assert (url in page.text, "spør i resepsjonen" in page.text) == (True, True)
-    assert not any(link.startswith(("javascript", "h", "tel:")) for link in page.links)
+    page = written_reminder(renewal_url=url, contact_phone="spør i resepsjonen").html
+    assert (url in visible_text(page), "spør i resepsjonen" in visible_text(page)) == (True, True)
+    assert not any(link.startswith(("javascript", "h", "tel:")) for link in links(page))
 
 
 def test_link_shows_its_real_host() -> None:
     """Not the text before an @."""
     pretends = written_reminder(renewal_url="https://hlf.example@elsewhere.example/")
-    assert "på elsewhere.example" in Page(pretends.html).text
+    assert "på elsewhere.example" in visible_text(pretends.html)
     assert "på elsewhere.example:\nhttps://hlf.example@" in pretends.text
 
 
@@ -165,9 +164,9 @@ def test_digest_links_to_the_app_and_names_the_operators(language: str) -> None:
     bare = digest(full(language, app_url="", operator_address=""))
 
     assert ": https://app.example/\n" in message.text
-    assert Page(message.html).links == ["https://app.example/"] * 2
+    assert links(message.html) == ["https://app.example/"] * 2
     assert "(drift@example.org)" in message.text
-    assert (Page(bare.html).links, "()" in bare.text) == ([], False)
+    assert (links(bare.html), "()" in bare.text) == ([], False)
 
 
 @in_each_language
@@ -203,6 +202,8 @@ def test_long_list_says_how_many_more_there_are() -> None:
 
 def test_preheader_of_one_section_is_its_action_and_names_no_one() -> None:
     """It shows on a locked screen."""
-    page = Page(digest(only("visible")).html)
-    assert page.preheader.strip().startswith("Disse skal ikke vises på portalen")
-    assert "Nordmann" not in page.preheader
+    page = digest(only("visible")).html
+
+    preheader = page.partition("display: none")[2].partition(">")[2].partition("</div>")[0]
+    assert preheader.strip().startswith("Disse skal ikke vises på portalen")
+    assert "Nordmann" not in preheader

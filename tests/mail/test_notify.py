@@ -26,8 +26,8 @@ from certjob.mail.channels.smtp import SmtpChannel
 from certjob.mail.channels.webhook import WebhookChannel
 from certjob.mail.message import Channel
 from certjob.settings import Settings
-from tests.support.channels import Blocking
-from tests.support.mails import MESSAGE
+from tests.mail.written import MESSAGE
+from tests.support.blocking import Blocking
 from tests.support.portal_answers import Behaviour, answer, drip, reset
 from tests.support.portal_server import PortalServer
 from tests.support.smtp_server import HOST, Mailbox, real_server

@@ -12,12 +12,13 @@ import pytest
 from pydantic import SecretStr
 
 from tests.conftest import Certjob
+from tests.mail.channels import smtp_channel
 from tests.mail.conftest import Nights
 from tests.mail.exim import LOGIN, MISSING, PROGRAM, Exim, exim
-from tests.support.channels import Blocking, smtp_channel
+from tests.mail.written import MESSAGE
+from tests.support.blocking import Blocking
 from tests.support.command_line import today
 from tests.support.facts import TODAY
-from tests.support.mails import MESSAGE
 from tests.support.smtp_server import client_tls
 
 pytestmark = pytest.mark.real_mail_server

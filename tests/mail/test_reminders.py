@@ -12,8 +12,8 @@ from certjob.mail.reminder_mail import QueuedReminder
 from certjob.mail.stage import MailCounts
 from certjob.outbox.claims import Answer, Settlement
 from certjob.reports.alerts import read_alerts
+from tests.mail.channels import reminder_mail
 from tests.mail.conftest import REFUSED, Nights, day
-from tests.support.channels import reminder_mail
 from tests.support.facts import TODAY
 
 App = psycopg.Connection[tuple[object, ...]]

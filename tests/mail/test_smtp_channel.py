@@ -14,8 +14,9 @@ from pydantic import SecretStr
 
 from certjob.errors import ChannelDownError, OutcomeUnknownError, RecipientDeferredError, RecipientRefusedError
 from certjob.mail.channels import smtp
-from tests.support.channels import Blocking, smtp_channel
-from tests.support.mails import MESSAGE
+from tests.mail.channels import smtp_channel
+from tests.mail.written import MESSAGE
+from tests.support.blocking import Blocking
 from tests.support.smtp_server import HOST, Fault, Mailbox, ScriptedServer, client_tls, real_server, server_tls
 
 LOGIN: dict[str, Any] = {"user": "post", "password": SecretStr("blåbær-9"), "tls": client_tls()}
@@ -53,13 +54,6 @@ def in_time() -> Iterator[None]:
 def nothing_is_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
     """Treat this machine as a remote server."""
     monkeypatch.setattr(smtp, "LOOPBACK_HOSTS", frozenset())
-
-
-class TlsServer(ScriptedServer):
-    """Encrypts after STARTTLS."""
-
-    def begin_tls(self, connection: socket.socket) -> socket.socket:
-        return server_tls().wrap_socket(connection, server_side=True)
 
 
 def test_messages_arrive_whole_and_the_connection_is_renewed() -> None:
@@ -235,7 +229,7 @@ ECHO = "535 post / blåbær-9 / AHBvc3QAYmzDpWLDpnItOQ== / YmzDpWLDpnItOQ== is w
 )
 def test_nothing_is_sent_without_tls_or_with_a_failed_login(answers: Answers, login: Any, said: str) -> None:
     """The error does not contain a password that the server repeats."""
-    with TlsServer(answers) as server, channel_to(server.port, **login) as channel:
+    with ScriptedServer(answers) as server, channel_to(server.port, **login) as channel:
         with pytest.raises(ChannelDownError, match=said):
             channel.send(MESSAGE)
 

@@ -14,10 +14,10 @@ from certjob.mail.messages.samples import SAMPLES, sample_reminders
 from certjob.mail.messages.templates import OUR_FOLDER, Templates
 from tests.conftest import Certjob
 from tests.mail.conftest import Nights
+from tests.mail.written import written_reminder
 from tests.support.command_line import today
 from tests.support.docs import read_section
 from tests.support.facts import TODAY
-from tests.support.mails import written_reminder
 
 GOOD_TEXT = "Hallo fra {{ organisation }}\n\nKjære {{ name }}, {{ days_left }} dager igjen.\n"
 GOOD_DIGEST = "{{ organisation }}\n\n{% for item in paused %}\n* {{ item.name }}\n{% endfor %}\nHilsen\n"

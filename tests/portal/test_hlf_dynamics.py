@@ -20,7 +20,7 @@ from certjob.errors import (
 from certjob.outbox.retry import RetryPolicy
 from certjob.portal import hlf_dynamics
 from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
-from tests.support.channels import Blocking
+from tests.support.blocking import Blocking
 from tests.support.nights import quick_policy
 from tests.support.portal_answers import Behaviour, answer, cut, error, hang, html, ok, raw, reset
 from tests.support.portal_server import PortalServer

@@ -1,6 +1,5 @@
 """Mail servers on loopback: aiosmtpd, and a server with scripted answers."""
 
-import contextlib
 import socket
 import ssl
 import threading
@@ -124,25 +123,27 @@ class ScriptedServer(Listener):
     def serve(self, client: socket.socket) -> None:
         self.connections += 1
         client.settimeout(60)
-        with contextlib.suppress(OSError):
-            self._talk(client)
-        client.close()
-
-    def _talk(self, connection: socket.socket) -> None:
-        lines, to = connection.makefile("rb"), ""
-        goes_on = self._say(connection, self.answer("GREETING"))
-        while goes_on and (line := lines.readline()):
-            self.commands.append(line.decode("latin-1").rstrip("\r\n"))
-            stage = self.commands[-1].partition(" ")[0].upper()
-            if stage == "RCPT":
-                to = line.decode("latin-1").partition("<")[2].partition(">")[0]
-            answer = self.answer(stage)
-            goes_on = self._say(connection, answer) and stage != "QUIT"
-            if stage == "DATA" and isinstance(answer, bytes) and answer.startswith(b"354"):
-                goes_on = self._say(connection, self.answer("BODY"))
-                body = _read_body(lines) if goes_on else None
-                goes_on = body is not None and self._say(connection, self.end_message(body, to=to))
-        lines.close()
+        lines, to = client.makefile("rb"), ""
+        try:
+            goes_on = self._say(client, self.answer("GREETING"))
+            while goes_on and (line := lines.readline()):
+                self.commands.append(line.decode("latin-1").rstrip("\r\n"))
+                stage = self.commands[-1].partition(" ")[0].upper()
+                if stage == "RCPT":
+                    to = line.decode("latin-1").partition("<")[2].partition(">")[0]
+                answer = self.answer(stage)
+                goes_on = self._say(client, answer) and stage != "QUIT"
+                if stage == "STARTTLS" and answer == GOOD_ANSWERS[stage]:
+                    lines.close()
+                    client = server_tls().wrap_socket(client, server_side=True)
+                    lines = client.makefile("rb")
+                if stage == "DATA" and isinstance(answer, bytes) and answer.startswith(b"354"):
+                    goes_on = self._say(client, self.answer("BODY"))
+                    body = _read_body(lines) if goes_on else None
+                    goes_on = body is not None and self._say(client, self.end_message(body, to=to))
+        finally:
+            lines.close()
+            client.close()
 
     def _say(self, connection: socket.socket, answer: Answer) -> bool:
         """Send an answer; return whether the session goes on."""

@@ -1,8 +1,9 @@
-"""A message, a reminder, and the HTML page of a mail as its reader sees it."""
+"""A message, a reminder, and what the reader of a page sees."""
 
+import html
+import re
 from dataclasses import replace
 from datetime import date, timedelta
-from html.parser import HTMLParser
 from typing import Any
 from uuid import UUID
 
@@ -72,47 +73,11 @@ def breakable(text: str) -> str:
     return text.replace("\N{NO-BREAK SPACE}", " ").replace("\N{NON-BREAKING HYPHEN}", "-")
 
 
-class Page(HTMLParser):
-    """An HTML page: its visible ``text``, and its tags."""
+def visible_text(page: str) -> str:
+    """Return the words of the body, without the hidden preheader."""
+    body = re.sub(r"<head>.*</head>|<div [^>]*display: none.*?</div>", "", page, flags=re.DOTALL)
+    return breakable(" ".join(html.unescape(re.sub(r"<[^>]*>", "", body.replace("<br>", " "))).split()))
 
-    def __init__(self, document: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.shape: list[str] = []
-        """Every tag with the names of its attributes, every end tag and every comment."""
-        self.links: list[str] = []
-        self.all_words = ""
-        """Also the hidden words."""
-        self.language: str | None = None
-        self._words = {"body": "", "head": "", "preheader": ""}
-        self._where = "body"
-        self.feed(document)
-        self.close()
-        self.text = breakable(" ".join(self._words["body"].split()))
-        self.preheader = self._words["preheader"]
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        attributes = dict(attrs)
-        self.tags.append(tag)
-        self.shape.append(" ".join([tag, *attributes]))
-        self.links += [value or "" for name, value in attrs if name in ("href", "src")]
-        if tag in ("head", "body"):
-            self._where = tag
-        elif tag == "div" and "display: none" in (attributes.get("style") or ""):
-            self._where = "preheader"
-        elif tag == "br":
-            self._words["body"] += " "
-        elif tag == "html":
-            self.language = attributes["lang"]
-
-    def handle_endtag(self, tag: str) -> None:
-        self.shape.append(f"/{tag}")
-        if tag == "div" and self._where == "preheader":
-            self._where = "body"
-
-    def handle_comment(self, data: str) -> None:
-        self.shape.append(f"comment {data}")
-
-    def handle_data(self, data: str) -> None:
-        self._words[self._where] += data
-        self.all_words += data
+def links(page: str) -> list[str]:
+    return [html.unescape(link) for link in re.findall(r'(?:href|src)="([^"]*)"', page)]

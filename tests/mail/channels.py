@@ -1,10 +1,7 @@
-"""Mail channels, queues and stages for tests, which have no event loop."""
+"""Mail channels, queues and stages."""
 
-import asyncio
-import inspect
-from collections.abc import Callable
 from datetime import UTC, date
-from typing import Any, Self
+from typing import Any
 
 from certjob.database import Connection
 from certjob.domain.addresses import parse_sender
@@ -15,35 +12,11 @@ from certjob.mail.messages.templates import OUR_TEMPLATES
 from certjob.mail.queue import MailQueue
 from certjob.mail.reminder_mail import ReminderMail
 from certjob.mail.stage import MailCounts, MailStage
-from certjob.outbox.calls import Calls, NameLookups
+from certjob.outbox.calls import Calls
 from certjob.outbox.claims import StageStop
 from certjob.stopping import StopFlag
 from tests.support.facts import TODAY
 from tests.support.smtp_server import HOST
-
-
-class Blocking:
-    """Runs the asynchronous methods of an object in one event loop, each to its end."""
-
-    def __init__(self, target: Any) -> None:
-        self._target = target
-        self._runner = asyncio.Runner()
-        self._runner.get_loop().set_default_executor(NameLookups())
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        method = getattr(self._target, name)
-        return lambda *arguments, **named: self._runner.run(_whole(method(*arguments, **named)))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-        self._runner.close()
-
-
-async def _whole(asked: Any) -> Any:
-    return [each async for each in asked] if inspect.isasyncgen(asked) else await asked
 
 
 def run_stage(
