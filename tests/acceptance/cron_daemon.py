@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
 from datetime import datetime, timedelta
 from email.message import EmailMessage
 from pathlib import Path
@@ -106,8 +105,3 @@ def moved_to(minute: datetime, crontab: str, commands: str, *, folder: Path) -> 
         return f"{when.minute} {when.hour} * * *    {job[1].replace('/opt/certjob/bin', str(folder))}"
 
     return re.sub(r"^(?:[\d*/,-]+\s+){5}(.*/certjob (.+) --env-file .*)$", move, crontab, flags=re.MULTILINE)
-
-
-def jobs(crontab: str) -> Sequence[tuple[str, str]]:
-    """Return the times and the arguments of each job, also of those in comments."""
-    return re.findall(r"^(?:# )?((?:[\d*/,-]+\s+){5}).*/certjob (.+) --env-file .*$", crontab, flags=re.MULTILINE)

@@ -5,82 +5,58 @@ import shutil
 import subprocess
 from datetime import date
 from pathlib import Path
-from zoneinfo import ZoneInfo
 
 import pytest
 import yaml
 
-from tests.acceptance.cron_daemon import CronDaemon, jobs, missing, moved_to
+from tests.acceptance.cron_daemon import CronDaemon, missing, moved_to
 from tests.conftest import Certjob, installed_command
-from tests.support.command_line import commands
 from tests.support.docs import ROOT, read, read_section
 from tests.support.facts import Facts
 
 EXAMPLE = read("crontab.example")
-FOLDER = ROOT / "docs/examples/systemd"
-UNITS = {path.name: path.read_text() for path in FOLDER.rglob("*") if path.is_file()}
-SERVICE = UNITS["certjob@.service"]
-ACTIVE = {
-    "run": ("10 3,4,5 * * *", "*-*-* 03,04,05:10:00 Europe/Oslo"),
-    "deliver": ("*/15 * * * *", "*:0/15"),
-    "reconcile": ("40 4 * * *", "*-*-* 04:40:00 Europe/Oslo"),
-}
-"""The times of each job, as cron and systemd write them."""
-JOBS = {
-    job["metadata"]["name"].removeprefix("certjob-"): job
-    for job in yaml.safe_load_all(read("docs/examples/kubernetes.yaml"))
-}
+UNITS = ROOT / "docs/examples/systemd"
+SERVICE = (UNITS / "certjob@.service").read_text()
 
 
-def test_crontab_and_timers_start_the_same_jobs_at_the_same_times() -> None:
-    """They find certjob where docs/install.md installs it. A timer makes up for a time when the machine was off."""
-    assert [(" ".join(times.split()), command) for times, command in jobs(EXAMPLE)] == [
-        *((cron, command) for command, (cron, _) in ACTIVE.items()),
-        ("40 6-22 * * *", "run"),
-        ("20 5 1 * *", "db prune --older-than 3y"),
-    ]
-    assert not any("%" in line for line in EXAMPLE.splitlines() if "bin/certjob" in line), "cron breaks the line there"
-    for command, (_, calendar) in ACTIVE.items():
-        timer = UNITS[f"certjob@{command}.timer"]
-        assert ("Persistent=true" in timer, re.findall(r"^OnCalendar=(.+)$", timer, re.MULTILINE)) == (True, [calendar])
-    assert sum(name.endswith(".timer") for name in UNITS) == len(ACTIVE)
-    for line in ("Type=oneshot", "LoadCredential=", "ProtectSystem=strict", "NoNewPrivileges=true"):
-        assert line in SERVICE
-    assert "python3 -m venv /opt/certjob\n" in read_section("docs/install.md", "Going live")
-    assert {*re.findall(r"([^\s=]+)/bin/certjob", EXAMPLE + "".join(UNITS.values()))} == {"/opt/certjob"}
+@pytest.mark.parametrize(
+    ("command", "cron", "calendar", "minutes"),
+    [
+        ("run", "10 3,4,5 * * *", "*-*-* 03,04,05:10:00 Europe/Oslo", 55),
+        ("deliver", "*/15 * * * *", "*:0/15", 14),
+        ("reconcile", "40 4 * * *", "*-*-* 04:40:00 Europe/Oslo", 30),
+    ],
+)
+def test_job_has_one_time_and_one_limit_in_every_scheduler(
+    command: str, cron: str, calendar: str, minutes: int
+) -> None:
+    """Only a limit from outside ends a command whose database stalls behind a proxy.
 
+    Kubernetes starts no second pod and no retry, because exit code 3 asks a person to act.
+    """
+    times = r"\s+".join(map(re.escape, cron.split()))
+    assert re.search(rf"^{times}\s.* timeout -k 30 {minutes}m \S+/certjob {command} ", EXAMPLE, re.MULTILINE)
 
-def test_each_job_has_the_same_time_limit_in_every_scheduler() -> None:
-    """Only a limit from outside ends a command whose database stalls behind a proxy."""
-    limits = {command: f"docs/examples/systemd/certjob@{command}.service.d/limit.conf" for command in JOBS}
-    limits["run"] = "docs/examples/systemd/certjob@.service"
+    timer = (UNITS / f"certjob@{command}.timer").read_text()
+    limit = SERVICE if command == "run" else (UNITS / f"certjob@{command}.service.d/limit.conf").read_text()
+    assert f"OnCalendar={calendar}\n" in timer
+    assert "Persistent=true\n" in timer, "it makes up for a time when the machine was off"
+    assert f"TimeoutStartSec={minutes}min\n" in limit
 
-    in_cron = re.findall(r"^[^#].* timeout -k 30 (\d+)m \S+/certjob (\w+) ", EXAMPLE, re.MULTILINE)
-    in_systemd = {
-        command: re.findall(r"^TimeoutStartSec=(\d+)min$", read(file), re.MULTILINE) for command, file in limits.items()
-    }
-    in_kubernetes = {
-        command: job["spec"]["jobTemplate"]["spec"]["activeDeadlineSeconds"] / 60 for command, job in JOBS.items()
-    }
-
-    assert in_kubernetes == {"run": 55, "deliver": 14, "reconcile": 30}
-    assert in_systemd == {command: [f"{minutes:.0f}"] for command, minutes in in_kubernetes.items()}
-    assert {command: [minutes] for minutes, command in in_cron} == in_systemd
-    assert "TimeoutStopSec=30s" in SERVICE
-
-
-@pytest.mark.parametrize("command", ACTIVE)
-def test_kubernetes_starts_each_job_once_at_the_time_of_cron(command: str) -> None:
-    """Kubernetes starts no second pod and no retry, because exit code 3 asks a person to act."""
-    spec = JOBS[command]["spec"]
+    documents = yaml.safe_load_all(read("docs/examples/kubernetes.yaml"))
+    (spec,) = (each["spec"] for each in documents if each["metadata"]["name"] == f"certjob-{command}")
     job = spec["jobTemplate"]["spec"]
     pod = job["template"]["spec"]
-    (container,) = pod["containers"]
-
-    assert (spec["schedule"], ZoneInfo(spec["timeZone"]).key) == (ACTIVE[command][0], "Europe/Oslo")
+    assert (spec["schedule"], spec["timeZone"]) == (cron, "Europe/Oslo")
+    assert job["activeDeadlineSeconds"] == minutes * 60
     assert (spec["concurrencyPolicy"], job["backoffLimit"], pod["restartPolicy"]) == ("Forbid", 0, "Never")
-    assert f"certjob {' '.join(container['args'])}" in commands()
-    assert container["envFrom"] == [{"secretRef": {"name": "certjob"}}]
+    assert pod["containers"][0]["args"] == [command]
+
+
+def test_schedulers_find_certjob_where_the_install_page_puts_it() -> None:
+    assert "python3 -m venv /opt/certjob\n" in read_section("docs/install.md", "Going live")
+    assert {*re.findall(r"([^\s=]+)/bin/certjob", EXAMPLE + SERVICE)} == {"/opt/certjob"}
+    assert not re.search(r"^[^#\n]*/certjob.*%", EXAMPLE, re.MULTILINE), "cron breaks the line at a %"
 
 
 @pytest.mark.real_cron
@@ -119,17 +95,17 @@ def test_cron_mails_only_about_a_job_that_fails(
 def test_systemd_accepts_the_units(tmp_path: Path) -> None:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze is not installed (apt-get install systemd)")
-    shutil.copytree(FOLDER, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(UNITS, tmp_path, dirs_exist_ok=True)
     (tmp_path / "certjob@.service").write_text(SERVICE.replace("/opt/certjob/bin/certjob", str(installed_command())))
-    for command in ACTIVE:
-        (tmp_path / f"certjob@{command}.service").symlink_to("certjob@.service")
-    files = [f"{tmp_path}/certjob@{command}.{kind}" for command in ACTIVE for kind in ("service", "timer")]
+    for timer in [*tmp_path.glob("*.timer")]:
+        timer.with_suffix(".service").symlink_to("certjob@.service")
 
-    verify, path = ["systemd-analyze", "verify", "--man=no"], {"PATH": "/usr/bin:/bin"}
-    environment = path | {"SYSTEMD_UNIT_PATH": f"{tmp_path}:"}
-    verified = subprocess.run([*verify, *files], capture_output=True, text=True, check=False, env=environment)
+    files = [*tmp_path.glob("certjob@?*.timer"), *tmp_path.glob("certjob@?*.service")]
+    environment = {"PATH": "/usr/bin:/bin", "SYSTEMD_UNIT_PATH": f"{tmp_path}:"}
+    verify = ["systemd-analyze", "verify", "--man=no", *map(str, files)]
+    verified = subprocess.run(verify, capture_output=True, text=True, check=False, env=environment)
 
-    assert (verified.returncode, verified.stderr) == (0, "")
+    assert (len(files), verified.returncode, verified.stderr) == (6, 0, "")
 
 
 def test_watch_reports_an_overdue_run(facts: Facts, here: Certjob) -> None:
