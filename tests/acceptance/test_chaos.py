@@ -18,6 +18,7 @@ COMMANDS = (
     interrupted(Action.KILL, When.AFTER, Spot.STATEMENT, settle="portal_events"),
     interrupted(Action.KILL, When.ANSWERED, Spot.REQUEST),
     interrupted(Action.CUT, When.AFTER, Spot.STATEMENT, settle="portal_events"),
+    interrupted(Action.OVERTAKE, When.BEFORE, Spot.STATEMENT, settle="portal_events"),
     interrupted(Action.OVERTAKE, When.BEFORE, Spot.STATEMENT, settle="reminders"),
     Command(mail_script=(MailFault("RCPT", "450"), MailFault("BODY", "dropped"))),
     interrupted(Action.KILL, When.AFTER, Spot.MAIL),  # last, because the recovery sends this mail again
