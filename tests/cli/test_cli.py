@@ -93,14 +93,14 @@ def test_organisation_show_has_every_option_of_set(here: Certjob) -> None:
     assert [*shown.values()][2:] == ["hlf", "HLF Norge", "dynamics", [30, 7], ["kurs"], *contact, 0]
 
 
-@pytest.mark.parametrize("command", ["run", "deliver", "resync M1 -q", "reconcile", "db migrate", "alerts"])
-def test_success_prints_no_output(here: Certjob, facts: Facts, command: str) -> None:
+def test_success_prints_no_output(here: Certjob, facts: Facts) -> None:
     """Otherwise cron would send a mail."""
     facts.certified_mentor(facts.organisation(), LONG_AGO, member_no="M1")
 
-    result = here(*command.split())
+    for command in ("run", "deliver", "resync M1 -q", "reconcile", "db migrate", "alerts"):
+        result = here(*command.split())
 
-    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+        assert (result.returncode, result.stdout, result.stderr) == (0, "", ""), command
 
 
 def test_alert_is_one_plain_line_without_a_terminal(certjob: Certjob, facts: Facts) -> None:

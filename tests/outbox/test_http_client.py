@@ -75,6 +75,11 @@ def test_proxies_of_the_environment_are_ignored(
     assert get(portal)[0].status_code == 200
 
 
+def test_unreachable_server_is_an_error_in_the_words_of_the_system(port_of_nobody: int) -> None:
+    with pytest.raises(httpx.ConnectError, match=r"^Connection refused$"):
+        calls(f"http://127.0.0.1:{port_of_nobody}/")
+
+
 def test_tls_is_verified(monkeypatch: pytest.MonkeyPatch) -> None:
     """An unknown certificate is a connection error, and the request is not sent."""
     server_side = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
