@@ -31,9 +31,9 @@ REVOKE_FIRST_AID = "UPDATE certificates SET revoked_at = now() WHERE kind = 'fir
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Night:
-    """What one night does, after people have changed something.
+    """The changes by people before a night, and the work of the night.
 
-    A certificate is named by its kind and first year. A mail has its threshold and the last day in it.
+    The name of a certificate is its kind and first year. A mail has its threshold and a last day.
     """
 
     on: str
@@ -81,7 +81,7 @@ DIARY = [
     # A coordinator's pause hides the mentor. A paused mentor is reminded.
     Night(on="2026-08-20", people=[PAUSE], shown=False),
     Night(on="2026-08-24", mails=[(7, "2026-08-31")]),
-    # After the revocation nothing continues the first certificate, which expired long ago: no mail.
+    # The revocation ends the renewal of the first certificate, which expired long ago: no mail.
     Night(
         on="2026-08-27",
         people=[REVOKE_FIRST_AID],
@@ -113,7 +113,7 @@ CHANGED_STATUSES = """
 
 
 def test_two_years_of_a_mentor_are_as_the_diary_says(facts: Facts, portal: PortalServer) -> None:
-    """The nights of the diary run, the nights before them, and one in forty of the others, which do nothing."""
+    """The nights before those of the diary, and one in forty of the others, do nothing."""
     facts.mentor(facts.organisation())
     channel = CollectingChannel()
 
