@@ -1,6 +1,6 @@
 """The rights of each role on every table, view, sequence and function. A new object needs an entry here."""
 
-from certjob.database import Connection, migrations
+from certjob.database import Connection
 
 WORKER, COORDINATOR, SERVER = "certjob_worker", "authenticated", "service_role"
 
@@ -114,15 +114,3 @@ def test_functions_have_a_safe_search_path_and_listed_callers(owner: Connection)
     assert [name for name, is_definer, is_trigger, _, _ in functions if is_trigger and not is_definer] == []
     assert [name for name, is_definer, _, has_safe_path, _ in functions if is_definer and not has_safe_path] == []
     assert {name: callers for name, _, _, _, callers in functions if callers} == CALLABLE
-
-
-def test_certjob_can_be_removed_and_installed_again(owner: Connection) -> None:
-    """Dropping the two schemas removes everything except the role and the publication."""
-    before, published = granted(owner), "SELECT schemaname, tablename FROM pg_publication_tables"
-    heard = owner.execute(published.encode()).fetchall()
-
-    owner.execute("DROP SCHEMA certjob, certjob_private CASCADE")
-    assert len(migrations.migrate(owner)) == len(migrations.migrations())
-
-    assert granted(owner) == before
-    assert owner.execute(published.encode()).fetchall() == heard == [("certjob", "dynamics_sync_failures")]

@@ -1,10 +1,6 @@
 """Migrations are safe to repeat and to run concurrently, and errors have a next step."""
 
-import os
-import subprocess
-import sys
 import uuid
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,10 +10,7 @@ import pytest
 from certjob import database
 from certjob.database import migrations
 from certjob.errors import ConfigurationError, DatabaseUnavailableError, SchemaError
-from tests.conftest import database_of
-from tests.support.facts import TODAY, Facts
 
-CHECKOUT = Path(__file__).parents[2]
 ALL = [each.version for each in migrations.migrations()]
 
 
@@ -62,24 +55,6 @@ def test_migrate_applies_each_migration_once_in_order(empty: database.Connection
     assert all(each.applied_at for each in status)
     assert (migrations.migrate(empty), migrations.status(empty)) == ([], status)
     migrations.require_current(empty)
-
-
-def test_migrate_keeps_the_sessions_settings_and_an_apps_tables(empty: database.Connection) -> None:
-    """The app's schema comes first in the search path and has tables of the same names."""
-    empty.execute("CREATE SCHEMA app; SET search_path = app, certjob; SET lock_timeout = '7s'")
-    empty.execute("CREATE TABLE app.mentors (nickname text); CREATE TABLE public.mentors (nickname text)")
-    empty.execute("CREATE PUBLICATION supabase_realtime FOR ALL TABLES")  # it accepts no single table
-
-    migrations.migrate(empty)
-
-    settings = [empty.execute(f"SHOW {name}".encode()).fetchone() for name in ("lock_timeout", "search_path")]
-    assert settings == [("7s",), ("app, certjob",)]
-    empty.execute("SET search_path = certjob")
-    facts = Facts(empty)
-    facts.certified_mentor(facts.organisation(), TODAY)
-    tables = "SELECT schemaname, tablename FROM pg_tables WHERE schemaname IN ('app', 'public') ORDER BY 1"
-    assert facts.rows(tables) == [("app", "mentors"), ("public", "mentors")]
-    assert facts.rows("SELECT FROM app.mentors UNION ALL SELECT FROM public.mentors") == []
 
 
 FIRST = "CREATE TABLE first (); CREATE FUNCTION certjob_private.set_up_rights() RETURNS void LANGUAGE sql AS ''"
@@ -136,19 +111,6 @@ def test_edited_migration_is_refused(empty: database.Connection, tmp_path: Path)
     assert schema_of(empty) == ({"first"}, [1])
 
 
-def test_database_with_another_encoding_is_refused(empty: database.Connection, server_url: str) -> None:
-    """No table is created."""
-    name = f"certjob_test_{uuid.uuid4().hex}"
-    empty.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'LATIN1' LOCALE 'C'".encode())
-    try:
-        with database.connect(database_of(server_url, name)) as latin:
-            with pytest.raises(ConfigurationError, match=r"encoding is LATIN1.*ENCODING 'UTF8'"):
-                migrations.migrate(latin)
-            assert schema_of(latin) == (set(), [])
-    finally:
-        empty.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
-
-
 def test_read_only_database_is_refused(empty: database.Connection) -> None:
     """For example the URL of a standby."""
     empty.execute("SET default_transaction_read_only = on")
@@ -187,21 +149,3 @@ def test_user_without_rights_gets_the_reason(empty: database.Connection) -> None
             migrations.require_current(empty)
     finally:
         empty.execute(f"SET ROLE {owner}; DROP OWNED BY {role}; DROP ROLE {role}".encode())
-
-
-def test_wheel_contains_sql_and_templates(tmp_path: Path) -> None:
-    """A checkout uses the folder beside the package."""
-    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
-    subprocess.run(build, cwd=CHECKOUT, capture_output=True, check=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        names = set(archive.namelist())
-        archive.extractall(tmp_path / "installed")
-    look = "from certjob.database import migrations as m, sql_directory; print(sql_directory(), len(m.migrations()))"
-    environment = os.environ | {"PYTHONPATH": str(tmp_path / "installed")}
-    answer = subprocess.check_output([sys.executable, "-c", look], cwd=tmp_path, env=environment, text=True)
-
-    templates = [path for path in (CHECKOUT / "certjob/mail/messages").iterdir() if path.is_file()]
-    wanted = {f"certjob/{path.relative_to(CHECKOUT)}" for path in (CHECKOUT / "sql").rglob("*.sql")}
-    assert wanted | {str(path.relative_to(CHECKOUT)) for path in templates} | {"certjob/py.typed"} <= names
-    assert answer.split() == [str(tmp_path / "installed/certjob/sql"), str(len(ALL))]

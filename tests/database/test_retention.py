@@ -9,7 +9,6 @@ from typing import Any
 from uuid import UUID, uuid4
 from zoneinfo import ZoneInfo
 
-import psycopg
 import pytest
 
 from certjob.database import Connection
@@ -17,8 +16,7 @@ from certjob.database.retention import parse_age, prune
 from certjob.errors import ConfigurationError, StoppedBySignalError
 from certjob.review.days import looks_at_everybody
 from certjob.stopping import StopFlag
-from tests.conftest import Certjob
-from tests.support.command_line import assert_one_line, today
+from tests.support.command_line import today
 from tests.support.facts import Facts
 
 NOW = datetime.now(UTC)
@@ -210,29 +208,3 @@ def test_prune_stops_between_committed_batches(facts: Facts, mentor: UUID) -> No
 
     assert facts.rows("SELECT count(*) FROM portal_sync_events") == [(8,)]
     assert_goes(facts, "last_error FROM portal_sync_events")
-
-
-def test_locked_row_stays_until_the_next_prune(facts: Facts, mentor: UUID, app: psycopg.Connection[Any]) -> None:
-    """A concurrent deletion of mentors neither waits nor becomes the victim of a deadlock."""
-    facts.connection.execute("UPDATE mentors SET portal_visible = false")
-    add_push(facts, mentor, "goes", delivered_at=LONG_AGO - DAY)
-    add_push(facts, mentor, "stays")
-    app.execute("DELETE FROM mentors")
-
-    assert pruned(facts.connection) == 0
-
-    app.rollback()
-    assert_goes(facts, "last_error FROM portal_sync_events")
-
-
-def test_db_prune_prints_nothing_on_success(here: Certjob, facts: Facts, mentor: UUID) -> None:
-    """Errors name the option."""
-    add_push(facts, mentor, "goes", delivered_at=LONG_AGO - DAY)
-    add_push(facts, mentor, "stays")
-
-    result = here("db", "prune", "--older-than", "3y")
-
-    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
-    assert facts.rows("SELECT last_error FROM portal_sync_events") == [("stays",)]
-    assert json.loads(here("db", "prune", "--older-than", "3y", "--json").stdout)["deleted"] == 0
-    assert_one_line(here("db", "prune"), "--older-than", code=2, command="certjob db prune")

@@ -165,14 +165,6 @@ def test_hide_of_a_given_away_contact_is_no_alert_for_coordinators(ours: Organis
     assert ours.asks("SELECT is_alert FROM open_pushes") == [(True,)]
 
 
-def test_visible_until_is_unknown_without_a_certified_day(ours: Organisation) -> None:
-    """A day after 2099 is shown as it is sent."""
-    for certified_until, shown in ((None, None), ("0001-01-01", None), ("9999-12-31", "2099-12-31")):
-        ours.facts.rows("UPDATE mentors SET certified_until = %s RETURNING 1", certified_until)
-
-        assert ours.asks("SELECT visible_until::text FROM alerts") == [(shown,)]
-
-
 def test_unusual_times_stop_neither_run_nor_explain(
     here: Certjob, ours: Organisation, theirs: Organisation, supabase_url: str
 ) -> None:

@@ -1,7 +1,5 @@
 """Named statements and their settings."""
 
-import ast
-import re
 from datetime import timedelta
 from pathlib import Path
 
@@ -10,35 +8,6 @@ import pytest
 
 from certjob import database
 from certjob.database import Connection, statements
-
-CERTJOB = Path(database.__file__).parents[1]
-CODE = list(CERTJOB.rglob("*.py"))
-TOPICS = {path: path.read_text() for path in (database.sql_directory() / "queries").glob("*/*.sql")}
-OWNERS = {
-    name: path.parent.name
-    for path, text in TOPICS.items()
-    for name in re.findall(r"^-- name: (\w+)$", text, re.MULTILINE)
-}
-"""The package of each statement."""
-VERBS = ("lock_due", "claim", "settle", "hold", "reopen_refused")
-"""Prefixes of the statements that an outbox composes."""
-
-
-def named_in(path: Path) -> set[str]:
-    """Return the statements that a file names, also by ``table="reminders"``."""
-    code = path.read_text()
-    nodes = ast.walk(ast.parse(code))
-    names = {str(node.value) for node in nodes if isinstance(node, ast.Constant)}
-    names |= {f"{verb}_{table}" for table in re.findall(r"\btable=\"(\w+)\"", code) for verb in VERBS}
-    return names & OWNERS.keys()
-
-
-def test_each_statement_is_used_only_by_its_own_package() -> None:
-    """Other packages call a function of that package."""
-    packages = {(name, path.relative_to(CERTJOB).parts[0]) for path in CODE for name in named_in(path)}
-
-    assert packages == set(OWNERS.items())
-    assert OWNERS.keys() == database.all_statements().keys(), "a name is invalid"
 
 
 def test_second_statement_of_a_name_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
