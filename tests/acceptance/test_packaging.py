@@ -15,7 +15,7 @@ from certjob.portal.edge_function import CONFIGURATION
 from tests.conftest import Certjob
 from tests.support.docs import ROOT, read
 from tests.support.own_server import data_folder
-from tests.support.proxy import StallingProxy
+from tests.support.proxy import Proxy
 
 BIN = Path(sys.executable).parent
 SYSTEM_PYTHON = Path("/usr/bin/python3")
@@ -89,7 +89,7 @@ def test_container_steps_install_certjob_for_a_user_without_rights(dist: Path, w
     (step,) = re.findall(r"^RUN (.+)$", text, re.MULTILINE)
     (entry_point,) = re.findall(r'^ENTRYPOINT \["(.+)"\]$', text, re.MULTILINE)
     assert f"USER {NO_ONE}\n" in text
-    with data_folder("container") as folder, StallingProxy(worker_url) as server:  # no one may use the server's socket
+    with data_folder("container") as folder, Proxy(worker_url) as server:  # no one may use the server's socket
         shutil.copytree(dist, folder / "opt/dist")
         step = step.replace("/opt/", f"{folder}/opt/").replace("python3 -m", f"{SYSTEM_PYTHON} -m")
         output_of("/bin/sh", "-ec", step)

@@ -9,7 +9,7 @@ from signal import SIGINT, SIGTERM
 
 from tests.chaos.faults import Action, Fault, Spot, When
 from tests.support.command_line import Child
-from tests.support.proxy import Link, StallingProxy
+from tests.support.proxy import Link, Proxy
 
 _CLOSES_THE_CONNECTION = frozenset({Action.KILL, Action.CUT, Action.RESTART})
 _PARSE, _QUERY, _SYNC, _READY = b"PQSZ"
@@ -68,7 +68,7 @@ class Trigger:
         return action
 
 
-class DatabaseProxy(StallingProxy):
+class DatabaseProxy(Proxy):
     """For one process: it causes the fault exactly before or after a statement."""
 
     def __init__(self, database_url: str, trigger: Trigger) -> None:
