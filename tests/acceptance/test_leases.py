@@ -19,12 +19,15 @@ from tests.support.facts import Facts
 from tests.support.nights import review, run_out
 from tests.support.portal_answers import Behaviour, confirm, hang, ok
 from tests.support.portal_server import PortalServer
-from tests.support.processes import FIRST_CALL, FIRST_MESSAGE, MAIL_CLAIM, PORTAL_CLAIM
 from tests.support.waiting import until
 
 Start = Callable[..., AbstractContextManager[Child]]
 
 CONTACT = UUID("6f9619ff-8b86-4d01-b42d-00cf4fc964ff")
+FIRST_CALL = "certjob.portal.hlf_dynamics:HLFDynamicsSyncService.update_portal_visibility"
+FIRST_MESSAGE = "certjob.mail.channels.maildir:MaildirChannel.send"
+PORTAL_CLAIM = "certjob.portal.sync:PortalSyncService.claim"
+MAIL_CLAIM = "certjob.mail.reminder_mail:ReminderMail.claim"
 SHORT = {"portal_lease": 1.0, "call": 0.2, "round": 0.2}
 SHORT_MAIL = {"mail_lease": 1.0, "message": 0.2}
 STOOD_STILL = "a push can take longer than its lease, or this process stood still"

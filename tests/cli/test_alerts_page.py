@@ -15,9 +15,11 @@ from certjob.reports.alerts import Alert
 from certjob.review.attention import Kind
 from tests.cli.conftest import VISIBLE
 from tests.conftest import Certjob
-from tests.support.command_line import HOSTILE, assert_in_order, flat, terminal, without_escapes
+from tests.support.command_line import assert_in_order, flat, terminal, without_escapes
 from tests.support.facts import Facts
 from tests.support.nights import review
+
+HOSTILE = "[red]M[/red]\x1b[2J\x1b]0;gotcha\x07\u202e:smile:\\"
 
 OSLO = ZoneInfo("Europe/Oslo")
 MORNING = datetime(2026, 11, 25, 8, 0, tzinfo=OSLO)

@@ -10,9 +10,10 @@ from certjob.errors import (
     PermanentPortalError,
     PortalStageError,
 )
+from certjob.jobs.resync import Resync
 from certjob.portal.sync import PortalSyncService
 from tests.support.facts import TODAY, Facts
-from tests.support.nights import FlakyPortal, claim, review
+from tests.support.nights import FlakyPortal, claim, in_background, review
 from tests.support.scene import NEXT_YEAR, YESTERDAY, Scene
 from tests.support.waiting import until
 
@@ -103,9 +104,9 @@ def test_locked_mentor_ends_the_resync_after_a_while(scene: Scene, expired: UUID
 def test_app_is_not_blocked_by_a_waiting_resync(scene: Scene, expired: UUID) -> None:
     """The app has locked the certificate and now needs the mentor, whom the resync locks: no deadlock."""
     scene.app.execute("SELECT 1 FROM certificates FOR NO KEY UPDATE")
-    portal = FlakyPortal()
+    portal, results = FlakyPortal(), list[Resync]()
 
-    with scene.resync_under_way(expired, portal) as results:
+    with in_background(lambda: results.append(scene.resync(expired, portal))):
         until(lambda: scene.app.execute("SELECT id FROM job_runs").fetchall())
         scene.app.execute("UPDATE certificates SET expires_on = %s", (NEXT_YEAR,))
         scene.app.commit()
@@ -135,9 +136,9 @@ def test_resync_waits_for_a_push_in_flight(scene: Scene, expired: UUID, becomes:
     """A delivered push needs no call. A refused one is tried, and the caller gets the reason."""
     review(scene.connection)
     (event,) = claim(scene.other)
-    portal = FlakyPortal(failures=9, error=lambda: NOT_FOUND)
+    portal, results = FlakyPortal(failures=9, error=lambda: NOT_FOUND), list[Resync]()
 
-    with scene.resync_under_way(expired, portal) as results:
+    with in_background(lambda: results.append(scene.resync(expired, portal))):
         until(lambda: Facts(scene.other).rows(EVENT) == [(False, 2, "pending")])
         settle = "UPDATE portal_sync_events SET status = %s, claim_token = NULL WHERE claim_token = %s"
         scene.other.execute(settle, (becomes, event.claim_token))

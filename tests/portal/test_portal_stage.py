@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import pytest
 
-from certjob.errors import Outcome
+from certjob.errors import Outcome, StoppedBySignalError
 from certjob.outbox import calls
 from certjob.outbox.retry import RetryPolicy
 from certjob.portal.sync import PortalCounts, PortalSyncService
@@ -191,7 +191,11 @@ def test_signal_ends_the_stage(
     scene.portal.then(*behaviours)
     stop, began = StopFlag(), time.monotonic()
 
-    with in_background(lambda: scene.run_until_signal(stop, concurrency=3)):
+    def run() -> None:
+        with pytest.raises(StoppedBySignalError):
+            scene.run_stage(stop=stop, seconds=3600, concurrency=3)
+
+    with in_background(run):
         scene.portal.wait_until(lambda: len(scene.portal.requests) == 3)
         stop.set()
 

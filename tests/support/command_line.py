@@ -202,9 +202,6 @@ def without_escapes(text: str) -> str:
     return _ESCAPE.sub("", text)
 
 
-HOSTILE = "[red]M[/red]\x1b[2J\x1b]0;gotcha\x07\u202e:smile:\\"
-
-
 def terminal(columns: int) -> tuple[Output, io.StringIO]:
     """Return an output on a terminal of this size, without colours, and its text."""
     output, shown = Output(quiet=False), io.StringIO()

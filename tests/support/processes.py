@@ -27,11 +27,6 @@ from certjob.mail.channels.smtp import SmtpChannel
 from certjob.mail.reminder_mail import ReminderMail
 from certjob.portal import push, sync
 
-FIRST_CALL = "certjob.portal.hlf_dynamics:HLFDynamicsSyncService.update_portal_visibility"
-FIRST_MESSAGE = "certjob.mail.channels.maildir:MaildirChannel.send"
-PORTAL_CLAIM = "certjob.portal.sync:PortalSyncService.claim"
-MAIL_CLAIM = "certjob.mail.reminder_mail:ReminderMail.claim"
-
 
 def run_altered(alterations: Mapping[str, Any]) -> None:
     """Run the command of ``sys.argv`` with these alterations."""

@@ -2,19 +2,17 @@
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from datetime import date, timedelta
 from functools import cached_property
 from typing import Any
 from uuid import UUID, uuid4
 
 import psycopg
-import pytest
 
 from certjob import database
 from certjob.database import Connection
-from certjob.errors import PortalCallError, StoppedBySignalError
+from certjob.errors import PortalCallError
 from certjob.jobs import runs
 from certjob.jobs.job_runs import note_told
 from certjob.jobs.reconcile import reconcile
@@ -151,13 +149,6 @@ class Scene:
         job = new_job(connection or self.connection, ways_out=ways_out, stop=stop)
         return resync(job, mentor_id, **{"lock_wait_seconds": 30.0, "flight_wait_seconds": 30.0} | options)
 
-    @contextmanager
-    def resync_under_way(self, mentor_id: UUID, portal: Portal) -> Iterator[list[Resync]]:
-        """Resync a mentor during the block; yield a list that gets the result."""
-        results: list[Resync] = []
-        with nights.in_background(lambda: results.append(self.resync(mentor_id, portal))):
-            yield results
-
     def reconcile(self, *, stop: StopFlag | None = None, **options: Any) -> RunReport:
         job = new_job(self.connection, ways_out=delivery(portal=self.portal), stop=stop)
         return reconcile(job, accept_date=TODAY, **options)
@@ -184,7 +175,3 @@ class Scene:
         stop.check()
         self.said = str(stopped)
         return None if stopped is None else stopped.code
-
-    def run_until_signal(self, stop: StopFlag, **options: Any) -> None:
-        with pytest.raises(StoppedBySignalError):
-            self.run_stage(stop=stop, seconds=3600, **options)
