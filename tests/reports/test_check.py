@@ -1,7 +1,5 @@
 """`certjob check`: one line for everything that a nightly run depends on, with the next step."""
 
-import json
-import re
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,75 +13,56 @@ from certjob.database import Connection, migrations, statements
 from certjob.database.clocks import Clocks
 from certjob.reports.check import in_database
 from tests.conftest import Certjob
-from tests.support.command_line import SECRET, Finished, assert_no_secret, started, without_escapes
+from tests.support.command_line import SECRET, Finished, assert_no_secret
 from tests.support.facts import Facts
 from tests.support.ping_host import ping_host
-from tests.support.portal_answers import Behaviour, answer, error, html
+from tests.support.portal_answers import answer, error, html
 from tests.support.portal_server import PortalServer
-from tests.support.smtp_server import CERTIFICATE, Fault, Mailbox, ScriptedServer, real_server, server_tls
-from tests.support.waiting import until
+from tests.support.smtp_server import CERTIFICATE, Mailbox, ScriptedServer, real_server, server_tls
 
-Found = dict[str, list[str]]
-"""The verdict and the text of each finding that is not ok, by its subject."""
-WELL: tuple[int, Found] = (0, {})
+Check = Callable[..., Finished]
 UNREACHABLE = f"postgresql://certjob:{SECRET}@127.0.0.1:1/certjob"
-
-
-class Check:
-    """The command, with correct values for all settings."""
-
-    def __init__(self, here: Certjob, settings: dict[str, str], folder: Path) -> None:
-        self._here, self.settings, self.folder = here, settings, folder
-
-    def page(self, *arguments: str, **settings: str) -> Finished:
-        """Run the command. Settings are named without their prefix."""
-        given = {f"CERTJOB_{name}": value for name, value in settings.items()}
-        result = self._here("check", *arguments, **self.settings | given)
-        assert_no_secret(result)
-        return result
-
-    def __call__(self, *arguments: str, **settings: str) -> tuple[int, Found]:
-        """Return the exit code and the findings that are not ok."""
-        result = self.page("--json", *arguments, **settings)
-        found: Found = {}
-        for entry in json.loads(result.stdout)["checks"]:
-            if entry["verdict"] != "ok":
-                text = f"{entry['verdict']}: {entry['message']}; {entry['next_step']}"
-                found.setdefault(entry["check"], []).append(text)
-        return result.returncode, found
-
-    def says(self, code: int, name: str, *phrases: str, **settings: str) -> None:
-        """Assert that only this subject is not ok, with these phrases. Others may be skipped because of it."""
-        got, found = self(**settings)
-        wrong = [one for one, texts in found.items() if any(not text.startswith("skip: ") for text in texts)]
-        assert (got, wrong) == (code, [name]), found
-        assert all(phrase in " | ".join(found[name]) for phrase in phrases), (found, phrases)
 
 
 @pytest.fixture
 def check(here: Certjob, facts: Facts, portal: PortalServer, tmp_path: Path) -> Check:
-    """The command on an organisation that lacks nothing."""
+    """Run the command with right settings, except the given ones, and an organisation that lacks nothing."""
     organisation = facts.organisation()
     facts.mentor(organisation)
     facts.insert("coordinators", organisation_id=organisation, email="k@example.org")
     (tmp_path / "templates").mkdir()
-    settings = {
+    right = {
         "CERTJOB_PORTAL_URL": portal.url,
         "CERTJOB_PORTAL_KEY": SECRET,
         "CERTJOB_NOTIFY_URL": f"maildir:{tmp_path / 'maildir'}",
         "CERTJOB_TEMPLATES_DIR": str(tmp_path / "templates"),
         "CERTJOB_PING_URL": "https://hc.example/a",
     }
-    return Check(here, settings, tmp_path)
+
+    def run(*arguments: str, **settings: str) -> Finished:
+        result = here("check", *arguments, **right | settings)
+        assert_no_secret(result)
+        return result
+
+    return run
+
+
+def assert_problem(result: Finished, line: str, *, code: int) -> None:
+    """Check that the only problem begins like this. Other tests may be skipped because of it."""
+    lines = result.stdout.splitlines()
+    problems = [each for each in lines if not each.startswith(("ok ", "skip "))]
+    assert (result.returncode, len(problems), problems[0][: len(line)]) == (code, 1, line), problems
 
 
 # The page.
 
 
-def test_check_has_a_line_for_each_subject_and_changes_nothing(check: Check, portal: PortalServer) -> None:
+def test_check_has_a_line_for_each_subject_and_changes_nothing(
+    check: Check, portal: PortalServer, tmp_path: Path
+) -> None:
     """It exits with 0, and makes no push, no ping and no message."""
     with ping_host() as host:
-        result = check.page(PING_URL=host.url)
+        result = check(CERTJOB_PING_URL=host.url)
 
     assert (result.returncode, result.stderr) == (0, ""), result
     subjects = "time_zone database writable clock schema rights last_run organisations portal"
@@ -92,7 +71,7 @@ def test_check_has_a_line_for_each_subject_and_changes_nothing(check: Check, por
     assert lines == [f"ok    {name.replace('_', ' ')}" for name in subjects.split()]
     assert [(request.method, request.body) for request in portal.requests] == [("GET", b"")]
     assert host.pings == []
-    assert {path.name for path in check.folder.iterdir()} == {"home", "templates"}
+    assert {path.name for path in tmp_path.iterdir()} == {"home", "templates"}
 
 
 def test_quiet_check_prints_only_problems(check: Check, facts: Facts) -> None:
@@ -102,7 +81,7 @@ def test_quiet_check_prints_only_problems(check: Check, facts: Facts) -> None:
     database = facts.connection.info.dbname
     facts.connection.execute(f"ALTER DATABASE {database} SET default_transaction_read_only = on".encode())
 
-    quiet = check.page("-q")
+    quiet = check("-q")
 
     writable, organisations = quiet.stdout.splitlines()
     assert writable.startswith("fail  writable: the database is read-only; use the primary")
@@ -110,110 +89,87 @@ def test_quiet_check_prints_only_problems(check: Check, facts: Facts) -> None:
     assert (quiet.returncode, quiet.stderr) == (1, "certjob check: 1 failed, 1 warning, 13 ok\n")
 
 
-def test_terminal_shows_problems_first_and_colours_their_verdict(
-    check: Check, on_terminal: Callable[..., tuple[int, str]]
-) -> None:
-    """A misspelt setting is a problem, and lines fit the terminal."""
-    _, shown = on_terminal("check", columns=60, **check.settings, CERTJOB_PORTAL_ULR="x")
-
-    assert re.search(r"\x1b\[[\d;]+mwarn\x1b\[0m  ", shown), "only the word is coloured"
-    lines = without_escapes(shown).splitlines()
-    assert all(len(line) <= 60 for line in lines)
-    misspelt = "warn  settings: CERTJOB_PORTAL_ULR is not a setting of\n      certjob; did you mean"
-    assert misspelt in "\n".join(lines)
-    verdicts = [line[:4] for line in lines if line[:4] in ("warn", "ok  ")]
-    assert verdicts == ["warn"] + ["ok  "] * (len(verdicts) - 1)
-
-
 # Settings.
 
 
 def test_every_wrong_setting_is_named_once(check: Check, portal: PortalServer) -> None:
     """The tests that need it are skipped, and all others are made."""
-    code, found = check(TIME_ZONE=SECRET, PORTAL_KEY="", NOTIFY_URL="smtp://h", LOG_FORMAT="xml")
+    wrong = {"CERTJOB_TIME_ZONE": SECRET, "CERTJOB_LOG_FORMAT": "xml", "CERTJOB_PORTAL_KEY": ""}
 
-    assert (code, set(found), portal.requests) == (2, {"settings", "portal", "mail"}, [])
-    variables = ("CERTJOB_TIME_ZONE", "CERTJOB_LOG_FORMAT", "CERTJOB_PORTAL_KEY", "CERTJOB_MAIL_FROM")
-    for variable, text in zip(variables, found["settings"], strict=True):
-        assert text.startswith(f"fail: {variable}")
-    assert found["portal"] == found["mail"] == ["skip: not checked: its settings are wrong; None"]
+    result = check("-q", CERTJOB_NOTIFY_URL="smtp://h", **wrong)
 
-
-SETTINGS: dict[str, tuple[dict[str, str], int, str, str]] = {
-    "env file": ({"ENV_FILE": "certjob.env"}, 2, "settings", "it is not UTF-8 text; correct --env-file or "),
-    "mail hours": ({"MAIL_HOURS": "08:00-08:00"}, 2, "settings", "CERTJOB_MAIL_HOURS: is an empty window"),
-    "no database": ({"DATABASE_URL": ""}, 2, "settings", "CERTJOB_DATABASE_URL is not set; give a PostgreSQL URL"),
-    "embedded": ({"DATABASE_URL": "embedded"}, 2, "database", "does not exist yet; run `certjob db migrate`"),
-    "unreachable": ({"DATABASE_URL": UNREACHABLE}, 1, "database", "fail: the database cannot be reached"),
-    "empty database": ({"DATABASE_URL": "{empty}"}, 2, "schema", "do not exist yet; run `certjob db migrate`"),
-    "sender": ({"MAIL_FROM": "nobody"}, 2, "mail", "CERTJOB_MAIL_FROM"),
-    "Maildir": ({"NOTIFY_URL": "maildir:{folder}/file/deep"}, 2, "mail", "the Maildir folder cannot be written"),
-    "no mail": ({"NOTIFY_URL": ""}, 3, "mail", "warn: CERTJOB_NOTIFY_URL is not set, so reminders stay queued"),
-    "templates": ({"TEMPLATES_DIR": "{folder}/nowhere"}, 2, "templates", "cannot be read"),
-    "no ping": ({"PING_URL": ""}, 3, "monitoring", "warn: no external monitor is configured; set CERTJOB_PING_URL"),
-    "no portal": ({"PORTAL_URL": "", "PORTAL_KEY": ""}, 3, "portal", "so pushes stay queued for hlf; set it and CERT"),
-}
-"""The settings, the exit code, the subject and a phrase."""
+    *failed, portal_line, mail_line = result.stdout.splitlines()
+    variables = [line.removeprefix("fail  settings: ").partition(" ")[0].rstrip(":") for line in failed]
+    assert variables == ["CERTJOB_TIME_ZONE", "CERTJOB_LOG_FORMAT", "CERTJOB_PORTAL_KEY", "CERTJOB_MAIL_FROM"]
+    assert portal_line == "skip  portal: not checked: its settings are wrong"
+    assert mail_line == "skip  mail: not checked: its settings are wrong"
+    assert (result.returncode, portal.requests) == (2, [])
 
 
-@pytest.mark.parametrize(("settings", "code", "subject", "phrase"), SETTINGS.values(), ids=SETTINGS)
-def test_setting_that_leads_nowhere_has_a_next_step(
-    check: Check, empty_database_url: str, settings: dict[str, str], code: int, subject: str, phrase: str
-) -> None:
+def test_wrong_or_missing_setting_has_a_next_step(check: Check, empty_database_url: str, tmp_path: Path) -> None:
     """The exit code is 2 for a wrong setting, 1 for something out of reach, and 3 for a warning."""
-    (check.folder / "certjob.env").write_bytes(b"CERTJOB_PORTAL_KEY=bl\xe5\n")
-    (check.folder / "file").write_text("")
-    check.settings["XDG_DATA_HOME"] = str(check.folder / "home")
-    given = {name: value.format(folder=check.folder, empty=empty_database_url) for name, value in settings.items()}
+    (tmp_path / "file").write_text("")
+    for code, line, settings in (
+        (2, "fail  settings: CERTJOB_DATABASE_URL is not set; give a PostgreSQL URL", {"DATABASE_URL": ""}),
+        (1, "fail  database: the database cannot be reached", {"DATABASE_URL": UNREACHABLE}),
+        (
+            2,
+            "fail  schema: certjob's tables do not exist yet; run `certjob db mi",
+            {"DATABASE_URL": empty_database_url},
+        ),
+        (2, "fail  settings: CERTJOB_MAIL_HOURS: is an empty window", {"MAIL_HOURS": "08:00-08:00"}),
+        (2, "fail  mail: the Maildir folder cannot be written", {"NOTIFY_URL": f"maildir:{tmp_path}/file/deep"}),
+        (3, "warn  mail: CERTJOB_NOTIFY_URL is not set, so reminders stay queued", {"NOTIFY_URL": ""}),
+        (2, "fail  templates: ", {"TEMPLATES_DIR": f"{tmp_path}/nowhere"}),
+        (3, "warn  monitoring: no external monitor is configured; set CERTJOB_PING_URL", {"PING_URL": ""}),
+        (3, "warn  portal: CERTJOB_PORTAL_URL is not set, so pushes stay queued", {"PORTAL_URL": "", "PORTAL_KEY": ""}),
+        (3, "warn  settings: CERTJOB_PORTAL_ULR is not a setting of certjob; did you mean", {"PORTAL_ULR": "x"}),
+    ):
+        result = check(**{f"CERTJOB_{name}": value for name, value in settings.items()})
 
-    check.says(code, subject, phrase, **given)
-
-    assert list((check.folder / "home").iterdir()) == [], "an embedded database was created"
+        assert_problem(result, line, code=code)
 
 
 def test_portal_is_needed_only_by_an_organisation_with_one(check: Check, connection: Connection) -> None:
-    """Without the database this is unknown."""
-    unset = {"PORTAL_URL": "", "PORTAL_KEY": ""}
-    assert check(**unset, DATABASE_URL=UNREACHABLE)[1]["portal"][0].startswith("skip: not checked: ")
-
     connection.execute("UPDATE organisations SET portal = NULL")
 
-    assert check(**unset) == WELL
+    assert check(CERTJOB_PORTAL_URL="", CERTJOB_PORTAL_KEY="").returncode == 0
 
 
 # The database.
 
 RAN = """INSERT INTO job_runs (id, command, as_of, host, version, finished_at, outcome)
     VALUES (gen_random_uuid(), 'run', '{}', 'h', '1', now() + '{} days', 'ok')"""
-NEWEST = "DELETE FROM migrations WHERE version = (SELECT max(version) FROM migrations);"
 FUTURE = "INSERT INTO migrations (version, name, sha256) VALUES (9999, 'future', 'x')"
-DATABASE = {
-    "commits": ("ALTER DATABASE {} SET synchronous_commit = off", 3, "database", "synchronous_commit is off: after a"),
-    "clock": (RAN.format("2026-01-01", 20), 3, "last run", "1 run ended in the future, the last at"),
-    "later date": (RAN.format("2999-01-01", 0), 2, "last run", "2999-01-01"),
-    "old certjob": (FUTURE, 2, "schema", "newer than this certjob (migration 9999_future); install the newer certjob"),
-    "old schema": (2 * NEWEST, 2, "schema", "is older than this certjob, which needs version"),
-}
-"""A change of the database, the exit code, the subject and a phrase."""
 
 
-@pytest.mark.parametrize(("change", "code", "subject", "phrase"), DATABASE.values(), ids=DATABASE)
+@pytest.mark.parametrize(
+    ("change", "code", "line"),
+    [
+        ("ALTER DATABASE {} SET synchronous_commit = off", 3, "warn  database: synchronous_commit is off"),
+        (RAN.format("2026-01-01", 20), 3, "warn  last run: 1 run ended in the future, the last at"),
+        (RAN.format("2999-01-01", 0), 2, "fail  last run: "),
+        (FUTURE, 2, "fail  schema: the database schema is newer than this certjob (migration 9999_future)"),
+        ("DELETE FROM migrations WHERE version > 1", 2, "fail  schema: version 1 is older than this certjob"),
+    ],
+    ids=["commits are not durable", "a run in the future", "a later date", "newer schema", "older schema"],
+)
 def test_wrong_database_has_a_next_step(
-    check: Check, connection: Connection, change: str, code: int, subject: str, phrase: str
+    check: Check, connection: Connection, change: str, code: int, line: str
 ) -> None:
     connection.execute(change.format(connection.info.dbname).encode())
 
-    check.says(code, subject, phrase)
+    assert_problem(check(), line, code=code)
 
 
 def test_check_does_not_wait_for_a_locked_table(
     check: Check, app: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It reports a migration that hangs."""
-    monkeypatch.setattr(statements, "LOCK_TIMEOUT_MS", 200)
+    monkeypatch.setattr(statements, "LOCK_TIMEOUT_MS", 50)
     app.execute("LOCK TABLE migrations IN ACCESS EXCLUSIVE MODE")
 
-    check.says(1, "database", "a query failed (canceling statement due to lock timeout)")
+    assert_problem(check(), "fail  database: a query failed (canceling statement due to lock timeout)", code=1)
 
 
 Login = Callable[[str], tuple[str, str]]
@@ -247,54 +203,29 @@ def test_login_of_its_own_lacks_rights_or_does_not_see_all_rows(
     )
     for table in ("migrations", "organisations", "coordinators", "mentors"):
         connection.execute(f"CREATE POLICY clerk ON {table} TO {clerk} USING (true)".encode())
-    hidden = f"fail: row-level security may hide rows from the database user {clerk}: "
-    check.says(2, "rights", hidden, "certificates", DATABASE_URL=own)
+    hidden = f"fail  rights: row-level security may hide rows from the database user {clerk}: "
+    assert_problem(check(CERTJOB_DATABASE_URL=own), hidden, code=2)
 
     connection.execute(f"ALTER ROLE {clerk} BYPASSRLS".encode())
-    assert check(DATABASE_URL=own) == WELL
+    assert check(CERTJOB_DATABASE_URL=own).returncode == 0
 
     connection.execute(f"REVOKE INSERT ON job_runs FROM {clerk}".encode())
     connection.execute(f"REVOKE EXECUTE ON FUNCTION current_alerts(date) FROM {clerk}".encode())
     lacks = f"{clerk} lacks INSERT on job_runs, EXECUTE on current_alerts; GRANT certjob_worker TO {clerk}, or connect"
-    check.says(2, "rights", lacks, DATABASE_URL=own)
+    assert_problem(check(CERTJOB_DATABASE_URL=own), f"fail  rights: the database user {lacks}", code=2)
 
 
 def test_member_of_certjob_worker_has_the_rights_of_the_last_migrate(
     check: Check, connection: Connection, login: Login
 ) -> None:
-    """The next step repairs them, and each missing right or policy is a failure."""
+    """The next step of the failure repairs them."""
     _, worker = login("IN ROLE certjob_worker")
-    assert check(DATABASE_URL=worker) == WELL
+    assert check(CERTJOB_DATABASE_URL=worker).returncode == 0
     connection.execute("REVOKE ALL ON ALL TABLES IN SCHEMA certjob FROM certjob_worker")
-    check.says(2, "schema", "; as the tables' owner, run `certjob db migrate`", DATABASE_URL=worker)
+    without = check(CERTJOB_DATABASE_URL=worker)
+    assert (without.returncode, "; as the tables' owner, run `certjob db migrate`" in without.stdout) == (2, True)
     migrations.migrate(connection)
-    assert check(DATABASE_URL=worker) == WELL
-
-    for change, phrase in (
-        ("DROP POLICY worker ON certificates", ": certificates; "),
-        ("ALTER POLICY worker ON job_runs WITH CHECK (false)", "job_runs"),
-        ("REVOKE INSERT ON job_runs FROM certjob_worker", "lacks INSERT on job_runs"),
-        ("REVOKE SELECT ON alerts FROM certjob_worker", "SELECT on alerts"),
-    ):
-        connection.execute(change.encode())
-        check.says(2, "rights", phrase, DATABASE_URL=worker)
-
-
-@pytest.mark.parametrize(
-    ("version", "said"),
-    [
-        (140_012, ["fail: PostgreSQL 15 is too old"]),
-        (150_000, []),
-        (180_004, []),
-        (190_001, ["warn: PostgreSQL 15 is newer than the tested versions"]),
-    ],
-)
-def test_old_server_fails_and_a_new_one_is_a_warning(version: int, said: list[str]) -> None:
-    server: dict[str, Any] = {"version": "15", "in_recovery": False, "read_only": False, "user_name": "u"}
-
-    findings = in_database.check_server(in_database.Server(version_number=version, synchronous_commit="on", **server))
-
-    assert [f"{each.verdict}: {each.message}" for each in findings if each.verdict != "ok"] == said
+    assert check(CERTJOB_DATABASE_URL=worker).returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -316,113 +247,72 @@ def test_difference_of_the_clocks_is_a_warning_and_another_day_fails(seconds: in
 
 
 def test_incomplete_organisation_has_the_command_that_completes_it(check: Check, facts: Facts) -> None:
-    """Mentors who have left need no contact ID, nor mentors without a portal."""
+    """Mentors who have left need no contact ID."""
     bare = facts.organisation("bare")
     facts.connection.execute("UPDATE organisations SET contact_email = NULL WHERE id = %s", (bare,))
     facts.mentor(bare, contact_id=None)
     facts.mentor(bare, contact_id=None, left_at=datetime(2026, 1, 1, tzinfo=UTC))
-    facts.mentor(facts.organisation("none", portal=None), contact_id=None)
 
-    code, found = check()
+    result = check("-q")
 
-    command = "certjob organisation set bare"
-    assert (code, found["organisations"][:3]) == (
-        3,
-        [
-            f"warn: bare has no coordinator, so no one gets its digests; `{command} --coordinator 'NAME <MAIL>'`",
-            f"warn: bare has no contact for its mentors' questions; `{command} --contact-email ADDRESS`",
-            "warn: the pushes of 1 mentor of bare are blocked without a contact ID; add the ID in the app;"
-            " `certjob list --without-contact-id --organisation bare` lists the mentors",
-        ],
-    )
-    assert ["none has no coordinator" in text for text in found["organisations"][3:]] == [True]
+    coordinator, contact, pushes = result.stdout.splitlines()
+    assert "bare has no coordinator, so no one gets its digests; `certjob organisation set bare --coord" in coordinator
+    assert "bare has no contact for its mentors' questions; `certjob organisation set bare --contact-em" in contact
+    assert "the pushes of 1 mentor of bare are blocked without a contact ID; add the ID in the app; " in pushes
+    assert result.returncode == 3
 
 
 # The portal and the mail server.
 
-PORTAL: dict[str, tuple[Behaviour, int, list[str]]] = {
-    "not deployed": (html(404), 2, ["404", "not from the function", "that the function is deployed"]),
-    "another function": (answer(200, {"contacts": []}), 2, ["did not come from certjob's function", "own address"]),
-    "secrets": (error(500, "misconfigured"), 2, ["misconfigured", "check the function's secrets"]),
-    "away": (error(503, "token_unavailable"), 1, ["503", "try `certjob check` again"]),
-    "old function": (answer(200, {"ok": True}), 2, ["too old for this certjob; deploy it again"]),
-}
 
-
-@pytest.mark.parametrize(("behaviour", "code", "phrases"), PORTAL.values(), ids=PORTAL)
-def test_answer_of_the_portal_has_a_next_step(
-    check: Check, portal: PortalServer, behaviour: Behaviour, code: int, phrases: list[str]
-) -> None:
+def test_wrong_answer_of_the_portal_has_a_next_step(check: Check, portal: PortalServer) -> None:
     """The exit code is 2 for a wrong setting and 1 if the portal is away."""
-    portal.then(behaviour)
+    for behaviour, code, phrase in (
+        (html(404), 2, "that the function is deployed"),
+        (answer(200, {"contacts": []}), 2, "check that CERTJOB_PORTAL_URL is the function's own address"),
+        (error(500, "misconfigured"), 2, "check the function's secrets"),
+        (error(503, "token_unavailable"), 1, "try `certjob check` again"),
+        (answer(200, {"ok": True}), 2, "too old for this certjob; deploy it again"),
+        (error(401, "unauthorized"), 2, "check CERTJOB_PORTAL_KEY"),
+    ):
+        portal.then(behaviour)
 
-    check.says(code, "portal", *phrases)
+        result = check("-q")
 
-
-def test_wrong_portal_key_is_a_failure(check: Check) -> None:
-    check.says(2, "portal", "fail: the portal answered 401 unauthorized", "; check CERTJOB_PORTAL_KEY", PORTAL_KEY="x")
+        assert result.stdout.startswith("fail  portal: ")
+        assert (result.returncode, phrase in result.stdout) == (code, True), result
 
 
 def smtp(port: int, **more: str) -> dict[str, str]:
-    return {"NOTIFY_URL": f"smtp://localhost:{port}", "MAIL_FROM": "certjob@example.org"} | more
+    return {"CERTJOB_NOTIFY_URL": f"smtp://localhost:{port}", "CERTJOB_MAIL_FROM": "certjob@example.org"} | more
 
 
 def test_mail_server_is_tested_up_to_the_login(check: Check) -> None:
     """With TLS, and without a message."""
-    mailbox = Mailbox()
-    check.settings["SSL_CERT_FILE"] = str(CERTIFICATE)
+    mailbox, user = Mailbox(), {"CERTJOB_NOTIFY_USER": "post", "SSL_CERT_FILE": str(CERTIFICATE)}
     with real_server(mailbox, tls_context=server_tls(), authenticator=mailbox.authenticate) as server:
-        right = check(**smtp(server.port, NOTIFY_USER="post", NOTIFY_PASSWORD="blåbær-9"))
-        _, wrong = check(**smtp(server.port, NOTIFY_USER="post", NOTIFY_PASSWORD=SECRET))
+        right = check(**smtp(server.port, CERTJOB_NOTIFY_PASSWORD="blåbær-9", **user))
+        wrong = check(**smtp(server.port, CERTJOB_NOTIFY_PASSWORD=SECRET, **user))
 
-    assert right == WELL
-    assert wrong["mail"][0].startswith("fail: the mail server refused the login")
-    assert "correct CERTJOB_NOTIFY_USER and CERTJOB_NOTIFY_PASSWORD" in wrong["mail"][0]
+    assert right.returncode == 0
+    assert_problem(wrong, "fail  mail: the mail server refused the login", code=2)
+    assert "correct CERTJOB_NOTIFY_USER and CERTJOB_NOTIFY_PASSWORD" in wrong.stdout
     assert mailbox.envelopes == []
 
 
-MAIL: dict[str, tuple[dict[str, bytes | Fault], int, str]] = {
-    "refused": ({"GREETING": b"554 go away"}, 1, "554 go away"),
-    "broken": ({"NOOP": Fault.CUT}, 1, "the connection to the mail server broke"),
-    "no commands": ({"NOOP": b"500 what?"}, 2, "takes no commands (500 what?)"),
-}
+def test_answer_of_the_mail_server_is_quoted(check: Check) -> None:
+    """A server that is away is out of reach; one that takes no commands is the wrong one."""
+    with ScriptedServer({"GREETING": b"554 go away"}) as away, ScriptedServer({"NOOP": b"500 what?"}) as wrong:
+        refused, useless = check(**smtp(away.port)), check(**smtp(wrong.port))
 
-
-@pytest.mark.parametrize(("answers", "code", "phrase"), MAIL.values(), ids=MAIL)
-def test_answer_of_the_mail_server_is_quoted(
-    check: Check, answers: dict[str, bytes | Fault], code: int, phrase: str
-) -> None:
-    with ScriptedServer(answers) as scripted:
-        check.says(code, "mail", phrase, **smtp(scripted.port))
-
-
-def test_mail_server_gets_a_noop_and_a_webhook_no_request(check: Check, portal: PortalServer) -> None:
-    """Only a message can test a webhook."""
-    with ScriptedServer({"NOOP": b"250 fine"}) as scripted:
-        assert check(**smtp(scripted.port)) == WELL
-    page = check.page(NOTIFY_URL=portal.url + "/hook").stdout
-
-    assert [command.partition(" ")[0].upper() for command in scripted.commands] == ["EHLO", "NOOP", "QUIT"]
-    assert "ok    mail: a webhook (http), which only a message can try; --send-test ADDRESS sends one" in page
-    assert {request.method for request in portal.requests} == {"GET"}
-
-
-def test_signal_ends_a_check_at_once(check: Check, environment: dict[str, str]) -> None:
-    """Here while a mail server is silent."""
-    with ScriptedServer({"GREETING": Fault.HANG}) as server:
-        given = {f"CERTJOB_{name}": value for name, value in smtp(server.port).items()}
-        settings = environment | check.settings | given
-        with started("check", environment=settings, folder=check.folder) as child:
-            until(lambda: server.connections)
-            result = child.stop_within(5)
-
-    assert (result.returncode, "certjob check: stopped by SIGTERM" in result.stderr) == (1, True)
+    assert (refused.returncode, "554 go away" in refused.stdout) == (1, True)
+    assert (useless.returncode, "takes no commands (500 what?)" in useless.stdout) == (2, True)
 
 
 def test_test_message_goes_to_the_given_address(check: Check) -> None:
     mailbox = Mailbox()
     with real_server(mailbox) as server:
-        result = check.page("--send-test", "drift@example.org", **smtp(server.port))
+        result = check("--send-test", "drift@example.org", **smtp(server.port))
 
     assert (result.returncode, result.stderr) == (0, "")
     assert "ok    test message: handed over; check that it arrives, and not as spam" in result.stdout
@@ -430,27 +320,21 @@ def test_test_message_goes_to_the_given_address(check: Check) -> None:
     assert (envelope.rcpt_tos, b"Subject: certjob: test" in envelope.content) == (["drift@example.org"], True)
 
 
-def test_test_message_that_cannot_be_sent_is_a_finding(check: Check) -> None:
-    """An invalid address is an error of the command line."""
+def test_test_message_that_cannot_be_sent_is_a_failure(check: Check) -> None:
     to = ("--send-test", "drift@example.org")
     with ScriptedServer({"NOOP": b"250 fine", "RCPT": b"550 no such user"}) as scripted:
-        code, refused = check(*to, **smtp(scripted.port))
+        refused = check(*to, **smtp(scripted.port))
+    without_server = check(*to, CERTJOB_NOTIFY_URL="")
 
-    assert (code, "550 no such user" in refused["test message"][0]) == (2, True)
-    assert "CERTJOB_NOTIFY_URL is not set" in check(*to, NOTIFY_URL="")[1]["test message"][0]
-    wrong = check(*to, NOTIFY_URL="https://push.example/", NOTIFY_PASSWORD=f"{SECRET} {SECRET}")[1]
-    assert wrong["test message"][0].startswith("skip: not checked")
-    assert json.loads(check.page("--json", "--send-test", "nobody").stdout)["error"]["code"] == "usage"
+    assert (refused.returncode, "550 no such user" in refused.stdout) == (2, True)
+    assert "fail  test message: CERTJOB_NOTIFY_URL is not set" in without_server.stdout
 
 
-def test_broken_template_is_named_with_its_line_and_a_next_step(check: Check) -> None:
+def test_broken_template_is_named_with_its_line_and_a_next_step(check: Check, tmp_path: Path) -> None:
     """Here in the folder of an organisation."""
-    own = check.folder / "templates" / "hlf"
+    own = tmp_path / "templates" / "hlf"
     own.mkdir()
-    (own / "reminder.nb.txt").write_text("Emne\n\nHei {{ name }}\n")
-    assert check() == WELL
-
     (own / "reminder.nb.txt").write_text("Emne\n\n{{ naem }}\n")
 
-    message = "fail: hlf/reminder.nb.txt line 3: 'naem' is undefined; certjob sends its own text instead; did you mean"
-    check.says(2, "templates", message)
+    message = "hlf/reminder.nb.txt line 3: 'naem' is undefined; certjob sends its own text instead; did you mean"
+    assert_problem(check(), f"fail  templates: {message}", code=2)
