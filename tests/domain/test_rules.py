@@ -121,6 +121,14 @@ def test_renewal_lifts_only_certjobs_own_pause() -> None:
     assert decide(ends(-1), pauses=[ILLNESS]).pause is PauseChange.OPEN
 
 
+def test_pause_is_because_of_the_last_certificate_of_each_lapsed_kind() -> None:
+    """It is a revoked one only if all are revoked."""
+    ended, revoked = ends(-1), ends(YEAR, kind="first_aid", revoked=True)
+    person = mentor(ends(-9), ended, ends(YEAR, revoked=True), revoked, ends(YEAR, kind="driver"))
+
+    assert rules.lapsed_certificates(person, TODAY) == [revoked, ended]
+
+
 def test_pauses_of_a_mentor_who_has_left_do_not_change() -> None:
     assert decide(ends(-1), left=True).pause is None
     assert decide(ends(YEAR), left=True, pauses=[OWN_PAUSE]).pause is None
@@ -236,7 +244,6 @@ def cancelled(*certificates: Certificate, threshold: int = 7, last_day: int = 7,
 
 def test_queued_reminder_that_is_still_due_is_sent() -> None:
     assert cancelled(ends(7)) is None
-    assert cancelled(ends(2), last_day=2) is None
     assert cancelled(ends(7), pauses=[ILLNESS]) is None
     assert cancelled(ends(7), ends(YEAR, begins=9)) is None
 
