@@ -15,8 +15,10 @@ from certjob.jobs.report import RunReport
 from certjob.mail import stage
 from certjob.mail.message import Channel, OutgoingMessage
 from certjob.mail.queue import MailQueue
-from certjob.mail.stage import MailCounts
-from tests.mail.channels import reminder_mail, run_stage
+from certjob.mail.stage import MailCounts, MailStage
+from certjob.outbox.calls import Calls
+from certjob.stopping import StopFlag
+from tests.mail.channels import reminder_mail
 from tests.support import nights as support
 from tests.support.facts import TODAY, Facts
 from tests.support.nights import CollectingChannel, FlakyPortal, night
@@ -100,13 +102,20 @@ class Nights:
         queue: MailQueue[Any] | None = None,
         channel: Channel | None = None,
         on_send: Callable[[OutgoingMessage], object] | None = None,
-        **options: Any,
+        stop: StopFlag | None = None,
+        seconds: float = 60,
     ) -> str | None:
         """Run the mail stage alone, with these outcomes of the first messages, and return why it stopped early."""
         before, errors = len(self.channel.sent), iter(outcomes)
         self.channel.on_send = on_send or (lambda _message: next(errors, None))
-        queue, self.counts = queue or reminder_mail(self.connection, today=day(number)), MailCounts()
-        stopped = run_stage(queue, channel or self.channel, counts=self.counts, **options)
+        queue, channel = queue or reminder_mail(self.connection, today=day(number)), channel or self.channel
+        self.counts, stop = MailCounts(), stop or StopFlag()
+        with Calls(stop) as calls:
+            mail = MailStage(queue, channel=channel, calls=calls, stop=stop, counts=self.counts)
+            try:
+                stopped = mail.run(deadline_seconds=seconds)
+            finally:
+                calls.make(channel.close())
         self.sent = self.channel.sent[before:]
         return None if stopped is None else f"{stopped.code}: {stopped.reason}"
 

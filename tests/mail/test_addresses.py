@@ -20,15 +20,17 @@ INVALID = {
 }
 
 
-@pytest.mark.parametrize("text", ["Kari.O'Nord+hlf_1@Post.Example.org", "kari@localhost", "k" * 242 + "@example.org"])
-def test_address_stays_as_it_is_written(text: str) -> None:
-    """Spaces around it are ignored."""
-    assert parse_address(f" {text} ").specification == text
-
-
-def test_address_has_its_domain_as_dns_knows_it() -> None:
-    """The letters before the @ stay."""
-    assert parse_address("pål@BLÅBÆR.example").specification == "pål@xn--blbr-roah.example"
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        (" Kari.O'Nord+hlf_1@Post.Example.org ", "Kari.O'Nord+hlf_1@Post.Example.org"),
+        ("k" * 242 + "@example.org", "k" * 242 + "@example.org"),
+        ("pål@BLÅBÆR.example", "pål@xn--blbr-roah.example"),
+    ],
+)
+def test_address_stays_as_it_is_written(text: str, read: str) -> None:
+    """Spaces around it are ignored, and an international domain has the form of DNS."""
+    assert parse_address(text).specification == read
 
 
 @pytest.mark.parametrize("text", INVALID.values(), ids=INVALID)

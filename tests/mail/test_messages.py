@@ -148,18 +148,6 @@ def test_digest_marks_what_is_urgent_and_nothing_else(language: str) -> None:
 
 
 @in_each_language
-def test_digest_links_to_the_app_and_names_the_operators(language: str) -> None:
-    """If they are set."""
-    message = digest(full(language, app_url="https://app.example/"))
-    bare = digest(full(language, app_url="", operator_address=""))
-
-    assert ": https://app.example/\n" in message.text
-    assert links(message.html) == ["https://app.example/"] * 2
-    assert "(drift@example.org)" in message.text
-    assert (links(bare.html), "()" in bare.text) == ([], False)
-
-
-@in_each_language
 def test_digest_does_not_mention_a_portal_that_does_not_exist(language: str) -> None:
     """Mentors are paused, but no one can be visible."""
     words = full(language, has_portal=False, urgent=[], visible=[], hidden=[])

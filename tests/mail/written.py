@@ -3,7 +3,7 @@
 import html
 import re
 from dataclasses import replace
-from datetime import date, timedelta
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -34,18 +34,16 @@ def written_reminder(
     *,
     days_left: int = 14,
     kind: str = "likeperson",
-    pauses: bool = True,
     repeat: bool = False,
     member_no: str = "M1001",
     slug: str = "hlf",
-    expires_on: date | None = None,
     templates: Templates = OUR_TEMPLATES,
     **recipient: Any,
 ) -> OutgoingMessage:
     """Return a reminder of an organisation with every optional value; other arguments are fields of ``Recipient``."""
-    last_day = expires_on or TODAY + timedelta(days=days_left)
+    last_day = TODAY + timedelta(days=days_left)
     held = people.certificate(last_day, kind=kind)
-    home = people.organisation(slug=slug, optional_kinds=[] if pauses else [kind])
+    home = people.organisation(slug=slug)
     mentor = replace(people.mentor(held, organisation=home), member_no=member_no)
     words: dict[str, Any] = {
         "full_name": "Kari Nordmann",
@@ -63,7 +61,7 @@ def written_reminder(
         Recipient(mentor=mentor, **words | recipient),
         key="reminder-1-0",
         repeat=repeat,
-        today=last_day - timedelta(days=days_left),
+        today=TODAY,
         templates=templates,
     )
 
