@@ -2,13 +2,13 @@
 
 from datetime import timedelta
 
-from certjob.errors import PermanentPortalError, PortalStageError, RecipientDeferredError, TransientPortalError
+from certjob.errors import PermanentPortalError, PortalStageError, TransientPortalError
 from certjob.jobs.acknowledge import acknowledge
 from certjob.reports.alerts import Alert, read_alerts
 from tests.conftest import Certjob
 from tests.support.command_line import today
 from tests.support.facts import TODAY
-from tests.support.nights import CollectingChannel, FlakyPortal
+from tests.support.nights import FlakyPortal
 from tests.support.scene import Scene
 
 KEY_REFUSED = FlakyPortal(
@@ -16,8 +16,6 @@ KEY_REFUSED = FlakyPortal(
 )
 NOT_FOUND = FlakyPortal(failures=999, error=lambda: PermanentPortalError("404"))
 DOWN = FlakyPortal(failures=999, error=lambda: TransientPortalError("503"))
-
-
 LATE = "UPDATE job_runs SET finished_at = now() - interval '27 hours'"
 """The last full run ended 27 hours ago."""
 NO_FULL_RUN = "No full run since 10 March 2026"
@@ -45,8 +43,8 @@ def test_refused_key_is_the_reason_of_a_push_that_failed_before(scene: Scene) ->
 
 
 def test_open_hide_stays_an_alert_when_the_organisation_loses_its_portal(scene: Scene, here: Certjob) -> None:
-    """certjob makes no call for it, so someone must hide the mentor by hand."""
-    scene.expired(member_no="M1")
+    """certjob makes no call for it, so someone must hide the mentor by hand, until the mentor is certified again."""
+    mentor = scene.expired(member_no="M1")
     scene.night(DOWN, channel=None)
     scene.run_sql("UPDATE organisations SET portal = NULL")
     before = here("alerts")
@@ -58,18 +56,8 @@ def test_open_hide_stays_an_alert_when_the_organisation_loses_its_portal(scene: 
     for page in (before, after):
         assert "certjob can no longer hide this contact; what to do: Hide it in Dynamics" in page.stdout
     assert "`certjob acknowledge hlf:may_be_visible:M1 --because TEXT`" in after.stdout
-
-
-def test_withdrawn_hide_is_over_when_the_mentor_is_certified_again(scene: Scene) -> None:
-    mentor = scene.expired()
-    scene.night(DOWN, channel=None)
-    scene.run_sql("UPDATE organisations SET portal = NULL")
-    scene.night(FlakyPortal())
-    assert [alert.cause for alert in alerts(scene)] == ["hide_by_hand"]
-
     scene.facts.certificate(mentor, TODAY + timedelta(days=300), issued_on=TODAY)
     scene.night(FlakyPortal())
-
     assert alerts(scene) == []
 
 
@@ -143,35 +131,6 @@ def test_deliver_tells_an_overdue_run_once_a_day(scene: Scene) -> None:
     assert first.news == [f"{NO_FULL_RUN}; run `certjob run`, then check cron"]
     scene.run_sql("UPDATE job_runs SET as_of = as_of - 1 WHERE command = 'deliver'")
     assert scene.deliver(FlakyPortal()).outcome == "attention"
-
-
-def test_full_run_does_not_report_itself_as_overdue(scene: Scene) -> None:
-    """The first run after an outage is at work while it reads the alerts."""
-    scene.night(FlakyPortal(), channel=None)
-    scene.run_sql(LATE)
-
-    report = scene.night(FlakyPortal(), channel=None, today=TODAY + timedelta(days=2))
-
-    assert (report.outcome, report.news, alerts(scene)) == ("ok", [], [])
-
-
-# The mail.
-
-
-def test_deferred_reminder_keeps_its_own_reason_beside_a_stopped_stage(scene: Scene) -> None:
-    """The advice is about this reminder, so the reason is as well. A run without a mail server came first."""
-    scene.facts.certified_mentor(scene.facts.organisation("nhf", portal=None), TODAY + timedelta(days=5))
-    scene.night(FlakyPortal(), channel=None)
-    full = RecipientDeferredError("452 mailbox full")
-    scene.deliver(FlakyPortal(), channel=CollectingChannel(on_send=lambda _message: full))
-
-    scene.run_sql("UPDATE cert_notification_log SET deferred_since = deferred_since - interval '25 hours'")
-    scene.run_sql("UPDATE cert_notification_log SET queued_at = queued_at - interval '26 hours'")
-
-    assert [(alert.cause, alert.error) for alert in alerts(scene)] == [("mail_delayed", "452 mailbox full")]
-
-
-# The digest.
 
 
 def test_digest_names_mentors_without_a_certificate_and_a_missing_run(scene: Scene) -> None:

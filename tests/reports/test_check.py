@@ -3,13 +3,12 @@
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import psycopg
 import pytest
 
-from certjob.database import Connection, migrations, statements
+from certjob.database import Connection, migrations
 from certjob.database.clocks import Clocks
 from certjob.reports.check import in_database
 from tests.conftest import Certjob
@@ -160,16 +159,6 @@ def test_wrong_database_has_a_next_step(
     connection.execute(change.format(connection.info.dbname).encode())
 
     assert_problem(check(), line, code=code)
-
-
-def test_check_does_not_wait_for_a_locked_table(
-    check: Check, app: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It reports a migration that hangs."""
-    monkeypatch.setattr(statements, "LOCK_TIMEOUT_MS", 50)
-    app.execute("LOCK TABLE migrations IN ACCESS EXCLUSIVE MODE")
-
-    assert_problem(check(), "fail  database: a query failed (canceling statement due to lock timeout)", code=1)
 
 
 Login = Callable[[str], tuple[str, str]]

@@ -82,28 +82,13 @@ def test_forecast_names_and_leaves_out_a_broken_mentor(here: Certjob, facts: Fac
     assert read["problems"][0]["mentor_id"] == str(broken)
 
 
-def test_forecast_has_iso_weeks_cut_at_both_ends(connection: Connection) -> None:
-    made = forecast(connection, today=date(2026, 12, 30), days=9)
-
-    weeks = [(week.week, week.starts_on, week.ends_on) for week in made.weeks]
-    assert weeks == [
-        ("2026-W53", date(2026, 12, 30), date(2027, 1, 3)),
-        ("2027-W01", date(2027, 1, 4), date(2027, 1, 7)),
-    ]
-
-
 def test_forecast_is_for_90_days_and_all_organisations_by_default(facts: Facts, here: Certjob) -> None:
-    """The page has the numbers of the document."""
     for slug in ("hlf", "nhf"):
         organisation = facts.organisation(slug, portal=None)
         for days in (-100, 3, 88, 91, 200):
             facts.certified_mentor(organisation, today() + days * DAY)
 
-    page, document, one = here("forecast"), here("forecast", "--json"), here("forecast", "--json", "--organisation=nhf")
+    both, one = here("forecast", "--json"), here("forecast", "--json", "--organisation", "nhf")
 
-    weeks = json.loads(document.stdout)["weeks"]
-    assert sum(week["expiries"] for week in weeks) == 6
+    assert sum(week["expiries"] for week in json.loads(both.stdout)["weeks"]) == 6
     assert sum(week["expiries"] for week in json.loads(one.stdout)["weeks"]) == 3
-    assert [line.split("\t")[:-1] for line in page.stdout.splitlines()] == [
-        [str(each) for each in week.values()] for week in weeks
-    ]

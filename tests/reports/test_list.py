@@ -6,7 +6,7 @@ from uuid import UUID
 
 import pytest
 
-from certjob.cli.pages.listing import COLUMNS, MOST_ROWS, print_list_csv, show_list
+from certjob.cli.pages.listing import COLUMNS, print_list_csv
 from certjob.cli.terminal.csv_output import spreadsheet_text
 from certjob.database import Connection
 from certjob.domain import rules
@@ -14,7 +14,6 @@ from certjob.domain.models import Status
 from certjob.facts import reading as facts_reading
 from certjob.reports.listing import Filter, ListedCertificate, list_certificates
 from tests.conftest import Certjob
-from tests.support.command_line import terminal
 from tests.support.facts import TODAY, Facts
 from tests.support.programmes import random_programme
 
@@ -132,12 +131,3 @@ def test_list_without_a_terminal_is_csv_in_utf_8(certjob: Certjob, facts: Facts)
 
     header, line = result.stdout.splitlines()
     assert (header, "Ærlig Ødegård" in line) == (",".join(COLUMNS), True)
-
-
-def test_list_on_a_terminal_counts_the_rows_that_it_leaves_out(capsys: pytest.CaptureFixture[str]) -> None:
-    output, shown = terminal(100)
-
-    show_list(output, [row(member_no=f"M{number}") for number in range(MOST_ROWS + 3)])
-
-    assert shown.getvalue().count("Kari Nordmann") == MOST_ROWS
-    assert "… and 3 more; --csv prints all of them" in capsys.readouterr().out

@@ -14,7 +14,6 @@ from tests.support.facts import Facts
 from tests.support.ping_host import SECRET_PATH, PingHost, ping_host
 from tests.support.portal_answers import hang
 from tests.support.portal_server import PortalServer
-from tests.support.smtp_server import server_tls
 
 LONG_AGO = date(2025, 1, 1)
 WARNING = "certjob run: warning: the ping to CERTJOB_PING_URL failed: {}; the run itself is not affected\n"
@@ -107,17 +106,6 @@ def test_silent_host_gets_one_ping_with_a_limit(here: Certjob, monkeypatch: pyte
 
     assert (result.returncode, host.told) == (0, [""])
     assert result.stderr == WARNING.format("its host did not answer in time")
-
-
-@pytest.mark.usefixtures("facts")
-def test_ping_is_sent_only_to_a_trusted_host(here: Certjob, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pings, "PAUSE_SECONDS", 0.01)
-
-    with ping_host(tls=server_tls()) as host:
-        result = here("run", CERTJOB_PING_URL=host.url)
-
-    assert (result.returncode, host.told) == (0, [])
-    assert result.stderr == WARNING.format("its host's certificate is not trusted")
 
 
 def test_stopped_run_makes_its_ping_in_time(environment: dict[str, str], facts: Facts, tmp_path: Path) -> None:

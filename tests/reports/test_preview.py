@@ -1,7 +1,7 @@
 """`certjob preview`: which reminder is shown, and that it is sent like this."""
 
 from collections.abc import Iterator
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -63,16 +63,6 @@ def test_due_reminder_is_shown_until_it_was_sent_then_the_next_one(facts: Facts)
     assert (due.message.threshold_days, due.sends_on, "Kind regards" in due.message.text) == (30, TODAY, True)
     assert coming.explanation == "the next reminder, due 2026-03-16"
     assert (coming.message.threshold_days, "om 14\u00a0dager" in coming.message.subject) == (14, True)
-
-
-def test_any_threshold_is_shown_on_its_own_day(facts: Facts) -> None:
-    """The last reminder tells the pause that a run will have opened by then."""
-    mentor_id = facts.certified_mentor(facts.organisation(portal=None), IN_20_DAYS)
-
-    past, last = preview(facts, mentor_id, 60), preview(facts, mentor_id, -1)
-
-    assert (past.sends_on, "om 60\u00a0dager" in past.message.subject) == (date(2026, 1, 29), True)
-    assert (last.sends_on, "Derfor har vi satt deg på pause" in last.message.text) == (date(2026, 3, 31), True)
 
 
 def test_most_urgent_certificate_is_shown_first(facts: Facts) -> None:
