@@ -97,15 +97,13 @@ def test_all_commands_work_through_pgbouncer(
 
         for _ in range(12):
             row = connection.execute(
-                "SELECT pg_backend_pid(), current_setting('lock_timeout'), current_setting('statement_timeout'),"
-                " current_setting('search_path'), current_setting('transaction_isolation'),"
-                " current_setting('default_transaction_read_only'), (SELECT count(*) FROM pg_prepared_statements),"
-                " (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()),"
-                " to_regclass('pg_temp.load_mentors') IS NULL"
+                "SELECT pg_backend_pid(), current_setting('lock_timeout'), current_setting('search_path'),"
+                " (SELECT count(*) FROM pg_prepared_statements), to_regclass('pg_temp.load_mentors') IS NULL,"
+                " (SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid())"
             ).fetchone()
             assert row is not None
             seen.add(row[0])
-            assert row[1:] == ("0", "0", "certjob, public", "read committed", "off", 0, 0, True)
+            assert row[1:] == ("0", "certjob, public", 0, True, 0)
     assert len(seen) > 1, "the pooler gave every transaction the same session"
 
 

@@ -1,15 +1,11 @@
 """request_portal_resync, the app's "try again now" for coordinators of the mentor's organisation."""
 
-from datetime import timedelta
 from uuid import UUID, uuid4
 
 import psycopg
 import pytest
 
-from tests.conftest import Certjob
 from tests.database.supabase import DENIED, Organisation, acting
-from tests.support.command_line import today
-from tests.support.portal_server import PortalServer
 
 REQUEST = "SELECT event_version, visible, in_flight FROM certjob.request_portal_resync(%(mentor)s)"
 
@@ -50,14 +46,13 @@ def test_call_in_flight_keeps_its_lease(ours: Organisation) -> None:
     assert open_push(ours, ours.mentor) == (3, "pending", False, 0, True)
 
 
-@pytest.mark.parametrize("stored", [True, False])
-def test_stored_value_is_queued_without_an_open_push(ours: Organisation, stored: bool) -> None:
+def test_stored_value_is_queued_without_an_open_push(ours: Organisation) -> None:
     """It counts as tried, because it must not go before the retried hides of others."""
     mentor = ours.facts.mentor(ours.id)
-    ours.facts.connection.execute("UPDATE mentors SET portal_visible = %s WHERE id = %s", (stored, mentor))
+    ours.facts.connection.execute("UPDATE mentors SET portal_visible = true")
 
-    assert ours.asks(REQUEST, mentor=mentor) == [(1, stored, False)]
-    assert open_push(ours, mentor) == (1, "pending", stored, 1, True)
+    assert ours.asks(REQUEST, mentor=mentor) == [(1, True, False)]
+    assert open_push(ours, mentor) == (1, "pending", True, 1, True)
 
 
 def test_nothing_to_push_is_an_error(ours: Organisation) -> None:
@@ -70,21 +65,6 @@ def test_nothing_to_push_is_an_error(ours: Organisation) -> None:
         ours.facts.connection.execute(change.encode())
         with pytest.raises(psycopg.errors.RaiseException, match=said):
             ours.asks(REQUEST, mentor=mentor)
-
-
-def test_requested_show_of_a_changed_mentor_becomes_a_hide(
-    here: Certjob, supabase_url: str, portal: PortalServer, ways_out: dict[str, str], ours: Organisation
-) -> None:
-    """`deliver` reviews the mentor before it pushes."""
-    contact = uuid4()
-    ours.facts.connection.execute("DELETE FROM portal_sync_events")
-    mentor = ours.facts.certified_mentor(ours.id, today() + timedelta(days=300), contact_id=contact)
-    ours.facts.pause(mentor)
-    assert ours.asks(REQUEST, mentor=mentor) == [(1, True, False)]
-
-    here("deliver", CERTJOB_DATABASE_URL=supabase_url, **ways_out | {"CERTJOB_NOTIFY_URL": ""})
-
-    assert portal.visible == {contact: False}
 
 
 def test_only_coordinators_of_the_organisation_may_request(ours: Organisation, theirs: Organisation) -> None:

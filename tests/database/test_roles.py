@@ -8,14 +8,11 @@ import psycopg
 import pytest
 
 from certjob import database
-from certjob.database import embedded, migrations
-from certjob.errors import ConfigurationError
-from tests.conftest import database_of
+from certjob.database import migrations
 from tests.database import supabase
 from tests.database.everything import do_everything
 from tests.database.supabase import DENIED, furnish
 from tests.support.facts import Facts
-from tests.support.own_server import data_folder
 
 SETTINGS = {
     "datestyle": "German",
@@ -86,67 +83,35 @@ def test_worker_deletes_only_finished_rows(login_url: str, facts: Facts) -> None
             assert worker.execute(f"DELETE FROM {table}".encode()).rowcount == 1, table
 
 
-# On a separate server without any roles.
+def test_worker_cannot_log_in_or_change_roles(connection: database.Connection) -> None:
+    """`db migrate` creates the role."""
+    rights = "SELECT rolcanlogin, rolsuper, rolbypassrls, rolcreaterole, rolcreatedb FROM pg_roles WHERE rolname = %s"
 
-Admin = psycopg.Connection[tuple[object, ...]]
-
-
-@pytest.fixture(scope="module")
-def own_server() -> Iterator[str]:
-    with data_folder("roles") as folder, embedded.server(folder / "postgresql") as url:
-        yield url
+    assert connection.execute(rights, ("certjob_worker",)).fetchall() == [(False,) * 5]
 
 
-@pytest.fixture
-def admin(own_server: str) -> Iterator[Admin]:
-    """A connection of that server's superuser, which drops all databases and roles at the end."""
-    with psycopg.connect(own_server, autocommit=True) as admin:
-        yield admin
-        for (name,) in admin.execute("SELECT datname FROM pg_database WHERE datname LIKE 'test%'").fetchall():
+def test_migrate_grants_to_supabases_roles_that_came_later(connection: database.Connection) -> None:
+    """Without auth.uid(), certjob cannot identify the coordinator, so it grants nothing."""
+    supabase.set_up(connection)
+    ours = furnish(connection, "hlf", api=connection)
+    with pytest.raises(DENIED):
+        ours.asks("SELECT id FROM certjob.mentors")
+
+    assert migrations.migrate(connection) == []
+
+    assert ours.asks("SELECT id FROM certjob.mentors") == [(ours.mentor,)]
+
+
+def test_owner_of_the_database_can_migrate(server_url: str) -> None:
+    """The owner is not a superuser, as on Supabase."""
+    name = f"certjob_test_{uuid.uuid4().hex[:12]}"
+    with psycopg.connect(server_url, autocommit=True) as admin:
+        admin.execute(f"CREATE ROLE {name} LOGIN".encode())
+        admin.execute(f"CREATE DATABASE {name} OWNER {name} TEMPLATE template0".encode())
+        try:
+            with database.connect(psycopg.conninfo.make_conninfo(server_url, dbname=name, user=name)) as owner:
+                migrations.migrate(owner)
+                migrations.require_current(owner)
+        finally:
             admin.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
-        for (name,) in admin.execute("SELECT rolname FROM pg_roles WHERE rolname !~ '^(pg_|postgres)'").fetchall():
             admin.execute(f"DROP ROLE {name}".encode())
-
-
-def new_database(admin: Admin, owner: str = "postgres") -> str:
-    """The URL of an empty database, as its owner."""
-    name = f"test_{uuid.uuid4().hex[:12]}"
-    admin.execute(f"CREATE DATABASE {name} OWNER {owner}".encode())
-    return psycopg.conninfo.make_conninfo(database_of(admin.info.dsn, name), user=owner)
-
-
-def test_migrate_creates_the_worker_and_grants_to_later_roles(admin: Admin) -> None:
-    """The owner is not a superuser, as on Supabase. The worker cannot log in."""
-    admin.execute("CREATE ROLE landlord LOGIN CREATEROLE")
-    url = new_database(admin, "landlord")
-    as_superuser = psycopg.conninfo.make_conninfo(url, user="postgres")
-    with database.connect(as_superuser) as superuser, database.connect(url) as landlord:
-        migrations.migrate(landlord)
-        rights = "SELECT rolcanlogin, rolsuper, rolbypassrls, rolcreaterole, rolcreatedb FROM pg_roles"
-        made = superuser.execute(f"{rights} WHERE rolname = 'certjob_worker'".encode()).fetchall()
-        assert made == [(False, False, False, False, False)]
-
-        supabase.set_up(superuser)
-        superuser.execute("ALTER PUBLICATION supabase_realtime OWNER TO landlord")
-        superuser.execute("GRANT USAGE ON SCHEMA auth TO landlord; SET search_path = certjob")
-        landlord.execute("SET search_path = certjob")
-        ours, _ = (furnish(landlord, slug, api=superuser) for slug in ("hlf", "nhf"))
-        with pytest.raises(DENIED):
-            ours.asks("SELECT id FROM certjob.mentors")
-        assert migrations.migrate(landlord) == []
-        assert ours.asks("SELECT id FROM mentors") == [(ours.mentor,)]
-
-
-def test_owner_without_createrole_gets_the_statement_to_run(admin: Admin, caplog: pytest.LogCaptureFixture) -> None:
-    """Without the role, no object is created. With it, the migration prints no message."""
-    admin.execute("CREATE ROLE landlord LOGIN; ALTER ROLE landlord SET client_min_messages = 'error'")
-    with database.connect(new_database(admin, "landlord")) as connection:
-        with pytest.raises(ConfigurationError, match=r"administrator, run `CREATE ROLE certjob_worker NOLOGIN`"):
-            migrations.migrate(connection)
-        assert connection.execute("SELECT FROM pg_namespace WHERE nspname ~ 'certjob'").rowcount == 0
-
-        admin.execute("CREATE ROLE certjob_worker NOLOGIN; GRANT certjob_worker TO landlord")
-        migrations.migrate(connection)
-        connection.execute("SET ROLE certjob_worker")
-        migrations.require_current(connection)
-    assert caplog.text == ""

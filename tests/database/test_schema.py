@@ -1,7 +1,7 @@
 """The schema on a real PostgreSQL: defaults, triggers, constraints, deletion of mentors, and the view of alerts."""
 
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -44,16 +44,6 @@ def reviewed(facts: Facts) -> Facts:
     facts.insert("mentor_pauses", mentor_id=first, reason="holiday", actor="anna", lifted_at=TODAY, lifted_by="anna")
     execute(facts.connection, "UPDATE mentors SET review_on = '2030-01-01', portal_visible = false")
     return facts
-
-
-def test_new_mentor_is_due_and_new_intents_are_sent_at_once(facts: Facts) -> None:
-    """An INSERT needs only the facts. A new mentor counts as visible."""
-    furnish(facts.connection, "hlf", api=facts.connection)
-
-    assert facts.rows("SELECT review_on = '-infinity', portal_visible FROM mentors") == [(True, True)]
-    for table in ("cert_notification_log", "portal_sync_events", "coordinator_digests"):
-        intents = facts.rows(f"SELECT status, next_attempt_at <= now(), attempts FROM {table}")
-        assert intents == [("pending", True, 0)], table
 
 
 CHANGES_OF_M1 = (
@@ -181,61 +171,37 @@ def test_fact_written_during_a_review_makes_the_mentor_due(reviewed: Facts, app:
             assert "M1" in due(reviewed), statement
 
 
+SECOND_DIGEST = "INSERT INTO coordinator_digests (coordinator_id, digest_on) SELECT id, '2026-03-11' FROM coordinators"
 SECOND_ROWS = (
-    (
-        "portal_sync_events_one_open_per_mentor",
-        "INSERT INTO portal_sync_events (mentor_id, visible, status) SELECT id, true, 'blocked' FROM mentors",
-    ),
-    (
-        "portal_sync_events_one_open_per_mentor",
-        "UPDATE portal_sync_events SET status = 'blocked';"
-        "INSERT INTO portal_sync_events (mentor_id, visible) SELECT id, true FROM mentors",
-    ),
-    (
-        "cert_notification_log_once",
-        "UPDATE cert_notification_log SET status = 'sent';"
-        "INSERT INTO cert_notification_log (mentor_id, threshold_days, cert_id, expires_on)"
-        " SELECT mentor_id, threshold_days, cert_id, expires_on + 365 FROM cert_notification_log",
-    ),
-    *(
-        (
-            "coordinator_digests_one_open",
-            f"UPDATE coordinator_digests SET status = '{status}';"
-            "INSERT INTO coordinator_digests (coordinator_id, digest_on) SELECT id, '2026-03-11' FROM coordinators",
-        )
-        for status in ("pending", "failed", "cancelled")
-    ),
-    (
-        "dynamics_sync_failures_one_unresolved_per_mentor",
-        "INSERT INTO dynamics_sync_failures (mentor_id, visible, kind, error)"
-        " SELECT id, true, 'transient', 'down' FROM mentors",
-    ),
-    (
-        "mentor_pauses_one_open_per_reason",
-        "INSERT INTO mentor_pauses (mentor_id, reason, actor) SELECT mentor_id, reason, 'anna' FROM mentor_pauses",
-    ),
+    "INSERT INTO portal_sync_events (mentor_id, visible, status) SELECT id, true, 'blocked' FROM mentors",
+    "UPDATE portal_sync_events SET status = 'blocked';"
+    "INSERT INTO portal_sync_events (mentor_id, visible) SELECT id, true FROM mentors",
+    "UPDATE cert_notification_log SET status = 'sent';"
+    "INSERT INTO cert_notification_log (mentor_id, threshold_days, cert_id, expires_on)"
+    " SELECT mentor_id, threshold_days, cert_id, expires_on + 365 FROM cert_notification_log",
+    SECOND_DIGEST,
+    f"UPDATE coordinator_digests SET status = 'failed'; {SECOND_DIGEST}",
+    f"UPDATE coordinator_digests SET status = 'cancelled'; {SECOND_DIGEST}",
+    "INSERT INTO dynamics_sync_failures (mentor_id, visible, kind, error) SELECT id, true, 'stage', 'x' FROM mentors",
+    "INSERT INTO mentor_pauses (mentor_id, reason, actor) SELECT mentor_id, reason, 'anna' FROM mentor_pauses",
 )
-"""Constraints with a statement that each rejects when the table has one open row."""
 
 
-def test_second_open_row_is_rejected_by_its_constraint(facts: Facts) -> None:
+def test_second_open_row_is_rejected(facts: Facts) -> None:
     """One push, one digest, one failure and one pause are open at a time, and each reminder is queued once."""
     furnish(facts.connection, "hlf", api=facts.connection)
 
-    for constraint, statement in SECOND_ROWS:
-        with pytest.raises(psycopg.errors.UniqueViolation) as rejected, facts.connection.transaction():
+    for statement in SECOND_ROWS:
+        with pytest.raises(psycopg.errors.UniqueViolation), facts.connection.transaction():
             execute(facts.connection, statement)
-        assert rejected.value.diag.constraint_name == constraint
 
 
 INVALID = (
     "UPDATE certificates SET issued_on = '2026-03-11'",  # after its last day
     "UPDATE certificates SET expires_on = 'infinity'",
-    "UPDATE certificates SET issued_on = '0001-12-31 BC'",
     "UPDATE certificates SET status = 'lapsed'",
     "UPDATE organisations SET reminder_thresholds = '{7,null}'",
     "UPDATE organisations SET reminder_thresholds = '{3651}'",
-    "UPDATE organisations SET reminder_thresholds = '{-3651}'",
     "UPDATE organisations SET reminder_thresholds = array(SELECT generate_series(1, 51))",
     "UPDATE mentors SET id = '00000000-0000-0000-0000-000000000000'",
     "UPDATE mentor_pauses SET reason = 'certification_expired'",  # the actor is not certjob
@@ -246,14 +212,13 @@ INVALID = (
 
 
 def test_invalid_value_is_rejected_by_a_named_constraint(facts: Facts) -> None:
-    """The app shows the name. The widest range of dates is accepted."""
-    ours = furnish(facts.connection, "hlf", api=facts.connection)
+    """The app shows the name."""
+    furnish(facts.connection, "hlf", api=facts.connection)
 
     for statement in INVALID:
         with pytest.raises(psycopg.errors.CheckViolation) as rejected:
             execute(facts.connection, statement)
         assert rejected.value.diag.constraint_name, statement
-    facts.certificate(ours.mentor, date(9999, 12, 31), issued_on=date(1, 1, 1))
 
 
 LEFT = "UPDATE mentors SET left_at = now(), portal_visible = false;"

@@ -1,24 +1,12 @@
 """Named statements and their settings."""
 
 from datetime import timedelta
-from pathlib import Path
 
 import psycopg
 import pytest
 
 from certjob import database
 from certjob.database import Connection, statements
-
-
-def test_second_statement_of_a_name_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise one of the two would be lost without a message."""
-    for topic in ("one", "two"):
-        (tmp_path / "queries" / topic).mkdir(parents=True)
-        (tmp_path / "queries" / topic / "topic.sql").write_text("-- name: read_it\nSELECT 1\n")
-    monkeypatch.setattr(statements, "sql_directory", lambda: tmp_path)
-
-    with pytest.raises(ValueError, match="two statements have the same name"):
-        statements.all_statements.__wrapped__()
 
 
 def test_statements_always_run_with_certjobs_settings(connection: Connection, database_url: str) -> None:
