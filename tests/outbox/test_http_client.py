@@ -60,9 +60,9 @@ def test_call_ends_by_its_deadline_although_bytes_arrive(portal: PortalServer) -
     started = time.monotonic()
 
     with pytest.raises(httpx.ReadTimeout):
-        get(portal, deadline_seconds=0.2)
+        get(portal, deadline_seconds=0.5)
 
-    assert 0.18 <= time.monotonic() - started < 10
+    assert 0.45 <= time.monotonic() - started < 10
 
 
 def test_proxies_of_the_environment_are_ignored(
