@@ -18,7 +18,6 @@ PARTS: dict[str, Callable[[Bench], list[Figure]]] = {
     "night": night.run_due,
     "pushes": deliveries.run_pushes,
     "mails": deliveries.run_mails,
-    "reconcile": deliveries.run_reconcile,
 }
 
 
@@ -29,7 +28,7 @@ def main() -> int:
     add = parser.add_argument
     add("--only", action="append", choices=list(PARTS), help="only this part; repeatable")
     add("--mentors", type=int, default=1_000_000, help="the largest population (%(default)s)")
-    add("--share", type=int, action="append", help="per cent of the mentors who are due; repeatable (1, 100)")
+    add("--share", type=int, action="append", help="per cent of the mentors who are due; repeatable (5, 100)")
     add("--pushes", type=int, default=2_000, help="and half as many mails (%(default)s)")
     add("--rounds", type=int, default=3, help="of everything (%(default)s)")
     asked = parser.parse_args()
@@ -39,7 +38,7 @@ def main() -> int:
         folder = Path(name)
         folder.chmod(0o755)  # root's PostgreSQL is another user
         with durable_cluster(folder / "server") as cluster:
-            bench = Bench(cluster=cluster, folder=folder, shares=asked.share or (1, 100), **sizes)
+            bench = Bench(cluster=cluster, shares=asked.share or (5, 100), **sizes)
             figures = [figure for part in asked.only or PARTS for figure in PARTS[part](bench)]
     print(table(figures))
     print(f"\n{time.monotonic() - bench.began:.0f} s")

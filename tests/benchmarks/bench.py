@@ -22,35 +22,14 @@ from tests.support.command_line import today
 from tests.support.own_server import TEMPLATE, Cluster
 
 SQL = Path(__file__).parent / "sql"
-ROOT = Path(__file__).parents[2]
 
 
 class Finished(NamedTuple):
-    """A process that has ended."""
+    """A command that has ended."""
 
     seconds: float
-    peak_mb: float
     document: dict[str, Any]
     """Its output, if that is JSON."""
-
-
-def run(command: Sequence[str | Path], *, settings: Mapping[str, str] | None = None) -> Finished:
-    """Run a program with these settings only. Raises RuntimeError if it does not exit with 0."""
-    environment = {"HOME": tempfile.gettempdir(), "PATH": "/usr/bin:/bin", **(settings or {})}
-    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:  # pipes would need a reader
-        streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": errors}
-        began = time.perf_counter()
-        process = subprocess.Popen(list(map(str, command)), env=environment, cwd=tempfile.gettempdir(), **streams)
-        _, status, usage = os.wait4(process.pid, 0)  # with the memory of this child
-        took = time.perf_counter() - began
-        process.returncode = os.waitstatus_to_exitcode(status)
-        output.seek(0)
-        errors.seek(0)
-        said, complained = output.read().decode(), errors.read().decode()
-    if process.returncode:
-        message = f"{' '.join(map(str, command[:3]))} ended with {process.returncode}: {complained or said}"
-        raise RuntimeError(message)
-    return Finished(took, usage.ru_maxrss / 1024, json.loads(said) if said.startswith("{") else {})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +37,6 @@ class Bench:
     """The server, and the sizes of the command line."""
 
     cluster: Cluster
-    folder: Path
     rounds: int
     mentors: int
     shares: Sequence[int]
@@ -75,7 +53,7 @@ class Bench:
         return connection
 
     @contextmanager
-    def copy(self, template: str = TEMPLATE, name: str = "bench_copy") -> Iterator[str]:
+    def copy(self, template: str = TEMPLATE, name: str = "copy") -> Iterator[str]:
         """Copy a database and write it to disk; yield the name of the copy."""
         with self.cluster.fresh_database(name, template=template):
             with self.connect(name) as connection:
@@ -83,54 +61,38 @@ class Bench:
             yield name
 
     def certjob(self, *arguments: str, name: str = "", settings: Mapping[str, str] | None = None) -> Finished:
-        """Run the installed command on this database."""
+        """Run the installed command on this database. Raises RuntimeError if it fails; an alert is no failure."""
         where = {"CERTJOB_DATABASE_URL": self.cluster.url(name)} if name else {}
-        return run([installed_command(), *arguments], settings={**where, **(settings or {})})
+        environment = {"HOME": tempfile.gettempdir(), "PATH": "/usr/bin:/bin", **where, **(settings or {})}
+        command = [str(installed_command()), *arguments]
+        began = time.perf_counter()
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        seconds = time.perf_counter() - began
+        if ended.returncode not in (0, 3):
+            raise RuntimeError(ended.stderr)
+        return Finished(seconds, json.loads(ended.stdout) if "--json" in arguments else {})
 
-    def review(self, name: str, *options: str) -> Finished:
-        """Run a night without deliveries on this database, as a process."""
-        command = [sys.executable, "-m", "tests.benchmarks.review", self.cluster.url(name), *options]
-        return run(command, settings={"PYTHONPATH": str(ROOT)})
-
-    def kept(self, name: str, template: str) -> Connection | None:
-        """Create a database that lasts as long as the server; return a connection to it, or None if it exists."""
+    def template(self, *, mentors: int, due_percent: int) -> str:
+        """Return the name of a kept database in which so many mentors are due for the first time, and no others."""
+        name = f"template_{mentors}_{due_percent}"
         with self.connect("postgres") as admin:
             if admin.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,)).fetchone():
-                return None
-        self.cluster.make(name, template)
-        return self.connect(name)
-
-    @contextmanager
-    def populated(self, *, mentors: int, due_percent: int) -> Iterator[str]:
-        """Yield a template in which so many mentors are due for the first time, and no others."""
-        facts, settled = f"bench_facts_{mentors}", f"bench_settled_{mentors}"
-        if (new := self.kept(facts, TEMPLATE)) is not None:
-            with new:
-                populate(new, mentors)
+                return name
         if due_percent == 100:
-            yield facts
-            return
-        if (new := self.kept(settled, facts)) is not None:
-            with new:  # run a night for everyone, and deliver everything
-                set_based_night(new)
-                new.execute("UPDATE cert_notification_log SET status = 'sent', sent_at = now()")
-                new.execute("UPDATE portal_sync_events SET status = 'delivered', delivered_at = now()")
-                _leave_no_trace(new)
-        if due_percent == 0:
-            yield settled
-            return
-        with self.copy(settled, "bench_template") as name:
+            self.cluster.make(name, TEMPLATE)
             with self.connect(name) as connection:
+                populate(connection, mentors)
+            return name
+        self.cluster.make(name, self.template(mentors=mentors, due_percent=0 if due_percent else 100))
+        with self.connect(name) as connection:
+            if due_percent:
                 run_script(connection, "forget.sql", percent=due_percent)
-                _leave_no_trace(connection)
-            yield name
-
-
-def _leave_no_trace(connection: Connection) -> None:
-    """Remove old row versions."""
-    tables = "mentors, certificates, mentor_pauses, certificate_transitions, cert_notification_log, portal_sync_events"
-    connection.execute(f"VACUUM FULL {tables}".encode())
-    connection.execute("VACUUM ANALYZE")
+            else:  # run a night for everyone, and deliver everything
+                set_based_night(connection)
+                connection.execute("UPDATE cert_notification_log SET status = 'sent', sent_at = now()")
+                connection.execute("UPDATE portal_sync_events SET status = 'delivered', delivered_at = now()")
+            connection.execute("VACUUM FULL ANALYZE")  # removes old row versions
+        return name
 
 
 def run_script(connection: Connection, name: str, **parameters: object) -> None:

@@ -1,20 +1,19 @@
 """The cost of a start, of a night without a due mentor, and of a night beside set-based SQL."""
 
 import time
-from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import zip_longest
-from statistics import median
+from resource import RUSAGE_CHILDREN, getrusage
 
 from certjob.database import Connection
 from tests.benchmarks.bench import Bench, Finished, set_based_night
-from tests.benchmarks.figures import Bar, Figure, Ratio, in_turns
+from tests.benchmarks.figures import Figure, in_turns
 
-HELP_BAR_SECONDS = 0.4
-MEMORY_BAR_MB = 120
-NOTHING_DUE_BAR_SECONDS = 1.0
-FLAT_BAR = 1.2
-SOME_DUE_BAR, ALL_DUE_BAR = 1.0, 2.0
+HELP_SECONDS = 0.4
+QUIET_SECONDS = 1.0
+TIMES_THE_SMALLEST = 1.2
+TIMES_SET_BASED = 2.0
+MEMORY_MB = 120
 
 _STATE = {
     "mentors": "id, portal_visible, certified_until, review_on",
@@ -34,100 +33,71 @@ _STATE = {
 
 
 def run_start_up(bench: Bench) -> list[Figure]:
-    """Measure `certjob --help` in three times as many rounds."""
-    bench.say("certjob --help")
-    bench.certjob("--help")
-    took = median(bench.certjob("--help").seconds for _ in range(3 * bench.rounds))
-    bar = Bar(value=took, unit="s", at_most=HELP_BAR_SECONDS)
-    return [Figure(name="certjob --help", ours=f"{took:.2f} s", bars=[bar])]
+    """Measure `certjob --help`."""
+    seconds = [bench.certjob("--help").seconds for _ in range(3 * bench.rounds)]
+    return [Figure(name="certjob --help", rounds=seconds, unit="s", at_most=HELP_SECONDS)]
 
 
 def run_nothing_due(bench: Bench) -> list[Figure]:
-    """Run a night at three sizes, in turns: the size must not matter."""
-    sizes = sorted({max(bench.mentors // part, 1) for part in (100, 10, 1)})
+    """Run nights without a due mentor at three sizes, in turns: the size must not matter."""
+    sizes = [max(bench.mentors // part, 1) for part in (100, 10, 1)]
     nights: dict[int, list[Finished]] = {size: [] for size in sizes}
-    with ExitStack() as stack:
-        for size in sizes:
+    with ExitStack() as copies:
+        for size in nights:
             bench.say(f"{size:,} mentors, nothing due")
-            with bench.populated(mentors=size, due_percent=0) as template:
-                stack.enter_context(bench.copy(template, f"bench_quiet_{size}"))
-            bench.certjob("run", name=f"bench_quiet_{size}")
+            copies.enter_context(bench.copy(bench.template(mentors=size, due_percent=0), f"quiet_{size}"))
+            bench.certjob("run", name=f"quiet_{size}")
         for number in range(3 * bench.rounds):
-            for size in sizes if number % 2 else reversed(sizes):
-                nights[size].append(bench.certjob("run", "--json", name=f"bench_quiet_{size}"))
-    return [_quiet_figure(size, nights[size], smallest=nights[sizes[0]]) for size in sizes]
-
-
-def _quiet_figure(size: int, nights: list[Finished], *, smallest: list[Finished]) -> Figure:
-    slowest = max(night.document["duration_seconds"] for night in nights)
-    ratio = Ratio([night.seconds for night in nights], [night.seconds for night in smallest])
-    took = median(ratio.ours)
-    return Figure(
-        name=f"nothing due, {size:,} mentors",
-        ours=f"{took:.2f} s",
-        reference="the smallest size" if nights is not smallest else "itself",
-        ratio=ratio,
-        bars=[ratio.bar(at_most=FLAT_BAR), Bar(value=took, unit="s", at_most=NOTHING_DUE_BAR_SECONDS)],
-        notes=f"in the database {slowest:.3f} s at most, {max(night.peak_mb for night in nights):.0f} MB",
-    )
+            for size in nights if number % 2 else reversed(nights):
+                nights[size].append(bench.certjob("run", "--json", name=f"quiet_{size}"))
+    figures = []
+    smallest = [night.seconds for night in nights[sizes[0]]]
+    for size, measured in nights.items():
+        name, seconds = f"nothing due, {size:,} mentors", [night.seconds for night in measured]
+        figures.append(Figure(name=name, rounds=seconds, unit="s", at_most=QUIET_SECONDS))
+        ratios = [mine / theirs for mine, theirs in zip(seconds, smallest, strict=True)]
+        figures.append(Figure(name=name, rounds=ratios, unit="× the smallest", at_most=TIMES_THE_SMALLEST))
+    return figures
 
 
 def run_due(bench: Bench) -> list[Figure]:
-    """Run nights with some or all mentors due, in turns with set-based SQL."""
-    return [_due(bench, percent) for percent in bench.shares]
+    """Run nights with some or all mentors due, in turns with set-based SQL, and compare the rows."""
+    figures = [_due(bench, percent) for percent in bench.shares]
+    peak_mb = getrusage(RUSAGE_CHILDREN).ru_maxrss / 1024  # Linux counts at least the size of this process
+    return [*figures, Figure(name="memory", rounds=[peak_mb], unit="MB", at_most=MEMORY_MB)]
 
 
 def _due(bench: Bench, percent: int) -> Figure:
     due = bench.mentors * percent // 100
-    nights: list[Finished] = []
+    bench.say(f"{due:,} of {bench.mentors:,} mentors due")
+    template = bench.template(mentors=bench.mentors, due_percent=percent)
+    pairs: list[tuple[float, float]] = []
 
-    def reference(name: str) -> float:
-        bench.say("  the set-based night")
-        with bench.connect(name) as connection:
+    def ours() -> float:
+        # Otherwise the guards hold a night in which everyone is due.
+        allowed = [f"--allow=org{number}={bench.mentors}" for number in range(1, 6)]
+        night = bench.certjob("run", "--json", *allowed, name="certjob_night")
+        if night.document["mentors"]["reviewed"] != due:
+            raise RuntimeError(str(night.document))
+        return float(night.document["duration_seconds"])
+
+    def set_based() -> float:
+        with bench.connect("set_based_night") as connection:
             began = time.perf_counter()
             set_based_night(connection)
             return time.perf_counter() - began
 
-    def ours(name: str) -> float:
-        bench.say("  certjob's night")
-        # The guards hold a night with a tenth of the mentors.
-        allowed = ["--allow-everything"] if percent >= 10 else []
-        nights.append(bench.review(name, *allowed))
-        document = nights[-1].document
-        if document["mentors"]["reviewed"] != due:
-            raise RuntimeError(str(document))
-        return float(document["duration_seconds"])
-
-    bench.say(f"{due:,} of {bench.mentors:,} mentors due")
-    with (
-        bench.populated(mentors=bench.mentors, due_percent=percent) as template,
-        ExitStack() as our_copy,
-        ExitStack() as their_copy,
-    ):
-
-        def on_a_copy(kept: ExitStack, name: str, work: Callable[[str], float]) -> float:
-            kept.close()  # it keeps the last copy for the comparison
-            return work(kept.enter_context(bench.copy(template, name)))
-
-        ratio = in_turns(
-            lambda: on_a_copy(our_copy, "bench_ours", ours),
-            lambda: on_a_copy(their_copy, "bench_theirs", reference),
-            rounds=bench.rounds,
-        )
-        with bench.connect("bench_ours") as one, bench.connect("bench_theirs") as other:
-            rows = compare_states(one, other)
-    took, peak = median(ratio.ours), max(night.peak_mb for night in nights)
-    return Figure(
-        name=f"{percent} % of {bench.mentors:,} due",
-        ours=f"{1e6 * took / due:.0f} µs/mentor",
-        reference=f"{1e6 * median(ratio.reference) / due:.0f} µs/mentor, set-based SQL",
-        ratio=ratio,
-        bars=[
-            ratio.bar(at_most=ALL_DUE_BAR if percent == 100 else SOME_DUE_BAR),
-            Bar(value=peak, unit="MB", at_most=MEMORY_BAR_MB),
-        ],
-        notes=f"{due / took:,.0f} mentors/s, {rows:,} rows end the same",
-    )
+    for number in range(bench.rounds):
+        bench.say(f"  round {number + 1}")
+        with bench.copy(template, "certjob_night") as mine, bench.copy(template, "set_based_night") as theirs:
+            pairs.append(in_turns(ours, set_based, number=number))
+            with bench.connect(mine) as one, bench.connect(theirs) as other:
+                rows = compare_states(one, other)
+    name = f"{percent} % of {bench.mentors:,} due"
+    fastest = min(seconds for seconds, _ in pairs)
+    notes = f"{due / fastest:,.0f} mentors/s at best, {rows:,} rows end the same"
+    ratios = [mine / theirs for mine, theirs in pairs]
+    return Figure(name=name, rounds=ratios, unit="× set-based SQL", at_most=TIMES_SET_BASED, notes=notes)
 
 
 def compare_states(one: Connection, other: Connection) -> int:
@@ -136,14 +106,10 @@ def compare_states(one: Connection, other: Connection) -> int:
     for table, columns in _STATE.items():
         order = ", ".join(str(number + 1) for number in range(columns.count(",") + 1))
         statement = f"COPY (SELECT {columns} FROM {table} ORDER BY {order}) TO STDOUT"
-        for mine, theirs in zip_longest(_rows(one, statement), _rows(other, statement)):
-            rows += 1
-            if mine != theirs:
-                message = f"the end states differ, {table}: {mine!r} here, {theirs!r} there"
-                raise RuntimeError(message)
+        with one.cursor().copy(statement.encode()) as ours, other.cursor().copy(statement.encode()) as reference:
+            for mine, theirs in zip_longest(map(bytes, ours), map(bytes, reference)):
+                rows += 1
+                if mine != theirs:
+                    message = f"the end states differ, {table}: {mine!r} here, {theirs!r} there"
+                    raise RuntimeError(message)
     return rows
-
-
-def _rows(connection: Connection, statement: str) -> Iterator[bytes]:
-    with connection.cursor() as cursor, cursor.copy(statement.encode()) as copy:
-        yield from map(bytes, copy)
