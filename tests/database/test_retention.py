@@ -22,7 +22,7 @@ NOW = datetime.now(UTC)
 """These tests happen today, because the database's clock decides about age."""
 DAY = timedelta(days=1)
 LONG_AGO = NOW - 4 * 365 * DAY
-THREE_YEARS_AGO = today().replace(year=today().year - 3, day=min(today().day, 28 if today().month == 2 else 31))
+THREE_YEARS_AGO = NOW.date().replace(year=NOW.year - 3, day=min(NOW.day, 28 if NOW.month == 2 else 31))
 
 
 def pruned(connection: Connection, age: str = "3y") -> int:
@@ -124,6 +124,7 @@ def test_last_transition_to_the_present_status_stays(facts: Facts, mentor: UUID)
         (certificate, "valid", LONG_AGO, "goes"),
         (certificate, "expiring", LONG_AGO, "goes"),
         (certificate, "valid", LONG_AGO, "stays"),
+        (certificate, "expiring", LONG_AGO, "goes"),
         (uuid4(), "valid", LONG_AGO, "goes"),
         (uuid4(), "valid", NOW, "stays"),
     ):
