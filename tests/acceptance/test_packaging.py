@@ -39,25 +39,16 @@ def output_of(*command: object, **options: object) -> str:
 
 
 def test_wheel_has_the_edge_function_and_the_examples(dist: Path) -> None:
-    """A user needs no checkout."""
-    (wheel,) = dist.glob("*.whl")
-    names = zipfile.ZipFile(wheel).namelist()
-
-    copied = {"edge_function": "supabase/functions/hlf-dynamics-sync", "examples": "docs/examples"}
-    for folder, source in copied.items():
-        files = (path.relative_to(ROOT / source) for path in (ROOT / source).rglob("*") if path.is_file())
-        assert {f"certjob/{folder}/{file}" for file in files} <= {*names}
-    assert "certjob/examples/crontab.example" in names
-
-
-def test_readme_in_the_wheel_has_absolute_links(dist: Path) -> None:
-    """A package index shows the README, and has no `docs/install.md`."""
+    """A user needs no checkout. A package index shows the README, and has no `docs/install.md`."""
     (wheel,) = dist.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
-        metadata = next(archive.read(name).decode() for name in archive.namelist() if name.endswith("/METADATA"))
+        names = archive.namelist()
+        readme = next(archive.read(name).decode() for name in names if name.endswith("/METADATA"))
 
-    assert "/blob/main/docs/install.md" in metadata
-    assert re.findall(r"\]\((?!https://|#)[^)]*\)", metadata) == []
+    files = ("edge_function/index.ts", "examples/mirror.sql", "examples/kubernetes.yaml", "examples/crontab.example")
+    assert {f"certjob/{file}" for file in files} <= {*names}
+    assert "/blob/main/docs/install.md" in readme
+    assert re.findall(r"\]\((?!https://|#)[^)]*\)", readme) == []
 
 
 def test_edge_function_command_overwrites_nothing(here: Certjob, tmp_path: Path) -> None:
