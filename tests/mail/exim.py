@@ -136,10 +136,7 @@ def exim() -> Iterator[Exim]:
         folder.chmod(0o755)
         server = Exim(folder)
         command, user = [str(PROGRAM), "-C", str(folder / "exim.conf"), "-bdf"], server.user
-        with (
-            (folder / "stderr").open("wb") as stderr,
-            subprocess.Popen(command, stderr=stderr, user=user.pw_uid, group=user.pw_gid) as process,
-        ):
+        with subprocess.Popen(command, user=user.pw_uid, group=user.pw_gid) as process:
             try:
                 until(server.listens, seconds=40)
                 yield server

@@ -35,7 +35,9 @@ def sent(nights: Nights) -> str:
     """The Message-ID of Kari's reminder, which a mail server has accepted."""
     nights.coordinator(BERIT)
     nights.certified(until=5, email=KARI)
-    return id_of(one(nights, "reminder"))
+    nights.review()
+    nights.stage()
+    return id_of(nights.sent[0])
 
 
 def test_returned_reminder_fails_until_the_address_is_corrected(nights: Nights, sent: str) -> None:

@@ -55,7 +55,7 @@ def test_messages_arrive_whole_after_a_login(server: Exim) -> None:
     assert all("esmtpsa" in str(message["Received"]) for message in messages)  # s for TLS, a for login (RFC 3848)
 
 
-def test_returned_mail_goes_to_the_corrected_address(server: Exim, certjob: Certjob, nights: Nights) -> None:
+def test_returned_mail_goes_to_the_corrected_address(server: Exim, here: Certjob, nights: Nights) -> None:
     """Exim accepts it, does not know the recipient, and reports this to the envelope sender."""
     nights.certified(until=(today() - TODAY).days + 5, email="unknown@example.org")
     settings = {
@@ -63,16 +63,16 @@ def test_returned_mail_goes_to_the_corrected_address(server: Exim, certjob: Cert
         "CERTJOB_MAIL_FROM": "post@example.org",
         "CERTJOB_BOUNCE_ADDRESS": "bounces@example.org",
     }
-    assert certjob("run", **settings).returncode == 0
+    assert here("run", **settings).returncode == 0
     (report,) = arrived(server, 1)
 
-    read = certjob("bounces", "--json", given=bytes(report))
+    read = here("bounces", "--json", given=bytes(report))
 
     assert report["Envelope-to"] == "bounces@example.org"
     assert json.loads(read.stdout)["report"] == "bounced", report
-    alerts = certjob("alerts")
+    alerts = here("alerts")
     assert alerts.returncode == 3
     assert "the mail came back (5.0.0); what to do: Ask for an address that works" in alerts.stdout
     nights.execute("UPDATE mentors SET email = 'kari.n@example.org'")
-    assert certjob("deliver", **settings).returncode == 0
+    assert here("deliver", **settings).returncode == 0
     assert [message["Envelope-to"] for message in arrived(server, 1)] == ["kari.n@example.org"]

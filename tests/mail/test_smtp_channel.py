@@ -163,7 +163,6 @@ def test_slow_server_ends_the_attempt_in_time(
     ("stage", "answer", "taken", "connections"),
     [
         ("MAIL", b"250 fine\r\n250 taken", 1, 2),
-        ("DATA", b"354 go on\r\n552 5.3.4 too big", 1, 2),
         ("END", b"252 will do", 2, 1),
         ("END", b"250 taken\r\n250 and again", 2, 2),
     ],
