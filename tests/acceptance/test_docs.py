@@ -15,17 +15,13 @@ FOR_TESTS = {"CERTJOB_TEST_DATABASE_URL", "CERTJOB_ENV_FILE"}
 """Variables that are not settings."""
 
 
-def matches(printed: str, example: str) -> bool:
-    """Return whether a command's output matches the page, on any day.
-
-    An ellipsis in the example stands for the rest of a line, or alone on a line for any number of lines.
-    """
-    pattern = re.sub(r"\d{4}\\?-\d\d\\?-\d\d|\d\d:\d\d", lambda day: re.sub(r"\d", r"\\d", day[0]), re.escape(example))
-    pattern = re.sub(r"(?:\A|(?<=\n))…\\\n", r"(?:[^\n]*\n)*?", pattern)
-    pattern = re.sub(r"\\\n…\Z", r"(?:\n[^\n]*)*", pattern)
-    plain = printed.translate({ord("\r"): None, ord("\N{NO-BREAK SPACE}"): " "})
-    lines = (line.rstrip() for line in plain.strip().splitlines())
-    return re.fullmatch(pattern.replace("…", "[^\n]*"), "\n".join(lines)) is not None
+def assert_lines_in_order(printed: str, example: str) -> None:
+    """Check that the output has the lines of the example, on any day; an ellipsis stands for any text."""
+    lines = iter(line.rstrip() for line in printed.replace("\N{NO-BREAK SPACE}", " ").splitlines())
+    for wanted in example.splitlines():
+        pattern = re.escape(wanted.strip()).replace("…", ".*")
+        pattern = re.sub(r"\d{4}\\-\d\d\\-\d\d", r"\\d{4}-\\d\\d-\\d\\d", pattern)
+        assert any(re.fullmatch(pattern, line) for line in lines), f"{wanted}\n{printed}"
 
 
 def test_first_commands_of_the_readme_run_as_printed(bare_environment: dict[str, str]) -> None:
@@ -44,9 +40,8 @@ def test_first_commands_of_the_readme_run_as_printed(bare_environment: dict[str,
 
     *outputs, rest = re.split(r"^exit code (\d)\n", shown, flags=re.MULTILINE)
     assert ({*outputs[1::2]}, rest) == ({"0"}, "")
-    for (command, example), printed in zip(examples, outputs[::2], strict=True):
-        shown = "\n".join(line[4:].rstrip() for line in example.splitlines()).strip()
-        assert matches(printed, shown), f"$ {command}\n{printed}"
+    for (_, example), printed in zip(examples, outputs[::2], strict=True):
+        assert_lines_in_order(printed, example)
 
 
 def test_commands_and_options_in_the_documents_exist() -> None:
