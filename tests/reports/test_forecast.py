@@ -27,7 +27,7 @@ def forecast(connection: Connection, **asked: Any) -> Forecast:
 
 def test_forecast_counts_what_the_runs_then_do(connection: Connection, read_only: Connection, facts: Facts) -> None:
     """On random data, 20 runs make the changes of each week. A read-only connection is enough."""
-    random_programme(facts, seed=40, mentors=60)
+    random_programme(facts, seed=40, mentors=40)
     made = forecast(read_only, days=20)
 
     done, before = Counter[tuple[str, str]](), changes_by_mentor(facts)

@@ -1,6 +1,6 @@
 """The guards hold a wrong clock and a wrong import. They let through changes that the last review foresaw.
 
-In these tests a guard allows 2 changes instead of 20, so that few mentors are enough.
+In these tests a guard allows 2 changes instead of 20, and a chunk has 2 mentors, so that few mentors are enough.
 """
 
 from collections import Counter
@@ -29,8 +29,9 @@ TWO_YEARS_BACK = "issued_on = issued_on - 730, expires_on = expires_on - 730"
 
 
 @pytest.fixture(autouse=True)
-def limit_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rules, "MASS_CHANGE_MINIMUM", 2)
+    monkeypatch.setattr(certification, "CHUNK_SIZE", 2)
 
 
 @pytest.fixture
@@ -346,7 +347,6 @@ def test_permission_for_an_unknown_organisation_is_refused(scene: Scene) -> None
 def test_too_many_reminders_are_held_and_pauses_are_not(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """The dry run says the same."""
     monkeypatch.setattr(rules, "MASS_REMINDER_LIMIT", 5)
-    monkeypatch.setattr(certification, "CHUNK_SIZE", 2)
     many, few = scene.facts.organisation("many"), scene.facts.organisation("few", portal=None)
     for organisation in (*[many] * 6, *[few] * 5):
         scene.facts.certified_mentor(organisation, TODAY + 5 * DAY)
