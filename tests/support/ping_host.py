@@ -2,7 +2,6 @@
 
 import json
 import re
-import ssl
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -36,7 +35,7 @@ class PingHost(NamedTuple):
 
 
 @contextmanager
-def ping_host(answers: Sequence[int | None] = (), *, tls: ssl.SSLContext | None = None) -> Iterator[PingHost]:
+def ping_host(answers: Sequence[int | None] = ()) -> Iterator[PingHost]:
     """Run the server. ``answers`` are the first statuses, then 200; None: no answer until the end of the block."""
     statuses, over, pings = iter(answers), threading.Event(), list[Ping]()
 
@@ -48,7 +47,7 @@ def ping_host(answers: Sequence[int | None] = (), *, tls: ssl.SSLContext | None 
             over.wait(30)
         return Response(status=status)
 
-    with HTTPServer(ssl_context=tls, threaded=True) as server:
+    with HTTPServer(threaded=True) as server:
         server.expect_request(re.compile("/")).respond_with_handler(take)
         yield PingHost(server.url_for(f"/{SECRET_PATH}"), pings)
         over.set()
