@@ -121,10 +121,17 @@ def test_too_long_text_is_rejected_with_column_and_limit(facts: Facts) -> None:
     """The limit counts characters. The error of a CHECK would quote the row, which is personal data."""
     furnish(facts.connection, "hlf", api=facts.connection)
 
-    for column, most, limit in (("member_no", 200, "200"), ("email", 1000, "1,000")):
-        update = f"UPDATE mentors SET {column} = %s RETURNING 1"
+    for table, column, most in (
+        ("certificates", "kind", 200),
+        ("mentor_pauses", "reason", 200),
+        ("mentors", "member_no", 200),
+        ("mentors", "email", 1000),
+        ("coordinators", "email", 1000),
+        ("organisations", "name", 1000),
+    ):
+        update = f"UPDATE {table} SET {column} = %s RETURNING 1"
         facts.rows(update, "å" * most)
-        says = f"^mentors.{column} is too long, at most {limit} characters are allowed"
+        says = f"^{table}.{column} is too long, at most {most:,} characters are allowed"
         with pytest.raises(psycopg.errors.StringDataRightTruncation, match=says):
             facts.rows(update, "å" * (most + 1))
 

@@ -33,7 +33,7 @@ def due_after(facts: Facts, statement: str) -> list[object]:
 
 @pytest.fixture
 def reviewed(facts: Facts) -> Facts:
-    """Two reviewed mentors: M1 has a certificate, an open pause of each kind and a lifted one; M2 has only a name."""
+    """Two reviewed mentors: M1 has a certificate, an open pause of each kind and a lifted one. M2 has none of them."""
     organisation = facts.organisation()
     facts.organisation("elsewhere", portal=None)
     first = facts.mentor(organisation, member_no="M1")

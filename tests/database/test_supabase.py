@@ -31,13 +31,12 @@ def test_service_role_writes_facts_and_reads_alerts(api: Connection) -> None:
 
 
 def test_each_excess_right_is_found_until_the_next_migrate(owner: Connection) -> None:
-    """On tables, columns, functions, schemas and sequences. `db migrate` revokes all of them."""
+    """On tables, columns, functions and schemas. `db migrate` revokes all of them."""
     for grant, found in (
         ("GRANT SELECT ON mentors TO anon", "anon: SELECT on mentors"),
         ("GRANT UPDATE (review_on) ON mentors TO authenticated", "authenticated: UPDATE on mentors"),
         ("GRANT EXECUTE ON FUNCTION prune TO authenticated", "authenticated: EXECUTE on prune"),
         ("GRANT USAGE ON SCHEMA certjob TO anon", "anon: USAGE on the schema certjob"),
-        ("GRANT USAGE ON SEQUENCE portal_sync_events_id_seq TO anon", "anon: USAGE on portal_sync_events_id_seq"),
     ):
         owner.execute(grant.encode())
         assert [row[0] for row in database.fetch(owner, "list_excess_rights")] == [found]
