@@ -92,7 +92,7 @@ def test_runs_at_the_same_time_share_the_work_and_remind_once(
         children = [stack.enter_context(command) for command in commands]
         until_sessions(facts.connection, "wait_event_type = 'Lock'", count=PROCESSES)
         app.rollback()
-        portal.wait_until(lambda: portal.connections_made > CALLS * (PROCESSES - 1), timeout_seconds=60)
+        portal.wait_until(lambda: len(portal.connections) > CALLS * (PROCESSES - 1), timeout_seconds=60)
         portal.release()
         ended = [child.finish(timeout_seconds=120) for child in children]
 

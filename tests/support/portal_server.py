@@ -43,13 +43,12 @@ class PortalServer:
         """An unanswered request with a waiting caller, and the next one for the same contact."""
         self.peak_in_flight = 0
         """The most unanswered requests at the same time."""
-        self.connections_made = 0
-        self.connections: set[socket.socket] = set()
-        """The open connections."""
+        self.connections: list[socket.socket] = []
+        """Every connection, also a closed one."""
         self._in_flight: list[Exchange] = []
         self._port = 0  # a free one; a restart keeps it
         self.changed = threading.Condition()
-        """Guards the records; notified when ``requests`` or the open connections change."""
+        """Guards the records; notified of each request."""
         self.released, self.closing = threading.Event(), threading.Event()
 
     @property
@@ -85,7 +84,7 @@ class PortalServer:
     def __exit__(self, *_: object) -> None:
         self.closing.set()
         self._server.shutdown()
-        for connection in list(self.connections):
+        for connection in self.connections:
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
         self._server.server_close()
@@ -129,15 +128,8 @@ class _Server(ThreadingHTTPServer):
     def get_request(self) -> tuple[socket.socket, Any]:
         connection, address = super().get_request()
         with self.portal.changed:
-            self.portal.connections_made += 1
-            self.portal.connections.add(connection)
+            self.portal.connections.append(connection)
         return connection, address
-
-    def close_request(self, request: Any) -> None:
-        super().close_request(request)
-        with self.portal.changed:
-            self.portal.connections.discard(request)
-            self.portal.changed.notify_all()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         error = sys.exception()
