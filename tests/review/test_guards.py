@@ -34,9 +34,8 @@ def small_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(certification, "CHUNK_SIZE", 2)
 
 
-@pytest.fixture
-def uncounted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each mentor is a chunk, and nothing is counted before the first chunk, as if all facts changed after it."""
+def count_only_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Count nothing before the first chunk, as if all facts changed after it. Each mentor is a chunk."""
     monkeypatch.setattr(certification, "CHUNK_SIZE", 1)
     monkeypatch.setattr(MassChangeGuard, "examine", lambda *_: None)
 
@@ -269,12 +268,12 @@ def test_revoked_mentors_are_hidden_while_returns_are_held(scene: Scene) -> None
     assert hidden(scene) == set(mentors[:5])
 
 
-def test_changes_during_a_run_are_counted_in_each_chunk(scene: Scene, request: pytest.FixtureRequest) -> None:
+def test_changes_during_a_run_are_counted_in_each_chunk(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """The limit is that of the organisation, not of a chunk."""
     join(scene, scene.hlf, valid=70)
     run(scene)
     join(scene, scene.hlf, expired=9)
-    request.getfixturevalue("uncounted")
+    count_only_in_chunks(monkeypatch)
 
     report = run(scene)
 
@@ -326,8 +325,8 @@ def test_permitted_changes_are_not_counted_for_later_runs(scene: Scene) -> None:
     assert (report.held, hidden(scene)) == ([], set())
 
 
-@pytest.mark.usefixtures("uncounted")
-def test_more_changes_than_permitted_are_held_during_the_run(scene: Scene) -> None:
+def test_more_changes_than_permitted_are_held_during_the_run(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    count_only_in_chunks(monkeypatch)
     join(scene, scene.hlf, expired=5)
 
     report = run(scene, allow=3)
@@ -380,9 +379,9 @@ def test_held_reminders_are_queued_by_a_permitted_run(scene: Scene, monkeypatch:
     assert scene.rows("SELECT count(*) FROM mentors WHERE review_on <= %s", TODAY) == [(0,)]
 
 
-@pytest.mark.usefixtures("uncounted")
 def test_reminders_are_counted_in_each_chunk(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """Mentors can become due during the run."""
+    count_only_in_chunks(monkeypatch)
     monkeypatch.setattr(rules, "MASS_REMINDER_LIMIT", 2)
     nhf = scene.facts.organisation("nhf", portal=None)
     for _ in range(4):
