@@ -3,8 +3,10 @@
 import time
 from collections import Counter
 from dataclasses import replace
+from datetime import date
 from uuid import uuid4
 
+import psycopg
 import pytest
 
 from certjob.errors import Outcome, StoppedBySignalError
@@ -12,6 +14,7 @@ from certjob.outbox import calls
 from certjob.outbox.retry import RetryPolicy
 from certjob.portal.sync import PortalCounts, PortalSyncService
 from certjob.stopping import StopFlag
+from tests.support.facts import TODAY
 from tests.support.nights import FlakyPortal, delivery, in_background, night, quick_policy
 from tests.support.portal_answers import Behaviour, delay, error, hang, ok
 from tests.support.scene import Scene
@@ -206,6 +209,21 @@ def test_signal_ends_the_stage(
     assert scene.rows(FAILURES) == []
 
 
+def test_event_claimed_during_a_signal_is_released(scene: Scene) -> None:
+    """The stage asks for the day before each claim."""
+    scene.backlog(3)
+    stop = StopFlag()
+
+    def today() -> date:
+        stop.set()
+        return TODAY
+
+    with pytest.raises(StoppedBySignalError):
+        scene.run_stage(stop=stop, today=today)
+
+    assert (scene.portal.requests, scene.rows(UNTOUCHED)) == ([], [(3,)])
+
+
 def test_slow_call_delays_no_other(scene: Scene) -> None:
     """The other calls are settled while it lasts."""
     slow, *others = scene.backlog(13)
@@ -230,3 +248,16 @@ def test_unexpected_error_leaves_one_outcome_unknown(scene: Scene) -> None:
     assert (report.outcome, report.portal.delivered) == (Outcome.FAILED, 2)
     assert (scene.rows(UNTOUCHED), scene.rows(CLAIMED)) == ([(7,)], [(1,)])
     assert scene.rows(FAILURES) == [("stage", 8)]
+
+
+def test_push_of_a_lost_database_connection_is_settled(scene: Scene) -> None:
+    """This needs a new connection. Then the job starts again."""
+    scene.backlog(1)
+
+    def lose_connection(_number: int) -> None:
+        scene.app.execute("SELECT pg_terminate_backend(%s)", (scene.connection.info.backend_pid,))
+
+    with pytest.raises(psycopg.errors.AdminShutdown):
+        scene.run_stage(FlakyPortal(lose_connection))
+
+    assert scene.other.execute("SELECT status FROM portal_sync_events").fetchone() == ("delivered",)
