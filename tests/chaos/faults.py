@@ -51,9 +51,8 @@ class MailFault(NamedTuple):
     manner: str
 
 
-EACH_MESSAGE = ("MAIL", "RCPT", "DATA", "BODY", "DOT", "REPLY")
-"""The phases of each message. The server takes the message between DOT and REPLY."""
-PHASES = ("GREETING", "EHLO", *EACH_MESSAGE, "QUIT")
+PHASES = ("GREETING", "EHLO", "MAIL", "RCPT", "DATA", "BODY", "DOT", "REPLY", "QUIT")
+"""The server takes a message between DOT and REPLY."""
 
 _NOT_IN = {
     "dropped": "",

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from tests.chaos.faults import EACH_MESSAGE, MAIL_FAULTS, Action, Fault, MailFault, Spot, When
+from tests.chaos.faults import MAIL_FAULTS, Action, Fault, MailFault, Spot, When
 from tests.chaos.population import Change, Deed, MentorPlan, draw_changes, draw_population
 from tests.chaos.servers import APPLYING, NOT_APPLYING
 
@@ -22,7 +22,7 @@ class Command:
     twin: tuple[str, ...] | None = None
     """A second process without a fault, which starts at the same time."""
     script: tuple[str, ...] = ()
-    mail_script: tuple[MailFault | None, ...] = ()
+    mail_script: tuple[MailFault, ...] = ()
     concurrency: int = 1
     attempts: int = 2
 
@@ -64,8 +64,7 @@ def standard_night(command: Command, *, seed: int) -> Plan:
 def matrix(places: Mapping[Spot, int]) -> list[Command]:
     """Return a command for every place of the standard night and for every mail fault.
 
-    A kill comes before and after each place. Each settle comes so late that another run has done the work. Each mail
-    fault also comes in the second message of a connection, if it can.
+    A kill comes before and after each place. Each settle comes so late that another run has done the work.
     """
     sides = {Spot.STATEMENT: (When.BEFORE, When.AFTER), Spot.REQUEST: tuple(When), Spot.MAIL: (When.AFTER,)}
     faults = [
@@ -82,7 +81,6 @@ def matrix(places: Mapping[Spot, int]) -> list[Command]:
     return [
         *(Command(fault=fault, attempts=1) for fault in faults),
         *(Command(mail_script=(fault,)) for fault in MAIL_FAULTS),
-        *(Command(mail_script=(None, fault)) for fault in MAIL_FAULTS if fault.phase in EACH_MESSAGE),
     ]
 
 
@@ -110,13 +108,12 @@ def _draw_command(chance: Random, population: Sequence[MentorPlan]) -> Command:
     script = tuple(chance.choices(["ok"] * 10 + _QUICK_ANSWERS, k=chance.choice([0, 4, 8, 16])))
     if fault and (fault.action, fault.spot) == (Action.STOP, Spot.REQUEST):
         script = (*["ok"] * (fault.number - 1), "hang")  # stop it in its call
-    mail_faults = chance.choices(MAIL_FAULTS, k=chance.choice([0, 0, 0, 2, 3, 5]))
     return Command(
         words=RUN if twin else chance.choice([RUN, RUN, RUN, DELIVER, resync]),
         fault=fault,
         twin=twin,
         script=script,
-        mail_script=tuple(chance.choice([None, mail_fault]) for mail_fault in mail_faults),
+        mail_script=tuple(chance.choices(MAIL_FAULTS, k=chance.choice([0, 0, 0, 1, 2, 3]))),
         concurrency=chance.choice([1, 1, 2, 4]),
         attempts=chance.choice([1, 2, 2, 3]),
     )

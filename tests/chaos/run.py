@@ -23,7 +23,6 @@ from tests.support.own_server import Cluster
 from tests.support.programmes import Person, read_people
 from tests.support.waiting import until
 
-MOST_RECOVERIES = 3
 ENDS_WITHIN_SECONDS = 90.0
 _SHORT_MAIL_TIMES = {"mail_lease": 900.0, "message": 3.0}
 """For a silent mail server, instead of a minute or ten."""
@@ -113,7 +112,7 @@ class ChaosRun:
             self._judge(each, result, trigger)
         self.places.append(trigger.seen)
         self.missed += [command.fault] if command.fault is not None and not trigger.is_done else []
-        self.missed += [fault for fault in self.mail_server.script if fault is not None]
+        self.missed += self.mail_server.script
         self.portal.begin()
         self.mail_server.begin()
         until(self._is_idle)
@@ -124,7 +123,7 @@ class ChaosRun:
         """Start the command as cron does."""
         words = [*command.words, "-q"] if command.words[0] == "resync" else list(command.words)
         altered: dict[str, Any] = {"attempts": command.attempts, "at_once": command.concurrency, "restart_pause": 1.0}
-        if any(fault is not None and fault.manner == "silent" for fault in command.mail_script):
+        if any(fault.manner == "silent" for fault in command.mail_script):
             altered |= _SHORT_MAIL_TIMES
         environment = {
             "HOME": str(self.cluster.folder),
@@ -159,11 +158,11 @@ class ChaosRun:
 
     def _recover(self) -> None:
         """Run certjob with healthy servers until it is content."""
-        for _ in range(MOST_RECOVERIES):
+        for _ in range(3):
             self._let_time_pass()
             code = self._command(Command(concurrency=2))
             with self._session() as connection:
                 due = connection.execute("SELECT FROM mentors WHERE review_on <= %s", (self.today,)).fetchall()
             if code == 0 and not due:  # a cancelled reminder needs one more review
                 return
-        self.complaints.append(f"not content after {MOST_RECOVERIES} healthy runs")
+        self.complaints.append("not content after three healthy runs")

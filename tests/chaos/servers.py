@@ -94,7 +94,7 @@ class ChaosMailServer(ScriptedServer):
         self._lock = threading.Lock()
         self.begin()
 
-    def begin(self, script: Sequence[MailFault | None] = (), trigger: Trigger | None = None) -> None:
+    def begin(self, script: Sequence[MailFault] = (), trigger: Trigger | None = None) -> None:
         """Follow this script from now on, then be healthy."""
         with self._lock:
             self.script, self._trigger = list(script), trigger or Trigger()
@@ -118,10 +118,6 @@ class ChaosMailServer(ScriptedServer):
     def _reach(self, phase: str, good: Answer) -> Answer:
         """Return the answer at this phase of a session."""
         with self._lock:
-            fault = self.script[0] if self.script else None
-            if fault is not None and fault.phase == phase:
-                del self.script[0]
-                return _ANSWERS[fault.manner]
-            if phase == "REPLY" and self.script and fault is None:
-                del self.script[0]  # a message without a fault
+            if self.script and self.script[0].phase == phase:
+                return _ANSWERS[self.script.pop(0).manner]
         return good
