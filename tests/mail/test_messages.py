@@ -168,12 +168,3 @@ def test_digest_does_not_mention_a_portal_that_does_not_exist(language: str) -> 
 def test_subject_of_a_digest_has_the_first_section(section: str, subject: str) -> None:
     """The organisation follows in brackets."""
     assert breakable(digest(only(section, 2)).subject) == f"{subject} (Hørselshjelpen)"
-
-
-def test_preheader_of_one_section_is_its_action_and_names_no_one() -> None:
-    """It shows on a locked screen."""
-    page = digest(only("visible")).html
-
-    preheader = page.partition("display: none")[2].partition(">")[2].partition("</div>")[0]
-    assert preheader.strip().startswith("Disse skal ikke vises på portalen")
-    assert "Nordmann" not in preheader

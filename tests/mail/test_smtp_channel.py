@@ -1,6 +1,7 @@
 """SMTP: a message arrives once, or an error tells in time whether it concerns this message or all."""
 
 import email
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -188,6 +189,18 @@ def test_close_ends_in_time_and_raises_nothing(monkeypatch: pytest.MonkeyPatch) 
             channel.close()
             channel.close()
         assert server.commands.count("QUIT") == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "greeting"),
+    [("vm-1.x.example", "EHLO vm-1.x.example"), ("vm-1", "EHLO [127.0.0.1]"), ("vm_1.x", "EHLO [127.0.0.1]")],
+)
+def test_client_greets_with_a_full_name(monkeypatch: pytest.MonkeyPatch, name: str, greeting: str) -> None:
+    """Or with an address (RFC 5321, 4.1.4)."""
+    monkeypatch.setattr(socket, "gethostname", lambda: name)
+    with talk() as (server, channel):
+        channel.send(MESSAGE)
+    assert server.commands[0] == greeting
 
 
 @pytest.mark.parametrize(("host", "said"), [(HOST, "refused; check CERTJOB_NOTIFY_URL"), ("ø" * 70, "idna")])

@@ -119,6 +119,8 @@ def test_unreadable_folder_is_replaced_by_certjobs_templates(folder: Path) -> No
     assert problem.reason.endswith("; 2 messages were written with certjob's own template instead")
     with pytest.raises(ConfigurationError, match=re.escape(said)):
         open_templates(folder)
+    with pytest.raises(ConfigurationError, match="nowhere cannot be read"):
+        open_templates(folder / "nowhere")
 
 
 def test_several_errors_make_one_line(folder: Path) -> None:
@@ -144,6 +146,15 @@ def test_error_with_a_mentors_data_does_not_contain_them(folder: Path, line: str
 
     assert (raised.value.file, raised.value.line) == ("reminder.nb.txt", 4)
     assert not any(part in str(raised.value).lower() for part in ("kari", "nordmann", "nnam", "q7788"))
+
+
+def test_sample_reminders_cover_every_situation() -> None:
+    """Before, on and after the day; with and without each fact."""
+    samples = list(SAMPLES["reminder"]("nn"))
+
+    assert {sample["days_left"] for sample in samples} == {60, 1, 0, -1, -14}
+    for word in ("pauses", "paused", "repeat", "name", "kind", "contact_email", "contact_phone", "renewal_url"):
+        assert {bool(sample[word]) for sample in samples} == {True, False}
 
 
 @pytest.mark.parametrize("message", sorted(SAMPLES))
