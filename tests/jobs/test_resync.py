@@ -4,12 +4,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from certjob.errors import (
-    DynamicsSyncException,
-    MentorBusyError,
-    PermanentPortalError,
-    PortalStageError,
-)
+from certjob.errors import DynamicsSyncException, MentorBusyError, PermanentPortalError, PortalStageError
 from certjob.jobs.resync import Resync
 from certjob.portal.sync import PortalSyncService
 from tests.support.facts import TODAY, Facts

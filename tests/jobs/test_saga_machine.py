@@ -64,8 +64,7 @@ STATEMENTS = {
 }
 """The changes of facts, as the app writes them."""
 
-ONLY_DELIVERING = ("deliver", "alerts --retry-all")
-PUSHING = ("run", "run --organisation hlf", "reconcile", "resync", *ONLY_DELIVERING)
+PUSHING = ("run", "run --organisation hlf", "deliver", "alerts --retry-all", "reconcile", "resync")
 COMMANDS = (*PUSHING, "run without deliveries")
 
 BEFORE_CALL, IN_CALL, AFTER_CALL = MOMENTS = ("before the call", "in the call", "after the call")
@@ -80,19 +79,27 @@ PORTAL_STATES: dict[str, Callable[[int], Behaviour]] = {
     "losing some connections": lambda number: (ok(), reset(), reset(applied=True))[number % 3],
 }
 """The answer to a request by its number."""
+portal_states = st.just("up") | st.sampled_from(tuple(PORTAL_STATES))
 
 last_days = st.sampled_from((-16, -15, -2, -1, 0, 1, 5, 7, 8, 14, 29, 30, 59, 60, 61, 300))
 """Both sides of each reminder threshold."""
-changes = st.fixed_dictionaries(
-    {
-        "what": st.sampled_from(tuple(STATEMENTS))
-        | st.sampled_from(("leave or return", "pause or lift the pause", "set a new contact")),
-        "kind": st.sampled_from(("likeperson", "first_aid")),
-        "begins_in_days": st.sampled_from((-700, -100, -30, 0, 1, 5)),
-        "ends_in_days": last_days,
-    }
-)
-"""A statement, more often one that needs a push, and its parameters."""
+days_passed = st.sampled_from((0, 0, 1, 7, 31, 70))
+
+
+def changes(*statements: str) -> st.SearchStrategy[dict[str, Any]]:
+    """Return one of the statements and its parameters."""
+    return st.fixed_dictionaries(
+        {
+            "what": st.sampled_from(statements),
+            "kind": st.sampled_from(("likeperson", "first_aid")),
+            "begins_in_days": st.sampled_from((-700, -100, -30, 0, 1, 5)),
+            "ends_in_days": last_days,
+        }
+    )
+
+
+any_change = changes(*STATEMENTS)
+change_with_a_push = changes("leave or return", "pause or lift the pause", "set a new contact")
 
 # Conditions that must never be true. Each statement returns the ids of violations.
 
@@ -225,36 +232,30 @@ class ProgrammeMachine(RuleBasedStateMachine):
             self.portal.visible[contact_id] = not self.portal.visible.get(contact_id, True)
             self.edited_contacts.add(contact_id)
 
-    @rule(state=st.sampled_from(tuple(PORTAL_STATES)))
-    def portal_changes_its_state(self, state: str) -> None:
-        self.portal_state = state
-
-    @rule(days=st.sampled_from((0, 1, 2, 7, 15, 31, 70)))
-    def time_passes(self, days: int) -> None:
-        """All retry times pass as well."""
-        self.today += timedelta(days=days)
-        make_due(self.facts)
-
-    @rule(mentor=mentors, change=changes, command=st.sampled_from(COMMANDS))
-    def command_runs(self, mentor: UUID, change: dict[str, Any], command: str) -> None:
-        """A fact changes first."""
-        self._change(mentor, change)
+    @rule(days=days_passed, portal=portal_states, mentor=mentors, change=any_change, command=st.sampled_from(COMMANDS))
+    def command_runs(self, days: int, portal: str, mentor: UUID, change: dict[str, Any], command: str) -> None:
+        """Time passes and a fact changes first."""
+        self._prepare(days, portal, mentor, change)
         result = self._start(command, mentor)
         if isinstance(result, Resync) and result.error is None:
             for contact, person in self._reachable().items():
                 assert person.id != mentor or self.portal.visible[contact] is person.decision.visible
 
     @rule(
+        days=days_passed,
+        portal=portal_states,
         mentor=mentors,
-        change=changes,
+        change=change_with_a_push,
         command=st.sampled_from(PUSHING),
         moment=st.sampled_from(MOMENTS),
-        change_meanwhile=changes,
-        command_meanwhile=st.none() | st.sampled_from(COMMANDS),
+        change_meanwhile=any_change | change_with_a_push,
+        command_meanwhile=st.sampled_from((None, *COMMANDS)),
         process=st.sampled_from(("continues", "is stopped", "freezes")),
     )
     def command_is_interrupted(
         self,
+        days: int,
+        portal: str,
         mentor: UUID,
         change: dict[str, Any],
         command: str,
@@ -263,7 +264,7 @@ class ProgrammeMachine(RuleBasedStateMachine):
         command_meanwhile: str | None,
         process: str,
     ) -> None:
-        """During a push a fact changes, a second command runs, and the first process is stopped or freezes.
+        """During a push a fact of its mentor changes, a second command runs, and the process is stopped or freezes.
 
         A frozen process wakes after its lease and cannot settle its event. But its call may still be applied on the
         portal, too late, as if someone had edited the contact.
@@ -271,7 +272,8 @@ class ProgrammeMachine(RuleBasedStateMachine):
         freezes = process == "freezes" and moment != BEFORE_CALL  # the lease is checked there
 
         def interrupt() -> None:
-            self._change(mentor, change_meanwhile)
+            in_flight = [self._reachable()[each].id for each in self.process.contacts_in_flight]
+            self._change(in_flight[0], change_meanwhile)
             self.callable_contacts |= self._reachable().keys()
             if process == "is stopped":
                 self.process.stop.set()
@@ -280,10 +282,10 @@ class ProgrammeMachine(RuleBasedStateMachine):
                 self.seconds_asleep += 1000
                 run_out(self.facts)
             if command_meanwhile is not None:
-                self._run(command_meanwhile, mentor, Process(connection=self.second))
+                self._run(command_meanwhile, in_flight[0], Process(connection=self.second))
 
-        self._change(mentor, change)
-        if command in ONLY_DELIVERING:
+        self._prepare(days, portal, mentor, change)
+        if command in ("deliver", "alerts --retry-all"):  # they push only what a review has queued
             self._start("run without deliveries", mentor)
         self._start(command, mentor, concurrency=1 if freezes else 3, interruptions={moment: interrupt})
         if freezes:
@@ -303,6 +305,13 @@ class ProgrammeMachine(RuleBasedStateMachine):
     def _reachable(self) -> dict[UUID, Person]:
         """Return the mentors who can be pushed, by contact."""
         return {each.contact_id: each for each in self._people().values() if each.contact_id and each.has_portal}
+
+    def _prepare(self, days: int, portal_state: str, mentor: UUID, change: dict[str, Any]) -> None:
+        """Let days and all retry times pass, and change a fact."""
+        self.today += timedelta(days=days)
+        make_due(self.facts)
+        self.portal_state = portal_state
+        self._change(mentor, change)
 
     def _change(self, mentor: UUID, change: dict[str, Any]) -> None:
         parameters = change | {"mentor": mentor, "today": self.today}
