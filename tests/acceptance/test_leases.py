@@ -16,7 +16,7 @@ import pytest
 from tests.conftest import Certjob
 from tests.support.command_line import Child, started, today
 from tests.support.facts import Facts
-from tests.support.nights import review, run_out
+from tests.support.nights import expire_leases, review
 from tests.support.portal_answers import Behaviour, confirm, hang, ok
 from tests.support.portal_server import PortalServer
 from tests.support.waiting import until
@@ -48,10 +48,10 @@ def expired(facts: Facts) -> UUID:
     return facts.certified_mentor(facts.organisation(), ended, member_no="M1042", contact_id=CONTACT)
 
 
-def let_run_out(facts: Facts, table: str, *, really: bool) -> None:
+def let_lease_expire(facts: Facts, table: str, *, really: bool) -> None:
     """Let the leases expire; ``really``: wait, because a process measures its own lease."""
     if not really:
-        run_out(facts, table)
+        expire_leases(facts, table)
     open_leases = f"SELECT count(*) FROM {table} WHERE claim_token IS NOT NULL AND next_attempt_at > now()"
     until(lambda: facts.rows(open_leases) == [(0,)])
 
@@ -94,7 +94,7 @@ def test_process_that_stood_still_overwrites_no_newer_value(
             portal.wait_until(lambda: len(portal.requests) == 1, timeout_seconds=60)
             child.signal(signal.SIGSTOP)
         child.wait_until_frozen()
-        let_run_out(facts, "portal_sync_events", really="portal_lease" in stop.altered)
+        let_lease_expire(facts, "portal_sync_events", really="portal_lease" in stop.altered)
         facts.certificate(expired, today() + timedelta(days=700), issued_on=today())
         assert here("run").returncode == 0
         assert portal.visible == {CONTACT: True}
@@ -134,7 +134,7 @@ def test_process_that_stood_still_sends_a_copy_only_after_its_last_check(
 
     with start("deliver", "--json", **altered) as child:
         child.wait_until_frozen()
-        let_run_out(facts, "cert_notification_log", really="mail_lease" in altered)
+        let_lease_expire(facts, "cert_notification_log", really="mail_lease" in altered)
         assert here("deliver").returncode == 0
         rows = facts.rows("SELECT * FROM cert_notification_log")
         child.signal(signal.SIGCONT)

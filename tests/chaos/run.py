@@ -18,7 +18,7 @@ from tests.chaos.population import create
 from tests.chaos.servers import ChaosMailServer, ChaosPortal
 from tests.support.command_line import Child, Finished, started, today
 from tests.support.facts import Facts
-from tests.support.nights import make_due, run_out
+from tests.support.nights import expire_leases, make_due
 from tests.support.own_server import Cluster
 from tests.support.programmes import Person, read_people
 from tests.support.waiting import until
@@ -94,7 +94,7 @@ class ChaosRun:
         with self._session() as connection:
             for table in ("portal_sync_events", "cert_notification_log"):
                 make_due(Facts(connection), table)
-                run_out(Facts(connection), table)
+                expire_leases(Facts(connection), table)
 
     def _command(self, command: Command) -> int:
         """Run one command with its fault; return its exit code."""

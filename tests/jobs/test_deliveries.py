@@ -49,7 +49,7 @@ def test_crash_of_the_portal_stage_does_not_stop_the_mail(due: Scene) -> None:
 
     assert (report.outcome, mailed(due)) == ("failed", ["reminder", "digest"])
     assert due.rows("SELECT failure_code FROM dynamics_sync_failures") == [("portal_stopped",)]
-    due.run_out()
+    due.expire_leases()
     report = due.deliver(portal, channel=due.channel)
     assert "LookupError" in " ".join(report.reasons)
     assert "LookupError" in report.to_document()["error"]["message"]
@@ -108,11 +108,11 @@ def test_deliver_prints_only_new_failures(scene: Scene) -> None:
         return scene.deliver(scene.portal).reasons
 
     bad_gateway = error(502, "dynamics_unavailable")
-    scene.wish(scene.mentor(), visible=False)
+    scene.queue(scene.mentor(), visible=False)
     assert reasons(bad_gateway) == ["1 portal push failed; see `certjob alerts`"]
     assert reasons(bad_gateway) == []
 
-    scene.wish(scene.mentor(), visible=False)
+    scene.queue(scene.mentor(), visible=False)
     assert reasons(bad_gateway) == ["1 portal push failed; see `certjob alerts`"]
 
     assert reasons(error(404, "contact_not_found")) == ["2 portal pushes failed; see `certjob alerts`"]
@@ -129,11 +129,11 @@ def test_deliver_prints_only_new_reasons_of_stages(scene: Scene) -> None:
     second = error(500, "misconfigured", message="the secret has expired, trace 2")
     other = error(500, "misconfigured", message="the role is too narrow")
     mentor = scene.mentor()
-    scene.wish(mentor, visible=False)
+    scene.queue(mentor, visible=False)
     assert [is_printed(answer) for answer in (first, second, other, other)] == [True, False, True, False]
 
     assert not is_printed(ok())
-    scene.wish(mentor, visible=True)
+    scene.queue(mentor, visible=True)
     assert is_printed(other)
 
     assert not is_printed(other)

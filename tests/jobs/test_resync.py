@@ -38,7 +38,7 @@ def test_resync_returns_the_state_before_and_after(scene: Scene, expired: UUID) 
 def test_resync_pushes_this_mentor_even_if_unchanged(scene: Scene, expired: UUID) -> None:
     """Someone may have edited the portal. The older push of another mentor is left alone."""
     portal, other = FlakyPortal(), scene.mentor()
-    scene.wish(other, visible=False)
+    scene.queue(other, visible=False)
 
     for _ in range(2):
         assert scene.resync(expired, portal).error is None

@@ -27,7 +27,7 @@ from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
 from certjob.stopping import StopFlag
 from tests.conftest import fresh_database
 from tests.support.facts import TODAY, Facts
-from tests.support.nights import make_due, new_job, quick_policy, run_out
+from tests.support.nights import expire_leases, make_due, new_job, quick_policy
 from tests.support.portal_answers import Behaviour, Exchange, PortalRequest, cut, error, ok, reset
 from tests.support.portal_server import PortalServer
 from tests.support.programmes import Person, read_people
@@ -280,7 +280,7 @@ class ProgrammeMachine(RuleBasedStateMachine):
             if freezes:
                 self.edited_contacts |= set(self.process.contacts_in_flight)
                 self.seconds_asleep += 1000
-                run_out(self.facts)
+                expire_leases(self.facts)
             if command_meanwhile is not None:
                 self._run(command_meanwhile, in_flight[0], Process(connection=self.second))
 

@@ -68,7 +68,7 @@ def test_locked_table_does_not_stop_the_deliveries(scene: Scene, monkeypatch: py
     monkeypatch.setattr(deliveries, "_LOCK_TIMEOUT_MS", 100)
     monkeypatch.setattr(job_runs, "_LOCK_TIMEOUT_MS", 100)
     scene.run_sql(PAUSE, queue_show(scene))
-    scene.wish(scene.expired(), visible=False)
+    scene.queue(scene.expired(), visible=False)
     scene.app.execute("LOCK TABLE mentor_pauses")
     portal = FlakyPortal()
 
@@ -90,8 +90,8 @@ def test_deliver_reviews_only_mentors_with_an_open_push(scene: Scene) -> None:
 def test_show_before_a_due_review_is_not_claimed(scene: Scene) -> None:
     """Neither a stage nor a resync claims it. A hide is claimed."""
     shown, hidden = scene.certified(), scene.certified()
-    scene.wish(shown, visible=True)
-    scene.wish(hidden, visible=False)
+    scene.queue(shown, visible=True)
+    scene.queue(hidden, visible=False)
     scene.run_sql("UPDATE mentors SET review_on = %s", TODAY)
 
     assert scene.service.claim_mentor(shown, today=TODAY) == []

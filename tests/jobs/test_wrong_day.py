@@ -104,8 +104,8 @@ def test_deliver_sends_hides_and_no_mail_when_the_clocks_disagree(
 def test_deliver_before_the_date_of_a_run_sends_only_hides(scene: Scene) -> None:
     """On that date the certificate of the paused mentor would be in force again, so it reviews no one."""
     scene.night()
-    scene.wish(scene.expired(), visible=False)
-    scene.wish(scene.certified(), visible=True)
+    scene.queue(scene.expired(), visible=False)
+    scene.queue(scene.certified(), visible=True)
     portal = FlakyPortal()
 
     report = scene.deliver(portal, today=YESTERDAY)

@@ -77,10 +77,10 @@ class Nights:
         for table in ("cert_notification_log", "coordinator_digests"):
             support.make_due(self.facts, table)
 
-    def run_out(self) -> None:
+    def expire_leases(self) -> None:
         """End every lease."""
         for table in ("cert_notification_log", "coordinator_digests"):
-            support.run_out(self.facts, table)
+            support.expire_leases(self.facts, table)
 
     def night(
         self, number: int = 0, *, on_send: Callable[[OutgoingMessage], object] | None = None, **options: Any

@@ -205,7 +205,7 @@ def test_claimed_digest_belongs_to_its_claim(desk: Nights) -> None:
     queue(desk, 1)
     assert (deliver(desk, 1), rows(desk)) == ([], [(0, "pending")])
 
-    desk.run_out()
+    desk.expire_leases()
     claim(desk)
 
     assert digest_mail(desk.connection).draft(first) is None
@@ -271,7 +271,7 @@ def test_death_of_a_process_loses_no_news_and_marks_repeats(
         patch.setattr(statements, "query", die)
         with pytest.raises(ProcessDiedError):
             desk.stage(queue=digest_mail(doomed))
-    desk.run_out()
+    desk.expire_leases()
     desk.night(1)
 
     assert [(page.repeat, named([page])) for page in desk.channel.sent] == [(repeat, ["Kari"]) for repeat in repeats]

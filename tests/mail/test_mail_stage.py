@@ -18,7 +18,7 @@ from certjob.stopping import StopFlag
 from tests.mail.channels import reminder_mail, smtp_channel
 from tests.mail.conftest import CUT, DEFERRED, DOWN, REFUSED, Nights, day
 from tests.support.facts import Facts
-from tests.support.nights import run_out
+from tests.support.nights import expire_leases
 from tests.support.smtp_server import Fault, ScriptedServer
 
 
@@ -216,7 +216,7 @@ def test_outcome_of_a_lost_lease_changes_nothing(nights: Nights, other: Connecti
     queue(nights, 1)
 
     def take_over(_message: OutgoingMessage) -> Exception | None:
-        run_out(Facts(other), "cert_notification_log")
+        expire_leases(Facts(other), "cert_notification_log")
         reminder_mail(other).claim()
         return outcome
 

@@ -111,7 +111,7 @@ def test_restored_certificate_brings_back_the_reminder(nights: Nights, *, dies: 
     nights.review()
     if dies:
         claim(nights)
-        nights.run_out()
+        nights.expire_leases()
     nights.execute(REVOKE)
     assert nights.night() == []
     assert log(nights) == [(30, "cancelled")]
@@ -167,7 +167,7 @@ def test_urgent_reminder_leaves_a_claimed_one_to_its_claim(nights: Nights) -> No
     review(nights, 12)
     assert log(nights) == [(30, "pending"), (14, "pending")]
 
-    nights.run_out()
+    nights.expire_leases()
     review(nights, 19)
 
     assert reminder_mail(nights.connection).settle(claimed, Settlement(status="sent")) is Answer.LOST

@@ -31,7 +31,7 @@ def test_claim_is_committed_and_reserves_the_row_for_the_lease(outbox: Outbox[Po
     seen = scene.app.execute(f"SELECT claim_token, attempts, {leased} FROM portal_sync_events".encode()).fetchone()
     assert seen == (event.claim_token, 1, True)
     assert (event.attempts, scene.claim()) == (1, [])
-    scene.run_out()
+    scene.expire_leases()
     (again,) = scene.claim()
     assert (again.id, again.attempts) == (event.id, 2)
     assert again.claim_token != event.claim_token
@@ -40,7 +40,7 @@ def test_claim_is_committed_and_reserves_the_row_for_the_lease(outbox: Outbox[Po
 def test_settle_without_the_token_changes_no_row(outbox: Outbox[PortalEvent], scene: Scene) -> None:
     """Another process may have taken over or deleted the row."""
     (event,) = scene.claim()
-    scene.run_out()
+    scene.expire_leases()
     (taken_over,) = scene.claim()
     before = scene.rows(WHOLE_ROWS)
     assert outbox.settle(event, DELIVERED) is Answer.LOST

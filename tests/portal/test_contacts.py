@@ -71,7 +71,7 @@ def test_contact_with_a_call_in_flight_gets_no_second_call(scene: Scene) -> None
     """During a show, the contact moves to a mentor who must be hidden. The hide comes after the show."""
     first, second = scene.certified(contact_id=(contact := uuid4())), scene.expired()
     scene.night(FlakyPortal())
-    scene.wish(first, visible=True)
+    scene.queue(first, visible=True)
 
     def move_and_run(number: int) -> Exception | None:
         if number > 1:
@@ -93,14 +93,14 @@ def test_contact_is_free_when_the_lease_of_its_call_has_expired(scene: Scene) ->
     """The process of the call has died. This applies to a stage and to a resync."""
     contact = uuid4()
     first, second = scene.mentor(contact_id=contact), scene.mentor()
-    scene.wish(first, visible=False)
+    scene.queue(first, visible=False)
     scene.claim()
     scene.run_sql(CORRECT, None, first)
     scene.run_sql(CORRECT, contact, second)
-    scene.wish(second, visible=False)
+    scene.queue(second, visible=False)
     assert (scene.claim(), scene.service.claim_mentor(second, today=TODAY)) == ([], [])
 
-    scene.run_out()
+    scene.expire_leases()
 
     with scene.other.transaction(force_rollback=True):
         assert PortalSyncService(scene.other, run_id=uuid4()).claim_mentor(second, today=TODAY)
@@ -117,7 +117,7 @@ def test_mentor_is_not_deleted_while_a_call_may_be_in_flight(scene: Scene) -> No
     with pytest.raises(psycopg.errors.RestrictViolation, match="a call to the portal may be under way"):
         scene.run_sql("DELETE FROM mentors")
 
-    scene.run_out()
+    scene.expire_leases()
     scene.run_sql("DELETE FROM mentors")
 
 

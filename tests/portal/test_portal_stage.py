@@ -62,7 +62,7 @@ def test_claim_of_a_dead_process_is_no_attempt(scene: Scene) -> None:
     """The event keeps its place in the order."""
     scene.backlog(1)
     scene.claim()
-    scene.run_out()
+    scene.expire_leases()
 
     scene.run_stage()
 

@@ -28,7 +28,7 @@ def test_new_value_replaces_the_open_one(scene: Scene) -> None:
     mentor = scene.hidden()
     scene.push(RESET)
 
-    scene.wish(mentor, visible=True)
+    scene.queue(mentor, visible=True)
 
     assert scene.rows(EVENT) == [(True, 2, "pending", 0, True, True)]
     assert scene.rows("SELECT last_error FROM portal_sync_events") == [(None,)]
@@ -40,7 +40,7 @@ def test_new_value_during_a_call_waits_for_its_end(scene: Scene) -> None:
     scene.push(RESET)
     scene.make_due()
     (event,) = scene.claim()
-    scene.wish(mentor, visible=False)
+    scene.queue(mentor, visible=False)
     assert scene.claim() == []
 
     assert scene.push(event=event) is Answer.RAISED
@@ -54,8 +54,8 @@ def test_settle_after_the_lease_changes_nothing(scene: Scene) -> None:
     """Another process may have taken over."""
     mentor = scene.hidden()
     (event,) = scene.claim()
-    scene.run_out()
-    scene.wish(mentor, visible=True)
+    scene.expire_leases()
+    scene.queue(mentor, visible=True)
 
     assert scene.push(REFUSED, event=event) is Answer.LOST
 

@@ -196,7 +196,7 @@ def make_due(facts: Facts, table: str = "portal_sync_events") -> None:
     facts.connection.execute(f"UPDATE {table} SET next_attempt_at = now() WHERE status = 'pending'".encode())
 
 
-def run_out(facts: Facts, table: str = "portal_sync_events") -> None:
+def expire_leases(facts: Facts, table: str = "portal_sync_events") -> None:
     """Let every lease expire."""
     facts.connection.execute(
         f"UPDATE {table} SET next_attempt_at = now() - interval '1 second' WHERE claim_token IS NOT NULL".encode()

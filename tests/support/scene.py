@@ -79,7 +79,7 @@ class Scene:
     def hidden(self) -> UUID:
         """A mentor of HLF, M1042, with a queued hide."""
         mentor = self.mentor(member_no="M1042")
-        self.wish(mentor, visible=False)
+        self.queue(mentor, visible=False)
         return mentor
 
     def rows(self, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
@@ -91,7 +91,7 @@ class Scene:
     def backlog(self, count: int, *, visible: bool = False) -> list[UUID]:
         return nights.backlog(self.facts, count, visible=visible)
 
-    def wish(self, mentor_id: UUID, *, visible: bool) -> None:
+    def queue(self, mentor_id: UUID, *, visible: bool) -> None:
         """Queue a push, as a review does."""
         with database.transaction(self.connection):
             self.service.queue([(mentor_id, visible)])
@@ -111,8 +111,8 @@ class Scene:
     def make_due(self) -> None:
         nights.make_due(self.facts)
 
-    def run_out(self) -> None:
-        nights.run_out(self.facts)
+    def expire_leases(self) -> None:
+        nights.expire_leases(self.facts)
 
     def night(
         self, portal: Portal = None, *, today: date = TODAY, connection: Connection | None = None, **options: Any
