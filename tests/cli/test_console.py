@@ -71,16 +71,13 @@ def test_errors_and_tracebacks_do_not_quote_database_rows(facts: Facts) -> None:
     text = "\n".join(traceback_lines(crash))
 
     for shown in (text, entry.to_certjob_error(caught.value, ["run"]).message):
-        assert ("organisations_slug_key" in shown, "(hlf)" in shown) == (True, False)
+        assert "organisations_slug_key" in shown
+        assert "(hlf)" not in shown
     assert "in test_errors_and_tracebacks" in text
     assert text.endswith("RuntimeError: could not be written")
     record = logging.makeLogRecord({"msg": "a stage crashed", "exc_info": (RuntimeError, crash, None)})
     assert TextFormatter("%(message)s").format(record) == f"a stage crashed\n{text}"
     assert json.loads(JsonFormatter().format(record))["traceback"] == text
-
-
-def names(ids: Sequence[UUID]) -> dict[UUID, MentorName]:
-    return {ids[0]: MentorName("M1001", "hlf", "Kari Nordmann")}
 
 
 @pytest.mark.parametrize(
@@ -101,19 +98,23 @@ def test_foreign_error_gets_a_code_and_a_next_step(error: Exception, exit_code: 
     """An error of a library or of Python becomes one of certjob's own."""
     ours = entry.to_certjob_error(error, ["run"])
 
-    assert (ours.exit_code, ours.code, phrase in str(ours)) == (exit_code, code, True)
+    assert (ours.exit_code, ours.code) == (exit_code, code)
+    assert phrase in str(ours)
     assert ours.next_step
 
 
 def test_plan_is_cut_on_a_terminal_only(capsys: pytest.CaptureFixture[str]) -> None:
-    """A table has 50 mentors, with names and a mark for held changes. Plain lines have all mentors and no names."""
+    """A table has the first 50 of 60 mentors, with names. Plain lines have all mentors without names."""
     renewed = replace(certificate(TODAY + timedelta(days=400)), status=Status.EXPIRED)
     back = mentor(renewed, pauses=[own_pause()], portal_visible=False)
-    ended = [replace(mentor(expiring_in(-1)), member_no=f"N{number}") for number in range(59)]
+    ended = [replace(mentor(expiring_in(-1)), member_no=f"N{number}") for number in range(2, 61)]
     decisions = [rules.decide(person, TODAY) for person in (back, *ended)]
     changes = [PlannedChange(decision=each, new_reminders=each.reminders, is_held=True) for each in decisions]
     report = RunReport(command="run", today=TODAY, dry_run=True, changes=changes)
     output, shown = terminal(120)
+
+    def names(ids: Sequence[UUID]) -> dict[UUID, MentorName]:
+        return {ids[0]: MentorName("M1001", "hlf", "Kari Nordmann")}
 
     show_report(OFF, report, find_names=names)
     whole = capsys.readouterr().out
@@ -122,11 +123,12 @@ def test_plan_is_cut_on_a_terminal_only(capsys: pytest.CaptureFixture[str]) -> N
 
     assert whole.splitlines()[:2] == [
         "hlf M1001: certificates: valid; pause: ends; portal: show (held)",
-        "hlf N0: certificates: expired; pause: starts; reminder: 1 d after; portal: hide (held)",
+        "hlf N2: certificates: expired; pause: starts; reminder: 1 d after; portal: hide (held)",
     ]
-    assert (whole.count("hlf N"), "Nordmann" in whole) == (59, False)
+    assert whole.count("hlf N") == 59
+    assert "Nordmann" not in whole
     assert "M1001 Kari Nordmann valid ends show held" in cut
-    assert ("N48" in cut, "N49" in cut) == (True, False)
+    assert ("N50" in cut, "N51" in cut) == (True, False)
     assert capsys.readouterr().out == "… and 10 more; --json lists all of them\n"
 
 
@@ -144,7 +146,7 @@ def test_skipped_and_broken_mentors_are_named() -> None:
 
 
 def test_rows_are_a_table_on_a_terminal_only(capsys: pytest.CaptureFixture[str]) -> None:
-    """Otherwise they have tabs. A tab in a cell becomes a space."""
+    """Otherwise they have tabs. A tab in a cell becomes a space, None is empty, and brackets are no markup."""
     output, shown = terminal(80)
     for each in (OFF, output):
         each.show_rows(("Name", ">Number"), [("a\tb", 1), ("[x]", None)])
