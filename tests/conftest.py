@@ -146,15 +146,13 @@ def worker_url(database_url: str) -> str:
 
 @pytest.fixture
 def certjob(worker_url: str, bare_environment: dict[str, str], tmp_path: Path) -> Certjob:
-    """Run the command as a process; keyword arguments are its settings, and ``given`` its standard input."""
+    """Run the command as a process; keyword arguments are its settings."""
     from tests.support.command_line import started
 
-    def run(
-        *arguments: str, timeout: float = 120, given: bytes = b"", **settings: str
-    ) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
         environment = bare_environment | {"CERTJOB_DATABASE_URL": worker_url} | settings
-        with started(*arguments, environment=environment, folder=tmp_path, given=given) as child:
-            return child.finish(timeout_seconds=timeout)
+        with started(*arguments, environment=environment, folder=tmp_path) as child:
+            return child.finish(timeout_seconds=120)
 
     return run
 

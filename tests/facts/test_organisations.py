@@ -5,7 +5,6 @@ from datetime import date
 from typing import Any
 from uuid import UUID
 
-import psycopg
 import pytest
 
 from certjob.errors import ConfigurationError
@@ -19,8 +18,6 @@ from certjob.facts.organisations import (
 )
 from tests.conftest import Certjob
 from tests.support.facts import Facts
-
-App = psycopg.Connection[tuple[object, ...]]
 
 USER = UUID("5f0c1f9e-9d0b-4f0f-9a55-0d9c3b6f8a21")
 

@@ -26,5 +26,5 @@ def reminder_mail(connection: Connection, *, today: date = TODAY) -> ReminderMai
     return ReminderMail(connection, today=today, templates=OUR_TEMPLATES)
 
 
-def digest_mail(connection: Connection, *, today: date = TODAY) -> DigestMail:
-    return DigestMail(connection, today=today, zone=UTC, templates=OUR_TEMPLATES)
+def digest_mail(connection: Connection) -> DigestMail:
+    return DigestMail(connection, today=TODAY, zone=UTC, templates=OUR_TEMPLATES)

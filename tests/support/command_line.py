@@ -144,18 +144,15 @@ def started(
     environment: Mapping[str, str],
     folder: Path,
     program: Sequence[str] = (),
-    given: bytes = b"",
     **more: Any,
 ) -> Iterator[Child]:
     """Start the command, or another ``program``, in the background; kill it at the end of the block.
 
-    ``given`` is its standard input. More named arguments are file descriptors for ``stdin``, ``stdout`` or ``stderr``,
-    and the alterations of ``tests.support.processes``.
+    More named arguments are file descriptors for ``stdin``, ``stdout`` or ``stderr``, and the alterations of
+    ``tests.support.processes``.
     """
-    with TemporaryFile() as read, TemporaryFile() as printed, TemporaryFile() as said:
-        read.write(given)
-        read.seek(0)
-        streams: dict[str, Any] = {"stdin": read.fileno(), "stdout": printed.fileno(), "stderr": said.fileno()}
+    with Path(os.devnull).open("rb") as empty, TemporaryFile() as printed, TemporaryFile() as said:
+        streams: dict[str, Any] = {"stdin": empty.fileno(), "stdout": printed.fileno(), "stderr": said.fileno()}
         streams |= {name: more.pop(name) for name in streams if name in more}
         if more or (not program and can_fork(environment)):
             how: dict[str, Any] = {"streams": [*streams.values()], "alterations": more or None}

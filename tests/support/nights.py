@@ -142,11 +142,10 @@ def night(
     portal: Portal = None,
     channel: Channel | None = None,
     ways_out: Delivery | None = None,
-    stop: StopFlag | None = None,
     **options: Any,
 ) -> RunReport:
     """Run one night with the options of ``runs.run``, and note that its lines were printed."""
-    job = new_job(connection, today, ways_out=ways_out or delivery(portal=portal, channel=channel), stop=stop)
+    job = new_job(connection, today, ways_out=ways_out or delivery(portal=portal, channel=channel))
     report = runs.run(job, accept_date=today, **options)
     if not report.dry_run:
         note_told(connection, report.run_id)
@@ -162,9 +161,9 @@ def in_background(work: Callable[[], object]) -> Iterator[None]:
     done.result()
 
 
-def claim(connection: Connection, *, limit: int = 100) -> list[PortalEvent]:
+def claim(connection: Connection) -> list[PortalEvent]:
     """Claim the due pushes, as another run does."""
-    return [event for event, _ in PortalSyncService(connection, run_id=uuid4()).claim(limit, today=TODAY)]
+    return [event for event, _ in PortalSyncService(connection, run_id=uuid4()).claim(100, today=TODAY)]
 
 
 def backlog(facts: Facts, count: int, *, visible: bool = False) -> list[UUID]:

@@ -46,9 +46,9 @@ def certificate(
     )
 
 
-def expiring_in(days: int, *, kind: str = "likeperson", today: date = TODAY) -> Certificate:
-    """Return a certificate that expires so many days after today (negative: before)."""
-    return certificate(today + timedelta(days=days), kind=kind)
+def expiring_in(days: int) -> Certificate:
+    """Return a certificate that expires so many days after TODAY (negative: before)."""
+    return certificate(TODAY + timedelta(days=days))
 
 
 def pause(reason: str = "illness") -> OpenPause:

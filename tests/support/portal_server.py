@@ -46,14 +46,13 @@ class PortalServer:
         self.connections: list[socket.socket] = []
         """Every connection, also a closed one."""
         self._in_flight: list[Exchange] = []
-        self._port = 0  # a free one; a restart keeps it
         self.changed = threading.Condition()
         """Guards the records; notified of each request."""
         self.released, self.closing = threading.Event(), threading.Event()
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._port}/functions/v1/hlf-dynamics-sync"
+        return f"http://127.0.0.1:{self._server.server_address[1]}/functions/v1/hlf-dynamics-sync"
 
     @property
     def is_idle(self) -> bool:
@@ -75,9 +74,7 @@ class PortalServer:
             assert self.changed.wait_for(condition, timeout_seconds), "the condition did not become true"
 
     def __enter__(self) -> Self:
-        self._server = _Server(self, port=self._port)
-        self._port = self._server.server_address[1]
-        self.closing.clear()
+        self._server = _Server(self)
         threading.Thread(target=self._server.serve_forever, args=(0.02,), name="portal", daemon=True).start()
         return self
 
@@ -121,8 +118,8 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = False  # server_close() waits for them
     request_queue_size = 128
 
-    def __init__(self, portal: PortalServer, *, port: int) -> None:
-        super().__init__(("127.0.0.1", port), _Handler)
+    def __init__(self, portal: PortalServer) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
         self.portal = portal
 
     def get_request(self) -> tuple[socket.socket, Any]:

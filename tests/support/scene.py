@@ -35,9 +35,9 @@ from tests.support.portal_server import PortalServer
 YESTERDAY, NEXT_YEAR = TODAY - timedelta(days=1), TODAY + timedelta(days=365)
 
 
-def push_once(event: PortalEvent, portal: HLFDynamicsSyncService, *, lease_seconds: float = 300) -> Push:
+def push_once(event: PortalEvent, portal: HLFDynamicsSyncService) -> Push:
     """Push one event without a stage."""
-    lease = Lease(claimed_at=lease_clock(), seconds=lease_seconds)
+    lease = Lease(claimed_at=lease_clock(), seconds=300)
     return run_alone(pushing.push_once(event, lease, portal=portal, policy=quick_policy(), stopped=asyncio.Event()))
 
 
@@ -97,8 +97,8 @@ class Scene:
             self.service.queue([(mentor_id, visible)])
             self.connection.execute("UPDATE mentors SET review_on = '9999-12-31' WHERE id = %s", (mentor_id,))
 
-    def claim(self, limit: int = 100) -> list[PortalEvent]:
-        return nights.claim(self.connection, limit=limit)
+    def claim(self) -> list[PortalEvent]:
+        return nights.claim(self.connection)
 
     def push(self, error: PortalCallError | None = None, *, event: PortalEvent | None = None) -> Answer:
         """Claim the only event, push it (with ``error``: in vain), and settle it."""
@@ -121,13 +121,10 @@ class Scene:
         options = {"portal": portal, "channel": self.channel} | options
         return nights.night(connection or self.connection, today, **options)
 
-    def deliver(
-        self, portal: Portal, connection: Connection | None = None, *, today: date = TODAY, **options: Any
-    ) -> RunReport:
+    def deliver(self, portal: Portal, *, today: date = TODAY, **options: Any) -> RunReport:
         """Run ``deliver``, as cron does between the nights, with the options of ``nights.delivery``."""
-        connection = connection or self.connection
-        report = runs.deliver(new_job(connection, today, ways_out=delivery(portal=portal, **options)))
-        note_told(connection, report.run_id)
+        report = runs.deliver(new_job(self.connection, today, ways_out=delivery(portal=portal, **options)))
+        note_told(self.connection, report.run_id)
         return report
 
     def retry_all(self, portal: Portal) -> RunReport:
@@ -135,18 +132,10 @@ class Scene:
         return runs.retry_all(new_job(self.connection, ways_out=delivery(portal=portal, channel=self.channel)))
 
     def resync(
-        self,
-        mentor_id: UUID,
-        portal: Portal = None,
-        *,
-        connection: Connection | None = None,
-        channel: Channel | None = None,
-        stop: StopFlag | None = None,
-        **options: Any,
+        self, mentor_id: UUID, portal: Portal = None, *, channel: Channel | None = None, **options: Any
     ) -> Resync:
         """Resync a mentor, and wait up to 30 seconds for locks and calls."""
-        ways_out = delivery(portal=portal, channel=channel)
-        job = new_job(connection or self.connection, ways_out=ways_out, stop=stop)
+        job = new_job(self.connection, ways_out=delivery(portal=portal, channel=channel))
         return resync(job, mentor_id, **{"lock_wait_seconds": 30.0, "flight_wait_seconds": 30.0} | options)
 
     def reconcile(self, *, stop: StopFlag | None = None, **options: Any) -> RunReport:
@@ -158,14 +147,13 @@ class Scene:
         target: FlakyPortal | None = None,
         *,
         seconds: float = 60,
-        connection: Connection | None = None,
         service: PortalSyncService | None = None,
         stop: StopFlag | None = None,
         **options: Any,
     ) -> str | None:
         """Run a portal stage; return the code of an early end."""
-        connection, stop, counts = connection or self.connection, stop or StopFlag(), PortalCounts()
-        service = service or PortalSyncService(connection, run_id=uuid4())
+        stop, counts = stop or StopFlag(), PortalCounts()
+        service = service or PortalSyncService(self.connection, run_id=uuid4())
         make_portal = delivery(portal=target or self.portal).make_portal
         self.counts = counts
         with Calls(stop) as calls:
