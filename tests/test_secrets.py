@@ -47,7 +47,7 @@ def people(facts: Facts) -> None:
 
 @pytest.fixture
 def environment(worker_url: str, bare_environment: dict[str, str]) -> dict[str, str]:
-    """Return every setting with a secret, without the servers."""
+    """Return the environment of ``here``: every setting with a secret, without the servers."""
     return bare_environment | {
         "CERTJOB_DATABASE_URL": psycopg.conninfo.make_conninfo(worker_url, password=DATABASE_PASSWORD),
         "CERTJOB_PORTAL_KEY": PORTAL_KEY,
@@ -79,7 +79,7 @@ SAID = f"Bearer {PORTAL_KEY} may not touch kari.hemmelig@example.org"
     ],
 )
 def test_portal_that_quotes_secrets_is_not_quoted(here: Certjob, facts: Facts, quote: Behaviour) -> None:
-    """Neither in lines nor in stored rows."""
+    """The lines and the stored rows have neither the key nor an address."""
     with PortalServer(key=PORTAL_KEY, default=quote) as portal:
         result = here("run", "-v", CERTJOB_PORTAL_URL=portal.url)
 
@@ -88,11 +88,11 @@ def test_portal_that_quotes_secrets_is_not_quoted(here: Certjob, facts: Facts, q
 
 
 def test_webhook_that_quotes_secrets_is_not_quoted(here: Certjob, facts: Facts) -> None:
-    """The webhook's address is a secret, too."""
+    """Its URL is a secret, too, here because of a token."""
     said = f"Bearer {NOTIFY_PASSWORD} kari.hemmelig@example.org".encode()
     with PortalServer(key=NOTIFY_PASSWORD, default=answer(422, said)) as webhook:
-        url = f"{webhook.url}?token={NOTIFY_USER}"
-        result = here("run", "-v", CERTJOB_NOTIFY_USER="", CERTJOB_NOTIFY_URL=url)
+        token = NOTIFY_USER  # one of SECRETS; a webhook has no user
+        result = here("run", "-v", CERTJOB_NOTIFY_USER="", CERTJOB_NOTIFY_URL=f"{webhook.url}?token={token}")
 
     assert (result.returncode, len(webhook.requests) > 0) == (3, True)
     assert_no_secret(result, everything_stored(facts))

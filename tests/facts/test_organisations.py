@@ -17,7 +17,7 @@ from certjob.facts.organisations import (
     set_organisation,
 )
 from tests.conftest import Certjob
-from tests.support.facts import Facts
+from tests.support.facts import TODAY, Facts
 
 USER = UUID("5f0c1f9e-9d0b-4f0f-9a55-0d9c3b6f8a21")
 
@@ -34,10 +34,16 @@ def coordinate(facts: Facts, *people: str, slug: str = "hlf") -> list[tuple[obje
 
 def test_set_changes_only_the_given_values(facts: Facts) -> None:
     """`none` and an empty text remove a value. Mentors who have left are not counted."""
-    given: dict[str, Any] = {"name": "Hørselshemmedes Landsforbund", "contact_phone": "+47 22" + 44 * "9"}
-    given |= {"contact_email": "kontakt@hlf.example", "renewal_url": "https://hlf.example/fornye"}
-    given |= {"sender": "HLF Likeperson <likeperson@hlf.example>", "portal": "dynamics"}
-    change(facts, coordinators=["per@hlf.example"], thresholds="90,7", optional_kinds=["kurs", "førstehjelp"], **given)
+    given: dict[str, Any] = {
+        "name": "Hørselshemmedes Landsforbund",
+        "contact_phone": "9" * 50,
+        "contact_email": "kontakt@hlf.example",
+        "renewal_url": "https://hlf.example/fornye",
+        "sender": "HLF Likeperson <likeperson@hlf.example>",
+        "portal": "dynamics",
+        "optional_kinds": ["førstehjelp", "kurs"],
+    }
+    change(facts, coordinators=["per@hlf.example"], thresholds="90,7", **given)
     facts.connection.execute(
         "INSERT INTO mentors (organisation_id, member_no, left_at)"
         " SELECT id, no, left_at FROM organisations, (VALUES ('M1', NULL), ('M2', now())) AS m (no, left_at)"
@@ -48,12 +54,11 @@ def test_set_changes_only_the_given_values(facts: Facts) -> None:
     changed = change(facts, name="HLF Norge", portal="none", **removed)
     (after,) = read_organisation_details(facts.connection)
 
-    lists: dict[str, Any] = {"thresholds": [90, 7], "optional_kinds": ["førstehjelp", "kurs"]}
-    assert shown == replace(shown, slug="hlf", mentors=1, **given, **lists)
+    assert shown == replace(shown, slug="hlf", mentors=1, thresholds=[90, 7], **given)
     assert [person.email for person in shown.coordinators] == ["per@hlf.example"]
     assert changed == OrganisationChange(created=False, changed=True, open_hides=0)
-    lists = {"thresholds": [], "optional_kinds": []}
-    assert after == replace(shown, name="HLF Norge", contact_phone=None, sender=None, portal=None, **lists)
+    without: dict[str, Any] = {"thresholds": [], "optional_kinds": [], "contact_phone": None, "sender": None}
+    assert after == replace(shown, name="HLF Norge", portal=None, **without)
 
 
 def test_new_organisation_gets_defaults(facts: Facts) -> None:
@@ -81,8 +86,7 @@ def test_repeated_set_writes_nothing_and_a_new_rule_causes_reviews(facts: Facts)
 def test_coordinator_is_found_by_mail_in_any_case(facts: Facts) -> None:
     """A later name, language or user id changes the same row. Digests follow a new id."""
     ((own_id, *_),) = coordinate(facts, "Kari <kari@hlf.example>")
-    digest = "INSERT INTO coordinator_digests (coordinator_id, digest_on) VALUES (%s, '2026-03-10')"
-    facts.connection.execute(digest, (own_id,))
+    facts.insert("coordinator_digests", coordinator_id=own_id, digest_on=TODAY)
 
     renamed = coordinate(facts, "Kari.Nordmann <KARI@hlf.example> nn")
     with_id = coordinate(facts, f"[{USER}] <Kari@hlf.example>")
@@ -93,7 +97,7 @@ def test_coordinator_is_found_by_mail_in_any_case(facts: Facts) -> None:
 
 
 def test_coordinator_with_a_new_mail_stays_one_row(facts: Facts) -> None:
-    """Even if another row has this mail."""
+    """If another row has this mail, the two rows become one."""
     coordinate(facts, f"{USER} Kari <kari@hlf.example> nn", "new@hlf.example")
 
     assert coordinate(facts, f"{USER} <new@hlf.example> en") == [(USER, "Kari", "new@hlf.example", "en")]
@@ -104,8 +108,7 @@ def test_coordinator_is_removed_by_mail_or_user_id(facts: Facts, text: str) -> N
     """Coordinators of other organisations stay. The digests are deleted."""
     coordinate(facts, "kari@hlf.example", slug="lhl")
     coordinate(facts, "ola@hlf.example", f"{USER} <kari@hlf.example>")
-    digest = "INSERT INTO coordinator_digests (coordinator_id, digest_on) VALUES (%s, '2026-03-10')"
-    facts.connection.execute(digest, (USER,))
+    facts.insert("coordinator_digests", coordinator_id=USER, digest_on=TODAY)
 
     assert change(facts, remove_coordinators=[text]).changed
 
@@ -146,12 +149,12 @@ def test_invalid_value_is_refused_and_no_row_written(facts: Facts) -> None:
     assert facts.rows("SELECT FROM organisations") == []
 
 
-def test_thresholds_are_at_most_50_days_of_ten_years() -> None:
-    most = ",".join(map(str, range(50)))
+def test_at_most_50_thresholds_are_read_and_each_within_ten_years() -> None:
+    fifty = ",".join(map(str, range(50)))
 
     assert read_thresholds("3650, -3650") == [3650, -3650]
-    assert len(read_thresholds(most)) == 50
-    for text in (f"{most},50", "60;30", "60,", "3651", "-3651"):
+    assert len(read_thresholds(fifty)) == 50
+    for text in (f"{fifty},50", "60;30", "60,", "3651", "-3651"):
         with pytest.raises(ValueError, match="not a list of at most 50 days"):
             read_thresholds(text)
 
@@ -159,8 +162,7 @@ def test_thresholds_are_at_most_50_days_of_ten_years() -> None:
 def test_portal_none_reports_the_open_hides(here: Certjob, facts: Facts) -> None:
     """certjob withdraws them, so someone must hide these mentors by hand."""
     hlf = facts.organisation("hlf")
-    events = zip((False, False, True, False), ("pending", "blocked", "pending", "delivered"), strict=True)
-    for visible, status in events:
+    for visible, status in ((False, "pending"), (False, "blocked"), (True, "pending"), (False, "delivered")):
         mentor = facts.certified_mentor(hlf, date(2027, 1, 1))
         facts.insert("portal_sync_events", mentor_id=mentor, visible=visible, status=status)
 
@@ -171,16 +173,17 @@ def test_portal_none_reports_the_open_hides(here: Certjob, facts: Facts) -> None
     assert change(facts, name="HLF Norge").open_hides == 0
 
 
-def test_not_every_kind_is_optional_in_an_organisation_with_a_portal(facts: Facts) -> None:
-    """Only certified mentors are shown, so all of them would be hidden."""
+def test_organisation_with_a_portal_needs_a_kind_that_counts(facts: Facts) -> None:
+    """Otherwise no one would be certified, and the portal would hide all mentors."""
     hlf = facts.organisation("hlf", optional_kinds=["kurs"])
     lhl = facts.organisation("lhl", portal=None, optional_kinds=["likeperson"])
     for organisation_id in (hlf, lhl):
         facts.certified_mentor(organisation_id, date(2027, 1, 1))
 
-    for slug, options in (("hlf", {"optional_kinds": ["kurs", "likeperson"]}), ("lhl", {"portal": "dynamics"})):
-        with pytest.raises(ConfigurationError, match=f"every kind of certificate in {slug} would be optional"):
-            change(facts, slug, **options)
+    with pytest.raises(ConfigurationError, match="every kind of certificate in hlf would be optional"):
+        change(facts, "hlf", optional_kinds=["kurs", "likeperson"])
+    with pytest.raises(ConfigurationError, match="every kind of certificate in lhl would be optional"):
+        change(facts, "lhl", portal="dynamics")
 
     stored = "SELECT portal, optional_kinds FROM organisations ORDER BY slug"
     assert facts.rows(stored) == [("dynamics", ["kurs"]), (None, ["likeperson"])]

@@ -22,8 +22,10 @@ def outbox(scene: Scene) -> Outbox[PortalEvent]:
     return Outbox(connection=scene.connection, table="portal_events", item=PortalEvent, lease_seconds=120)
 
 
-def test_claim_is_committed_and_reserves_the_row_for_the_lease(outbox: Outbox[PortalEvent], scene: Scene) -> None:
-    """After the lease, the row is due again and gets another token."""
+def test_claim_is_committed_and_reserves_the_row_for_the_lease(scene: Scene) -> None:
+    """The lease of a push is 300 seconds. After it, the row is due again and gets another token."""
+    scene.backlog(1)
+
     (event,) = scene.claim()
 
     assert scene.connection.info.transaction_status is psycopg.pq.TransactionStatus.IDLE
@@ -80,7 +82,7 @@ def test_settle_and_its_callback_share_a_transaction(outbox: Outbox[PortalEvent]
 
 
 def test_settle_without_a_limit_waits_for_a_short_lock(outbox: Outbox[PortalEvent], scene: Scene) -> None:
-    """The released row is due at once, and its attempt does not count."""
+    """The limit is ``lock_timeout_ms``. A released row is due at once, and its attempt does not count."""
     (event,) = scene.claim()
     scene.app.execute("SELECT 1 FROM portal_sync_events FOR NO KEY UPDATE")
     answers: list[Answer] = []
@@ -95,9 +97,9 @@ def test_settle_without_a_limit_waits_for_a_short_lock(outbox: Outbox[PortalEven
 
 
 def test_lease_begins_before_the_claim_is_sent(outbox: Outbox[PortalEvent], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A slow claim shortens it, because the server may have started the lease at once."""
-    moments = iter([50.0, 150.0])
-    monkeypatch.setattr(claims, "lease_clock", lambda: next(moments))
+    """A claim that takes 100 of the 120 seconds leaves less than 20, because the server may have claimed at once."""
+    clock = iter([50.0, 150.0])
+    monkeypatch.setattr(claims, "lease_clock", lambda: next(clock))
 
     _, lease = outbox.claim("lock_due_portal_events", {"limit": 1, "today": TODAY})
 
