@@ -135,7 +135,7 @@ def test_returned_digest_goes_to_the_corrected_address(desk: Nights) -> None:
 
 
 def test_bounces_reads_one_report_from_standard_input(here: Certjob, nights: Nights, sent: str) -> None:
-    """Some mail servers add the first line of an mbox. It prints nothing unless it is asked."""
+    """Some mail servers add the first line of an mbox. The command prints a result only with ``--json``."""
     report = b"From MAILER-DAEMON Tue Mar 10 08:00:07 2026\n" + exim(sent, KARI)
 
     quiet = here("bounces", given=report)

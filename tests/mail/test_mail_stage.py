@@ -77,7 +77,7 @@ def test_repeat_after_an_unknown_outcome_says_so(nights: Nights) -> None:
 def test_outcome_is_stored_although_the_session_ended(
     nights: Nights, database_url: str, other: Connection, *, url_is_valid: bool
 ) -> None:
-    """The stage ends with the error of the database, so that the job starts again."""
+    """The stage ends with the error of the database, and the job starts again."""
     queue(nights, 2)
 
     def end_the_session(_message: OutgoingMessage) -> None:
@@ -177,7 +177,7 @@ def test_stage_ends_at_its_deadline(nights: Nights) -> None:
 
 @pytest.mark.parametrize("error", [None, DOWN], ids=["sent", "down"])
 def test_signal_ends_the_stage_after_the_current_message(nights: Nights, error: Exception | None) -> None:
-    """A sent message is settled. There is no further attempt, and the mail server is not blamed."""
+    """A sent message is settled, and the others stay untouched. The error is not one of the mail server."""
     queue(nights, 3)
     stop = StopFlag()
 

@@ -97,7 +97,7 @@ def _become(
     alterations: dict[str, Any] | None,
     streams: list[connection.Connection],
 ) -> None:
-    """Run the command in this process, in a session of its own, whose terminal can send SIGHUP."""
+    """Run the command in this process, in a new session, whose terminal can send SIGHUP."""
     for number, stream in enumerate(streams):
         os.dup2(stream.fileno(), number)
         stream.close()
