@@ -26,7 +26,7 @@ PEOPLE = ("kari.hemmelig", "ola.hemmelig", "eva.hemmelig")
 """The local parts of all addresses in the database."""
 
 
-def assert_no_secret(*results: Finished | str) -> None:
+def assert_nothing_private(*results: Finished | str) -> None:
     """Check that no result has a secret or an address."""
     for result in results:
         text = result if isinstance(result, str) else result.stdout + result.stderr
@@ -84,7 +84,7 @@ def test_portal_that_quotes_secrets_is_not_quoted(here: Certjob, facts: Facts, q
         result = here("run", "-v", CERTJOB_PORTAL_URL=portal.url)
 
     assert (result.returncode, len(portal.requests) > 0) == (3, True)
-    assert_no_secret(result, here("alerts", "-v"), everything_stored(facts))
+    assert_nothing_private(result, here("alerts", "-v"), everything_stored(facts))
 
 
 def test_webhook_that_quotes_secrets_is_not_quoted(here: Certjob, facts: Facts) -> None:
@@ -95,7 +95,7 @@ def test_webhook_that_quotes_secrets_is_not_quoted(here: Certjob, facts: Facts) 
         result = here("run", "-v", CERTJOB_NOTIFY_USER="", CERTJOB_NOTIFY_URL=f"{webhook.url}?token={token}")
 
     assert (result.returncode, len(webhook.requests) > 0) == (3, True)
-    assert_no_secret(result, everything_stored(facts))
+    assert_nothing_private(result, everything_stored(facts))
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
@@ -118,7 +118,7 @@ def test_run_in_which_everything_fails_prints_no_secret(here: Certjob, facts: Fa
     assert run.returncode == 3
     for why in ("check CERTJOB_PORTAL_KEY", "refused the login", "CERTJOB_NOTIFY_PASSWORD"):
         assert why in run.stderr
-    assert_no_secret(run, alerts, check, status, everything_stored(facts))
+    assert_nothing_private(run, alerts, check, status, everything_stored(facts))
 
 
 def test_bad_rows_are_not_quoted(here: Certjob, tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_bad_rows_are_not_quoted(here: Certjob, tmp_path: Path) -> None:
     result = here("load", "people.csv", "-v", "--json")
 
     assert (result.returncode, "rows were skipped" in result.stderr) == (3, True)
-    assert_no_secret(result)
+    assert_nothing_private(result)
 
 
 def test_printed_settings_have_no_secret(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,4 +176,4 @@ def test_unexpected_error_has_no_secret(
 
     assert result.returncode == 1, result
     assert "it broke with" in result.stdout + result.stderr
-    assert_no_secret(result, everything_stored(facts))
+    assert_nothing_private(result, everything_stored(facts))

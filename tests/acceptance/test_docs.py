@@ -11,8 +11,7 @@ from tests.support.docs import DOCUMENTS, ROOT, read_section
 from tests.support.own_server import data_folder
 
 TEXTS = {str(path.relative_to(ROOT)): path.read_text() for path in (*DOCUMENTS, ROOT / "crontab.example")}
-FOR_TESTS = {"CERTJOB_TEST_DATABASE_URL", "CERTJOB_ENV_FILE"}
-"""Variables that are not settings."""
+NOT_SETTINGS = {"CERTJOB_TEST_DATABASE_URL", "CERTJOB_ENV_FILE"}
 
 
 def assert_lines_in_order(printed: str, example: str) -> None:
@@ -68,7 +67,7 @@ def test_settings_in_the_documents_exist() -> None:
     rows = re.findall(r"^\| (`CERTJOB_.+?) \| ", TEXTS["docs/settings.md"], flags=re.MULTILINE)
     named = {name for text in TEXTS.values() for name in re.findall(r"CERTJOB_[A-Z_]*[A-Z]\b", text)}
 
-    assert named - settings <= FOR_TESTS
+    assert named - settings <= NOT_SETTINGS
     assert {name for row in rows for name in re.findall(r"`(CERTJOB_[A-Z_]+)`", row)} == settings
 
 

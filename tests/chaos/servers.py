@@ -13,7 +13,7 @@ from tests.chaos.faults import PHASES, MailFault, Spot, When
 from tests.support import portal_answers as answers
 from tests.support.portal_answers import Behaviour, Exchange, PortalRequest, error
 from tests.support.portal_server import PortalServer
-from tests.support.smtp_server import Answer, Fault, ScriptedServer
+from tests.support.smtp_server import Answer, ScriptedServer, ServerFault
 
 APPLYING: dict[str, Behaviour] = {
     "ok": answers.confirm,
@@ -69,8 +69,8 @@ class ChaosPortal(PortalServer):
 
 REPEAT_LINE = "You may have received this reminder before"
 _ANSWERS: dict[str, Answer] = {
-    "dropped": Fault.CUT,
-    "silent": Fault.HANG,
+    "dropped": ServerFault.CUT,
+    "silent": ServerFault.HANG,
     "garbage": b"\x16\x03\x01 what is this?",
     "450": b"450 later",
     "421": b"421 closing",

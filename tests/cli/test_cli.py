@@ -18,7 +18,7 @@ from tests.support.facts import Facts
 from tests.support.portal_answers import error
 from tests.support.portal_server import PortalServer
 
-EVERYTHING = {tuple(name.split()[1:]): command for name, command in all_commands()}
+ALL_COMMANDS = {tuple(name.split()[1:]): command for name, command in all_commands()}
 """Every command and group of commands, by its words."""
 
 
@@ -139,10 +139,10 @@ def test_closed_streams_do_not_stop_a_run(environment: dict[str, str], facts: Fa
     assert facts.rows("SELECT outcome FROM job_runs") == [("ok",)]
 
 
-@pytest.mark.parametrize("words", EVERYTHING, ids=" ".join)
+@pytest.mark.parametrize("words", ALL_COMMANDS, ids=" ".join)
 def test_help_describes_every_option_in_80_columns(anywhere: Certjob, words: tuple[str, ...]) -> None:
     """Commands, arguments and options have a text."""
-    command = EVERYTHING[words]
+    command = ALL_COMMANDS[words]
 
     result = anywhere(*words, "--help")
 
@@ -153,7 +153,9 @@ def test_help_describes_every_option_in_80_columns(anywhere: Certjob, words: tup
 
 NEEDED = {"resync": "M1", "preview": "M1", "explain": "M1", "set": "hlf", "show": "hlf", "load": "x.csv"}
 NEEDED |= {"acknowledge": "hlf:held:pauses", "prune": "--older-than=3y"}
-WITH_SETTINGS = [words for words, command in EVERYTHING.items() if "env_file" in {each.name for each in command.params}]
+WITH_SETTINGS = [
+    words for words, command in ALL_COMMANDS.items() if "env_file" in {each.name for each in command.params}
+]
 
 
 @pytest.mark.parametrize("words", WITH_SETTINGS, ids=" ".join)

@@ -27,7 +27,7 @@ from tests.support.nights import backlog, make_due
 from tests.support.ping_host import ping_host
 from tests.support.portal_answers import hang, ok
 from tests.support.portal_server import PortalServer
-from tests.support.smtp_server import Fault, ScriptedServer
+from tests.support.smtp_server import ScriptedServer, ServerFault
 from tests.support.waiting import until, until_sessions
 
 AT_ONCE_SECONDS = 4.0
@@ -108,7 +108,7 @@ def test_signal_leaves_a_lease_on_the_mail_in_flight(start: Start, facts: Facts)
     for _ in range(2):
         facts.certified_mentor(organisation, SOON)
 
-    with ScriptedServer({"END": Fault.HANG}) as server:
+    with ScriptedServer({"END": ServerFault.HANG}) as server:
         smtp = {"CERTJOB_NOTIFY_URL": f"smtp://127.0.0.1:{server.port}"}
         with start("run", settings=smtp, grace=IMPATIENT) as child:
             until(lambda: server.bodies)

@@ -129,7 +129,7 @@ def _free_port() -> int:
 
 
 @contextmanager
-def exim() -> Iterator[Exim]:
+def running_exim() -> Iterator[Exim]:
     """Run a server. Its folder is not in that of pytest, which only root can read."""
     with tempfile.TemporaryDirectory(prefix="certjob-exim-") as name:
         folder = Path(name)

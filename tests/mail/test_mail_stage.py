@@ -19,7 +19,7 @@ from tests.mail.channels import reminder_mail, smtp_channel
 from tests.mail.conftest import CUT, DEFERRED, DOWN, REFUSED, Nights, day
 from tests.support.facts import Facts
 from tests.support.nights import expire_leases
-from tests.support.smtp_server import Fault, ScriptedServer
+from tests.support.smtp_server import ScriptedServer, ServerFault
 
 
 def queue(nights: Nights, count: int) -> None:
@@ -61,7 +61,7 @@ def test_each_message_is_settled_before_the_next_is_sent(nights: Nights, other: 
 def test_repeat_after_an_unknown_outcome_says_so(nights: Nights) -> None:
     """The connection broke after the message. The repeat has the same Message-ID."""
     queue(nights, 2)
-    with ScriptedServer({"END": Fault.CUT}) as server:
+    with ScriptedServer({"END": ServerFault.CUT}) as server:
         assert nights.stage(channel=smtp_channel(server.port)) is None
 
     assert log(nights, "status, maybe_sent") == [("pending", True)] * 2

@@ -14,7 +14,7 @@ from pydantic import SecretStr
 from tests.conftest import Certjob
 from tests.mail.channels import smtp_channel
 from tests.mail.conftest import Nights
-from tests.mail.exim import LOGIN, MISSING, PROGRAM, Exim, exim
+from tests.mail.exim import LOGIN, MISSING, PROGRAM, Exim, running_exim
 from tests.mail.written import MESSAGE
 from tests.support.blocking import Blocking
 from tests.support.command_line import today
@@ -31,7 +31,7 @@ def server() -> Iterator[Exim]:
     """One server for all tests of a worker."""
     if not PROGRAM.exists():
         pytest.skip(MISSING)
-    with exim() as server:
+    with running_exim() as server:
         yield server
 
 

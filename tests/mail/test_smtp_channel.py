@@ -17,11 +17,11 @@ from certjob.mail.channels import smtp
 from tests.mail.channels import smtp_channel
 from tests.mail.written import MESSAGE
 from tests.support.blocking import Blocking
-from tests.support.smtp_server import HOST, Fault, Mailbox, ScriptedServer, client_tls, real_server, server_tls
+from tests.support.smtp_server import HOST, Mailbox, ScriptedServer, ServerFault, client_tls, real_server, server_tls
 
 LOGIN: dict[str, Any] = {"user": "post", "password": SecretStr("blåbær-9"), "tls": client_tls()}
 
-Answers = dict[str, bytes | Fault]
+Answers = dict[str, bytes | ServerFault]
 """Answers of a scripted server by stage of the session."""
 
 
@@ -114,21 +114,23 @@ NO_SMTP = b"HTTP/1.1 400 Bad Request"
     ("stage", "answer", "expected"),
     [
         ("GREETING", b"550 no", ChannelDownError),
-        ("GREETING", Fault.CUT, ChannelDownError),
+        ("GREETING", ServerFault.CUT, ChannelDownError),
         ("MAIL", b"550 no", ChannelDownError),
         *((stage, b"421 closing", ChannelDownError) for stage in ("RCPT", "DATA", "END")),
         *((stage, b"450 not now", RecipientDeferredError) for stage in ("RCPT", "DATA", "END")),
         *((stage, b"550 no KARI.Nordmann@example.org", RecipientRefusedError) for stage in ("RCPT", "DATA", "END")),
         ("RCPT", b"530 log in", ChannelDownError),
         ("RCPT", NO_SMTP, ChannelDownError),
-        ("DATA", Fault.CUT, ChannelDownError),
-        ("BODY", Fault.CUT, OutcomeUnknownError),
-        ("END", Fault.CUT, OutcomeUnknownError),
+        ("DATA", ServerFault.CUT, ChannelDownError),
+        ("BODY", ServerFault.CUT, OutcomeUnknownError),
+        ("END", ServerFault.CUT, OutcomeUnknownError),
         ("END", NO_SMTP, OutcomeUnknownError),
         ("END", b"333 what", OutcomeUnknownError),
     ],
 )
-def test_failure_concerns_one_message_or_all(stage: str, answer: bytes | Fault, expected: type[Exception]) -> None:
+def test_failure_concerns_one_message_or_all(
+    stage: str, answer: bytes | ServerFault, expected: type[Exception]
+) -> None:
     """Before 354 no message was accepted; after it only an answer is certain. The connection is not used again."""
     with talk({stage: answer}) as (server, channel):
         with pytest.raises(expected) as caught:
@@ -146,16 +148,16 @@ def test_failure_concerns_one_message_or_all(stage: str, answer: bytes | Fault, 
 @pytest.mark.parametrize(
     ("stage", "fault", "timeout", "expected"),
     [
-        ("GREETING", Fault.HANG, "connect_seconds", ChannelDownError),
-        ("EHLO", Fault.DRIP, "connect_seconds", ChannelDownError),
-        ("RCPT", Fault.DRIP, "envelope_seconds", ChannelDownError),
-        ("DATA", Fault.HANG, "envelope_seconds", ChannelDownError),
-        ("END", Fault.HANG, "answer_seconds", OutcomeUnknownError),
-        ("END", Fault.FLOOD, "answer_seconds", OutcomeUnknownError),
+        ("GREETING", ServerFault.HANG, "connect_seconds", ChannelDownError),
+        ("EHLO", ServerFault.DRIP, "connect_seconds", ChannelDownError),
+        ("RCPT", ServerFault.DRIP, "envelope_seconds", ChannelDownError),
+        ("DATA", ServerFault.HANG, "envelope_seconds", ChannelDownError),
+        ("END", ServerFault.HANG, "answer_seconds", OutcomeUnknownError),
+        ("END", ServerFault.FLOOD, "answer_seconds", OutcomeUnknownError),
     ],
 )
 def test_slow_server_ends_the_attempt_in_time(
-    stage: str, fault: Fault, timeout: str, expected: type[Exception]
+    stage: str, fault: ServerFault, timeout: str, expected: type[Exception]
 ) -> None:
     """Each part of a session has its own timeout, also for a server that sends single bytes or never stops."""
     with talk({stage: fault}, **{timeout: 0.2}) as (_, channel), in_time(), pytest.raises(expected):
@@ -185,7 +187,7 @@ def test_connection_ends_after_a_second_answer(stage: str, answer: bytes, taken:
 def test_close_ends_in_time_and_raises_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A probe closes its connection, too."""
     monkeypatch.setattr(smtp, "QUIT_SECONDS", 0.2)
-    with talk({"QUIT": Fault.HANG, "NOOP": b"250 yes"}) as (server, channel):
+    with talk({"QUIT": ServerFault.HANG, "NOOP": b"250 yes"}) as (server, channel):
         with in_time():
             channel.probe()
             channel.send(MESSAGE)

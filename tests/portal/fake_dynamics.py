@@ -15,14 +15,14 @@ PERSON = "Kari Nordmann"
 """A name in error texts. It must not appear in answers or logs."""
 
 
-def answer(status: int, content: Any = None, *, retry_after: str = "") -> Response:
+def response(status: int, content: Any = None, *, retry_after: str = "") -> Response:
     headers = {"Retry-After": retry_after} if retry_after else {}
     return Response(json.dumps(content) if content else "", status, headers, content_type="application/json")
 
 
 def refusal(status: int, code: str, *, retry_after: str = "") -> Response:
     """Return an error in Dataverse's own format."""
-    return answer(status, {"error": {"code": code, "message": f"contact of {PERSON}"}}, retry_after=retry_after)
+    return response(status, {"error": {"code": code, "message": f"contact of {PERSON}"}}, retry_after=retry_after)
 
 
 class FakeDynamics:
@@ -52,13 +52,13 @@ class FakeDynamics:
             self.token_requests += 1
             if not self.accepts_secret or request.form["client_secret"] != CLIENT_SECRET:
                 said = {"error_description": f"AADSTS7000215: {PERSON}", "error_codes": [7000215]}
-                return answer(401, {"error": "invalid_client"} | said)
-            return answer(200, {"token_type": "Bearer", "expires_in": 3599, "access_token": TOKEN})
+                return response(401, {"error": "invalid_client"} | said)
+            return response(200, {"token_type": "Bearer", "expires_in": 3599, "access_token": TOKEN})
         assert request.headers["Authorization"] == f"Bearer {TOKEN}"
         if request.method == "PATCH":
             return self._change(request)
         visible = sorted(contact for contact, is_shown in self.contacts.items() if is_shown)
-        return answer(200, {"value": [{"contactid": str(each), DAY_FIELD: self.days.get(each)} for each in visible]})
+        return response(200, {"value": [{"contactid": str(each), DAY_FIELD: self.days.get(each)} for each in visible]})
 
     def _change(self, request: Request) -> Response:
         assert request.headers["If-Match"] == "*"  # otherwise Dataverse would create the contact
@@ -68,7 +68,7 @@ class FakeDynamics:
         if self.fault is not None:
             return self.fault
         self.contacts[contact_id], self.days[contact_id] = values[FIELD], values[DAY_FIELD]
-        return answer(200, {"contactid": str(contact_id)} | values)
+        return response(200, {"contactid": str(contact_id)} | values)
 
     def __enter__(self) -> Self:
         Thread(target=self._server.serve_forever, args=(0.02,)).start()

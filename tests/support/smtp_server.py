@@ -71,8 +71,8 @@ def real_server(mailbox: Mailbox, **options: Any) -> Iterator[Controller]:
         server.stop()
 
 
-Fault = Enum("Fault", ["CUT", "HANG", "DRIP", "FLOOD"])
-"""Closes the connection, sends no answer, single bytes, or a reply without an end."""
+ServerFault = Enum("ServerFault", ["CUT", "HANG", "DRIP", "FLOOD"])
+"""A server that closes the connection, sends no answer, single bytes, or a reply without an end."""
 
 GOOD_ANSWERS: Mapping[str, bytes] = {
     "GREETING": b"220 test ESMTP",
@@ -87,7 +87,7 @@ GOOD_ANSWERS: Mapping[str, bytes] = {
     "QUIT": b"221 bye",
 }
 
-Answer = bytes | Fault | None
+Answer = bytes | ServerFault | None
 """None: send no answer, and go on."""
 
 
@@ -150,15 +150,15 @@ class ScriptedServer(Listener):
         match answer:
             case bytes():
                 connection.sendall(answer + b"\r\n")
-            case Fault.HANG:
+            case ServerFault.HANG:
                 self._stop.wait(10)
-            case Fault.DRIP:
+            case ServerFault.DRIP:
                 while not self._stop.wait(0.02):
                     connection.sendall(b"2")
-            case Fault.FLOOD:
+            case ServerFault.FLOOD:
                 while not self._stop.is_set():
                     connection.sendall(b"250-more\r\n" * 100)
-        return not isinstance(answer, Fault)
+        return not isinstance(answer, ServerFault)
 
 
 def _read_body(lines: Iterable[bytes]) -> bytes | None:
