@@ -127,6 +127,7 @@ def test_review_that_lost_its_session_starts_again(url: str) -> None:
         psycopg.errors.TransactionTimeout(),
         psycopg.OperationalError("the connection was cut"),
     ],
+    ids=lambda error: type(error).__name__,
 )
 def test_job_that_loses_the_database_each_time_starts_four_times(error: Exception) -> None:
     tries = []

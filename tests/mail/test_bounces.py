@@ -41,7 +41,7 @@ def sent(nights: Nights) -> str:
 
 
 def test_returned_reminder_fails_until_the_address_is_corrected(nights: Nights, sent: str) -> None:
-    """Operators read the server's words without the address. A report about the old address changes nothing."""
+    """Operators read the server's words without the address. A report about the old address has no effect."""
     assert take_report(nights.connection, postfix(sent, KARI)) is Verdict.BOUNCED
 
     assert nights.rows(ROWS) == BOUNCED

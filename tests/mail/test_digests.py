@@ -150,7 +150,10 @@ def test_digest_has_everything_since_the_last_one(desk: Nights) -> None:
     assert desk.rows("SELECT count(sent_at) FROM coordinator_digests") == [(3,)]
 
 
-@pytest.mark.parametrize(("error", "code", "sent"), [(REFUSED, "all_refused", 1), (DOWN, "channel_down", 0)])
+@pytest.mark.parametrize(
+    ("error", "code", "sent"),
+    [pytest.param(REFUSED, "all_refused", 1, id="refused"), pytest.param(DOWN, "channel_down", 0, id="down")],
+)
 def test_five_refused_reminders_do_not_stop_the_digests(desk: Nights, error: Exception, code: str, sent: int) -> None:
     """A server that is down stops both."""
     desk.execute("UPDATE organisations SET reminder_thresholds = '{30}'")
