@@ -51,11 +51,6 @@ class Cause(StrEnum):
     MAIL_DELAYED = "mail_delayed"  # the mail server asked for a retry, or did not confirm the message
     MAIL_STOPPED = "mail_stopped"  # the mail server or webhook rejected the message, or accepts none at all
 
-    @classmethod
-    def parse(cls, stored: str | None) -> "Cause | None":
-        """Return the cause in a row, or None if it has none or a newer certjob wrote it."""
-        return cls(stored) if stored in set(cls) else None
-
 
 class StageEnd(StrEnum):
     """Why a stage ended before everything was delivered."""

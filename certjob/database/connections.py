@@ -26,6 +26,7 @@ RESTART_PAUSES_SECONDS = (5.0, 55.0, 120.0)
 """Waits before a job starts again: for a short restart, one with recovery, a failover. With the time to detect a dead
 network, their sum is below six minutes."""
 _POLL_SECONDS = 0.5
+_PATIENCE_SECONDS = 60.0
 
 
 class Connection(psycopg.Connection[Any]):
@@ -76,9 +77,9 @@ def _refuse_unencoded(url: str) -> None:
         raise ConfigurationError(message, next_step="write @ : / # ? and % as %40 %3A %2F %23 %3F and %25 there")
 
 
-def connect_again(lost: Connection, *, patience_seconds: float = 60.0) -> Connection:
-    """Replace a lost connection as soon as the server answers. Raises as ``connect`` does."""
-    give_up_at = time.monotonic() + patience_seconds
+def connect_again(lost: Connection) -> Connection:
+    """Replace a lost connection as soon as the server answers, within a minute. Raises as ``connect`` does."""
+    give_up_at = time.monotonic() + _PATIENCE_SECONDS
     while True:
         try:
             connection = connect(lost.url)
