@@ -57,8 +57,7 @@ $(READY): requirements-dev.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $(READY)
 
-# Needs pip-tools; the locks name no index, so that any mirror serves, and keep extras: without them older pips
-# (23.2, which Python 3.11 ships) look at a newer release for `coverage[toml]` and refuse it for its missing hash.
+# Needs pip-tools; the locks name no index, so that any mirror serves, and keep the extras of pyproject.toml.
 # requirements.lock is what certjob needs to run; requirements-dev.lock is that and everything to build, test and demo.
 COMPILE := pip-compile --quiet --generate-hashes --no-strip-extras --allow-unsafe --no-emit-index-url \
 	--no-emit-trusted-host --no-emit-find-links --no-header --no-annotate
