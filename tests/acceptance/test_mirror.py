@@ -160,7 +160,7 @@ def test_bad_rows_are_returned_and_all_other_facts_follow(app: App) -> None:
     assert app.rows("SELECT count(*) FROM certjob.certificates") == [(3,)]
 
 
-def test_what_hides_a_mentor_applies_beside_rejected_facts(app: App) -> None:
+def test_facts_that_hide_a_mentor_apply_beside_rejected_ones(app: App) -> None:
     """A departure, a withdrawn and a deleted certificate: an invalid name or certificate keeps no one visible."""
     left, withdrawn, lost = app.profiles("M1", "M2", "M3")
     app.sync()

@@ -135,18 +135,18 @@ def test_last_sent_digest_and_open_digests_of_each_coordinator_stay(facts: Facts
     organisation = facts.organisation()
     for status in ("pending", "failed", "cancelled"):
         coordinator = facts.insert("coordinators", organisation_id=organisation, email=f"{status}@hlf.example")
-        for day, each, number, queued_at, label in (
-            (1, "sent", 1, LONG_AGO, "goes"),
-            (2, "sent", 3, LONG_AGO, "stays"),
-            (3, "sent", 2, LONG_AGO, "stays"),
-            (4, status, None, LONG_AGO, "goes" if status == "cancelled" else "stays"),
-            (5, "superseded", None, LONG_AGO, "goes"),
-            (6, "superseded", None, NOW, "stays"),
-            (4 * 365, "superseded", None, LONG_AGO, "stays"),
+        for label, day, digest in (
+            ("goes", 1, {"status": "sent", "sent_number": 1}),
+            ("stays", 2, {"status": "sent", "sent_number": 3}),
+            ("stays", 3, {"status": "sent", "sent_number": 2}),
+            ("goes" if status == "cancelled" else "stays", 4, {"status": status}),
+            ("goes", 5, {"status": "superseded"}),
+            ("stays", 6, {"status": "superseded", "queued_at": NOW}),
+            ("stays", 4 * 365, {"status": "superseded"}),
         ):
-            times = {"queued_at": queued_at, "sent_at": LONG_AGO, "next_attempt_at": LONG_AGO}
-            values = {"coordinator_id": coordinator, "status": each, "sent_number": number, "last_error": label}
-            facts.insert("coordinator_digests", digest_on=LONG_AGO + day * DAY, **values | times)
+            old = dict.fromkeys(("queued_at", "sent_at", "next_attempt_at"), LONG_AGO)
+            whose = {"coordinator_id": coordinator, "digest_on": LONG_AGO + day * DAY, "last_error": label}
+            facts.insert("coordinator_digests", **whose | old | digest)
 
     assert_goes(facts, "last_error FROM coordinator_digests")
 

@@ -23,7 +23,7 @@ any_day = st.dates()
 
 
 @st.composite
-def certificates(draw: st.DrawFn, dates: st.SearchStrategy[date] = days) -> tuple[Certificate, ...]:
+def certificates(draw: st.DrawFn, dates: st.SearchStrategy[date]) -> tuple[Certificate, ...]:
     """Draw up to six certificates of one mentor, with unique pairs of kind and first day, as in the database."""
     keys = draw(st.lists(st.tuples(st.sampled_from(KINDS), dates), max_size=6, unique=True))
     rows = []
