@@ -1,4 +1,4 @@
-"""The world around the command: a portal and a mail folder, and an environment that names them."""
+"""The settings of the command under test, and a PostgreSQL that a test may stop."""
 
 from collections.abc import Iterator
 
@@ -9,12 +9,12 @@ from tests.support.own_server import Cluster, data_folder
 
 @pytest.fixture
 def environment(environment: dict[str, str], ways_out: dict[str, str]) -> dict[str, str]:
-    """That of a process on the test's database, as the owner of its tables, with both ways out."""
+    """The settings of a database, a portal over real HTTP, and a Maildir."""
     return environment | ways_out
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """A PostgreSQL of these files' own: one that may be stopped with ``immediate``."""
+    """A PostgreSQL for these files, which a test may stop with ``immediate``."""
     with data_folder("acceptance") as folder, Cluster(folder) as running:
         yield running

@@ -24,7 +24,7 @@ from tests.support.own_server import TEMPLATE, Cluster
 SQL = Path(__file__).parent / "sql"
 
 
-class Finished(NamedTuple):
+class Measured(NamedTuple):
     """A command that has ended."""
 
     seconds: float
@@ -60,7 +60,7 @@ class Bench:
                 connection.execute("CHECKPOINT")
             yield name
 
-    def certjob(self, *arguments: str, name: str = "", settings: Mapping[str, str] | None = None) -> Finished:
+    def certjob(self, *arguments: str, name: str = "", settings: Mapping[str, str] | None = None) -> Measured:
         """Run the installed command on this database. Raises RuntimeError if it fails; an alert is no failure."""
         where = {"CERTJOB_DATABASE_URL": self.cluster.url(name)} if name else {}
         environment = {"HOME": tempfile.gettempdir(), "PATH": "/usr/bin:/bin", **where, **(settings or {})}
@@ -70,7 +70,7 @@ class Bench:
         seconds = time.perf_counter() - began
         if ended.returncode not in (0, 3):
             raise RuntimeError(ended.stderr)
-        return Finished(seconds, json.loads(ended.stdout) if "--json" in arguments else {})
+        return Measured(seconds, json.loads(ended.stdout) if "--json" in arguments else {})
 
     def template(self, *, mentors: int, due_percent: int) -> str:
         """Return the name of a kept database in which so many mentors are due for the first time, and no others."""

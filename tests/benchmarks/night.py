@@ -6,7 +6,7 @@ from itertools import zip_longest
 from resource import RUSAGE_CHILDREN, getrusage
 
 from certjob.database import Connection
-from tests.benchmarks.bench import Bench, Finished, set_based_night
+from tests.benchmarks.bench import Bench, Measured, set_based_night
 from tests.benchmarks.figures import Figure, in_turns
 
 HELP_SECONDS = 0.4
@@ -41,7 +41,7 @@ def run_start_up(bench: Bench) -> list[Figure]:
 def run_nothing_due(bench: Bench) -> list[Figure]:
     """Run nights without a due mentor at three sizes, in turns: the size must not matter."""
     sizes = [max(bench.mentors // part, 1) for part in (100, 10, 1)]
-    nights: dict[int, list[Finished]] = {size: [] for size in sizes}
+    nights: dict[int, list[Measured]] = {size: [] for size in sizes}
     with ExitStack() as copies:
         for size in nights:
             bench.say(f"{size:,} mentors, nothing due")

@@ -15,13 +15,13 @@ VISIBLE = "Dynamics sync pending — mentor may still be visible on portal"
 
 @pytest.fixture
 def environment(environment: dict[str, str], ways_out: dict[str, str]) -> dict[str, str]:
-    """Return the settings of a database, a portal over real HTTP, and a Maildir."""
+    """The settings of a database, a portal over real HTTP, and a Maildir."""
     return environment | ways_out
 
 
 @pytest.fixture
 def anywhere(bare_environment: dict[str, str], tmp_path: Path) -> Certjob:
-    """Return ``here`` without a database."""
+    """Run the command in this process, without a database."""
 
     def run(*arguments: str, **settings: str) -> Finished:
         return run_in_process(*arguments, environment=bare_environment | settings, folder=tmp_path)

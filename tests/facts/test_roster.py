@@ -12,7 +12,7 @@ from certjob.facts.roster import Roster, read_roster
 
 HLF = UUID("5f0c1f9e-9d0b-4f0f-9a55-0d9c3b6f8a21")
 CONTACT = UUID("0b6c0f5e-52a5-4f0e-8f0c-0d5a3c9c7a11")
-TODAY = date(2026, 11, 26)
+LOAD_DAY = date(2026, 11, 26)
 REQUIRED = "organisation,member_no,kind,issued_on,expires_on"
 HEADER = REQUIRED + ",full_name,email,locale,dynamics_contact_id,revoked_on,left_on"
 ROW = f"hlf,M1,likeperson,2024-02-01,2026-02-01,Kari,kari@example.org,nb,{CONTACT},,"
@@ -25,7 +25,7 @@ IN_FUTURE = "in the future, but it would take effect now; load it on that day"
 def read(content: str | bytes) -> Roster:
     """Read a file; the organisation ``hlf`` exists."""
     data = content.encode() if isinstance(content, str) else content
-    return read_roster(data, organisation_ids={"hlf": HLF}, today=TODAY)
+    return read_roster(data, organisation_ids={"hlf": HLF}, today=LOAD_DAY)
 
 
 def rows(*changes: dict[str, str]) -> str:

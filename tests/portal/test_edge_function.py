@@ -7,7 +7,7 @@ import json
 import re
 import subprocess
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -17,11 +17,11 @@ from deno import find_deno_bin
 from tests.conftest import Certjob
 from tests.portal.edge_function import FUNCTION, OFFLINE, deno_environment, edge_function
 from tests.portal.fake_dynamics import CLIENT_SECRET, PERSON, TOKEN, FakeDynamics, refusal
+from tests.support.command_line import today
 from tests.support.facts import Facts
 
 LOG = "function.log"
 KEY = "planted-sync-key-7-of-thirty-two-letters"
-TODAY = datetime.now(UTC).date()
 FAILURES = "SELECT kind, attempts, error, correlation_id FROM dynamics_sync_failures WHERE resolved_at IS NULL"
 
 
@@ -57,7 +57,7 @@ def expired(facts: Facts, dynamics: FakeDynamics) -> list[UUID]:
     organisation = facts.organisation()
     contacts = [uuid4() for _ in range(4)]
     for number, contact_id in enumerate(contacts, start=1):
-        facts.certified_mentor(organisation, TODAY - timedelta(days=5), contact_id=contact_id, member_no=f"M{number}")
+        facts.certified_mentor(organisation, today() - timedelta(days=5), contact_id=contact_id, member_no=f"M{number}")
     dynamics.contacts = dict.fromkeys(contacts, True)
     return contacts
 
@@ -71,7 +71,7 @@ def test_run_hides_mentors_and_reconcile_corrects_manual_changes(
     assert dynamics.token_requests == 1
 
     renewed, edited, *_ = expired
-    until = TODAY + timedelta(days=300)
+    until = today() + timedelta(days=300)
     facts.connection.execute(
         "UPDATE certificates SET expires_on = %s FROM mentors AS m WHERE m.id = mentor_id AND dynamics_contact_id = %s",
         (until, renewed),
