@@ -173,7 +173,7 @@ def test_signal_ends_the_wait_for_the_database() -> None:
         database.start_again_when_lost(job, stop=stop, pauses_seconds=(60,))
 
 
-def test_every_transaction_of_a_night_has_time_limits(connection: Connection) -> None:
+def test_transaction_has_a_time_limit_for_locks_and_statements(connection: Connection) -> None:
     """A statement_timeout of the administrator has precedence."""
     shown = "SELECT current_setting('lock_timeout'), current_setting('statement_timeout')"
     with database.transaction(connection, lock_timeout_ms=500):
