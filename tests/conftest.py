@@ -33,7 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Create the user of the embedded server, if the tests run as root, because two workers must not do it at once."""
     if not hasattr(config, "workerinput"):
         with warnings.catch_warnings(action="ignore"):  # as in certjob.database.embedded
-            embedded._user_id()
+            embedded.server_user_id()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -118,7 +118,7 @@ def _prepare(directory: Path) -> None:
     if len(os.fsencode(directory.absolute() / _SOCKET)) > _LONGEST_SOCKET:
         message = f"the embedded PostgreSQL cannot use {directory}: its socket path exceeds {_LONGEST_SOCKET} bytes"
         raise ConfigurationError(message, next_step="set XDG_DATA_HOME to a folder with a shorter path")
-    user_id = _user_id()
+    user_id = server_user_id()
     directory.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.suppress(FileExistsError):
         directory.mkdir(mode=0o700)
@@ -136,7 +136,7 @@ def _prepare(directory: Path) -> None:
         )
 
 
-def _user_id() -> int:
+def server_user_id() -> int:
     """Return the id of the server's user: the current user, or for root the wheel's user, created if absent."""
     if os.geteuid() != 0:
         return os.geteuid()

@@ -18,7 +18,7 @@ from certjob.errors import ConfigurationError, DatabaseUnavailableError, SchemaE
 
 logger = logging.getLogger(__name__)
 
-_LOCK_KEY = 0x63657274  # "cert": one migration at a time in one database
+LOCK_KEY = 0x63657274  # "cert": one migration at a time in one database
 _LOCK_WAIT_SECONDS = 60
 _POLL_SECONDS = 0.2
 _TABLE_LOCK_TIMEOUT = "10s"
@@ -163,7 +163,7 @@ def _locked(connection: Connection) -> Iterator[None]:
     give_up_at = time.monotonic() + _LOCK_WAIT_SECONDS
     while True:
         with database.transaction(connection):
-            row = connection.execute("SELECT pg_try_advisory_xact_lock(%s)", (_LOCK_KEY,)).fetchone()
+            row = connection.execute("SELECT pg_try_advisory_xact_lock(%s)", (LOCK_KEY,)).fetchone()
             if row and row[0]:
                 connection.execute("SELECT set_config('lock_timeout', %s, true)", (_TABLE_LOCK_TIMEOUT,))
                 yield

@@ -42,7 +42,7 @@ class HttpClient:
         self._client = httpx.AsyncClient(
             timeout=None,  # noqa: S113 - each call has its deadline
             trust_env=False,
-            verify=_verifying_context(),
+            verify=verifying_context(),
             limits=httpx.Limits(keepalive_expiry=IDLE_SECONDS),
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
             event_hooks={"response": [_forget_location]},
@@ -117,7 +117,7 @@ async def _forget_location(response: httpx.Response) -> None:
 
 
 @cache
-def _verifying_context() -> ssl.SSLContext:
+def verifying_context() -> ssl.SSLContext:
     return httpx.create_ssl_context()
 
 

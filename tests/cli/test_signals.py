@@ -70,7 +70,7 @@ def test_signal_ends_a_connection_attempt_at_once(start: Start, number: signal.S
 def test_signal_ends_a_migration_that_waits_for_another(
     start: Start, facts: Facts, app: psycopg.Connection[tuple[object, ...]]
 ) -> None:
-    app.execute("SELECT pg_advisory_xact_lock(%s)", [migrations._LOCK_KEY])
+    app.execute("SELECT pg_advisory_xact_lock(%s)", [migrations.LOCK_KEY])
 
     with start("db", "migrate") as child:
         until_sessions(facts.connection, "query = 'COMMIT'")  # it waits by polling, not for a lock

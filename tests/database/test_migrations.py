@@ -74,7 +74,7 @@ def test_failed_migration_leaves_no_trace(empty: database.Connection, tmp_path: 
     ("held", "says"),
     [
         ("SELECT FROM certjob.first", "in use by another session"),
-        (f"SELECT pg_advisory_xact_lock({migrations._LOCK_KEY})", "another `certjob db migrate`"),
+        (f"SELECT pg_advisory_xact_lock({migrations.LOCK_KEY})", "another `certjob db migrate`"),
     ],
     ids=["table in use", "other migration"],
 )

@@ -87,11 +87,11 @@ def test_tls_is_verified(monkeypatch: pytest.MonkeyPatch) -> None:
     with HTTPServer(host="localhost", ssl_context=server_side) as server:
         server.expect_request("/").respond_with_data("ok")
         monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATE))
-        http_client._verifying_context.cache_clear()
+        http_client.verifying_context.cache_clear()
         assert calls(server.url_for("/"))[0].body == b"ok"
 
         monkeypatch.delenv("SSL_CERT_FILE")
-        http_client._verifying_context.cache_clear()
+        http_client.verifying_context.cache_clear()
         with pytest.raises(httpx.ConnectError, match="certificate verify failed"):
             calls(server.url_for("/"))
         assert len(server.log) == 1

@@ -83,14 +83,14 @@ def run_in_process(*arguments: str, environment: Mapping[str, str], folder: Path
     """Run the command in this process, which takes a tenth of the time. ``given`` is its standard input."""
     out, err = io.StringIO(), io.StringIO()
     # certjob creates one SSL context per process, but each of these commands has its own SSL_CERT_FILE.
-    verifying = http_client._verifying_context.__wrapped__
+    verifying = http_client.verifying_context.__wrapped__
     logger = logging.getLogger("certjob")
     kept = logger.handlers[:], logger.propagate, logger.level
     try:
         with (
             mock.patch.dict(os.environ, environment, clear=True),
             mock.patch.object(sys, "stdin", io.TextIOWrapper(io.BytesIO(given))),
-            mock.patch.object(http_client, "_verifying_context", verifying),
+            mock.patch.object(http_client, "verifying_context", verifying),
             contextlib.chdir(folder),
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(err),
