@@ -114,14 +114,14 @@ def add_mentors(facts: Facts) -> None:
 
 
 ADD_TOO_MANY_CERTIFICATES = """
-    -- certjob reads at most 200, and a trigger rejects more.
+    -- A mentor with more than 200 cannot be reviewed. This setting turns off the trigger that rejects them.
     SET LOCAL session_replication_role = replica;
     INSERT INTO certificates (mentor_id, kind, issued_on, expires_on)
         SELECT m.id, 'kurs' || n, '2024-01-01', '2099-01-01' FROM mentors AS m, generate_series(1, 201) AS n
         WHERE member_no = 'M5';
 """
 DEFER_AND_EXTEND = """
-    -- A reminder was deferred for two days. Each reminder was about another date before the certificate was extended.
+    -- One reminder has been in the queue for two days. Each reminder was sent once before, for an earlier last day.
     INSERT INTO cert_notification_log (mentor_id, threshold_days, cert_id, expires_on, queued_at, next_attempt_at)
         SELECT mentor_id, 99, c.id, expires_on, now() - interval '2 days', now() + interval '1 hour'
         FROM certificates AS c JOIN mentors AS m ON m.id = c.mentor_id WHERE m.member_no = 'M4';
@@ -159,7 +159,7 @@ def test_page_has_every_printed_key_and_no_other(
     (tmp_path / "people.csv").write_text(f"{header}\nhlf,M9,likeperson,2024-01-01,2099-01-01\n")
     portal.default = error(404, "contact_not_found")
     add_mentors(facts)
-    facts.mentor(facts.organisation("lhf", portal=None), member_no="M5")
+    facts.mentor(facts.organisation("without", portal=None), member_no="M5")
     facts.connection.execute(ADD_TOO_MANY_CERTIFICATES)
 
     run("run --dry-run")
@@ -213,7 +213,7 @@ def test_page_has_every_error_code_and_every_cause() -> None:
 
 
 def test_page_has_the_body_of_the_webhook(run: Callable[..., Any], facts: Facts, httpserver: HTTPServer) -> None:
-    """For a reminder and for a digest."""
+    """For a reminder and for a digest, whose coordinator needs a valid address."""
     add_mentors(facts)
     facts.connection.execute("UPDATE coordinators SET email = 'ola@example.org'")
     httpserver.expect_request("/").respond_with_data("")

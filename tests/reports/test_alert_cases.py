@@ -14,7 +14,7 @@ from tests.support.scene import Scene
 KEY_REFUSED = FlakyPortal(
     failures=999, error=lambda: PortalStageError("the portal answered 401; check CERTJOB_PORTAL_KEY")
 )
-NOT_FOUND = FlakyPortal(failures=999, error=lambda: PermanentPortalError("404"))
+REJECTED = FlakyPortal(failures=999, error=lambda: PermanentPortalError("404"))
 DOWN = FlakyPortal(failures=999, error=lambda: TransientPortalError("503"))
 LATE = "UPDATE job_runs SET finished_at = now() - interval '27 hours'"
 """The last full run ended 27 hours ago."""
@@ -28,10 +28,10 @@ def alerts(scene: Scene) -> list[Alert]:
 # The portal.
 
 
-def test_refused_key_is_the_reason_of_a_push_that_failed_before(scene: Scene) -> None:
-    """For example after an outage. A contact that is still wrong keeps its own reason."""
-    scene.expired(member_no="wrong")
-    scene.night(NOT_FOUND, channel=None)
+def test_refused_key_becomes_the_cause_of_a_push_that_failed_before(scene: Scene) -> None:
+    """The outage is no longer the cause. A push that the portal rejected keeps its own cause."""
+    scene.expired(member_no="rejected")
+    scene.night(REJECTED, channel=None)
     scene.expired(member_no="outage")
     scene.night(DOWN, channel=None)
     scene.make_due()
@@ -39,7 +39,7 @@ def test_refused_key_is_the_reason_of_a_push_that_failed_before(scene: Scene) ->
     scene.night(KEY_REFUSED, channel=None)
 
     found = {alert.member_no: (alert.cause, "401; check" in str(alert.error)) for alert in alerts(scene)}
-    assert found == {"outage": ("portal_stopped", True), "wrong": ("change_refused", False)}
+    assert found == {"outage": ("portal_stopped", True), "rejected": ("change_refused", False)}
 
 
 def test_open_hide_stays_an_alert_when_the_organisation_loses_its_portal(scene: Scene, here: Certjob) -> None:
@@ -65,7 +65,7 @@ def test_open_hide_stays_an_alert_when_the_organisation_loses_its_portal(scene: 
 
 
 def test_portal_that_was_never_read_is_an_alert_after_three_days(scene: Scene, here: Certjob) -> None:
-    """They begin with the first delivered push."""
+    """The three days begin with the first delivered push."""
     scene.expired()
     scene.night(FlakyPortal(), channel=None)
     scene.run_sql("UPDATE portal_sync_events SET delivered_at = now() - interval '71 hours'")
@@ -134,20 +134,20 @@ def test_deliver_tells_an_overdue_run_once_a_day(scene: Scene) -> None:
 
 
 def test_digest_names_mentors_without_a_certificate_and_a_missing_run(scene: Scene) -> None:
-    """Acknowledged alerts are one line."""
-    scene.run_sql("INSERT INTO coordinators (organisation_id, email) VALUES (%s, 'eva@example.org')", scene.hlf)
+    """It counts the acknowledged alerts, and does not list them."""
+    scene.facts.insert("coordinators", organisation_id=scene.hlf, email="eva@example.org", locale="en")
     scene.mentor(member_no="M9", contact_id=None)
     scene.expired(member_no="M1")
-    scene.night(NOT_FOUND, deliver=False)
-    scene.night(NOT_FOUND, channel=None)
+    scene.night(REJECTED, channel=None)
     acknowledge(scene.connection, "hlf:may_be_visible:M1", because="x", until=TODAY, today=TODAY)
     scene.run_sql(LATE)
     scene.deliver(FlakyPortal(), channel=scene.channel)
 
     (page,) = scene.channel.sent
 
-    assert "Mangler sertifikat (1)" in page.text
-    assert "(M9)" in page.text
-    assert "Vi har ikke kontrollert sertifikatene siden 10." in page.text.replace("\N{NO-BREAK SPACE}", " ")
-    assert "1 sak er satt på vent til 11. mars og er ikke med her." in page.text.replace("\N{NO-BREAK SPACE}", " ")
-    assert "Kan fortsatt være synlig" not in page.text
+    text = page.text.replace("\N{NO-BREAK SPACE}", " ")
+    assert "Without a certificate (1)" in text
+    assert "(M9)" in text
+    assert "We have not checked the certificates since 10 March" in text
+    assert "1 item is on hold until 11 March and is not listed here." in text
+    assert "May still be visible" not in text

@@ -40,7 +40,7 @@ def test_run_sends_the_reminder_as_shown(facts: Facts, days: int) -> None:
 
 
 def test_preview_tells_a_possible_repeat(facts: Facts) -> None:
-    """A repeat is about the same last day."""
+    """A reminder about another last day is not a repeat."""
     mentor_id = facts.certified_mentor(facts.organisation(portal=None), TODAY - DAY, locale="en")
     review(facts.connection)
     facts.connection.execute("UPDATE cert_notification_log SET maybe_sent = true")
@@ -52,7 +52,7 @@ def test_preview_tells_a_possible_repeat(facts: Facts) -> None:
 
 
 def test_due_reminder_is_shown_until_it_was_sent_then_the_next_one(facts: Facts) -> None:
-    """Each counts the days of its own day, in the mentor's or another language."""
+    """Each counts the days from the day of its sending, in the language asked for or else in the mentor's."""
     mentor_id = facts.certified_mentor(facts.organisation(portal=None), IN_20_DAYS)
     due = preview(facts, mentor_id, locale="en")
     night(facts.connection, channel=CollectingChannel())
@@ -66,26 +66,26 @@ def test_due_reminder_is_shown_until_it_was_sent_then_the_next_one(facts: Facts)
 
 
 def test_most_urgent_certificate_is_shown_first(facts: Facts) -> None:
-    """Without a renewed one. A later certificate counts from its first day."""
+    """A renewed one is left out. The reminders of an upcoming one start on its first day."""
     organisation = facts.organisation()
     several = facts.certified_mentor(organisation, IN_20_DAYS)
     facts.certificate(several, TODAY + 5 * DAY, kind="kurs")
     facts.certificate(several, TODAY + 50 * DAY, kind="førstehjelp")
-    to_begin = facts.mentor(organisation)
-    facts.certificate(to_begin, TODAY + 25 * DAY, issued_on=TODAY + 5 * DAY)
+    upcoming = facts.mentor(organisation)
+    facts.certificate(upcoming, TODAY + 25 * DAY, issued_on=TODAY + 5 * DAY)
     renewed = facts.certified_mentor(organisation, IN_20_DAYS)
     facts.certificate(renewed, TODAY + 700 * DAY, issued_on=TODAY)
 
     for mentor_id, threshold, day in (
         (several, 7, TODAY),
-        (to_begin, 30, TODAY + 5 * DAY),
+        (upcoming, 30, TODAY + 5 * DAY),
         (renewed, 60, TODAY + 640 * DAY),
     ):
         shown = preview(facts, mentor_id)
         assert (shown.message.threshold_days, shown.sends_on) == (threshold, day)
 
 
-def test_outcome_of_a_past_reminder_is_told(facts: Facts) -> None:
+def test_explanation_says_why_a_reminder_will_not_be_sent(facts: Facts) -> None:
     hlf = facts.organisation()
     sent = facts.certified_mentor(hlf, IN_20_DAYS)
     night(facts.connection, channel=CollectingChannel())
@@ -123,7 +123,7 @@ def test_missing_reminder_has_a_reason(facts: Facts) -> None:
 
 @pytest.fixture
 def mentor(facts: Facts) -> Iterator[str]:
-    """M1042, with 20 days left by the clock of this machine. The database is read-only and stays empty."""
+    """M1042, with 20 days left by the clock of this machine. The database is read-only: nothing is queued or run."""
     facts.certified_mentor(facts.organisation(), today() + 20 * DAY, member_no="M1042", locale="en")
     name = facts.connection.info.dbname
     facts.connection.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on".encode())
