@@ -186,7 +186,7 @@ def scene(connection: database.Connection, database_url: str, portal: "PortalSer
 
 
 @pytest.fixture
-def ways_out(portal: "PortalServer", tmp_path: Path) -> dict[str, str]:
+def delivery_settings(portal: "PortalServer", tmp_path: Path) -> dict[str, str]:
     """The settings for the portal and for the Maildir ``mail``."""
     mail = {"CERTJOB_NOTIFY_URL": f"maildir:{tmp_path / 'mail'}", "CERTJOB_MAIL_FROM": "HLF <post@hlf.example>"}
     return {"CERTJOB_PORTAL_URL": portal.url, "CERTJOB_PORTAL_KEY": portal.key} | mail

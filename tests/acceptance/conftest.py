@@ -8,9 +8,9 @@ from tests.support.own_server import Cluster, data_folder
 
 
 @pytest.fixture
-def environment(environment: dict[str, str], ways_out: dict[str, str]) -> dict[str, str]:
+def environment(environment: dict[str, str], delivery_settings: dict[str, str]) -> dict[str, str]:
     """The settings of a database, a portal over real HTTP, and a Maildir."""
-    return environment | ways_out
+    return environment | delivery_settings
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ session sufficient pam_permit.so
 """
 
 
-def missing() -> str | None:
+def reason_to_skip() -> str | None:
     """Return why the daemon cannot run here, or None."""
     if not Path("/etc/debian_version").exists() or not CRON.exists():
         return "Debian's cron is not installed (apt-get install cron)"
@@ -97,11 +97,11 @@ class CronDaemon:
         return [mail for mail in found if mail["Subject"].startswith(f"Cron <{user}@")]
 
 
-def moved_to(minute: datetime, crontab: str, commands: str, *, folder: Path) -> str:
+def move_jobs(crontab: str, commands: str, *, to: datetime, folder: Path) -> str:
     """Move the matching jobs to that minute and the others by half a day, and certjob to this folder."""
 
     def move(job: re.Match[str]) -> str:
-        when = minute if re.fullmatch(commands, job[2]) else minute + timedelta(hours=12)
+        when = to if re.fullmatch(commands, job[2]) else to + timedelta(hours=12)
         return f"{when.minute} {when.hour} * * *    {job[1].replace('/opt/certjob/bin', str(folder))}"
 
     return re.sub(r"^(?:[\d*/,-]+\s+){5}(.*/certjob (.+) --env-file .*)$", move, crontab, flags=re.MULTILINE)

@@ -34,13 +34,13 @@ def people() -> bytes:
 
 
 def test_first_run_does_its_plan_and_the_second_run_nothing(
-    certjob: Certjob, ways_out: dict[str, str], facts: Facts, portal: PortalServer, tmp_path: Path
+    certjob: Certjob, delivery_settings: dict[str, str], facts: Facts, portal: PortalServer, tmp_path: Path
 ) -> None:
     """organisation set, load, dry run, two runs, and the same file again."""
     (tmp_path / "people.csv").write_bytes(people())
 
     def run(line: str, code: int = 0) -> Any:
-        finished = certjob(*line.split(), "--json", **ways_out)
+        finished = certjob(*line.split(), "--json", **delivery_settings)
         assert finished.returncode == code, finished.stderr
         return json.loads(finished.stdout)
 

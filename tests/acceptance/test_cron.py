@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.acceptance.cron_daemon import CronDaemon, missing, moved_to
+from tests.acceptance.cron_daemon import CronDaemon, move_jobs, reason_to_skip
 from tests.conftest import Certjob, installed_command
 from tests.support.docs import ROOT, read, read_section
 from tests.support.facts import Facts
@@ -30,7 +30,7 @@ SERVICE = (UNITS / "certjob@.service").read_text()
 def test_job_has_one_time_and_one_limit_in_every_scheduler(
     command: str, cron: str, calendar: str, minutes: int
 ) -> None:
-    """Only a limit from outside ends a command whose database stalls behind a proxy.
+    """cron, systemd and Kubernetes start it at the same time, and stop it if its database hangs behind a proxy.
 
     Kubernetes starts no second pod and no retry, because exit code 3 asks a person to act.
     """
@@ -61,19 +61,19 @@ def test_schedulers_find_certjob_where_the_install_page_puts_it() -> None:
 
 @pytest.mark.real_cron
 def test_cron_mails_only_about_a_job_that_fails(
-    ways_out: dict[str, str], database_url: str, facts: Facts, tmp_path: Path
+    delivery_settings: dict[str, str], database_url: str, facts: Facts, tmp_path: Path
 ) -> None:
     """crontab.example for three users: one is fine, one has an unreachable database, and one has no settings file."""
-    why_not = missing()
-    if why_not:
-        pytest.skip(why_not)
+    if reason := reason_to_skip():
+        pytest.skip(reason)
     facts.certified_mentor(facts.organisation(), date(2026, 1, 1))
     urls = {"nightly": database_url, "down": "postgresql://certjob@127.0.0.1:1/certjob", "forgot": None}
     cron = CronDaemon(tmp_path / "cron")
     for user, url in urls.items():
-        home = cron.install(user, moved_to(cron.minute, EXAMPLE, "run|deliver", folder=installed_command().parent))
+        crontab = move_jobs(EXAMPLE, "run|deliver", to=cron.minute, folder=installed_command().parent)
+        home = cron.install(user, crontab)
         if url is not None:
-            settings = {"CERTJOB_DATABASE_URL": url} | ways_out
+            settings = {"CERTJOB_DATABASE_URL": url} | delivery_settings
             (home / "certjob.env").touch(mode=0o600)
             (home / "certjob.env").write_text("".join(f"{name}='{value}'\n" for name, value in settings.items()))
     cron.run_the_minute()
@@ -109,7 +109,7 @@ def test_systemd_accepts_the_units(tmp_path: Path) -> None:
 
 
 def test_watch_reports_an_overdue_run(facts: Facts, here: Certjob) -> None:
-    """A run of one organisation and a failed run do not count."""
+    """Not counted: a run of one organisation, a failed run, and a run with an end in the future (a wrong clock)."""
     watch = read("docs/examples/watch.sql")
     assert facts.rows(watch) == [("certjob has never finished a full run",)]
     facts.organisation(portal=None)

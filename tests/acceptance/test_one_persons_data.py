@@ -13,7 +13,7 @@ NAME, ADDRESS = "Åse Ødegård", "ase@oedegaard.example"
 
 
 def test_a_person_gets_their_data_and_is_erased(
-    certjob: Certjob, ways_out: dict[str, str], facts: Facts, portal: PortalServer
+    certjob: Certjob, delivery_settings: dict[str, str], facts: Facts, portal: PortalServer
 ) -> None:
     """`explain --json` prints everything. After left_at, a resync and a DELETE no table names the person."""
     organisation, contact_id = facts.organisation(), uuid4()
@@ -23,7 +23,7 @@ def test_a_person_gets_their_data_and_is_erased(
     facts.pause(mentor_id, reason="illness", actor="eva")
 
     def run(*words: str) -> Finished:
-        result = certjob(*words, **ways_out)
+        result = certjob(*words, **delivery_settings)
         assert result.returncode == 0, result
         return result
 

@@ -14,9 +14,9 @@ VISIBLE = "Dynamics sync pending — mentor may still be visible on portal"
 
 
 @pytest.fixture
-def environment(environment: dict[str, str], ways_out: dict[str, str]) -> dict[str, str]:
+def environment(environment: dict[str, str], delivery_settings: dict[str, str]) -> dict[str, str]:
     """The settings of a database, a portal over real HTTP, and a Maildir."""
-    return environment | ways_out
+    return environment | delivery_settings
 
 
 @pytest.fixture

@@ -8,12 +8,12 @@ import psycopg
 from certjob import database
 from tests.support.facts import TODAY
 from tests.support.nights import EVERYTHING
-from tests.support.programmes import changes_by_mentor, everything, random_programme
+from tests.support.programmes import all_rows, changes_by_mentor, random_programme
 from tests.support.scene import Scene
 
 
 def test_plan_is_what_the_run_does(scene: Scene) -> None:
-    """On random data: transitions, pauses, reminders and pushes."""
+    """On random data. Each change is the mentor, the kind of change, and the new status of a certificate."""
     random_programme(scene.facts, seed=0)
     before = changes_by_mentor(scene.facts)
 
@@ -34,14 +34,14 @@ def test_plan_is_what_the_run_does(scene: Scene) -> None:
         if change["portal"] is not None:
             planned[mentor, "show" if change["portal"] else "hide", ""] += 1
     after = changes_by_mentor(scene.facts)
-    new = [(mentor, *change) for mentor in after for change in after[mentor] - before[mentor]]
-    assert planned == Counter((mentor, what, status) for mentor, what, status, _row in new)
+    new = [(mentor, change) for mentor in after for change in after[mentor] - before[mentor]]
+    assert planned == Counter((mentor, kind, status) for mentor, (kind, status, _row) in new)
 
 
 def test_dry_run_takes_no_lock_writes_nothing_and_calls_no_one(scene: Scene, database_url: str) -> None:
     """It works on a read-only connection while others hold all mentors and certificates."""
     random_programme(scene.facts, seed=99, mentors=40)
-    before = everything(scene.facts)
+    before = all_rows(scene.facts)
     for table in ("mentors", "certificates"):
         scene.app.execute(f"SELECT 1 FROM {table} FOR UPDATE".encode())
     read_only = psycopg.conninfo.make_conninfo(database_url, options="-c default_transaction_read_only=on")
@@ -50,7 +50,7 @@ def test_dry_run_takes_no_lock_writes_nothing_and_calls_no_one(scene: Scene, dat
         report = scene.night(scene.portal, connection=own, dry_run=True, allow=EVERYTHING)
 
     assert report.changes
-    assert (everything(scene.facts), scene.portal.requests) == (before, [])
+    assert (all_rows(scene.facts), scene.portal.requests) == (before, [])
 
 
 def test_plan_names_reminders_without_an_address(scene: Scene) -> None:

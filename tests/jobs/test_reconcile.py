@@ -16,7 +16,7 @@ from tests.conftest import Certjob
 from tests.support.facts import TODAY
 from tests.support.nights import EVERYTHING
 from tests.support.portal_answers import Exchange, error, ok
-from tests.support.programmes import everything
+from tests.support.programmes import all_rows
 from tests.support.scene import NEXT_YEAR, YESTERDAY, Scene
 
 UNKNOWN = "SELECT contact_id, gone_at IS NOT NULL FROM portal_unknown_contacts ORDER BY first_seen_at, contact_id"
@@ -44,7 +44,7 @@ def pushes(scene: Scene) -> list[tuple[UUID | None, bool | None]]:
 
 
 def test_agreement_costs_only_reads(scene: Scene) -> None:
-    """One request for each page of contacts. Without the column, days are not compared."""
+    """One request for each page of contacts. This portal has no date column, so days are not compared."""
     scene.portal.default = ok(page_size=3)
     reconciled(scene, 9, expired=2)
 
@@ -91,7 +91,7 @@ def test_mentor_due_for_a_review_is_hidden_but_not_shown(scene: Scene) -> None:
 
 
 def test_mentor_with_an_open_push_is_left_alone(scene: Scene) -> None:
-    """A blocked push and a delayed one have alerts of their own. Reconcile pushes what is due, as deliver does."""
+    """A blocked push and a delayed one have alerts of their own. Once the delayed one is due, reconcile sends it."""
     scene.expired()
     scene.expired()
     scene.portal.then(error(404, "contact_not_found"), *[error(503, "token_unavailable")] * 3)
@@ -200,7 +200,7 @@ def test_hold_ends_with_the_portal(scene: Scene) -> None:
     ("wanted", "listed"), [pytest.param(20, 0, id="small_programme"), pytest.param(21, 1, id="one_is_listed")]
 )
 def test_missing_mentors_are_shown_again(scene: Scene, wanted: int, listed: int) -> None:
-    """Someone has hidden them by hand. The portal is the right one."""
+    """Someone has hidden them by hand. There is no hold for 20 mentors, or if the portal lists one of 21."""
     contacts = reconciled(scene, wanted)
     scene.portal.visible = dict.fromkeys(contacts[:listed], True)
 
@@ -222,8 +222,8 @@ def test_contact_of_no_mentor_is_an_alert_until_it_is_gone(scene: Scene) -> None
     assert pushes(scene) == []
 
 
-def test_acknowledged_contact_is_no_alert_until_it_was_a_mentors(scene: Scene) -> None:
-    """A contact that belonged to a mentor in the meantime is a new alert."""
+def test_acknowledgement_of_a_contact_ends_when_a_mentor_gets_it(scene: Scene) -> None:
+    """After the mentor has lost the contact, it is a new alert."""
     contact = uuid4()
     scene.portal.visible[contact] = True
     scene.reconcile()
@@ -273,13 +273,13 @@ def test_dry_run_lists_the_differences_and_only_reads(scene: Scene) -> None:
     """It changes neither the database nor the portal."""
     contacts = reconciled(scene, 3, expired=1)
     scene.portal.visible |= {contacts[0]: True, contacts[1]: False, uuid4(): True}
-    before = everything(scene.facts)
+    before = all_rows(scene.facts)
 
     planned = scene.reconcile(dry_run=True).to_document()
 
     changes = [(each["organisation"], each["portal"]) for each in planned["changes"]]
     assert (changes, planned["differences"]["unknown"]) == ([("hlf", False), ("hlf", True)], 1)
-    assert (pushes(scene), everything(scene.facts)) == ([], before)
+    assert (pushes(scene), all_rows(scene.facts)) == ([], before)
 
 
 def test_explain_has_what_the_last_reading_showed(scene: Scene, here: Certjob) -> None:

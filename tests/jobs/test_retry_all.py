@@ -55,16 +55,16 @@ def test_hides_are_tried_before_the_breaker_ends_the_stage(scene: Scene) -> None
     assert (report.reopened, report.outcome) == (8, "attention")
 
 
-def test_retry_all_shows_the_remaining_alerts(scene: Scene, here: Certjob, ways_out: dict[str, str]) -> None:
+def test_retry_all_shows_the_remaining_alerts(scene: Scene, here: Certjob, delivery_settings: dict[str, str]) -> None:
     """Exit 3 with the reasons while there is any, otherwise 0 without output."""
     scene.backlog(2)
     scene.portal.default = error(404, "contact_not_found")
 
-    stuck = here("alerts", "--retry-all", **ways_out)
+    stuck = here("alerts", "--retry-all", **delivery_settings)
     scene.portal.then(ok())
-    half = here("alerts", "--retry-all", "--json", **ways_out)
+    half = here("alerts", "--retry-all", "--json", **delivery_settings)
     scene.portal.default = ok()
-    mended = here("alerts", "--retry-all", **ways_out)
+    mended = here("alerts", "--retry-all", **delivery_settings)
 
     assert_one_line(stuck, "2 portal pushes failed\n", code=3, command="certjob alerts")
     assert stuck.stdout.count("Dynamics sync pending — mentor may still be visible on portal") == 2

@@ -25,12 +25,12 @@ PAUSES = "SELECT count(*) FROM mentor_pauses WHERE lifted_at IS NULL"
 
 
 @pytest.fixture
-def command(here: Certjob, ways_out: dict[str, str]) -> Command:
+def command(here: Certjob, delivery_settings: dict[str, str]) -> Command:
     """Run a command while the clock of the machine is ``wrong_by`` days ahead of the database server's."""
 
     def run(*arguments: str, wrong_by: int = 0) -> Finished:
         with freeze_time(datetime.now(UTC) + timedelta(days=wrong_by), tick=True) if wrong_by else nullcontext():
-            return here(*arguments, **ways_out)
+            return here(*arguments, **delivery_settings)
 
     return run
 

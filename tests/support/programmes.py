@@ -19,7 +19,7 @@ from tests.support.nights import EVERYTHING, night
 Table = list[tuple[object, ...]]
 
 
-def everything(facts: Facts) -> dict[str, Table]:
+def all_rows(facts: Facts) -> dict[str, Table]:
     """Return all rows of all tables as text."""
     tables = facts.rows("SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 'certjob'::regnamespace")
     return {str(table): facts.rows(f"SELECT t::text FROM {table} AS t ORDER BY 1") for (table,) in tables}
