@@ -97,7 +97,7 @@ def test_answer_of_the_portal_resets_the_count_of_failures(scene: Scene, fifth: 
 
 
 def test_wrong_key_ends_the_stage_and_blocks_no_one(scene: Scene) -> None:
-    """No attempt is counted, and the open hides are alerts."""
+    """No attempt is counted. The open hides are alerts with the correlation ID of the refused call."""
     first, *_ = scene.backlog(30)
     scene.backlog(3, visible=True)
     scene.portal.decide = lambda request: ok() if request.contact_id == first else error(401, "unauthorized")
@@ -109,6 +109,7 @@ def test_wrong_key_ends_the_stage_and_blocks_no_one(scene: Scene) -> None:
     assert (scene.counts, scene.portal.visible) == (PortalCounts(delivered=1), {first: False})
     assert (scene.rows(UNTOUCHED), scene.rows(STATUSES)) == ([(32,)], [("delivered", 1), ("pending", 32)])
     assert scene.rows(FAILURES) == [("stage", 29)]
+    assert scene.rows("SELECT DISTINCT correlation_id FROM dynamics_sync_failures") == [("test-2",)]
 
 
 @pytest.mark.parametrize(
