@@ -110,10 +110,11 @@ def test_app_is_not_blocked_by_a_waiting_resync(scene: Scene, expired: UUID) -> 
 
 
 def test_push_in_flight_ends_the_resync_after_a_while(scene: Scene, expired: UUID) -> None:
-    """The version is raised, so the other run pushes the new value next. It may have died, so there is an alert."""
+    """The version is raised, so the other run pushes the new value next. It may have died: this mentor is an alert."""
+    scene.backlog(1)
     review(scene.connection)
     ((theirs, _),) = PortalSyncService(scene.other, run_id=uuid4()).claim_mentor(expired, today=TODAY)
-    scene.run_sql("UPDATE mentors SET left_at = now()")
+    scene.run_sql("UPDATE mentors SET left_at = now() WHERE id = %s", expired)
     portal = FlakyPortal()
 
     result = scene.resync(expired, portal, flight_wait_seconds=0.1)
@@ -121,8 +122,8 @@ def test_push_in_flight_ends_the_resync_after_a_while(scene: Scene, expired: UUI
     assert isinstance(result.error, MentorBusyError)
     assert "kept this push claimed for 0.1 s; the new value is queued: that run pushes it next" in str(result.error)
     assert (portal.calls, result.report.outcome) == ([], "attention")
-    event = "SELECT version, claim_token FROM portal_sync_events"
-    assert scene.rows(event) == [(theirs.version + 1, theirs.claim_token)]
+    event = "SELECT version, claim_token FROM portal_sync_events WHERE mentor_id = %s"
+    assert scene.rows(event, expired) == [(theirs.version + 1, theirs.claim_token)]
     assert scene.rows("SELECT mentor_id, kind FROM dynamics_sync_failures") == [(expired, "stage")]
 
 
