@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from certjob.errors import ChannelDownError, OutcomeUnknownError, RecipientDeferredError, RecipientRefusedError
+from certjob.errors import Cause, ChannelDownError, OutcomeUnknownError, RecipientDeferredError, RecipientRefusedError
 from certjob.mail.channels import smtp
 from tests.mail.channels import smtp_channel
 from tests.mail.written import MESSAGE
@@ -143,6 +143,18 @@ def test_failure_concerns_one_message_or_all(
         assert ("may have arrived" in said) == (expected is OutcomeUnknownError)
         assert ("550 no <recipient>" in said) == (expected is RecipientRefusedError)
         assert (server.connections, "QUIT" in server.commands) == (2, False)
+
+
+@pytest.mark.parametrize(
+    ("stage", "cause"),
+    [("RCPT", Cause.WRONG_ADDRESS), ("DATA", Cause.MAIL_STOPPED), ("END", Cause.MAIL_STOPPED)],
+)
+def test_refused_recipient_is_a_wrong_address(stage: str, cause: Cause) -> None:
+    """After the recipient was accepted, the server refuses the mail itself."""
+    with talk({stage: b"550 no"}) as (_, channel), pytest.raises(RecipientRefusedError) as caught:
+        channel.send(MESSAGE)
+
+    assert caught.value.code is cause
 
 
 @pytest.mark.parametrize(
