@@ -42,7 +42,7 @@ STEPS = (
 """From the first file to a quiet night: exit codes and commands. The portal is down at first; M3 has no address."""
 
 
-def do_everything(url: str, *, facts: Facts, environment: Mapping[str, str], folder: Path) -> None:
+def assert_every_command_works(url: str, *, facts: Facts, environment: Mapping[str, str], folder: Path) -> None:
     """Lock, insert, change and delete rows in every table; ``facts`` reads the result."""
     contact_id, soon, ended = uuid.uuid4(), today() + timedelta(days=20), today() - timedelta(days=1)
     header = "organisation,member_no,full_name,email,dynamics_contact_id,kind,issued_on,expires_on\n"

@@ -21,7 +21,7 @@ from certjob.database import Connection, migrations
 from certjob.facts import reading
 from certjob.jobs.report import RunReport
 from certjob.stopping import StopFlag
-from tests.database.everything import do_everything
+from tests.database.everything import assert_every_command_works
 from tests.support.facts import TODAY, Facts
 from tests.support.nights import CollectingChannel, FlakyPortal, night
 from tests.support.own_server import Cluster, data_folder
@@ -93,7 +93,9 @@ def test_all_commands_work_through_pgbouncer(
     with pgbouncer(server_url) as pooler, database.connect(pooler + name) as connection:
         assert migrations.migrate(connection)
 
-        do_everything(pooler + name, facts=Facts(connection), environment=bare_environment, folder=tmp_path)
+        assert_every_command_works(
+            pooler + name, facts=Facts(connection), environment=bare_environment, folder=tmp_path
+        )
 
         for _ in range(12):
             row = connection.execute(
