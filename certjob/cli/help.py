@@ -63,13 +63,6 @@ class PlainHelp(TyperCommand):
         text = re.sub(r"(\d+)<=x<=(\d+)", r"\1 to \2", text)
         return re.sub("<(str|path)>", lambda word: " " * len(word[0]), text)
 
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the command line. The id of an alert may begin with ``-:``, and is not an option."""
-        ids = [word for word in args if word.startswith("-:")]
-        if ids and "--" not in args:
-            args = [*(word for word in args if word not in ids), "--", *ids]
-        return super().parse_args(ctx, args)
-
 
 def examples(*lines: str) -> str:
     """Return the examples at the end of a command's help."""

@@ -164,6 +164,9 @@ def set_organisation(
     if not _SLUG.fullmatch(slug):
         message = "an organisation's slug has only a-z, 0-9, - and _, and at most 63 of them, such as hlf"
         raise ConfigurationError(message)
+    if slug == "all":
+        message = "an organisation's slug is not `all`, because the ids of alerts that concern everyone begin with it"
+        raise ConfigurationError(message)
     values = dict.fromkeys(_READERS) | {
         option: _IF_EMPTY[option] if option in _IF_EMPTY and not text.strip() else _read(option, text, _READERS[option])
         for option, text in options.items()

@@ -12,6 +12,8 @@ CREATE TABLE certjob.organisations (
     contact_phone       text,
     renewal_url         text,
     sender              text CHECK (sender <> ''),  -- an address, or a name and <address>; null: CERTJOB_MAIL_FROM
+    -- The ids of alerts that concern everyone begin with `all:`.
+    CONSTRAINT organisations_slug_is_not_all CHECK (slug <> 'all'),
     CONSTRAINT organisations_reminder_thresholds_check CHECK (
         coalesce(array_ndims(reminder_thresholds), 1) = 1 AND cardinality(reminder_thresholds) <= 50
         AND array_position(reminder_thresholds, NULL) IS NULL

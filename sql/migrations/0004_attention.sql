@@ -264,7 +264,7 @@ LANGUAGE sql STABLE BEGIN ATOMIC
         FROM certjob.all_alerts AS a
         WHERE a.until IS NULL OR a.until >= today
         UNION ALL
-        SELECT CASE WHEN a.kind <> 'unknown_contacts' THEN coalesce(a.organisation, '-') ELSE '-' END
+        SELECT CASE WHEN a.kind <> 'unknown_contacts' THEN coalesce(a.organisation, 'all') ELSE 'all' END
                 || ':' || a.kind || ':' || a.what,
             a.kind, a.organisation_id, a.organisation, a.mentor_id, a.member_no, a.full_name, a.row_id, a.since,
             a.sentence, a.cause, a.error, 'stopped', NULL, NULL, NULL, a.number, a.day

@@ -198,6 +198,7 @@ INVALID = (
     "UPDATE certificates SET issued_on = '2026-03-11'",  # after its last day
     "UPDATE certificates SET expires_on = 'infinity'",
     "UPDATE certificates SET status = 'lapsed'",
+    "UPDATE organisations SET slug = 'all'",
     "UPDATE organisations SET reminder_thresholds = '{7,null}'",
     "UPDATE organisations SET reminder_thresholds = '{3651}'",
     "UPDATE organisations SET reminder_thresholds = array(SELECT generate_series(1, 51))",

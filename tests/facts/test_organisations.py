@@ -129,6 +129,7 @@ def test_coordinator_is_read_as_a_mail_program_writes_one() -> None:
 
 INVALID: dict[str, dict[str, Any]] = {
     "slug has only a-z, 0-9, - and _, and at most 63 of them": {"slug": "HLF"},
+    "slug is not `all`, because the ids of alerts that concern everyone begin with it": {"slug": "all"},
     "--name: empty; nothing was changed": {"name": " "},
     "--optional-kind: has a control character or an invisible one": {"optional_kinds": ["like\u00adperson"]},
     "--renewal-url: not a web address such as https://": {"renewal_url": "javascript:alert(1)"},

@@ -228,7 +228,7 @@ def test_acknowledgement_of_a_contact_ends_when_a_mentor_gets_it(scene: Scene) -
     scene.portal.visible[contact] = True
     scene.reconcile()
 
-    alert_id = f"-:unknown_contacts:{contact}"
+    alert_id = f"all:unknown_contacts:{contact}"
     acknowledge(scene.connection, alert_id, because="the office", until=None, today=TODAY)
 
     assert scene.reconcile().outcome == "ok"

@@ -75,7 +75,7 @@ def test_portal_that_was_never_read_is_an_alert_after_three_days(scene: Scene, h
     result = here("alerts")
 
     assert result.returncode == 3
-    assert "-:portal_not_read:never, since " in result.stdout
+    assert "all:portal_not_read:never, since " in result.stdout
     assert "The portal has never been read; what to do: Run `certjob reconcile`" in result.stdout
     assert here("status", "-q").returncode == 3
 
@@ -92,7 +92,7 @@ def test_overdue_run_is_an_alert_with_the_number_of_ended_certificates(scene: Sc
     scene.run_sql(LATE)
 
     (alert,) = read_alerts(scene.connection, today=later)
-    assert (alert.alert_id, alert.number) == (f"-:no_full_run:{TODAY}", 2)
+    assert (alert.alert_id, alert.number) == (f"all:no_full_run:{TODAY}", 2)
     assert alert.error == f"{NO_FULL_RUN}; 2 certificates have ended since, and those mentors may still be visible"
 
 

@@ -48,7 +48,7 @@ ORDER BY d.organisation, d.member_no
 -- each.
 SELECT shown.contact_id, EXISTS (
         SELECT FROM acknowledgements AS k
-        WHERE k.alert_id = '-:unknown_contacts:' || shown.contact_id
+        WHERE k.alert_id = 'all:unknown_contacts:' || shown.contact_id
             AND k.ended_at IS NULL
             AND (k.until IS NULL OR k.until >= %(today)s)
     ) AS is_known
@@ -111,5 +111,5 @@ FROM mentors AS m
 JOIN organisations AS o ON o.id = m.organisation_id
 WHERE k.ended_at IS NULL
     AND m.dynamics_contact_id
-        = CASE WHEN k.alert_id LIKE '-:unknown_contacts:%%' THEN split_part(k.alert_id, ':', 3)::uuid END
+        = CASE WHEN k.alert_id LIKE 'all:unknown_contacts:%%' THEN split_part(k.alert_id, ':', 3)::uuid END
     AND o.portal IS NOT NULL
