@@ -40,7 +40,13 @@ class MailQueue(ABC, Generic[Item]):
         self._connection = connection
         self._table = table
         self._today = today
-        self._outbox = Outbox(connection=connection, table=table, item=item, lease_seconds=self.lease_seconds)
+        self._outbox = Outbox(
+            connection=connection,
+            item=item,
+            claim_statement=f"claim_{table}",
+            settle_statement=f"settle_{table}",
+            lease_seconds=self.lease_seconds,
+        )
 
     @abstractmethod
     def _draft(self, item: Item) -> Writer | str | None:

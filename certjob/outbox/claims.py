@@ -7,7 +7,6 @@ token does not match and the settle changes no row.
 
 import re
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from enum import Enum
 from hashlib import sha256
@@ -91,15 +90,15 @@ class Outbox(Generic[Item]):
     """Claims and settles the rows of one outbox table."""
 
     connection: Connection
-    table: str
-    """The suffix of its statements ``claim_<table>`` and ``settle_<table>``."""
     item: type[Item]
+    claim_statement: str
+    settle_statement: str
     lease_seconds: float
 
     def claim(self, lock: str, parameters: dict[str, object]) -> tuple[list[Item], Lease]:
         """Claim the rows that the statement ``lock`` returns, in its order and with a new token, and commit.
 
-        ``lock`` only locks rows. ``claim_<table>`` then reads the rest, such as the contact, in a newer snapshot,
+        ``lock`` only locks rows. ``claim_statement`` then reads the rest, such as the contact, in a newer snapshot,
         because a row may have changed before it was locked. If it claims none of the locked rows, the claim is retried.
         Both statements get the parameters.
         """
@@ -108,39 +107,20 @@ class Outbox(Generic[Item]):
             with database.transaction(self.connection, lock_timeout_ms=_CLAIM_LOCK_TIMEOUT_MS, by_index=True):
                 ids = [row[0] for row in database.fetch(self.connection, lock, parameters)]
                 claim = parameters | {"ids": ids, "token": uuid4(), "lease_seconds": self.lease_seconds}
-                claimed = f"claim_{self.table}"
-                items = database.fetch(self.connection, claimed, claim, into=self.item) if ids else []
+                items = database.fetch(self.connection, self.claim_statement, claim, into=self.item) if ids else []
             if items or not ids:
                 break
         return sorted(items, key=lambda item: ids.index(item.id)), lease
 
-    def settle(
-        self,
-        item: Item,
-        settlement: Settlement,
-        *,
-        then: Callable[[Answer], None] = lambda _answer: None,
-        lock_timeout_ms: int | None = None,
-    ) -> Answer:
-        """Store the outcome of a claimed row and call ``then`` in the same transaction.
+    def store(self, item: Item, settlement: Settlement) -> Answer:
+        """Store the outcome of a claimed row in the caller's transaction."""
+        values = {"id": item.id, "token": item.claim_token, "version": getattr(item, "version", None)}
+        rows = database.fetch(self.connection, self.settle_statement, values | asdict(settlement))
+        return Answer.LOST if not rows else Answer.SETTLED if rows[0][0] else Answer.RAISED
 
-        Lock conflicts are retried (see ``persist``). With ``lock_timeout_ms`` there is one attempt, and a conflict
-        returns HELD.
-        """
-
-        def write() -> Answer:
-            values = {"id": item.id, "token": item.claim_token, "version": getattr(item, "version", None)}
-            rows = database.fetch(self.connection, f"settle_{self.table}", values | asdict(settlement))
-            answer = Answer.LOST if not rows else Answer.SETTLED if rows[0][0] else Answer.RAISED
-            then(answer)
-            return answer
-
-        if lock_timeout_ms is None:
-            return persist(self.connection, write)
-        try:
-            return persist(self.connection, write, lock_timeout_ms=lock_timeout_ms, tries=1)
-        except database.CONTENTION:
-            return Answer.HELD
+    def settle(self, item: Item, settlement: Settlement) -> Answer:
+        """Store the outcome of a claimed row and commit. Lock conflicts are retried (see ``persist``)."""
+        return persist(self.connection, lambda: self.store(item, settlement))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

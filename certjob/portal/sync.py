@@ -43,7 +43,11 @@ class PortalSyncService:
         self._connection = connection
         self._run_id = run_id
         self._outbox = Outbox(
-            connection=connection, table="portal_events", item=PortalEvent, lease_seconds=lease_seconds
+            connection=connection,
+            item=PortalEvent,
+            claim_statement="claim_portal_events",
+            settle_statement="settle_portal_events",
+            lease_seconds=lease_seconds,
         )
 
     def queue(
@@ -107,15 +111,15 @@ class PortalSyncService:
         is an alert in any case.
         """
         is_news = False
-
-        def record(answer: Answer) -> None:
-            nonlocal is_news
-            if answer is Answer.SETTLED and push.is_failure:
-                is_news = self._record_failure(push)
-            elif answer is Answer.SETTLED and push.outcome is PushOutcome.DELIVERED:
-                self._resolve([push.event.mentor_id])
-
-        answer = self._outbox.settle(push.event, _settlement(push), then=record, lock_timeout_ms=_LOCK_TIMEOUT_MS)
+        try:
+            with database.transaction(self._connection, lock_timeout_ms=_LOCK_TIMEOUT_MS):
+                answer = self._outbox.store(push.event, _settlement(push))
+                if answer is Answer.SETTLED and push.is_failure:
+                    is_news = self._record_failure(push)
+                elif answer is Answer.SETTLED and push.outcome is PushOutcome.DELIVERED:
+                    self._resolve([push.event.mentor_id])
+        except database.CONTENTION:
+            answer = Answer.HELD
         counts.lost += answer is Answer.LOST and push.is_tried
         if answer is Answer.SETTLED:
             counts.delivered += push.outcome is PushOutcome.DELIVERED

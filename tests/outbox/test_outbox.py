@@ -19,7 +19,13 @@ WHOLE_ROWS = "SELECT row_to_json(e)::text FROM portal_sync_events e ORDER BY id"
 def outbox(scene: Scene) -> Outbox[PortalEvent]:
     """An outbox with one portal event in it."""
     scene.backlog(1)
-    return Outbox(connection=scene.connection, table="portal_events", item=PortalEvent, lease_seconds=120)
+    return Outbox(
+        connection=scene.connection,
+        item=PortalEvent,
+        claim_statement="claim_portal_events",
+        settle_statement="settle_portal_events",
+        lease_seconds=120,
+    )
 
 
 def test_claim_is_committed_and_reserves_the_row_for_the_lease(scene: Scene) -> None:
@@ -56,33 +62,8 @@ def test_settle_without_the_token_changes_no_row(outbox: Outbox[PortalEvent], sc
     assert outbox.settle(taken_over, DELIVERED) is Answer.LOST
 
 
-def test_settle_and_its_callback_share_a_transaction(outbox: Outbox[PortalEvent], scene: Scene) -> None:
-    """If the callback fails or a row is locked, the event keeps its token and its lease."""
-    (event,) = scene.claim()
-    before = scene.rows(WHOLE_ROWS)
-
-    def write(answer: Answer) -> None:
-        assert answer is Answer.SETTLED
-        scene.run_sql("UPDATE mentors SET locale = 'en'")
-
-    def fail(answer: Answer) -> None:
-        write(answer)
-        raise LookupError
-
-    with pytest.raises(LookupError):
-        outbox.settle(event, DELIVERED, then=fail)
-    for held in ("mentors", "portal_sync_events"):
-        scene.app.execute(f"SELECT 1 FROM {held} FOR UPDATE".encode())
-        assert outbox.settle(event, DELIVERED, then=write, lock_timeout_ms=20) is Answer.HELD
-        scene.app.rollback()
-
-    assert (scene.rows(WHOLE_ROWS), scene.rows("SELECT locale FROM mentors")) == (before, [("nb",)])
-    assert outbox.settle(event, DELIVERED, then=write, lock_timeout_ms=20) is Answer.SETTLED
-    assert scene.rows("SELECT locale FROM mentors") == [("en",)]
-
-
-def test_settle_without_a_limit_waits_for_a_short_lock(outbox: Outbox[PortalEvent], scene: Scene) -> None:
-    """The limit is ``lock_timeout_ms``. A released row is due at once, and its attempt does not count."""
+def test_settle_waits_for_a_short_lock(outbox: Outbox[PortalEvent], scene: Scene) -> None:
+    """A released row is due at once, and its attempt does not count."""
     (event,) = scene.claim()
     scene.app.execute("SELECT 1 FROM portal_sync_events FOR NO KEY UPDATE")
     answers: list[Answer] = []

@@ -19,6 +19,7 @@ REFUSED = PermanentPortalError("404 contact_not_found")
 EVENT = "SELECT visible, version, status, attempts FROM portal_sync_events"
 STATUS = "SELECT status FROM portal_sync_events ORDER BY id"
 MINUTES = "SELECT round(extract(epoch FROM next_attempt_at - now()) / 60) FROM portal_sync_events ORDER BY id"
+WHOLE_ROWS = "SELECT row_to_json(e)::text FROM portal_sync_events e ORDER BY id"
 FAILURE = "SELECT kind, attempts, error, resolved_at IS NOT NULL FROM dynamics_sync_failures ORDER BY id"
 
 
@@ -62,6 +63,24 @@ def test_settle_after_the_lease_changes_nothing(scene: Scene) -> None:
 
     assert scene.counts == PortalCounts(lost=1)
     assert (scene.rows(EVENT), scene.rows(FAILURE)) == ([(True, 2, "pending", 0)], [])
+
+
+def test_settle_of_a_locked_row_leaves_the_event_to_its_lease(scene: Scene) -> None:
+    """It waits half a second. The failure row belongs to the same transaction: without it, the event is not settled."""
+    scene.hidden()
+    scene.push(RESET)
+    scene.make_due()
+    (event,) = scene.claim()
+    before = scene.rows(WHOLE_ROWS)
+
+    for locked in ("portal_sync_events", "dynamics_sync_failures"):
+        scene.app.execute(f"SELECT FROM {locked} FOR UPDATE".encode())
+        assert scene.push(event=event) is Answer.HELD
+        scene.app.rollback()
+
+    assert (scene.rows(WHOLE_ROWS), scene.rows(FAILURE)) == (before, [("transient", 3, "reset", False)])
+    assert scene.push(event=event) is Answer.SETTLED
+    assert scene.rows(FAILURE) == [("transient", 3, "reset", True)]
 
 
 @pytest.mark.parametrize("error", [None, RESET, REFUSED], ids=["delivered", "failed", "refused"])
