@@ -23,10 +23,6 @@ class Interrupted(KeyboardInterrupt):
     """Interrupts a wait after the grace. psycopg cancels its statement because of a KeyboardInterrupt."""
 
 
-def _interrupt() -> None:
-    raise Interrupted
-
-
 class StopFlag:
     """A request to end the command, set by a signal."""
 
@@ -38,8 +34,9 @@ class StopFlag:
         """Whether the command has ended, so signals are ignored."""
         self.at_end: Callable[[int], None] | None = None
         """Called with the exit code at the end."""
-        self.break_off: Callable[[], object] = _interrupt
-        """Interrupts the current wait."""
+        self.is_urgent = False
+        """Whether the current wait must end now: after a second signal, or after the grace."""
+        self._is_watched = False
         self._set_at: float | None = None
 
     def set(self) -> None:
@@ -78,6 +75,21 @@ class StopFlag:
         if self.is_set():  # during the shutdown of the interpreter, the alarm would kill the process
             signal.setitimer(signal.ITIMER_REAL, 0)
 
+    def interrupt(self) -> None:
+        """End the current wait. Called by signal handlers."""
+        self.is_urgent = True
+        if not self._is_watched:
+            raise Interrupted
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Let no signal interrupt the block, because an event loop cannot go on then. It reads ``is_urgent`` itself."""
+        self._is_watched = True
+        try:
+            yield
+        finally:
+            self._is_watched = False
+
     @contextmanager
     def interruptible(self) -> Iterator[None]:
         """Let a signal end the block at once. The block must not leave work half done."""
@@ -106,11 +118,11 @@ def stop_on_signals() -> StopFlag:
         flag.signal_name = signal.Signals(number).name
         flag.set()
         if flag.breaks_off or not is_first:
-            flag.break_off()
+            flag.interrupt()
 
     def ring(_number: int, _frame: FrameType | None) -> None:
         if not flag.is_over:
-            flag.break_off()
+            flag.interrupt()
 
     signal.signal(signal.SIGALRM, ring)
     for number in STOP_SIGNALS:

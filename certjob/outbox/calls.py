@@ -30,7 +30,6 @@ class Calls:
     def __init__(self, stop: StopFlag) -> None:
         self._stop = stop
         self._runner = _runner()
-        self._patience_is_over = False
         self.stopped = asyncio.Event()
         """Set soon after a signal: calls in flight may finish, but are not retried."""
 
@@ -49,23 +48,17 @@ class Calls:
 
         Raises StoppedBySignalError if none finishes within the grace period; their outcomes are then unknown.
         """
-        usual, self._stop.break_off = self._stop.break_off, self._give_up
-        try:
-            return self._runner.run(self._watched(tasks))
-        finally:
-            self._stop.break_off = usual
+        with self._stop.watched():
+            return self._runner.run(self._wait(tasks))
 
-    def _give_up(self) -> None:
-        self._patience_is_over = True
-
-    async def _watched(self, tasks: "Set[asyncio.Task[Any]]") -> "Set[asyncio.Task[Any]]":
+    async def _wait(self, tasks: "Set[asyncio.Task[Any]]") -> "Set[asyncio.Task[Any]]":
         while True:
             if self._stop.is_set():
                 self.stopped.set()
             done, flying = await asyncio.wait(tasks, timeout=_POLL_SECONDS, return_when=asyncio.FIRST_COMPLETED)
             if done:
                 return done
-            if self._patience_is_over or self._stop.seconds_since_set >= GRACE_SECONDS - _SETTLING_SECONDS:
+            if self._stop.is_urgent or self._stop.seconds_since_set >= GRACE_SECONDS - _SETTLING_SECONDS:
                 for task in flying:
                     task.cancel()
                 await asyncio.wait(flying, timeout=_SETTLING_SECONDS)

@@ -18,12 +18,11 @@ A report to Bufdir, or to any other service, needs a policy of its own with the 
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from itertools import count
 from typing import Any, TypeVar
 
 import backoff
@@ -81,55 +80,35 @@ class RetryPolicy:
         but not a call. The first call is made in any case.
         """
         stopped = stop or asyncio.Event()
-        failure: Exception | None = None  # of the last call, until the next one begins
-
-        @backoff.on_exception(
-            self._waits,
-            Exception,
-            max_tries=self.max_attempts,
-            giveup=lambda error: stopped.is_set() or not self.is_transient(error),
-            jitter=None,  # the default would shorten a Retry-After, too
-            logger=None,  # the default logs the exception's text
-        )
-        async def attempts() -> T:
-            nonlocal failure
-            failure = None
-            try:
-                return await operation()
-            except Exception as error:
-                failure = error
-                raise
-
-        async def interrupt_wait() -> None:
-            await stopped.wait()
-            if failure is not None:
-                limit.reschedule(asyncio.get_running_loop().time())
-
-        interrupting = asyncio.create_task(interrupt_wait())
-        try:
-            async with asyncio.timeout(None) as limit:
-                return await attempts()
-        except TimeoutError:
-            if failure is None or not limit.expired():
-                raise
-            raise failure from None
-        finally:
-            interrupting.cancel()
-
-    def _waits(self) -> Generator[float, Any, None]:
-        """Receive each error and yield the seconds to wait; stop if no attempt follows.
-
-        This is a wait generator of ``backoff``, which discards the first value.
-        """
         clock = asyncio.get_running_loop().time
         ends_at = clock() + self.deadline_seconds
-        error = yield 0.0
-        for attempt in count(1):
+
+        async def wait(failed: Any) -> None:
+            """Wait for the next attempt, because ``backoff`` does not end its own wait early; raise if none follows."""
+            error = failed["exception"]
             asked_seconds = self.retry_after(error) or 0.0
-            seconds = max(self.backoff(attempt), asked_seconds)
+            seconds = max(self.backoff(failed["tries"]), asked_seconds)
             if asked_seconds > self.longest_retry_after_seconds or clock() + seconds >= ends_at:
-                return
-            error = yield seconds
+                raise error
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stopped.wait(), seconds)
+            if stopped.is_set():
+                raise error
+
+        @backoff.on_exception(
+            backoff.constant,
+            Exception,
+            interval=0,
+            max_tries=self.max_attempts,
+            giveup=lambda error: stopped.is_set() or not self.is_transient(error),
+            on_backoff=wait,
+            jitter=None,
+            logger=None,  # the default logs the exception's text
+        )
+        async def attempt() -> T:
+            return await operation()
+
+        return await attempt()
 
     def worst_case_seconds(self, call_seconds: float) -> float:
         """Return the longest duration of ``call`` if one operation takes at most ``call_seconds``."""
