@@ -57,12 +57,12 @@ BEGIN
     RETURN NULL;
 END
 $$;
--- certjob's own UPDATE of status does not fire it.
+-- certjob's own UPDATE of status does not fire it. A new id is a changed fact, because reminders refer to the id.
 CREATE TRIGGER certificate_updated
-    AFTER UPDATE OF mentor_id, kind, issued_on, expires_on, revoked_at ON certjob.certificates
+    AFTER UPDATE OF id, mentor_id, kind, issued_on, expires_on, revoked_at ON certjob.certificates
     FOR EACH ROW WHEN (
-        (OLD.mentor_id, OLD.kind, OLD.issued_on, OLD.expires_on, OLD.revoked_at)
-        IS DISTINCT FROM (NEW.mentor_id, NEW.kind, NEW.issued_on, NEW.expires_on, NEW.revoked_at)
+        (OLD.id, OLD.mentor_id, OLD.kind, OLD.issued_on, OLD.expires_on, OLD.revoked_at)
+        IS DISTINCT FROM (NEW.id, NEW.mentor_id, NEW.kind, NEW.issued_on, NEW.expires_on, NEW.revoked_at)
     )
     EXECUTE FUNCTION certjob_private.certificate_updated();
 
@@ -278,3 +278,42 @@ BEGIN
     END LOOP;
 END
 $$;
+
+-- The rules read only whether these columns are set, so a time in the future would take effect at once. The margins
+-- cover clocks that differ, and a day of the programme that has not begun in UTC.
+CREATE FUNCTION certjob_private.refuse_future_time() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF TG_OP = 'INSERT' OR to_jsonb(OLD) -> TG_ARGV[0] IS DISTINCT FROM to_jsonb(NEW) -> TG_ARGV[0] THEN
+        RAISE EXCEPTION '%.% is in the future, but would take effect at once', TG_TABLE_NAME, TG_ARGV[0]
+            USING ERRCODE = 'check_violation', TABLE = TG_TABLE_NAME, COLUMN = TG_ARGV[0],
+                CONSTRAINT = format('certjob_%s_%s_future', TG_TABLE_NAME, TG_ARGV[0]), HINT = 'enter it on that day';
+    END IF;
+    RETURN NEW;
+END
+$$;
+CREATE TRIGGER lifted_at_future BEFORE INSERT OR UPDATE OF lifted_at ON certjob.mentor_pauses
+    FOR EACH ROW WHEN (NEW.lifted_at > now() + interval '1 hour')
+    EXECUTE FUNCTION certjob_private.refuse_future_time('lifted_at');
+CREATE TRIGGER left_at_future BEFORE INSERT OR UPDATE OF left_at ON certjob.mentors
+    FOR EACH ROW WHEN (NEW.left_at > now() + interval '1 day')
+    EXECUTE FUNCTION certjob_private.refuse_future_time('left_at');
+CREATE TRIGGER revoked_at_future BEFORE INSERT OR UPDATE OF revoked_at ON certjob.certificates
+    FOR EACH ROW WHEN (NEW.revoked_at > now() + interval '1 day')
+    EXECUTE FUNCTION certjob_private.refuse_future_time('revoked_at');
+
+-- No review would follow such a change, because certjob's own changes cause none. Policies do not apply to
+-- service_role. The condition is evaluated as the caller.
+CREATE FUNCTION certjob_private.refuse_own_name() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RAISE EXCEPTION 'only the job opens or lifts a pause as certjob'
+        USING ERRCODE = 'insufficient_privilege', HINT = 'write the person''s own name; certjob opens its pause again';
+END
+$$;
+CREATE TRIGGER opened_as_certjob BEFORE INSERT ON certjob.mentor_pauses
+    FOR EACH ROW WHEN (current_user = 'service_role' AND NEW.actor = 'certjob')
+    EXECUTE FUNCTION certjob_private.refuse_own_name();
+CREATE TRIGGER lifted_as_certjob BEFORE UPDATE OF lifted_by ON certjob.mentor_pauses
+    FOR EACH ROW WHEN (current_user = 'service_role' AND NEW.lifted_by = 'certjob')
+    EXECUTE FUNCTION certjob_private.refuse_own_name();

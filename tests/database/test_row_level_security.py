@@ -160,11 +160,13 @@ def test_unusual_times_stop_neither_run_nor_explain(
     here: Certjob, ours: Organisation, theirs: Organisation, supabase_url: str
 ) -> None:
     """The app can write times such as infinity, which Python cannot represent."""
-    for organisation, time in ((ours, "infinity"), (theirs, "0044-03-15 BC")):
+    long_ago = "0044-03-15 BC"
+    for organisation, time, paused_at in ((ours, "-infinity", "infinity"), (theirs, long_ago, long_ago)):
         organisation.asks("UPDATE mentor_pauses SET lifted_at = %(time)s, lifted_by = %(me)s", time=time)
         organisation.asks("UPDATE mentors SET left_at = %(time)s", time=time)
         organisation.asks("UPDATE certificates SET revoked_at = %(time)s", time=time)
-        organisation.asks(PAUSE.replace("actor)", "actor, paused_at)").replace("%(me)s", "%(me)s, %(time)s"), time=time)
+        pause = PAUSE.replace("actor)", "actor, paused_at)").replace("%(me)s", "%(me)s, %(time)s")
+        organisation.asks(pause, time=paused_at)
 
         story = here("explain", f"{organisation.mentor}", CERTJOB_DATABASE_URL=supabase_url)
         assert (story.returncode, story.stderr, "Has left" in story.stdout) == (0, "", True)

@@ -53,6 +53,7 @@ CHANGES_OF_M1 = (
     "UPDATE certificates SET issued_on = '2024-01-02'",
     "UPDATE certificates SET expires_on = '2027-01-01'",
     "UPDATE certificates SET revoked_at = now()",
+    "UPDATE certificates SET id = gen_random_uuid()",
     "DELETE FROM certificates",
     "INSERT INTO mentor_pauses (mentor_id, reason, actor) SELECT mentor_id, 'leave', 'anna' FROM certificates",
     "UPDATE mentor_pauses SET lifted_at = now() WHERE reason = 'illness'",
@@ -218,6 +219,42 @@ def test_invalid_value_is_rejected_by_a_named_constraint(facts: Facts) -> None:
         with pytest.raises(psycopg.errors.CheckViolation) as rejected:
             execute(facts.connection, statement)
         assert rejected.value.diag.constraint_name, statement
+
+
+PLANNED_ENDS = {
+    "lifted_at": (
+        "mentor_pauses",
+        "INSERT INTO mentor_pauses (mentor_id, reason, actor, lifted_at) SELECT id, 'x', 'y', ",
+    ),
+    "left_at": ("mentors", "INSERT INTO mentors (organisation_id, member_no, left_at) SELECT organisation_id, 'new', "),
+    "revoked_at": (
+        "certificates",
+        "INSERT INTO certificates (mentor_id, kind, issued_on, expires_on, revoked_at)"
+        " SELECT id, 'new', '2025-01-01', '2027-01-01', ",
+    ),
+}
+
+
+@pytest.mark.parametrize("column", PLANNED_ENDS)
+def test_end_in_the_future_is_rejected_with_a_hint(facts: Facts, column: str) -> None:
+    """It would take effect at once. The clock of the writer may be ahead by a little, and a value may be repeated."""
+    furnish(facts.connection, "hlf", api=facts.connection)
+    table, insert = PLANNED_ENDS[column]
+    most = "1 hour" if column == "lifted_at" else "1 day"
+
+    for statement in (f"UPDATE {table} SET {column} = ", insert):
+        source = "" if statement.startswith("UPDATE") else " FROM mentors"
+        with facts.connection.transaction(force_rollback=True):
+            execute(facts.connection, f"{statement} now() + interval '{most}'{source}")
+        with pytest.raises(psycopg.errors.CheckViolation) as rejected:
+            execute(facts.connection, f"{statement} now() + interval '{most} 1 second'{source}")
+        assert rejected.value.diag.message_hint == "enter it on that day"
+        assert rejected.value.diag.constraint_name == f"certjob_{table}_{column}_future"
+
+    with facts.connection.transaction():
+        execute(facts.connection, "SET LOCAL session_replication_role = replica")
+        execute(facts.connection, f"UPDATE {table} SET {column} = now() + interval '9 days'")
+    execute(facts.connection, f"UPDATE {table} SET {column} = {column}")
 
 
 LEFT = "UPDATE mentors SET left_at = now(), portal_visible = false;"

@@ -30,6 +30,24 @@ def test_service_role_writes_facts_and_reads_alerts(api: Connection) -> None:
         assert api.execute("SELECT member_no, full_name FROM mentors").fetchall() == [("M1", "Kari")]
 
 
+def test_service_role_cannot_open_or_lift_a_pause_as_certjob(ours: Organisation) -> None:
+    """No review would follow. It may lift certjob's pause under another name, and the next review opens it again."""
+    ours.facts.pause(ours.mentor, reason="certification_expired", actor="certjob")
+    ours.facts.connection.execute("UPDATE mentors SET review_on = 'infinity'")
+    lift = "UPDATE mentor_pauses SET lifted_at = now(), lifted_by = '{}' WHERE reason = 'certification_expired'"
+    names = "INSERT INTO mentor_pauses (mentor_id, reason, actor)"
+    opens = f"{names} SELECT id, 'certification_expired', 'certjob' FROM mentors"
+
+    for statement in (lift.format("certjob"), opens):
+        with pytest.raises(DENIED, match="only the job opens or lifts"), acting(ours.api, "service_role"):
+            ours.api.execute(statement.encode())
+    assert ours.facts.rows("SELECT FROM mentors WHERE review_on = '-infinity'") == []
+
+    with acting(ours.api, "service_role"):
+        ours.api.execute(lift.format("app").encode())
+    assert len(ours.facts.rows("SELECT FROM mentors WHERE review_on = '-infinity'")) == 1
+
+
 def test_each_excess_right_is_found_until_the_next_migrate(owner: Connection) -> None:
     """On tables, columns, functions and schemas. `db migrate` revokes all of them."""
     for grant, found in (
