@@ -14,7 +14,7 @@ import psycopg
 from certjob import database
 from certjob.database.connections import CONTENTION, Connection
 from certjob.database.statements import sql_directory
-from certjob.errors import ConfigurationError, DatabaseUnavailableError, SchemaError
+from certjob.errors import ConfigurationError, DatabaseUnavailableError, SchemaError, UsageError
 
 logger = logging.getLogger(__name__)
 
@@ -134,6 +134,33 @@ def migrate(
         raise DatabaseUnavailableError(message, next_step="end it, or run `certjob db migrate` again later") from error
     finally:
         connection.remove_notice_handler(pass_on)
+
+
+def script(*, after: int = 0) -> str:
+    """Return the migrations after this version as one SQL file, for tools that apply files themselves.
+
+    It also creates the worker's role and the ledger, fills the ledger, and sets the rights. So `certjob db migrate`
+    finds the schema up to date. It opens no transaction, because these tools do.
+
+    Raises UsageError if there is no such version.
+    """
+    known = migrations()
+    if not 0 <= after <= known[-1].version:
+        message = f"there is no migration {after}"
+        raise UsageError(message, next_step=f"the newest one is {known[-1].version}")
+    parts = [
+        "-- certjob's schema, written by `certjob db migrate --sql`. Do not edit it: the ledger has its checksums."
+    ]
+    if not after:
+        parts += [f"{database.query(name).decode().rstrip()};" for name in ("create_worker_role", "create_ledger")]
+    for migration in known[after:]:
+        text = migration.path.read_text(encoding="utf-8") if migration.path else ""
+        row = f"({migration.version}, '{migration.name}', '{migration.sha256}');"
+        parts += [
+            f"-- {migration.version:04d}_{migration.name}\n\n{text.rstrip()}",
+            f"INSERT INTO certjob.migrations (version, name, sha256) VALUES {row}",  # noqa: S608 - not from outside
+        ]
+    return "\n\n".join([*parts, f"{database.query('set_up_rights').decode().rstrip()};"])
 
 
 def _compare(known: list[Migration], applied: dict[int, Migration]) -> list[Migration]:

@@ -3,12 +3,12 @@
 -- Returns whether the contact of the mentor's last call belongs to another mentor now, even of another organisation.
 CREATE FUNCTION certjob_private.contact_is_taken(of_mentor uuid) RETURNS boolean
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
-RETURN EXISTS (
+AS $$ SELECT EXISTS (
     SELECT FROM certjob.mentors AS m WHERE m.dynamics_contact_id = (
         SELECT e.claim_contact_id FROM certjob.portal_sync_events AS e
         WHERE e.mentor_id = of_mentor AND e.claim_contact_id IS NOT NULL ORDER BY e.id DESC LIMIT 1
     )
-);
+) $$;
 
 -- Open pushes.
 --   cause     the first that applies; certjob/errors.py and docs/json.md list the causes
@@ -179,7 +179,7 @@ CREATE FUNCTION certjob.current_alerts(today date) RETURNS TABLE (
     last_failed_at timestamptz, calls integer, number integer, day date, is_acknowledged boolean,
     acknowledged_until date, acknowledged_because text
 )
-LANGUAGE sql STABLE BEGIN ATOMIC
+LANGUAGE sql STABLE AS $$
     WITH operator_alerts (kind, day, what, organisation_id, organisation, mentor_id, member_no, full_name, row_id,
         since, sentence, cause, error, number) AS (
         SELECT 'no_full_run', last_run.as_of, coalesce(last_run.as_of::text, 'never'), NULL::uuid, NULL, NULL::uuid,
@@ -280,4 +280,4 @@ LANGUAGE sql STABLE BEGIN ATOMIC
         k.until, k.because
     FROM every_alert AS a
     LEFT JOIN certjob.acknowledgements AS k ON k.alert_id = a.alert_id;
-END;
+$$;

@@ -182,6 +182,7 @@ def test_page_has_every_printed_key_and_no_other(
     for command in ("organisation show lhl", "db prune --older-than 3y", "edge-function functions"):
         run(command)
     run("db migrate", CERTJOB_DATABASE_URL=database_url)
+    run("db migrate --sql")
 
     assert printed.keys() == DOCUMENTED.keys()
     for command, keys in DOCUMENTED.items():

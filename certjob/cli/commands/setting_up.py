@@ -87,11 +87,39 @@ def edge_function(
     return 0
 
 
-@database.command("migrate", short_help="Bring the schema up to date.", examples=("certjob db migrate",))
-def db_migrate(call: Call) -> int:
-    """Bring the schema up to date. It is safe to repeat, to run twice at once, and to kill."""
-    from certjob.database import migrations
+@database.command(
+    "migrate",
+    short_help="Bring the schema up to date.",
+    examples=("certjob db migrate", "certjob db migrate --sql > supabase/migrations/20270301120000_certjob.sql"),
+)
+def db_migrate(
+    call: Call,
+    *,
+    sql: Annotated[
+        bool, typer.Option("--sql", help="Print the schema as one SQL file instead of applying it.")
+    ] = False,
+    after: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="With --sql: only the migrations after number N.", show_default=False),
+    ] = None,
+) -> int:
+    """Bring the schema up to date. It is safe to repeat, to run twice at once, and to kill.
 
+    --sql is for a team whose own tool applies SQL files, such as Supabase's CLI. It needs no database.
+    """
+    from certjob.database import migrations
+    from certjob.errors import UsageError
+
+    if sql:
+        text = migrations.script(after=after or 0)
+        if call.json:
+            plain.print_json({"outcome": "ok", "sql": text})
+        else:
+            plain.print_result(text)
+        return 0
+    if after is not None:
+        message = "--after is for the SQL file"
+        raise UsageError(message, next_step="add --sql")
     with call.session(need_schema=False, interruptible=True) as opened:
         applied = migrations.migrate(opened.connection, warn=lambda text: plain.print_warning(call.command, text))
     names = [f"{migration.version:04d}_{migration.name}" for migration in applied]
