@@ -95,7 +95,7 @@ def why_no_reminder(certificate: Certificate, mentor: Mentor, today: date) -> st
     return f"the next one{_span(following, today)} continues it without a gap" if following else None
 
 
-def reminder_words(reminder: Reminder, today: date) -> str:
+def reminder_name(reminder: Reminder, today: date) -> str:
     """Return the name of a reminder: its threshold and the last day."""
     return f"reminder {threshold_words(reminder.threshold_days)} the last day ({day_words(reminder.expires_on, today)})"
 

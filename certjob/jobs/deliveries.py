@@ -19,9 +19,9 @@ from certjob.jobs.report import RunReport
 from certjob.mail.digests import DigestMail, queue_digests
 from certjob.mail.message import Channel
 from certjob.mail.messages.templates import Templates
-from certjob.mail.queue import MailQueue
 from certjob.mail.reminder_mail import ReminderMail
-from certjob.mail.stage import MailCounts, MailStage
+from certjob.mail.stage import MailCounts, send_mails
+from certjob.mail.steps import Mails
 from certjob.outbox.calls import Calls
 from certjob.outbox.claims import StageStop
 from certjob.outbox.open_work import MAIL_KINDS, PORTAL_KINDS, read_open_work
@@ -252,17 +252,17 @@ class Deliveries:
             self._run("mail", self._missing_channel)
             return
 
-        def send(queue: MailQueue[Any], counts: MailCounts, kind: str) -> StageStop | None:
-            stage = MailStage(
-                queue,
+        def send(mails: Mails[Any, Any], counts: MailCounts, kind: str) -> StageStop | None:
+            return send_mails(
+                mails,
                 channel=channel,
                 calls=calls,
                 stop=self._stop,
+                counts=counts,
+                deadline_seconds=ends_at - time.monotonic(),
                 on_progress=self._phase(f"Sending {kind}", kind),
                 is_open=lambda: delivery.mail_waits_until() is None,
-                counts=counts,
             )
-            return stage.run(deadline_seconds=ends_at - time.monotonic())
 
         templates = Templates(delivery.templates_dir)
         reminders = ReminderMail(connection, today=report.today, templates=templates)

@@ -33,7 +33,7 @@ _GLOBAL_STATUS = re.compile(rb"(?i)message/global-delivery-status")
 """A status with addresses in UTF-8 (RFC 6533). The standard library parses only message/delivery-status."""
 
 
-class Verdict(StrEnum):
+class Reading(StrEnum):
     """The result of reading a report."""
 
     BOUNCED = "bounced"
@@ -46,19 +46,19 @@ class Verdict(StrEnum):
     """Broken, too large, or not a report by RFC 3464."""
 
 
-def take_report(connection: Connection, data: bytes) -> Verdict:
+def take_report(connection: Connection, data: bytes) -> Reading:
     """Read one report, mark its mail as failed, and commit."""
     if (report := _parse(data)) is None:
-        return Verdict.UNREADABLE
+        return Reading.UNREADABLE
     message_id, failures = report
     if not failures:
-        return Verdict.NOT_FAILED
+        return Reading.NOT_FAILED
     about = _OUR_MESSAGE_ID.fullmatch(message_id)
     if about is None:
-        return Verdict.NOT_OURS
+        return Reading.NOT_OURS
     bounced = persist(connection, partial(_mark_bounced, connection, about, failures))
     logger.debug("a report about %s", about[0], extra={"event": "report_read", "noted": bounced})
-    return Verdict.BOUNCED if bounced else Verdict.NOT_OURS
+    return Reading.BOUNCED if bounced else Reading.NOT_OURS
 
 
 def _parse(data: bytes) -> tuple[str, Sequence[tuple[str, str]]] | None:
@@ -110,20 +110,20 @@ def _returned_id(parts: Sequence[Message]) -> str:
 
 def _mark_bounced(connection: Connection, about: re.Match[str], failures: Sequence[tuple[str, str]]) -> bool:
     """Mark the reminder or digest as failed, and return whether it was."""
-    kind, bounce = ("reminder", "bounce_reminder") if about["reminder"] else ("digest", "bounce_digest")
-    row: dict[str, object] = {"id": int(about[kind])}
-    address = database.fetch_value(connection, f"hold_{kind}s", row)
-    error = _error(address or "", failures)
+    is_digest = about["digest"] is not None
+    row: dict[str, object] = {"id": int(about["digest"] if is_digest else about["reminder"])}
+    lock = "lock_digest_and_coordinator" if is_digest else "lock_reminded_mentor"
+    error = _error(database.fetch_value(connection, lock, row) or "", failures)
     if error is None:
         return False
-    if about["digest"]:
+    if is_digest:
         database.execute(connection, "supersede_open_digest", row)
-    else:
-        ((mentor_id, threshold_days, expires_on),) = database.fetch(connection, "read_returned_reminder", row)
-        about_it = {"mentor_id": mentor_id, "threshold_days": threshold_days, "expires_on": expires_on}
-        if reminder_key(int(about["reminder"]), **about_it) != about["key"]:  # another last day, or before a restore
-            return False
-    return bool(database.execute(connection, bounce, row | {"error": error}))
+        return bool(database.execute(connection, "bounce_digest", row | {"error": error}))
+    ((mentor_id, threshold_days, expires_on),) = database.fetch(connection, "read_returned_reminder", row)
+    about_it = {"mentor_id": mentor_id, "threshold_days": threshold_days, "expires_on": expires_on}
+    if reminder_key(int(about["reminder"]), **about_it) != about["key"]:  # another last day, or before a restore
+        return False
+    return bool(database.execute(connection, "bounce_reminder", row | {"error": error}))
 
 
 def _error(address: str, failures: Sequence[tuple[str, str]]) -> str | None:

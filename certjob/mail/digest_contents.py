@@ -24,7 +24,7 @@ OVERLAP_DAYS = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Coordinator:
+class DigestRecipient:
     """The recipient of a digest, and the keys of the last sent digest."""
 
     id: UUID
@@ -51,7 +51,7 @@ class Coordinator:
 class Digest:
     """The contents of one digest."""
 
-    coordinator: Coordinator
+    coordinator: DigestRecipient
     acknowledged: tuple[int, date | None]
     """The number of acknowledged alerts, and the day on which the first returns."""
     sections: Mapping[str, Sequence[Words]]
@@ -77,7 +77,7 @@ class Digest:
 def read_digest(connection: Connection, digest_id: int, *, today: date) -> Digest | None:
     """Return the contents of a queued digest, or None if its coordinator was deleted."""
     parameters = {"digest_id": digest_id, "today": today}
-    found = database.fetch(connection, "read_digest_coordinator", parameters, into=Coordinator)
+    found = database.fetch(connection, "read_digest_coordinator", parameters, into=DigestRecipient)
     if not found:
         return None
     (coordinator,) = found

@@ -19,8 +19,8 @@ from certjob.mail.digest_contents import (
 )
 from certjob.mail.message import OutgoingMessage, key_hash
 from certjob.mail.messages.templates import Templates
-from certjob.mail.queue import MailQueue, Writer
-from certjob.outbox.claims import ClaimedRow
+from certjob.mail.steps import LEASE_SECONDS
+from certjob.outbox.claims import ClaimedRow, Outbox
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,8 +45,21 @@ def queue_digests(connection: database.Connection, *, today: date, organisation_
     return persist(connection, lambda: database.execute(connection, "queue_digests", parameters))
 
 
-class DigestMail(MailQueue[QueuedDigest]):
-    """The mail stage's queue of digests."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DigestFacts:
+    """What a digest says, read while the coordinator was locked."""
+
+    item: QueuedDigest
+    digest: Digest
+
+
+class DigestMail:
+    """Digests for the mail stage; see ``Mails``."""
+
+    lease_seconds = LEASE_SECONDS
+    lock_due_statement = "lock_due_digests"
+    lock_recipient_statement = "lock_digest_and_coordinator"
+    reopen_refused_statement = "reopen_refused_digests"
 
     def __init__(
         self,
@@ -59,26 +72,36 @@ class DigestMail(MailQueue[QueuedDigest]):
         templates: Templates,
     ) -> None:
         """Digests show times in ``zone``, link to ``app_url`` and name the operators' address."""
-        super().__init__(connection, table="digests", item=QueuedDigest, today=today)
+        self.connection = connection
+        self.today = today
+        self.outbox = Outbox(
+            connection=connection,
+            item=QueuedDigest,
+            claim_statement="claim_digests",
+            settle_statement="settle_digests",
+            lease_seconds=self.lease_seconds,
+        )
         self._setting = {"zone": zone, "app_url": app_url, "operator_address": operator_address}
         self._templates = templates
 
-    def _draft(self, item: QueuedDigest) -> Writer | str | None:
-        """Read the current contents and store their keys, with which the next digest is compared.
+    def read(self, item: QueuedDigest) -> DigestFacts | str | None:
+        """Read the current contents and store their keys, with which the next digest is compared; see ``Mails.read``.
 
-        See ``MailQueue``. A run that queues the row again waits until this is committed.
+        A run that queues the row again waits until this is committed.
         """
-        digest = read_digest(self._connection, item.id, today=self._today)
+        digest = read_digest(self.connection, item.id, today=self.today)
         if digest is None:
             return None
         if not digest.has_news:
             return "nothing to tell"
         reported = {"id": item.id, "token": item.claim_token, "keys": sorted(digest.keys)}
-        if not database.execute(self._connection, "note_reported", reported):
+        if not database.execute(self.connection, "note_reported", reported):
             return None
-        return lambda: self._write(item, digest)
+        return DigestFacts(item=item, digest=digest)
 
-    def _write(self, item: QueuedDigest, digest: Digest) -> OutgoingMessage:
+    def write(self, facts: DigestFacts) -> OutgoingMessage:
+        """Return the mail; see ``Mails.write``."""
+        item, digest = facts.item, facts.digest
         coordinator = digest.coordinator
         words = digest.words(repeat=item.maybe_sent, **self._setting)
         # An attempt may report more than the one before, so each has its own key. After a restore, another digest can

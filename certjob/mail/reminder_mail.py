@@ -11,8 +11,8 @@ from certjob.facts import reading
 from certjob.mail.message import OutgoingMessage, key_hash
 from certjob.mail.messages.content import Recipient, reminder_words
 from certjob.mail.messages.templates import Templates
-from certjob.mail.queue import MailQueue, Writer
-from certjob.outbox.claims import ClaimedRow
+from certjob.mail.steps import LEASE_SECONDS
+from certjob.outbox.claims import ClaimedRow, Outbox
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,34 +26,61 @@ class QueuedReminder(ClaimedRow):
     """The outcome of an earlier attempt is unknown, so the message must say that it may be a repeat."""
 
 
-class ReminderMail(MailQueue[QueuedReminder]):
-    """The mail stage's queue of reminders."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReminderFacts:
+    """What a reminder says, read while the mentor was locked."""
+
+    item: QueuedReminder
+    due: Reminder
+    recipient: Recipient
+
+
+class ReminderMail:
+    """Reminders for the mail stage; see ``Mails``."""
+
+    lease_seconds = LEASE_SECONDS
+    lock_due_statement = "lock_due_reminders"
+    lock_recipient_statement = "lock_reminded_mentor"
+    reopen_refused_statement = "reopen_refused_reminders"
 
     def __init__(self, connection: database.Connection, *, today: date, templates: Templates) -> None:
-        super().__init__(connection, table="reminders", item=QueuedReminder, today=today)
+        self.connection = connection
+        self.today = today
+        self.outbox = Outbox(
+            connection=connection,
+            item=QueuedReminder,
+            claim_statement="claim_reminders",
+            settle_statement="settle_reminders",
+            lease_seconds=self.lease_seconds,
+        )
         self._templates = templates
 
-    def _draft(self, item: QueuedReminder) -> Writer | str | None:
-        """Apply the rules again; see ``MailQueue``."""
+    def read(self, item: QueuedReminder) -> ReminderFacts | str | None:
+        """Apply the rules again; see ``Mails.read``."""
         # A review may have moved the row to a certificate that was entered again after the claim.
         parameters = {"id": item.id, "token": item.claim_token}
-        cert_id = database.fetch_value(self._connection, "read_reminded_certificate", parameters)
-        recipient = read_recipient(self._connection, item.mentor_id)
+        cert_id = database.fetch_value(self.connection, "read_reminded_certificate", parameters)
+        recipient = read_recipient(self.connection, item.mentor_id)
         if cert_id is None or recipient is None:
             return None
         due = Reminder(cert_id=cert_id, threshold_days=item.threshold_days, expires_on=item.expires_on)
-        reason = rules.cancel_reason(due, recipient.mentor, self._today)
+        reason = rules.cancel_reason(due, recipient.mentor, self.today)
         if reason is None:
-            key = reminder_key(
-                item.id, mentor_id=item.mentor_id, threshold_days=due.threshold_days, expires_on=due.expires_on
-            )
-            return lambda: reminder_message(
-                due, recipient, key=key, repeat=item.maybe_sent, today=self._today, templates=self._templates
-            )
-        if reason == "not due" or due.expires_on - timedelta(days=due.threshold_days) > self._today:
+            return ReminderFacts(item=item, due=due, recipient=recipient)
+        if reason == "not due" or due.expires_on - timedelta(days=due.threshold_days) > self.today:
             # A run of a later day has queued it, and put off the next review to a later day still.
-            database.execute(self._connection, "review_mentor", {"id": item.mentor_id})
+            database.execute(self.connection, "review_mentor", {"id": item.mentor_id})
         return reason
+
+    def write(self, facts: ReminderFacts) -> OutgoingMessage:
+        """Return the mail; see ``Mails.write``."""
+        item, due = facts.item, facts.due
+        key = reminder_key(
+            item.id, mentor_id=item.mentor_id, threshold_days=due.threshold_days, expires_on=due.expires_on
+        )
+        return reminder_message(
+            due, facts.recipient, key=key, repeat=item.maybe_sent, today=self.today, templates=self._templates
+        )
 
 
 def read_recipient(connection: database.Connection, mentor_id: UUID) -> Recipient | None:

@@ -1,17 +1,18 @@
 """The mail stage: claims, writes, sends and settles one message at a time.
 
-The queue knows reminders and digests. This module decides whether a failure concerns one message or all of them.
+``send_mails`` is the loop. It decides whether a failure concerns one message or all of them.
 """
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic
 
 from certjob.errors import ChannelDownError, NotifyError, OutcomeUnknownError, RecipientRefusedError, StageEnd
+from certjob.mail import steps
 from certjob.mail.message import Channel, OutgoingMessage
-from certjob.mail.queue import MailQueue
+from certjob.mail.steps import Facts, Mails
 from certjob.outbox.calls import Calls
 from certjob.outbox.claims import RELEASED, Answer, Item, Lease, Settlement, StageStop
 from certjob.outbox.retry import RetryPolicy, exponential, seconds_to_next_round
@@ -41,125 +42,139 @@ class MailCounts:
 
 
 @dataclass(slots=True)
-class MailStage(Generic[Item]):
-    """Sends the due messages of a queue until none is left, the deadline has passed, or the channel is down."""
+class _InARow(Generic[Item]):
+    """Failures without another outcome between them, which are the mail server's fault if there are many."""
 
-    queue: MailQueue[Item]
-    channel: Channel
-    calls: Calls
-    stop: StopFlag
-    counts: MailCounts
-    on_progress: Callable[[int], None] = lambda _sent: None
-    is_open: Callable[[], bool] = lambda: True
-    _refused: list[Item] = field(default_factory=list, init=False)
-    _unknown_in_a_row: int = field(default=0, init=False)
+    refused: list[Item] = field(default_factory=list)
+    unknown: int = 0
 
-    def run(self, *, deadline_seconds: float) -> StageStop | None:
-        """Send, and return why the stage stopped early, or None. Outside the mail hours it sends no message.
 
-        Raises StoppedBySignalError after a signal.
-        """
-        deadline_at = time.monotonic() + deadline_seconds
-        early: StageStop | None = None
-        while early is None:
-            self.stop.check()
-            if not self.is_open():
-                return None
-            item, lease = self.queue.claim()
-            if item is None:
-                return None
-            message = self._write(item)
-            if self.stop.is_set() or time.monotonic() >= deadline_at:
-                if message is not None:
-                    self.queue.settle(item, RELEASED)
-                early = _stopped(StageEnd.DEADLINE, "the time for deliveries is over; the rest stays pending")
-            elif message is not None:
-                early = self._deliver(item, lease, message)
-        self.stop.check()  # a signal also ends the attempts, and is then the reason
-        return early
+def send_mails(
+    mails: Mails[Item, Facts],
+    *,
+    channel: Channel,
+    calls: Calls,
+    stop: StopFlag,
+    counts: MailCounts,
+    deadline_seconds: float,
+    on_progress: Callable[[int], None] = lambda _sent: None,
+    is_open: Callable[[], bool] = lambda: True,
+) -> StageStop | None:
+    """Send the due mails, each settled before the next, and return why the stage ended early, or None.
 
-    def _write(self, item: Item) -> OutgoingMessage | None:
-        """Return the message. If there is none, the queue has settled or released the row."""
-        draft = self.queue.draft(item)
-        if not isinstance(draft, Settlement):
-            return draft
-        self.counts.cancelled += draft.status == "cancelled"
-        self.counts.failed += draft.status == "failed"
-        return None
-
-    def _deliver(self, item: Item, lease: Lease, message: OutgoingMessage) -> StageStop | None:
-        """Send and settle one message. After an unexpected error its claim stays until the lease expires."""
-        try:
-            self.calls.make(self._send(message, lease))
-        except ChannelDownError as error:  # it was not sent; the next stage tries it after the others
-            self.queue.settle(item, RELEASED)
-            return _stopped(StageEnd.CHANNEL_DOWN, f"{error}; the rest stays pending", fault=str(error))
-        except RecipientRefusedError as error:
-            return self._settle_refusal(item, error, address=message.to)
-        except NotifyError as error:
-            return self._settle_later(item, error)
-        self._reset()
-        answer = self.queue.settle(item, Settlement(status="sent"))
-        self.counts.sent += answer is Answer.SETTLED
-        self.counts.lost += answer is Answer.LOST
-        self.on_progress(self.counts.sent)
-        return None
-
-    async def _send(self, message: OutgoingMessage, lease: Lease) -> None:
-        """Send one message, up to three times while the channel is down. No attempt may outlast the lease."""
-
-        async def attempt() -> None:
-            if not lease.fits(self.channel.worst_case_seconds):
-                unfit = "a message can take longer than its lease, or this process stood still"
-                raise ChannelDownError(unfit)
-            await self.channel.send(message)
-
-        try:
-            await CHANNEL_POLICY.call(attempt, stop=self.calls.stopped)
-        except NotifyError as error:
-            _log(message, "message_not_sent", cause=type(error).__name__)
-            raise
-        _log(message, "message_sent")
-
-    def _settle_later(self, item: Item, error: NotifyError) -> StageStop | None:
-        """Schedule a retry. Three unknown outcomes in a row end the stage, because the server is at fault."""
-        maybe_sent = isinstance(error, OutcomeUnknownError)
-        later = Settlement(
-            status="pending",
-            error=str(error),
-            code=error.code,
-            delay_seconds=seconds_to_next_round(item.attempts),
-            maybe_sent=maybe_sent,
-        )
-        self.counts.lost += self.queue.settle(item, later) is Answer.LOST
-        if not maybe_sent:
-            self._reset()
+    It ends when none is left, at the deadline, outside the mail hours (``is_open``), or when the failures are the mail
+    server's fault. Raises StoppedBySignalError after a signal. After an unexpected error, the claim of its mail stays
+    until the lease expires.
+    """
+    deadline_at = time.monotonic() + deadline_seconds
+    failures = _InARow[Item]()
+    ended: StageStop | None = None
+    while ended is None:
+        stop.check()
+        if not is_open():
             return None
-        self._unknown_in_a_row += 1
-        if self._unknown_in_a_row < UNKNOWN_IN_A_ROW:
+        item, lease = steps.claim(mails)
+        if item is None:
             return None
-        reason = f"the outcome of {UNKNOWN_IN_A_ROW} messages in a row is unknown (last: {error}); the rest waits"
-        return _stopped(StageEnd.OUTCOMES_UNKNOWN, reason)
+        message = _prepare(mails, item, counts)
+        if stop.is_set() or time.monotonic() >= deadline_at:
+            if message is not None:
+                steps.settle(mails, item, RELEASED)
+            ended = _stopped(StageEnd.DEADLINE, "the time for deliveries is over; the rest stays pending")
+        elif message is not None:
+            error = _send(message, lease, channel=channel, calls=calls)
+            answer = _settle(mails, item, error, address=message.to)
+            _count(counts, error, answer)
+            on_progress(counts.sent)
+            ended = _judge(failures, item, error, answer)
+            if ended is not None and ended.code is StageEnd.ALL_REFUSED:
+                _reopen(mails, failures.refused, counts)
+    stop.check()  # a signal also ends the attempts, and is then the reason
+    return ended
 
-    def _settle_refusal(self, item: Item, error: RecipientRefusedError, *, address: str) -> StageStop | None:
-        """Store a refusal. Five in a row end the stage and are all undone, because the server is at fault."""
-        answer = self.queue.refuse(item, error, address=address)
-        self.counts.lost += answer is Answer.LOST
-        if answer is Answer.SETTLED:
-            self.counts.failed += 1
-            self._refused.append(item)
-        if len(self._refused) < REFUSALS_IN_A_ROW:
-            return None
-        delay_seconds = seconds_to_next_round(max(item.attempts for item in self._refused))
-        self.queue.reopen_refused(self._refused, delay_seconds=delay_seconds)
-        self.counts.failed -= len(self._refused)
-        self._refused.clear()
-        reason = f"{REFUSALS_IN_A_ROW} messages in a row were refused (last: {error}); they and the rest stay pending"
-        return _stopped(StageEnd.ALL_REFUSED, reason)
 
-    def _reset(self) -> None:
-        self._refused.clear()
-        self._unknown_in_a_row = 0
+def _prepare(mails: Mails[Item, Facts], item: Item, counts: MailCounts) -> OutgoingMessage | None:
+    """Return the message. If there is none, its row is settled or released."""
+    message = steps.prepare(mails, item)
+    if not isinstance(message, Settlement):
+        return message
+    counts.cancelled += message.status == "cancelled"
+    counts.failed += message.status == "failed"
+    return None
+
+
+def _send(message: OutgoingMessage, lease: Lease, *, channel: Channel, calls: Calls) -> NotifyError | None:
+    """Send one message, up to three times while the channel is down, and return the last error, or None.
+
+    No attempt may outlast the lease.
+    """
+
+    async def attempt() -> None:
+        if not lease.fits(channel.worst_case_seconds):
+            unfit = "a message can take longer than its lease, or this process stood still"
+            raise ChannelDownError(unfit)
+        await channel.send(message)
+
+    try:
+        calls.make(CHANNEL_POLICY.call(attempt, stop=calls.stopped))
+    except NotifyError as error:
+        _log(message, "message_not_sent", cause=type(error).__name__)
+        return error
+    _log(message, "message_sent")
+    return None
+
+
+def _settle(mails: Mails[Item, Facts], item: Item, error: NotifyError | None, *, address: str) -> Answer:
+    """Store the outcome of one message."""
+    if error is None:
+        return steps.settle(mails, item, Settlement(status="sent"))
+    if isinstance(error, ChannelDownError):  # it was not sent; the next stage tries it after the others
+        return steps.settle(mails, item, RELEASED)
+    if isinstance(error, RecipientRefusedError):
+        return steps.refuse(mails, item, error, address=address)
+    later = Settlement(
+        status="pending",
+        error=str(error),
+        code=error.code,
+        delay_seconds=seconds_to_next_round(item.attempts),
+        maybe_sent=isinstance(error, OutcomeUnknownError),
+    )
+    return steps.settle(mails, item, later)
+
+
+def _count(counts: MailCounts, error: NotifyError | None, answer: Answer) -> None:
+    if isinstance(error, ChannelDownError):
+        return
+    counts.lost += answer is Answer.LOST
+    counts.sent += error is None and answer is Answer.SETTLED
+    counts.failed += isinstance(error, RecipientRefusedError) and answer is Answer.SETTLED
+
+
+def _judge(failures: _InARow[Item], item: Item, error: NotifyError | None, answer: Answer) -> StageStop | None:
+    """Decide from one outcome whether the stage ends because the failures are the mail server's fault."""
+    if isinstance(error, ChannelDownError):
+        return _stopped(StageEnd.CHANNEL_DOWN, f"{error}; the rest stays pending", fault=str(error))
+    if isinstance(error, RecipientRefusedError):
+        failures.refused += [item] if answer is Answer.SETTLED else []
+    elif isinstance(error, OutcomeUnknownError):
+        failures.unknown += 1
+    else:
+        failures.refused.clear()
+        failures.unknown = 0
+    if len(failures.refused) >= REFUSALS_IN_A_ROW:
+        many = f"{REFUSALS_IN_A_ROW} messages in a row were refused (last: {error})"
+        return _stopped(StageEnd.ALL_REFUSED, f"{many}; they and the rest stay pending")
+    if failures.unknown >= UNKNOWN_IN_A_ROW:
+        many = f"the outcome of {UNKNOWN_IN_A_ROW} messages in a row is unknown (last: {error})"
+        return _stopped(StageEnd.OUTCOMES_UNKNOWN, f"{many}; the rest waits")
+    return None
+
+
+def _reopen(mails: Mails[Item, Facts], refused: Sequence[Item], counts: MailCounts) -> None:
+    """Undo refusals that are the mail server's fault."""
+    delay_seconds = seconds_to_next_round(max(item.attempts for item in refused))
+    steps.reopen_refused(mails, refused, delay_seconds=delay_seconds)
+    counts.failed -= len(refused)
 
 
 def _stopped(code: StageEnd, reason: str, *, fault: str = "") -> StageStop:

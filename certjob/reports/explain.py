@@ -245,7 +245,7 @@ def _run_words(run: ComingNight, *, mentor: Mentor, today: date, held: _Held) ->
     for text in changes:
         yield f"held back: {text}" if held[0] else text
     for reminder in run.reminders:
-        text = explanations.reminder_words(reminder, today)
+        text = explanations.reminder_name(reminder, today)
         yield f"held back: {text}" if any(held) else text
 
 
@@ -269,7 +269,7 @@ def _find_deliveries(
         yield delivery(portal.push, moves if portal.push.moves else f"the portal is asked{again} to {verb} the mentor")
     for row in reminders:
         if row.status == "pending":
-            queued = delivery(row, f"the queued {explanations.reminder_words(row.reminder, today)}")
+            queued = delivery(row, f"the queued {explanations.reminder_name(row.reminder, today)}")
             cancelled = rules.cancel_reason(row.reminder, mentor, queued.on)
             outcome = f"is cancelled: {cancelled}" if cancelled else "is sent"
             yield replace(queued, what=[f"{queued.what[0]} {outcome}"])

@@ -9,6 +9,7 @@ import pytest
 
 from certjob import database
 from certjob.database import Connection, statements
+from certjob.mail import steps
 from certjob.outbox.claims import Settlement
 from certjob.portal.sync import PortalSyncService
 from tests.benchmarks.bench import run_script
@@ -101,7 +102,7 @@ def test_claim_and_settle_read_only_their_batch(connection: Connection, plans: d
         plans.clear()
         with connection.transaction(force_rollback=True):
             events = PortalSyncService(connection, run_id=TOKEN).claim(50, today=today())
-            reminder, _ = reminder_mail(connection, today=today()).claim()
+            reminder, _ = steps.claim(reminder_mail(connection, today=today()))
             assert len(events) == 50
             assert reminder is not None
         with connection.transaction(force_rollback=True):

@@ -14,8 +14,8 @@ from certjob.errors import ChannelDownError, OutcomeUnknownError, RecipientDefer
 from certjob.jobs.report import RunReport
 from certjob.mail import stage
 from certjob.mail.message import Channel, OutgoingMessage
-from certjob.mail.queue import MailQueue
-from certjob.mail.stage import MailCounts, MailStage
+from certjob.mail.stage import MailCounts, send_mails
+from certjob.mail.steps import Mails
 from certjob.outbox.calls import Calls
 from certjob.stopping import StopFlag
 from tests.mail.channels import reminder_mail
@@ -99,7 +99,7 @@ class Nights:
         self,
         *outcomes: Exception | None,
         number: int = 0,
-        queue: MailQueue[Any] | None = None,
+        mails: Mails[Any, Any] | None = None,
         channel: Channel | None = None,
         on_send: Callable[[OutgoingMessage], object] | None = None,
         stop: StopFlag | None = None,
@@ -108,12 +108,13 @@ class Nights:
         """Run the mail stage alone, with these outcomes of the first messages, and return why it stopped early."""
         before, errors = len(self.channel.sent), iter(outcomes)
         self.channel.on_send = on_send or (lambda _message: next(errors, None))
-        queue, channel = queue or reminder_mail(self.connection, today=day(number)), channel or self.channel
+        mails, channel = mails or reminder_mail(self.connection, today=day(number)), channel or self.channel
         self.counts, stop = MailCounts(), stop or StopFlag()
         with Calls(stop) as calls:
-            mail = MailStage(queue, channel=channel, calls=calls, stop=stop, counts=self.counts)
             try:
-                stopped = mail.run(deadline_seconds=seconds)
+                stopped = send_mails(
+                    mails, channel=channel, calls=calls, stop=stop, counts=self.counts, deadline_seconds=seconds
+                )
             finally:
                 calls.make(channel.close())
         self.sent = self.channel.sent[before:]

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from certjob.domain.addresses import parse_sender
-from certjob.mail.bounces import LARGEST_REPORT_OCTETS, Verdict, take_report
+from certjob.mail.bounces import LARGEST_REPORT_OCTETS, Reading, take_report
 from certjob.mail.message import OutgoingMessage, message_id
 from certjob.reports.alerts import read_alerts
 from tests.conftest import Certjob
@@ -42,7 +42,7 @@ def sent(nights: Nights) -> str:
 
 def test_returned_reminder_fails_until_the_address_is_corrected(nights: Nights, sent: str) -> None:
     """Operators read the server's words without the address. A report about the old address has no effect."""
-    assert take_report(nights.connection, postfix(sent, KARI)) is Verdict.BOUNCED
+    assert take_report(nights.connection, postfix(sent, KARI)) is Reading.BOUNCED
 
     assert nights.rows(ROWS) == BOUNCED
     (alert,) = read_alerts(nights.connection, today=TODAY)
@@ -52,7 +52,7 @@ def test_returned_reminder_fails_until_the_address_is_corrected(nights: Nights, 
     nights.execute("UPDATE mentors SET email = 'kari.n@example.org'")
     again = one(nights, "reminder", 2)
     assert (again.to, id_of(again), again.repeat) == ("kari.n@example.org", sent, False)
-    assert take_report(nights.connection, postfix(sent, KARI)) is Verdict.NOT_OURS
+    assert take_report(nights.connection, postfix(sent, KARI)) is Reading.NOT_OURS
     assert nights.rows(ROWS) == [("sent", None, None)]
 
 
@@ -63,7 +63,7 @@ def test_report_of_each_mail_server_is_read(nights: Nights, sent: str) -> None:
     headers = postfix(sent, in_dns, returned="text/rfc822-headers")
     for report in (exim(sent, in_dns), microsoft_365(sent, in_dns), headers, in_utf8(sent, "kåre@blåkors.example")):
         nights.execute("UPDATE cert_notification_log SET status = 'sent'")
-        assert take_report(nights.connection, report) is Verdict.BOUNCED
+        assert take_report(nights.connection, report) is Reading.BOUNCED
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_only_a_reminder_that_may_have_been_sent_fails(
 
     verdict = take_report(nights.connection, postfix(sent, KARI))
 
-    assert (verdict is Verdict.BOUNCED) == is_bounced
+    assert (verdict is Reading.BOUNCED) == is_bounced
     assert (nights.rows(ROWS) == BOUNCED) == is_bounced
 
 
@@ -92,8 +92,8 @@ def test_other_reports_change_nothing(nights: Nights, sent: str) -> None:
     good = postfix(sent, KARI)
     nested = b"".join(b'Content-Type: multipart/report; boundary="%d"\n\n--%d\n' % (n, n) for n in range(1000))
     reports = {
-        Verdict.NOT_FAILED: [postfix(sent, KARI, action="delayed", status="4.4.1")],
-        Verdict.NOT_OURS: [
+        Reading.NOT_FAILED: [postfix(sent, KARI, action="delayed", status="4.4.1")],
+        Reading.NOT_OURS: [
             postfix(sent, "kari@example.org.evil.example"),
             postfix("<4711@shop.example>", KARI),
             postfix("<certjob-reminder-999999-0123abcd@example.org>", KARI),
@@ -101,7 +101,7 @@ def test_other_reports_change_nothing(nights: Nights, sent: str) -> None:
             postfix("<certjob-reminder-9999999999999999999-0123abcd@example.org>", KARI),
             postfix("<certjob-digest-999999-1-0123abcd@example.org>", KARI),
         ],
-        Verdict.UNREADABLE: [
+        Reading.UNREADABLE: [
             f"Subject: Undeliverable\r\n\r\n{sent} to {KARI} failed".encode(),
             good.replace(b"message/delivery-status", b"text/plain"),
             good.replace(b"Final-Recipient", b"Recipient"),

@@ -9,6 +9,7 @@ from certjob import database
 from certjob.database import statements
 from certjob.errors import PermanentPortalError
 from certjob.jobs import runs
+from certjob.mail import steps
 from certjob.mail.digests import QueuedDigest
 from certjob.reports.alerts import read_alerts
 from tests.mail.channels import digest_mail
@@ -195,7 +196,7 @@ def test_digest_sent_with_a_wrong_clock_hides_nothing(desk: Nights) -> None:
 
 
 def claim(desk: Nights) -> QueuedDigest:
-    claimed, _ = digest_mail(desk.connection).claim()
+    claimed, _ = steps.claim(digest_mail(desk.connection))
     assert claimed is not None
     return claimed
 
@@ -211,7 +212,7 @@ def test_claimed_digest_belongs_to_its_claim(desk: Nights) -> None:
     desk.expire_leases()
     claim(desk)
 
-    assert digest_mail(desk.connection).draft(first) is None
+    assert steps.prepare(digest_mail(desk.connection), first) is None
 
 
 def test_coordinator_who_was_deleted_after_the_claim_gets_no_digest(desk: Nights) -> None:
@@ -221,7 +222,7 @@ def test_coordinator_who_was_deleted_after_the_claim_gets_no_digest(desk: Nights
     claimed = claim(desk)
     desk.execute("DELETE FROM coordinators")
 
-    assert digest_mail(desk.connection).draft(claimed) is None
+    assert steps.prepare(digest_mail(desk.connection), claimed) is None
 
 
 def test_refused_digest_is_an_alert_until_the_next_day(desk: Nights) -> None:
@@ -273,7 +274,7 @@ def test_death_of_a_process_loses_no_news_and_marks_repeats(
     with database.connect(database_url) as doomed, monkeypatch.context() as patch:
         patch.setattr(statements, "query", die)
         with pytest.raises(ProcessDiedError):
-            desk.stage(queue=digest_mail(doomed))
+            desk.stage(mails=digest_mail(doomed))
     desk.expire_leases()
     desk.night(1)
 

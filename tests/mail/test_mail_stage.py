@@ -10,6 +10,7 @@ import pytest
 from certjob import database
 from certjob.database import Connection
 from certjob.errors import ChannelDownError, StoppedBySignalError
+from certjob.mail import steps
 from certjob.mail.message import OutgoingMessage
 from certjob.mail.reminder_mail import ReminderMail
 from certjob.mail.stage import MailCounts
@@ -85,7 +86,7 @@ def test_outcome_is_stored_although_the_session_ended(
         lost.url = database_url if url_is_valid else "postgresql://user@example.org:none/"
 
     with database.connect(database_url) as lost, pytest.raises(psycopg.OperationalError):
-        nights.stage(queue=reminder_mail(lost), on_send=end_the_session)
+        nights.stage(mails=reminder_mail(lost), on_send=end_the_session)
 
     assert log(nights, "status")[0] == ("sent" if url_is_valid else "pending",)
     assert log(nights, "status, attempts")[1] == ("pending", 0)
@@ -217,7 +218,7 @@ def test_outcome_of_a_lost_lease_changes_nothing(nights: Nights, other: Connecti
 
     def take_over(_message: OutgoingMessage) -> Exception | None:
         expire_leases(Facts(other), "cert_notification_log")
-        reminder_mail(other).claim()
+        steps.claim(reminder_mail(other))
         return outcome
 
     nights.stage(on_send=take_over)

@@ -7,6 +7,7 @@ import psycopg
 import pytest
 
 from certjob.errors import RecipientDeferredError
+from certjob.mail import steps
 from certjob.mail.message import OutgoingMessage
 from certjob.mail.reminder_mail import QueuedReminder
 from certjob.mail.stage import MailCounts
@@ -29,7 +30,7 @@ def kari(nights: Nights) -> UUID:
 
 
 def claim(nights: Nights) -> QueuedReminder:
-    reminder, _ = reminder_mail(nights.connection).claim()
+    reminder, _ = steps.claim(reminder_mail(nights.connection))
     assert reminder is not None
     return reminder
 
@@ -170,7 +171,7 @@ def test_urgent_reminder_leaves_a_claimed_one_to_its_claim(nights: Nights) -> No
     nights.expire_leases()
     review(nights, 19)
 
-    assert reminder_mail(nights.connection).settle(claimed, Settlement(status="sent")) is Answer.LOST
+    assert steps.settle(reminder_mail(nights.connection), claimed, Settlement(status="sent")) is Answer.LOST
     assert log(nights) == [(30, "superseded"), (14, "superseded"), (7, "pending")]
 
 
@@ -183,12 +184,12 @@ def test_claim_is_lost_if_the_date_is_changed(nights: Nights) -> None:
 
     move(nights, 26)
     review(nights)
-    assert mail.settle(first, sent) is Answer.LOST
+    assert steps.settle(mail, first, sent) is Answer.LOST
 
     move(nights, 25)
     review(nights)
     second = claim(nights)
-    assert (second.maybe_sent, mail.settle(second, sent)) == (True, Answer.SETTLED)
+    assert (second.maybe_sent, steps.settle(mail, second, sent)) == (True, Answer.SETTLED)
 
 
 @pytest.mark.usefixtures("kari")

@@ -2,7 +2,7 @@
 
 ``tests.support.command_line.started`` takes them as named arguments:
 
-* ``freeze_before`` and ``freeze_after``: stop the process with SIGSTOP when it first calls this method;
+* ``freeze_before`` and ``freeze_after``: stop the process with SIGSTOP when it first calls this method or function;
 * ``portal_lease``, ``call`` and ``round``, and ``mail_lease`` and ``message``: seconds of a lease and of the calls that
   must fit into it; a message is sent in two halves;
 * ``attempts`` and ``at_once``: calls of a push, and pushes at the same time;
@@ -69,8 +69,11 @@ def _set_everywhere(name: str, value: object) -> None:
 
 def _plant_freeze(name: str, *, before: bool) -> None:
     module, _, path = name.partition(":")
-    owner = getattr(import_module(module), path.split(".")[0])
-    original, calls = getattr(owner, path.split(".")[1]), itertools.count()
+    *owners, function = path.split(".")
+    owner: Any = import_module(module)
+    for each in owners:
+        owner = getattr(owner, each)
+    original, calls = getattr(owner, function), itertools.count()
 
     def freeze_once(*arguments: Any, **named: Any) -> Any:
         is_first = next(calls) == 0
@@ -81,7 +84,7 @@ def _plant_freeze(name: str, *, before: bool) -> None:
             _freeze()
         return result
 
-    setattr(owner, path.split(".")[1], freeze_once)
+    setattr(owner, function, freeze_once)
 
 
 def _freeze() -> None:

@@ -3,7 +3,7 @@
 SELECT mentor_id, threshold_days, expires_on FROM cert_notification_log WHERE id = %(id)s
 
 -- name: bounce_reminder
--- Only a reminder that was sent or may have been sent. hold_reminders has locked the mentor: an earlier correction of the
+-- Only a reminder that was sent or may have been sent. lock_reminded_mentor has locked the mentor: an earlier correction of the
 -- address makes the report outdated, and a later one reopens the failed row. If the report comes before the settle, the
 -- claim is lost.
 UPDATE cert_notification_log AS l

@@ -19,7 +19,7 @@ SET claim_token = %(token)s,
 WHERE d.id = ANY (%(ids)s::bigint[])
 RETURNING d.id, d.attempts, d.claim_token, d.maybe_sent
 
--- name: hold_digests
+-- name: lock_digest_and_coordinator
 -- The lock on the coordinator delays a correction of the address; the lock on the row delays a run that queues it again.
 SELECT btrim(c.email)
 FROM coordinator_digests AS d

@@ -34,7 +34,7 @@ SET claim_token = %(token)s,
 WHERE l.id = ANY (%(ids)b::bigint[])
 RETURNING l.id, l.mentor_id, l.threshold_days, l.expires_on, l.attempts, l.claim_token, l.maybe_sent
 
--- name: hold_reminders
+-- name: lock_reminded_mentor
 -- The lock delays reviews and changes of the mentor. Another process may hold it to write another reminder.
 SELECT coalesce(btrim(m.email), '')
 FROM mentors AS m

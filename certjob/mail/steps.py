@@ -1,0 +1,141 @@
+"""The steps of one mail: claimed, written from the current facts, settled. Each function commits before it returns.
+
+``Mails`` is what differs between reminders and digests.
+"""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from datetime import date
+from functools import partial
+from typing import Protocol, TypeVar
+
+import psycopg
+
+from certjob import database
+from certjob.database import Connection, persist
+from certjob.domain.addresses import parse_address
+from certjob.errors import Cause, CertjobError, NotifyError
+from certjob.mail.message import OutgoingMessage
+from certjob.outbox.claims import RELEASED, Answer, Item, Lease, Outbox, Settlement
+
+LEASE_SECONDS = 900.0
+"""Of a claimed mail. No channel takes longer for one attempt."""
+LOCK_TIMEOUT_MS = 500
+"""Maximum wait for the lock on a recipient. Another process may be writing another mail to the same person."""
+LOCKED_DELAY_SECONDS = 60.0
+"""Delay of a mail after another session has locked the recipient, perhaps to change the facts."""
+
+Facts = TypeVar("Facts")
+
+
+class Mails(Protocol[Item, Facts]):
+    """Reminders or digests: their statements, their facts and their text."""
+
+    connection: Connection
+    today: date
+    outbox: Outbox[Item]
+    lock_due_statement: str
+    lock_recipient_statement: str
+    reopen_refused_statement: str
+
+    def read(self, item: Item) -> Facts | str | None:
+        """Read the facts while the recipient is locked, and return them, or the reason to cancel the mail.
+
+        Returns None if the row was deleted or another process has claimed it.
+        """
+
+    def write(self, facts: Facts) -> OutgoingMessage:
+        """Return the mail. No lock is held, because templates can be slow."""
+
+
+def claim(mails: Mails[Item, Facts]) -> tuple[Item | None, Lease]:
+    """Claim one due row, untried rows first, then the oldest. Rows that a later day's run has queued are left out.
+
+    A lease covers only one message, because two runs share the work.
+    """
+    items, lease = mails.outbox.claim(mails.lock_due_statement, {"today": mails.today})
+    return (items[0] if items else None), lease
+
+
+def prepare(mails: Mails[Item, Facts], item: Item) -> OutgoingMessage | Settlement | None:
+    """Return the mail. If it must not be sent, settle the row and return the settlement.
+
+    Returns None if another session has locked the recipient, or if the row was deleted or claimed again. The recipient
+    is locked while the facts are read. A review or a correction is committed before that, or sees the outcome.
+    """
+    try:
+        with database.transaction(mails.connection, lock_timeout_ms=LOCK_TIMEOUT_MS):
+            address = _lock_recipient(mails, item)
+            facts = mails.read(item) if address is not None else None
+            if address is None or facts is None:
+                return None
+            unsent = _cancelled(facts) if isinstance(facts, str) else _unsendable(address)
+            if unsent is not None:
+                return unsent if mails.outbox.store(item, unsent) is Answer.SETTLED else None
+    except database.CONTENTION:
+        settle(mails, item, replace(RELEASED, delay_seconds=LOCKED_DELAY_SECONDS))
+        return None
+    assert not isinstance(facts, str)  # noqa: S101 - a cancelled mail is settled above
+    return mails.write(facts)
+
+
+def settle(mails: Mails[Item, Facts], item: Item, settlement: Settlement) -> Answer:
+    """Store the outcome of a mail, with retries, and return SETTLED or LOST.
+
+    If the connection to the database is lost, store it over a new one and then raise the error.
+    """
+    try:
+        return mails.outbox.settle(item, settlement)
+    except psycopg.Error as error:
+        if database.is_lost(error):
+            with suppress(CertjobError), database.connect_again(mails.connection) as fresh:
+                replace(mails.outbox, connection=fresh).settle(item, settlement)
+        raise
+
+
+def refuse(mails: Mails[Item, Facts], item: Item, error: NotifyError, *, address: str) -> Answer:
+    """Mark a refused row as failed if the recipient still has this address, and return SETTLED or LOST.
+
+    Otherwise the row is pending again and the answer is RAISED: the address was corrected, or another session has
+    locked the recipient, perhaps to correct it.
+    """
+    refused = Settlement(status="failed", error=str(error), code=error.code)
+    try:
+        with database.transaction(mails.connection, lock_timeout_ms=LOCK_TIMEOUT_MS):
+            if _lock_recipient(mails, item) == address:
+                return mails.outbox.store(item, refused)
+            answer = mails.outbox.store(item, replace(refused, status="pending", count_attempt=False))
+    except database.CONTENTION:
+        later = replace(refused, status="pending", delay_seconds=LOCKED_DELAY_SECONDS)
+        answer = mails.outbox.settle(item, later)
+    return Answer.RAISED if answer is Answer.SETTLED else answer
+
+
+def reopen_refused(mails: Mails[Item, Facts], items: Sequence[Item], *, delay_seconds: float) -> None:
+    """Make refused rows pending again, each in its own transaction."""
+    for item in items:
+        row = {"id": item.id, "delay_seconds": delay_seconds}
+        persist(mails.connection, partial(database.execute, mails.connection, mails.reopen_refused_statement, row))
+
+
+def _lock_recipient(mails: Mails[Item, Facts], item: Item) -> str | None:
+    """Return the recipient's address, "" without one, or None if the row was deleted."""
+    address: str | None = database.fetch_value(mails.connection, mails.lock_recipient_statement, {"id": item.id})
+    return address
+
+
+def _cancelled(reason: str) -> Settlement:
+    return Settlement(status="cancelled", error=reason, count_attempt=False)
+
+
+def _unsendable(address: str) -> Settlement | None:
+    """Return the settlement of a mail to a missing or invalid address, otherwise None."""
+    try:
+        parse_address(address)
+    except ValueError as error:
+        problem, code = f"the e-mail address {error}; correct it", Cause.WRONG_ADDRESS
+        if not address:
+            problem, code = "no address", Cause.NO_ADDRESS
+        return Settlement(status="failed", error=problem, code=code, count_attempt=False)
+    return None
