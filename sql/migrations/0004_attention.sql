@@ -50,95 +50,137 @@ LEFT JOIN certjob.dynamics_sync_failures AS f ON f.mentor_id = e.mentor_id AND f
 CROSS JOIN LATERAL (SELECT e.claim_token IS NOT NULL AND e.next_attempt_at > now() AS is_live) AS claim
 WHERE e.status IN ('pending', 'blocked');
 
--- Alerts that a coordinator can act on, also acknowledged ones and those past their last day (`until`). Rows of
--- held_reviews and review_problems count only while a mentor is due, because two overlapping runs can leave old rows.
--- LIMIT 1 and OFFSET 0 make the planner look up mentors by index; it has no statistics for such small tables.
+-- One view for each kind of alert; `Kind` in certjob/domain/alerts.py lists the kinds. Their columns:
+--   subject  the last part of the alert's id; null: the member number
+--   until    the last day on which it is an alert; null: none
+--   action   what to do if the cause alone does not say it
+-- Rows of held_reviews and review_problems count only while a mentor is due, because two overlapping runs can leave old
+-- rows. LIMIT 1 and OFFSET 0 make the planner look up mentors by index; it has no statistics for such small tables.
+CREATE VIEW certjob_private.held_alerts WITH (security_invoker = true) AS
+SELECT 'held' AS kind, h.organisation_id, NULL::uuid AS mentor_id, h.what AS subject, NULL::bigint AS row_id, h.since,
+    NULL::date AS until, 'Too many changes at once, held until someone decides' AS sentence, h.what AS cause,
+    'check_data' AS action, h.reason AS error, 'stopped' AS state, NULL::timestamptz AS next_attempt_at,
+    NULL::timestamptz AS last_failed_at, NULL::integer AS calls, h.allow AS number, NULL::date AS day
+FROM certjob.held_reviews AS h
+LEFT JOIN LATERAL (
+    SELECT m.id FROM certjob.mentors AS m
+    WHERE m.organisation_id = h.organisation_id AND m.review_on <= h.as_of
+    ORDER BY m.review_on, m.id LIMIT 1
+) AS due ON true
+WHERE h.what = 'portal' OR due.id IS NOT NULL;
+
+CREATE VIEW certjob_private.never_reviewed_alerts WITH (security_invoker = true) AS
+SELECT 'never_reviewed' AS kind, m.organisation_id, p.mentor_id, NULL::text AS subject, NULL::bigint AS row_id, p.since,
+    NULL::date AS until, 'Not reviewed — mentor may still be visible on portal' AS sentence, 'not_reviewed' AS cause,
+    'tell_operator' AS action, p.reason AS error, 'waiting' AS state, NULL::timestamptz AS next_attempt_at,
+    NULL::timestamptz AS last_failed_at, NULL::integer AS calls, NULL::integer AS number, NULL::date AS day
+FROM certjob.review_problems AS p
+CROSS JOIN LATERAL (
+    SELECT o.organisation_id FROM certjob.mentors AS o WHERE o.id = p.mentor_id AND o.review_on <= p.as_of OFFSET 0
+) AS m;
+
+-- The kinds may_be_visible and may_be_hidden.
+CREATE VIEW certjob_private.push_alerts WITH (security_invoker = true) AS
+SELECT CASE WHEN p.visible THEN 'may_be_hidden' ELSE 'may_be_visible' END AS kind, p.organisation_id, p.mentor_id,
+    NULL::text AS subject, p.event_id AS row_id, p.since, NULL::date AS until,
+    CASE WHEN p.visible THEN 'Dynamics sync pending — mentor may still be hidden on portal'
+        ELSE 'Dynamics sync pending — mentor may still be visible on portal' END AS sentence,
+    p.cause, 'tell_operator' AS action, p.error,
+    CASE WHEN p.is_claimed THEN 'being_sent' WHEN p.status = 'blocked' THEN 'stopped' ELSE 'waiting' END AS state,
+    p.next_attempt_at, p.last_failed_at, p.calls, NULL::integer AS number, NULL::date AS day
+FROM certjob.open_pushes AS p
+WHERE p.is_alert;
+
+-- The kind may_be_visible again: a hide was withdrawn because the mentor's organisation has no portal now. Someone must
+-- hide the mentor manually, unless there is a later push or the pause has ended.
+CREATE VIEW certjob_private.withdrawn_hide_alerts WITH (security_invoker = true) AS
+SELECT 'may_be_visible' AS kind, m.organisation_id, e.mentor_id, NULL::text AS subject, e.id AS row_id,
+    e.wanted_at AS since, NULL::date AS until,
+    'Dynamics sync pending — mentor may still be visible on portal' AS sentence, 'hide_by_hand' AS cause,
+    'tell_operator' AS action, e.last_error AS error, 'stopped' AS state, NULL::timestamptz AS next_attempt_at,
+    NULL::timestamptz AS last_failed_at, NULL::integer AS calls, NULL::integer AS number, NULL::date AS day
+FROM certjob.portal_sync_events AS e
+CROSS JOIN LATERAL (
+    SELECT o.organisation_id FROM certjob.mentors AS o
+    WHERE o.id = e.mentor_id AND (o.left_at IS NOT NULL OR o.certified_until < current_date
+        OR EXISTS (SELECT FROM certjob.mentor_pauses AS p WHERE p.mentor_id = o.id AND p.lifted_at IS NULL))
+    OFFSET 0
+) AS m
+WHERE e.status = 'withdrawn' AND NOT e.visible
+    AND NOT EXISTS (
+        SELECT FROM certjob.portal_sync_events AS later WHERE later.mentor_id = e.mentor_id AND later.id > e.id
+    );
+
+-- A failed reminder is an alert for 14 days from its threshold, or from queueing if that is later, as after an import.
+CREATE VIEW certjob_private.failed_reminder_alerts WITH (security_invoker = true) AS
+SELECT 'failed_reminders' AS kind, m.organisation_id, l.mentor_id, NULL::text AS subject, l.id AS row_id,
+    l.next_attempt_at AS since, greatest(l.expires_on - l.threshold_days, l.queued_at::date) + 14 AS until,
+    'Reminder not delivered' AS sentence, l.failure_code AS cause, 'tell_operator' AS action, l.last_error AS error,
+    'stopped' AS state, NULL::timestamptz AS next_attempt_at, NULL::timestamptz AS last_failed_at,
+    NULL::integer AS calls, NULL::integer AS number, l.expires_on AS day
+FROM certjob.cert_notification_log AS l
+CROSS JOIN LATERAL (SELECT o.organisation_id FROM certjob.mentors AS o WHERE o.id = l.mentor_id OFFSET 0) AS m
+WHERE l.status = 'failed';
+
+-- The kind waiting_reminders, or failed_reminders if the mail server deferred the reminder for a day. It is retried until
+-- it is outdated. Greylisting ends within a day, a full mailbox may not.
+CREATE VIEW certjob_private.waiting_reminder_alerts WITH (security_invoker = true) AS
+SELECT CASE WHEN deferred.for_a_day THEN 'failed_reminders' ELSE 'waiting_reminders' END AS kind, m.organisation_id,
+    l.mentor_id, NULL::text AS subject, l.id AS row_id,
+    least(greatest(l.deferred_since, l.queued_at) + interval '1 day', now()) AS since, NULL::date AS until,
+    CASE WHEN deferred.for_a_day THEN 'Reminder not delivered' ELSE 'Reminder has waited for more than a day' END
+        AS sentence,
+    coalesce(l.failure_code, 'mail_stopped') AS cause, 'tell_operator' AS action, l.last_error AS error,
+    CASE WHEN l.claim_token IS NOT NULL AND l.next_attempt_at > now() THEN 'being_sent' ELSE 'waiting' END AS state,
+    l.next_attempt_at, NULL::timestamptz AS last_failed_at, NULL::integer AS calls, NULL::integer AS number,
+    l.expires_on AS day
+FROM certjob.cert_notification_log AS l
+CROSS JOIN LATERAL (SELECT o.organisation_id FROM certjob.mentors AS o WHERE o.id = l.mentor_id OFFSET 0) AS m
+CROSS JOIN LATERAL (SELECT l.deferred_since >= l.queued_at AS for_a_day) AS deferred
+WHERE l.status = 'pending'
+    -- A delay of more than 25 hours was written by a wrong clock.
+    AND (greatest(l.deferred_since, l.queued_at) < now() - interval '1 day'
+        OR l.next_attempt_at > now() + interval '25 hours');
+
+-- Alerts that a coordinator can act on, also acknowledged ones and those past their last day (`until`).
 CREATE VIEW certjob.all_alerts WITH (security_invoker = true) AS
-SELECT o.slug || ':' || a.kind || ':' || coalesce(m.member_no, a.cause) AS alert_id, a.kind, a.organisation_id,
+SELECT o.slug || ':' || a.kind || ':' || coalesce(a.subject, m.member_no) AS alert_id, a.kind, a.organisation_id,
     o.slug AS organisation, a.mentor_id, m.member_no, coalesce(m.full_name, m.member_no) AS full_name, a.row_id,
-    a.since, a.until,
-    CASE a.kind
-        WHEN 'may_be_visible' THEN 'Dynamics sync pending — mentor may still be visible on portal'
-        WHEN 'may_be_hidden' THEN 'Dynamics sync pending — mentor may still be hidden on portal'
-        WHEN 'held' THEN 'Too many changes at once, held until someone decides'
-        WHEN 'never_reviewed' THEN 'Not reviewed — mentor may still be visible on portal'
-        WHEN 'failed_reminders' THEN 'Reminder not delivered'
-        WHEN 'waiting_reminders' THEN 'Reminder has waited for more than a day'
-    END AS sentence,
-    a.cause,
+    a.since, a.until, a.sentence, a.cause,
     CASE
         WHEN a.cause IN ('portal_down', 'queued', 'mail_delayed') THEN 'wait'
         WHEN a.cause IN ('no_contact_id', 'contact_not_found') THEN 'correct_contact_id'
         WHEN a.cause = 'change_refused' THEN 'check_contact'
         WHEN a.cause = 'hide_by_hand' THEN 'hide_by_hand'
         WHEN a.cause IN ('no_address', 'wrong_address') THEN 'correct_address'
-        WHEN a.kind = 'held' THEN 'check_data'
-        ELSE 'tell_operator'
+        ELSE a.action
     END AS action,
     a.error, a.state, a.next_attempt_at, a.last_failed_at, a.calls, a.number, a.day, m.visible_until
 FROM (
-    SELECT 'held', h.organisation_id, NULL::uuid, NULL::bigint, h.since, NULL::date, h.what, h.reason, 'stopped',
-        NULL::timestamptz, NULL::timestamptz, NULL::integer, h.allow, NULL::date
-    FROM certjob.held_reviews AS h
-    LEFT JOIN LATERAL (
-        SELECT m.id FROM certjob.mentors AS m
-        WHERE m.organisation_id = h.organisation_id AND m.review_on <= h.as_of
-        ORDER BY m.review_on, m.id LIMIT 1
-    ) AS due ON true
-    WHERE h.what = 'portal' OR due.id IS NOT NULL
+    SELECT kind, organisation_id, mentor_id, subject, row_id, since, until, sentence, cause, action, error, state,
+        next_attempt_at, last_failed_at, calls, number, day
+    FROM certjob_private.held_alerts
     UNION ALL
-    SELECT 'never_reviewed', m.organisation_id, p.mentor_id, NULL, p.since, NULL, 'not_reviewed', p.reason, 'waiting',
-        NULL, NULL, NULL, NULL, NULL
-    FROM certjob.review_problems AS p
-    CROSS JOIN LATERAL (
-        SELECT o.organisation_id FROM certjob.mentors AS o WHERE o.id = p.mentor_id AND o.review_on <= p.as_of OFFSET 0
-    ) AS m
+    SELECT kind, organisation_id, mentor_id, subject, row_id, since, until, sentence, cause, action, error, state,
+        next_attempt_at, last_failed_at, calls, number, day
+    FROM certjob_private.never_reviewed_alerts
     UNION ALL
-    SELECT CASE WHEN p.visible THEN 'may_be_hidden' ELSE 'may_be_visible' END, p.organisation_id, p.mentor_id,
-        p.event_id, p.since, NULL, p.cause, p.error,
-        CASE WHEN p.is_claimed THEN 'being_sent' WHEN p.status = 'blocked' THEN 'stopped' ELSE 'waiting' END,
-        p.next_attempt_at, p.last_failed_at, p.calls, NULL, NULL
-    FROM certjob.open_pushes AS p
-    WHERE p.is_alert
+    SELECT kind, organisation_id, mentor_id, subject, row_id, since, until, sentence, cause, action, error, state,
+        next_attempt_at, last_failed_at, calls, number, day
+    FROM certjob_private.push_alerts
     UNION ALL
-    -- A hide was withdrawn because the mentor's organisation has no portal now. Someone must hide the mentor manually,
-    -- unless there is a later push or the pause has ended.
-    SELECT 'may_be_visible', m.organisation_id, e.mentor_id, e.id, e.wanted_at, NULL, 'hide_by_hand', e.last_error,
-        'stopped', NULL, NULL, NULL, NULL, NULL
-    FROM certjob.portal_sync_events AS e
-    CROSS JOIN LATERAL (
-        SELECT o.organisation_id FROM certjob.mentors AS o
-        WHERE o.id = e.mentor_id AND (o.left_at IS NOT NULL OR o.certified_until < current_date
-            OR EXISTS (SELECT FROM certjob.mentor_pauses AS p WHERE p.mentor_id = o.id AND p.lifted_at IS NULL))
-        OFFSET 0
-    ) AS m
-    WHERE e.status = 'withdrawn' AND NOT e.visible
-        AND NOT EXISTS (
-            SELECT FROM certjob.portal_sync_events AS later WHERE later.mentor_id = e.mentor_id AND later.id > e.id
-        )
+    SELECT kind, organisation_id, mentor_id, subject, row_id, since, until, sentence, cause, action, error, state,
+        next_attempt_at, last_failed_at, calls, number, day
+    FROM certjob_private.withdrawn_hide_alerts
     UNION ALL
-    -- The days count from the threshold, or from queueing if that is later, as after an import.
-    SELECT 'failed_reminders', m.organisation_id, l.mentor_id, l.id, l.next_attempt_at,
-        greatest(l.expires_on - l.threshold_days, l.queued_at::date) + 14, l.failure_code, l.last_error, 'stopped',
-        NULL, NULL, NULL, NULL, l.expires_on
-    FROM certjob.cert_notification_log AS l
-    CROSS JOIN LATERAL (SELECT o.organisation_id FROM certjob.mentors AS o WHERE o.id = l.mentor_id OFFSET 0) AS m
-    WHERE l.status = 'failed'
+    SELECT kind, organisation_id, mentor_id, subject, row_id, since, until, sentence, cause, action, error, state,
+        next_attempt_at, last_failed_at, calls, number, day
+    FROM certjob_private.failed_reminder_alerts
     UNION ALL
-    -- A deferred reminder is retried until it is outdated. Greylisting ends within a day, a full mailbox may not.
-    SELECT CASE WHEN l.deferred_since >= l.queued_at THEN 'failed_reminders' ELSE 'waiting_reminders' END,
-        m.organisation_id, l.mentor_id, l.id, least(greatest(l.deferred_since, l.queued_at) + interval '1 day', now()),
-        NULL, coalesce(l.failure_code, 'mail_stopped'), l.last_error,
-        CASE WHEN l.claim_token IS NOT NULL AND l.next_attempt_at > now() THEN 'being_sent' ELSE 'waiting' END,
-        l.next_attempt_at, NULL, NULL, NULL, l.expires_on
-    FROM certjob.cert_notification_log AS l
-    CROSS JOIN LATERAL (SELECT o.organisation_id FROM certjob.mentors AS o WHERE o.id = l.mentor_id OFFSET 0) AS m
-    WHERE l.status = 'pending'
-        -- A delay of more than 25 hours was written by a wrong clock.
-        AND (greatest(l.deferred_since, l.queued_at) < now() - interval '1 day'
-            OR l.next_attempt_at > now() + interval '25 hours')
-) AS a (kind, organisation_id, mentor_id, row_id, since, until, cause, error, state, next_attempt_at, last_failed_at,
-    calls, number, day)
+    SELECT kind, organisation_id, mentor_id, subject, row_id, since, until, sentence, cause, action, error, state,
+        next_attempt_at, last_failed_at, calls, number, day
+    FROM certjob_private.waiting_reminder_alerts
+) AS a
 JOIN certjob.organisations AS o ON o.id = a.organisation_id
 LEFT JOIN LATERAL (
     SELECT n.member_no, n.full_name,
@@ -170,6 +212,86 @@ LEFT JOIN certjob.acknowledgements AS k ON k.alert_id = a.alert_id
 WHERE (a.until IS NULL OR a.until >= current_date) AND (k.alert_id IS NULL OR k.ended_at IS NOT NULL
     OR k.until < current_date OR k.cause <> a.cause OR k.number IS DISTINCT FROM a.number);
 
+-- The kinds that only an operator can act on. `name` is the person if that is not a mentor.
+CREATE FUNCTION certjob_private.no_full_run_alert(today date) RETURNS TABLE (
+    kind text, organisation_id uuid, mentor_id uuid, subject text, name text, row_id bigint, since timestamptz,
+    sentence text, cause text, error text, number integer, day date
+)
+LANGUAGE sql STABLE AS $$
+    SELECT 'no_full_run', NULL::uuid, NULL::uuid, coalesce(last_run.as_of::text, 'never'), NULL, NULL::bigint,
+        coalesce(last_run.finished_at, first_run.finished_at) + interval '26 hours', 'No full run', 'not_run',
+        coalesce('No full run since ' || to_char(last_run.as_of, 'FMDD FMMonth YYYY'), 'No full run has finished')
+            || CASE ended.number
+                WHEN 0 THEN ''
+                WHEN 1 THEN '; 1 certificate has ended since, and that mentor may still be visible'
+                ELSE format('; %s certificates have ended since, and those mentors may still be visible', ended.number)
+            END,
+        ended.number, last_run.as_of
+    FROM (SELECT min(r.finished_at) AS finished_at FROM certjob.job_runs AS r) AS first_run
+    LEFT JOIN LATERAL (
+        SELECT r.as_of, r.finished_at FROM certjob.job_runs AS r
+        WHERE r.command = 'run' AND r.organisation IS NULL AND r.outcome IN ('ok', 'attention')
+            AND r.finished_at <= now() + interval '1 minute'  -- a later one was recorded by a wrong clock
+        ORDER BY r.finished_at DESC LIMIT 1
+    ) AS last_run ON true
+    CROSS JOIN LATERAL (
+        SELECT count(*)::integer AS number
+        FROM certjob.certificates AS c JOIN certjob.mentors AS m ON m.id = c.mentor_id
+        JOIN certjob.organisations AS o ON o.id = m.organisation_id
+        WHERE c.expires_on >= last_run.as_of AND c.expires_on < today AND c.revoked_at IS NULL
+            AND c.status IN ('valid', 'expiring') AND m.left_at IS NULL AND o.portal IS NOT NULL
+    ) AS ended
+    WHERE coalesce(last_run.finished_at, first_run.finished_at) < now() - interval '26 hours' AND NOT EXISTS (
+        SELECT FROM certjob.job_runs AS r  -- a full run that is at work
+        WHERE r.command = 'run' AND r.organisation IS NULL AND r.as_of = today AND r.finished_at IS NULL
+            AND r.last_seen_at > now() - interval '15 minutes');
+$$;
+
+-- The contact may belong to a mentor of an organisation without a portal.
+CREATE VIEW certjob_private.unknown_contact_alerts WITH (security_invoker = true) AS
+SELECT 'unknown_contacts' AS kind, NULL::uuid AS organisation_id, m.id AS mentor_id, u.contact_id::text AS subject,
+    NULL::text AS name, NULL::bigint AS row_id, u.first_seen_at AS since,
+    'Contact of no mentor is visible on portal' AS sentence, 'unknown_contact' AS cause, NULL::text AS error,
+    NULL::integer AS number, NULL::date AS day
+FROM certjob.portal_unknown_contacts AS u
+LEFT JOIN certjob.mentors AS m ON m.dynamics_contact_id = u.contact_id
+WHERE u.gone_at IS NULL;
+
+CREATE VIEW certjob_private.portal_not_read_alerts WITH (security_invoker = true) AS
+SELECT 'portal_not_read' AS kind, NULL::uuid AS organisation_id, NULL::uuid AS mentor_id,
+    coalesce(last_reading.at::date::text, 'never') AS subject, NULL::text AS name, NULL::bigint AS row_id,
+    coalesce(last_reading.at, first_push.at) + interval '3 days' AS since, 'Portal not read for three days' AS sentence,
+    CASE WHEN last_try.stop IS NULL THEN 'not_read' ELSE 'reading_failed' END AS cause,
+    coalesce('The portal was last read on ' || to_char(last_reading.at, 'FMDD FMMonth YYYY'),
+        'The portal has never been read') || coalesce('; `certjob reconcile` stopped: ' || last_try.stop, '') AS error,
+    NULL::integer AS number, last_reading.at::date AS day
+FROM (SELECT max(r.read_at) AS at FROM certjob.portal_last_reading AS r) AS last_reading
+LEFT JOIN LATERAL (
+    SELECT r.counts ->> 'portal_stop' AS stop FROM certjob.job_runs AS r
+    WHERE r.command = 'reconcile' AND r.finished_at > now() - interval '26 hours'
+    ORDER BY r.finished_at DESC LIMIT 1
+) AS last_try ON true
+CROSS JOIN LATERAL (
+    SELECT min(e.delivered_at) AS at FROM certjob.portal_sync_events AS e
+    WHERE last_reading.at IS NULL AND e.status = 'delivered'
+) AS first_push
+WHERE coalesce(last_reading.at, first_push.at) < now() - interval '3 days'
+    AND EXISTS (SELECT FROM certjob.organisations AS o WHERE o.portal IS NOT NULL);
+
+-- The kinds failed_digests and waiting_digests.
+CREATE VIEW certjob_private.digest_alerts WITH (security_invoker = true) AS
+SELECT CASE d.status WHEN 'failed' THEN 'failed_digests' ELSE 'waiting_digests' END AS kind, c.organisation_id,
+    NULL::uuid AS mentor_id, d.digest_on::text AS subject, coalesce(c.full_name, c.email) AS name, d.id AS row_id,
+    CASE d.status WHEN 'failed' THEN d.next_attempt_at ELSE least(d.queued_at + interval '1 day', now()) END AS since,
+    CASE d.status WHEN 'failed' THEN 'Digest not delivered' ELSE 'Digest has waited for more than a day' END
+        AS sentence,
+    coalesce(d.failure_code, 'mail_stopped') AS cause, d.last_error AS error, NULL::integer AS number,
+    d.digest_on AS day
+FROM certjob.coordinator_digests AS d
+JOIN certjob.coordinators AS c ON c.id = d.coordinator_id
+WHERE d.status = 'failed' OR (d.status = 'pending'
+    AND (d.queued_at < now() - interval '1 day' OR d.next_attempt_at > now() + interval '25 hours'));
+
 -- All alerts of a day: those of the view, and those that only an operator can act on.
 --   number  also the number of certificates that have ended since the last full run
 --   day     also the day of the digest, of the last full run, or of the last reading of the portal
@@ -180,75 +302,18 @@ CREATE FUNCTION certjob.current_alerts(today date) RETURNS TABLE (
     acknowledged_until date, acknowledged_because text
 )
 LANGUAGE sql STABLE AS $$
-    WITH operator_alerts (kind, day, what, organisation_id, organisation, mentor_id, member_no, full_name, row_id,
-        since, sentence, cause, error, number) AS (
-        SELECT 'no_full_run', last_run.as_of, coalesce(last_run.as_of::text, 'never'), NULL::uuid, NULL, NULL::uuid,
-            NULL, NULL, NULL::bigint, coalesce(last_run.finished_at, first_run.finished_at) + interval '26 hours',
-            'No full run', 'not_run',
-            coalesce('No full run since ' || to_char(last_run.as_of, 'FMDD FMMonth YYYY'), 'No full run has finished')
-                || CASE ended.number
-                    WHEN 0 THEN ''
-                    WHEN 1 THEN '; 1 certificate has ended since, and that mentor may still be visible'
-                    ELSE format('; %s certificates have ended since, and those mentors may still be visible', number)
-                END,
-            ended.number
-        FROM (SELECT min(r.finished_at) AS finished_at FROM certjob.job_runs AS r) AS first_run
-        LEFT JOIN LATERAL (
-            SELECT r.as_of, r.finished_at FROM certjob.job_runs AS r
-            WHERE r.command = 'run' AND r.organisation IS NULL AND r.outcome IN ('ok', 'attention')
-                AND r.finished_at <= now() + interval '1 minute'  -- a later one was recorded by a wrong clock
-            ORDER BY r.finished_at DESC LIMIT 1
-        ) AS last_run ON true
-        CROSS JOIN LATERAL (
-            SELECT count(*)::integer AS number
-            FROM certjob.certificates AS c JOIN certjob.mentors AS m ON m.id = c.mentor_id
-            JOIN certjob.organisations AS o ON o.id = m.organisation_id
-            WHERE c.expires_on >= last_run.as_of AND c.expires_on < today AND c.revoked_at IS NULL
-                AND c.status IN ('valid', 'expiring') AND m.left_at IS NULL AND o.portal IS NOT NULL
-        ) AS ended
-        WHERE coalesce(last_run.finished_at, first_run.finished_at) < now() - interval '26 hours' AND NOT EXISTS (
-            SELECT FROM certjob.job_runs AS r  -- a full run that is at work
-            WHERE r.command = 'run' AND r.organisation IS NULL AND r.as_of = today AND r.finished_at IS NULL
-                AND r.last_seen_at > now() - interval '15 minutes')
+    WITH operator_alerts AS (
+        SELECT kind, organisation_id, mentor_id, subject, name, row_id, since, sentence, cause, error, number, day
+        FROM certjob_private.no_full_run_alert(today)
         UNION ALL
-        -- The contact may belong to a mentor of an organisation without a portal.
-        SELECT 'unknown_contacts', NULL, u.contact_id::text, NULL, o.slug, m.id, m.member_no,
-            coalesce(m.full_name, m.member_no), NULL, u.first_seen_at, 'Contact of no mentor is visible on portal',
-            'unknown_contact', NULL, NULL
-        FROM certjob.portal_unknown_contacts AS u
-        LEFT JOIN certjob.mentors AS m ON m.dynamics_contact_id = u.contact_id
-        LEFT JOIN certjob.organisations AS o ON o.id = m.organisation_id
-        WHERE u.gone_at IS NULL
+        SELECT kind, organisation_id, mentor_id, subject, name, row_id, since, sentence, cause, error, number, day
+        FROM certjob_private.unknown_contact_alerts
         UNION ALL
-        SELECT 'portal_not_read', last_reading.at::date, coalesce(last_reading.at::date::text, 'never'), NULL, NULL,
-            NULL, NULL, NULL, NULL, coalesce(last_reading.at, first_push.at) + interval '3 days',
-            'Portal not read for three days', CASE WHEN last_try.stop IS NULL THEN 'not_read' ELSE 'reading_failed' END,
-            coalesce('The portal was last read on ' || to_char(last_reading.at, 'FMDD FMMonth YYYY'),
-                'The portal has never been read') || coalesce('; `certjob reconcile` stopped: ' || last_try.stop, ''),
-            NULL
-        FROM (SELECT max(r.read_at) AS at FROM certjob.portal_last_reading AS r) AS last_reading
-        LEFT JOIN LATERAL (
-            SELECT r.counts ->> 'portal_stop' AS stop FROM certjob.job_runs AS r
-            WHERE r.command = 'reconcile' AND r.finished_at > now() - interval '26 hours'
-            ORDER BY r.finished_at DESC LIMIT 1
-        ) AS last_try ON true
-        CROSS JOIN LATERAL (
-            SELECT min(e.delivered_at) AS at FROM certjob.portal_sync_events AS e
-            WHERE last_reading.at IS NULL AND e.status = 'delivered'
-        ) AS first_push
-        WHERE coalesce(last_reading.at, first_push.at) < now() - interval '3 days'
-            AND EXISTS (SELECT FROM certjob.organisations AS o WHERE o.portal IS NOT NULL)
+        SELECT kind, organisation_id, mentor_id, subject, name, row_id, since, sentence, cause, error, number, day
+        FROM certjob_private.portal_not_read_alerts
         UNION ALL
-        SELECT CASE d.status WHEN 'failed' THEN 'failed_digests' ELSE 'waiting_digests' END, d.digest_on,
-            d.digest_on::text, c.organisation_id, o.slug, NULL, NULL, coalesce(c.full_name, c.email), d.id,
-            CASE d.status WHEN 'failed' THEN d.next_attempt_at ELSE least(d.queued_at + interval '1 day', now()) END,
-            CASE d.status WHEN 'failed' THEN 'Digest not delivered' ELSE 'Digest has waited for more than a day' END,
-            coalesce(d.failure_code, 'mail_stopped'), d.last_error, NULL
-        FROM certjob.coordinator_digests AS d
-        JOIN certjob.coordinators AS c ON c.id = d.coordinator_id
-        JOIN certjob.organisations AS o ON o.id = c.organisation_id
-        WHERE d.status = 'failed' OR (d.status = 'pending'
-            AND (d.queued_at < now() - interval '1 day' OR d.next_attempt_at > now() + interval '25 hours'))
+        SELECT kind, organisation_id, mentor_id, subject, name, row_id, since, sentence, cause, error, number, day
+        FROM certjob_private.digest_alerts
     ), mail_stop AS (
         -- Why the mail stage stopped, unless a later run has sent mail.
         SELECT r.counts ->> 'mail_stop' AS reason
@@ -264,11 +329,13 @@ LANGUAGE sql STABLE AS $$
         FROM certjob.all_alerts AS a
         WHERE a.until IS NULL OR a.until >= today
         UNION ALL
-        SELECT CASE WHEN a.kind <> 'unknown_contacts' THEN coalesce(a.organisation, 'all') ELSE 'all' END
-                || ':' || a.kind || ':' || a.what,
-            a.kind, a.organisation_id, a.organisation, a.mentor_id, a.member_no, a.full_name, a.row_id, a.since,
-            a.sentence, a.cause, a.error, 'stopped', NULL, NULL, NULL, a.number, a.day
+        SELECT CASE WHEN a.organisation_id IS NULL THEN 'all' ELSE o.slug END || ':' || a.kind || ':' || a.subject,
+            a.kind, a.organisation_id, o.slug, a.mentor_id, m.member_no,
+            coalesce(a.name, m.full_name, m.member_no), a.row_id, a.since, a.sentence, a.cause, a.error, 'stopped',
+            NULL, NULL, NULL, a.number, a.day
         FROM operator_alerts AS a
+        LEFT JOIN certjob.mentors AS m ON m.id = a.mentor_id
+        LEFT JOIN certjob.organisations AS o ON o.id = coalesce(a.organisation_id, m.organisation_id)
     )
     SELECT a.alert_id, a.kind, a.organisation_id, a.organisation, a.mentor_id, a.member_no, a.full_name, a.row_id,
         greatest(a.since, k.ended_at, CASE WHEN k.until < today THEN k.until + 1 END), a.sentence, a.cause,

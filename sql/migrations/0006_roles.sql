@@ -4,8 +4,78 @@
 --   service_role    Supabase's role for the app's server. It writes the facts and reads the rest.
 --   anon            Supabase's role for visitors. It has no rights.
 
--- Revokes all rights, then grants. `certjob db migrate` calls it every time, because roles can be created later, and
--- others can grant rights. The command creates certjob_worker before the first file.
+-- All rights of these roles: one row for each role, privilege and object. set_up_rights grants them, and `certjob check`
+-- compares them with those in the database. No columns: the whole row.
+CREATE VIEW certjob.rights WITH (security_invoker = true) AS
+SELECT r.role, privilege, r.type, object, r.columns
+FROM (VALUES
+    -- The job writes the facts that `load` and `organisation set` write. DELETE is for `db prune`.
+    ('certjob_worker', '{USAGE}'::text[], 'SCHEMA', '{certjob,certjob_private}'::text[], NULL),
+    ('certjob_worker', '{SELECT}', 'ALL TABLES IN SCHEMA', '{certjob,certjob_private}', NULL),
+    ('certjob_worker', '{INSERT}', 'TABLE', '{certjob.organisations}', 'slug, name'),
+    ('certjob_worker', '{UPDATE}', 'TABLE', '{certjob.organisations}', 'name, portal, reminder_thresholds,'
+        ' optional_kinds, contact_email, contact_phone, renewal_url, sender'),
+    ('certjob_worker', '{INSERT}', 'TABLE', '{certjob.coordinators}', 'id, organisation_id, full_name, email, locale'),
+    ('certjob_worker', '{UPDATE}', 'TABLE', '{certjob.coordinators}', 'id, full_name, email, locale'),
+    ('certjob_worker', '{DELETE}', 'TABLE', '{certjob.coordinators}', NULL),
+    ('certjob_worker', '{INSERT}', 'TABLE', '{certjob.mentors}',
+        'organisation_id, member_no, full_name, email, locale, dynamics_contact_id, left_at'),
+    ('certjob_worker', '{UPDATE}', 'TABLE', '{certjob.mentors}', 'full_name, email, locale, dynamics_contact_id,'
+        ' left_at, portal_visible, certified_until, review_on'),
+    ('certjob_worker', '{INSERT}', 'TABLE', '{certjob.certificates}',
+        'mentor_id, kind, issued_on, expires_on, revoked_at'),
+    ('certjob_worker', '{UPDATE}', 'TABLE', '{certjob.certificates}', 'expires_on, revoked_at, status'),
+    ('certjob_worker', '{INSERT}', 'TABLE', '{certjob.mentor_pauses}', 'mentor_id, reason, actor'),
+    ('certjob_worker', '{UPDATE}', 'TABLE', '{certjob.mentor_pauses}', 'lifted_at, lifted_by'),
+    ('certjob_worker', '{INSERT,DELETE}', 'TABLE', '{certjob.certificate_transitions,certjob.guard_counts}', NULL),
+    ('certjob_worker', '{INSERT,UPDATE,DELETE}', 'TABLE', '{certjob.cert_notification_log,certjob.portal_sync_events,
+        certjob.dynamics_sync_failures,certjob.coordinator_digests,certjob.job_runs,certjob.held_reviews,
+        certjob.review_problems,certjob.portal_unknown_contacts,certjob.acknowledgements}', NULL),
+    ('certjob_worker', '{INSERT,UPDATE}', 'TABLE', '{certjob.portal_last_reading}', NULL),
+    ('certjob_worker', '{EXECUTE}', 'FUNCTION', '{"certjob.prune(timestamptz, integer)",certjob.current_alerts(date),
+        certjob_private.no_full_run_alert(date),certjob_private.contact_is_taken(uuid)}', NULL),
+
+    -- The app's server writes no derived columns. It may set ids and keys, because an upsert names them.
+    ('service_role', '{USAGE}', 'SCHEMA', '{certjob,certjob_private}', NULL),
+    ('service_role', '{SELECT}', 'ALL TABLES IN SCHEMA', '{certjob,certjob_private}', NULL),
+    ('service_role', '{EXECUTE}', 'FUNCTION', '{certjob.current_alerts(date),certjob_private.no_full_run_alert(date),
+        certjob_private.contact_is_taken(uuid)}', NULL),
+    ('service_role', '{INSERT,UPDATE,DELETE}', 'TABLE', '{certjob.organisations,certjob.coordinators}', NULL),
+    ('service_role', '{INSERT,UPDATE}', 'TABLE', '{certjob.mentors}',
+        'id, organisation_id, member_no, full_name, email, locale, dynamics_contact_id, left_at'),
+    ('service_role', '{INSERT,UPDATE}', 'TABLE', '{certjob.certificates}',
+        'id, mentor_id, kind, issued_on, expires_on, revoked_at'),
+    ('service_role', '{INSERT}', 'TABLE', '{certjob.mentor_pauses}', 'id, mentor_id, reason, actor, paused_at'),
+    ('service_role', '{UPDATE}', 'TABLE', '{certjob.mentor_pauses}', 'lifted_at, lifted_by'),
+    ('service_role', '{DELETE}', 'TABLE', '{certjob.mentors,certjob.certificates,certjob.mentor_pauses}', NULL),
+
+    -- Coordinators cannot change the id of a certificate, because its reminders refer to it.
+    ('authenticated', '{USAGE}', 'SCHEMA', '{certjob}', NULL),
+    ('authenticated', '{SELECT}', 'TABLE', '{certjob.organisations,certjob.coordinators,certjob.mentors,
+        certjob.certificates,certjob.mentor_pauses,certjob.certificate_transitions,certjob.cert_notification_log,
+        certjob.portal_sync_events,certjob.dynamics_sync_failures,certjob.held_reviews,certjob.review_problems,
+        certjob.alerts,certjob.all_alerts,certjob.open_pushes}', NULL),
+    ('authenticated', '{SELECT}', 'TABLE', '{certjob_private.held_alerts,certjob_private.never_reviewed_alerts,
+        certjob_private.push_alerts,certjob_private.withdrawn_hide_alerts,certjob_private.failed_reminder_alerts,
+        certjob_private.waiting_reminder_alerts}', NULL),
+    ('authenticated', '{SELECT}', 'TABLE', '{certjob.acknowledgements}', 'alert_id, cause, number, until, ended_at'),
+    ('authenticated', '{UPDATE}', 'TABLE', '{certjob.mentors}',
+        'full_name, email, locale, dynamics_contact_id, left_at'),
+    ('authenticated', '{INSERT}', 'TABLE', '{certjob.certificates}',
+        'id, mentor_id, kind, issued_on, expires_on, revoked_at'),
+    ('authenticated', '{UPDATE}', 'TABLE', '{certjob.certificates}',
+        'mentor_id, kind, issued_on, expires_on, revoked_at'),
+    ('authenticated', '{INSERT}', 'TABLE', '{certjob.mentor_pauses}', 'id, mentor_id, reason, actor, paused_at'),
+    ('authenticated', '{UPDATE}', 'TABLE', '{certjob.mentor_pauses}', 'lifted_at, lifted_by'),
+    ('authenticated', '{EXECUTE}', 'FUNCTION', '{certjob.request_portal_resync(uuid),
+        certjob_private.coordinator_organisation_id(),certjob_private.user_id(),
+        certjob_private.contact_is_taken(uuid)}', NULL)
+) AS r (role, privileges, type, objects, columns)
+CROSS JOIN unnest(r.privileges) AS privilege
+CROSS JOIN unnest(r.objects) AS object;
+
+-- Revokes all rights, then grants those of the view. `certjob db migrate` calls it every time, because roles can be
+-- created later, and others can grant rights. The command creates certjob_worker before the first file.
 CREATE FUNCTION certjob_private.set_up_rights() RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -13,76 +83,30 @@ DECLARE
         SELECT string_agg(quote_ident(rolname), ', ') FROM pg_roles
         WHERE rolname IN ('anon', 'authenticated', 'service_role', 'certjob_worker')
     );
-    objects text;
+    has_users CONSTANT boolean := EXISTS (
+        SELECT FROM pg_proc WHERE pronamespace = to_regnamespace('auth') AND proname = 'uid' AND pronargs = 0
+    );
+    statement text;
 BEGIN
     -- Supabase's guide for custom schemas grants ALL to anon, authenticated and service_role, also on later tables.
     EXECUTE format('REVOKE ALL ON SCHEMA certjob, certjob_private FROM PUBLIC, %s', roles);
-    FOREACH objects IN ARRAY ARRAY['TABLES', 'SEQUENCES', 'FUNCTIONS'] LOOP
-        EXECUTE format('REVOKE ALL ON ALL %s IN SCHEMA certjob, certjob_private FROM PUBLIC, %s', objects, roles);
-        EXECUTE format('ALTER DEFAULT PRIVILEGES IN SCHEMA certjob REVOKE ALL ON %s FROM %s', objects, roles);
+    FOREACH statement IN ARRAY ARRAY['TABLES', 'SEQUENCES', 'FUNCTIONS'] LOOP
+        EXECUTE format('REVOKE ALL ON ALL %s IN SCHEMA certjob, certjob_private FROM PUBLIC, %s', statement, roles);
+        EXECUTE format('ALTER DEFAULT PRIVILEGES IN SCHEMA certjob REVOKE ALL ON %s FROM %s', statement, roles);
+    END LOOP;
+    FOR statement IN
+        SELECT format('GRANT %s%s ON %s %s TO %I', r.privilege, ' (' || r.columns || ')', r.type, r.object, r.role)
+        FROM certjob.rights AS r
+        WHERE to_regrole(r.role) IS NOT NULL AND (r.role <> 'authenticated' OR has_users)
+    LOOP
+        EXECUTE statement;
     END LOOP;
 
-    -- The job writes the facts that `load` and `organisation set` write. DELETE is for `db prune`.
-    GRANT USAGE ON SCHEMA certjob TO certjob_worker;
     IF has_database_privilege(current_database(), 'TEMPORARY WITH GRANT OPTION') THEN
         EXECUTE format('GRANT TEMPORARY ON DATABASE %I TO certjob_worker', current_database());
     ELSIF NOT has_database_privilege('certjob_worker', current_database(), 'TEMPORARY') THEN
         RAISE WARNING 'certjob_worker cannot load files yet; as the owner of the database: %',
             format('GRANT TEMPORARY ON DATABASE %I TO certjob_worker', current_database());
-    END IF;
-    GRANT SELECT ON ALL TABLES IN SCHEMA certjob TO certjob_worker;
-    GRANT INSERT (slug, name),
-        UPDATE (name, portal, reminder_thresholds, optional_kinds, contact_email, contact_phone, renewal_url, sender)
-        ON certjob.organisations TO certjob_worker;
-    GRANT INSERT (id, organisation_id, full_name, email, locale), UPDATE (id, full_name, email, locale), DELETE
-        ON certjob.coordinators TO certjob_worker;
-    GRANT INSERT (organisation_id, member_no, full_name, email, locale, dynamics_contact_id, left_at),
-        UPDATE (full_name, email, locale, dynamics_contact_id, left_at, portal_visible, certified_until, review_on)
-        ON certjob.mentors TO certjob_worker;
-    GRANT INSERT (mentor_id, kind, issued_on, expires_on, revoked_at), UPDATE (expires_on, revoked_at, status)
-        ON certjob.certificates TO certjob_worker;
-    GRANT INSERT (mentor_id, reason, actor), UPDATE (lifted_at, lifted_by) ON certjob.mentor_pauses TO certjob_worker;
-    GRANT INSERT, DELETE ON certjob.certificate_transitions, certjob.guard_counts TO certjob_worker;
-    GRANT INSERT, UPDATE, DELETE ON certjob.cert_notification_log, certjob.portal_sync_events,
-        certjob.dynamics_sync_failures, certjob.coordinator_digests, certjob.job_runs, certjob.held_reviews,
-        certjob.review_problems, certjob.portal_unknown_contacts, certjob.acknowledgements TO certjob_worker;
-    GRANT INSERT, UPDATE ON certjob.portal_last_reading TO certjob_worker;
-    GRANT EXECUTE ON FUNCTION certjob.prune(timestamptz, integer), certjob.current_alerts(date),
-        certjob_private.contact_is_taken(uuid) TO certjob_worker;
-
-    -- The app's server writes no derived columns. It may set ids and keys, because an upsert names them.
-    IF to_regrole('service_role') IS NOT NULL THEN
-        GRANT USAGE ON SCHEMA certjob TO service_role;
-        GRANT SELECT ON ALL TABLES IN SCHEMA certjob TO service_role;
-        GRANT EXECUTE ON FUNCTION certjob.current_alerts(date), certjob_private.contact_is_taken(uuid) TO service_role;
-        GRANT INSERT, UPDATE, DELETE ON certjob.organisations, certjob.coordinators TO service_role;
-        GRANT INSERT (id, organisation_id, member_no, full_name, email, locale, dynamics_contact_id, left_at),
-            UPDATE (id, organisation_id, member_no, full_name, email, locale, dynamics_contact_id, left_at), DELETE
-            ON certjob.mentors TO service_role;
-        GRANT INSERT (id, mentor_id, kind, issued_on, expires_on, revoked_at),
-            UPDATE (id, mentor_id, kind, issued_on, expires_on, revoked_at), DELETE
-            ON certjob.certificates TO service_role;
-        GRANT INSERT (id, mentor_id, reason, actor, paused_at), UPDATE (lifted_at, lifted_by), DELETE
-            ON certjob.mentor_pauses TO service_role;
-    END IF;
-
-    -- Coordinators cannot change the id of a certificate, because its reminders refer to it.
-    IF to_regrole('authenticated') IS NOT NULL AND EXISTS (
-        SELECT FROM pg_proc WHERE pronamespace = to_regnamespace('auth') AND proname = 'uid' AND pronargs = 0
-    ) THEN
-        GRANT USAGE ON SCHEMA certjob TO authenticated;
-        GRANT SELECT ON certjob.organisations, certjob.coordinators, certjob.mentors, certjob.certificates,
-            certjob.mentor_pauses, certjob.certificate_transitions, certjob.cert_notification_log,
-            certjob.portal_sync_events, certjob.dynamics_sync_failures, certjob.held_reviews, certjob.review_problems,
-            certjob.alerts, certjob.all_alerts, certjob.open_pushes TO authenticated;
-        GRANT SELECT (alert_id, cause, number, until, ended_at) ON certjob.acknowledgements TO authenticated;
-        GRANT UPDATE (full_name, email, locale, dynamics_contact_id, left_at) ON certjob.mentors TO authenticated;
-        GRANT INSERT (id, mentor_id, kind, issued_on, expires_on, revoked_at),
-            UPDATE (mentor_id, kind, issued_on, expires_on, revoked_at) ON certjob.certificates TO authenticated;
-        GRANT INSERT (id, mentor_id, reason, actor, paused_at), UPDATE (lifted_at, lifted_by)
-            ON certjob.mentor_pauses TO authenticated;
-        GRANT EXECUTE ON FUNCTION certjob.request_portal_resync(uuid), certjob_private.coordinator_organisation_id(),
-            certjob_private.user_id(), certjob_private.contact_is_taken(uuid) TO authenticated;
     END IF;
 
     IF EXISTS (

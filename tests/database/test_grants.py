@@ -7,7 +7,8 @@ WORKER, COORDINATOR, SERVER = "certjob_worker", "authenticated", "service_role"
 READ_BY_COORDINATORS = (
     "acknowledgements alerts all_alerts cert_notification_log certificate_transitions certificates coordinators"
     " dynamics_sync_failures held_reviews mentor_pauses mentors open_pushes organisations portal_sync_events"
-    " review_problems"
+    " review_problems held_alerts never_reviewed_alerts push_alerts withdrawn_hide_alerts failed_reminder_alerts"
+    " waiting_reminder_alerts"
 )
 """Relations that coordinators may read. The worker may read all."""
 
@@ -29,6 +30,7 @@ DELETED_BY_WORKER = (
 CALLABLE = {
     "contact_is_taken": [WORKER, SERVER, COORDINATOR],
     "current_alerts": [WORKER, SERVER],
+    "no_full_run_alert": [WORKER, SERVER],
     "coordinator_organisation_id": [COORDINATOR],
     "prune": [WORKER],
     "request_portal_resync": [COORDINATOR],

@@ -187,8 +187,8 @@ def test_login_of_its_own_lacks_rights_or_does_not_see_all_rows(
     clerk, own = login("")
     connection.execute(
         f"GRANT USAGE ON SCHEMA certjob TO {clerk};"
-        f"GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA certjob TO {clerk};"
-        f"GRANT EXECUTE ON FUNCTION current_alerts(date), certjob_private.contact_is_taken(uuid) TO {clerk}".encode()
+        f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA certjob, certjob_private TO {clerk};"
+        f"GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA certjob, certjob_private TO {clerk}".encode()
     )
     for table in ("migrations", "organisations", "coordinators", "mentors"):
         connection.execute(f"CREATE POLICY clerk ON {table} TO {clerk} USING (true)".encode())

@@ -20,24 +20,6 @@ OLDEST_VERSION, NEWEST_VERSION = 15, 18
 
 TOLERATED_CLOCK_DIFFERENCE = timedelta(seconds=60)
 
-NEEDED_RIGHTS = {
-    "organisations": ("SELECT",),
-    "coordinators": ("SELECT",),
-    "mentors": ("SELECT", "UPDATE"),
-    "certificates": ("SELECT", "UPDATE"),
-    "mentor_pauses": ("SELECT", "INSERT", "UPDATE"),
-    "certificate_transitions": ("SELECT", "INSERT"),
-    "cert_notification_log": ("SELECT", "INSERT", "UPDATE"),
-    "portal_sync_events": ("SELECT", "INSERT", "UPDATE"),
-    "dynamics_sync_failures": ("SELECT", "INSERT", "UPDATE"),
-    "coordinator_digests": ("SELECT", "INSERT", "UPDATE"),
-    "job_runs": ("SELECT", "INSERT", "UPDATE"),
-    "alerts": ("SELECT",),
-    "current_alerts": ("EXECUTE",),
-    "contact_is_taken": ("EXECUTE",),
-}
-"""The rights that a run needs. `load`, `organisation set` and `db migrate` need more."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Server:
@@ -126,10 +108,9 @@ def _check_schema(connection: Connection) -> Finding:
 
 
 def _check_rights(connection: Connection, *, user_name: str) -> list[Finding]:
-    needed = [(table, privilege) for table, privileges in NEEDED_RIGHTS.items() for privilege in privileges]
-    tables, privileges = map(list, zip(*needed, strict=True))
-    parameters = {"tables": tables, "privileges": privileges}
     get_rights, migrate = migrations.how_to_get_rights(connection), "as the tables' owner, run `certjob db migrate`"
+    if not database.fetch_value(connection, "may_read_rights"):
+        return [fail("rights", f"the database user {user_name} lacks SELECT on rights", next_step=get_rights)]
     problems = (
         (f"the database user {user_name} lacks", "list_missing_rights", get_rights),
         (f"row-level security may hide rows from the database user {user_name}:", "list_filtered_tables", get_rights),
@@ -138,9 +119,9 @@ def _check_rights(connection: Connection, *, user_name: str) -> list[Finding]:
     found = [
         fail("rights", f"{problem} {_some(rows)}", next_step=step)
         for problem, statement, step in problems
-        if (rows := [row[0] for row in database.fetch(connection, statement, parameters)])
+        if (rows := [row[0] for row in database.fetch(connection, statement)])
     ]
-    return found or [ok("rights", f"the database user {user_name} has the rights that a run needs")]
+    return found or [ok("rights", f"the database user {user_name} has the rights that certjob needs")]
 
 
 def _some(names: Sequence[str]) -> str:

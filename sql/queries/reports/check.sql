@@ -7,20 +7,30 @@ SELECT
     current_user::text AS user_name,
     current_setting('synchronous_commit') AS synchronous_commit
 
+-- name: may_read_rights
+SELECT has_table_privilege('certjob.rights', 'SELECT')
+
 -- name: list_missing_rights
--- The needed rights that this user lacks. A right on some columns is enough.
-SELECT needed.privilege || ' on ' || needed.table_name
-FROM unnest(%(tables)s::text[], %(privileges)s::text[]) WITH ORDINALITY AS needed (table_name, privilege, position)
-WHERE CASE needed.privilege
-    WHEN 'EXECUTE' THEN NOT EXISTS (
-        SELECT
-        FROM pg_proc AS function
-        WHERE function.proname = needed.table_name AND has_function_privilege(function.oid, 'EXECUTE')
-            AND function.pronamespace IN ('certjob'::regnamespace, 'certjob_private'::regnamespace)
-    )
-    ELSE NOT has_any_column_privilege('certjob.' || needed.table_name, needed.privilege)
-END
-ORDER BY needed.position
+-- The rights of certjob_worker that this user lacks. A right on some columns is enough.
+SELECT n.privilege || ' on ' || coalesce(class.relname::text, function.proname)
+FROM rights AS n
+LEFT JOIN pg_class AS class
+    ON class.relkind IN ('r', 'v')
+    AND CASE n.type
+        WHEN 'TABLE' THEN class.relnamespace::regnamespace || '.' || class.relname
+        WHEN 'ALL TABLES IN SCHEMA' THEN class.relnamespace::regnamespace::text
+    END = n.object
+LEFT JOIN pg_proc AS function
+    ON n.type = 'FUNCTION'
+    AND function.pronamespace::regnamespace || '.' || function.proname = split_part(n.object, '(', 1)
+WHERE n.role = 'certjob_worker'
+    AND n.type <> 'SCHEMA'
+    AND CASE
+        WHEN class.oid IS NULL THEN NOT has_function_privilege(function.oid, n.privilege)
+        WHEN n.privilege = 'DELETE' THEN NOT has_table_privilege(class.oid, n.privilege)
+        ELSE NOT has_any_column_privilege(class.oid, n.privilege)
+    END
+ORDER BY class.relname, function.proname, n.privilege
 
 -- name: list_last_deliveries
 SELECT started_at
@@ -36,9 +46,15 @@ SELECT count(*), max(finished_at) FROM job_runs WHERE finished_at > clock_timest
 -- hidden mentor. A policy that permits everything, such as those of certjob_worker, hides no row. Restrictive policies
 -- are certjob's own and do not concern a run.
 SELECT DISTINCT class.relname::text
-FROM unnest(%(tables)s::text[], %(privileges)s::text[]) AS needed (table_name, privilege)
-JOIN pg_class AS class ON class.relname = needed.table_name AND class.relnamespace = 'certjob'::regnamespace
-WHERE row_security_active(class.oid)
+FROM rights AS needed
+JOIN pg_class AS class
+    ON CASE needed.type
+        WHEN 'TABLE' THEN class.relnamespace::regnamespace || '.' || class.relname
+        WHEN 'ALL TABLES IN SCHEMA' THEN class.relnamespace::regnamespace::text
+    END = needed.object
+WHERE needed.role = 'certjob_worker'
+    AND needed.privilege IN ('SELECT', 'INSERT', 'UPDATE')
+    AND row_security_active(class.oid)
     AND NOT EXISTS (
         SELECT
         FROM pg_policy AS policy
@@ -62,51 +78,39 @@ ORDER BY class.relname::text
 
 -- name: list_excess_rights
 -- The rights of Supabase's roles, or of everyone, that set_up_rights does not grant. With such a right a coordinator
--- could change a derived column, such as review_on. The list repeats the grants to the role authenticated.
-WITH granted (role, what, object, columns) AS (
-    SELECT acl.grantee, acl.privilege_type, class.relname::text, NULL::text
+-- could change a derived column, such as review_on.
+WITH granted (role, privilege, type, schema, name, column_name) AS (
+    SELECT acl.grantee, acl.privilege_type, 'TABLE', class.relnamespace, class.relname::text, NULL::text
     FROM pg_class AS class
     CROSS JOIN LATERAL aclexplode(class.relacl) AS acl
-    WHERE class.relnamespace = 'certjob'::regnamespace
     UNION ALL
-    SELECT acl.grantee, acl.privilege_type, class.relname::text, attribute.attname::text
+    SELECT acl.grantee, acl.privilege_type, 'TABLE', class.relnamespace, class.relname::text, attribute.attname::text
     FROM pg_class AS class
     JOIN pg_attribute AS attribute ON attribute.attrelid = class.oid
     CROSS JOIN LATERAL aclexplode(attribute.attacl) AS acl
-    WHERE class.relnamespace = 'certjob'::regnamespace
     UNION ALL
-    SELECT acl.grantee, acl.privilege_type, function.proname::text, NULL
+    SELECT acl.grantee, acl.privilege_type, 'FUNCTION', function.pronamespace, function.proname::text, NULL
     FROM pg_proc AS function
     CROSS JOIN LATERAL aclexplode(coalesce(function.proacl, acldefault('f', function.proowner))) AS acl
-    WHERE function.pronamespace IN ('certjob'::regnamespace, 'certjob_private'::regnamespace)
     UNION ALL
-    SELECT acl.grantee, acl.privilege_type, 'the schema ' || schema.nspname, NULL
+    SELECT acl.grantee, acl.privilege_type, 'SCHEMA', schema.oid, NULL, NULL
     FROM pg_namespace AS schema
     CROSS JOIN LATERAL aclexplode(schema.nspacl) AS acl
-    WHERE schema.nspname IN ('certjob', 'certjob_private')
-), allowed (what, objects, columns) AS (
-    VALUES
-        ('USAGE', '{the schema certjob}'::text[], '{}'::text[]),
-        ('SELECT', '{organisations,coordinators,mentors,certificates,mentor_pauses,certificate_transitions}', '{}'),
-        ('SELECT', '{cert_notification_log,portal_sync_events,dynamics_sync_failures,held_reviews}', '{}'),
-        ('SELECT', '{review_problems,alerts,all_alerts,open_pushes}', '{}'),
-        ('SELECT', '{acknowledgements}', '{alert_id,cause,number,until,ended_at}'),
-        ('UPDATE', '{mentors}', '{full_name,email,locale,dynamics_contact_id,left_at}'),
-        ('INSERT', '{certificates}', '{id,mentor_id,kind,issued_on,expires_on,revoked_at}'),
-        ('UPDATE', '{certificates}', '{mentor_id,kind,issued_on,expires_on,revoked_at}'),
-        ('INSERT', '{mentor_pauses}', '{id,mentor_id,reason,actor,paused_at}'),
-        ('UPDATE', '{mentor_pauses}', '{lifted_at,lifted_by}'),
-        ('EXECUTE', '{request_portal_resync,coordinator_organisation_id,user_id,contact_is_taken}', '{}')
 )
-SELECT DISTINCT coalesce(role.rolname::text, 'everyone') || ': ' || granted.what || ' on ' || granted.object
+SELECT DISTINCT coalesce(role.rolname::text, 'everyone') || ': ' || granted.privilege || ' on '
+    || coalesce(granted.name, 'the schema ' || granted.schema::regnamespace)
 FROM granted
 LEFT JOIN pg_roles AS role ON role.oid = granted.role
-WHERE (granted.role = 0 OR role.rolname IN ('anon', 'authenticated'))
+WHERE granted.schema IN ('certjob'::regnamespace, 'certjob_private'::regnamespace)
+    AND (granted.role = 0 OR role.rolname IN ('anon', 'authenticated'))
     AND NOT EXISTS (
-        SELECT FROM allowed
-        WHERE role.rolname = 'authenticated' AND allowed.what = granted.what
-            AND granted.object = ANY (allowed.objects)
-            AND (allowed.columns = '{}' OR granted.columns = ANY (allowed.columns))
+        SELECT
+        FROM rights AS allowed
+        WHERE allowed.role = role.rolname
+            AND allowed.privilege = granted.privilege
+            AND allowed.type = granted.type
+            AND split_part(allowed.object, '(', 1) = concat_ws('.', granted.schema::regnamespace, granted.name)
+            AND (allowed.columns IS NULL OR granted.column_name = ANY (string_to_array(allowed.columns, ', ')))
     )
 ORDER BY 1
 
