@@ -186,7 +186,7 @@ def test_login_of_its_own_lacks_rights_or_does_not_see_all_rows(
     """Row-level security is a failure, because a run would not see the hidden mentors."""
     clerk, own = login("")
     connection.execute(
-        f"GRANT USAGE ON SCHEMA certjob TO {clerk};"
+        f"GRANT USAGE ON SCHEMA certjob, certjob_private TO {clerk};"
         f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA certjob, certjob_private TO {clerk};"
         f"GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA certjob, certjob_private TO {clerk}".encode()
     )
@@ -200,7 +200,9 @@ def test_login_of_its_own_lacks_rights_or_does_not_see_all_rows(
 
     connection.execute(f"REVOKE INSERT ON job_runs FROM {clerk}".encode())
     connection.execute(f"REVOKE EXECUTE ON FUNCTION current_alerts(date) FROM {clerk}".encode())
-    lacks = f"{clerk} lacks INSERT on job_runs, EXECUTE on current_alerts; GRANT certjob_worker TO {clerk}, or connect"
+    connection.execute(f"REVOKE USAGE ON SCHEMA certjob_private FROM {clerk}".encode())
+    lacked = "INSERT on job_runs, EXECUTE on current_alerts, USAGE on the schema certjob_private"
+    lacks = f"{clerk} lacks {lacked}; GRANT certjob_worker TO {clerk}, or connect"
     assert_problem(check(CERTJOB_DATABASE_URL=own), f"fail  rights: the database user {lacks}", code=2)
 
 

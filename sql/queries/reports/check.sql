@@ -12,7 +12,7 @@ SELECT has_table_privilege('certjob.rights', 'SELECT')
 
 -- name: list_missing_rights
 -- The rights of certjob_worker that this user lacks. A right on some columns is enough.
-SELECT n.privilege || ' on ' || coalesce(class.relname::text, function.proname)
+SELECT n.privilege || ' on ' || coalesce(class.relname::text, function.proname, 'the schema ' || n.object)
 FROM rights AS n
 LEFT JOIN pg_class AS class
     ON class.relkind IN ('r', 'v')
@@ -24,8 +24,8 @@ LEFT JOIN pg_proc AS function
     ON n.type = 'FUNCTION'
     AND function.pronamespace::regnamespace || '.' || function.proname = split_part(n.object, '(', 1)
 WHERE n.role = 'certjob_worker'
-    AND n.type <> 'SCHEMA'
     AND CASE
+        WHEN n.type = 'SCHEMA' THEN NOT has_schema_privilege(n.object, n.privilege)
         WHEN class.oid IS NULL THEN NOT has_function_privilege(function.oid, n.privilege)
         WHEN n.privilege = 'DELETE' THEN NOT has_table_privilege(class.oid, n.privilege)
         ELSE NOT has_any_column_privilege(class.oid, n.privilege)
