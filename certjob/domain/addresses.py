@@ -41,24 +41,21 @@ def parse_address(text: str) -> MailAddress:
     change into another. The error does not repeat the address.
     """
     local_part, at, domain = text.strip(" ").rpartition("@")
-    domain = _ascii_domain(domain)
-    address = MailAddress(local_part=local_part, domain=domain)
+    domain = domain if domain.isascii() else _ascii_domain(domain)
     if (
         not at
         or not _LOCAL_PART.fullmatch(local_part)
         or not local_part.isprintable()
         or "=?" in local_part  # a header would decode an encoded word, which may contain line breaks
         or not _DOMAIN.fullmatch(domain)
-        or len(address.specification.encode()) > MAX_ADDRESS_OCTETS
+        or len(f"{local_part}@{domain}".encode()) > MAX_ADDRESS_OCTETS
     ):
         message = "is not an address that mail can be sent to"
         raise ValueError(message)
-    return address
+    return MailAddress(local_part=local_part, domain=domain)
 
 
 def _ascii_domain(domain: str) -> str:
-    if domain.isascii():
-        return domain
     with contextlib.suppress(UnicodeError):
         # The standard library implements the older IDNA, which maps some letters to others. ß becomes ss, for example,
         # and the result is another domain.

@@ -84,44 +84,38 @@ def compose(message: OutgoingMessage, *, sender: MailAddress) -> tuple[MailAddre
 
     The author is the organisation's own sender, if it has one. The envelope keeps ``sender``, because all bounces go to
     one mailbox. Raises RecipientRefusedError if the address is invalid, or if a header or a text cannot be written.
+
+    It does not use EmailMessage, which damages folded subjects: in a test, 106 of 1,500 lost or gained a space.
     """
     try:
         recipient = parse_address(message.to)
     except ValueError as error:
         text = f"the e-mail address {error}"
         raise RecipientRefusedError(text, next_step="correct it", code=Cause.WRONG_ADDRESS) from None
+    author = parse_own_sender(message.sender) or sender
+    mail = MIMEMultipart("alternative", boundary=_BOUNDARY)
     try:
-        return recipient, _build(message, sender=sender, recipient=recipient)
+        mail["From"] = _address_header("From", author.display_name, author.specification)
+        # SMTPUTF8 needs non-ASCII letters unencoded (RFC 6532); the standard library accepts them as surrogates.
+        address = recipient.specification.encode().decode("ascii", "surrogateescape")
+        mail["To"] = _address_header("To", one_line(message.to_name), address)
+        mail["Subject"] = _subject_header(message.subject)
+        mail["Date"] = format_datetime(datetime.now(UTC))
+        mail["Message-ID"] = message_id(message.idempotency_key, sender=sender)
+        mail["Auto-Submitted"] = "auto-generated"  # RFC 3834: prevents automatic replies
+        mail["X-Auto-Response-Suppress"] = "All"  # the same for Exchange, which ignores Auto-Submitted
+        mail["Content-Language"] = message.locale
+        if message.list_name is not None:
+            mail["List-Id"] = f"<{message.list_name}.{sender.domain}>"
+        if (reply_to := parse_own_sender(message.reply_to)) is not None:
+            mail["Reply-To"] = reply_to.specification
+        for text, subtype in ((message.text, "plain"), (message.html, "html")):
+            text.encode()  # raises ValueError for a lone surrogate, which MIMEText would send
+            mail.attach(MIMEText(text, subtype, _UTF8))  # type: ignore[arg-type]  # it also accepts a Charset
+        return recipient, mail.as_bytes(policy=_UNFOLDED)
     except (ValueError, MessageError) as error:
         text = "the message has a header or a character that cannot be written"
         raise RecipientRefusedError(text, next_step="correct the mentor's or the template's") from error
-
-
-def _build(message: OutgoingMessage, *, sender: MailAddress, recipient: MailAddress) -> bytes:
-    """Write headers, text and page.
-
-    It does not use EmailMessage, which damages folded subjects: in a test, 106 of 1,500 lost or gained a space.
-    """
-    author = parse_own_sender(message.sender) or sender
-    mail = MIMEMultipart("alternative", boundary=_BOUNDARY)
-    mail["From"] = _address_header("From", author.display_name, author.specification)
-    # SMTPUTF8 needs non-ASCII letters unencoded (RFC 6532); the standard library accepts them as surrogates.
-    address = recipient.specification.encode().decode("ascii", "surrogateescape")
-    mail["To"] = _address_header("To", one_line(message.to_name), address)
-    mail["Subject"] = _subject_header(message.subject)
-    mail["Date"] = format_datetime(datetime.now(UTC))
-    mail["Message-ID"] = message_id(message.idempotency_key, sender=sender)
-    mail["Auto-Submitted"] = "auto-generated"  # RFC 3834: prevents automatic replies
-    mail["X-Auto-Response-Suppress"] = "All"  # the same for Exchange, which ignores Auto-Submitted
-    mail["Content-Language"] = message.locale
-    if message.list_name is not None:
-        mail["List-Id"] = f"<{message.list_name}.{sender.domain}>"
-    if (reply_to := parse_own_sender(message.reply_to)) is not None:
-        mail["Reply-To"] = reply_to.specification
-    for text, subtype in ((message.text, "plain"), (message.html, "html")):
-        text.encode()  # raises ValueError for a lone surrogate, which MIMEText would send
-        mail.attach(MIMEText(text, subtype, _UTF8))  # type: ignore[arg-type]  # it also accepts a Charset
-    return mail.as_bytes(policy=_UNFOLDED)
 
 
 def _subject_header(text: str) -> str:

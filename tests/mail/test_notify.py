@@ -45,7 +45,7 @@ def opened(url: str | None, **others: Any) -> Channel | None:
     [
         ("https://h.example/push", WebhookChannel, 30),
         ("maildir:/x", MaildirChannel, 30),
-        ("smtp://mail.hlf.example", SmtpChannel, 725),
+        ("smtp://mail.hlf.example", SmtpChannel, 785),
         (None, type(None), None),
     ],
 )

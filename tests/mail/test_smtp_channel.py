@@ -181,9 +181,10 @@ def test_slow_server_ends_the_attempt_in_time(
     [
         ("MAIL", b"250 fine\r\n250 taken", 1, 2),
         ("END", b"250 taken\r\n250 and again", 2, 2),
+        ("END", b"250 taken\r\n421 idle for too long", 2, 2),
         ("END", b"252 will do", 2, 1),
     ],
-    ids=["two answers to MAIL", "two answers to the message", "one answer"],
+    ids=["two answers to MAIL", "two answers to the message", "a late 421", "one answer"],
 )
 def test_connection_ends_after_a_second_answer(stage: str, answer: bytes, taken: int, connections: int) -> None:
     """The next command would get the answer to this one. Any 2xx to the message is a success."""
@@ -194,6 +195,24 @@ def test_connection_ends_after_a_second_answer(stage: str, answer: bytes, taken:
         channel.send(MESSAGE)
 
         assert (len(server.bodies), server.connections) == (taken, connections)
+
+
+def test_server_that_has_hung_up_gets_the_next_message_over_a_new_connection() -> None:
+    """certjob notices it at the next command. The message was not accepted before, so this is safe."""
+
+    class HangsUp(ScriptedServer):
+        def answer(self, stage: str) -> bytes | ServerFault | None:
+            return (
+                ServerFault.CUT
+                if stage == "MAIL" and len(self.bodies) == 1 == self.connections
+                else super().answer(stage)
+            )
+
+    with HangsUp() as server, channel_to(server.port) as channel:
+        channel.send(MESSAGE)
+        channel.send(MESSAGE)
+
+    assert (len(server.bodies), server.connections) == (2, 2)
 
 
 def test_close_ends_in_time_and_raises_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

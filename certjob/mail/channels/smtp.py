@@ -73,15 +73,16 @@ class SmtpChannel:
 
     @property
     def worst_case_seconds(self) -> float:
-        """The maximum duration of ``send`` (default 725)."""
-        return QUIT_SECONDS + self.connect_seconds + self.envelope_seconds + self.answer_seconds
+        """The maximum duration of ``send`` (default 785): the envelope may be sent twice."""
+        return QUIT_SECONDS + self.connect_seconds + 2 * self.envelope_seconds + self.answer_seconds
 
     async def send(self, message: OutgoingMessage) -> None:
         """Send one message in one attempt; see ``Channel.send``."""
         recipient, data = compose(message, sender=self.sender)
-        client = await self._ready()
+        if self._messages_sent >= self.messages_per_connection:
+            await self.close()
         try:
-            wire = await self._announce(client, recipient=recipient)
+            wire = await self._envelope(recipient)
             await self._hand_over(wire, data, recipient=recipient)
         except BaseException:  # a cancellation, too
             self._drop()
@@ -90,7 +91,7 @@ class SmtpChannel:
 
     async def probe(self) -> str:
         """Connect, log in and send NOOP. Raises ChannelDownError."""
-        client = await self._ready()
+        client = await self._open()
         try:
             async with _phase(self.envelope_seconds, ChannelDownError, "the connection to the mail server broke"):
                 code, text = await client.execute_command(b"NOOP")
@@ -112,7 +113,6 @@ class SmtpChannel:
         finally:
             self._drop()
             _abort(transport)  # otherwise TLS waits for the other side
-            await asyncio.sleep(0)  # the loop may end now, so let it close the socket
 
     def _drop(self) -> None:
         """Cut the connection, without sending what is buffered."""
@@ -120,19 +120,22 @@ class SmtpChannel:
             _abort(self._client.transport)
             self._client.close()
         self._client = None
-
-    async def _ready(self) -> SMTP:
-        """Return the kept connection, or a new one with TLS and login."""
-        for _ in range(2):  # the loop did not run between messages, so let it read what the server has sent
-            await asyncio.sleep(0)
-        if self._messages_sent >= self.messages_per_connection:
-            await self.close()
-        protocol = self._client.protocol if self._client is not None else None
-        # Unread bytes are an answer to no command; later answers would be taken for each other.
-        if self._client is not None and protocol is not None and protocol.is_connected and not protocol._buffer:
-            return self._client
-        self._drop()
         self._messages_sent = 0
+
+    async def _envelope(self, recipient: MailAddress) -> SMTPProtocol:
+        """Announce a message, once more over a new connection if the kept one fails; see ``_announce``.
+
+        The server may have hung up since the last message, or its late answer (421) was read as that to a command.
+        """
+        if self._client is not None:
+            try:
+                return await self._announce(self._client, recipient=recipient)
+            except ChannelDownError:
+                self._drop()
+        return await self._announce(await self._open(), recipient=recipient)
+
+    async def _open(self) -> SMTP:
+        """Return a new connection with TLS and login."""
         failed, next_step = "the mail server cannot be used", "check CERTJOB_NOTIFY_URL and the server"
         try:
             async with _phase(self.connect_seconds, ChannelDownError, failed, next_step=next_step):
@@ -208,9 +211,6 @@ class SmtpChannel:
         async with _phase(self.envelope_seconds, ChannelDownError, broke):
             for what, command, success in steps:
                 code, text = await wire.execute_command(*command)
-                if wire._buffer or (code in success and not wire.is_connected):
-                    message = "the mail server hung up, or said more than it was asked, before it had a message"
-                    raise ChannelDownError(message)
                 if code not in success:
                     raise _refusal(code, text, recipient=recipient, what=what)
         return wire
