@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from datetime import datetime
 from functools import cache
 from pathlib import Path
@@ -187,12 +187,11 @@ def persist(
     tries: int = _WRITE_TRIES,
 ) -> Result:
     """Run ``write`` in a transaction, and repeat it up to ``tries`` times if another session's locks prevent it."""
-
-    def write_once() -> Result:
-        with transaction(connection, lock_timeout_ms=lock_timeout_ms or LOCK_TIMEOUT_MS):
-            return write()
-
-    for _ in range(tries - 1):
-        with suppress(*CONTENTION):
-            return write_once()
-    return write_once()
+    while True:
+        try:
+            with transaction(connection, lock_timeout_ms=lock_timeout_ms or LOCK_TIMEOUT_MS):
+                return write()
+        except CONTENTION:
+            tries -= 1
+            if tries <= 0:
+                raise

@@ -5,7 +5,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic
 
@@ -109,14 +109,16 @@ def _send(message: OutgoingMessage, lease: Lease, *, channel: Channel, calls: Ca
     No attempt may outlast the lease.
     """
 
-    async def attempt() -> None:
+    def attempt() -> Awaitable[None]:
         if not lease.fits(channel.worst_case_seconds):
             unfit = "a message can take longer than its lease, or this process stood still"
             raise ChannelDownError(unfit)
-        await channel.send(message)
+        return channel.send(message)
 
+    attempts = calls.begin(CHANNEL_POLICY.call(attempt, stop=calls.stopped))
+    calls.wait_for_one({attempts})
     try:
-        calls.make(CHANNEL_POLICY.call(attempt, stop=calls.stopped))
+        attempts.result()
     except NotifyError as error:
         _log(message, "message_not_sent", cause=type(error).__name__)
         return error
