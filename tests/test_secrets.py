@@ -155,7 +155,7 @@ def test_printed_settings_have_no_secret(environment: dict[str, str], monkeypatc
 @pytest.mark.parametrize(
     "broken",
     [
-        "certjob.portal.hlf_dynamics.HLFDynamicsSyncService._call",
+        "certjob.portal.hlf_dynamics.HLFDynamicsSyncService.update_portal_visibility",
         "certjob.review.certification.decide_each",
         "certjob.database.connect",
     ],

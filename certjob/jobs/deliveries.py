@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, tzinfo
 from pathlib import Path
@@ -27,7 +27,7 @@ from certjob.outbox.claims import StageStop
 from certjob.outbox.open_work import MAIL_KINDS, PORTAL_KINDS, read_open_work
 from certjob.outbox.retry import RetryPolicy
 from certjob.portal.push import PORTAL_POLICY
-from certjob.portal.stage import CONCURRENCY, LONGEST_PAUSE_SECONDS, PortalStage
+from certjob.portal.stage import CONCURRENCY, LONGEST_PAUSE_SECONDS, deliver_pushes
 from certjob.portal.sync import PortalSyncService
 from certjob.redaction import without_people
 from certjob.review.certification import CertificationManagementService
@@ -106,6 +106,14 @@ class Job:
     run_id: UUID = field(default_factory=uuid4)
 
 
+@dataclass(slots=True)
+class Stage:
+    """A stage that has begun."""
+
+    ended: StageStop | None = None
+    """Why it ended early, or None."""
+
+
 class Deliveries:
     """The stages of one run, one after the other. A failed stage does not prevent the next one."""
 
@@ -115,13 +123,13 @@ class Deliveries:
         report: RunReport,
         *,
         organisation_id: UUID | None = None,
-        portal: PortalSyncService | None = None,
+        after_review: bool = False,
         wrong_day: StageStop | None = None,
     ) -> None:
         """Record results in ``report``. Digests are queued for one organisation (``organisation_id``) or for all.
 
-        ``portal`` selects other pushes than those due; if it is None, due mentors with an open push are reviewed first.
-        ``wrong_day`` is the reason why today's date is not trusted; then only hides are sent.
+        ``after_review``: this run has reviewed the due mentors, and reports every hold itself. ``wrong_day`` is the
+        reason why today's date is not trusted; then only hides are sent, and no one is reviewed.
         """
         self._job = job
         self._connection = job.connection
@@ -129,8 +137,8 @@ class Deliveries:
         self._delivery = job.delivery
         self._stop = job.stop
         self._organisation_id = organisation_id
-        self._portal = portal or PortalSyncService(job.connection, run_id=job.run_id)
-        self._reviews_first = portal is None and wrong_day is None
+        self._service = PortalSyncService(job.connection, run_id=job.run_id)
+        self._after_review = after_review
         self._wrong_day = wrong_day
         if wrong_day is not None:
             report.stopped.append(wrong_day)
@@ -140,7 +148,7 @@ class Deliveries:
         ends_at = time.monotonic() + self._delivery.deadline_seconds
         try:
             with Calls(self._stop) as calls:
-                self._run_portal(calls, seconds=self._delivery.deadline_seconds * PORTAL_SHARE)
+                self._push(calls, seconds=self._delivery.deadline_seconds * PORTAL_SHARE)
                 if self._wrong_day is None:
                     self._send_mail(calls, ends_at=ends_at)
         except StoppedBySignalError:
@@ -152,32 +160,33 @@ class Deliveries:
     def push(self) -> None:
         """Run the portal stage only. Raises StoppedBySignalError after a signal."""
         with Calls(self._stop) as calls:
-            self._run_portal(calls, seconds=self._delivery.deadline_seconds)
+            self._push(calls, seconds=self._delivery.deadline_seconds)
 
     def queue_digests(self) -> None:
         """Queue the coordinators' digests after a review. A delivery queues them only if a full run is overdue."""
-        if self._report.review is None:
+        if not self._after_review:
             with database.transaction(self._connection, lock_timeout_ms=_LOCK_TIMEOUT_MS):
                 if not database.fetch_value(self._connection, "is_full_run_overdue", {"today": self._report.today}):
                     return
         queue_digests(self._connection, today=self._report.today, organisation_id=self._organisation_id)
 
-    def _run(self, name: str, stage: Callable[[], StageStop | None]) -> StageStop | None:
-        """Run a stage, and record and return why it ended early, or None. A signal takes precedence as the reason."""
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[Stage]:
+        """Run the block as a stage, and record why it ended early. A signal takes precedence as the reason."""
+        stage = Stage()
         try:
-            ended = stage()
+            yield stage
             self._stop.check()
         except Exception as error:
             self._stop.check()
             if is_lost(error):
                 raise
             if isinstance(error, (*CONTENTION, DatabaseUnavailableError)):
-                ended = StageStop(stage=name, code=StageEnd.LOCKED, reason=_LOCKED)
+                stage.ended = StageStop(stage=name, code=StageEnd.LOCKED, reason=_LOCKED)
             else:
-                ended = self._note_crash(name, error)
-        if ended is not None and ended not in self._report.stopped:
-            self._report.stopped.append(ended)
-        return ended
+                stage.ended = self._note_crash(name, error)
+        if stage.ended is not None and stage.ended not in self._report.stopped:
+            self._report.stopped.append(stage.ended)
 
     def _note_crash(self, name: str, error: Exception) -> StageStop:
         """Record an unexpected error: the run has failed."""
@@ -188,13 +197,31 @@ class Deliveries:
         reason = f"unforeseen {type(error).__name__}: {without_people(text)}"
         if name == "portal":
             with contextlib.suppress(psycopg.Error):  # the database may have caused the crash
-                self._portal.record_stage_end(reason, end=StageEnd.CRASH)
+                self._service.record_stage_end(reason, end=StageEnd.CRASH)
         return StageStop(stage=name, code=StageEnd.CRASH, reason=reason)
 
-    def _run_portal(self, calls: Calls, *, seconds: float) -> None:
-        if self._reviews_first:
-            self._run("portal", self._review_open_pushes)
-        self._run("portal", lambda: self._push(calls, seconds=seconds))
+    def _push(self, calls: Calls, *, seconds: float) -> None:
+        if self._wrong_day is None:
+            with self.stage("portal"):
+                self._review_open_pushes()
+        with self.stage("portal") as stage:
+            delivery, report = self._delivery, self._report
+            if delivery.make_portal is None:
+                stage.ended = self.missing_portal()
+                return
+            stage.ended = deliver_pushes(
+                self._service,
+                calls=calls,
+                stop=self._stop,
+                make_portal=delivery.make_portal,
+                policy=delivery.policy,
+                today=lambda: None if self._wrong_day else max(report.today, delivery.today()),
+                counts=report.portal,
+                deadline_seconds=seconds,
+                concurrency=delivery.concurrency,
+                longest_pause_seconds=delivery.longest_pause_seconds,
+                on_progress=self._phase("Pushing to the portal", *PORTAL_KINDS),
+            )
 
     def _review_open_pushes(self) -> None:
         """Review the due mentors with an open push, with the guard, because their pushes may be outdated."""
@@ -205,26 +232,8 @@ class Deliveries:
         try:
             service.apply_open_pushes()
         finally:  # after an error, too, because the next delivery does not report a stored hold
-            if self._report.review is None:  # `run` reports every hold itself
+            if not self._after_review:
                 self._report.held += guard.new_lines
-
-    def _push(self, calls: Calls, *, seconds: float) -> StageStop | None:
-        delivery, report = self._delivery, self._report
-        if delivery.make_portal is None:
-            return self._missing_portal()
-        stage = PortalStage(
-            self._portal,
-            calls=calls,
-            stop=self._stop,
-            make_portal=delivery.make_portal,
-            policy=delivery.policy,
-            today=lambda: None if self._wrong_day else max(report.today, delivery.today()),
-            concurrency=delivery.concurrency,
-            longest_pause_seconds=delivery.longest_pause_seconds,
-            on_progress=self._phase("Pushing to the portal", *PORTAL_KINDS),
-            counts=report.portal,
-        )
-        return stage.run(deadline_seconds=seconds)
 
     def _phase(self, name: str, *kinds: str) -> Callable[[int], None]:
         """Begin a phase with the number of due rows of these kinds as its total."""
@@ -235,12 +244,13 @@ class Deliveries:
 
         return self._job.progress.phase(name, count=count)
 
-    def _missing_portal(self) -> StageStop | None:
+    def missing_portal(self) -> StageStop | None:
+        """Return that CERTJOB_PORTAL_URL is not set, if a push is open."""
         open_work = read_open_work(self._connection)
         if not any(open_work[kind].open for kind in PORTAL_KINDS):
             return None
         reason = "CERTJOB_PORTAL_URL is not set"  # alerts and digests have it for each open hide
-        self._portal.record_stage_end(reason, end=StageEnd.NO_URL)
+        self._service.record_stage_end(reason, end=StageEnd.NO_URL)
         return StageStop(stage="portal", code=StageEnd.NO_URL, reason=f"{reason}; the pushes stay pending")
 
     def _send_mail(self, calls: Calls, *, ends_at: float) -> None:
@@ -248,22 +258,11 @@ class Deliveries:
         connection, report, delivery = self._connection, self._report, self._delivery
         channel = delivery.channel
         if channel is None:
-            self._run("mail", self.queue_digests)
-            self._run("mail", self._missing_channel)
+            with self.stage("mail"):
+                self.queue_digests()
+            with self.stage("mail") as stage:
+                stage.ended = self._missing_channel()
             return
-
-        def send(mails: Mails[Any, Any], counts: MailCounts, kind: str) -> StageStop | None:
-            return send_mails(
-                mails,
-                channel=channel,
-                calls=calls,
-                stop=self._stop,
-                counts=counts,
-                deadline_seconds=ends_at - time.monotonic(),
-                on_progress=self._phase(f"Sending {kind}", kind),
-                is_open=lambda: delivery.mail_waits_until() is None,
-            )
-
         templates = Templates(delivery.templates_dir)
         reminders = ReminderMail(connection, today=report.today, templates=templates)
         digests = DigestMail(
@@ -275,10 +274,13 @@ class Deliveries:
             templates=templates,
         )
         try:
-            ended = self._run("mail", lambda: send(reminders, report.reminders, "reminders"))
-            self._run("mail", self.queue_digests)
-            if ended is None or ended.code in ABOUT_REMINDERS_ALONE:
-                self._run("mail", lambda: send(digests, report.digests, "digests"))
+            with self.stage("mail") as first:
+                first.ended = self._send(reminders, report.reminders, "reminders", channel, calls, ends_at=ends_at)
+            with self.stage("mail"):
+                self.queue_digests()
+            if first.ended is None or first.ended.code in ABOUT_REMINDERS_ALONE:
+                with self.stage("mail") as second:
+                    second.ended = self._send(digests, report.digests, "digests", channel, calls, ends_at=ends_at)
         finally:
             calls.make(channel.close())
         if (problem := templates.problem()) is not None:
@@ -286,6 +288,20 @@ class Deliveries:
         report.mail_waits_until = delivery.mail_waits_until()
         if report.mail_waits_until is not None:
             logger.info("mail waits until %s", report.mail_waits_until, extra={"event": "mail_waits"})
+
+    def _send(
+        self, mails: Mails[Any, Any], counts: MailCounts, kind: str, channel: Channel, calls: Calls, *, ends_at: float
+    ) -> StageStop | None:
+        return send_mails(
+            mails,
+            channel=channel,
+            calls=calls,
+            stop=self._stop,
+            counts=counts,
+            deadline_seconds=ends_at - time.monotonic(),
+            on_progress=self._phase(f"Sending {kind}", kind),
+            is_open=lambda: self._delivery.mail_waits_until() is None,
+        )
 
     def _missing_channel(self) -> StageStop | None:
         open_work = read_open_work(self._connection)

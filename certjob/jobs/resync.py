@@ -2,8 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date, datetime
 from uuid import UUID
 
@@ -14,13 +13,14 @@ from certjob.errors import DynamicsSyncException, MentorBusyError, StageEnd, Unk
 from certjob.jobs.deliveries import Deliveries, Job
 from certjob.jobs.job_runs import recorded
 from certjob.jobs.report import RunReport
-from certjob.outbox.claims import Answer, Lease, StageStop
-from certjob.portal.push import PortalEvent, Push
-from certjob.portal.sync import LEASE_SECONDS, PortalCounts, PortalSyncService
+from certjob.outbox.calls import Calls
+from certjob.outbox.claims import Answer, StageStop
+from certjob.portal.push import push_once
+from certjob.portal.stage import StageState, finish, judge, settle
+from certjob.portal.sync import LEASE_SECONDS, PortalSyncService
 from certjob.review.certification import CertificationManagementService
 from certjob.review.days import refuse_wrong_day
 from certjob.review.guards import MassChangeGuard
-from certjob.stopping import StopFlag
 
 _POLL_SECONDS = 0.25
 
@@ -53,26 +53,6 @@ class Resync:
     error: DynamicsSyncException | MentorBusyError | None
 
 
-class _OneMentor(PortalSyncService):
-    """Claims only the open push of one mentor, even before its retry time, until it was tried."""
-
-    def __init__(self, connection: Connection, mentor_id: UUID, *, run_id: UUID) -> None:
-        super().__init__(connection, run_id=run_id)
-        self._mentor_id = mentor_id
-        self.is_pushed = False
-        self.error: DynamicsSyncException | None = None
-
-    def claim(self, limit: int, *, today: date | None) -> list[tuple[PortalEvent, Lease]]:
-        return [] if self.is_pushed else self.claim_mentor(self._mentor_id, today=today)
-
-    def settle(self, push: Push, counts: PortalCounts) -> Answer:
-        answer = super().settle(push, counts)
-        if push.is_tried and answer is not Answer.LOST:
-            self.error = push.error
-            self.is_pushed = push.error is not None or answer is not Answer.RAISED
-        return answer
-
-
 def resync(
     job: Job,
     mentor_id: UUID,
@@ -92,7 +72,7 @@ def resync(
     report = RunReport(command="resync", run_id=job.run_id, today=today)
     before = describe(connection, mentor_id)
     error: DynamicsSyncException | MentorBusyError | None = None
-    portal = _OneMentor(connection, mentor_id, run_id=job.run_id)
+    portal = PortalSyncService(connection, run_id=job.run_id)
     guard = MassChangeGuard(connection, today=today, allow=defaultdict(lambda: 1))  # a person asked for this mentor
     service = CertificationManagementService(connection, today=today, run_id=job.run_id, guard=guard, stop=stop)
     queued = 0
@@ -104,32 +84,72 @@ def resync(
 
     with recorded(job, report) as beating:
         report.review = service.counts
-        if not _comes_true(lambda: service.review_one(mentor_id, then=queue), stop=stop, seconds=lock_wait_seconds):
-            message = f"mentor {mentor_id} is locked by another session (waited {lock_wait_seconds:g} s)"
-            raise MentorBusyError(message, next_step="try again; the mentor was not changed")
-        at_once = replace(job.delivery, longest_pause_seconds=0.0, deadline_seconds=LEASE_SECONDS)
-        deliveries = Deliveries(replace(beating, delivery=at_once), report, portal=portal)
-
-        def is_finished() -> bool:
-            """Push; return whether this run has tried, the stage has ended early, or no push is open."""
-            deliveries.push()
-            state = describe(connection, mentor_id)
-            return portal.is_pushed or bool(report.stopped) or not (state.has_portal and state.open_push)
-
-        if queued and not _comes_true(is_finished, stop=stop, seconds=flight_wait_seconds):
-            error = MentorBusyError(
-                f"another run has kept this push claimed for {flight_wait_seconds:g} s",
-                next_step="the new value is queued: that run pushes it next, or, if that run has died, the first "
-                f"`certjob run` or `certjob deliver` after {LEASE_SECONDS / 60:.0f} minutes",
-            )
+        give_up_at = time.monotonic() + lock_wait_seconds
+        while not service.review_one(mentor_id, then=queue):
+            if time.monotonic() > give_up_at:
+                message = f"mentor {mentor_id} is locked by another session (waited {lock_wait_seconds:g} s)"
+                raise MentorBusyError(message, next_step="try again; the mentor was not changed")
+            stop.sleep(_POLL_SECONDS)
+        if queued:
+            error = _push(beating, report, portal, mentor_id, flight_wait_seconds=flight_wait_seconds)
+        if isinstance(error, MentorBusyError):
             report.stopped.append(StageStop(stage="portal", code=StageEnd.IN_FLIGHT, reason=error.message))
             portal.record_stage_end(error.message, end=StageEnd.IN_FLIGHT, mentor_id=mentor_id)
-        elif portal.error is not None:
-            error = portal.error
     after = describe(connection, mentor_id)
     if error is not None and error.next_step is None and after.next_try_at is not None:
         error.next_step = f"it is tried again at {after.next_try_at.astimezone(zone):%Y-%m-%d %H:%M %Z}"
     return Resync(report=report, before=before, after=after, error=error)
+
+
+def _push(
+    job: Job, report: RunReport, service: PortalSyncService, mentor_id: UUID, *, flight_wait_seconds: float
+) -> DynamicsSyncException | MentorBusyError | None:
+    """Push the mentor's open value, even before its retry time, and return why this failed, or None."""
+    delivery, stop, counts = job.delivery, job.stop, report.portal
+    state = StageState(deadline_at=time.monotonic() + LEASE_SECONDS, longest_pause_seconds=0.0)
+    give_up_at = time.monotonic() + flight_wait_seconds
+    error: DynamicsSyncException | None = None
+    is_tried = False
+    deliveries = Deliveries(job, report)
+    with deliveries.stage("portal") as stage:
+        if delivery.make_portal is None:
+            stage.ended = deliveries.missing_portal()
+            return None
+        job.progress.phase("Pushing to the portal")
+        service.take_back()
+        with Calls(stop) as calls, calls.opened(delivery.make_portal()) as portal:
+            while not (is_tried or state.ended or state.crash or stop.is_set()):
+                # Claim the push. While another run has claimed it, wait.
+                claimed = service.claim_mentor(mentor_id, today=max(job.today, delivery.today()))
+                if not claimed:
+                    mentor = describe(job.connection, mentor_id)
+                    if not (mentor.has_portal and mentor.open_push):
+                        break
+                    if time.monotonic() > give_up_at:
+                        return _busy(flight_wait_seconds)
+                    stop.sleep(_POLL_SECONDS)
+                    continue
+                ((event, lease),) = claimed
+
+                # Push, settle and judge it. A newer value that was queued during the call is claimed next.
+                call = push_once(event, lease, portal=portal, policy=delivery.policy, stopped=calls.stopped)
+                push = calls.make(call)
+                answer = settle(service, push, counts, state)
+                if answer is not None and not stop.is_set():
+                    judge(service, push, state)
+                if push.is_tried and answer is not Answer.LOST:
+                    error = push.error
+                    is_tried = error is not None or answer is not Answer.RAISED
+        stage.ended = finish(service, counts, state, stop=stop)
+    return error
+
+
+def _busy(flight_wait_seconds: float) -> MentorBusyError:
+    return MentorBusyError(
+        f"another run has kept this push claimed for {flight_wait_seconds:g} s",
+        next_step="the new value is queued: that run pushes it next, or, if that run has died, the first "
+        f"`certjob run` or `certjob deliver` after {LEASE_SECONDS / 60:.0f} minutes",
+    )
 
 
 def describe(connection: Connection, mentor_id: UUID) -> MentorState:
@@ -139,13 +159,3 @@ def describe(connection: Connection, mentor_id: UUID) -> MentorState:
         message = f"mentor {mentor_id} has been deleted"
         raise UnknownMentorError(message)
     return rows[0]
-
-
-def _comes_true(happens: Callable[[], bool], *, stop: StopFlag, seconds: float) -> bool:
-    """Ask repeatedly for at most this time; return whether the answer was True."""
-    give_up_at = time.monotonic() + seconds
-    while not happens():
-        if time.monotonic() > give_up_at:
-            return False
-        stop.sleep(_POLL_SECONDS)
-    return True

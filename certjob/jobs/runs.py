@@ -72,7 +72,7 @@ def run(
         report.review = service.counts
         service.apply_due(organisation_id)
         report.held = guard.lines
-        deliveries = Deliveries(beating, report, organisation_id=organisation_id)
+        deliveries = Deliveries(beating, report, organisation_id=organisation_id, after_review=True)
         if deliver:
             deliveries.deliver()
         else:

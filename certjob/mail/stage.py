@@ -5,7 +5,7 @@
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic
 
@@ -109,11 +109,11 @@ def _send(message: OutgoingMessage, lease: Lease, *, channel: Channel, calls: Ca
     No attempt may outlast the lease.
     """
 
-    def attempt() -> Awaitable[None]:
+    async def attempt() -> None:
         if not lease.fits(channel.worst_case_seconds):
             unfit = "a message can take longer than its lease, or this process stood still"
             raise ChannelDownError(unfit)
-        return channel.send(message)
+        await channel.send(message)
 
     attempts = calls.begin(CHANNEL_POLICY.call(attempt, stop=calls.stopped))
     calls.wait_for_one({attempts})

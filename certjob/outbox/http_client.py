@@ -7,6 +7,7 @@ import asyncio
 import os
 import ssl
 from collections.abc import Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from functools import cache
 from http.cookiejar import CookieJar, DefaultCookiePolicy
@@ -78,26 +79,21 @@ class HttpClient:
             json=json,
             extensions={"trace": trace},
         )
+        body = b""
         try:
             async with asyncio.timeout(deadline_seconds):
-                return await self._send(request, max_body_bytes=max_body_bytes)
+                response = await self._client.send(request, stream=True)
+                async with aclosing(response):  # closes the connection if the body was not read to its end
+                    async for part in response.aiter_raw():
+                        body += part
+                        if len(body) > max_body_bytes:
+                            break
         except TimeoutError as error:
             kind = httpx.ReadTimeout if is_sent else httpx.ConnectTimeout
             message = "the call exceeded its deadline"
             raise kind(message, request=request) from error
         except (httpx.ConnectError, ValueError) as error:  # ValueError: an invalid host name
             raise httpx.ConnectError(_words_of_the_system(error), request=request) from error
-
-    async def _send(self, request: httpx.Request, *, max_body_bytes: int) -> HttpAnswer:
-        response = await self._client.send(request, stream=True)
-        body = b""
-        try:
-            async for part in response.aiter_raw():
-                body += part
-                if len(body) > max_body_bytes:
-                    break
-        finally:
-            await response.aclose()  # closes the connection if the body was not read to its end
         return HttpAnswer(status_code=response.status_code, headers=response.headers, body=body[:max_body_bytes])
 
     async def close(self) -> None:

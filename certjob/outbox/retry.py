@@ -10,13 +10,14 @@ system such as Xledger, whose client raises ``AccountingError`` with a ``status`
         is_transient=lambda error: isinstance(error, AccountingError) and error.status in (429, 502, 503),
         retry_after=lambda error: getattr(error, "retry_after_seconds", None),
     )
-    receipt = await policy.call(lambda: accounting.post(voucher), stop=shutting_down)
+    receipt = await policy.call(accounting.post, voucher, stop=shutting_down)
 
 A report to Bufdir, or to any other service, needs a policy of its own with the same arguments. The loop is the
 ``backoff`` package's, and only this module imports it.
 """
 
 import asyncio
+import inspect
 import re
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -72,13 +73,18 @@ class RetryPolicy:
     longest_retry_after_seconds: float = 20
     """A service that asks for more ends the attempts at once, because the caller can use the time."""
 
-    async def call(self, operation: Callable[[], Awaitable[T]], *, stop: asyncio.Event | None = None) -> T:
-        """Call ``operation`` until it returns, and return its value; raise its last exception when the attempts end.
+    async def call(
+        self, operation: Callable[..., Awaitable[T]], *arguments: object, stop: asyncio.Event | None = None
+    ) -> T:
+        """Call an ``async def`` until it returns, and return its value; raise its last exception when the attempts end.
 
         They end after ``max_attempts``, after an error that is not transient, before a wait that would pass the
         deadline or that exceeds ``longest_retry_after_seconds``, and when ``stop`` is set. A stop interrupts a wait,
         but not a call. The first call is made in any case.
         """
+        if not inspect.iscoroutinefunction(operation):  # backoff would call it once and never retry
+            message = "a retried operation is an async def"
+            raise TypeError(message)
         stopped = stop or asyncio.Event()
         clock = asyncio.get_running_loop().time
         ends_at = clock() + self.deadline_seconds
@@ -95,7 +101,7 @@ class RetryPolicy:
             if stopped.is_set():
                 raise error
 
-        @backoff.on_exception(
+        attempts = backoff.on_exception(
             backoff.constant,
             Exception,
             interval=0,
@@ -104,11 +110,8 @@ class RetryPolicy:
             on_backoff=wait,
             jitter=None,
             logger=None,  # the default logs the exception's text
-        )
-        async def attempt() -> T:
-            return await operation()
-
-        return await attempt()
+        )(operation)
+        return await attempts(*arguments)
 
     def worst_case_seconds(self, call_seconds: float) -> float:
         """Return the longest duration of ``call`` if one operation takes at most ``call_seconds``."""

@@ -19,8 +19,8 @@ A push that failed may have been made, or may be made later. It is repeated with
 reconcile` reads what the portal shows. Reading the visible contacts raises the same errors.
 """
 
-from collections.abc import AsyncIterator, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Annotated, Final, Literal, Self, TypeVar
@@ -139,6 +139,7 @@ class HLFDynamicsSyncService:
             message = "CERTJOB_PORTAL_URL is not a valid URL"
             raise ConfigurationError(message) from error
         self._key = key
+        self._headers = {"Authorization": f"Bearer {key}", "User-Agent": f"certjob/{__version__}"}
         self.deadline_seconds = deadline_seconds
         """Maximum duration of one call, from the name lookup to the last byte of the answer."""
         self._client = HttpClient()
@@ -151,15 +152,16 @@ class HLFDynamicsSyncService:
         Raises PermanentPortalError, PortalStageError or TransientPortalError (see the table at the top of the module).
         The change may have been made despite an error, because the answer can be lost.
         """
-        answer = await self._call(
-            "POST",
-            headers={"Idempotency-Key": idempotency_key},
-            json={
-                "contact_id": str(contact_id),
-                "visible": visible,
-                "visible_until": visible_until and visible_until.isoformat(),
-            },
-        )
+        body = {
+            "contact_id": str(contact_id),
+            "visible": visible,
+            "visible_until": visible_until and visible_until.isoformat(),
+        }
+        headers = self._headers | {"Idempotency-Key": idempotency_key}
+        with self._translated():
+            answer = await self._client.request(
+                "POST", self._url, headers=headers, json=body, deadline_seconds=self.deadline_seconds
+            )
         stored = _success(answer, _Confirmed)
         # RFC 9562, section 4, allows upper and lower case in UUIDs.
         if stored is None or stored.contact_id.lower() != str(contact_id):
@@ -177,7 +179,7 @@ class HLFDynamicsSyncService:
         cursors: set[str] = set()
         cursor: str | None = None
         while True:
-            page = await policy.call(lambda after=cursor: self._read_page(after))  # type: ignore[misc]
+            page = await policy.call(self._read_page, cursor)
             yield page
             cursor = page.next
             if cursor is None:
@@ -193,37 +195,19 @@ class HLFDynamicsSyncService:
 
     async def _read_page(self, after: str | None) -> VisiblePage:
         query = {"visible": "true"} | ({} if after is None else {"after": after})
-        answer = await self._call("GET", query=query, max_body_bytes=LONGEST_PAGE_BYTES)
+        with self._translated():
+            answer = await self._client.request(
+                "GET",
+                self._url.copy_merge_params(query),
+                headers=self._headers,
+                deadline_seconds=self.deadline_seconds,
+                max_body_bytes=LONGEST_PAGE_BYTES,
+            )
         page = _success(answer, _Page)
         if page is None:
             raise self._error_for(answer)
         days = {contact.contact_id: contact.visible_until for contact in page.contacts}
         return VisiblePage(visible_until=days, dates=page.dates, next=page.next)
-
-    async def _call(
-        self,
-        method: str,
-        *,
-        query: Mapping[str, str] | None = None,
-        headers: Mapping[str, str] | None = None,
-        json: object = None,
-        max_body_bytes: int = 64 * 1024,
-    ) -> HttpAnswer:
-        try:
-            return await self._client.request(
-                method,
-                self._url.copy_merge_params(query) if query else self._url,
-                headers={
-                    "Authorization": f"Bearer {self._key}",
-                    "User-Agent": f"certjob/{__version__}",
-                    **(headers or {}),
-                },
-                json=json,
-                deadline_seconds=self.deadline_seconds,
-                max_body_bytes=max_body_bytes,
-            )
-        except httpx.TransportError as error:
-            raise TransientPortalError(self._explain(error)) from error
 
     def _error_for(self, answer: HttpAnswer) -> PortalCallError:
         status, envelope = answer.status_code, _parse(answer, _Envelope)
@@ -240,6 +224,14 @@ class HLFDynamicsSyncService:
             retry_after_seconds=asked if issubclass(kind, TransientPortalError) else None,
             correlation_id=self._correlation_id(answer),
         )
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Turn a failed call into our error."""
+        try:
+            yield
+        except httpx.TransportError as error:
+            raise TransientPortalError(self._explain(error)) from error
 
     def _explain(self, error: httpx.TransportError) -> str:
         if isinstance(error, httpx.ConnectTimeout):

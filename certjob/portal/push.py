@@ -74,6 +74,12 @@ class Push:
         return self.outcome is not PushOutcome.NOT_TRIED
 
     @property
+    def is_answered(self) -> bool:
+        """Return whether the portal has answered a call about the event."""
+        refused = self.outcome is PushOutcome.BLOCKED and self.error is not None and self.error.attempts > 0
+        return self.outcome is PushOutcome.DELIVERED or refused
+
+    @property
     def is_failure(self) -> bool:
         """Return whether the round failed because of the event."""
         return self.outcome in (PushOutcome.BLOCKED, PushOutcome.FAILED)

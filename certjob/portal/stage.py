@@ -1,4 +1,4 @@
-"""The portal stage of a delivery: makes several calls at once, and claims the next event when a call has ended.
+"""The portal stage of a delivery: four pushes at a time, each settled as it ends, and its slot filled again.
 
 It claims only as many events as it can start, so several processes share the work and a new hide is pushed next. Calls
 in flight pause while the stage uses the database, which takes a few milliseconds.
@@ -6,18 +6,19 @@ in flight pause while the stage uses the database, which takes a few millisecond
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
+from dataclasses import dataclass, field
 from datetime import date
 from typing import TYPE_CHECKING
 
 import psycopg
 
 from certjob.database import is_lost
-from certjob.errors import PortalCallError, PortalStageError, StageEnd
+from certjob.errors import StageEnd
 from certjob.outbox.calls import Calls
-from certjob.outbox.claims import StageStop
+from certjob.outbox.claims import Answer, Lease, StageStop
 from certjob.outbox.retry import RetryPolicy
-from certjob.portal.push import Push, PushOutcome, push_once
+from certjob.portal.push import PortalEvent, Push, PushOutcome, push_once
 from certjob.portal.sync import PortalCounts, PortalSyncService
 from certjob.stopping import StopFlag
 
@@ -32,136 +33,160 @@ LONGEST_PAUSE_SECONDS = 600.0
 """The longest Retry-After for which the stage waits. A longer one ends it."""
 
 
-class PortalStage:
-    """Delivers the due events until none is left, the deadline has passed, or the portal is out of order."""
+@dataclass(slots=True, kw_only=True)
+class StageState:
+    """What the pushes so far mean for the next ones."""
 
-    def __init__(
-        self,
-        service: PortalSyncService,
-        *,
-        calls: Calls,
-        stop: StopFlag,
-        make_portal: "Callable[[], HLFDynamicsSyncService]",
-        policy: RetryPolicy,
-        today: Callable[[], date | None],
-        concurrency: int = CONCURRENCY,
-        longest_pause_seconds: float = LONGEST_PAUSE_SECONDS,
-        on_progress: Callable[[int], None] = lambda _done: None,
-        counts: PortalCounts,
-    ) -> None:
-        """``today`` is called before each claim. It returns None if the day is not reliable: then only hides go out."""
-        self._service = service
-        self._calls = calls
-        self._stop = stop
-        self._make_portal = make_portal
-        self._policy = policy
-        self._today = today
-        self._concurrency = concurrency
-        self._longest_pause_seconds = longest_pause_seconds
-        self._on_progress = on_progress
-        self._counts = counts
-        self._flying: set[asyncio.Task[Push]] = set()
-        self._begin_at = 0.0
-        """When the next call may start, after the wait that the portal asked for."""
-        self._deadline_at = 0.0
-        self._failures_in_a_row = 0
-        self._ended: StageStop | None = None
-        """Why no more calls are started."""
-        self._crash: BaseException | None = None
-        """The error that ``run`` raises after all calls in flight have ended."""
-        self._unsettled: list[Push] = []
-        """Pushes that ended after the connection to the database was lost."""
+    deadline_at: float
+    longest_pause_seconds: float = LONGEST_PAUSE_SECONDS
+    begin_at: float = 0.0
+    """When the next call may start, after the wait that the portal asked for."""
+    failures_in_a_row: int = 0
+    ended: StageStop | None = None
+    """Why no more calls are started."""
+    crash: BaseException | None = None
+    """The error to raise after all calls in flight have ended."""
+    unsettled: list[Push] = field(default_factory=list)
+    """Pushes that ended after the connection to the database was lost."""
 
-    def run(self, *, deadline_seconds: float) -> StageStop | None:
-        """Deliver, and return why the stage ended early, or None. Each push is settled as soon as it ends.
 
-        Raises StoppedBySignalError after a signal, and any unexpected error of a push. The outcome of that push is
-        unknown, so its event keeps the lease.
-        """
-        self._deadline_at = time.monotonic() + deadline_seconds
-        self._service.take_back()
-        with self._calls.opened(self._make_portal()) as portal:
-            while self._begin_more(portal) or self._flying:
-                if self._flying:
-                    for task in self._calls.wait_for_one(self._flying):
-                        self._land(task)
+def deliver_pushes(
+    service: PortalSyncService,
+    *,
+    calls: Calls,
+    stop: StopFlag,
+    make_portal: "Callable[[], HLFDynamicsSyncService]",
+    policy: RetryPolicy,
+    today: Callable[[], date | None],
+    counts: PortalCounts,
+    deadline_seconds: float,
+    concurrency: int = CONCURRENCY,
+    longest_pause_seconds: float = LONGEST_PAUSE_SECONDS,
+    on_progress: Callable[[int], None] = lambda _done: None,
+) -> StageStop | None:
+    """Deliver the due events, and return why the stage ended early, or None.
+
+    ``today`` is called before each claim. It returns None if the day is not reliable: then only hides go out. Raises
+    StoppedBySignalError after a signal, and any unexpected error of a push after the others have ended. The outcome of
+    that push is unknown, so its event keeps the lease.
+    """
+    state = StageState(deadline_at=time.monotonic() + deadline_seconds, longest_pause_seconds=longest_pause_seconds)
+    flying: set[asyncio.Task[Push]] = set()
+    service.take_back()
+    with calls.opened(make_portal()) as portal:
+        while True:
+            # Claim an event for each free slot, and begin its push.
+            may_begin = not (stop.is_set() or state.ended or state.crash)
+            pause_seconds = state.begin_at - time.monotonic()
+            claimed, landed = list[tuple[PortalEvent, Lease]](), list[Push]()
+            if may_begin and pause_seconds <= 0 and len(flying) < concurrency:
+                claimed = _claim(service, state, concurrency - len(flying), today=today)
+            is_too_late = stop.is_set() or time.monotonic() >= state.deadline_at
+            for event, lease in claimed:
+                if is_too_late:
+                    landed.append(Push(event=event, outcome=PushOutcome.NOT_TRIED))
                 else:
-                    self._stop.sleep(self._begin_at - time.monotonic())
-        if self._unsettled:
-            self._service.settle_again(self._unsettled, self._counts)
-        self._stop.check()
-        if self._crash is not None:
-            raise self._crash
-        return self._ended
+                    call = push_once(event, lease, portal=portal, policy=policy, stopped=calls.stopped)
+                    flying.add(calls.begin(call))
 
-    def _begin_more(self, portal: "HLFDynamicsSyncService") -> bool:
-        """Claim events and start their calls; return whether there may be more events, perhaps after a wait."""
-        free = self._concurrency - len(self._flying)
-        if self._stop.is_set() or self._ended or self._crash or free <= 0:
-            return False
-        if time.monotonic() < self._begin_at:
-            return True
-        try:
-            claimed = self._service.claim(free, today=self._today())
-        except psycopg.Error as error:
-            self._crash = error
-            return False
-        is_over = time.monotonic() >= self._deadline_at
-        for event, lease in claimed:
-            if is_over or self._stop.is_set():
-                self._settle(Push(event=event, outcome=PushOutcome.NOT_TRIED))
-            else:
-                push = push_once(event, lease, portal=portal, policy=self._policy, stopped=self._calls.stopped)
-                self._flying.add(self._calls.begin(push))
-        return bool(claimed)
+            # Wait until a push has ended, or until the next one may begin.
+            if flying and not landed:
+                landed = _land(calls.wait_for_one(flying), flying, state)
+            elif may_begin and pause_seconds > 0:
+                stop.sleep(pause_seconds)
+            elif not claimed:
+                break
 
-    def _land(self, task: "asyncio.Task[Push]") -> None:
-        self._flying.remove(task)
-        if (crash := task.exception()) is not None:
-            self._crash = self._crash or crash
-        else:
-            self._settle(task.result())
+            # Settle each push that has ended, and judge whether the stage goes on. After an error the rest is settled.
+            for push in landed:
+                if settle(service, push, counts, state) and not stop.is_set():
+                    judge(service, push, state)
+            on_progress(counts.delivered + counts.failed)
+    return finish(service, counts, state, stop=stop)
 
-    def _settle(self, push: Push) -> None:
-        """Settle one push and judge its outcome. After an error the other calls in flight are still settled."""
-        try:
-            self._service.settle(push, self._counts)
-            self._on_progress(self._counts.delivered + self._counts.failed)
-            self._begin_at = max(self._begin_at, time.monotonic() + push.asked_seconds)
-            if not (self._ended or self._stop.is_set()):
-                self._ended = self._judge(push)
-        except psycopg.Error as error:
-            self._crash = self._crash or error
-            self._unsettled += [push] if is_lost(error) else []
 
-    def _judge(self, push: Push) -> StageStop | None:
-        """Decide from one outcome whether the stage ends."""
-        error, seconds = push.error, push.asked_seconds
-        if push.outcome is PushOutcome.NOT_TRIED:
-            if time.monotonic() >= self._deadline_at:
-                return self._end(StageEnd.DEADLINE, "the time for deliveries is over; the rest stays pending")
-            unfit = "a push can take longer than its lease, or this process stood still; the rest stays pending"
-            return self._end(StageEnd.LEASE, unfit)
-        if error is None or (push.outcome is PushOutcome.BLOCKED and error.attempts):
-            self._failures_in_a_row = 0  # the portal has answered a call
-        if error is None or push.outcome is PushOutcome.BLOCKED:
-            return None
-        cause = error.cause
-        if push.outcome is PushOutcome.REFUSED:
-            end = StageEnd.KEY_REFUSED if cause.status in {401, 403} else StageEnd.MISCONFIGURED
-            return self._end(end, f"{cause}; no more pushes were made, and all events stay queued", cause)
-        self._failures_in_a_row += push.outcome is PushOutcome.FAILED
-        if self._failures_in_a_row >= BREAKER_FAILURES:
-            reason = f"{BREAKER_FAILURES} pushes in a row failed (last: {cause}); the rest stays pending"
-            return self._end(StageEnd.BREAKER, reason, cause)
-        if seconds > self._longest_pause_seconds or time.monotonic() + seconds >= self._deadline_at:
-            asked = f"the portal asked to wait {seconds:,.0f} s; the rest stays pending"
-            return self._end(StageEnd.RETRY_AFTER, asked, cause)
+def _claim(
+    service: PortalSyncService, state: StageState, limit: int, *, today: Callable[[], date | None]
+) -> list[tuple[PortalEvent, Lease]]:
+    try:
+        return service.claim(limit, today=today())
+    except psycopg.Error as error:
+        state.crash = error
+        return []
+
+
+def _land(ended: "Set[asyncio.Task[Push]]", flying: "set[asyncio.Task[Push]]", state: StageState) -> list[Push]:
+    """Take ended pushes out of those in flight, and return their outcomes. An unexpected error has none."""
+    flying -= ended
+    errors = [error for task in ended if (error := task.exception()) is not None]
+    state.crash = state.crash or next(iter(errors), None)
+    return [task.result() for task in ended if task.exception() is None]
+
+
+def settle(service: PortalSyncService, push: Push, counts: PortalCounts, state: StageState) -> Answer | None:
+    """Store one outcome; return None after an error, which the stage raises at its end."""
+    try:
+        return service.settle(push, counts)
+    except psycopg.Error as error:
+        state.crash = state.crash or error
+        state.unsettled += [push] if is_lost(error) else []
         return None
 
-    def _end(self, end: StageEnd, reason: str, cause: PortalCallError | None = None) -> StageStop:
-        """Store the reason of an early end with the open hides."""
-        fault = str(cause) if isinstance(cause, PortalStageError) else ""
-        stopped = StageStop(stage="portal", code=end, reason=reason, fault=fault)
-        self._service.record_stage_end(str(stopped), end=end, correlation_id=cause.correlation_id if cause else None)
-        return stopped
+
+def judge(service: PortalSyncService, push: Push, state: StageState) -> None:
+    """Decide from one outcome when the next call may start, and whether the stage ends.
+
+    The reason of an end is stored with the open hides.
+    """
+    state.begin_at = max(state.begin_at, time.monotonic() + push.asked_seconds)
+    if push.is_answered:
+        state.failures_in_a_row = 0
+    state.failures_in_a_row += push.outcome is PushOutcome.FAILED
+    why = _why_it_ends(push, state)
+    if why is None or state.ended is not None:
+        return
+    code, reason = why
+    cause = push.error.cause if push.error is not None else None
+    state.ended = StageStop(
+        stage="portal",
+        code=code,
+        reason=reason,
+        fault=str(cause) if push.outcome is PushOutcome.REFUSED else "",
+    )
+    try:
+        service.record_stage_end(str(state.ended), end=code, correlation_id=cause.correlation_id if cause else None)
+    except psycopg.Error as error:
+        state.crash = state.crash or error
+
+
+def _why_it_ends(push: Push, state: StageState) -> tuple[StageEnd, str] | None:
+    is_past_deadline = time.monotonic() + push.asked_seconds >= state.deadline_at
+    if push.outcome is PushOutcome.NOT_TRIED:
+        if is_past_deadline:
+            return StageEnd.DEADLINE, "the time for deliveries is over; the rest stays pending"
+        unfit = "a push can take longer than its lease, or this process stood still; the rest stays pending"
+        return StageEnd.LEASE, unfit
+    if push.error is None or push.outcome is PushOutcome.BLOCKED:
+        return None
+    cause = push.error.cause
+    if push.outcome is PushOutcome.REFUSED:
+        code = StageEnd.KEY_REFUSED if cause.status in {401, 403} else StageEnd.MISCONFIGURED
+        return code, f"{cause}; no more pushes were made, and all events stay queued"
+    if state.failures_in_a_row >= BREAKER_FAILURES:
+        return (
+            StageEnd.BREAKER,
+            f"{BREAKER_FAILURES} pushes in a row failed (last: {cause}); the rest stays pending",
+        )
+    if push.asked_seconds > state.longest_pause_seconds or is_past_deadline:
+        return StageEnd.RETRY_AFTER, f"the portal asked to wait {push.asked_seconds:,.0f} s; the rest stays pending"
+    return None
+
+
+def finish(service: PortalSyncService, counts: PortalCounts, state: StageState, *, stop: StopFlag) -> StageStop | None:
+    """Settle what a lost connection has left, and return why the stage ended early, or raise its error."""
+    if state.unsettled:
+        service.settle_again(state.unsettled, counts)
+    stop.check()
+    if state.crash is not None:
+        raise state.crash
+    return state.ended

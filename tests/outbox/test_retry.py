@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from certjob.outbox.calls import run_alone
 from certjob.outbox.retry import RetryPolicy, exponential, full_jitter, parse_retry_after
 
 NOW = datetime(2026, 3, 10, 2, 30, tzinfo=UTC)
@@ -62,7 +63,7 @@ class Service:
         """The seconds between two calls."""
         return [later - earlier - self.call_seconds for earlier, later in pairwise(self.began)]
 
-    async def __call__(self) -> str:
+    async def serve(self) -> str:
         self.began.append(asyncio.get_running_loop().time())
         await asyncio.sleep(self.call_seconds)
         if self.errors:
@@ -75,7 +76,7 @@ class Service:
         async def call() -> str:
             stop = asyncio.Event()
             asyncio.get_running_loop().call_later(stop_after, stop.set)
-            return await RetryPolicy(**POLICY | changed).call(self, stop=stop)
+            return await RetryPolicy(**POLICY | changed).call(self.serve, stop=stop)
 
         with asyncio.Runner(loop_factory=SkippingLoop) as runner:
             try:
@@ -107,6 +108,17 @@ def test_last_exception_is_raised() -> None:
         with pytest.raises(type(error)) as raised:
             service.call()
         assert (raised.value, len(service.began)) == (error, 2)
+
+
+def test_only_an_async_def_can_be_retried() -> None:
+    """A lambda would be called once and never again."""
+    service = Service()
+    retried = RetryPolicy(**POLICY).call(lambda called: called.serve(), service)
+
+    with pytest.raises(TypeError):
+        run_alone(retried)
+
+    assert service.began == []
 
 
 def test_exponential_doubles_to_its_cap_and_full_jitter_spreads() -> None:

@@ -24,7 +24,7 @@ from certjob.outbox.claims import Answer, Lease, lease_clock
 from certjob.portal import push as pushing
 from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
 from certjob.portal.push import PortalEvent, Push
-from certjob.portal.stage import PortalStage
+from certjob.portal.stage import deliver_pushes
 from certjob.portal.sync import PortalCounts, PortalSyncService
 from certjob.stopping import StopFlag
 from tests.support import nights
@@ -158,8 +158,8 @@ class Scene:
         self.counts = counts
         with Calls(stop) as calls:
             given: dict[str, Any] = {"make_portal": make_portal, "policy": quick_policy(), "concurrency": 1, **options}
-            stage = PortalStage(service, calls=calls, stop=stop, counts=counts, **{"today": lambda: TODAY} | given)
-            stopped = stage.run(deadline_seconds=seconds)
+            given.setdefault("today", lambda: TODAY)
+            stopped = deliver_pushes(service, calls=calls, stop=stop, counts=counts, deadline_seconds=seconds, **given)
         stop.check()
         self.said = str(stopped)
         return None if stopped is None else stopped.code
