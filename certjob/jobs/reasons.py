@@ -3,8 +3,8 @@
 from collections.abc import Sequence, Set
 from uuid import UUID
 
+from certjob.domain.alert_kinds import Kind, in_words
 from certjob.portal.comparison import Comparison
-from certjob.review.attention import Kind, in_words
 from certjob.review.plan import LOCKED, ReviewCounts
 
 _MOST_NAMES = 5

@@ -7,6 +7,7 @@ from datetime import date, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
+from certjob.domain.alert_kinds import Kind
 from certjob.domain.models import Decision, PauseChange, Reminder, Status
 from certjob.errors import Outcome, StageEnd
 from certjob.jobs.reasons import counted, differing, named
@@ -15,7 +16,7 @@ from certjob.outbox.claims import StageStop
 from certjob.outbox.open_work import NO_WORK, OpenWork
 from certjob.portal.comparison import Comparison
 from certjob.portal.sync import PortalCounts
-from certjob.review.attention import Attention, Kind
+from certjob.review.attention import Attention
 from certjob.review.plan import ReviewCounts
 
 

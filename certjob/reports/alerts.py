@@ -9,8 +9,8 @@ from uuid import UUID
 from certjob import database
 from certjob.database import Connection
 from certjob.domain import holds
+from certjob.domain.alert_kinds import Kind
 from certjob.domain.causes import NO_MAIL_AT_ALL, Advice, advise_on, advise_on_message, advise_on_push
-from certjob.review.attention import Kind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

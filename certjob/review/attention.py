@@ -3,47 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
-from enum import StrEnum
 from uuid import UUID
 
 from certjob import database
 from certjob.database import Connection
 from certjob.domain import holds
-
-
-class Kind(StrEnum):
-    """The kinds of alerts, in the order of harm."""
-
-    NO_FULL_RUN = "no_full_run"
-    HELD = "held"
-    NEVER_REVIEWED = "never_reviewed"
-    MAY_BE_VISIBLE = "may_be_visible"
-    UNKNOWN_CONTACTS = "unknown_contacts"
-    PORTAL_NOT_READ = "portal_not_read"
-    MAY_BE_HIDDEN = "may_be_hidden"
-    FAILED_REMINDERS = "failed_reminders"
-    FAILED_DIGESTS = "failed_digests"
-    WAITING_REMINDERS = "waiting_reminders"
-    WAITING_DIGESTS = "waiting_digests"
-
-
-_WORDS: Mapping[Kind, tuple[str, str]] = {
-    Kind.NO_FULL_RUN: ("full run is overdue", "full runs are overdue"),
-    Kind.HELD: ("organisation is held", "organisations are held"),
-    Kind.NEVER_REVIEWED: ("mentor could not be reviewed", "mentors could not be reviewed"),
-    Kind.MAY_BE_VISIBLE: ("mentor may still be visible on the portal", "mentors may still be visible on the portal"),
-    Kind.UNKNOWN_CONTACTS: (
-        "contact on the portal does not belong to any mentor",
-        "contacts on the portal do not belong to any mentor",
-    ),
-    Kind.PORTAL_NOT_READ: ("portal was not read for three days", "portals were not read for three days"),
-    Kind.MAY_BE_HIDDEN: ("mentor may still be hidden on the portal", "mentors may still be hidden on the portal"),
-    Kind.FAILED_REMINDERS: ("reminder was not delivered", "reminders were not delivered"),
-    Kind.FAILED_DIGESTS: ("digest was not delivered", "digests were not delivered"),
-    Kind.WAITING_REMINDERS: ("reminder has waited for more than a day", "reminders have waited for more than a day"),
-    Kind.WAITING_DIGESTS: ("digest has waited for more than a day", "digests have waited for more than a day"),
-}
-"""The words after a number, singular and plural."""
+from certjob.domain.alert_kinds import Kind, in_words
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,17 +50,6 @@ class Attention:
             if (count.new if only_new else count.number)
         }
         return lines | ({Kind.NO_FULL_RUN: self.overdue} if Kind.NO_FULL_RUN in lines else {})
-
-
-def summarize(numbers: Mapping[str, int]) -> str:
-    """Return the numbers of all kinds in one line; empty if there are no alerts."""
-    return ", ".join(in_words(Kind(kind), number) for kind, number in numbers.items() if number)
-
-
-def in_words(kind: Kind, number: int) -> str:
-    """Return the number of alerts of a kind in words."""
-    singular, plural = _WORDS[kind]
-    return f"{number:,} {singular if number == 1 else plural}"
 
 
 def _how_many_new(count: Count) -> str:

@@ -11,8 +11,8 @@ import pytest
 from rich.cells import cell_len
 
 from certjob.cli.pages.alerts import plain_lines, show_alerts
+from certjob.domain.alert_kinds import Kind
 from certjob.reports.alerts import Alert
-from certjob.review.attention import Kind
 from tests.cli.conftest import VISIBLE
 from tests.conftest import Certjob
 from tests.support.command_line import assert_in_order, flat, terminal, without_escapes

@@ -3,10 +3,10 @@
 from collections import Counter
 from datetime import timedelta
 
+from certjob.domain.alert_kinds import Kind
 from certjob.errors import PermanentPortalError
 from certjob.reports.alerts import read_alerts
 from certjob.reports.status import read_status
-from certjob.review.attention import Kind
 from tests.support.facts import TODAY
 from tests.support.nights import FlakyPortal
 from tests.support.scene import YESTERDAY, Scene

@@ -1,6 +1,6 @@
 """The page of `certjob alerts`, the most harmful first. ``now`` has the time zone of the printed times."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from operator import attrgetter
@@ -8,35 +8,16 @@ from typing import Final
 
 from certjob.cli.terminal.lines import PageLine, wrap
 from certjob.cli.terminal.output import Output
+from certjob.domain.alert_kinds import WORDS, Kind, in_words
 from certjob.domain.explanations import day_words, moment_words, number
 from certjob.redaction import harmless
 from certjob.reports.alerts import Alert
-from certjob.review.attention import Kind, in_words
 
 MOST_ROWS: Final = 20
 """Alerts of one cause on a page. --json has all of them."""
 _LINES_BELOW: Final = 2
 """Lines that the shell prints below a page."""
 NO_ALERTS: Final = "All clear: nothing needs attention."
-
-_NOT_SENT: Final = "It was not sent: the mail server does not accept it, or `certjob deliver` does not run."
-SECTIONS: Final[Mapping[Kind, str]] = {
-    Kind.NO_FULL_RUN: "No mentor with an expired certificate has been paused or hidden since then.",
-    Kind.HELD: "certjob does not make these changes until someone decides.",
-    Kind.NEVER_REVIEWED: "certjob does not know whether they are certified, so uncertified ones may be visible.",
-    Kind.MAY_BE_VISIBLE: (
-        "{mentors} must not be visible, but the portal has not confirmed that it hides them: people may still find "
-        "them there. If it cannot wait, hide them by hand in Dynamics."
-    ),
-    Kind.UNKNOWN_CONTACTS: "certjob reads the portal every night, but never hides a contact that belongs to no mentor.",
-    Kind.PORTAL_NOT_READ: "certjob does not know whether someone has changed the portal by hand.",
-    Kind.MAY_BE_HIDDEN: "{mentors} may meet people again, but the portal has not confirmed that it shows them.",
-    Kind.FAILED_REMINDERS: "These mentors have not received the mail about their certificate.",
-    Kind.FAILED_DIGESTS: "These coordinators have not received the news about their mentors.",
-    Kind.WAITING_REMINDERS: _NOT_SENT,
-    Kind.WAITING_DIGESTS: _NOT_SENT,
-}
-"""The meaning of each kind. ``{mentors}`` is their number."""
 
 
 def show_alerts(output: Output, alerts: Sequence[Alert], *, now: datetime, acknowledged: int = 0) -> None:
@@ -81,7 +62,7 @@ def page_lines(alerts: Sequence[Alert], *, now: datetime) -> list[PageLine]:
     lines: list[PageLine] = []
     for kind, section in _sections(alerts):
         lines += [PageLine(text=""), PageLine(text=_heading(kind, section), style="bold")]
-        lines.append(PageLine(text=SECTIONS[kind].format(mentors=number(len(section), "mentor"))))
+        lines.append(PageLine(text=WORDS[kind].meaning.format(mentors=number(len(section), "mentor"))))
         for group in _groups(section):
             lines += [PageLine(text=""), *_group(group, now=now)]
     return lines[1:]

@@ -5,10 +5,10 @@ from datetime import datetime, tzinfo
 
 from certjob.cli.terminal.lines import PageLine, wrap
 from certjob.cli.terminal.output import Output
+from certjob.domain.alert_kinds import Kind, summarize
 from certjob.domain.explanations import number
 from certjob.outbox.open_work import OpenWork
 from certjob.reports.status import Run, SystemStatus
-from certjob.review.attention import Kind, summarize
 
 _SORTS = {"portal_hides": "hides", "portal_shows": "shows", "reminders": "reminders", "digests": "digests"}
 _STATES = ("open", "due", "later", "busy", "blocked")
