@@ -6,7 +6,6 @@ import socket
 import subprocess
 import sys
 import uuid
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -32,8 +31,7 @@ SERVER_URL = "CERTJOB_TEST_DATABASE_URL"
 def pytest_configure(config: pytest.Config) -> None:
     """Create the user of the embedded server, if the tests run as root, because two workers must not do it at once."""
     if not hasattr(config, "workerinput"):
-        with warnings.catch_warnings(action="ignore"):  # as in certjob.database.embedded
-            embedded.server_user_id()
+        embedded.server_user_id()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

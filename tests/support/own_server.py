@@ -1,6 +1,5 @@
 """The tests' own PostgreSQL servers: their data directories, and a server that a test may stop."""
 
-import atexit
 import contextlib
 import os
 import shutil
@@ -10,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from psycopg import conninfo, sql
 
@@ -57,7 +56,7 @@ class Cluster:
         """The unprivileged user of root's PostgreSQL must be able to reach ``folder``. By default fsync is off."""
         self.folder = folder
         self._settings = settings or {"fsync": "off", "full_page_writes": "off"}
-        self._handle: Any = None
+        self._server: embedded.EmbeddedServer | None = None
 
     def __enter__(self) -> Self:
         self.folder.mkdir(mode=0o755, parents=True, exist_ok=True)
@@ -77,8 +76,7 @@ class Cluster:
 
     def start(self) -> None:
         """Start the server unless it runs."""
-        self._handle = embedded.start(self.folder / "postgresql")
-        atexit.unregister(self._handle._cleanup)  # it would create the folder again
+        self._server = embedded.start(self.folder / "postgresql")
 
     def stop(self) -> None:
         """Stop the server with ``immediate``: it ends every session, and recovers at the next start."""
@@ -86,6 +84,9 @@ class Cluster:
         with contextlib.suppress(FileNotFoundError):
             os.kill(int(pid_file.read_text().splitlines()[0]), signal.SIGQUIT)
         until(lambda: not pid_file.exists())
+        if self._server is not None:
+            self._server.leave()
+            self._server = None
 
     def restart(self) -> None:
         self.stop()
@@ -115,4 +116,4 @@ class Cluster:
 
     def url(self, name: str) -> str:
         """Return the superuser's URL of a database, which stays the same after a restart."""
-        return conninfo.make_conninfo(self._handle.get_uri(), dbname=name)
+        return conninfo.make_conninfo(embedded.url(self.folder / "postgresql"), dbname=name)
