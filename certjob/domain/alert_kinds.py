@@ -46,8 +46,8 @@ WORDS: Final[Mapping[Kind, KindWords]] = {
         section="not_run",
     ),
     Kind.HELD: KindWords(
-        one="organisation is held",
-        many="organisations are held",
+        one="guard holds changes",
+        many="guards hold changes",
         meaning="certjob does not make these changes until someone decides.",
         section="held",
     ),

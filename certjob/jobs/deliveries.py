@@ -225,7 +225,7 @@ class Deliveries:
 
     def _review_open_pushes(self) -> None:
         """Review the due mentors with an open push, with the guard, because their pushes may be outdated."""
-        guard = MassChangeGuard(self._connection, today=self._report.today)
+        guard = MassChangeGuard(self._connection, today=self._report.today, run_id=self._report.run_id)
         service = CertificationManagementService(
             self._connection, today=self._report.today, run_id=self._report.run_id, guard=guard, stop=self._stop
         )
@@ -233,7 +233,7 @@ class Deliveries:
             service.apply_open_pushes()
         finally:  # after an error, too, because the next delivery does not report a stored hold
             if not self._after_review:
-                self._report.held += guard.new_lines
+                self._report.held += service.new_holds
 
     def _phase(self, name: str, *kinds: str) -> Callable[[int], None]:
         """Begin a phase with the number of due rows of these kinds as its total."""

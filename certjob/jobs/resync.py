@@ -73,7 +73,8 @@ def resync(
     before = describe(connection, mentor_id)
     error: DynamicsSyncException | MentorBusyError | None = None
     portal = PortalSyncService(connection, run_id=job.run_id)
-    guard = MassChangeGuard(connection, today=today, allow=defaultdict(lambda: 1))  # a person asked for this mentor
+    allow = defaultdict[str, int](lambda: 1)  # a person asked for this mentor
+    guard = MassChangeGuard(connection, today=today, run_id=job.run_id, allow=allow)
     service = CertificationManagementService(connection, today=today, run_id=job.run_id, guard=guard, stop=stop)
     queued = 0
 

@@ -6,6 +6,7 @@ from datetime import date
 from uuid import UUID
 
 from certjob import database
+from certjob.domain.holds import REMINDERS
 from certjob.domain.models import Reminder
 from certjob.facts.lookup import find_organisation
 from certjob.jobs.deliveries import Deliveries, Job
@@ -18,7 +19,7 @@ from certjob.portal.sync import PortalSyncService
 from certjob.review import plan
 from certjob.review.certification import CertificationManagementService
 from certjob.review.days import looks_at_everybody, refuse_wrong_day, why_wrong_day
-from certjob.review.guards import REMINDERS, MassChangeGuard
+from certjob.review.guards import MassChangeGuard
 from certjob.review.plan import ReviewCounts
 
 
@@ -64,14 +65,14 @@ def run(
     ) as beating:
         report.stopped += copy_facts(connection)
         on_progress = beating.progress.phase("Reviewing mentors")  # includes the guard's count
-        guard = MassChangeGuard(connection, today=today, allow=allow)
+        guard = MassChangeGuard(connection, today=today, run_id=job.run_id, allow=allow)
         guard.examine(organisation_id)
         service = CertificationManagementService(
             connection, today=today, run_id=job.run_id, guard=guard, stop=job.stop, on_progress=on_progress
         )
         report.review = service.counts
         service.apply_due(organisation_id)
-        report.held = guard.lines
+        report.held = [hold.line for hold in guard.held.values()]
         deliveries = Deliveries(beating, report, organisation_id=organisation_id, after_review=True)
         if deliver:
             deliveries.deliver()
@@ -101,24 +102,24 @@ def _plan(
     on_progress = job.progress.phase("Reviewing mentors")  # includes the guard's count
     with database.read_only_snapshot(connection):
         everybody = everybody or looks_at_everybody(connection, today)
-        guard = MassChangeGuard(connection, today=today, allow=allow, everybody=everybody)
+        guard = MassChangeGuard(connection, today=today, run_id=None, allow=allow, everybody=everybody)
         guard.examine(organisation_id)
         for decisions, broken in plan.due_decisions(
             connection, today=today, organisation_id=organisation_id, everybody=everybody
         ):
             counts.broken |= broken
-            guard.admit(decisions)
             new: dict[UUID, list[Reminder]] = defaultdict(list)
             for mentor_id, reminder in find_new_reminders(connection, decisions):
                 new[mentor_id].append(reminder)
             unreachable = find_without_address(connection, new)
             for decision in decisions:
+                is_held = guard.hold_of(decision) is not None
                 change = PlannedChange(
                     decision=decision,
                     new_reminders=tuple(new[decision.mentor_id]),
                     has_address=decision.mentor_id not in unreachable,
-                    is_held=guard.hold_of(decision) is not None,
-                    reminders_are_held=guard.hold_of(decision, REMINDERS) is not None,
+                    is_held=is_held,
+                    reminders_are_held=is_held or (decision.organisation.id, REMINDERS) in guard.held,
                 )
                 if not change.is_held:
                     counts.add(decision)
@@ -129,5 +130,5 @@ def _plan(
             on_progress(counts.reviewed)
         report.changes.sort(key=PlannedChange.sort_key)
         report.review = counts
-        report.held = guard.lines
+        report.held = [hold.line for hold in guard.held.values()]
         report.open_work = read_open_work(connection)

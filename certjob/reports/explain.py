@@ -12,6 +12,7 @@ from uuid import UUID
 from certjob import database
 from certjob.database import Connection
 from certjob.domain import explanations, rules
+from certjob.domain.holds import REMINDERS
 from certjob.domain.models import Mentor, PauseChange, Status
 from certjob.domain.projection import ComingNight, coming_nights
 from certjob.errors import BrokenMentorError, UnknownMentorError
@@ -20,7 +21,7 @@ from certjob.mail.reminders import find_new_reminders
 from certjob.reports.alerts import Alert, read_alerts
 from certjob.reports.logged_reminders import LoggedReminder, read_logged_reminders
 from certjob.review.days import last_run_date, looks_at_everybody
-from certjob.review.guards import REMINDERS, MassChangeGuard
+from certjob.review.guards import MassChangeGuard
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,9 +214,9 @@ _Held = tuple[str | None, str | None]
 
 
 def _ask_guard(connection: Connection, mentor: Mentor, *, today: date, everybody: bool) -> _Held:
-    guard = MassChangeGuard(connection, today=today, everybody=everybody)
+    guard = MassChangeGuard(connection, today=today, run_id=None, everybody=everybody)
     guard.examine(mentor.organisation.id)
-    held = guard.hold_of(rules.decide(mentor, today))
+    held = guard.hold_of(rules.decide(replace(mentor, due_by_calendar=mentor.due_by_calendar and not everybody), today))
     reminders = guard.held.get((mentor.organisation.id, REMINDERS))
     return held.line if held else None, reminders.line if reminders else None
 

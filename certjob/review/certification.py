@@ -6,19 +6,23 @@ certificate or pause that another session has locked; it skips the mentor. Each 
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import date
+from functools import partial
 from uuid import UUID
 
 import psycopg
 
 from certjob import database
 from certjob.database import CONTENTION, Connection, transaction
+from certjob.domain.holds import Hold
 from certjob.domain.models import Decision
 from certjob.errors import DatabaseUnavailableError
 from certjob.facts import reading
 from certjob.facts.reading import CHUNK_SIZE
 from certjob.review.decision_writer import Written, write_decisions
-from certjob.review.guards import MassChangeGuard
+from certjob.review.guards import CountedElsewhereError, MassChangeGuard
+from certjob.review.held import store_hold
 from certjob.review.plan import LOCKED, ReviewCounts, decide_each
 from certjob.stopping import StopFlag
 
@@ -57,8 +61,11 @@ class CertificationManagementService:
         self._stop = stop
         self._on_progress = on_progress
         self._staying_due: set[UUID] = set()
-        """Reviewed mentors who stay due because the guard holds their reminders."""
+        """Mentors who stay due because the guard holds their changes or reminders."""
+        self._stored: set[Hold] = set()
         self.counts = ReviewCounts()
+        self.new_holds: list[str] = []
+        """The lines of holds that no earlier run had stored."""
 
     def apply_due(self, organisation_id: UUID | None = None) -> ReviewCounts:
         """Review every due mentor in chunks, one transaction per chunk, and return the counts.
@@ -67,7 +74,7 @@ class CertificationManagementService:
         and then counted as skipped. Holds and mentors without a review are stored for the alerts. Raises
         StoppedBySignalError between chunks.
         """
-        self._guard.store(run_id=self._run_id)
+        self._store_holds()
         self._pass(organisation_id)
         give_up_at = time.monotonic() + WAIT_FOR_LOCKS_SECONDS
         while remaining := self._still_due(organisation_id):
@@ -88,7 +95,7 @@ class CertificationManagementService:
             if rows:
                 self._guard.examine(None)  # all due mentors count, or a few held changes would pass with each delivery
         if rows:
-            self._guard.store(run_id=self._run_id)
+            self._store_holds()
             self._pass(None, ids=[mentor_id for (mentor_id,) in rows])
 
     def review_one(self, mentor_id: UUID, *, then: Callable[[Decision], None]) -> bool:
@@ -136,7 +143,8 @@ class CertificationManagementService:
     def _review_chunk(self, due: dict[str, object]) -> list[Key]:
         """Review and commit one chunk; return the keys of the locked mentors.
 
-        After a lock conflict or an error in one mentor's data, the chunk is repeated one mentor at a time.
+        If another run counts the changes of an organisation, the whole chunk is repeated. After another lock conflict or
+        an error in one mentor's data, it is repeated one mentor at a time.
         """
         keys: list[Key] = []
         give_up_at = time.monotonic() + WAIT_FOR_LOCKS_SECONDS
@@ -145,6 +153,10 @@ class CertificationManagementService:
                 with transaction(self._connection, lock_timeout_ms=LOCK_TIMEOUT_MS, by_index=True):
                     keys = database.fetch(self._connection, "lock_due_mentors", due)
                     written = self._review_locked([mentor_id for mentor_id, _ in keys])
+            except CountedElsewhereError:
+                if time.monotonic() > give_up_at:
+                    break
+                self._stop.check()
             except (*CONTENTION, *_BROKEN_DATA) as error:
                 if keys:
                     break
@@ -184,8 +196,10 @@ class CertificationManagementService:
         read = reading.read(self._connection, ids, lock=True)
         decisions, broken = decide_each(read, self._today)
         self.counts.broken |= broken
-        admitted = self._guard.admit(decisions, count=True)
-        return write_decisions(self._connection, admitted, today=self._today, run_id=self._run_id, guard=self._guard)
+        admitted = self._guard.admit(decisions)
+        held = {d.mentor_id for d in decisions} - {d.mentor_id for d in admitted}
+        written = write_decisions(self._connection, admitted, today=self._today, run_id=self._run_id, guard=self._guard)
+        return replace(written, staying_due=written.staying_due | held)
 
     def _count(self, written: Written) -> None:
         """Count a committed transaction and store the new holds."""
@@ -194,17 +208,27 @@ class CertificationManagementService:
             counts.add(decision)
         counts.reminders_queued += len(written.queued_for)
         self._staying_due |= written.staying_due
-        self._guard.record(written.decisions, queued_reminders=written.queued_for)
-        self._guard.store(run_id=self._run_id)
+        self._guard.reminded.update(written.queued_for)
+        self._store_holds()
         if self._on_progress:
             self._on_progress(counts.reviewed)
 
+    def _store_holds(self) -> None:
+        """Store each new hold for the alerts in a separate transaction.
+
+        Raises the database's errors, because a run that cannot report a hold has failed.
+        """
+        for hold in [each for each in self._guard.held.values() if each not in self._stored]:
+            store = partial(store_hold, self._connection, hold, today=self._today, run_id=self._run_id)
+            if database.persist(self._connection, store):
+                self.new_holds.append(hold.line)
+            self._stored.add(hold)
+
     def _still_due(self, organisation_id: UUID | None) -> list[UUID]:
-        """Return the mentors who are still due: locked by another session, or changed since their review."""
+        """Return the mentors who are still due without a hold: locked by another session, or changed since."""
         asked = {
             "today": self._today,
             "organisation_id": organisation_id,
-            "held": [held_id for held_id, _ in self._guard.held],
             "done": [*self.counts.broken, *self._staying_due],
         }
         return [mentor_id for (mentor_id,) in database.fetch(self._connection, "find_due_mentors", asked)]

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from uuid import UUID
 
@@ -32,10 +32,14 @@ def why_broken(error: Exception) -> str:
 def due_decisions(
     connection: database.Connection, *, today: date, organisation_id: UUID | None, everybody: bool = False
 ) -> Iterator[tuple[list[Decision], dict[UUID, str]]]:
-    """Yield the results of ``decide_each`` for the due mentors, or for all, in chunks and without locks."""
+    """Yield the results of ``decide_each`` for the due mentors, or for all, in chunks and without locks.
+
+    A run makes all mentors due before it reviews everybody, so none of them is due by the calendar then.
+    """
     due_by = None if everybody else today
     for read in reading.read_due(connection, due_by=due_by, organisation_id=organisation_id):
-        yield decide_each(read, today)
+        mentors = [replace(each, due_by_calendar=False) for each in read.mentors] if everybody else read.mentors
+        yield decide_each(replace(read, mentors=mentors), today)
 
 
 LOCKED = "still due at the end of the run: locked by another session, or changed since; the next run does this review"

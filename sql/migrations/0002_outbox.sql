@@ -152,12 +152,14 @@ CREATE TABLE certjob.held_reviews (
     PRIMARY KEY (organisation_id, what)
 );
 
--- Unexpected changes that reviews have applied without a permission. The guards add those of the last 20 hours.
+-- Surprising changes that reviews have applied. The guards add those of the last 20 hours, and permitted ones only in the
+-- run that had the permission.
 CREATE TABLE certjob.guard_counts (
     organisation_id uuid NOT NULL,
     what            text NOT NULL CHECK (what IN ('pauses', 'returns')),
     at              timestamptz NOT NULL DEFAULT now(),
-    number          integer NOT NULL CHECK (number > 0)
+    number          integer NOT NULL CHECK (number > 0),
+    permitted_in    uuid  -- the run; null: no permission was needed
 );
 
 -- Mentors that a run skipped, for example because of broken facts. The next review of the mentor deletes the row.

@@ -101,7 +101,7 @@ def test_alerts_page_has_the_most_harmful_first_then_the_oldest() -> None:
 
     assert_in_order(
         flat(text),
-        "1 organisation is held",
+        "1 guard holds changes",
         "33 mentors would be paused What to do: Check the clock and the last import;",
         "If the changes are right, run `certjob run --allow hlf=33`.",
         "- hlf:held:pauses: since 24 November 02:00, 1 day",

@@ -77,6 +77,21 @@ def test_missed_night_changes_nothing(person: Mentor, first_night: date, days_la
 
 
 @ordinarily
+@given(mentors(), days, st.lists(st.integers(0, 400), min_size=3, max_size=3))
+def test_mentor_who_is_due_by_the_calendar_has_only_foreseen_changes(
+    person: Mentor, today: date, nights_missed: list[int]
+) -> None:
+    """So the guards count only mentors with a changed fact before they ask the rules."""
+    decision = rules.decide(person, today)
+    for missed in nights_missed:
+        person = projection.after(person, decision)
+        if decision.review_on is None or (date.max - decision.review_on).days < missed:
+            return
+        decision = rules.decide(person, decision.review_on + timedelta(days=missed))
+        assert decision.change is None or decision.foreseen
+
+
+@ordinarily
 @given(mentors(), days)
 def test_certjob_changes_only_its_own_pause(person: Mentor, today: date) -> None:
     """It is open while a held kind is not in force. It does not change after a departure."""

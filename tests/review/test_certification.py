@@ -24,8 +24,9 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def apply_due(scene: Scene, **options: Any) -> ReviewCounts:
-    guard = MassChangeGuard(scene.connection, today=TODAY)
-    given: dict[str, Any] = {"today": TODAY, "run_id": uuid4(), "guard": guard, "stop": StopFlag()}
+    run_id = uuid4()
+    guard = MassChangeGuard(scene.connection, today=TODAY, run_id=run_id)
+    given: dict[str, Any] = {"today": TODAY, "run_id": run_id, "guard": guard, "stop": StopFlag()}
     return CertificationManagementService(scene.connection, **given | options).apply_due()
 
 

@@ -164,7 +164,7 @@ def test_import_that_would_hide_many_is_held(scene: Scene, statement: str) -> No
     report = run(scene)
 
     assert report.held == [
-        "hlf: 3 mentors would be paused or hidden, the limit is 2 (of 6 certified); everything else went on. Check the "
+        "hlf: 3 mentors would be paused or hidden, the limit is 2 (of 6 certified); everything else goes on. Check the "
         "clock and the last import (`certjob run --dry-run` lists the mentors), then `certjob run --allow hlf=3`"
     ]
     assert (hidden(scene), scene.rows(HOLDS)) == (set(), [("pauses", 3, 3)])
@@ -172,20 +172,12 @@ def test_import_that_would_hide_many_is_held(scene: Scene, statement: str) -> No
     assert scene.rows("SELECT count(*) FROM mentors WHERE review_on <= %s", TODAY) == [(3,)]
 
 
-@pytest.mark.parametrize(
-    ("expired", "valid", "is_held"),
-    [
-        pytest.param(2, 0, False, id="2 of 2"),
-        pytest.param(3, 0, True, id="3 of 3"),
-        pytest.param(3, 39, False, id="3 beside 39 certified"),
-        pytest.param(4, 39, True, id="4 beside 39 certified"),
-    ],
-)
-def test_limit_is_two_or_a_tenth_of_the_certified(scene: Scene, expired: int, valid: int, is_held: bool) -> None:
+@pytest.mark.parametrize(("expired", "is_held"), [(3, False), (4, True)])
+def test_limit_is_a_tenth_of_the_certified(scene: Scene, expired: int, is_held: bool) -> None:
     """A mentor who has left is not counted."""
     left = scene.certified(left_at=datetime(2026, 1, 1, tzinfo=UTC), contact_id=None)
     scene.run_sql("UPDATE mentors SET portal_visible = false WHERE id = %s", left)
-    join(scene, scene.hlf, expired=expired, valid=valid)
+    join(scene, scene.hlf, expired=expired, valid=39)
 
     report = run(scene)
 
@@ -283,6 +275,20 @@ def test_changes_during_a_run_are_counted_in_each_chunk(scene: Scene, monkeypatc
     ]
 
 
+def test_changes_that_bypass_the_triggers_stop_at_the_limit(scene: Scene) -> None:
+    """As after a restore of one table: the mentors are due by the calendar, but no review foresaw the changes."""
+    mentors = join(scene, scene.hlf, valid=6)
+    run(scene)
+    scene.run_sql("ALTER TABLE certificates DISABLE TRIGGER USER")
+    change(scene, mentors[:5], TWO_YEARS_BACK)
+    scene.run_sql("UPDATE mentors SET review_on = %s WHERE id = ANY (%s)", TODAY, mentors[:5])
+
+    report = run(scene)
+
+    assert held(report) == ["hlf: 3 mentors would be paused or hidden after 2 in the last 20 hours"]
+    assert len(hidden(scene)) == 2
+
+
 # A person permits changes.
 
 
@@ -356,7 +362,7 @@ def test_too_many_reminders_are_held_and_pauses_are_not(scene: Scene, monkeypatc
 
     document = report.to_document()
     assert (document["reminders"]["queued"], document["mentors"]["reviewed"]) == (5, 12)
-    assert report.held[0].startswith("many: 7 new reminders, the limit is 5; everything else went on.")
+    assert report.held[0].startswith("many: 7 new reminders, the limit is 5; everything else goes on.")
     assert scene.rows(HOLDS) == [("reminders", 7, 7)]
     assert scene.rows(PAUSED) == scene.rows("SELECT mentor_id FROM portal_sync_events") == [(expired,)]
     assert planned["held"] == report.held
@@ -392,6 +398,62 @@ def test_reminders_are_counted_in_each_chunk(scene: Scene, monkeypatch: pytest.M
     assert report.to_document()["reminders"]["queued"] == 2
     assert held(report) == ["nhf: 4 new reminders"]
     assert scene.rows(HOLDS) == [("reminders", 2, 2)]
+
+
+# The dry run.
+
+
+def test_dry_run_counts_the_changes_of_the_last_20_hours(scene: Scene) -> None:
+    """They count before the first chunk, although each import alone is too small."""
+    mentors = join(scene, scene.hlf, valid=10)
+    run(scene)
+    for imported in (mentors[:2], mentors[2:3]):
+        change(scene, imported, "expires_on = issued_on")
+        planned = run(scene, dry_run=True)
+        report = run(scene)
+        assert planned.held == report.held
+
+    assert held(report) == ["hlf: 1 mentor would be paused or hidden after 2 in the last 20 hours"]
+    assert [change["held"] for change in planned.to_document()["changes"]] == [True]
+
+
+def test_dry_run_and_run_agree_after_a_run_on_a_wrong_date(scene: Scene) -> None:
+    """The run reviews everybody, so no return is due by the calendar."""
+    mentors = join(scene, scene.hlf, valid=3)
+    for mentor in mentors:
+        scene.facts.certificate(mentor, NEXT_YEAR + 60 * DAY, issued_on=NEXT_YEAR + 40 * DAY)
+    run(scene)
+    run(scene, today=NEXT_YEAR + 20 * DAY, allow=3)
+    assert hidden(scene) == set(mentors)
+
+    planned, report = (run(scene, today=TODAY + DAY, dry_run=dry_run) for dry_run in (True, False))
+
+    assert planned.held == report.held
+    assert held(report) == ["hlf: 3 mentors would be shown or brought back"]
+
+
+# Mentors whom the run cannot review.
+
+
+def test_locked_mentor_is_named_although_others_are_held(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The alert of the night before stays. The held mentors are not tried again in the same run."""
+    monkeypatch.setattr(certification, "WAIT_FOR_LOCKS_SECONDS", 0.1)
+    locked, *imported = join(scene, scene.hlf, valid=6)
+    run(scene)
+    scene.facts.pause(locked)
+    scene.app.execute("SELECT FROM certificates WHERE mentor_id = %s FOR UPDATE", (locked,))
+    problems = "SELECT mentor_id FROM review_problems"
+    first = run(scene).to_document()
+    assert (first["mentors"]["skipped"], scene.rows(problems)) == (1, [(locked,)])
+    change(scene, imported[:3], TWO_YEARS_BACK)
+
+    report = run(scene, today=TODAY + DAY)
+
+    assert held(report) == ["hlf: 3 mentors would be paused or hidden"]
+    assert (report.to_document()["mentors"]["skipped"], scene.rows(problems)) == (1, [(locked,)])
+    scene.app.rollback()
+    run(scene, today=TODAY + DAY)
+    assert (hidden(scene), scene.rows(problems)) == ({locked}, [])
 
 
 # After a run on a wrong, later date.

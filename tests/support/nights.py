@@ -186,8 +186,9 @@ def backlog(facts: Facts, count: int, *, visible: bool = False) -> list[UUID]:
 
 def review(connection: Connection, today: date = TODAY) -> None:
     """Review the due mentors, as the first half of a night does."""
-    guard = MassChangeGuard(connection, today=today, allow=EVERYTHING)
-    CertificationManagementService(connection, today=today, run_id=uuid4(), guard=guard, stop=StopFlag()).apply_due()
+    run_id = uuid4()
+    guard = MassChangeGuard(connection, today=today, run_id=run_id, allow=EVERYTHING)
+    CertificationManagementService(connection, today=today, run_id=run_id, guard=guard, stop=StopFlag()).apply_due()
 
 
 def make_due(facts: Facts, table: str = "portal_sync_events") -> None:

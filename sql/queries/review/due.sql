@@ -1,13 +1,12 @@
 -- name: find_due_mentors
--- Mentors who are still due after a pass: locked by another session, or changed since. Organisations with a hold are
--- left out, and so are broken mentors and those whose reminders are held ("done").
-SELECT id
-FROM mentors
-WHERE review_on <= %(today)s
-    AND (%(organisation_id)s::uuid IS NULL OR organisation_id = %(organisation_id)s)
-    AND organisation_id <> ALL (%(held)s::uuid[])
-    AND id <> ALL (%(done)s::uuid[])
-ORDER BY review_on, id
+-- Mentors who are still due after a pass: locked by another session, or changed since. "done" has those who stay due
+-- after a look: broken ones, and those with held changes. They may be many, and NOT EXISTS makes a hash of them.
+SELECT m.id
+FROM mentors AS m
+WHERE m.review_on <= %(today)s
+    AND (%(organisation_id)s::uuid IS NULL OR m.organisation_id = %(organisation_id)s)
+    AND NOT EXISTS (SELECT FROM unnest(%(done)b::uuid[]) AS done (id) WHERE done.id = m.id)
+ORDER BY m.review_on, m.id
 LIMIT 10000
 
 -- name: find_due_open_pushes
