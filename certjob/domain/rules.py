@@ -23,6 +23,8 @@ from certjob.domain.models import (
     Transition,
 )
 
+_LAST_DAY = date.max.toordinal()
+
 LATEST_AFTER_EXPIRY_DAYS = 14
 """A reminder after the last day is at most this many days late, so an import of old data sends no mail about 2019."""
 
@@ -54,7 +56,7 @@ def decide(mentor: Mentor, today: date) -> Decision:
             reminders.append(
                 Reminder(cert_id=certificate.id, threshold_days=threshold, expires_on=certificate.expires_on)
             )
-        review_days.extend(_review_days(certificate, status, mentor, reminded=reminded))
+        review_days += _review_days(certificate, status, mentor, reminded=reminded)
 
     last_day = certified_until(mentor, today)
     never_certified = last_day < today and holds_nothing(mentor, today)
@@ -73,7 +75,8 @@ def decide(mentor: Mentor, today: date) -> Decision:
     moved_from = _moved_from(mentor, last_day) if organisation.has_portal and visible else None
     push = (organisation.has_portal and changes_visibility) or moved_from is not None
     change, foreseen = _guarded_change(mentor, today, pause=pause, push=push, visible=visible)
-    coming_days = [day for day in review_days if today.toordinal() < day <= date.max.toordinal()]
+    now = today.toordinal()
+    coming_days = [day for day in review_days if now < day <= _LAST_DAY]
     return Decision(
         mentor_id=mentor.id,
         member_no=mentor.member_no,
@@ -231,6 +234,8 @@ def _following(certificate: Certificate, mentor: Mentor) -> Iterator[Certificate
 
 def _later(certificate: Certificate, mentor: Mentor) -> Iterator[Certificate]:
     """Yield the later certificates of the same kind that are not revoked."""
+    if len(mentor.certificates) == 1:
+        return
     order = _order(certificate)
     for other in mentor.certificates:
         if other.kind == certificate.kind and _order(other) > order and not other.revoked:
@@ -264,16 +269,15 @@ def _is_in_time(threshold: int, days_left: int) -> bool:
     return days_left >= 0 if threshold >= 0 else threshold - days_left <= LATEST_AFTER_EXPIRY_DAYS
 
 
-def _review_days(certificate: Certificate, status: Status, mentor: Mentor, *, reminded: bool) -> Iterator[int]:
-    """Yield the days, as ordinals, on which this certificate can change a decision. Some may be in the past."""
-    if status in (Status.REVOKED, Status.RENEWED):  # only a changed fact ends these
-        return
+def _review_days(certificate: Certificate, status: Status, mentor: Mentor, *, reminded: bool) -> list[int]:
+    """Return the days, as ordinals, on which this certificate can change a decision. Some may be in the past."""
+    if status is Status.REVOKED or status is Status.RENEWED:  # only a changed fact ends these
+        return []
     last_day = certificate.expires_on.toordinal()
-    yield certificate.issued_on.toordinal()
-    yield last_day + 1
     thresholds = mentor.organisation.reminder_thresholds
-    if thresholds:
-        yield from (last_day - threshold for threshold in (thresholds if reminded else (max(thresholds),)))
+    if thresholds and not reminded:
+        thresholds = (max(thresholds),)
+    return [certificate.issued_on.toordinal(), last_day + 1, *[last_day - threshold for threshold in thresholds]]
 
 
 def _moved_from(mentor: Mentor, last_day: date) -> date | None:

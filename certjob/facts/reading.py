@@ -12,6 +12,8 @@ from certjob.domain.models import Certificate, Mentor, OpenPause, Organisation, 
 CHUNK_SIZE = 1_000
 """Number of mentors in one chunk."""
 
+_STATUSES = {str(status): status for status in Status}
+
 BEFORE_EVERY_MENTOR = ("-infinity", UUID(int=0))
 """A key (review_on, id) before that of any mentor."""
 
@@ -44,7 +46,7 @@ def read(connection: database.Connection, ids: Sequence[UUID], *, lock: bool) ->
             left_out.add(mentor_id)
             continue
         certificate = Certificate(
-            id=row_id, kind=kind, issued_on=issued_on, expires_on=expires_on, revoked=revoked, status=Status(status)
+            id=row_id, kind=kind, issued_on=issued_on, expires_on=expires_on, revoked=revoked, status=_STATUSES[status]
         )
         certificates[mentor_id].append(certificate)
     pauses: dict[UUID, list[OpenPause]] = defaultdict(list)

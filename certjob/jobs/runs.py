@@ -112,6 +112,7 @@ def _plan(
             for mentor_id, reminder in find_new_reminders(connection, decisions):
                 new[mentor_id].append(reminder)
             unreachable = find_without_address(connection, new)
+            counts.add([decision for decision in decisions if guard.hold_of(decision) is None])
             for decision in decisions:
                 is_held = guard.hold_of(decision) is not None
                 change = PlannedChange(
@@ -121,8 +122,6 @@ def _plan(
                     is_held=is_held,
                     reminders_are_held=is_held or (decision.organisation.id, REMINDERS) in guard.held,
                 )
-                if not change.is_held:
-                    counts.add(decision)
                 if not change.reminders_are_held:
                     counts.reminders_queued += len(change.new_reminders)
                 if decision.transitions or decision.pause or decision.push or change.new_reminders:

@@ -1,7 +1,7 @@
 """The plan: the decisions that a run would make, without a write."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
 from uuid import UUID
@@ -62,14 +62,15 @@ class ReviewCounts:
     broken: dict[UUID, str] = field(default_factory=dict)
     """Reasons by mentor who could not be reviewed."""
 
-    def add(self, decision: Decision) -> None:
-        """Count one reviewed mentor."""
-        self.reviewed += 1
-        self.paused += decision.pause is PauseChange.OPEN
-        self.resumed += decision.pause is PauseChange.LIFT
-        self.without_certificate += decision.without_certificate
-        self.portal_queued += decision.push
-        self.transitions.update(change.to_status for change in decision.transitions)
+    def add(self, decisions: Sequence[Decision]) -> None:
+        """Count reviewed mentors."""
+        self.reviewed += len(decisions)
+        pauses = [d.pause for d in decisions]
+        self.paused += pauses.count(PauseChange.OPEN)
+        self.resumed += pauses.count(PauseChange.LIFT)
+        self.without_certificate += sum(d.without_certificate for d in decisions)
+        self.portal_queued += sum(d.push for d in decisions)
+        self.transitions.update(change.to_status for d in decisions for change in d.transitions)
 
     @property
     def problems(self) -> list[tuple[UUID, str]]:

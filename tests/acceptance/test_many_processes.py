@@ -116,3 +116,47 @@ def test_runs_at_the_same_time_share_the_work_and_remind_once(
     for table in ("portal_sync_events", "cert_notification_log"):
         assert facts.rows(f"SELECT DISTINCT attempts, claim_token FROM {table}") == [(1, None)]
     assert facts.rows("SELECT count(*) FROM certificate_transitions") == [(COUNT,)]
+
+
+IMPORTED = 12_000
+SLOW_COUNT = """
+    CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.3); RETURN NULL; END $$;
+    CREATE TRIGGER slow AFTER INSERT ON guard_counts EXECUTE FUNCTION wait();
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "certified"),
+    [
+        pytest.param(["--allow", f"hlf={IMPORTED}"], 0, id="with a permission"),
+        pytest.param([], 10 * IMPORTED, id="below the limit"),
+    ],
+)
+def test_runs_with_surprising_changes_do_not_starve_each_other(
+    facts: Facts, environment: dict[str, str], tmp_path: Path, options: list[str], certified: int
+) -> None:
+    """They count the changes of one organisation one after the other, unless a person permits them.
+
+    Each chunk takes 0.3 s after its count, so three others wait for longer than the lock timeout of 0.5 s.
+    """
+    runs = 4
+    facts.connection.execute(SLOW_COUNT.encode())
+    facts.organisation(portal=None)
+    facts.connection.execute(
+        f"INSERT INTO mentors (organisation_id, member_no, certified_until, review_on)"
+        f" SELECT o.id, 'P' || n, '2099-12-31', CASE WHEN n <= {IMPORTED} THEN '-infinity'::date ELSE 'infinity' END"
+        f" FROM organisations AS o, generate_series(1, {max(IMPORTED, certified)}) AS n".encode()
+    )
+    facts.connection.execute(
+        "INSERT INTO certificates (mentor_id, kind, issued_on, expires_on)"
+        " SELECT id, 'likeperson', '2020-01-01', '2020-12-31' FROM mentors WHERE review_on = '-infinity'"
+    )
+
+    with ExitStack() as stack:
+        commands = [started("run", "--json", *options, environment=environment, folder=tmp_path) for _ in range(runs)]
+        ended = [child.finish(timeout_seconds=120) for child in [stack.enter_context(each) for each in commands]]
+
+    assert [(result.returncode, result.stderr) for result in ended] == [(0, "")] * runs
+    shares = [json.loads(result.stdout)["mentors"]["paused"] for result in ended]
+    assert sum(shares) == IMPORTED
+    assert min(shares) > IMPORTED / runs / 4, shares
