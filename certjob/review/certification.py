@@ -147,8 +147,8 @@ class CertificationManagementService:
     def _review_chunk(self, due: dict[str, object]) -> list[Key]:
         """Review and commit one chunk; return the keys of the locked mentors.
 
-        If another run counts the changes of an organisation, the whole chunk is repeated. After another lock conflict or
-        an error in one mentor's data, it is repeated one mentor at a time.
+        If another run counts the changes of an organisation, the whole chunk is repeated. After another lock conflict,
+        or an error in one mentor's data, it is repeated one mentor at a time.
         """
         keys: list[Key] = []
         give_up_at = time.monotonic() + WAIT_FOR_LOCKS_SECONDS
