@@ -45,6 +45,7 @@ CREATE TABLE certjob.mentors (
     portal_visible      boolean DEFAULT true,  -- the last value queued for the portal; null: queue the next one anyway
     certified_until     date,  -- the last certified day if no fact changes; 0001-01-01: not certified; null: unknown
     review_on           date NOT NULL DEFAULT '-infinity',  -- the next review; -infinity: now, infinity: never
+    reviewed_contact_id uuid,  -- the last contact ID that a review has seen
     UNIQUE (organisation_id, member_no),
     -- A run pages through the mentors and starts after this id, so it would skip such a mentor.
     CONSTRAINT mentors_id_check CHECK (id <> '00000000-0000-0000-0000-000000000000')
@@ -60,6 +61,7 @@ CREATE TABLE certjob.certificates (
     revoked_at timestamptz,
     status     text NOT NULL DEFAULT 'recorded'  -- derived
         CHECK (status IN ('recorded', 'upcoming', 'valid', 'expiring', 'expired', 'renewed', 'revoked')),
+    unseen_since timestamptz DEFAULT now(),  -- derived: entered or edited then; null: a review has seen it
     UNIQUE (mentor_id, kind, issued_on),
     CONSTRAINT certificates_expires_on_check CHECK (expires_on >= issued_on),
     -- Many programs cannot read infinity or years after 9999. 9999-12-31 means "never".
@@ -76,6 +78,7 @@ CREATE TABLE certjob.mentor_pauses (
     paused_at timestamptz NOT NULL DEFAULT now(),
     lifted_at timestamptz,
     lifted_by text,
+    lapsed_kinds text[] NOT NULL DEFAULT '{}',  -- certjob's pause ends when each of these kinds is in force or optional
     -- certjob opens and lifts only its own pauses.
     CONSTRAINT mentor_pauses_own_check CHECK ((reason = 'certification_expired') = (actor = 'certjob')),
     CONSTRAINT mentor_pauses_lifted_check CHECK (

@@ -141,7 +141,7 @@ CREATE INDEX portal_unknown_contacts_open_idx ON certjob.portal_unknown_contacts
 -- Changes that the guards hold back for an organisation. A run that releases them deletes the row.
 CREATE TABLE certjob.held_reviews (
     organisation_id uuid NOT NULL,
-    what            text NOT NULL CHECK (what IN ('pauses', 'returns', 'reminders', 'portal')),
+    what            text NOT NULL,  -- a kind of holds.LIMITS, or portal
     since           timestamptz NOT NULL DEFAULT now(),
     as_of           date NOT NULL,  -- the day of the last run that held them
     reason          text NOT NULL,
@@ -152,11 +152,21 @@ CREATE TABLE certjob.held_reviews (
     PRIMARY KEY (organisation_id, what)
 );
 
+-- The mentors with a held change, for each kind of held_reviews. A run replaces the rows of its organisations.
+CREATE TABLE certjob.held_mentors (
+    mentor_id uuid NOT NULL REFERENCES certjob.mentors (id) ON DELETE CASCADE,
+    kind      text NOT NULL,  -- held_reviews.what
+    reason    text NOT NULL  -- what would happen, the most harmful first
+        CHECK (reason IN ('revoked', 'left', 'ended', 'ends_soon', 'new_contact', 'returns', 'reminder')),
+    since     timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (mentor_id, kind)
+);
+
 -- Surprising changes that reviews have applied. The guards add those of the last 20 hours, and permitted ones only in the
 -- run that had the permission.
 CREATE TABLE certjob.guard_counts (
     organisation_id uuid NOT NULL,
-    what            text NOT NULL CHECK (what IN ('pauses', 'returns')),
+    what            text NOT NULL,  -- a kind of holds.LIMITS, or mentors: each one counted once
     at              timestamptz NOT NULL DEFAULT now(),
     number          integer NOT NULL CHECK (number > 0),
     permitted_in    uuid  -- the run; null: no permission was needed

@@ -66,6 +66,21 @@ CREATE TRIGGER certificate_updated
     )
     EXECUTE FUNCTION certjob_private.certificate_updated();
 
+CREATE FUNCTION certjob_private.certificate_edited() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    NEW.unseen_since := now();
+    RETURN NEW;
+END
+$$;
+CREATE TRIGGER certificate_edited
+    BEFORE UPDATE OF mentor_id, kind, issued_on, expires_on, revoked_at ON certjob.certificates
+    FOR EACH ROW WHEN (
+        (OLD.mentor_id, OLD.kind, OLD.issued_on, OLD.expires_on, OLD.revoked_at)
+        IS DISTINCT FROM (NEW.mentor_id, NEW.kind, NEW.issued_on, NEW.expires_on, NEW.revoked_at)
+    )
+    EXECUTE FUNCTION certjob_private.certificate_edited();
+
 -- OLD is null for an INSERT, and NEW for a DELETE.
 CREATE FUNCTION certjob_private.pause_changed() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$

@@ -21,16 +21,16 @@ FROM (VALUES
     ('certjob_worker', '{INSERT}', 'TABLE', '{certjob.mentors}',
         'organisation_id, member_no, full_name, email, locale, dynamics_contact_id, left_at'),
     ('certjob_worker', '{UPDATE}', 'TABLE', '{certjob.mentors}', 'full_name, email, locale, dynamics_contact_id,'
-        ' left_at, portal_visible, certified_until, review_on'),
+        ' left_at, portal_visible, certified_until, review_on, reviewed_contact_id'),
     ('certjob_worker', '{INSERT}', 'TABLE', '{certjob.certificates}',
         'mentor_id, kind, issued_on, expires_on, revoked_at'),
-    ('certjob_worker', '{UPDATE}', 'TABLE', '{certjob.certificates}', 'expires_on, revoked_at, status'),
-    ('certjob_worker', '{INSERT}', 'TABLE', '{certjob.mentor_pauses}', 'mentor_id, reason, actor'),
-    ('certjob_worker', '{UPDATE}', 'TABLE', '{certjob.mentor_pauses}', 'lifted_at, lifted_by'),
+    ('certjob_worker', '{UPDATE}', 'TABLE', '{certjob.certificates}', 'expires_on, revoked_at, status, unseen_since'),
+    ('certjob_worker', '{INSERT}', 'TABLE', '{certjob.mentor_pauses}', 'mentor_id, reason, actor, lapsed_kinds'),
+    ('certjob_worker', '{UPDATE}', 'TABLE', '{certjob.mentor_pauses}', 'lifted_at, lifted_by, lapsed_kinds'),
     ('certjob_worker', '{INSERT,DELETE}', 'TABLE', '{certjob.certificate_transitions,certjob.guard_counts}', NULL),
     ('certjob_worker', '{INSERT,UPDATE,DELETE}', 'TABLE', '{certjob.cert_notification_log,certjob.portal_sync_events,
         certjob.dynamics_sync_failures,certjob.coordinator_digests,certjob.job_runs,certjob.held_reviews,
-        certjob.review_problems,certjob.portal_unknown_contacts,certjob.acknowledgements}', NULL),
+        certjob.held_mentors,certjob.review_problems,certjob.portal_unknown_contacts,certjob.acknowledgements}', NULL),
     ('certjob_worker', '{INSERT,UPDATE}', 'TABLE', '{certjob.portal_last_reading}', NULL),
     ('certjob_worker', '{EXECUTE}', 'FUNCTION', '{"certjob.prune(timestamptz, integer)",certjob.current_alerts(date),
         certjob_private.no_full_run_alert(date),certjob_private.contact_is_taken(uuid)}', NULL),
@@ -53,8 +53,8 @@ FROM (VALUES
     ('authenticated', '{USAGE}', 'SCHEMA', '{certjob}', NULL),
     ('authenticated', '{SELECT}', 'TABLE', '{certjob.organisations,certjob.coordinators,certjob.mentors,
         certjob.certificates,certjob.mentor_pauses,certjob.certificate_transitions,certjob.cert_notification_log,
-        certjob.portal_sync_events,certjob.dynamics_sync_failures,certjob.held_reviews,certjob.review_problems,
-        certjob.alerts,certjob.all_alerts,certjob.open_pushes}', NULL),
+        certjob.portal_sync_events,certjob.dynamics_sync_failures,certjob.held_reviews,certjob.held_mentors,
+        certjob.review_problems,certjob.alerts,certjob.all_alerts,certjob.open_pushes}', NULL),
     ('authenticated', '{SELECT}', 'TABLE', '{certjob_private.held_alerts,certjob_private.never_reviewed_alerts,
         certjob_private.push_alerts,certjob_private.withdrawn_hide_alerts,certjob_private.failed_reminder_alerts,
         certjob_private.waiting_reminder_alerts}', NULL),
@@ -135,7 +135,7 @@ BEGIN
             ' USING (organisation_id = (SELECT certjob_private.coordinator_organisation_id()))', relation);
     END LOOP;
     FOREACH relation IN ARRAY '{certjob.certificates,certjob.mentor_pauses,certjob.certificate_transitions,
-        certjob.cert_notification_log,certjob.portal_sync_events,certjob.review_problems}'::regclass[]
+        certjob.cert_notification_log,certjob.portal_sync_events,certjob.review_problems,certjob.held_mentors}'::regclass[]
     LOOP  -- the policy of mentors applies inside
         EXECUTE format('CREATE POLICY reads_own ON %s FOR SELECT'
             ' USING (EXISTS (SELECT FROM certjob.mentors AS m WHERE m.id = mentor_id))', relation);
