@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DIST ?= dist
+PAGE := docs/examples/dashboard/dashboard.js $(wildcard tests/dashboard/*.ts)
 DENO := DENO_NO_UPDATE_CHECK=1 $(CURDIR)/$(BIN)/deno
 
 .PHONY: demo test outside chaos lint bench looks dist lock clean
@@ -15,11 +16,12 @@ demo: $(READY)
 # Three, for two cores: a test often waits for a server, a signal or a deadline.
 # A real cron waits for a full minute: `make outside` runs it.
 test: $(READY)
-	$(BIN)/python -m pytest -n 3 --dist worksteal -m 'not real_cron and not registry' $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 3 --dist worksteal -m 'not real_cron and not registry and not browser' $(PYTEST_ARGS)
 
-# Through Debian's cron, Exim, PgBouncer and a package registry, as root: what needs something that is not in the lock.
+# Through Debian's cron, Exim, PgBouncer, Chromium and a package registry, as root: what is not in the lock.
+# Each skipped test prints what it needs.
 outside: $(READY)
-	$(BIN)/python -m pytest -m 'real_cron or real_mail_server or real_pgbouncer or registry' $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m 'real_cron or real_mail_server or real_pgbouncer or registry or browser' $(PYTEST_ARGS)
 
 # More than 500 nights in which something is killed, late or cut off; CHAOS_ARGS="--seed 1234" repeats one of them.
 chaos: $(READY)
@@ -33,6 +35,8 @@ lint: $(READY)
 	cd supabase/functions/hlf-dynamics-sync && $(DENO) fmt --check --quiet
 	cd supabase/functions/hlf-dynamics-sync && $(DENO) lint --quiet
 	cd supabase/functions/hlf-dynamics-sync && $(DENO) check --quiet --no-remote --no-npm *.ts tests/*.ts
+	$(DENO) fmt --check --quiet --config tests/dashboard/deno.json $(PAGE)
+	$(DENO) lint --quiet --config tests/dashboard/deno.json $(PAGE)
 
 # Ratios to a reference run beside it, in turns; BENCH_ARGS="--only night --mentors 100000" narrows it.
 bench: $(READY)

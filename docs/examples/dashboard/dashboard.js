@@ -1,0 +1,273 @@
+// The coordinators' page: reads the view certjob.alerts as the logged-in user, and shows it in the user's language.
+
+const project = document.getElementById("project").dataset;
+const supabase = globalThis.supabase.createClient(project.url, project.key, { db: { schema: "certjob" } });
+const words = await (await fetch("words.json")).json();
+const DATES = { nb: "nb-NO", nn: "nb-NO", en: "en-GB" }; // few browsers know nn, which writes dates like nb
+const EVERY_30_SECONDS = 30_000;
+const COLUMNS =
+  "alert_id, kind, organisation, mentor_id, member_no, full_name, sentence, cause, action, state, since, " +
+  "next_attempt_at, number";
+// The sections of the page in order, with the kinds of alerts in each. Other kinds come last.
+const SECTIONS = {
+  visible: ["may_be_visible"],
+  held: ["held"],
+  unreviewed: ["never_reviewed"],
+  hidden: ["may_be_hidden"],
+  undelivered: ["failed_reminders", "waiting_reminders"],
+};
+const RETRIED = ["wait", "check_contact"]; // the actions after which another attempt can help
+
+const $ = (id) => document.getElementById(id);
+const answers = new Map(); // what the page answered to a button, by alert
+let language = "en";
+let shown = { alerts: null, count: 0, at: null };
+let me = null; // the user's id
+let channel = null;
+
+const say = (name, ...values) => fill(words[language].page[name], ...values);
+const fill = (text, ...values) => values.reduce((filled, value) => filled.replace("{}", value), text);
+const plural = (texts, number) => fill(texts[number === 1 ? 0 : 1], number);
+const moment = (time) =>
+  new Intl.DateTimeFormat(DATES[language], { dateStyle: "long", timeStyle: "short" }).format(new Date(time));
+
+function element(name, properties = {}, ...children) {
+  const made = Object.assign(document.createElement(name), properties);
+  made.append(...children.filter((child) => child !== null));
+  return made;
+}
+
+function speak(wanted) {
+  language = [wanted, ...navigator.languages].map((each) => each?.slice(0, 2).replace("no", "nb"))
+    .find((each) => each in words) ?? "en";
+  document.documentElement.lang = language;
+  document.title = say("title");
+  for (const each of document.querySelectorAll("[data-say]")) each.textContent = say(each.dataset.say);
+}
+
+// ---- Reading
+
+async function readAlerts() {
+  const { data, count, error } = await supabase.from("alerts").select(COLUMNS, { count: "exact" }).order("since");
+  if (error) throw error;
+  return { alerts: data, count, at: Date.now() };
+}
+
+let reading = Promise.resolve();
+function refresh() {
+  reading = reading.then(async () => {
+    if (!me) return;
+    try {
+      if (!navigator.onLine) throw new Error("offline");
+      shown = await readAlerts();
+      show();
+    } catch (error) {
+      showProblem(error);
+    }
+  });
+  return reading;
+}
+
+// Realtime reports new failures. It does not report their end, and connections break, so the page also reads regularly.
+function watch() {
+  const of = (event) => ({ event, schema: "certjob", table: "dynamics_sync_failures" });
+  channel = supabase.channel("alerts")
+    .on("postgres_changes", of("INSERT"), refresh)
+    .on("postgres_changes", of("UPDATE"), refresh)
+    .subscribe((status) => status === "SUBSCRIBED" && refresh());
+}
+
+const refreshIfSeen = () => document.visibilityState === "visible" && refresh();
+setInterval(refreshIfSeen, EVERY_30_SECONDS);
+document.addEventListener("visibilitychange", refreshIfSeen);
+addEventListener("online", refresh);
+addEventListener("offline", refresh);
+
+// ---- Changing
+
+async function retry(alert) {
+  const { data, error } = await supabase.rpc("request_portal_resync", { mentor_id: alert.mentor_id });
+  if (error) throw error;
+  return say("retried")[data.visible ? 1 : 0];
+}
+
+async function correctContact(alert, { contact_id }) {
+  const change = { dynamics_contact_id: contact_id.trim() };
+  const { error } = await supabase.from("mentors").update(change).eq("id", alert.mentor_id);
+  if (error?.code === "23505") throw new Error(say("taken"));
+  if (error) throw error;
+  return say("saved");
+}
+
+// Call the function of a button or form, show its answer in the card, and read the alerts again.
+async function run(alert, button, act, values) {
+  button.disabled = true;
+  try {
+    answers.set(alert.alert_id, { text: await act(alert, values), good: true });
+  } catch (error) {
+    const reason = [error.message, error.hint].filter(Boolean).join("; ");
+    const text = error instanceof TypeError ? say("no_answer") : error.code ? say("not_done", reason) : reason;
+    answers.set(alert.alert_id, { text, good: false });
+  }
+  await refresh();
+  show();
+  $("status").textContent = answers.get(alert.alert_id).text;
+}
+
+// ---- Showing
+
+function show() {
+  if (!me || !shown.alerts) return;
+  const { alerts, count } = shown;
+  const known = Object.values(SECTIONS).flat();
+  const sections = { ...SECTIONS, other: alerts.map((each) => each.kind).filter((kind) => !known.includes(kind)) };
+  const cards = new Map([...document.querySelectorAll(".card")].map((card) => [card.dataset.alert, card]));
+  const focus = document.activeElement?.closest(".card") && document.activeElement;
+  const parts = Object.entries(sections).flatMap(([name, kinds]) => {
+    const own = alerts.filter((each) => kinds.includes(each.kind));
+    return own.length ? [section(name, own, cards)] : [];
+  });
+  $("list").replaceChildren(...parts);
+  $("list").ariaBusy = "false";
+  setStatus(count ? plural(words[language].page.count, count) : say("empty"));
+  if (count > alerts.length) $("list").append(element("p", {}, fill(words[language].more, count - alerts.length)));
+  if (focus) restoreFocus(focus);
+}
+
+function section(name, alerts, cards) {
+  const { headings, intros } = words[language];
+  return element(
+    "section",
+    {},
+    element("h2", {}, `${headings[name] ?? say("other")} (${alerts.length})`),
+    intros[name] ? element("p", { className: "quiet" }, intros[name]) : null,
+    element("ul", {}, ...alerts.map((alert) => card(name, alert, cards.get(alert.alert_id)))),
+  );
+}
+
+// Keep the element of an unchanged alert, because someone may be typing in it.
+function card(name, alert, old) {
+  const answer = answers.get(alert.alert_id);
+  const state = JSON.stringify([language, alert, answer]);
+  if (old?.dataset.state === state) return old;
+  const { causes, since } = words[language];
+  const cause = causes[alert.cause];
+  const made = element(
+    "li",
+    { className: `card ${name}` },
+    element(
+      "h3",
+      {},
+      alert.full_name ?? alert.organisation.toUpperCase(),
+      alert.mentor_id && alert.full_name !== alert.member_no ? element("small", {}, ` ${alert.member_no}`) : null,
+    ),
+    ["visible", "other"].includes(name) ? element("p", { className: "sentence", lang: "en" }, alert.sentence) : null,
+    cause ? element("p", {}, Array.isArray(cause) ? plural(cause, alert.number) : cause) : null,
+    element("p", { className: "quiet" }, capital(fill(since, moment(alert.since))), ". ", next(alert)),
+    answer ? element("p", { className: answer.good ? "answer" : "problem" }, answer.text) : null,
+    ...actions(alert, old),
+  );
+  Object.assign(made.dataset, { alert: alert.alert_id, state });
+  return made;
+}
+
+const capital = (text) => text[0].toUpperCase() + text.slice(1);
+
+function next({ action, state, next_attempt_at }) {
+  if (state === "being_sent") return say("being_sent");
+  return action === "wait" && next_attempt_at ? say("next_try", moment(next_attempt_at)) : "";
+}
+
+function actions(alert, old) {
+  const found = [];
+  if (alert.kind.startsWith("may_be_") && RETRIED.includes(alert.action) && alert.state !== "being_sent") {
+    const button = element("button", { name: "retry", type: "button" }, say("retry"));
+    button.onclick = () => run(alert, button, retry);
+    found.push(button);
+  }
+  if (alert.action === "correct_contact_id") {
+    const pattern = "\\s*[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\\s*";
+    const input = { name: "contact_id", required: true, pattern, title: say("contact_form"), autocomplete: "off" };
+    found.push(form(alert, old, correctContact, say("save"), [say("contact_id"), input]));
+  }
+  return found;
+}
+
+// A form with labelled inputs; what someone has typed into the former card stays.
+function form(alert, old, act, send, ...fields) {
+  const button = element("button", { name: act.name }, send);
+  const labels = fields.map(([text, input]) => {
+    const typed = old?.querySelector(`[name=${input.name}]`)?.value;
+    return element("label", {}, text, element("input", { ...input, value: typed ?? input.value ?? "" }));
+  });
+  const made = element("form", {}, ...labels, button);
+  made.onsubmit = (event) => {
+    event.preventDefault();
+    run(alert, button, act, Object.fromEntries(new FormData(made)));
+  };
+  return made;
+}
+
+// A changed card is a new element: focus its counterpart, or the heading if the alert is over.
+function restoreFocus(old) {
+  if (old.isConnected) return old.focus();
+  const { alert } = old.closest(".card").dataset;
+  const now = [...document.querySelectorAll(".card")].find((each) => each.dataset.alert === alert);
+  (now?.querySelector(`[name=${old.name}]`) ?? document.querySelector("h1")).focus();
+}
+
+function setStatus(text, isProblem = false) {
+  $("status").className = isProblem ? "problem" : "";
+  if ($("status").textContent !== text) $("status").textContent = text; // else it would be read out again
+}
+
+function showProblem(error) {
+  if (!navigator.onLine && shown.at) return setStatus(say("offline", moment(shown.at)), true);
+  setStatus(`${say("failed")} ${error.code ? error.message : ""}`.trim(), true);
+}
+
+// ---- Login
+
+$("login").onsubmit = async (event) => {
+  event.preventDefault();
+  const button = event.target.querySelector("button");
+  button.disabled = true;
+  setStatus("");
+  const { error } = await supabase.auth.signInWithPassword(Object.fromEntries(new FormData(event.target)));
+  button.disabled = false;
+  if (error) setStatus(error.status === 400 ? say("no_login") : say("no_answer"), true);
+};
+$("leave").onclick = () => supabase.auth.signOut({ scope: "local" });
+
+async function enter(user) {
+  me = user.id;
+  $("login").hidden = true;
+  $("login").reset();
+  $("leave").hidden = false;
+  $("who").textContent = user.email;
+  $("list").ariaBusy = "true";
+  setStatus(say("loading"));
+  const { data, error } = await supabase.from("coordinators").select("locale").eq("id", me).maybeSingle();
+  if (!error) speak(data?.locale);
+  if (!error && !data) return setStatus(say("no_coordinator"), true);
+  await refresh();
+  watch();
+}
+
+function leave() {
+  if (channel) supabase.removeChannel(channel);
+  [me, channel, shown] = [null, null, { alerts: null, count: 0, at: null }];
+  answers.clear();
+  $("login").hidden = false;
+  $("leave").hidden = true;
+  $("who").textContent = "";
+  $("list").replaceChildren();
+  setStatus("");
+  speak();
+}
+
+speak();
+// supabase-js holds a lock during this call, so requests begin after it.
+supabase.auth.onAuthStateChange((_event, session) => {
+  if (session?.user.id !== me || !session) setTimeout(() => session ? enter(session.user) : leave(), 0);
+});

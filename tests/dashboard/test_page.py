@@ -1,0 +1,316 @@
+"""The coordinators' page in a real browser. Without Chromium or a package registry the tests are skipped."""
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+
+from certjob import database
+from tests.dashboard import browser as browsers
+from tests.dashboard.browser import Browser, Page
+from tests.database import supabase
+from tests.support.command_line import run_in_process, today
+from tests.support.docs import ROOT
+from tests.support.facts import Facts
+from tests.support.own_server import Cluster, data_folder
+from tests.support.portal_answers import error, ok
+from tests.support.portal_server import PortalServer
+from tests.support.waiting import until
+
+pytestmark = pytest.mark.browser
+
+SENTENCE = "Dynamics sync pending — mentor may still be visible on portal"
+EVA, PER, OLA = "eva@hlf.example", "per@lhl.example", "ola@hlf.example"
+PICTURES = ROOT / "build/looks"
+USERS = {EVA: UUID(int=1), PER: UUID(int=2), OLA: UUID(int=3)}
+"""Eva and Per are coordinators, of hlf and of lhl. Ola is an ordinary user."""
+
+
+@pytest.fixture(scope="module")
+def programs() -> Iterator[Path]:
+    """The folder with the installed stand-in."""
+    if browsers.CHROMIUM is None:
+        pytest.skip("the page was not tried: this needs Chromium (Debian: apt-get install chromium)")
+    with data_folder("page") as folder:
+        try:
+            yield browsers.install(folder)
+        except subprocess.CalledProcessError as problem:
+            if b"integrity" in problem.stderr.lower():
+                raise
+            pytest.skip(f"the page was not tried: its packages cannot be installed ({problem.stderr[-200:]!r})")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A server that decodes its log, as Supabase's does for Realtime."""
+    with data_folder("realtime") as folder, Cluster(folder / "server", wal_level="logical", fsync="off") as cluster:
+        cluster.restart()
+        yield cluster
+
+
+@dataclass
+class Programme:
+    """Two organisations, the portal, and the page."""
+
+    facts: Facts
+    portal: PortalServer
+    browser: Browser
+    run: Callable[..., "subprocess.CompletedProcess[str]"]
+    organisations: dict[str, UUID] = field(default_factory=dict)
+
+    def expired(self, slug: str = "hlf", *, name: str = "Kari Nordmann") -> UUID:
+        """Enter a mentor whose certificate has ended."""
+        mentor = self.facts.mentor(self.organisations[slug], full_name=name)
+        self.facts.certificate(mentor, today().replace(year=today().year - 1))
+        return mentor
+
+    def enter(self, email: str = EVA, *, language: str = "nb-NO") -> Page:
+        """Open the page and log in."""
+        page = self.browser.open(language=language)
+        page.log_in(email)
+        return page
+
+    def value(self, statement: str, *parameters: object) -> object:
+        return self.facts.rows(statement, *parameters)[0][0]
+
+
+@pytest.fixture
+def programme(cluster: Cluster, programs: Path, portal: PortalServer, tmp_path: Path) -> Iterator[Programme]:
+    """A migrated database like Supabase's, its coordinators, and the page."""
+    name = f"page_{uuid4().hex}"
+    with cluster.fresh_database(name, template="template0") as url, database.connect(url) as connection:
+        supabase.set_up(connection)
+        environment = {"CERTJOB_DATABASE_URL": url, "HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+        environment |= {"CERTJOB_PORTAL_URL": portal.url, "CERTJOB_PORTAL_KEY": portal.key}
+
+        def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
+            return run_in_process(*arguments, environment=environment, folder=tmp_path)
+
+        assert run("db", "migrate").returncode == 0
+        facts = Facts(connection)
+        with Browser.start(programs, database_url=url, users=USERS) as browser:
+            made = Programme(facts=facts, portal=portal, browser=browser, run=run)
+            for email, slug, locale in ((EVA, "hlf", "nb"), (PER, "lhl", "nb")):
+                made.organisations[slug] = facts.organisation(slug)
+                row = {"id": USERS[email], "organisation_id": made.organisations[slug], "locale": locale}
+                facts.insert("coordinators", email=email, full_name=email.partition("@")[0].title(), **row)
+            yield made
+
+
+def test_alert_appears_without_a_reload_and_a_retry_leads_to_a_push(programme: Programme) -> None:
+    """Realtime reports the failure; the button makes the push due; the next delivery ends the alert."""
+    programme.portal.default = error(503, "dynamics_unavailable")
+    mentor = programme.expired()
+    page = programme.enter()
+    page.sees("Ingen varsler")
+
+    programme.run("run")
+
+    page.sees("1 varsel", SENTENCE, "Kari Nordmann", "Portalen hadde problemer da vi prøvde sist", "Neste forsøk")
+    page.click("[name=retry]")
+    page.sees("Vi skjuler likepersonen på portalen")
+    due = "SELECT next_attempt_at <= now() FROM certjob.portal_sync_events WHERE mentor_id = %s"
+    assert programme.value(due, mentor) is True
+    programme.portal.default = ok()
+    programme.run("deliver")
+    assert list(programme.portal.visible.values()) == [False]
+    page.evaluate("(dispatchEvent(new Event('online')), null)")  # instead of waiting for the next reading
+    page.sees("Ingen varsler")
+    assert programme.browser.errors == []
+
+
+def test_corrected_contact_id_ends_the_alert(programme: Programme) -> None:
+    """A contact ID of another mentor, and one that is not a UUID, are rejected with words."""
+    programme.portal.default = error(404, "contact_not_found")
+    mentor = programme.expired()
+    programme.run("run")
+    taken, right = uuid4(), uuid4()
+    programme.facts.mentor(programme.organisations["lhl"], contact_id=taken)
+    page = programme.enter()
+    page.sees("Kontakt‑ID‑en finnes ikke i Dynamics")
+    assert page.evaluate("document.querySelector('[name=retry]')") is None, "a retry cannot help"
+
+    page.fill("[name=contact_id]", str(taken))
+    page.press("Enter")
+    page.sees("allerede registrert på en annen likeperson")
+    page.fill("[name=contact_id]", "M1042")
+    page.press("Enter")
+    assert page.evaluate("document.querySelector('[name=contact_id]').validity.patternMismatch") is True
+    page.fill("[name=contact_id]", f" {right} ")
+    page.press("Enter")
+    page.sees("Kontakt‑ID‑en er lagret")
+
+    assert programme.value("SELECT dynamics_contact_id FROM certjob.mentors WHERE id = %s", mentor) == right
+    programme.portal.default = ok()
+    programme.run("deliver")
+    page.evaluate("(dispatchEvent(new Event('online')), null)")
+    page.sees("Ingen varsler")
+
+
+def test_page_shows_only_the_own_organisation(programme: Programme) -> None:
+    """Neither in the list nor by Realtime. A user who is no coordinator gets a sentence."""
+    programme.portal.default = error(503, "dynamics_unavailable")
+    theirs = programme.enter(PER)
+    theirs.sees("Ingen varsler")
+    ours = programme.enter(EVA)
+    ours.sees("Ingen varsler")
+    no_ones = programme.enter(OLA)
+    no_ones.sees("Du er ikke registrert som koordinator")
+
+    programme.expired()
+    programme.run("run")
+
+    ours.sees("Kari Nordmann")
+    theirs.evaluate("(dispatchEvent(new Event('online')), null)")
+    theirs.sees("Ingen varsler")
+    assert [theirs.cards(), no_ones.cards()] == [[], []]
+
+
+@pytest.mark.parametrize(
+    ("locale", "browser_language", "login", "texts"),
+    [
+        ("nb", "en-GB", "Log in", ("Varsler", "Kan fortsatt være synlige på portalen (1)", "Siden ", "Prøv igjen nå")),
+        ("nn", "nb-NO", "Logg inn", ("Varsel", "Kan framleis vere synlege på portalen (1)", "Sidan ", "Prøv igjen no")),
+        ("en", "nn-NO", "Logg inn", ("Alerts", "May still be visible on the portal (1)", "Since ", "Try again now")),
+    ],
+    ids=["nb", "nn", "en"],
+)
+def test_page_speaks_the_coordinators_language(
+    programme: Programme, locale: str, browser_language: str, login: str, texts: tuple[str, ...]
+) -> None:
+    """Before the login it is the browser's."""
+    programme.facts.connection.execute("UPDATE certjob.coordinators SET locale = %s", (locale,))
+    programme.portal.default = error(503, "dynamics_unavailable")
+    programme.expired()
+    programme.run("run")
+    page = programme.browser.open(language=browser_language)
+    page.sees(login)
+
+    page.log_in(EVA)
+
+    page.sees(SENTENCE, *texts)
+    assert page.evaluate("document.documentElement.lang") == locale
+    assert "undefined" not in page.text
+
+
+def test_refused_login_and_logout(programme: Programme) -> None:
+    """A reload keeps the login; the button ends it."""
+    page = programme.browser.open(language="en-GB")
+
+    page.log_in(EVA, password="wrong")
+    page.sees("The email address or the password is wrong.")
+    page.log_in(EVA)
+    page.sees("Ingen varsler", EVA)
+    page.send("Page.reload")
+    page.sees("Ingen varsler", EVA)
+    page.click("#leave")
+
+    page.sees("Password")
+    assert EVA not in page.text
+
+
+def test_reading_goes_on_after_an_interruption(programme: Programme) -> None:
+    """Offline, and with a server that rejects the reading, the page says so and keeps the list."""
+    programme.portal.default = error(503, "dynamics_unavailable")
+    programme.expired()
+    programme.run("run")
+    page = programme.enter()
+    page.sees("1 varsel")
+
+    page.go_offline()
+    page.sees("Du er ikke på nett. Varslene er fra", "Kari Nordmann")
+    page.go_offline(offline=False)
+    page.sees("1 varsel")
+    programme.facts.connection.execute("REVOKE SELECT ON certjob.alerts FROM authenticated")
+    page.evaluate("(dispatchEvent(new Event('online')), null)")
+    page.sees("Vi fikk ikke hentet varslene", "permission denied", "Kari Nordmann")
+    programme.run("db", "migrate")
+    page.evaluate("(dispatchEvent(new Event('online')), null)")
+
+    page.sees("1 varsel")
+
+
+def test_typed_text_and_focus_survive_a_new_reading(programme: Programme) -> None:
+    """Also if the alert has changed, such as its number of calls. Everything works with the keyboard."""
+    programme.portal.default = error(404, "contact_not_found")
+    programme.expired()
+    programme.run("run")
+    page = programme.enter()
+    page.sees("1 varsel")
+    page.fill("[name=contact_id]", "6f96")
+
+    programme.facts.connection.execute("UPDATE certjob.mentors SET full_name = 'Kari Hansen'")
+    page.evaluate("(dispatchEvent(new Event('online')), null)")
+    page.sees("Kari Hansen")
+
+    assert page.evaluate("document.activeElement.name + '=' + document.activeElement.value") == "contact_id=6f96"
+    page.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Lagre"
+
+
+CONTRASTS = """
+(() => {
+  const light = (colour) => {
+    const parts = colour.match(/[\\d.]+/g).slice(0, 3).map((part) => part / 255);
+    const [r, g, b] = parts.map((part) => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b + 0.05;
+  };
+  const ground = (element) => {
+    const colour = getComputedStyle(element).backgroundColor;
+    return colour === "rgba(0, 0, 0, 0)" ? ground(element.parentElement) : colour;
+  };
+  return [...document.querySelectorAll("body *")].filter((each) => each.innerText && !each.disabled).map((each) => {
+    const [one, other] = [light(getComputedStyle(each).color), light(ground(each))];
+    return [Math.max(one, other) / Math.min(one, other), each.innerText];
+  });
+})()
+"""
+"""The contrast of each element's text with its background, as WCAG computes it."""
+
+
+@pytest.mark.parametrize("locale", ["nb", "nn", "en"])
+def test_page_fits_every_screen_and_has_enough_contrast(programme: Programme, locale: str) -> None:
+    """No sideways scrolling from 320 pixels on, and level AA in both schemes. The pictures are in build/looks."""
+    programme.facts.connection.execute("UPDATE certjob.coordinators SET locale = %s", (locale,))
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    everything(programme)
+    page = programme.enter()
+    until(lambda: len(page.cards()) == 7)
+    for width, height in ((320, 700), (375, 800), (800, 900), (1280, 900)):
+        for scheme in ("light", "dark"):
+            page.resize(width, dark=scheme == "dark", height=height)
+            page.take_picture(PICTURES / f"page-{locale}-{width}-{scheme}.png")
+            contrasts = page.evaluate(CONTRASTS)
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            assert [found for found in contrasts if found[0] < 4.5] == []
+
+
+def everything(programme: Programme) -> None:
+    """Let the page have alerts of each kind, with long names."""
+    organisation, facts = programme.organisations["hlf"], programme.facts
+    unknown = uuid4()
+    programme.portal.decide = lambda request: (
+        error(404, "contact_not_found") if request.contact_id == unknown else error(503, "dynamics_unavailable")
+    )
+    ended, late = today() - timedelta(days=1), today() + timedelta(days=400)
+    for name, contact_id, last_day in (
+        ("Kari Nordmann", unknown, ended),
+        ("Margrethe Sivertsen-Haugland av Kristiansund", uuid4(), ended),
+        ("Donaudampfschifffahrtsgesellschaftskapitänswitwenrentenauszahlungsstelle", None, ended),
+        ("Per Hansen", uuid4(), late),
+    ):
+        mentor = facts.mentor(organisation, full_name=name, contact_id=contact_id, email=None)
+        facts.certificate(mentor, last_day)
+    facts.connection.execute("UPDATE mentors SET portal_visible = false WHERE full_name = 'Per Hansen'")
+    programme.run("run")
+    reminder = {"threshold_days": 7, "cert_id": uuid4(), "expires_on": today(), "status": "failed"}
+    facts.insert("cert_notification_log", mentor_id=mentor, failure_code="no_address", **reminder)
+    busy = facts.mentor(organisation, full_name="Anne Busy")
+    facts.insert("review_problems", mentor_id=busy, reason="locked", as_of=today())
+    held = {"what": "pauses", "as_of": today(), "reason": "60 pauses", "mentors": 60, "allow": 60}
+    facts.insert("held_reviews", organisation_id=organisation, **held)
