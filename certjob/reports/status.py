@@ -51,7 +51,7 @@ class GoodRun:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ComingNight:
+class ReviewDay:
     """The number of mentors due for review on a day."""
 
     on: date
@@ -70,7 +70,7 @@ class SystemStatus:
     runs: Sequence[Run]
     """The newest first."""
     backlog: dict[str, OpenWork]
-    coming: Sequence[ComingNight]
+    coming: Sequence[ReviewDay]
     """Today first, with all overdue mentors."""
     alerts: dict[str, int]
     """The number of alerts by kind, without acknowledged ones."""
@@ -125,7 +125,7 @@ def read_status(
             last_good_run=good_runs[0] if good_runs else None,
             runs=database.fetch(connection, "list_last_runs", limits, into=Run),
             backlog=backlog,
-            coming=[ComingNight(on=day, mentors=reviews.get(day, 0)) for day in days],
+            coming=[ReviewDay(on=day, mentors=reviews.get(day, 0)) for day in days],
             alerts=attention.numbers,
             acknowledged=attention.acknowledged,
             overdue=attention.overdue,
