@@ -14,19 +14,19 @@ _WITHOUT_END = {"hide_by_hand", "unknown_contact"}
 
 
 def acknowledge(connection: Connection, alert_id: str, *, because: str, until: date | None, today: date) -> str:
-    """Acknowledge an alert with its present cause, and commit; return the user's name on this machine.
+    """Acknowledge an alert with its present fingerprint, and commit; return the user's name on this machine.
 
     Raises UsageError for an unknown alert, an empty reason, or a day outside the limits.
     """
     if not because.strip():
         message = "--because has no text"
         raise UsageError(message, next_step="say why no one has to act now")
-    causes = {row[0] for row in database.fetch(connection, "read_alert_causes", {"today": today, "alert_id": alert_id})}
-    if not causes:
+    found = database.fetch(connection, "read_alert_cause", {"today": today, "alert_id": alert_id})
+    if not found:
         message = f"no alert has the id {alert_id[:300]!r}"
         raise UsageError(message, next_step="`certjob alerts` prints the ids")
     last = today + timedelta(days=LONGEST_DAYS)
-    if until is None and not causes <= _WITHOUT_END:
+    if until is None and found[0][0] not in _WITHOUT_END:
         message = "--until is missing"
         raise UsageError(message, next_step=f"give a day up to {last}")
     if until is not None and not today <= until <= last:

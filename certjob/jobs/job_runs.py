@@ -14,6 +14,7 @@ from psycopg.pq import TransactionStatus
 
 from certjob import __version__, database
 from certjob.database import Connection
+from certjob.domain.alert_kinds import Kind
 from certjob.errors import CertjobError, DatabaseUnavailableError, Outcome, StageEnd
 from certjob.jobs.deliveries import Job
 from certjob.jobs.report import RunReport
@@ -114,23 +115,20 @@ def recorded(
 def _read_alerts(connection: Connection, report: RunReport, *, organisation: str | None) -> None:
     """Add the alerts to the report of a run, or the overdue run to the first report of a delivery on this day."""
     if report.command == "deliver":
-        if not database.fetch_value(connection, "was_overdue_told", {"today": report.today}):
-            report.overdue = read_attention(connection, today=report.today).overdue
+        attention = read_attention(connection, today=report.today)
+        report.new_alerts = attention.counts[Kind.NO_FULL_RUN].new
+        report.overdue = attention.overdue if report.new_alerts else ""
         return
-    last = database.fetch(connection, "read_last_report", {"organisation": organisation})
-    last_on, read_at = last[0] if last else (None, None)
-    report.is_first_today = last_on != report.today
+    this_day = {"today": report.today, "organisation": organisation}
+    report.is_first_today = database.fetch_value(connection, "is_first_report", this_day)
     database.execute(connection, "end_acknowledgements", {"today": report.today})
-    report.attention = read_attention(connection, today=report.today, new_since=read_at)
+    report.attention = read_attention(connection, today=report.today)
+    report.new_alerts = [alert for count in report.attention.counts.values() for alert in count.new]
 
 
 def _record_end(connection: Connection, report: RunReport, outcome: Outcome, *, lines: Sequence[str]) -> None:
     counts = report.to_counts()
     stored = dict(counts)
-    if report.attention is not None:
-        stored["alerts_read_at"] = report.attention.read_at.isoformat()
-    if report.overdue:
-        stored["overdue"] = True
     stored |= {f"{stop.stage}_stop": stop.reason for stop in report.stopped if stop.stage in ("portal", "mail")}
     safe_lines = [without_secrets(" ".join(harmless(line).split())) for line in lines]
     parameters = {"id": report.run_id, "outcome": outcome, "counts": json.dumps(stored), "lines": safe_lines}
@@ -139,7 +137,11 @@ def _record_end(connection: Connection, report: RunReport, outcome: Outcome, *, 
     logger.info("the run has ended", extra={"event": "run_ended"} | about | counts)
 
 
-def note_told(connection: Connection, run_id: UUID) -> None:
+def note_told(connection: Connection, report: RunReport) -> None:
     """Record that the lines of a run were printed. Later runs of the day do not repeat them."""
-    with suppress(psycopg.Error):  # the next run prints them again
-        database.execute(connection, "note_told", {"id": run_id})
+    ids, fingerprints = ([alert[number] for alert in report.new_alerts] for number in (0, 1))
+    told = {"today": report.today, "alert_ids": ids, "fingerprints": fingerprints}
+    with suppress(psycopg.Error), database.transaction(connection):  # the next run prints them again
+        database.execute(connection, "note_told", {"id": report.run_id})
+        database.execute(connection, "note_told_alerts", told)
+        database.execute(connection, "forget_told_alerts", {"today": report.today})

@@ -1,7 +1,7 @@
 """The report of a run: a JSON document with fixed keys, and one line for each reason for attention."""
 
 import time
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field
 from datetime import date, datetime
 from typing import Any
@@ -96,6 +96,8 @@ class RunReport:
     """All alerts at the end of the run. Only ``run`` reads them."""
     overdue: str = ""
     """The alert of an overdue full run, unless another delivery of this day has reported it."""
+    new_alerts: Sequence[tuple[str, str]] = ()
+    """The id and the fingerprint of each alert of this report that no other run of this day has printed."""
     is_first_today: bool = True
     """Whether no other run of this day has reported its alerts."""
     stopped: list[StageStop] = field(default_factory=list)

@@ -39,6 +39,8 @@ class Alert:
     number: int | None
     """The number that ``--allow`` permits, or the number of certificates that ended since the last full run."""
     day: date | None
+    fingerprint: str
+    """What a person sees in the alert. An acknowledgement ends when it changes."""
     acknowledged_until: date | None
     acknowledged_because: str | None
 

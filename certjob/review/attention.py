@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import date
 from uuid import UUID
 
 from certjob import database
@@ -16,8 +16,8 @@ class Count:
     """The number of alerts of one kind."""
 
     number: int = 0
-    new: int = 0
-    """Alerts since the given time."""
+    new: Sequence[tuple[str, str]] = ()
+    """The id and the fingerprint of each alert that no run of this day has printed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,8 +26,6 @@ class Attention:
 
     counts: Mapping[Kind, Count]
     """Every kind, in the order of harm."""
-    read_at: datetime
-    """The time of the database's clock."""
     acknowledged: int = 0
     """Acknowledged alerts. The other numbers are without them."""
     held: Sequence[str] = ()
@@ -53,19 +51,20 @@ class Attention:
 
 
 def _how_many_new(count: Count) -> str:
-    return f" ({count.new:,} new)" if count.new < count.number else ""
+    return f" ({len(count.new):,} new)" if len(count.new) < count.number else ""
 
 
-def read_attention(connection: Connection, *, today: date, new_since: datetime | None = None) -> Attention:
-    """Count the alerts, and those that are new since a time (None: all of them)."""
-    read_at = database.clock(connection)
-    rows = database.fetch(connection, "count_attention", {"today": today, "new_since": new_since or "-infinity"})
-    found = {Kind(kind): Count(number=number, new=new) for kind, number, new, _ in rows}
+def read_attention(connection: Connection, *, today: date) -> Attention:
+    """Count the alerts, and find those that no run of this day has printed."""
+    rows = database.fetch(connection, "count_attention", {"today": today})
+    found = {
+        Kind(kind): Count(number=number, new=list(zip(ids or (), fingerprints or (), strict=True)))
+        for kind, number, _, ids, fingerprints in rows
+    }
     single = database.fetch(connection, "read_single_alerts", {"today": today})
     return Attention(
         counts={kind: found.get(kind, Count()) for kind in Kind},
-        read_at=read_at,
-        acknowledged=sum(acknowledged for *_, acknowledged in rows),
+        acknowledged=sum(acknowledged for _, _, acknowledged, _, _ in rows),
         held=[
             holds.in_words(what, organisation, error, allow=number)
             for kind, organisation, what, error, number, _ in single

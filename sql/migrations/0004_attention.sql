@@ -12,15 +12,17 @@ AS $$ SELECT EXISTS (
 
 -- Open pushes.
 --   cause     the first that applies; certjob/errors.py and docs/json.md list the causes
---   since     when the push became an alert, or will become one
+--   since     when the push became an alert, or will become one; not before the push was requested
 --   is_alert  true if the push failed or is an hour old, or if its time is in the future because a wrong clock wrote
 --             it. Exceptions: a show of a mentor who waits for a review, because the review comes first, and a hide
 --             without a contact ID if the contact of the last call belongs to another mentor now. A push that only
 --             moves the last visible day becomes an alert seven days before the previous day.
+--   fingerprint  what a person sees in the alert. It stays the same while the push is queued again.
 CREATE VIEW certjob.open_pushes WITH (security_invoker = true) AS
 SELECT e.id AS event_id, e.mentor_id, m.organisation_id, e.visible, e.moved_from IS NOT NULL AS moves, e.status,
     e.attempts AS rounds, e.wanted_at,
-    greatest(least(e.wanted_at + interval '1 hour', f.created_at), e.moved_from - interval '7 days') AS since,
+    greatest(e.wanted_at, least(e.wanted_at + interval '1 hour', f.created_at), e.moved_from - interval '7 days')
+        AS since,
     (f.id IS NOT NULL OR e.wanted_at < now() - interval '1 hour' OR e.wanted_at > now() + interval '1 hour')
         AND NOT (e.visible AND m.review_on <= current_date)
         AND (e.moved_from IS NULL OR e.moved_from - interval '7 days' <= now())
@@ -29,17 +31,14 @@ SELECT e.id AS event_id, e.mentor_id, m.organisation_id, e.visible, e.moved_from
     claim.is_live AS is_claimed,
     CASE
         WHEN claim.is_live THEN 'queued'
-        WHEN NOT e.visible AND o.portal IS NULL THEN 'hide_by_hand'
-        WHEN m.dynamics_contact_id IS NULL THEN 'no_contact_id'
+        WHEN NOT e.visible AND o.portal IS NULL OR m.dynamics_contact_id IS NULL THEN lasting.cause
         -- The contact ID has changed. The next review sets portal_visible.
         WHEN m.portal_visible IS NULL AND e.attempts = 0 THEN 'queued'
-        -- No delivery has tried it.
-        WHEN f.id IS NULL AND e.last_error IS NULL AND e.status = 'pending' THEN 'portal_stopped'
         -- It was reopened after a failure.
         WHEN f.kind IN ('transient', 'permanent') AND e.status = 'pending' AND e.attempts = 0 THEN 'queued'
-        WHEN f.id IS NOT NULL THEN coalesce(f.failure_code, 'change_refused')
-        ELSE coalesce(e.failure_code, 'change_refused')
+        ELSE lasting.cause
     END AS cause,
+    md5(concat_ws(' ', lasting.cause, e.id, extract(epoch FROM e.wanted_at), m.dynamics_contact_id)) AS fingerprint,
     coalesce(f.error, e.last_error) AS error,
     coalesce(f.attempts, 0) AS calls,
     f.created_at AS failing_since, f.last_failed_at, e.next_attempt_at
@@ -48,10 +47,21 @@ JOIN certjob.mentors AS m ON m.id = e.mentor_id
 JOIN certjob.organisations AS o ON o.id = m.organisation_id
 LEFT JOIN certjob.dynamics_sync_failures AS f ON f.mentor_id = e.mentor_id AND f.resolved_at IS NULL
 CROSS JOIN LATERAL (SELECT e.claim_token IS NOT NULL AND e.next_attempt_at > now() AS is_live) AS claim
+CROSS JOIN LATERAL (
+    SELECT CASE
+        WHEN NOT e.visible AND o.portal IS NULL THEN 'hide_by_hand'
+        WHEN m.dynamics_contact_id IS NULL THEN 'no_contact_id'
+        WHEN f.id IS NOT NULL THEN coalesce(f.failure_code, 'change_refused')
+        WHEN e.last_error IS NULL AND e.status = 'pending' THEN 'portal_stopped'  -- no delivery has tried it
+        ELSE coalesce(e.failure_code, 'change_refused')
+    END AS cause
+) AS lasting  -- the cause without the attempts that are under way
 WHERE e.status IN ('pending', 'blocked');
 
 -- One view for each kind of alert; `Kind` in certjob/domain/alerts.py lists the kinds. Their columns:
 --   subject  the last part of the alert's id; null: the member number
+--   fingerprint  what a person sees in the alert. An acknowledgement, and what a run or a digest has told, is about an
+--                alert with its fingerprint. extract() makes it independent of the session's time zone.
 --   until    the last day on which it is an alert; null: none
 --   action   what to do if the cause alone does not say it
 -- Rows of held_reviews and review_problems count only while a mentor is due, because two overlapping runs can leave old
@@ -60,7 +70,8 @@ CREATE VIEW certjob_private.held_alerts WITH (security_invoker = true) AS
 SELECT 'held' AS kind, h.organisation_id, NULL::uuid AS mentor_id, h.what AS subject, NULL::bigint AS row_id, h.since,
     NULL::date AS until, 'Too many changes at once, held until someone decides' AS sentence, h.what AS cause,
     'check_data' AS action, h.reason AS error, 'stopped' AS state, NULL::timestamptz AS next_attempt_at,
-    NULL::timestamptz AS last_failed_at, NULL::integer AS calls, h.allow AS number, NULL::date AS day
+    NULL::timestamptz AS last_failed_at, NULL::integer AS calls, h.allow AS number, NULL::date AS day,
+    md5(concat_ws(' ', h.what, h.allow)) AS fingerprint
 FROM certjob.held_reviews AS h
 LEFT JOIN LATERAL (
     SELECT m.id FROM certjob.mentors AS m
@@ -73,10 +84,12 @@ CREATE VIEW certjob_private.never_reviewed_alerts WITH (security_invoker = true)
 SELECT 'never_reviewed' AS kind, m.organisation_id, p.mentor_id, NULL::text AS subject, NULL::bigint AS row_id, p.since,
     NULL::date AS until, 'Not reviewed — mentor may still be visible on portal' AS sentence, 'not_reviewed' AS cause,
     'tell_operator' AS action, p.reason AS error, 'waiting' AS state, NULL::timestamptz AS next_attempt_at,
-    NULL::timestamptz AS last_failed_at, NULL::integer AS calls, NULL::integer AS number, NULL::date AS day
+    NULL::timestamptz AS last_failed_at, NULL::integer AS calls, NULL::integer AS number, NULL::date AS day,
+    md5(CASE WHEN m.certified_until >= current_date THEN 'certified' ELSE 'not certified' END) AS fingerprint
 FROM certjob.review_problems AS p
 CROSS JOIN LATERAL (
-    SELECT o.organisation_id FROM certjob.mentors AS o WHERE o.id = p.mentor_id AND o.review_on <= p.as_of OFFSET 0
+    SELECT o.organisation_id, o.certified_until FROM certjob.mentors AS o
+    WHERE o.id = p.mentor_id AND o.review_on <= p.as_of OFFSET 0
 ) AS m;
 
 -- The kinds may_be_visible and may_be_hidden.
@@ -87,7 +100,7 @@ SELECT CASE WHEN p.visible THEN 'may_be_hidden' ELSE 'may_be_visible' END AS kin
         ELSE 'Dynamics sync pending — mentor may still be visible on portal' END AS sentence,
     p.cause, 'tell_operator' AS action, p.error,
     CASE WHEN p.is_claimed THEN 'being_sent' WHEN p.status = 'blocked' THEN 'stopped' ELSE 'waiting' END AS state,
-    p.next_attempt_at, p.last_failed_at, p.calls, NULL::integer AS number, NULL::date AS day
+    p.next_attempt_at, p.last_failed_at, p.calls, NULL::integer AS number, NULL::date AS day, p.fingerprint
 FROM certjob.open_pushes AS p
 WHERE p.is_alert;
 
@@ -98,10 +111,11 @@ SELECT 'may_be_visible' AS kind, m.organisation_id, e.mentor_id, NULL::text AS s
     e.wanted_at AS since, NULL::date AS until,
     'Dynamics sync pending — mentor may still be visible on portal' AS sentence, 'hide_by_hand' AS cause,
     'tell_operator' AS action, e.last_error AS error, 'stopped' AS state, NULL::timestamptz AS next_attempt_at,
-    NULL::timestamptz AS last_failed_at, NULL::integer AS calls, NULL::integer AS number, NULL::date AS day
+    NULL::timestamptz AS last_failed_at, NULL::integer AS calls, NULL::integer AS number, NULL::date AS day,
+    md5(concat_ws(' ', e.id, extract(epoch FROM e.wanted_at), m.dynamics_contact_id)) AS fingerprint
 FROM certjob.portal_sync_events AS e
 CROSS JOIN LATERAL (
-    SELECT o.organisation_id FROM certjob.mentors AS o
+    SELECT o.organisation_id, o.dynamics_contact_id FROM certjob.mentors AS o
     WHERE o.id = e.mentor_id AND (o.left_at IS NOT NULL OR o.certified_until < current_date
         OR EXISTS (SELECT FROM certjob.mentor_pauses AS p WHERE p.mentor_id = o.id AND p.lifted_at IS NULL))
     OFFSET 0
@@ -113,29 +127,38 @@ WHERE e.status = 'withdrawn' AND NOT e.visible
 
 -- A failed reminder is an alert for 14 days from its threshold, or from queueing if that is later, as after an import.
 CREATE VIEW certjob_private.failed_reminder_alerts WITH (security_invoker = true) AS
-SELECT 'failed_reminders' AS kind, m.organisation_id, l.mentor_id, NULL::text AS subject, l.id AS row_id,
+SELECT 'failed_reminders' AS kind, m.organisation_id, l.mentor_id, m.member_no || ':' || l.id AS subject,
+    l.id AS row_id,
     l.next_attempt_at AS since, greatest(l.expires_on - l.threshold_days, l.queued_at::date) + 14 AS until,
     'Reminder not delivered' AS sentence, l.failure_code AS cause, 'tell_operator' AS action, l.last_error AS error,
     'stopped' AS state, NULL::timestamptz AS next_attempt_at, NULL::timestamptz AS last_failed_at,
-    NULL::integer AS calls, NULL::integer AS number, l.expires_on AS day
+    NULL::integer AS calls, NULL::integer AS number, l.expires_on AS day,
+    md5(concat_ws(' ', l.failure_code, l.expires_on - date '2000-01-01', extract(epoch FROM l.next_attempt_at)))
+        AS fingerprint
 FROM certjob.cert_notification_log AS l
-CROSS JOIN LATERAL (SELECT o.organisation_id FROM certjob.mentors AS o WHERE o.id = l.mentor_id OFFSET 0) AS m
+CROSS JOIN LATERAL (
+    SELECT o.organisation_id, o.member_no FROM certjob.mentors AS o WHERE o.id = l.mentor_id OFFSET 0
+) AS m
 WHERE l.status = 'failed';
 
 -- The kind waiting_reminders, or failed_reminders if the mail server deferred the reminder for a day. It is retried until
 -- it is outdated. Greylisting ends within a day, a full mailbox may not.
 CREATE VIEW certjob_private.waiting_reminder_alerts WITH (security_invoker = true) AS
 SELECT CASE WHEN deferred.for_a_day THEN 'failed_reminders' ELSE 'waiting_reminders' END AS kind, m.organisation_id,
-    l.mentor_id, NULL::text AS subject, l.id AS row_id,
+    l.mentor_id, m.member_no || ':' || l.id AS subject, l.id AS row_id,
     least(greatest(l.deferred_since, l.queued_at) + interval '1 day', now()) AS since, NULL::date AS until,
     CASE WHEN deferred.for_a_day THEN 'Reminder not delivered' ELSE 'Reminder has waited for more than a day' END
         AS sentence,
     coalesce(l.failure_code, 'mail_stopped') AS cause, 'tell_operator' AS action, l.last_error AS error,
     CASE WHEN l.claim_token IS NOT NULL AND l.next_attempt_at > now() THEN 'being_sent' ELSE 'waiting' END AS state,
     l.next_attempt_at, NULL::timestamptz AS last_failed_at, NULL::integer AS calls, NULL::integer AS number,
-    l.expires_on AS day
+    l.expires_on AS day,
+    md5(concat_ws(' ', l.failure_code, l.expires_on - date '2000-01-01', extract(epoch FROM l.deferred_since)))
+        AS fingerprint
 FROM certjob.cert_notification_log AS l
-CROSS JOIN LATERAL (SELECT o.organisation_id FROM certjob.mentors AS o WHERE o.id = l.mentor_id OFFSET 0) AS m
+CROSS JOIN LATERAL (
+    SELECT o.organisation_id, o.member_no FROM certjob.mentors AS o WHERE o.id = l.mentor_id OFFSET 0
+) AS m
 CROSS JOIN LATERAL (SELECT l.deferred_since >= l.queued_at AS for_a_day) AS deferred
 WHERE l.status = 'pending'
     -- A delay of more than 25 hours was written by a wrong clock.
@@ -155,30 +178,30 @@ SELECT o.slug || ':' || a.kind || ':' || coalesce(a.subject, m.member_no) AS ale
         WHEN a.cause IN ('no_address', 'wrong_address') THEN 'correct_address'
         ELSE a.action
     END AS action,
-    a.error, a.state, a.next_attempt_at, a.last_failed_at, a.calls, a.number, a.day, m.visible_until
+    a.error, a.state, a.next_attempt_at, a.last_failed_at, a.calls, a.number, a.day, m.visible_until, a.fingerprint
 FROM (
     SELECT kind, organisation_id, mentor_id, subject, row_id, since, until, sentence, cause, action, error, state,
-        next_attempt_at, last_failed_at, calls, number, day
+        next_attempt_at, last_failed_at, calls, number, day, fingerprint
     FROM certjob_private.held_alerts
     UNION ALL
     SELECT kind, organisation_id, mentor_id, subject, row_id, since, until, sentence, cause, action, error, state,
-        next_attempt_at, last_failed_at, calls, number, day
+        next_attempt_at, last_failed_at, calls, number, day, fingerprint
     FROM certjob_private.never_reviewed_alerts
     UNION ALL
     SELECT kind, organisation_id, mentor_id, subject, row_id, since, until, sentence, cause, action, error, state,
-        next_attempt_at, last_failed_at, calls, number, day
+        next_attempt_at, last_failed_at, calls, number, day, fingerprint
     FROM certjob_private.push_alerts
     UNION ALL
     SELECT kind, organisation_id, mentor_id, subject, row_id, since, until, sentence, cause, action, error, state,
-        next_attempt_at, last_failed_at, calls, number, day
+        next_attempt_at, last_failed_at, calls, number, day, fingerprint
     FROM certjob_private.withdrawn_hide_alerts
     UNION ALL
     SELECT kind, organisation_id, mentor_id, subject, row_id, since, until, sentence, cause, action, error, state,
-        next_attempt_at, last_failed_at, calls, number, day
+        next_attempt_at, last_failed_at, calls, number, day, fingerprint
     FROM certjob_private.failed_reminder_alerts
     UNION ALL
     SELECT kind, organisation_id, mentor_id, subject, row_id, since, until, sentence, cause, action, error, state,
-        next_attempt_at, last_failed_at, calls, number, day
+        next_attempt_at, last_failed_at, calls, number, day, fingerprint
     FROM certjob_private.waiting_reminder_alerts
 ) AS a
 JOIN certjob.organisations AS o ON o.id = a.organisation_id
@@ -189,33 +212,41 @@ LEFT JOIN LATERAL (
     FROM certjob.mentors AS n WHERE n.id = a.mentor_id OFFSET 0
 ) AS m ON true;
 
--- Alerts that someone has acknowledged. They are left out of lists, exit codes and digests until their cause or number
--- changes. Only `certjob acknowledge` inserts rows.
+-- Alerts that someone has acknowledged. They are left out of lists, exit codes and digests until they end or their
+-- fingerprint changes. Only `certjob acknowledge` inserts rows.
 CREATE TABLE certjob.acknowledgements (
     alert_id        text PRIMARY KEY,
-    cause           text NOT NULL,
-    number          integer,
+    fingerprint     text NOT NULL,
     because         text NOT NULL CHECK (because <> '' AND length(because) <= 1000),
     until           date,  -- the last day; null: until the alert changes
     acknowledged_by text NOT NULL,
     acknowledged_at timestamptz DEFAULT now() NOT NULL,
-    ended_at        timestamptz  -- when a run found the alert with another cause or number
+    ended_at        timestamptz  -- when a run found that the alert was over or had changed
+);
+
+-- Alerts that a run has printed on a day. A later run of that day does not print them again.
+CREATE TABLE certjob.told_alerts (
+    alert_id    text NOT NULL,
+    fingerprint text NOT NULL,
+    day         date NOT NULL,
+    PRIMARY KEY (day, alert_id, fingerprint)
 );
 
 -- What a coordinator can act on today, as `certjob alerts` lists it. docs/dashboard.md describes the columns.
 CREATE VIEW certjob.alerts WITH (security_invoker = true) AS
 SELECT a.alert_id, a.kind, a.organisation_id, a.organisation, a.mentor_id, a.member_no, a.full_name, a.row_id,
     greatest(a.since, k.ended_at, CASE WHEN k.until < current_date THEN k.until + 1 END) AS since, a.sentence, a.cause,
-    a.action, a.error, a.state, a.next_attempt_at, a.last_failed_at, a.calls, a.number, a.day, a.visible_until
+    a.action, a.error, a.state, a.next_attempt_at, a.last_failed_at, a.calls, a.number, a.day, a.visible_until,
+    a.fingerprint
 FROM certjob.all_alerts AS a
 LEFT JOIN certjob.acknowledgements AS k ON k.alert_id = a.alert_id
 WHERE (a.until IS NULL OR a.until >= current_date) AND (k.alert_id IS NULL OR k.ended_at IS NOT NULL
-    OR k.until < current_date OR k.cause <> a.cause OR k.number IS DISTINCT FROM a.number);
+    OR k.until < current_date OR k.fingerprint <> a.fingerprint);
 
 -- The kinds that only an operator can act on. `name` is the person if that is not a mentor.
 CREATE FUNCTION certjob_private.no_full_run_alert(today date) RETURNS TABLE (
     kind text, organisation_id uuid, mentor_id uuid, subject text, name text, row_id bigint, since timestamptz,
-    sentence text, cause text, error text, number integer, day date
+    sentence text, cause text, error text, number integer, day date, fingerprint text
 )
 LANGUAGE sql STABLE AS $$
     SELECT 'no_full_run', NULL::uuid, NULL::uuid, coalesce(last_run.as_of::text, 'never'), NULL, NULL::bigint,
@@ -226,7 +257,7 @@ LANGUAGE sql STABLE AS $$
                 WHEN 1 THEN '; 1 certificate has ended since, and that mentor may still be visible'
                 ELSE format('; %s certificates have ended since, and those mentors may still be visible', ended.number)
             END,
-        ended.number, last_run.as_of
+        ended.number, last_run.as_of, md5(ended.number::text)
     FROM (SELECT min(r.finished_at) AS finished_at FROM certjob.job_runs AS r) AS first_run
     LEFT JOIN LATERAL (
         SELECT r.as_of, r.finished_at FROM certjob.job_runs AS r
@@ -252,7 +283,7 @@ CREATE VIEW certjob_private.unknown_contact_alerts WITH (security_invoker = true
 SELECT 'unknown_contacts' AS kind, NULL::uuid AS organisation_id, m.id AS mentor_id, u.contact_id::text AS subject,
     NULL::text AS name, NULL::bigint AS row_id, u.first_seen_at AS since,
     'Contact of no mentor is visible on portal' AS sentence, 'unknown_contact' AS cause, NULL::text AS error,
-    NULL::integer AS number, NULL::date AS day
+    NULL::integer AS number, NULL::date AS day, md5(extract(epoch FROM u.first_seen_at)::text) AS fingerprint
 FROM certjob.portal_unknown_contacts AS u
 LEFT JOIN certjob.mentors AS m ON m.dynamics_contact_id = u.contact_id
 WHERE u.gone_at IS NULL;
@@ -264,7 +295,8 @@ SELECT 'portal_not_read' AS kind, NULL::uuid AS organisation_id, NULL::uuid AS m
     CASE WHEN last_try.stop IS NULL THEN 'not_read' ELSE 'reading_failed' END AS cause,
     coalesce('The portal was last read on ' || to_char(last_reading.at, 'FMDD FMMonth YYYY'),
         'The portal has never been read') || coalesce('; `certjob reconcile` stopped: ' || last_try.stop, '') AS error,
-    NULL::integer AS number, last_reading.at::date AS day
+    NULL::integer AS number, last_reading.at::date AS day,
+    md5(CASE WHEN last_try.stop IS NULL THEN 'not_read' ELSE 'reading_failed' END) AS fingerprint
 FROM (SELECT max(r.read_at) AS at FROM certjob.portal_last_reading AS r) AS last_reading
 LEFT JOIN LATERAL (
     SELECT r.counts ->> 'portal_stop' AS stop FROM certjob.job_runs AS r
@@ -281,12 +313,12 @@ WHERE coalesce(last_reading.at, first_push.at) < now() - interval '3 days'
 -- The kinds failed_digests and waiting_digests.
 CREATE VIEW certjob_private.digest_alerts WITH (security_invoker = true) AS
 SELECT CASE d.status WHEN 'failed' THEN 'failed_digests' ELSE 'waiting_digests' END AS kind, c.organisation_id,
-    NULL::uuid AS mentor_id, d.digest_on::text AS subject, coalesce(c.full_name, c.email) AS name, d.id AS row_id,
+    NULL::uuid AS mentor_id, d.digest_on || ':' || d.id AS subject, coalesce(c.full_name, c.email) AS name, d.id AS row_id,
     CASE d.status WHEN 'failed' THEN d.next_attempt_at ELSE least(d.queued_at + interval '1 day', now()) END AS since,
     CASE d.status WHEN 'failed' THEN 'Digest not delivered' ELSE 'Digest has waited for more than a day' END
         AS sentence,
     coalesce(d.failure_code, 'mail_stopped') AS cause, d.last_error AS error, NULL::integer AS number,
-    d.digest_on AS day
+    d.digest_on AS day, md5(concat_ws(' ', d.failure_code, d.id)) AS fingerprint
 FROM certjob.coordinator_digests AS d
 JOIN certjob.coordinators AS c ON c.id = d.coordinator_id
 WHERE d.status = 'failed' OR (d.status = 'pending'
@@ -298,21 +330,25 @@ WHERE d.status = 'failed' OR (d.status = 'pending'
 CREATE FUNCTION certjob.current_alerts(today date) RETURNS TABLE (
     alert_id text, kind text, organisation_id uuid, organisation text, mentor_id uuid, member_no text, full_name text,
     row_id bigint, since timestamptz, sentence text, cause text, error text, state text, next_attempt_at timestamptz,
-    last_failed_at timestamptz, calls integer, number integer, day date, is_acknowledged boolean,
-    acknowledged_until date, acknowledged_because text
+    last_failed_at timestamptz, calls integer, number integer, day date, fingerprint text,
+    is_acknowledged boolean, acknowledged_until date, acknowledged_because text
 )
 LANGUAGE sql STABLE AS $$
     WITH operator_alerts AS (
-        SELECT kind, organisation_id, mentor_id, subject, name, row_id, since, sentence, cause, error, number, day
+        SELECT kind, organisation_id, mentor_id, subject, name, row_id, since, sentence, cause, error, number, day,
+            fingerprint
         FROM certjob_private.no_full_run_alert(today)
         UNION ALL
-        SELECT kind, organisation_id, mentor_id, subject, name, row_id, since, sentence, cause, error, number, day
+        SELECT kind, organisation_id, mentor_id, subject, name, row_id, since, sentence, cause, error, number, day,
+            fingerprint
         FROM certjob_private.unknown_contact_alerts
         UNION ALL
-        SELECT kind, organisation_id, mentor_id, subject, name, row_id, since, sentence, cause, error, number, day
+        SELECT kind, organisation_id, mentor_id, subject, name, row_id, since, sentence, cause, error, number, day,
+            fingerprint
         FROM certjob_private.portal_not_read_alerts
         UNION ALL
-        SELECT kind, organisation_id, mentor_id, subject, name, row_id, since, sentence, cause, error, number, day
+        SELECT kind, organisation_id, mentor_id, subject, name, row_id, since, sentence, cause, error, number, day,
+            fingerprint
         FROM certjob_private.digest_alerts
     ), mail_stop AS (
         -- Why the mail stage stopped, unless a later run has sent mail.
@@ -325,14 +361,14 @@ LANGUAGE sql STABLE AS $$
     ), every_alert AS (
         SELECT a.alert_id, a.kind, a.organisation_id, a.organisation, a.mentor_id, a.member_no, a.full_name, a.row_id,
             a.since, a.sentence, a.cause, a.error, a.state, a.next_attempt_at, a.last_failed_at, a.calls, a.number,
-            a.day
+            a.day, a.fingerprint
         FROM certjob.all_alerts AS a
         WHERE a.until IS NULL OR a.until >= today
         UNION ALL
         SELECT CASE WHEN a.organisation_id IS NULL THEN 'all' ELSE o.slug END || ':' || a.kind || ':' || a.subject,
             a.kind, a.organisation_id, o.slug, a.mentor_id, m.member_no,
             coalesce(a.name, m.full_name, m.member_no), a.row_id, a.since, a.sentence, a.cause, a.error, 'stopped',
-            NULL, NULL, NULL, a.number, a.day
+            NULL, NULL, NULL, a.number, a.day, a.fingerprint
         FROM operator_alerts AS a
         LEFT JOIN certjob.mentors AS m ON m.id = a.mentor_id
         LEFT JOIN certjob.organisations AS o ON o.id = coalesce(a.organisation_id, m.organisation_id)
@@ -341,9 +377,9 @@ LANGUAGE sql STABLE AS $$
         greatest(a.since, k.ended_at, CASE WHEN k.until < today THEN k.until + 1 END), a.sentence, a.cause,
         CASE WHEN a.kind LIKE 'waiting%' THEN coalesce((SELECT s.reason FROM mail_stop AS s), a.error)
             ELSE a.error END,
-        a.state, a.next_attempt_at, a.last_failed_at, a.calls, a.number, a.day,
+        a.state, a.next_attempt_at, a.last_failed_at, a.calls, a.number, a.day, a.fingerprint,
         k.alert_id IS NOT NULL AND k.ended_at IS NULL AND (k.until IS NULL OR k.until >= today)
-            AND k.cause = a.cause AND k.number IS NOT DISTINCT FROM CASE a.kind WHEN 'held' THEN a.number END,
+            AND k.fingerprint = a.fingerprint,
         k.until, k.because
     FROM every_alert AS a
     LEFT JOIN certjob.acknowledgements AS k ON k.alert_id = a.alert_id;

@@ -36,6 +36,7 @@ def alert(full_name: str | None = "Kari", *, days: float = 2, kind: Kind = Kind.
         "alert_id": f"hlf:{kind}:M1001",
         "number": None,
         "day": None,
+        "fingerprint": "f",
         "acknowledged_until": None,
         "acknowledged_because": None,
         "organisation_id": UUID(int=1),

@@ -25,7 +25,7 @@ FACTS = {"organisations", "coordinators", "mentors", "certificates", "mentor_pau
 DELETED_BY_WORKER = (
     "acknowledgements coordinators cert_notification_log certificate_transitions coordinator_digests guard_counts"
     " dynamics_sync_failures held_mentors held_reviews job_runs portal_sync_events"
-    " portal_unknown_contacts review_problems"
+    " portal_unknown_contacts review_problems told_alerts"
 )
 
 CALLABLE = {
@@ -81,7 +81,7 @@ def test_each_role_has_only_the_listed_rights(owner: Connection) -> None:
     assert {table for table, role, what in grants if (role, what) == (COORDINATOR, "SELECT")} == {
         *READ_BY_COORDINATORS.split()
     }
-    assert grants["acknowledgements", COORDINATOR, "SELECT"] == "alert_id cause ended_at number until"
+    assert grants["acknowledgements", COORDINATOR, "SELECT"] == "alert_id ended_at fingerprint until"
     written = {(table, what): grants[table, role, what] for table, role, what in grants if role == COORDINATOR}
     assert {key: columns for key, columns in written.items() if key[1] != "SELECT"} == WRITTEN_BY_COORDINATORS
     assert {table for table, role, what in grants if role == SERVER and what != "SELECT"} == FACTS

@@ -121,8 +121,8 @@ def test_view_lists_what_the_command_lists(ours: Organisation) -> None:
     facts.connection.execute(
         "DELETE FROM portal_sync_events; UPDATE cert_notification_log"
         " SET status = 'failed', failure_code = 'wrong_address', expires_on = current_date + threshold_days;"
-        "INSERT INTO acknowledgements (alert_id, cause, because, acknowledged_by)"
-        " VALUES ('hlf:failed_reminders:hlf-1', 'wrong_address', 'x', 'x')"
+        "INSERT INTO acknowledgements (alert_id, fingerprint, because, acknowledged_by)"
+        " SELECT alert_id, fingerprint, 'x', 'x' FROM all_alerts WHERE alert_id LIKE 'hlf:failed_reminders:hlf-1:%'"
     )
     own = "SELECT alert_id, since FROM current_alerts(current_date) WHERE NOT is_acknowledged AND organisation = 'hlf'"
 
@@ -130,8 +130,8 @@ def test_view_lists_what_the_command_lists(ours: Organisation) -> None:
         ("until = NULL", 0),
         ("until = current_date", 0),
         ("until = current_date - 1", 1),
-        ("until = NULL, cause = 'no_address'", 1),
-        ("cause = 'wrong_address', ended_at = now()", 1),
+        ("until = NULL, fingerprint = fingerprint || 'x'", 1),
+        ("fingerprint = rtrim(fingerprint, 'x'), ended_at = now()", 1),
         ("ended_at = NULL, alert_id = 'nhf:failed_reminders:nhf-1'", 1),
     ):
         facts.connection.execute(f"UPDATE acknowledgements SET {change}".encode())

@@ -56,6 +56,7 @@ def test_acknowledged_alert_is_in_no_list_and_no_exit_code(blocked: Scene) -> No
 def test_acknowledged_alert_returns_after_its_day_as_a_new_one(blocked: Scene) -> None:
     """It dates from the day after, so the next run reports it."""
     blocked.run_sql("UPDATE dynamics_sync_failures SET created_at = '2026-01-01'")
+    blocked.run_sql("UPDATE portal_sync_events SET wanted_at = '2026-01-01'")
 
     acknowledge_it(blocked, days=3)
 
@@ -121,6 +122,60 @@ def test_acknowledgement_without_a_day_ends_with_its_alert(blocked: Scene) -> No
     blocked.night(deliver=False)
 
     assert ids(blocked) == [ALERT]
+
+
+def test_acknowledgement_with_a_day_ends_with_its_alert(blocked: Scene) -> None:
+    """The hide is delivered. Later the mentor is shown, then revoked while the portal refuses again."""
+    acknowledge_it(blocked, days=31)
+    blocked.run_sql("UPDATE mentors SET dynamics_contact_id = gen_random_uuid()")  # opens the refused push
+    assert blocked.night(FlakyPortal()).outcome == "ok"
+    blocked.run_sql("UPDATE certificates SET expires_on = %s", TODAY + 300 * DAY)
+    assert blocked.night(FlakyPortal()).outcome == "ok"
+
+    blocked.run_sql("UPDATE certificates SET revoked_at = now()")
+    report = blocked.night(REFUSED)
+
+    assert (report.outcome, ids(blocked)) == ("attention", [ALERT])
+
+
+def test_next_push_of_a_mentor_is_another_alert(blocked: Scene) -> None:
+    """It returns even if no run saw the end of the acknowledged alert."""
+    acknowledge_it(blocked, days=31)
+
+    blocked.run_sql("UPDATE portal_sync_events SET status = 'delivered'")
+    blocked.run_sql(
+        "INSERT INTO portal_sync_events (mentor_id, visible, wanted_at, attempts, failure_code)"
+        " SELECT id, false, now() - interval '2 hours', 1, 'change_refused' FROM mentors"
+    )
+
+    assert ids(blocked) == [ALERT]
+
+
+def test_acknowledged_alert_returns_when_its_mentor_is_no_longer_certified(scene: Scene) -> None:
+    """No review has succeeded since the mentor was certified."""
+    mentor = scene.certified(member_no="M1001")
+    scene.run_sql("INSERT INTO review_problems (mentor_id, reason, as_of) VALUES (%s, 'x', current_date)", mentor)
+    scene.run_sql("UPDATE mentors SET review_on = '-infinity', certified_until = current_date")
+    acknowledge_it(scene, alert_id="hlf:never_reviewed:M1001")
+    assert ids(scene) == []
+
+    scene.run_sql("UPDATE mentors SET certified_until = current_date - 1")
+
+    assert ids(scene) == ["hlf:never_reviewed:M1001"]
+
+
+def test_two_reminders_of_one_mentor_are_two_alerts(scene: Scene) -> None:
+    """Someone has phoned about the first certificate only."""
+    hlf = scene.facts.organisation()
+    mentor = scene.facts.certified_mentor(hlf, TODAY + 7 * DAY, member_no="M1001", email=None)
+    scene.facts.certificate(mentor, TODAY + 6 * DAY, kind="kursleder")
+    scene.night()
+    first, second = ids(scene)
+    assert (first != second, first.rpartition(":")[0]) == (True, "hlf:failed_reminders:M1001")
+
+    acknowledge_it(scene, alert_id=first)
+
+    assert ids(scene) == [second]
 
 
 @pytest.mark.parametrize(

@@ -63,3 +63,19 @@ def test_repeated_run_prints_only_new_problems(scene: Scene) -> None:
     assert repeated == []
     assert third == ["2 mentors may still be visible on the portal (1 new); see `certjob alerts`"]
     assert next_day[0] == first[0]
+
+
+def test_failing_show_that_becomes_a_failing_hide_is_news(scene: Scene) -> None:
+    """The push has failed since before the first report of the day, but people see another alert."""
+    scene.expired(member_no="M1")
+    scene.night(FlakyPortal())
+    scene.run_sql("UPDATE certificates SET expires_on = %s", TODAY + timedelta(days=300))
+    first = scene.night(FlakyPortal(failures=99)).news
+    scene.run_sql("UPDATE certificates SET revoked_at = now()")
+
+    second = scene.night(FlakyPortal(failures=99)).news
+
+    assert first == ["1 mentor may still be hidden on the portal; see `certjob alerts`"]
+    assert second == ["1 mentor may still be visible on the portal; see `certjob alerts`"]
+    (alert,) = read_alerts(scene.connection, today=TODAY)
+    assert alert.since >= scene.rows("SELECT wanted_at FROM portal_sync_events")[0][0]

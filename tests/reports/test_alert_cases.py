@@ -129,7 +129,7 @@ def test_deliver_tells_an_overdue_run_once_a_day(scene: Scene) -> None:
 
     assert (first.outcome, second.outcome) == ("attention", "ok")
     assert first.news == [f"{NO_FULL_RUN}; run `certjob run`, then check cron"]
-    scene.run_sql("UPDATE job_runs SET as_of = as_of - 1 WHERE command = 'deliver'")
+    scene.run_sql("UPDATE told_alerts SET day = day - 1")
     assert scene.deliver(FlakyPortal()).outcome == "attention"
 
 

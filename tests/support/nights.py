@@ -148,7 +148,7 @@ def night(
     job = new_job(connection, today, ways_out=ways_out or delivery(portal=portal, channel=channel))
     report = runs.run(job, accept_date=today, **options)
     if not report.dry_run:
-        note_told(connection, report.run_id)
+        note_told(connection, report)
     return report
 
 

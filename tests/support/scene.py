@@ -124,7 +124,7 @@ class Scene:
     def deliver(self, portal: Portal, *, today: date = TODAY, **options: Any) -> RunReport:
         """Run ``deliver``, as cron does between the nights, with the options of ``nights.delivery``."""
         report = runs.deliver(new_job(self.connection, today, ways_out=delivery(portal=portal, **options)))
-        note_told(self.connection, report.run_id)
+        note_told(self.connection, report)
         return report
 
     def retry_all(self, portal: Portal) -> RunReport:

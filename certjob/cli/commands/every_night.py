@@ -235,5 +235,5 @@ def _report_on(call: Call, opened: Session, report: "RunReport") -> int:
     is_watched = opened.output.on_terminal or opened.output.interactive
     exit_code = call.end(report.outcome, report.reasons if is_watched else report.news)
     if not report.dry_run and stderr_is_complete():
-        note_told(opened.connection, report.run_id)
+        note_told(opened.connection, report)
     return exit_code

@@ -32,22 +32,25 @@ WHERE told.command IN ('run', 'deliver')
             AND later.counts -> 'worked' ? split_part(stop.code, ':', 1)
     )
 
--- name: was_overdue_told
--- Whether a delivery of this day has printed the alert of an overdue full run.
-SELECT EXISTS (
-    SELECT FROM job_runs WHERE command = 'deliver' AND as_of = %(today)s AND told_at IS NOT NULL AND counts ? 'overdue'
+-- name: is_first_report
+-- Whether no other run of the same organisations has printed its report on this day.
+SELECT NOT EXISTS (
+    SELECT
+    FROM job_runs
+    WHERE command = 'run'
+        AND as_of = %(today)s
+        AND organisation IS NOT DISTINCT FROM %(organisation)s::text
+        AND told_at IS NOT NULL
 )
 
--- name: read_last_report
--- The last run of the same organisations that printed its alerts: its day, and when it read them.
-SELECT as_of, (counts ->> 'alerts_read_at')::timestamptz
-FROM job_runs
-WHERE command = 'run'
-    AND organisation IS NOT DISTINCT FROM %(organisation)s::text
-    AND told_at IS NOT NULL
-    AND counts ->> 'alerts_read_at' IS NOT NULL
-ORDER BY finished_at DESC
-LIMIT 1
+-- name: note_told_alerts
+INSERT INTO told_alerts (alert_id, fingerprint, day)
+SELECT alert_id, fingerprint, %(today)s
+FROM unnest(%(alert_ids)b::text[], %(fingerprints)b::text[]) AS told (alert_id, fingerprint)
+ON CONFLICT DO NOTHING
+
+-- name: forget_told_alerts
+DELETE FROM told_alerts WHERE day < %(today)s - 7
 
 -- name: is_full_run_overdue
 SELECT EXISTS (SELECT FROM current_alerts(%(today)s) WHERE kind = 'no_full_run' AND NOT is_acknowledged)

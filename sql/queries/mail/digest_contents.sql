@@ -52,18 +52,17 @@ WHERE m.organisation_id = %(organisation_id)s
 -- name: read_pending_pushes
 -- Mentors who may still be shown or hidden wrongly on the portal, as in the alerts.
 SELECT full_name AS name, member_no, kind = 'may_be_hidden' AS is_show, since, cause,
-    md5(alert_id) || ':' || row_id || CASE cause WHEN 'hide_by_hand' THEN ':by_hand' ELSE '' END AS key
+    md5(alert_id) || ':' || fingerprint AS key
 FROM current_alerts(%(today)s)
 WHERE kind IN ('may_be_visible', 'may_be_hidden')
     AND organisation_id = %(organisation_id)s
     AND NOT is_acknowledged
 
 -- name: read_undelivered_reminders
--- Reminders that failed or have waited for more than a day, as in the alerts. The key of a reminder changes when it fails
--- again after a correction.
+-- Reminders that failed or have waited for more than a day, as in the alerts.
 SELECT coalesce(m.full_name, m.member_no) AS name, m.member_no, l.expires_on, l.expires_on - %(today)s AS days_left,
     coalesce(l.failure_code, 'mail_stopped') AS cause,
-    md5(a.alert_id) || ':' || a.row_id || ':' || extract(epoch FROM a.since) AS key
+    md5(a.alert_id) || ':' || a.fingerprint AS key
 FROM current_alerts(%(today)s) AS a
 JOIN cert_notification_log AS l ON l.id = a.row_id
 JOIN mentors AS m ON m.id = l.mentor_id
@@ -74,7 +73,7 @@ ORDER BY l.next_attempt_at, l.id
 
 -- name: read_held_back
 -- Changes that the guards hold.
-SELECT h.what, h.since, h.mentors, md5(a.alert_id) || ':' || extract(epoch FROM a.since) AS key
+SELECT h.what, h.since, h.mentors, md5(a.alert_id) || ':' || a.fingerprint AS key
 FROM current_alerts(%(today)s) AS a
 JOIN held_reviews AS h ON h.organisation_id = a.organisation_id AND h.what = a.cause
 WHERE a.kind = 'held' AND a.organisation_id = %(organisation_id)s AND NOT a.is_acknowledged
@@ -82,14 +81,14 @@ ORDER BY h.since, h.what
 
 -- name: read_unreviewed_mentors
 -- Mentors who could not be reviewed.
-SELECT full_name AS name, member_no, since, md5(alert_id) || ':' || extract(epoch FROM since) AS key
+SELECT full_name AS name, member_no, since, md5(alert_id) || ':' || fingerprint AS key
 FROM current_alerts(%(today)s)
 WHERE kind = 'never_reviewed' AND organisation_id = %(organisation_id)s AND NOT is_acknowledged
 ORDER BY name, member_no
 
 -- name: read_missing_run
 -- One row if no run has included the organisation for 26 hours, with the number of certificates that have ended since.
-SELECT a.day AS since, 'not_run:' || a.day AS key, (
+SELECT a.day AS since, md5(a.alert_id) || ':' || a.fingerprint AS key, (
         SELECT count(*)
         FROM certificates AS c
         JOIN mentors AS m ON m.id = c.mentor_id

@@ -1,7 +1,7 @@
 -- name: read_alerts
 -- The open or the acknowledged alerts, of all or of one mentor.
 SELECT alert_id, kind, organisation_id, organisation, mentor_id, member_no, full_name, row_id, since, sentence, cause, error,
-    state, next_attempt_at, last_failed_at, calls, number, day,
+    state, next_attempt_at, last_failed_at, calls, number, day, fingerprint,
     CASE WHEN is_acknowledged THEN acknowledged_until END AS acknowledged_until,
     CASE WHEN is_acknowledged THEN acknowledged_because END AS acknowledged_because
 FROM current_alerts(%(today)s)

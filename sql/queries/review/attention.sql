@@ -1,10 +1,12 @@
 -- name: count_attention
--- The number of alerts by kind, with those since a time, and the number of acknowledged ones.
-SELECT kind, count(*) FILTER (WHERE NOT is_acknowledged) AS number,
-    count(*) FILTER (WHERE NOT is_acknowledged AND since > %(new_since)s::timestamptz) AS new,
-    count(*) FILTER (WHERE is_acknowledged) AS acknowledged
-FROM current_alerts(%(today)s)
-GROUP BY kind
+-- The number of alerts by kind, the number of acknowledged ones, and the others that no run of this day has printed.
+SELECT a.kind, count(*) FILTER (WHERE NOT a.is_acknowledged) AS number,
+    count(*) FILTER (WHERE a.is_acknowledged) AS acknowledged,
+    array_agg(a.alert_id) FILTER (WHERE NOT a.is_acknowledged AND t.day IS NULL) AS new_ids,
+    array_agg(a.fingerprint) FILTER (WHERE NOT a.is_acknowledged AND t.day IS NULL) AS new_fingerprints
+FROM current_alerts(%(today)s) AS a
+LEFT JOIN told_alerts AS t ON t.day = %(today)s AND t.alert_id = a.alert_id AND t.fingerprint = a.fingerprint
+GROUP BY a.kind
 
 -- name: read_single_alerts
 -- Alerts that a run prints one by one (holds, an overdue full run), and acknowledged mentors without a review, because
