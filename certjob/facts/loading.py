@@ -11,7 +11,7 @@ from certjob import database
 from certjob.database import CONTENTION, Connection
 from certjob.domain import rules
 from certjob.domain.models import PauseChange
-from certjob.errors import InputError, MentorBusyError
+from certjob.errors import ConfigurationError, InputError, MentorBusyError
 from certjob.facts import reading
 from certjob.facts.roster import MENTOR, Problem, Roster, read_roster
 
@@ -46,9 +46,12 @@ def load(connection: Connection, content: bytes, *, today: date, dry_run: bool =
     """Add or change the mentors and certificates of a CSV file. It deletes no rows.
 
     A mentor with a bad line is skipped with all their lines. Raises InputError if the content is not such a file or the
-    database rejects it, and MentorBusyError if another session has locked one of its rows. With an error, and with
-    ``dry_run``, the database stays unchanged.
+    database rejects it, ConfigurationError if the facts are copied from an app, and MentorBusyError if another session
+    has locked one of its rows. With an error, and with ``dry_run``, the database stays unchanged.
     """
+    if database.fetch_value(connection, "is_mirrored"):
+        message = "certjob_mirror copies the facts from the app, and would undo this load"
+        raise ConfigurationError(message, next_step="correct them in the app; the next `certjob run` copies them")
     organisation_ids = dict(database.fetch(connection, "list_organisation_ids"))
     roster = read_roster(content, organisation_ids=organisation_ids, today=today)
 

@@ -9,6 +9,8 @@ from certjob.outbox.claims import StageStop
 
 _LOCK_TIMEOUT_MS = 60_000
 _MOST_PROBLEMS = 5
+_WITHOUT_VALUES = frozenset(["0A", "21", "42", "53", "55", "57"])
+"""SQLSTATE classes whose messages name objects of the database. Other messages may quote a value of the app."""
 
 
 def copy_facts(connection: Connection) -> list[StageStop]:
@@ -24,12 +26,19 @@ def copy_facts(connection: Connection) -> list[StageStop]:
     except psycopg.Error as error:
         if database.is_lost(error):
             raise
-        return [_stop(f"{error.diag.message_primary or error}; the facts of the app were not copied")]
+        return [_stop(f"{_name(error)}; the facts of the app were not copied")]
     if not problems:
         return []
-    listed = [f"{profile}: {problem}" if profile else problem for profile, problem in problems]
+    listed = [": ".join(filter(None, [member or str(profile or ""), what])) for profile, member, what in problems]
     more = [f"and {len(listed) - _MOST_PROBLEMS:,} more"] if len(listed) > _MOST_PROBLEMS else []
     return [_stop("; ".join(["some facts of the app were not copied", *listed[:_MOST_PROBLEMS], *more]))]
+
+
+def _name(error: psycopg.Error) -> str:
+    """Return the message and the SQLSTATE; without the message if it may quote a value of the app."""
+    told = error.diag.message_primary if (error.sqlstate or "")[:2] in _WITHOUT_VALUES else None
+    where = error.diag.column_name or error.diag.constraint_name
+    return f"{told or ' in '.join(filter(None, [type(error).__name__, where]))} ({error.sqlstate})"
 
 
 def _stop(reason: str) -> StageStop:

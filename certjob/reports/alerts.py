@@ -32,7 +32,7 @@ class Alert:
     """See `certjob.domain.causes`."""
     error: str | None
     state: str
-    """``waiting`` (until ``next_attempt_at``), ``being_sent``, or ``stopped`` until someone acts."""
+    """``waiting`` (until ``next_attempt_at``), ``due`` (now), ``being_sent``, or ``stopped`` until someone acts."""
     next_attempt_at: datetime | None
     last_failed_at: datetime | None
     calls: int | None

@@ -99,7 +99,12 @@ SELECT CASE WHEN p.visible THEN 'may_be_hidden' ELSE 'may_be_visible' END AS kin
     CASE WHEN p.visible THEN 'Dynamics sync pending — mentor may still be hidden on portal'
         ELSE 'Dynamics sync pending — mentor may still be visible on portal' END AS sentence,
     p.cause, 'tell_operator' AS action, p.error,
-    CASE WHEN p.is_claimed THEN 'being_sent' WHEN p.status = 'blocked' THEN 'stopped' ELSE 'waiting' END AS state,
+    CASE
+        WHEN p.is_claimed THEN 'being_sent'
+        WHEN p.status = 'blocked' THEN 'stopped'
+        WHEN p.next_attempt_at <= now() THEN 'due'
+        ELSE 'waiting'
+    END AS state,
     p.next_attempt_at, p.last_failed_at, p.calls, NULL::integer AS number, NULL::date AS day, p.fingerprint
 FROM certjob.open_pushes AS p
 WHERE p.is_alert;
@@ -166,12 +171,18 @@ WHERE l.status = 'pending'
         OR l.next_attempt_at > now() + interval '25 hours');
 
 -- Alerts that a coordinator can act on, also acknowledged ones and those past their last day (`until`).
+--   action  request_portal_resync helps for retry and check_contact. With docs/examples/mirror.sql, coordinators correct
+--           facts in the app.
 CREATE VIEW certjob.all_alerts WITH (security_invoker = true) AS
 SELECT o.slug || ':' || a.kind || ':' || coalesce(a.subject, m.member_no) AS alert_id, a.kind, a.organisation_id,
     o.slug AS organisation, a.mentor_id, m.member_no, coalesce(m.full_name, m.member_no) AS full_name, a.row_id,
     a.since, a.until, a.sentence, a.cause,
     CASE
-        WHEN a.cause IN ('portal_down', 'queued', 'mail_delayed') THEN 'wait'
+        WHEN a.cause IN ('queued', 'mail_delayed') OR a.cause IN ('portal_down', 'change_refused') AND a.state = 'due'
+            THEN 'wait'
+        WHEN a.cause = 'portal_down' THEN 'retry'
+        WHEN a.cause IN ('no_contact_id', 'contact_not_found', 'no_address', 'wrong_address')
+            AND (SELECT to_regnamespace('certjob_mirror') IS NOT NULL) THEN 'correct_in_app'
         WHEN a.cause IN ('no_contact_id', 'contact_not_found') THEN 'correct_contact_id'
         WHEN a.cause = 'change_refused' THEN 'check_contact'
         WHEN a.cause = 'hide_by_hand' THEN 'hide_by_hand'

@@ -26,7 +26,7 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     mentor record;
 BEGIN
-    SELECT m.id, m.portal_visible, o.name, o.portal INTO mentor
+    SELECT m.id, m.portal_visible, m.dynamics_contact_id, o.name, o.portal INTO mentor
     FROM certjob.mentors AS m
     JOIN certjob.organisations AS o ON o.id = m.organisation_id
     WHERE m.id = request_portal_resync.mentor_id
@@ -38,6 +38,10 @@ BEGIN
     END IF;
     IF mentor.portal IS NULL THEN
         RAISE EXCEPTION '% has no portal, so there is nothing to push for this mentor', mentor.name;
+    END IF;
+    IF mentor.dynamics_contact_id IS NULL THEN
+        RAISE EXCEPTION 'this mentor has no contact ID, so the portal cannot be asked'
+            USING HINT = 'enter the ID from Dynamics; certjob then asks the portal without a request';
     END IF;
     IF mentor.portal_visible IS NULL AND NOT EXISTS (
         SELECT FROM certjob.portal_sync_events AS e

@@ -1,7 +1,8 @@
 """docs/examples/mirror.sql: certjob's facts follow the tables of an app that does not know certjob."""
 
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -11,6 +12,7 @@ from psycopg.conninfo import make_conninfo
 
 from certjob import database
 from certjob.jobs.report import RunReport
+from tests.conftest import Certjob
 from tests.support.docs import read
 from tests.support.facts import TODAY, Facts
 from tests.support.nights import CollectingChannel, FlakyPortal, night
@@ -21,8 +23,8 @@ APP = b"""
 CREATE TABLE public.clubs (id serial PRIMARY KEY, slug text UNIQUE);
 CREATE TABLE public.profiles (
     id uuid PRIMARY KEY DEFAULT gen_random_uuid(), club_id integer REFERENCES public.clubs, member_number text,
-    name text DEFAULT 'Kari', email text, crm_contact uuid DEFAULT gen_random_uuid(), deactivated_at timestamptz,
-    is_mentor boolean NOT NULL DEFAULT true
+    name text DEFAULT 'Kari', email text, language text, crm_contact uuid DEFAULT gen_random_uuid(),
+    deactivated_at timestamptz, is_mentor boolean NOT NULL DEFAULT true
 );
 CREATE TABLE public.certifications (
     profile_id uuid REFERENCES public.profiles ON DELETE CASCADE, course text DEFAULT 'likeperson',
@@ -76,7 +78,7 @@ class App:
         for name, value in columns.items():
             self.rows(f"UPDATE public.profiles SET {name} = %s WHERE id = %s", value, profile)
 
-    def sync(self, *permit: object) -> list[tuple[UUID | None, str]]:
+    def sync(self, *permit: object) -> list[tuple[UUID | None, str | None, str]]:
         marks = ", ".join("%s" for _ in permit)
         return self.worker.execute(f"SELECT * FROM certjob_mirror.sync({marks})".encode(), permit).fetchall()
 
@@ -153,7 +155,7 @@ def test_bad_rows_are_returned_and_all_other_facts_follow(app: App) -> None:
         "INSERT INTO public.certifications (profile_id, course, valid_until) VALUES (%s, 'x', '2000-01-01')", backwards
     )
 
-    rejected = {profile for profile, _ in app.sync()}
+    rejected = {profile for profile, *_ in app.sync()}
 
     assert rejected in ({first, backwards, nameless}, {twin, backwards, nameless})
     assert app.rows("SELECT count(*) FROM certjob.mentors") == [(3,)]
@@ -172,7 +174,7 @@ def test_departure_and_lost_certificate_apply_despite_invalid_facts(app: App) ->
     app.rows("DELETE FROM public.certifications WHERE profile_id = %s", lost)
     app.rows("UPDATE public.profiles SET name = repeat('x', 1001)")
 
-    assert {profile for profile, _ in app.sync()} == {left, withdrawn, lost}
+    assert {profile for profile, *_ in app.sync()} == {left, withdrawn, lost}
 
     app.run()
     assert list(app.portal.visible.values()) == [False, False, False]
@@ -198,9 +200,9 @@ def test_many_removals_of_an_organisation_need_a_permission(app: App, facts: Fac
     app.rows(statement)
     app.change(other, name="Ola")
 
-    ((profile, problem),) = app.sync()
+    ((profile, member, problem),) = app.sync()
 
-    assert profile is None
+    assert (profile, member) == (None, None)
     assert problem == (
         "6 of 6 mentors of hlf would be deleted, be moved or lose a certificate, so certjob keeps all of these; if the"
         " app is right: SELECT * FROM certjob_mirror.sync('hlf', 6)"
@@ -232,8 +234,8 @@ def test_unknown_organisation_is_returned_and_its_mentors_stay(app: App) -> None
 
     problems = app.sync()
 
-    told = "certjob has no organisation {}; create it, or correct it in the app (mentors: {})"
-    assert problems == [(None, told.format("new", 2)), (None, told.format("(none)", 1))]
+    told = "organisation is unknown to certjob; create it, or correct it in the app (mentors: {})"
+    assert problems == [(None, "M1", told.format(2)), (None, "M3", told.format(1))]
     assert [(row[1], row[3], row[4]) for row in app.rows(KNOWN)] == [("M1", "hlf", True), ("M2", "hlf", False)]
 
 
@@ -280,7 +282,8 @@ def test_run_copies_the_facts_first_and_reports_rejected_rows(app: App) -> None:
     first, second = app.run(), app.run()
 
     (line,) = (line for line in first.news if line.startswith("mirror"))
-    assert line.startswith(f"mirror: certjob_mirror.sync(): some facts of the app were not copied; {nameless}: new row")
+    said = f"{nameless}: mentors_member_no_check was rejected (23514)"
+    assert line == f"mirror: certjob_mirror.sync(): some facts of the app were not copied; {said}"
     assert (first.outcome, second.outcome, second.news) == ("attention", "attention", [])
     assert list(app.portal.visible.values()) == [False]
 
@@ -307,3 +310,167 @@ def test_run_calls_no_function_of_another_role(app: App) -> None:
     (line,) = (line for line in app.run().reasons if line.startswith("mirror"))
 
     assert "it does not belong to the owner of the schema certjob" in line
+
+
+SECRET = "Kari 99887766"
+UNREADABLE = {
+    "dynamics_contact_id": ("profiles", "crm_contact", SECRET, "M1: dynamics_contact_id cannot be read (22P02)"),
+    "left_at": ("profiles", "deactivated_at", "in May", "M1: left_at cannot be read (22007)"),
+    "issued_on": ("certifications", "passed_on", "01/02/2024", "M1: issued_on cannot be read (22007)"),
+    "expires_on": ("certifications", "valid_until", "2027-02-30", "M1: expires_on cannot be read (22007)"),
+    "revoked_at": ("certifications", "withdrawn_at", "yes", "M1: revoked_at cannot be read (22007)"),
+    "too long": ("profiles", "name", SECRET * 100, "M1: full_name was rejected (22001)"),
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_value_that_cannot_be_read_is_named_without_the_value_and_stops_no_one_else(app: App, name: str) -> None:
+    """The app has texts. The mentor keeps the facts of the last copy, and the other mentors follow."""
+    table, column, value, line = UNREADABLE[name]
+    app.rows("DROP SCHEMA certjob_mirror CASCADE")
+    for of, texts in (
+        ("profiles", ("crm_contact", "deactivated_at")),
+        ("certifications", ("passed_on", "valid_until")),
+    ):
+        for text in (*texts, *(["withdrawn_at"] if of == "certifications" else [])):
+            app.rows(f"ALTER TABLE public.{of} ALTER {text} DROP DEFAULT, ALTER {text} TYPE text USING {text}::text")
+    app.rows("ALTER TABLE public.certifications ALTER passed_on SET DEFAULT '2024-01-01'")
+    app.rows("ALTER TABLE public.profiles ALTER crm_contact SET DEFAULT gen_random_uuid()::text")
+    app.owner.execute(MIRROR)
+    first, second = app.profiles("M1", "M2")
+    assert app.sync() == []
+    before = app.rows(KNOWN)
+    key = "id" if table == "profiles" else "profile_id"
+    app.rows(f"UPDATE public.{table} SET {column} = %s WHERE {key} = %s", value, first)
+    app.rows("UPDATE public.certifications SET valid_until = '2031-01-01' WHERE profile_id = %s", second)
+
+    stopped = [str(stop) for stop in app.run().stopped]
+
+    assert stopped == [f"mirror: certjob_mirror.sync(): some facts of the app were not copied; {line}"]
+    assert app.rows(KNOWN)[0] == before[0]
+    assert app.rows(KNOWN)[1][-1] == ["(2031-01-01,f)"]
+    assert value not in str(app.rows("SELECT lines, counts FROM certjob.job_runs"))
+
+
+def test_failed_copy_is_reported_without_a_value_of_the_app(app: App) -> None:
+    """An app that casts in the view stops the copy of everyone, and PostgreSQL's message quotes the value."""
+    app.profiles("M1")
+    app.rows(f"UPDATE public.profiles SET name = '{SECRET}'")
+    app.rows(
+        "CREATE OR REPLACE VIEW certjob_mirror.mentors AS SELECT p.id, 'hlf'::text AS organisation,"
+        " p.member_number AS member_no, p.name AS full_name, p.email, p.language AS locale,"
+        " p.name::uuid AS dynamics_contact_id, p.deactivated_at AS left_at FROM public.profiles AS p"
+    )
+
+    (line,) = (line for line in app.run().reasons if line.startswith("mirror"))
+
+    assert (
+        line == "mirror: certjob_mirror.sync(): InvalidTextRepresentation (22P02); the facts of the app were not copied"
+    )
+
+
+def test_departure_and_revocation_in_the_future_count_from_their_time_on(app: App) -> None:
+    """certjob has no planned ones. A withdrawal next month leaves the certificate in force."""
+    left, withdrawn = app.profiles("M1", "M2")
+    app.change(left, deactivated_at=datetime.now(UTC) + timedelta(days=30))
+    app.rows(
+        "UPDATE public.certifications SET withdrawn_at = now() + interval '30 days' WHERE profile_id = %s", withdrawn
+    )
+
+    assert app.sync() == []
+    facts = (
+        "SELECT m.left_at, c.revoked_at FROM certjob.mentors AS m JOIN certjob.certificates AS c ON c.mentor_id = m.id"
+    )
+    assert app.rows(facts) == [(None, None)] * 2
+
+    app.change(left, deactivated_at=datetime.now(UTC))
+    app.rows("UPDATE public.certifications SET withdrawn_at = now() WHERE profile_id = %s", withdrawn)
+    assert app.sync() == []
+    assert app.rows(KNOWN) == app.rows(EXPECTED)
+
+
+def test_language_of_the_app_is_copied(app: App) -> None:
+    """Any other language than nynorsk and English counts as bokmål."""
+    app.profiles("M1", "M2", "M3")
+    app.rows("UPDATE public.profiles SET language = CASE member_number WHEN 'M1' THEN 'NN' WHEN 'M2' THEN 'sv' END")
+
+    assert app.sync() == []
+
+    assert app.rows("SELECT locale FROM certjob.mentors ORDER BY member_no") == [("nn",), ("nb",), ("nb",)]
+
+
+@pytest.mark.parametrize("portal", ["dynamics", None])
+def test_profile_that_is_no_mentor_for_some_nights_gets_no_mail_twice(app: App, portal: str | None) -> None:
+    """Meanwhile certjob keeps the mentor without name, address and contact, and hides them, until `db prune`."""
+    app.rows("UPDATE certjob.organisations SET portal = %s", portal)
+    app.profiles("M0")
+    (profile,) = app.profiles("M1", ends_in_days=7)
+    mentor = "certjob.mentors WHERE member_no ^@ 'M1'"
+    app.change(profile, email="kari@example.org")
+    assert app.run().reminders.sent == 1
+    sent = app.rows("SELECT id, sent_at FROM certjob.cert_notification_log")
+
+    app.change(profile, is_mentor=False)
+    for _ in range(3):
+        app.run()
+    ((number, *person),) = app.rows(f"SELECT member_no, full_name, email, dynamics_contact_id FROM {mentor}")
+    assert (number, person) == (f"M1 (deleted {profile})", [None, None, None])
+    assert False in app.portal.visible.values() or portal is None
+    quiet = app.rows(f"SELECT xmin::text FROM {mentor}")
+    app.sync()
+    assert app.rows(f"SELECT xmin::text FROM {mentor}") == quiet
+
+    app.change(profile, is_mentor=True)
+    assert app.run().reminders.sent == 0
+    assert app.rows(KNOWN) == app.rows(EXPECTED)
+    assert app.rows("SELECT id, sent_at FROM certjob.cert_notification_log") == sent
+
+    app.change(profile, is_mentor=False)
+    for _ in range(2):
+        app.run()
+    app.rows("DELETE FROM certjob.cert_notification_log")
+    app.sync()
+    assert app.rows(f"SELECT FROM {mentor}") == []
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            "ALTER TABLE public.profiles ALTER id DROP DEFAULT, ALTER id TYPE text",
+            "certjob_mirror.mentors.id is text, but must be uuid",
+        ),
+        (
+            "ALTER TABLE public.certifications ALTER passed_on DROP DEFAULT, ALTER passed_on TYPE timestamptz",
+            "certjob_mirror.certificates.issued_on is timestamp with time zone, but must be date or text",
+        ),
+    ],
+    ids=["id", "first day"],
+)
+def test_wrong_type_changes_nothing_and_the_corrected_file_may_be_run(app: App, change: str, said: str) -> None:
+    app.rows("DROP SCHEMA certjob_mirror CASCADE")
+    app.rows("ALTER TABLE public.certifications DROP CONSTRAINT certifications_profile_id_fkey")
+    app.rows(change)
+
+    with pytest.raises(psycopg.errors.RaiseException) as refused:
+        app.owner.execute(MIRROR)
+    app.owner.execute("ROLLBACK")
+
+    assert refused.value.diag.message_primary == said
+    assert app.rows("SELECT to_regnamespace('certjob_mirror') IS NULL") == [(True,)]
+    right = MIRROR.replace(b"SELECT p.id,", b"SELECT p.id::uuid,").replace(b"c.passed_on AS", b"c.passed_on::date AS")
+    app.owner.execute(right)
+
+
+def test_load_is_refused_because_the_next_copy_would_undo_it(app: App, here: Certjob, tmp_path: Path) -> None:
+    (tmp_path / "people.csv").write_text("organisation,member_no,email\nhlf,M1,kari@example.org\n")
+
+    refused = here("load", "people.csv")
+
+    assert refused.returncode == 2
+    assert refused.stderr == (
+        "certjob load: certjob_mirror copies the facts from the app, and would undo this load; correct them in the app;"
+        " the next `certjob run` copies them\n"
+    )
+    app.rows("DROP SCHEMA certjob_mirror CASCADE")
+    assert here("load", "people.csv").returncode == 3

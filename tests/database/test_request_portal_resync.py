@@ -55,11 +55,38 @@ def test_stored_value_is_queued_without_an_open_push(ours: Organisation) -> None
     assert open_push(ours, mentor) == (1, "pending", True, 1, True)
 
 
+def test_view_shows_the_request_and_for_which_alerts_it_helps(ours: Organisation) -> None:
+    """A retry helps if the portal was down or has refused the change. After the request there is only waiting."""
+    ours.facts.connection.execute(
+        "UPDATE mentors SET portal_visible = false; UPDATE portal_sync_events SET attempts = 3;"
+        " UPDATE dynamics_sync_failures SET attempts = 3"
+    )
+    shown = "SELECT cause, state, action FROM alerts WHERE kind = 'may_be_visible'"
+
+    for code, status, state, action in (
+        ("portal_down", "pending", "waiting", "retry"),
+        ("change_refused", "blocked", "stopped", "check_contact"),
+        ("contact_not_found", "blocked", "stopped", "correct_contact_id"),
+        ("portal_stopped", "pending", "waiting", "tell_operator"),
+    ):
+        ours.facts.connection.execute(
+            f"UPDATE dynamics_sync_failures SET failure_code = '{code}'; UPDATE portal_sync_events"
+            f" SET status = '{status}', next_attempt_at = now() + interval '3 hours'".encode()
+        )
+        assert ours.asks(shown) == [(code, state, action)]
+
+        ours.asks(REQUEST)
+
+        after = "wait" if code in ("portal_down", "change_refused") else action
+        assert ours.asks(shown) == [(code, "due", after)]
+
+
 def test_nothing_to_push_is_an_error(ours: Organisation) -> None:
     """Without a stored value and without an open push, only a review can decide."""
     mentor = ours.facts.mentor(ours.id)
     for change, said in (
         ("UPDATE mentors SET portal_visible = NULL", "waits for a review"),
+        ("UPDATE mentors SET dynamics_contact_id = NULL", "has no contact ID"),
         ("UPDATE organisations SET portal = NULL", "HLF has no portal"),
     ):
         ours.facts.connection.execute(change.encode())

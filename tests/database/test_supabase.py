@@ -48,6 +48,36 @@ def test_service_role_cannot_open_or_lift_a_pause_as_certjob(ours: Organisation)
     assert len(ours.facts.rows("SELECT FROM mentors WHERE review_on = '-infinity'")) == 1
 
 
+def test_coordinators_write_no_facts_that_are_copied_from_an_app(ours: Organisation) -> None:
+    """The next copy would undo it, and a wrong contact would be shown in between. They pause nevertheless."""
+    owner = ours.facts.connection
+    change = "UPDATE mentors SET dynamics_contact_id = gen_random_uuid() RETURNING 1"
+    enter = (
+        "INSERT INTO certificates (mentor_id, kind, issued_on, expires_on)"
+        " VALUES (%(mentor)s, 'x', '2026-03-01', '2028-03-01')"
+    )
+    pause = "INSERT INTO mentor_pauses (mentor_id, reason, actor) VALUES (%(mentor)s, 'leave', %(me)s)"
+    to_do = "SELECT action FROM alerts WHERE cause = 'contact_not_found'"
+    owner.execute("UPDATE dynamics_sync_failures SET failure_code = 'contact_not_found'")
+    owner.execute("UPDATE mentors SET portal_visible = false; UPDATE portal_sync_events SET attempts = 1")
+    assert ours.asks(to_do) == [("correct_contact_id",)]
+
+    owner.execute("CREATE SCHEMA certjob_mirror")
+    assert "authenticated: UPDATE on mentors" in str(database.fetch(owner, "list_excess_rights"))
+    owner.execute("SELECT certjob_private.set_up_rights()")
+
+    assert database.fetch(owner, "list_excess_rights") == []
+    for statement in (change, enter, "UPDATE certificates SET revoked_at = now()"):
+        with pytest.raises(DENIED):
+            ours.asks(statement)
+    ours.asks(pause)
+    assert ours.asks(to_do) == [("correct_in_app",)]
+
+    owner.execute("DROP SCHEMA certjob_mirror")
+    migrations.migrate(owner)
+    assert ours.asks(change) == [(1,)]
+
+
 def test_each_excess_right_is_found_until_the_next_migrate(owner: Connection) -> None:
     """On tables, columns, functions and schemas. `db migrate` revokes all of them."""
     for grant, found in (

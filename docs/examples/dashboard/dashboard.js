@@ -16,7 +16,7 @@ const SECTIONS = {
   hidden: ["may_be_hidden"],
   undelivered: ["failed_reminders", "waiting_reminders"],
 };
-const RETRIED = ["wait", "check_contact"]; // the actions after which another attempt can help
+const RETRIED = ["retry", "check_contact"]; // the actions after which another attempt can help
 
 const $ = (id) => document.getElementById(id);
 const answers = new Map(); // what the page answered to a button, by alert
@@ -175,7 +175,8 @@ const capital = (text) => text[0].toUpperCase() + text.slice(1);
 
 function next({ action, state, next_attempt_at }) {
   if (state === "being_sent") return say("being_sent");
-  return action === "wait" && next_attempt_at ? say("next_try", moment(next_attempt_at)) : "";
+  const waits = state === "waiting" && ["wait", "retry"].includes(action);
+  return waits && next_attempt_at ? say("next_try", moment(next_attempt_at)) : "";
 }
 
 function actions(alert, old) {

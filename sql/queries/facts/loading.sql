@@ -1,3 +1,7 @@
+-- name: is_mirrored
+-- Whether docs/examples/mirror.sql copies the facts from an app.
+SELECT to_regnamespace('certjob_mirror') IS NOT NULL
+
 -- name: create_load_tables
 -- The staged rows of a file. The tables end with the transaction, because of transaction-mode poolers. The line
 -- identifies a mentor of the file. Contact IDs are checked at the commit, because two mentors may swap them.

@@ -7,4 +7,4 @@ JOIN pg_namespace AS certjob ON certjob.nspname = 'certjob'
 WHERE function.proname = 'sync'
 
 -- name: copy_facts
-SELECT profile, problem FROM certjob_mirror.sync()
+SELECT profile, member, problem FROM certjob_mirror.sync()
