@@ -1,13 +1,12 @@
 """Prepare a command: common options, settings, the database, the portal and the mail channel."""
 
 import functools
-import inspect
 import logging.config
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID, uuid4
 
@@ -15,7 +14,6 @@ import typer
 
 from certjob.cli.help import PlainHelp
 from certjob.cli.help import examples as help_examples
-from certjob.cli.options import EnvFile, Json, Quiet, Verbose
 from certjob.cli.terminal import plain
 from certjob.cli.terminal.logs import log_configuration
 from certjob.errors import EXIT_CODES, Outcome
@@ -28,7 +26,7 @@ if TYPE_CHECKING:
     from certjob.stopping import StopFlag
 
 Function = TypeVar("Function", bound=Callable[..., int])
-_COMMON = {"json": Json, "verbose": Verbose, "quiet": Quiet, "env_file": EnvFile}
+_BEGAN_AT = "certjob.began_at"
 
 _LEAST_SECONDS = 120.0
 """For the deliveries of a job that starts again when the time for them is nearly over."""
@@ -37,62 +35,30 @@ logger = logging.getLogger(__name__)
 
 
 class Commands(typer.Typer):
-    """Commands under one heading of --help. Each function takes a Call first, and gets the common options."""
+    """Commands under one heading of --help. Each function takes the context first, and makes a Call of it."""
 
     def __init__(self, *, group: str | None = None, **options: Any) -> None:
         super().__init__(**options)
         self._group = group
 
     def command(  # type: ignore[override]
-        self,
-        name: str | None = None,
-        *,
-        short_help: str | None = None,
-        examples: tuple[str, ...] = (),
-        without: tuple[str, ...] = (),
-        starts_again: bool = False,
+        self, name: str | None = None, *, short_help: str | None = None, examples: tuple[str, ...] = ()
     ) -> Callable[[Function], Function]:
-        """Register a function with Typer.
-
-        ``without`` names common options that the command does not have. With ``starts_again``, the command starts again
-        if the database connection is lost.
-        """
+        """Register a function with Typer."""
         epilog = help_examples(*examples) if examples else None
-        register = super().command(
-            name, cls=PlainHelp, rich_help_panel=self._group, short_help=short_help, epilog=epilog
-        )
-
-        def add(function: Function) -> Function:
-            register(_with_common_options(function, without=without, starts_again=starts_again))
-            return function
-
-        return add
+        return super().command(name, cls=PlainHelp, rich_help_panel=self._group, short_help=short_help, epilog=epilog)
 
 
-def _with_common_options(
-    function: Callable[..., int], *, without: tuple[str, ...], starts_again: bool
-) -> Callable[..., int]:
-    common = {name: option for name, option in _COMMON.items() if name not in without}
+def start_again(command: Callable[..., int]) -> Callable[..., int]:
+    """Run a command again if the database connection is lost."""
 
-    @functools.wraps(function)
-    def command(context: typer.Context, **arguments: Any) -> int:
-        given = {name: arguments.pop(name) for name in common}
-        call = Call(command=context.command_path, stop=context.obj, **given)
-        if not starts_again:
-            return function(call, **arguments)
+    @functools.wraps(command)
+    def starting_again(context: typer.Context, **options: Any) -> int:
         from certjob import database
 
-        return database.start_again_when_lost(lambda: function(call, **arguments), stop=call.stop)
+        return database.start_again_when_lost(lambda: command(context, **options), stop=context.obj)
 
-    first, *own = inspect.signature(function, eval_str=True).parameters.values()
-    parameters = [first.replace(name="context", annotation=typer.Context), *own]
-    for name, option in common.items():
-        default = None if name == "env_file" else False
-        kind = inspect.Parameter.KEYWORD_ONLY
-        parameters.append(inspect.Parameter(name, kind, default=default, annotation=option))
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return command
+    return starting_again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,16 +119,28 @@ class Session:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """The name of the called command, its common options, and the flag that a signal sets."""
+    """The context of the called command, and its common options."""
 
-    command: str
-    """For example ``certjob db migrate``."""
-    stop: "StopFlag"
+    context: typer.Context
     json: bool = False
     verbose: bool = False
     quiet: bool = False
     env_file: str | None = None
-    began_at: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        """Note when the command began. If it starts again, this moment stays."""
+        self.context.meta.setdefault(_BEGAN_AT, time.monotonic())
+
+    @property
+    def command(self) -> str:
+        """Return the words of the command, for example ``certjob db migrate``."""
+        return self.context.command_path
+
+    @property
+    def stop(self) -> "StopFlag":
+        """Return the flag that a signal sets."""
+        stop: StopFlag = self.context.obj
+        return stop
 
     def attention(self, reason: str) -> None:
         """Print a reason why someone has to act, also with -q."""
@@ -212,7 +190,7 @@ class Call:
                 connection=connection,
                 output=Output(quiet=self.quiet, stop=stop),
                 stop=stop,
-                began_at=self.began_at,
+                began_at=self.context.meta[_BEGAN_AT],
                 run_id=run_id,
                 ping_body=ping_body,
             )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from certjob.cli.help import DATA
+from certjob.cli.options import EnvFile, Json, Quiet, Verbose
 from certjob.cli.session import Call, Commands
 from certjob.cli.terminal import plain
 
@@ -26,12 +27,16 @@ Slug = Annotated[str, typer.Argument(metavar="SLUG", show_default=False, help="I
     examples=("certjob load people.csv --dry-run", "certjob load - < people.csv"),
 )
 def load(
-    call: Call,
+    context: typer.Context,
     file: Annotated[
         Path, typer.Argument(metavar="FILE.csv", show_default=False, help="The CSV file; - reads standard input.")
     ],
     *,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the changes only, without writes.")] = False,
+    json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    env_file: EnvFile = None,
 ) -> int:
     """Load mentors and certificates from a CSV file. Existing rows are updated, never duplicated or deleted.
 
@@ -45,6 +50,7 @@ def load(
     from certjob.cli.pages import load as page
     from certjob.facts import loading
 
+    call = Call(context=context, json=json, verbose=verbose, quiet=quiet, env_file=env_file)
     with call.session(interruptible=True) as opened:
         report = loading.load(opened.connection, _read(file), today=opened.settings.today, dry_run=dry_run)
     page.show_load(opened.output, report, json=call.json, dry_run=dry_run)
@@ -75,7 +81,7 @@ def _read(file: Path) -> bytes:
     ),
 )
 def organisation_set(
-    call: Call,
+    context: typer.Context,
     slug: Slug,
     *,
     name: Annotated[
@@ -115,6 +121,10 @@ def organisation_set(
     sender: Annotated[
         str | None, typer.Option(metavar="'NAME <MAIL>'", help="The sender of its mails.  [default: CERTJOB_MAIL_FROM]")
     ] = None,
+    json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    env_file: EnvFile = None,
 ) -> int:
     """Create an organisation, or update only the options given.
 
@@ -123,6 +133,7 @@ def organisation_set(
     """
     from certjob.facts import organisations
 
+    call = Call(context=context, json=json, verbose=verbose, quiet=quiet, env_file=env_file)
     with call.session(interruptible=True) as opened:
         done = organisations.set_organisation(
             opened.connection,
@@ -148,11 +159,14 @@ def organisation_set(
     return 3
 
 
-@organisation.command("show", without=("quiet",), short_help="Show one organisation.")
-def organisation_show(call: Call, slug: Slug) -> int:
+@organisation.command("show", short_help="Show one organisation.")
+def organisation_show(
+    context: typer.Context, slug: Slug, *, json: Json = False, verbose: Verbose = False, env_file: EnvFile = None
+) -> int:
     """Show all values of one organisation, and its coordinators with the language of their daily mail."""
     from certjob.facts import organisations
 
+    call = Call(context=context, json=json, verbose=verbose, env_file=env_file)
     with call.session(interruptible=True) as opened:
         (details,) = organisations.read_organisation_details(opened.connection, slug)
     if call.json:
@@ -162,11 +176,14 @@ def organisation_show(call: Call, slug: Slug) -> int:
     return 0
 
 
-@organisation.command("list", without=("quiet",))
-def organisation_list(call: Call) -> int:
+@organisation.command("list")
+def organisation_list(
+    context: typer.Context, *, json: Json = False, verbose: Verbose = False, env_file: EnvFile = None
+) -> int:
     """List the organisations with their rules."""
     from certjob.facts import organisations
 
+    call = Call(context=context, json=json, verbose=verbose, env_file=env_file)
     with call.session(interruptible=True) as opened:
         found = organisations.read_organisation_details(opened.connection)
     if call.json:

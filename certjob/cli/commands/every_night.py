@@ -9,8 +9,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from certjob.cli.help import EVERY_NIGHT
-from certjob.cli.options import AcceptDate, Allow, MentorArgument, OrganisationSlug, parse_allowed, parse_day
-from certjob.cli.session import Call, Commands, Session
+from certjob.cli.options import (
+    AcceptDate,
+    Allow,
+    EnvFile,
+    Json,
+    MentorArgument,
+    OrganisationSlug,
+    Quiet,
+    Verbose,
+    parse_allowed,
+    parse_day,
+)
+from certjob.cli.session import Call, Commands, Session, start_again
 from certjob.cli.terminal import plain
 from certjob.errors import UsageError
 
@@ -37,12 +48,12 @@ Everybody = Annotated[
 
 
 @app.command(
-    starts_again=True,
     short_help="The nightly run: certificates, pauses, portal, mail.",
     examples=("certjob run --dry-run", "certjob run --dry-run --as-of 2027-01-31 --organisation hlf"),
 )
+@start_again
 def run(
-    call: Call,
+    context: typer.Context,
     *,
     dry_run: DryRun = False,
     as_of: AsOf = None,
@@ -50,6 +61,10 @@ def run(
     everybody: Everybody = False,
     allow: Allow = [],  # noqa: B006 - typer copies it
     accept_date: AcceptDate = None,
+    json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    env_file: EnvFile = None,
 ) -> int:
     """Update certificates and pauses, push visibility to the portal, and send mail.
 
@@ -59,6 +74,7 @@ def run(
     from certjob.jobs import runs
     from certjob.jobs.deliveries import RUN_SECONDS
 
+    call = Call(context=context, json=json, verbose=verbose, quiet=quiet, env_file=env_file)
     if as_of is not None and not dry_run:
         message = "--as-of requires --dry-run"
         raise UsageError(message, next_step="add it, or omit --as-of, because a real run always uses today's date")
@@ -79,10 +95,17 @@ def run(
         return _report_on(call, opened, report)
 
 
-@app.command(
-    starts_again=True, short_help="Deliver queued pushes and mails that are due.", examples=("certjob deliver",)
-)
-def deliver(call: Call, *, accept_date: AcceptDate = None) -> int:
+@app.command(short_help="Deliver queued pushes and mails that are due.", examples=("certjob deliver",))
+@start_again
+def deliver(
+    context: typer.Context,
+    *,
+    accept_date: AcceptDate = None,
+    json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    env_file: EnvFile = None,
+) -> int:
     """Deliver queued pushes and mails that are due, pushes first. Run it in the background between nightly runs.
 
     It first reviews the due mentors who have an open push, so outdated pushes are not sent. Exits with 3 only after a
@@ -90,6 +113,7 @@ def deliver(call: Call, *, accept_date: AcceptDate = None) -> int:
     """
     from certjob.jobs import runs
 
+    call = Call(context=context, json=json, verbose=verbose, quiet=quiet, env_file=env_file)
     with call.session() as opened:
         with opened.output.progress() as progress:
             report = runs.deliver(opened.job(progress), accept_date=accept_date)
@@ -101,7 +125,15 @@ def deliver(call: Call, *, accept_date: AcceptDate = None) -> int:
     examples=("certjob resync M1042", "certjob resync 'kari nordmann' --organisation hlf"),
 )
 def resync(
-    call: Call, mentor: MentorArgument, *, organisation: OrganisationSlug = None, accept_date: AcceptDate = None
+    context: typer.Context,
+    mentor: MentorArgument,
+    *,
+    organisation: OrganisationSlug = None,
+    accept_date: AcceptDate = None,
+    json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    env_file: EnvFile = None,
 ) -> int:
     """Review one mentor and push the portal visibility now, even if a retry is scheduled for later.
 
@@ -112,6 +144,7 @@ def resync(
     from certjob.facts import lookup
     from certjob.jobs import resync as resyncing
 
+    call = Call(context=context, json=json, verbose=verbose, quiet=quiet, env_file=env_file)
     with call.session() as opened:
         mentor_id = lookup.find_mentor(opened.connection, mentor, organisation=organisation)
         result = resyncing.resync(opened.job(), mentor_id, accept_date=accept_date)
@@ -129,18 +162,22 @@ def resync(
 
 
 @app.command(
-    starts_again=True,
     short_help="Read the portal and correct the differences.",
     examples=("certjob reconcile --dry-run",),
 )
+@start_again
 def reconcile(
-    call: Call,
+    context: typer.Context,
     *,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Read the portal and print the differences, without writes.")
     ] = False,
     allow: Allow = [],  # noqa: B006 - typer copies it
     accept_date: AcceptDate = None,
+    json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    env_file: EnvFile = None,
 ) -> int:
     """Read the visible contacts of the portal, and push the differences from the desired visibility.
 
@@ -150,6 +187,7 @@ def reconcile(
     """
     from certjob.jobs import reconcile as reconciling
 
+    call = Call(context=context, json=json, verbose=verbose, quiet=quiet, env_file=env_file)
     with call.session() as opened:
         with opened.output.progress() as progress:
             report = reconciling.reconcile(
@@ -159,7 +197,14 @@ def reconcile(
 
 
 @app.command(short_help="Read a report about a mail that came back.", examples=("certjob bounces < report.eml",))
-def bounces(call: Call) -> int:
+def bounces(
+    context: typer.Context,
+    *,
+    json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    env_file: EnvFile = None,
+) -> int:
     """Read one delivery report (RFC 3464) on standard input and record that its reminder or digest came back.
 
     `certjob alerts` shows it. Exits with 75 if the report could not be saved, and the mail server retries.
@@ -169,6 +214,7 @@ def bounces(call: Call) -> int:
     from certjob.errors import CertjobError, DatabaseUnavailableError
     from certjob.mail.bounces import LARGEST_REPORT_OCTETS, take_report
 
+    call = Call(context=context, json=json, verbose=verbose, quiet=quiet, env_file=env_file)
     if sys.stdin.isatty():
         message = "there is no report on standard input, which is a terminal"
         raise UsageError(message, next_step="run `certjob bounces < report.eml`")
@@ -192,7 +238,7 @@ def bounces(call: Call) -> int:
     examples=("certjob acknowledge hlf:held:pauses --because import --until 2027-01-15",),
 )
 def acknowledge(
-    call: Call,
+    context: typer.Context,
     alert: Annotated[
         str, typer.Argument(metavar="ALERT", help="Its id, as `certjob alerts` prints it.", show_default=False)
     ],
@@ -201,6 +247,10 @@ def acknowledge(
     until: Annotated[
         date | None, typer.Option(parser=parse_day, metavar="DATE", help="The last day, at most 31 days ahead.")
     ] = None,
+    json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    env_file: EnvFile = None,
 ) -> int:
     """Leave one alert out of lists, exit codes and digests until a day, or until its cause changes.
 
@@ -208,6 +258,7 @@ def acknowledge(
     """
     from certjob.jobs import acknowledge as job
 
+    call = Call(context=context, json=json, verbose=verbose, quiet=quiet, env_file=env_file)
     with call.session() as opened:
         today = opened.settings.today
         who = job.acknowledge(opened.connection, alert, because=because, until=until, today=today)

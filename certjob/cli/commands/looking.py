@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from certjob.cli.help import LOOKING
-from certjob.cli.options import Csv, Locale, MentorArgument, OrganisationSlug, parse_duration
+from certjob.cli.options import (
+    Csv,
+    EnvFile,
+    Json,
+    Locale,
+    MentorArgument,
+    OrganisationSlug,
+    Quiet,
+    Verbose,
+    parse_duration,
+)
 from certjob.cli.session import Call, Commands
 from certjob.cli.terminal import plain
 from certjob.domain.models import Status
@@ -24,7 +34,7 @@ app = Commands(group=LOOKING)
     examples=("certjob status", "certjob status -q --max-age 26h"),
 )
 def status(
-    call: Call,
+    context: typer.Context,
     *,
     max_age: Annotated[
         float,
@@ -35,6 +45,10 @@ def status(
             help="The maximum time since the end of the last good run.  [default: 26h]",
         ),
     ] = 26 * 3600.0,
+    json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    env_file: EnvFile = None,
 ) -> int:
     """Show whether the nightly runs work, the backlog, the last runs, and the number of mentors to review.
 
@@ -44,6 +58,7 @@ def status(
     from certjob.cli.pages import status as page
     from certjob.reports.status import read_status
 
+    call = Call(context=context, json=json, verbose=verbose, quiet=quiet, env_file=env_file)
     with call.session(interruptible=True) as opened:
         zone, waits_until = opened.settings.zone, opened.settings.mail_waits_until
         age, today = timedelta(seconds=max_age), opened.settings.today
@@ -58,12 +73,11 @@ def status(
 
 
 @app.command(
-    without=("quiet",),
     short_help="Show problems, and what to do.",
     examples=("watch certjob alerts", "certjob alerts --retry-all"),
 )
 def alerts(
-    call: Call,
+    context: typer.Context,
     *,
     retry_all: Annotated[
         bool, typer.Option("--retry-all", help="First retry every open push, even blocked ones.")
@@ -71,6 +85,9 @@ def alerts(
     acknowledged: Annotated[
         bool, typer.Option("--acknowledged", help="Show acknowledged alerts only: until when, and why.")
     ] = False,
+    json: Json = False,
+    verbose: Verbose = False,
+    env_file: EnvFile = None,
 ) -> int:
     """Show problems, the most harmful first: the cause, the next step, and the mentors.
 
@@ -80,6 +97,7 @@ def alerts(
     from certjob.cli.pages import alerts as page
     from certjob.reports.alerts import count_acknowledged, read_alerts
 
+    call = Call(context=context, json=json, verbose=verbose, env_file=env_file)
     if acknowledged and retry_all:
         message = "--acknowledged cannot be combined with --retry-all"
         raise typer.BadParameter(message)
@@ -106,11 +124,18 @@ def alerts(
 
 
 @app.command(
-    without=("quiet",),
     short_help="Show one mentor's history, and the next change.",
     examples=("certjob explain M1042", "certjob explain kari"),
 )
-def explain(call: Call, mentor: MentorArgument, *, organisation: OrganisationSlug = None) -> int:
+def explain(
+    context: typer.Context,
+    mentor: MentorArgument,
+    *,
+    organisation: OrganisationSlug = None,
+    json: Json = False,
+    verbose: Verbose = False,
+    env_file: EnvFile = None,
+) -> int:
     """Show one mentor's certificates, pauses, reminders and pushes with their reasons, and the next change.
 
     It takes no locks, and works on a read-only database.
@@ -119,6 +144,7 @@ def explain(call: Call, mentor: MentorArgument, *, organisation: OrganisationSlu
     from certjob.facts.lookup import find_mentor
     from certjob.reports import explain as report
 
+    call = Call(context=context, json=json, verbose=verbose, env_file=env_file)
     with call.session(interruptible=True) as opened:
         mentor_id = find_mentor(opened.connection, mentor, organisation=organisation)
         settings = opened.settings
@@ -140,12 +166,11 @@ def _parse_status(word: str) -> Status:
 
 @app.command(
     "list",
-    without=("quiet",),
     short_help="List mentors and their certificates.",
     examples=("certjob list --within 60 --organisation hlf", "certjob list --status expired --csv > expired.csv"),
 )
 def list_(
-    call: Call,
+    context: typer.Context,
     *,
     status: Annotated[
         list[Status] | None,
@@ -177,6 +202,9 @@ def list_(
         bool, typer.Option("--without-certificate", help="Only active mentors who hold no certificate that counts.")
     ] = False,
     csv: Csv = False,
+    json: Json = False,
+    verbose: Verbose = False,
+    env_file: EnvFile = None,
 ) -> int:
     """List mentors and their certificates, sorted by the last day. The options can be combined.
 
@@ -187,6 +215,7 @@ def list_(
     from certjob.facts.lookup import find_organisation
     from certjob.reports.listing import Filter, list_certificates
 
+    call = Call(context=context, json=json, verbose=verbose, env_file=env_file)
     with call.session(interruptible=True) as opened:
         today = opened.settings.today
         wanted = Filter(
@@ -209,17 +238,19 @@ def list_(
 
 
 @app.command(
-    without=("quiet",),
     short_help="Show what the coming nightly runs will do.",
     examples=("certjob forecast", "certjob forecast --days 365 --json"),
 )
 def forecast(
-    call: Call,
+    context: typer.Context,
     *,
     days: Annotated[
         int, typer.Option(metavar="DAYS", help="The number of nights, including today.", min=1, max=3650)
     ] = 90,
     organisation: OrganisationSlug = None,
+    json: Json = False,
+    verbose: Verbose = False,
+    env_file: EnvFile = None,
 ) -> int:
     """Show the expiries, reminders, pauses and hides of the coming runs, by week, if no one renews a certificate.
 
@@ -230,6 +261,7 @@ def forecast(
     from certjob.facts.lookup import find_organisation
     from certjob.reports.forecast import make_forecast
 
+    call = Call(context=context, json=json, verbose=verbose, env_file=env_file)
     with call.session(interruptible=True) as opened:
         organisation_id = find_organisation(opened.connection, organisation) if organisation else None
         with opened.output.progress() as progress:
@@ -249,12 +281,11 @@ def forecast(
 
 
 @app.command(
-    without=("quiet",),
     short_help="Show a reminder before it is sent.",
     examples=("certjob preview M1042 --threshold 30", "certjob preview M1042 --html > page.html"),
 )
 def preview(
-    call: Call,
+    context: typer.Context,
     mentor: MentorArgument,
     *,
     threshold: Annotated[
@@ -266,6 +297,9 @@ def preview(
     ] = None,
     html: Annotated[bool, typer.Option("--html", help="Print only the HTML part.")] = False,
     organisation: OrganisationSlug = None,
+    json: Json = False,
+    verbose: Verbose = False,
+    env_file: EnvFile = None,
 ) -> int:
     """Show one mentor's reminder as it will be sent: the one that is due today, otherwise the next.
 
@@ -276,6 +310,7 @@ def preview(
     from certjob.mail.messages.checking import open_templates
     from certjob.reports.preview import preview_reminder
 
+    call = Call(context=context, json=json, verbose=verbose, env_file=env_file)
     if html and call.json:
         clash = "--html prints one part alone"
         raise UsageError(clash, next_step="leave out --json")

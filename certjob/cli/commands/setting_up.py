@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from certjob.cli.help import SETTING_UP
-from certjob.cli.options import parse_recipient
+from certjob.cli.options import EnvFile, Json, Quiet, Verbose, parse_recipient
 from certjob.cli.session import Call, Commands, set_up_logs
 from certjob.cli.terminal import plain
 
@@ -19,11 +19,15 @@ database = Commands(help="The database: schema and retention.", no_args_is_help=
     examples=("certjob check", "certjob check --send-test me@example.org"),
 )
 def check(
-    call: Call,
+    context: typer.Context,
     *,
     send_test: Annotated[
         str | None, typer.Option(parser=parse_recipient, metavar="ADDRESS", help="Send a test message to ADDRESS.")
     ] = None,
+    json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    env_file: EnvFile = None,
 ) -> int:
     """Test everything that a nightly run depends on: settings, database, portal, mail, templates.
 
@@ -36,6 +40,7 @@ def check(
     from certjob.reports.check.findings import Finding, Verdict, exit_code_of
     from certjob.settings import survey_settings
 
+    call = Call(context=context, json=json, verbose=verbose, quiet=quiet, env_file=env_file)
     found: list[Finding] = []
     with call.stop.interruptible():
         settings, problems = survey_settings(call.env_file)
@@ -59,18 +64,20 @@ def check(
 
 @app.command(
     "edge-function",
-    without=("quiet", "env_file"),
     short_help="Copy the portal's Edge Function into a Supabase project.",
     examples=("certjob edge-function supabase/functions",),
 )
 def edge_function(
-    call: Call,
+    context: typer.Context,
     folder: Annotated[
         Path,
         typer.Argument(
             metavar="DIR", show_default=False, help="The folder of the project's functions, such as supabase/functions."
         ),
     ],
+    *,
+    json: Json = False,
+    verbose: Verbose = False,
 ) -> int:
     """Copy the portal's Edge Function into a new folder in DIR, and print its lines for config.toml.
 
@@ -78,6 +85,7 @@ def edge_function(
     """
     from certjob.portal.edge_function import CONFIGURATION, copy_edge_function
 
+    call = Call(context=context, json=json, verbose=verbose)
     target = copy_edge_function(folder)
     if call.json:
         plain.print_json({"outcome": "ok", "folder": str(target), "configuration": CONFIGURATION})
@@ -93,7 +101,7 @@ def edge_function(
     examples=("certjob db migrate", "certjob db migrate --sql > supabase/migrations/20270301120000_certjob.sql"),
 )
 def db_migrate(
-    call: Call,
+    context: typer.Context,
     *,
     sql: Annotated[
         bool, typer.Option("--sql", help="Print the schema as one SQL file instead of applying it.")
@@ -102,6 +110,10 @@ def db_migrate(
         int | None,
         typer.Option(metavar="N", help="With --sql: only the migrations after number N.", show_default=False),
     ] = None,
+    json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    env_file: EnvFile = None,
 ) -> int:
     """Bring the schema up to date. It is safe to repeat, to run twice at once, and to kill.
 
@@ -110,6 +122,7 @@ def db_migrate(
     from certjob.database import migrations
     from certjob.errors import UsageError
 
+    call = Call(context=context, json=json, verbose=verbose, quiet=quiet, env_file=env_file)
     if sql:
         text = migrations.script(after=after or 0)
         if call.json:
@@ -136,11 +149,15 @@ def db_migrate(
     examples=("certjob db prune --older-than 3y", "certjob db prune --older-than 18m"),
 )
 def db_prune(
-    call: Call,
+    context: typer.Context,
     *,
     older_than: Annotated[
         str, typer.Option(metavar="AGE", help="The minimum age: 3y, 18m (months), 26w, 400d; at least 90 days.")
     ],
+    json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    env_file: EnvFile = None,
 ) -> int:
     """Delete finished rows older than AGE: portal events, resolved failures, audit, reminders, digests, runs.
 
@@ -149,6 +166,7 @@ def db_prune(
     """
     from certjob.database import retention
 
+    call = Call(context=context, json=json, verbose=verbose, quiet=quiet, env_file=env_file)
     age = retention.parse_age(older_than)
     with call.session() as opened, opened.output.progress() as progress:
         deleted = retention.prune(
