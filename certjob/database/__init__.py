@@ -19,6 +19,7 @@ from certjob.database.statements import (
     query,
     read_only_snapshot,
     sql_directory,
+    stream,
     transaction,
 )
 
@@ -39,5 +40,6 @@ __all__ = [
     "read_only_snapshot",
     "sql_directory",
     "start_again_when_lost",
+    "stream",
     "transaction",
 ]

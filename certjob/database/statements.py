@@ -168,6 +168,17 @@ def fetch(
     return _run(connection, name, parameters, lambda cursor: cursor.fetchall(), row_factory=factory)
 
 
+def stream(
+    connection: Connection, name: str, parameters: Mapping[str, object] | None = None, *, into: type[Row]
+) -> Iterator[Row]:
+    """Run a named statement and yield its rows, a few at a time, in a transaction that ends with the last row."""
+    alone = connection.info.transaction_status is TransactionStatus.IDLE
+    own = transaction(connection, lock_timeout_ms=LOCK_TIMEOUT_MS) if alone else nullcontext()
+    with own, connection.cursor(name="rows", row_factory=class_row(into)) as cursor:
+        cursor.itersize = 1_000
+        yield from cursor.execute(query(name), parameters)
+
+
 def fetch_value(connection: Connection, name: str, parameters: Mapping[str, object] | None = None) -> Any:
     """Run a named statement and return the first column of its first row, or None without a row."""
     return _run(connection, name, parameters, lambda cursor: cursor.fetchone(), row_factory=scalar_row)

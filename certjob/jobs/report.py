@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field
 from datetime import date, datetime
+from itertools import chain
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -18,6 +19,7 @@ from certjob.portal.comparison import Comparison
 from certjob.portal.sync import PortalCounts
 from certjob.review.attention import Attention
 from certjob.review.plan import ReviewCounts
+from certjob.sorting import SortedRows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +105,7 @@ class RunReport:
     stopped: list[StageStop] = field(default_factory=list)
     known_stops: Set[str] = frozenset()
     """The keys of stops that another run of this day has reported and that are not over."""
-    changes: list[PlannedChange] = field(default_factory=list)
+    changes: SortedRows[PlannedChange] = field(default_factory=lambda: SortedRows(PlannedChange.sort_key))
     crashed: bool = False
     """Whether a stage ended with an unexpected error."""
     _started: float = field(default_factory=time.monotonic)
@@ -243,7 +245,8 @@ class RunReport:
             document["error"] = {"code": StageEnd.CRASH, "message": "; ".join(crashes), "next_step": None}
         if self.dry_run:
             differences = self.comparison.admitted if self.comparison is not None else ()
-            document["changes"] = [change.to_document() for change in (*self.changes, *differences)]
+            planned = (change.to_document() for change in self.changes)
+            document["changes"] = chain(planned, (each.to_document() for each in differences))
         return document
 
     def _review_parts(self) -> dict[str, Any]:

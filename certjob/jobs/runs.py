@@ -127,7 +127,6 @@ def _plan(
                 if decision.transitions or decision.pause or decision.push or change.new_reminders:
                     report.changes.append(change)
             on_progress(counts.reviewed)
-        report.changes.sort(key=PlannedChange.sort_key)
         report.review = counts
         report.held = [hold.line for hold in guard.held.values()]
         report.open_work = read_open_work(connection)

@@ -11,6 +11,7 @@ from certjob.database import Connection
 from certjob.domain import holds
 from certjob.domain.alert_kinds import Kind
 from certjob.domain.causes import NO_MAIL_AT_ALL, Advice, advise_on, advise_on_message, advise_on_push
+from certjob.sorting import SortedRows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,14 +76,23 @@ class Alert:
         return asdict(self) | {"why": self.advice.why, "what_to_do": self.what_to_do(next_try=next_try)}
 
 
+def collect_alerts(
+    connection: Connection, *, today: date, acknowledged: bool = False, mentor_id: UUID | None = None
+) -> SortedRows[Alert]:
+    """Return the open or the acknowledged alerts, the most harmful kind first, then the oldest."""
+    parameters = {"today": today, "acknowledged": acknowledged, "mentor_id": mentor_id}
+    order = {kind: place for place, kind in enumerate(Kind)}
+    alerts = SortedRows[Alert](lambda alert: order[alert.kind])
+    for row in database.stream(connection, "read_alerts", parameters, into=dict):
+        alerts.append(Alert(**row | {"kind": Kind(row["kind"])}))
+    return alerts
+
+
 def read_alerts(
     connection: Connection, *, today: date, acknowledged: bool = False, mentor_id: UUID | None = None
 ) -> list[Alert]:
-    """Return the open or the acknowledged alerts, the most harmful kind first, then the oldest."""
-    parameters = {"today": today, "acknowledged": acknowledged, "mentor_id": mentor_id}
-    rows = database.fetch(connection, "read_alerts", parameters, into=dict)
-    alerts = [Alert(**row | {"kind": Kind(row["kind"])}) for row in rows]
-    return sorted(alerts, key=lambda alert: list(Kind).index(alert.kind))
+    """Return the same as a list."""
+    return list(collect_alerts(connection, today=today, acknowledged=acknowledged, mentor_id=mentor_id))
 
 
 def count_acknowledged(connection: Connection, *, today: date) -> int:

@@ -11,6 +11,7 @@ from certjob.database import Connection
 from certjob.domain import rules
 from certjob.domain.models import Mentor, Status
 from certjob.facts import reading
+from certjob.sorting import SortedRows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,14 +57,14 @@ class ListedCertificate:
 class Listing:
     """The rows, mentors without a certificate first, then the earliest last day."""
 
-    rows: list[ListedCertificate]
+    rows: SortedRows[ListedCertificate]
     broken: dict[UUID, str]
     """Reasons by mentor who exceeds a limit of the schema. They have no rows."""
 
 
 def list_certificates(connection: Connection, *, today: date, wanted: Filter) -> Listing:
     """Return the certificates that fit. Reads one snapshot, without locks."""
-    rows: list[ListedCertificate] = []
+    rows = SortedRows(_sort_key)
     broken: dict[UUID, str] = {}
     parameters = asdict(wanted) | {"today": today, "limit": reading.CHUNK_SIZE, "after": UUID(int=0)}
     with database.read_only_snapshot(connection):
@@ -73,9 +74,13 @@ def list_certificates(connection: Connection, *, today: date, wanted: Filter) ->
             read = reading.read(connection, list(names), lock=False)
             broken |= read.broken
             for mentor in read.mentors:
-                rows += _rows(mentor, names[mentor.id], today=today, wanted=wanted)
-    rows.sort(key=lambda row: (row.expires_on or date.min, row.organisation, row.member_no, row.kind, row.issued_on))
+                for row in _rows(mentor, names[mentor.id], today=today, wanted=wanted):
+                    rows.append(row)
     return Listing(rows=rows, broken=broken)
+
+
+def _sort_key(row: ListedCertificate) -> tuple[date, str, str, str | None, date | None]:
+    return (row.expires_on or date.min, row.organisation, row.member_no, row.kind, row.issued_on)
 
 
 def _rows(mentor: Mentor, name: str | None, *, today: date, wanted: Filter) -> Iterator[ListedCertificate]:

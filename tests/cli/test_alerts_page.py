@@ -10,7 +10,8 @@ from zoneinfo import ZoneInfo
 import pytest
 from rich.cells import cell_len
 
-from certjob.cli.pages.alerts import plain_lines, show_alerts
+from certjob.cli.pages.alerts import show_alerts
+from certjob.cli.terminal.output import Output
 from certjob.domain.alert_kinds import Kind
 from certjob.reports.alerts import Alert
 from tests.cli.conftest import VISIBLE
@@ -123,11 +124,12 @@ def test_alerts_page_has_the_most_harmful_first_then_the_oldest() -> None:
     )
 
 
-def test_plain_line_has_everything_about_one_alert() -> None:
+def test_plain_line_has_everything_about_one_alert(capsys: pytest.CaptureFixture[str]) -> None:
     """It has the next step, unless certjob retries automatically."""
     alerts = [HELD, alert(error="404 (a)"), alert("Pål", **BUSY), alert(HOSTILE, cause="no_address", **REMINDER)]
 
-    held, wrong, busy, reminder = plain_lines(alerts, now=MORNING)
+    show_alerts(Output(quiet=True), alerts, now=MORNING)
+    held, wrong, busy, reminder = capsys.readouterr().out.splitlines()
 
     held_because = "Held: hlf:held:pauses, since 2026-11-24 02:00: 33 mentors would be paused; what to do: Check"
     assert held.startswith(held_because)

@@ -19,7 +19,7 @@ from tests.support.programmes import random_programme
 
 
 def listed(connection: Connection, **wanted: Any) -> list[ListedCertificate]:
-    return list_certificates(connection, today=TODAY, wanted=Filter(**wanted)).rows
+    return list(list_certificates(connection, today=TODAY, wanted=Filter(**wanted)).rows)
 
 
 def row(**values: Any) -> ListedCertificate:

@@ -139,7 +139,7 @@ def resync(
 
     Reminders are queued but not sent. Exits with 3 if the push fails.
     """
-    from certjob.cli.documents import print_document
+    from certjob.cli.documents import add_names
     from certjob.cli.pages import jobs
     from certjob.facts import lookup
     from certjob.jobs import resync as resyncing
@@ -152,7 +152,8 @@ def resync(
             document = result.report.to_document() | {"mentor_id": mentor_id}
             if result.error is not None:
                 document |= {"outcome": "attention", "error": result.error.to_document()}
-            print_document(opened.connection, document)
+            add_names(opened.connection, [document, *document.get("problems", ())])
+            plain.print_json(document)
         elif not call.quiet:
             jobs.show_resync(opened.output, result.before, result.after)
     if result.error is not None:
@@ -271,7 +272,7 @@ def acknowledge(
 
 def _report_on(call: Call, opened: Session, report: "RunReport") -> int:
     """Print a run's report and return its exit code."""
-    from certjob.cli.documents import print_document
+    from certjob.cli.documents import add_names
     from certjob.cli.pages import jobs
     from certjob.cli.terminal.streams import stderr_is_complete
     from certjob.facts.lookup import name_mentors
@@ -279,7 +280,9 @@ def _report_on(call: Call, opened: Session, report: "RunReport") -> int:
 
     opened.ping_body.update(report.to_ping())
     if call.json:
-        print_document(opened.connection, report.to_document())
+        document = report.to_document()
+        add_names(opened.connection, document.get("problems", ()))
+        plain.print_json(document)
     elif report.dry_run or opened.output.interactive:
         jobs.show_report(opened.output, report, find_names=partial(name_mentors, opened.connection))
     # cron mails the output: the first run of a day prints every problem, later runs print new ones

@@ -93,9 +93,8 @@ def alerts(
 
     Exits with 3 while there are any.
     """
-    from certjob.cli.documents import print_document
     from certjob.cli.pages import alerts as page
-    from certjob.reports.alerts import count_acknowledged, read_alerts
+    from certjob.reports.alerts import collect_alerts, count_acknowledged
 
     call = Call(context=context, json=json, verbose=verbose, env_file=env_file)
     if acknowledged and retry_all:
@@ -109,17 +108,17 @@ def alerts(
             with opened.output.progress() as progress:
                 report = runs.retry_all(opened.job(progress))
         today = opened.settings.today
-        found = read_alerts(opened.connection, today=today, acknowledged=acknowledged)
+        found = collect_alerts(opened.connection, today=today, acknowledged=acknowledged)
         number = 0 if acknowledged else count_acknowledged(opened.connection, today=today)
         outcome = Outcome.ATTENTION if found and not acknowledged else Outcome.OK
         if report is not None and report.outcome is not Outcome.OK:
             outcome = report.outcome
         if call.json:
             document = report.to_document() if report is not None else {}
-            document |= {"outcome": outcome, "alerts": [alert.to_document() for alert in found]}
-            print_document(opened.connection, document if acknowledged else document | {"acknowledged": number})
+            document |= {"outcome": outcome, "alerts": (alert.to_document() for alert in found)}
+            plain.print_json(document if acknowledged else document | {"acknowledged": number})
         else:
-            page.show_alerts(opened.output, found, now=datetime.now(opened.settings.zone), acknowledged=number)
+            page.show_alerts(opened.output, list(found), now=datetime.now(opened.settings.zone), acknowledged=number)
     return call.end(outcome, report.reasons if report is not None else ())
 
 
@@ -210,7 +209,6 @@ def list_(
 
     The status is that of today, even if no run has stored it yet. Paused shows the open pauses.
     """
-    from certjob.cli.documents import print_document
     from certjob.cli.pages import listing as page
     from certjob.facts.lookup import find_organisation
     from certjob.reports.listing import Filter, list_certificates
@@ -229,7 +227,7 @@ def list_(
         )
         found = list_certificates(opened.connection, today=today, wanted=wanted)
         if call.json:
-            print_document(opened.connection, page.to_document(found, today=today))
+            plain.print_json(page.to_document(opened.connection, found, today=today))
         elif csv:
             page.print_list_csv(found.rows)
         else:
@@ -256,7 +254,6 @@ def forecast(
 
     It uses the rules of the runs.
     """
-    from certjob.cli.documents import print_document
     from certjob.cli.pages import forecast as page
     from certjob.facts.lookup import find_organisation
     from certjob.reports.forecast import make_forecast
@@ -274,7 +271,7 @@ def forecast(
                 on_progress=advance,
             )
         if call.json:
-            print_document(opened.connection, page.to_document(made, organisation=organisation))
+            plain.print_json(page.to_document(opened.connection, made, organisation=organisation))
         else:
             page.show_forecast(opened.output, made)
     return call.name_left_out(made.broken)
@@ -305,7 +302,7 @@ def preview(
 
     Exits with 2 if no reminder matches.
     """
-    from certjob.cli.documents import print_document
+    from certjob.cli.documents import add_names
     from certjob.facts.lookup import find_mentor
     from certjob.mail.messages.checking import open_templates
     from certjob.reports.preview import preview_reminder
@@ -328,7 +325,9 @@ def preview(
             names = ("mentor_id", "threshold_days", "expires_on", "locale", "repeat", "text", "html")
             document = {"outcome": "ok", "explanation": shown.explanation, "sends_on": shown.sends_on, "reply_to": None}
             document |= {name.lower().replace("-", "_"): value for name, value in headers.items()}
-            print_document(opened.connection, document | {name: getattr(message, name) for name in names})
+            document |= {name: getattr(message, name) for name in names}
+            add_names(opened.connection, [document])
+            plain.print_json(document)
             return 0
     plain.print_note(call.command, shown.explanation)
     if html:

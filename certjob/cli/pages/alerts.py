@@ -6,11 +6,10 @@ from itertools import groupby
 from operator import attrgetter
 from typing import Final
 
-from certjob.cli.terminal.lines import PageLine, wrap
+from certjob.cli.terminal.lines import PageLine, PagePart, wrap
 from certjob.cli.terminal.output import Output
 from certjob.domain.alert_kinds import WORDS, Kind, in_words
 from certjob.domain.explanations import day_words, moment_words, number
-from certjob.redaction import harmless
 from certjob.reports.alerts import Alert
 
 MOST_ROWS: Final = 20
@@ -22,50 +21,31 @@ NO_ALERTS: Final = "All clear: nothing needs attention."
 
 def show_alerts(output: Output, alerts: Sequence[Alert], *, now: datetime, acknowledged: int = 0) -> None:
     """Print the page on a terminal, otherwise one line per alert; then the number of acknowledged alerts."""
+    parts = list(page_parts(alerts, now=now)) or [PagePart(lines=[PageLine(text=NO_ALERTS)])]
     if output.on_terminal:
-        texts = list(wrap(output.out, page_lines(alerts, now=now) or [PageLine(text=NO_ALERTS)]))
+        texts = list(wrap(output.out, (line for part in parts for line in part.lines)))
         if len(texts) > output.out.height - _LINES_BELOW:  # the first lines have scrolled away
             short = (PageLine(text=in_words(kind, len(each)), bullet="- ") for kind, each in _sections(alerts))
             texts += wrap(output.out, [PageLine(text=""), PageLine(text="In short:", style="bold"), *short])
         output.show_texts(texts)
     else:
-        for line in plain_lines(alerts, now=now):
+        for line in (line for part in parts for line in part.plain):
             output.result(line)
     if acknowledged:
         output.text(f"{acknowledged:,} acknowledged; see `certjob alerts --acknowledged`")
 
 
-def plain_lines(alerts: Sequence[Alert], *, now: datetime) -> Iterator[str]:
-    """Yield one line per alert for programs and logs. No line changes only because time passes.
+def page_parts(alerts: Sequence[Alert], *, now: datetime) -> Iterator[PagePart]:
+    """Yield the headings, causes and alerts. In each group of alerts with one cause, the oldest comes first.
 
-    A separate line before the alerts has a cause that is the same for everyone.
+    No plain line changes only because time passes.
     """
-    for group in (group for _, section in _sections(alerts) for group in _groups(section)):
-        advice = group[0].advice
-        if advice.is_for_all:
-            why = ": ".join(filter(None, [advice.why.removesuffix("."), _technical_reason(group[0])]))
-            yield harmless(f"{why}; what to do: {_do(group, now=now)}".removesuffix("."))
-        for alert in group:
-            since = f"since {alert.since.astimezone(now.tzinfo):%Y-%m-%d %H:%M}"
-            calls = number(alert.calls, "call") if alert.calls else ""
-            parts = [_who(alert), _about(alert), since, calls, _acknowledged(alert)]
-            line = f"{alert.sentence}: {', '.join(filter(None, parts))}"
-            if not advice.is_for_all:
-                line += f": {(_technical_reason(alert) or advice.why).removesuffix('.')}"
-            if not (advice.is_for_all or advice.is_tried_automatically):
-                line += f"; what to do: {_do([alert], now=now).removesuffix('.')}"
-            yield harmless(line)
-
-
-def page_lines(alerts: Sequence[Alert], *, now: datetime) -> list[PageLine]:
-    """Return the page. In each group of alerts with one cause, the oldest comes first."""
-    lines: list[PageLine] = []
-    for kind, section in _sections(alerts):
-        lines += [PageLine(text=""), PageLine(text=_heading(kind, section), style="bold")]
-        lines.append(PageLine(text=WORDS[kind].meaning.format(mentors=number(len(section), "mentor"))))
+    for place, (kind, section) in enumerate(_sections(alerts)):
+        meaning = PageLine(text=WORDS[kind].meaning.format(mentors=number(len(section), "mentor")))
+        lines = [PageLine(text=_heading(kind, section), style="bold"), meaning]
+        yield PagePart(lines=[PageLine(text=""), *lines] if place else lines)
         for group in _groups(section):
-            lines += [PageLine(text=""), *_group(group, now=now)]
-    return lines[1:]
+            yield from _group(group, now=now)
 
 
 def _sections(alerts: Sequence[Alert]) -> list[tuple[Kind, list[Alert]]]:
@@ -86,23 +66,48 @@ def _heading(kind: Kind, section: Sequence[Alert]) -> str:
     return section[0].sentence if is_push else in_words(kind, len(section))
 
 
-def _group(group: Sequence[Alert], *, now: datetime) -> Iterator[PageLine]:
-    """Yield the cause, the next step and the mentors; the technical reason once if it is the same for all."""
-    advice = group[0].advice
-    yield PageLine(text=f"{advice.why} ({len(group):,})" if len(group) > 1 else advice.why, style="bold", indent=2)
-    yield PageLine(head="What to do: ", text=_do(group, now=now), indent=2)
+def _group(group: Sequence[Alert], *, now: datetime) -> Iterator[PagePart]:
+    """Yield the cause, the next step and the mentors; the technical reason once if it is the same for all.
+
+    A cause that is the same for everyone has a plain line, and is left out of the lines of its alerts.
+    """
+    advice, what_to_do = group[0].advice, _do(group, now=now)
+    why = f"{advice.why} ({len(group):,})" if len(group) > 1 else advice.why
+    cause = [PageLine(text=""), PageLine(text=why, style="bold", indent=2)]
+    for_all = ": ".join(filter(None, [advice.why.removesuffix("."), _technical_reason(group[0])]))
+    yield PagePart(
+        lines=[*cause, PageLine(head="What to do: ", text=what_to_do, indent=2)],
+        plain=[f"{for_all}; what to do: {what_to_do}".removesuffix(".")] if advice.is_for_all else [],
+    )
     is_same = len({alert.error for alert in group}) == 1
-    for alert in group[:MOST_ROWS]:
-        since = f"since {moment_words(alert.since.astimezone(now.tzinfo), now.date())}, {_duration(now, alert.since)}"
-        yield PageLine(head=_who(alert), text=f": {_about(alert) or since}", bullet="- ", indent=4)
-        if acknowledged := _acknowledged(alert):
-            yield PageLine(text=acknowledged, indent=6)
-        if not is_same:
-            yield from _technical([alert], now=now, indent=6)
-    if len(group) > MOST_ROWS:
-        yield PageLine(text=f"… and {len(group) - MOST_ROWS:,} more; `certjob alerts --json` lists all", indent=4)
-    if is_same:
-        yield from _technical(group, now=now, indent=4)
+    for place, alert in enumerate(group):
+        lines = [] if place >= MOST_ROWS else _alert_lines(alert, now=now, with_reason=not is_same)
+        yield PagePart(lines=lines, plain=[_plain_line(alert, now=now)])
+    more = f"… and {len(group) - MOST_ROWS:,} more; `certjob alerts --json` lists all"
+    lines = [PageLine(text=more, indent=4)] if len(group) > MOST_ROWS else []
+    yield PagePart(lines=[*lines, *(_technical(group, now=now, indent=4) if is_same else ())])
+
+
+def _alert_lines(alert: Alert, *, now: datetime, with_reason: bool) -> list[PageLine]:
+    """Return the lines of one alert on a terminal."""
+    since = f"since {moment_words(alert.since.astimezone(now.tzinfo), now.date())}, {_duration(now, alert.since)}"
+    lines = [PageLine(head=_who(alert), text=f": {_about(alert) or since}", bullet="- ", indent=4)]
+    if acknowledged := _acknowledged(alert):
+        lines.append(PageLine(text=acknowledged, indent=6))
+    return [*lines, *(_technical([alert], now=now, indent=6) if with_reason else ())]
+
+
+def _plain_line(alert: Alert, *, now: datetime) -> str:
+    """Return the line of one alert for programs and logs."""
+    since = f"since {alert.since.astimezone(now.tzinfo):%Y-%m-%d %H:%M}"
+    calls = number(alert.calls, "call") if alert.calls else ""
+    parts = [_who(alert), _about(alert), since, calls, _acknowledged(alert)]
+    line, advice = f"{alert.sentence}: {', '.join(filter(None, parts))}", alert.advice
+    if not advice.is_for_all:
+        line += f": {(_technical_reason(alert) or advice.why).removesuffix('.')}"
+    if not (advice.is_for_all or advice.is_tried_automatically):
+        line += f"; what to do: {_do([alert], now=now).removesuffix('.')}"
+    return line
 
 
 def _technical(group: Sequence[Alert], *, now: datetime, indent: int) -> Iterator[PageLine]:

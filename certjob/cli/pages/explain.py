@@ -40,7 +40,8 @@ def page_lines(explained: Explanation, *, zone: tzinfo) -> Iterator[PageLine]:
     yield PageLine(head="Next: ", text=text)
     if explained.alerts:
         yield PageLine(text="")
-        yield from alerts.page_lines(explained.alerts, now=explained.now.astimezone(zone))
+        for part in alerts.page_parts(explained.alerts, now=explained.now.astimezone(zone)):
+            yield from part.lines
     for heading, lines in (
         ("Certificates", _certificate_lines(explained)),
         ("Pauses", _pause_lines(explained, moment)),

@@ -5,6 +5,7 @@ from typing import Final
 
 from certjob.cli.documents import left_out
 from certjob.cli.terminal.output import Output
+from certjob.database import Connection
 from certjob.reports.forecast import MEASURES, Forecast
 
 LONGEST_BAR: Final = 9
@@ -22,8 +23,8 @@ def show_forecast(output: Output, forecast: Forecast) -> None:
     output.show_rows(("=Week", "=From", "=To", *(f">{measure.capitalize()}" for measure in MEASURES), "="), rows)
 
 
-def to_document(forecast: Forecast, *, organisation: str | None) -> dict[str, object]:
+def to_document(connection: Connection, forecast: Forecast, *, organisation: str | None) -> dict[str, object]:
     """Return the JSON document."""
     weeks = [asdict(week) for week in forecast.weeks]
     about = {"today": forecast.today, "until": forecast.until, "organisation": organisation, "weeks": weeks}
-    return left_out(forecast.broken) | about
+    return left_out(connection, forecast.broken) | about

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Final
 from uuid import UUID
 
@@ -24,21 +25,10 @@ FindNames = Callable[[Sequence[UUID]], Mapping[UUID, MentorName]]
 
 def show_report(output: Output, report: RunReport, *, find_names: FindNames) -> None:
     """Print the changes that a dry run would make, mentor by mentor, then the totals of any run."""
-    differences = report.comparison.admitted if report.dry_run and report.comparison is not None else []
-    if not output.on_terminal:
-        for line in (*map(_planned_line, report.changes), *map(_difference_line, differences)):
-            output.result(line)
-    elif report.changes or differences:
-        ids = [change.decision.mentor_id for change in report.changes] + [each.mentor_id for each in differences]
-        names = find_names(ids[:MOST_PLANNED_ROWS])
-        if report.changes:
-            _show_changes(output, report, names)
-        for each in differences[:MOST_PLANNED_ROWS]:
-            name, who = names.get(each.mentor_id), f"{each.member_no} of {each.organisation}"
-            who = f"{name.full_name} ({who})" if name and name.full_name else who
-            output.show_lines([PageLine(text=f"{who}: {_difference_words(each)}", bullet="- ")])
-        if len(ids) > MOST_PLANNED_ROWS:
-            output.result(f"… and {len(ids) - MOST_PLANNED_ROWS:,} more; --json lists all of them")
+    if report.changes:
+        _show_changes(output, report, find_names)
+    if report.dry_run and report.comparison is not None and report.comparison.admitted:
+        _show_differences(output, report.comparison.admitted, find_names)
     totals = list(_totals(report))
     if output.on_terminal:
         what = "Plan" if report.dry_run and report.command == "run" else _TITLES.get(report.command, "Delivery")
@@ -53,22 +43,44 @@ def show_resync(output: Output, before: MentorState, after: MentorState) -> None
         output.show_lines([PageLine(bullet=when, text=_state_line(state))])
 
 
-def _show_changes(output: Output, report: RunReport, names: Mapping[UUID, MentorName]) -> None:
+def _show_changes(output: Output, report: RunReport, find_names: FindNames) -> None:
     """Print a table of the first mentors, with columns for holds and organisations if they are needed."""
-    slug, *others = {change.decision.organisation.slug for change in report.changes}
-    shown, rows = report.changes[:MOST_PLANNED_ROWS], []
+    shown = list(islice(report.changes, MOST_PLANNED_ROWS)) if output.on_terminal else []
+    names = find_names([change.decision.mentor_id for change in shown]) if shown else {}
+    slug, *others = {change.decision.organisation.slug for change in report.changes} if shown else {""}
     has_holds = any(change.is_held for change in shown)
+    rows = []
     for change in shown:
         decision, name = change.decision, names.get(change.decision.mentor_id)
         held = ["held" if change.is_held else ""] if has_holds else []
         organisation = [decision.organisation.slug] if others else []
-        rows.append(
-            [decision.member_no, name and name.full_name, *_planned_cells(change).values(), *held, *organisation]
-        )
+        cells = _planned_cells(change).values()
+        rows.append([decision.member_no, name and name.full_name, *cells, *held, *organisation])
     headings = ["=No.", "~Name", "Certificates", "=Pause", "Reminder", "=Portal"]
     headings += (["=Guard"] if has_holds else []) + (["~Org"] if others else [])
     title = f"What `certjob run` would do on {report.today}" + ("" if others else f" for {slug}")
-    output.show_table(headings, rows, title=title)
+    output.show_rows(headings, rows, title=title, plain=map(_planned_line, report.changes))
+    _show_more(output, len(report.changes))
+
+
+def _show_differences(output: Output, differences: Sequence[Difference], find_names: FindNames) -> None:
+    """Print a line for each difference, on a terminal with names and only the first."""
+    if not output.on_terminal:
+        for each in differences:
+            output.result(f"{each.organisation} {each.member_no}: {_difference_words(each)}")
+        return
+    shown = differences[:MOST_PLANNED_ROWS]
+    names = find_names([each.mentor_id for each in shown])
+    for each in shown:
+        name, who = names.get(each.mentor_id), f"{each.member_no} of {each.organisation}"
+        who = f"{name.full_name} ({who})" if name and name.full_name else who
+        output.show_lines([PageLine(text=f"{who}: {_difference_words(each)}", bullet="- ")])
+    _show_more(output, len(differences))
+
+
+def _show_more(output: Output, count: int) -> None:
+    if output.on_terminal and count > MOST_PLANNED_ROWS:
+        output.result(f"… and {count - MOST_PLANNED_ROWS:,} more; --json lists all of them")
 
 
 def _planned_line(change: PlannedChange) -> str:
@@ -109,10 +121,6 @@ def _threshold(days: int) -> str:
     ('30 d before', 'last day', '1 d after')
     """
     return "last day" if days == 0 else f"{abs(days)} d {'before' if days > 0 else 'after'}"
-
-
-def _difference_line(difference: Difference) -> str:
-    return f"{difference.organisation} {difference.member_no}: {_difference_words(difference)}"
 
 
 def _difference_words(difference: Difference) -> str:

@@ -1,17 +1,20 @@
 """The page of `certjob list`: a table on a terminal, otherwise CSV."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, fields
 from datetime import date
+from itertools import islice
 from typing import Any, Final
 
 from certjob.cli.documents import left_out
 from certjob.cli.terminal.csv_output import print_csv
 from certjob.cli.terminal.output import Output
+from certjob.database import Connection
 from certjob.domain.explanations import number, reason_words
 from certjob.domain.models import OWN_PAUSE_REASON
 from certjob.redaction import harmless
 from certjob.reports.listing import ListedCertificate, Listing
+from certjob.sorting import SortedRows
 
 COLUMNS: Final = tuple(each.name for each in fields(ListedCertificate))
 """The columns of the CSV, and the keys of the JSON document."""
@@ -19,15 +22,15 @@ MOST_ROWS: Final = 200
 """Rows of a table on a terminal. CSV and JSON have all of them."""
 
 
-def show_list(output: Output, rows: Sequence[ListedCertificate]) -> None:
+def show_list(output: Output, rows: SortedRows[ListedCertificate]) -> None:
     """Print a table of the first rows on a terminal, otherwise CSV of all of them."""
     if not output.on_terminal:
         print_list_csv(rows)
         return
-    if not rows:
+    if not len(rows):
         output.result("No mentor matches.")
         return
-    shown = rows[:MOST_ROWS]
+    shown = list(islice(rows, MOST_ROWS))
     slug, *others = {row.organisation for row in shown}
     cells = [
         [row.expires_on, days_left_words(row.days_left), _status(row), row.member_no, row.full_name, row.kind]
@@ -39,8 +42,8 @@ def show_list(output: Output, rows: Sequence[ListedCertificate]) -> None:
     if len(rows) > MOST_ROWS:
         output.result(f"… and {len(rows) - MOST_ROWS:,} more; --csv prints all of them")
         return
-    without = sum(row.status is None for row in rows)
-    held = len(rows) - without
+    without = sum(row.status is None for row in shown)
+    held = len(shown) - without
     counts = [number(held, "certificate")] if held or not without else []
     counts += [f"{without:,} without a certificate"] if without else []
     output.result(("" if others else f"{slug}: ") + ", ".join(counts))
@@ -62,9 +65,9 @@ def print_list_csv(rows: Iterable[ListedCertificate]) -> None:
     print_csv(COLUMNS, (map(_cell, asdict(row).values()) for row in rows))
 
 
-def to_document(listing: Listing, *, today: date) -> dict[str, Any]:
+def to_document(connection: Connection, listing: Listing, *, today: date) -> dict[str, Any]:
     """Return the JSON document."""
-    return left_out(listing.broken) | {"today": today, "certificates": [asdict(row) for row in listing.rows]}
+    return left_out(connection, listing.broken) | {"today": today, "certificates": map(asdict, listing.rows)}
 
 
 def _status(row: ListedCertificate) -> str:

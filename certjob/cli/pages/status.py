@@ -1,6 +1,6 @@
 """The page of `certjob status`: a screen of 24 lines on a terminal, otherwise one line per fact."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, tzinfo
 
 from certjob.cli.terminal.lines import PageLine, wrap
@@ -19,12 +19,43 @@ _OTHER_LINES = 13
 
 
 def show_status(output: Output, status: SystemStatus, *, zone: tzinfo) -> None:
-    """Print a screen on a terminal, otherwise lines."""
-    if output.on_terminal:
-        _show_screen(output, status, zone=zone)
-    else:
-        for line in _plain_lines(status, zone=zone):
-            output.result(line)
+    """Print a screen on a terminal, otherwise a line for each fact, with more of the last runs."""
+    figures = list(_figures(status, zone))
+    _show_facts(output, [("Last good night", _last_good(status, zone))])
+    output.gap()
+    backlog = [(_SORTS[name], work) for name, work in status.backlog.items()]
+    output.show_rows(
+        ("Backlog", *(f">{state.capitalize()}" for state in _STATES), "=Oldest"),
+        (
+            (sort, *(f"{count:,}" for count in _numbers(work)), work.oldest_at and _moment(work.oldest_at, zone))
+            for sort, work in backlog
+        ),
+        plain=(_backlog_line(sort, work, zone) for sort, work in backlog),
+    )
+    output.gap()
+    runs = [_run_cells(run, zone) for run in _most_telling(status.runs, most=_most_runs(output, status, figures, zone))]
+    output.show_rows(
+        ("=Last runs", "Command", "=Outcome", "=Took", "~Host"),
+        runs or [("none", "", "", "", "")],
+        plain=(_run_line(run, zone) for run in status.runs),
+    )
+    output.gap()
+    _show_facts(output, figures)
+
+
+def _show_facts(output: Output, facts: Iterable[tuple[str, str]]) -> None:
+    """Print the name and the text of each fact; a plain line begins with a small letter."""
+    for name, text in facts:
+        head = name if output.on_terminal else f"{name[:1].lower()}{name[1:]}"
+        output.show_lines([PageLine(head=f"{head}: ", text=text)])
+
+
+def _most_runs(output: Output, status: SystemStatus, figures: Iterable[tuple[str, str]], zone: tzinfo) -> int:
+    """Return the number of runs that fit on the screen."""
+    below = [PageLine(head=f"{name}: ", text=text) for name, text in figures]
+    if closing := closing_line(status, zone=zone):
+        below.append(PageLine(text=f"certjob status: {closing}"))
+    return max(_FEWEST_RUNS, min(_MOST_RUNS, output.out.height - _OTHER_LINES - len(list(wrap(output.out, below)))))
 
 
 def closing_line(status: SystemStatus, *, zone: tzinfo) -> str | None:
@@ -46,39 +77,17 @@ def _why_stale(status: SystemStatus, *, zone: tzinfo) -> str:
     )
 
 
-def _show_screen(output: Output, status: SystemStatus, *, zone: tzinfo) -> None:
-    output.show_lines([PageLine(head="Last good night: ", text=_last_good(status, zone))])
-    output.out.print()
-    backlog = [
-        (_SORTS[name], *(f"{count:,}" for count in _numbers(work)), work.oldest_at and _moment(work.oldest_at, zone))
-        for name, work in status.backlog.items()
-    ]
-    output.show_table(("Backlog", *(f">{state.capitalize()}" for state in _STATES), "=Oldest"), backlog)
-    figures = [PageLine(head=f"{name}: ", text=text) for name, text in _figures(status, zone)]
-    closing = [PageLine(text=f"certjob status: {line}") for line in [closing_line(status, zone=zone)] if line]
-    below = len(list(wrap(output.out, [*figures, *closing])))
-    most = max(_FEWEST_RUNS, min(_MOST_RUNS, output.out.height - _OTHER_LINES - below))
-    output.out.print()
-    runs = [_run_cells(run, zone) for run in _most_telling(status.runs, most=most)]
-    output.show_table(("=Last runs", "Command", "=Outcome", "=Took", "~Host"), runs or [("none", "", "", "", "")])
-    output.out.print()
-    output.show_lines(figures)
+def _backlog_line(sort: str, work: OpenWork, zone: tzinfo) -> str:
+    counts = zip(_numbers(work)[1:], _STATES[1:], strict=True)
+    parts = ", ".join(f"{count:,} {state}" for count, state in counts if count)
+    since = f" ({parts}), the oldest since {_moment(work.oldest_at, zone)}" if work.oldest_at else ""
+    return f"waiting {sort}: {work.open:,}{since}"
 
 
-def _plain_lines(status: SystemStatus, *, zone: tzinfo) -> Iterator[str]:
-    """Yield the same facts as lines, with more of the last runs."""
-    yield f"last good night: {_last_good(status, zone)}"
-    for name, work in status.backlog.items():
-        counts = zip(_numbers(work)[1:], _STATES[1:], strict=True)
-        parts = ", ".join(f"{count:,} {state}" for count, state in counts if count)
-        since = f" ({parts}), the oldest since {_moment(work.oldest_at, zone)}" if work.oldest_at else ""
-        yield f"waiting {_SORTS[name]}: {work.open:,}{since}"
-    for run in status.runs:
-        started, command, outcome, took, host = _run_cells(run, zone)
-        took = f"last seen {took}" if outcome == "died" else took
-        yield f"run: {started}, {command}, {outcome}, {took}, on {host}{_because(run)}"
-    for name, text in _figures(status, zone):
-        yield f"{name[:1].lower()}{name[1:]}: {text}"
+def _run_line(run: Run, zone: tzinfo) -> str:
+    started, command, outcome, took, host = _run_cells(run, zone)
+    took = f"last seen {took}" if outcome == "died" else took
+    return f"run: {started}, {command}, {outcome}, {took}, on {host}{_because(run)}"
 
 
 def _last_good(status: SystemStatus, zone: tzinfo) -> str:

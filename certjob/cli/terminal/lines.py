@@ -1,7 +1,7 @@
 """The lines of a page on a terminal: wrapped under their indent, without breaks in commands and dates."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import Final
@@ -32,6 +32,14 @@ class PageLine:
     bullet: str = ""
     """Text before the first line. The next lines are indented by its width."""
     bullet_style: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PagePart:
+    """A part of a page: its lines on a terminal, and its lines for programs and logs."""
+
+    lines: Sequence[PageLine] = ()
+    plain: Sequence[str] = ()
 
 
 def wrap(console: Console, lines: Iterable[PageLine]) -> Iterator[Text]:

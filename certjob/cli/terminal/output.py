@@ -73,13 +73,27 @@ class Output:
             self.out.print(Text(title, style="bold"))
         self.show_texts(lay_out(self.out, headings, cells, header=header))
 
-    def show_rows(self, headings: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-        """Print a table on a terminal, otherwise tab-separated lines."""
+    def show_rows(
+        self,
+        headings: Sequence[str],
+        rows: Iterable[Sequence[object]],
+        *,
+        plain: Iterable[str] | None = None,
+        title: str = "",
+    ) -> None:
+        """Print a table on a terminal, otherwise the plain lines or, without them, tab-separated lines."""
         if self.on_terminal:
-            self.show_table(headings, rows)
+            self.show_table(headings, rows, title=title)
             return
-        for row in rows:
+        for line in plain if plain is not None else ():
+            self.result(line)
+        for row in rows if plain is None else ():
             print_result("\t".join("" if cell is None else harmless(cell) for cell in row))
+
+    def gap(self) -> None:
+        """Print an empty line on a terminal."""
+        if self.on_terminal:
+            self.out.print()
 
     def progress(self) -> "Phases":
         """Show progress in a ``with`` block, on a terminal without the log lines of -v."""

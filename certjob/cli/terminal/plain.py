@@ -4,6 +4,7 @@ import json
 import logging
 import re
 import sys
+from collections.abc import Iterator, Mapping
 from datetime import UTC, date, datetime
 from typing import Final
 
@@ -19,10 +20,27 @@ def print_result(text: str) -> None:
     print(text)  # noqa: T201
 
 
-def print_json(document: object) -> None:
-    """Print a command's document without characters that control a terminal. Times are UTC, dates ISO, ids texts."""
-    text = json.dumps(document, ensure_ascii=False, indent=2, default=_as_json)
-    print_result(_UNSEEN.sub(lambda match: json.dumps(match[0])[1:-1], text))
+def print_json(document: Mapping[str, object]) -> None:
+    """Print a command's document without characters that control a terminal. Times are UTC, dates ISO, ids texts.
+
+    A value that is an iterator is printed as a list, entry by entry, because it may not fit into memory.
+    """
+    for place, (key, value) in enumerate(document.items()):
+        print("," if place else "{", f"\n  {json.dumps(key)}: ", sep="", end="")  # noqa: T201
+        if not isinstance(value, Iterator):
+            print(_to_json(value, indent="  "), end="")  # noqa: T201
+            continue
+        count = 0
+        for count, entry in enumerate(value, start=1):
+            print("[" if count == 1 else ",", f"\n    {_to_json(entry, indent='    ')}", sep="", end="")  # noqa: T201
+        print("\n  ]" if count else "[]", end="")  # noqa: T201
+    print_result("\n}")
+
+
+def _to_json(value: object, *, indent: str) -> str:
+    """Return a value as JSON whose lines after the first are indented."""
+    text = json.dumps(value, ensure_ascii=False, indent=2, default=_as_json).replace("\n", f"\n{indent}")
+    return _UNSEEN.sub(lambda match: json.dumps(match[0])[1:-1], text)
 
 
 ERROR_STYLE: Final = "bold #ffffff on #af0000"
