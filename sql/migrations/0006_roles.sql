@@ -78,8 +78,42 @@ CROSS JOIN unnest(r.objects) AS object
 WHERE r.role <> 'authenticated' OR privilege NOT IN ('INSERT', 'UPDATE')
     OR object NOT IN ('certjob.mentors', 'certjob.certificates') OR to_regnamespace('certjob_mirror') IS NULL;
 
--- Revokes all rights, then grants those of the view. `certjob db migrate` calls it every time, because roles can be
--- created later, and others can grant rights. The command creates certjob_worker before the first file.
+-- The policies of coordinators, for their role only: they read and change the rows of their own organisation. Inside
+-- the policies of other tables, that of mentors applies. Coordinators sign each pause, and cannot change certjob's
+-- pauses or a lifted pause. set_up_rights creates those that are missing.
+CREATE VIEW certjob_private.policies WITH (security_invoker = true) AS
+SELECT p.name, relation, p.command, p.sees, p.writes
+FROM (VALUES
+    ('reads_own', '{certjob.organisations}'::text[], 'SELECT',
+        'id = (SELECT certjob_private.coordinator_organisation_id())', NULL),
+    ('reads_own', '{certjob.coordinators,certjob.mentors,certjob.held_reviews}', 'SELECT',
+        'organisation_id = (SELECT certjob_private.coordinator_organisation_id())', NULL),
+    ('reads_own', '{certjob.certificates,certjob.mentor_pauses,certjob.certificate_transitions,
+        certjob.cert_notification_log,certjob.portal_sync_events,certjob.review_problems,certjob.held_mentors}',
+        'SELECT', 'EXISTS (SELECT FROM certjob.mentors AS m WHERE m.id = mentor_id)', NULL),
+    ('reads_own', '{certjob.dynamics_sync_failures}', 'SELECT',
+        'resolved_at IS NULL AND EXISTS (SELECT FROM certjob.mentors AS m WHERE m.id = mentor_id)', NULL),
+    ('reads_own', '{certjob.acknowledgements}', 'SELECT',
+        $$EXISTS (SELECT FROM certjob.organisations AS o WHERE o.slug = split_part(alert_id, ':', 1))$$, NULL),
+    ('changes_own', '{certjob.mentors}', 'UPDATE',
+        'organisation_id = (SELECT certjob_private.coordinator_organisation_id())', NULL),
+    ('enters_own', '{certjob.certificates}', 'INSERT', NULL,
+        'EXISTS (SELECT FROM certjob.mentors AS m WHERE m.id = mentor_id)'),
+    ('changes_own', '{certjob.certificates}', 'UPDATE',
+        'EXISTS (SELECT FROM certjob.mentors AS m WHERE m.id = mentor_id)', NULL),
+    ('opens_own', '{certjob.mentor_pauses}', 'INSERT', NULL,
+        $$actor = (SELECT certjob_private.user_id()) AND reason <> 'certification_expired'
+        AND EXISTS (SELECT FROM certjob.mentors AS m WHERE m.id = mentor_id)$$),
+    ('lifts_own', '{certjob.mentor_pauses}', 'UPDATE',
+        $$lifted_at IS NULL AND reason <> 'certification_expired'
+        AND EXISTS (SELECT FROM certjob.mentors AS m WHERE m.id = mentor_id)$$,
+        $$lifted_by = (SELECT certjob_private.user_id()) AND reason <> 'certification_expired'
+        AND EXISTS (SELECT FROM certjob.mentors AS m WHERE m.id = mentor_id)$$)
+) AS p (name, relations, command, sees, writes)
+CROSS JOIN unnest(p.relations) AS relation;
+
+-- Revokes all rights, then grants those of the view, and creates missing policies. `certjob db migrate` calls it every
+-- time, because roles can be created later, and others can grant rights. The command creates certjob_worker before the first file.
 CREATE FUNCTION certjob_private.set_up_rights() RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -105,6 +139,16 @@ BEGIN
     LOOP
         EXECUTE statement;
     END LOOP;
+    FOR statement IN
+        SELECT concat(format('CREATE POLICY %I ON %s FOR %s TO authenticated', p.name, p.relation, p.command),
+            ' USING (' || p.sees || ')', ' WITH CHECK (' || p.writes || ')')
+        FROM certjob_private.policies AS p
+        WHERE to_regrole('authenticated') IS NOT NULL AND has_users AND NOT EXISTS (
+            SELECT FROM pg_policy AS known WHERE known.polrelid = p.relation::regclass AND known.polname = p.name
+        )
+    LOOP
+        EXECUTE statement;
+    END LOOP;
 
     IF has_database_privilege(current_database(), 'TEMPORARY WITH GRANT OPTION') THEN
         EXECUTE format('GRANT TEMPORARY ON DATABASE %I TO certjob_worker', current_database());
@@ -124,8 +168,7 @@ BEGIN
 END
 $$;
 
--- The worker sees and writes every row, but opens and lifts only its own pauses and deletes no open rows. Coordinators
--- read the rows of their own organisation. Their policies are for PUBLIC, because the roles exist only on Supabase.
+-- The worker sees and writes every row, but opens and lifts only its own pauses and deletes no open rows.
 DO $$
 DECLARE
     relation regclass;
@@ -133,16 +176,6 @@ BEGIN
     FOR relation IN SELECT oid FROM pg_class WHERE relnamespace = 'certjob'::regnamespace AND relkind = 'r' LOOP
         EXECUTE format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY', relation);
         EXECUTE format('CREATE POLICY worker ON %s TO certjob_worker USING (true) WITH CHECK (true)', relation);
-    END LOOP;
-    FOREACH relation IN ARRAY '{certjob.coordinators,certjob.mentors,certjob.held_reviews}'::regclass[] LOOP
-        EXECUTE format('CREATE POLICY reads_own ON %s FOR SELECT'
-            ' USING (organisation_id = (SELECT certjob_private.coordinator_organisation_id()))', relation);
-    END LOOP;
-    FOREACH relation IN ARRAY '{certjob.certificates,certjob.mentor_pauses,certjob.certificate_transitions,
-        certjob.cert_notification_log,certjob.portal_sync_events,certjob.review_problems,certjob.held_mentors}'::regclass[]
-    LOOP  -- the policy of mentors applies inside
-        EXECUTE format('CREATE POLICY reads_own ON %s FOR SELECT'
-            ' USING (EXISTS (SELECT FROM certjob.mentors AS m WHERE m.id = mentor_id))', relation);
     END LOOP;
 END
 $$;
@@ -158,25 +191,3 @@ CREATE POLICY worker_keeps_open_rows ON certjob.portal_sync_events AS RESTRICTIV
     USING (status IN ('delivered', 'withdrawn'));
 CREATE POLICY worker_keeps_open_rows ON certjob.dynamics_sync_failures AS RESTRICTIVE FOR DELETE TO certjob_worker
     USING (resolved_at IS NOT NULL);
-
-CREATE POLICY reads_own ON certjob.organisations FOR SELECT
-    USING (id = (SELECT certjob_private.coordinator_organisation_id()));
-CREATE POLICY reads_own ON certjob.dynamics_sync_failures FOR SELECT
-    USING (resolved_at IS NULL AND EXISTS (SELECT FROM certjob.mentors AS m WHERE m.id = mentor_id));
-CREATE POLICY reads_own ON certjob.acknowledgements FOR SELECT
-    USING (EXISTS (SELECT FROM certjob.organisations AS o WHERE o.slug = split_part(alert_id, ':', 1)));
-CREATE POLICY changes_own ON certjob.mentors FOR UPDATE
-    USING (organisation_id = (SELECT certjob_private.coordinator_organisation_id()));
-CREATE POLICY enters_own ON certjob.certificates FOR INSERT
-    WITH CHECK (EXISTS (SELECT FROM certjob.mentors AS m WHERE m.id = mentor_id));
-CREATE POLICY changes_own ON certjob.certificates FOR UPDATE
-    USING (EXISTS (SELECT FROM certjob.mentors AS m WHERE m.id = mentor_id));
--- Coordinators sign each pause. They cannot change certjob's pauses or a lifted pause.
-CREATE POLICY opens_own ON certjob.mentor_pauses FOR INSERT
-    WITH CHECK (actor = (SELECT certjob_private.user_id()) AND reason <> 'certification_expired'
-        AND EXISTS (SELECT FROM certjob.mentors AS m WHERE m.id = mentor_id));
-CREATE POLICY lifts_own ON certjob.mentor_pauses FOR UPDATE
-    USING (lifted_at IS NULL AND reason <> 'certification_expired'
-        AND EXISTS (SELECT FROM certjob.mentors AS m WHERE m.id = mentor_id))
-    WITH CHECK (lifted_by = (SELECT certjob_private.user_id()) AND reason <> 'certification_expired'
-        AND EXISTS (SELECT FROM certjob.mentors AS m WHERE m.id = mentor_id));
