@@ -4,7 +4,7 @@ import json
 import logging
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from uuid import UUID
@@ -17,7 +17,7 @@ from certjob.database import Connection
 from certjob.domain.alert_kinds import Kind
 from certjob.errors import CertjobError, DatabaseUnavailableError, Outcome, StageEnd
 from certjob.jobs.deliveries import Job
-from certjob.jobs.report import RunReport
+from certjob.jobs.report import RunReport, Told
 from certjob.outbox.claims import StageStop
 from certjob.outbox.open_work import read_open_work
 from certjob.redaction import harmless, without_secrets
@@ -83,22 +83,24 @@ def recorded(
             database.execute(connection, "start_job_run", row)
             if everybody:
                 make_everybody_due(connection, organisation_id)
-            if report.sends_mail:
-                known_stops = database.fetch(connection, "read_known_stops", {"today": report.today})
-                report.known_stops = {key for (key,) in known_stops}
+            stops = {key for (key,) in database.fetch(connection, "read_known_stops", {"today": report.today})}
     except database.CONTENTION as error:
         message = "another session has locked the table job_runs"
         if everybody:
             message = "all mentors must be reviewed, but another session has locked some of them"
         raise DatabaseUnavailableError(message, next_step="end that session and run again") from error
     logger.info("the run has begun", extra={"event": "run_began"} | begun)
+    if report.command == "deliver":
+        report.told = Told(stops=stops)
     try:
         yield replace(job, progress=Heartbeat(job))
         try:
             with database.transaction(connection, lock_timeout_ms=_LOCK_TIMEOUT_MS):
                 report.open_work = read_open_work(connection)
-                if report.sends_mail:
-                    _read_alerts(connection, report, organisation=organisation)
+                if report.command == "run":
+                    _read_alerts(connection, report, organisation=organisation, stops=stops)
+                elif report.command == "deliver":
+                    _read_overdue(connection, report)
         except database.CONTENTION:
             report.stopped.append(StageStop(stage="alerts", code=StageEnd.LOCKED, reason=_NOT_READ))
     except BaseException as error:
@@ -109,18 +111,21 @@ def recorded(
         except (psycopg.Error, DatabaseUnavailableError):  # the database caused the error
             logger.info("the end of the run could not be recorded", extra={"event": "run_not_recorded"})
         raise
-    database.persist(connection, lambda: _record_end(connection, report, report.outcome, lines=report.every_line))
+    database.persist(connection, lambda: _record_end(connection, report, report.outcome, lines=report.lines()))
 
 
-def _read_alerts(connection: Connection, report: RunReport, *, organisation: str | None) -> None:
-    """Add the alerts to the report of a run, or the overdue run to the first report of a delivery on this day."""
-    if report.command == "deliver":
-        attention = read_attention(connection, today=report.today)
-        report.new_alerts = attention.counts[Kind.NO_FULL_RUN].new
-        report.overdue = attention.overdue if report.new_alerts else ""
-        return
+def _read_overdue(connection: Connection, report: RunReport) -> None:
+    """Add the overdue run to the first report of a delivery on this day."""
+    attention = read_attention(connection, today=report.today)
+    report.new_alerts = attention.counts[Kind.NO_FULL_RUN].new
+    report.overdue = attention.overdue if report.new_alerts else ""
+
+
+def _read_alerts(connection: Connection, report: RunReport, *, organisation: str | None, stops: Set[str]) -> None:
+    """Add the alerts to the report of a run. The first run of a day prints all of them."""
     this_day = {"today": report.today, "organisation": organisation}
-    report.is_first_today = database.fetch_value(connection, "is_first_report", this_day)
+    if not database.fetch_value(connection, "is_first_report", this_day):
+        report.told = Told(stops=stops, old_alerts=True)
     database.execute(connection, "end_acknowledgements", {"today": report.today})
     report.attention = read_attention(connection, today=report.today)
     report.new_alerts = [alert for count in report.attention.counts.values() for alert in count.new]

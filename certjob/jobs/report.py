@@ -72,6 +72,19 @@ class PlannedChange:
         }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """What other runs of the same day have printed."""
+
+    stops: Set[str] = frozenset()
+    """The keys of stops that are not over."""
+    old_alerts: bool = False
+    """The alerts that are not new."""
+
+
+NOTHING = Told()
+
+
 @dataclass(slots=True, kw_only=True)
 class RunReport:
     """The results of a run so far. Parts that its command does not have stay None."""
@@ -100,11 +113,8 @@ class RunReport:
     """The alert of an overdue full run, unless another delivery of this day has reported it."""
     new_alerts: Sequence[tuple[str, str]] = ()
     """The id and the fingerprint of each alert of this report that no other run of this day has printed."""
-    is_first_today: bool = True
-    """Whether no other run of this day has reported its alerts."""
     stopped: list[StageStop] = field(default_factory=list)
-    known_stops: Set[str] = frozenset()
-    """The keys of stops that another run of this day has reported and that are not over."""
+    told: Told = NOTHING
     changes: SortedRows[PlannedChange] = field(default_factory=lambda: SortedRows(PlannedChange.sort_key))
     crashed: bool = False
     """Whether a stage ended with an unexpected error."""
@@ -122,30 +132,18 @@ class RunReport:
 
     @property
     def reasons(self) -> list[str]:
-        """Return one line for each reason why the run needs attention; none means that all is well.
+        """Return the lines that decide the outcome; none means that all is well.
 
-        A delivery leaves out known stops, because cron starts one every 15 minutes.
+        A delivery leaves out what has been told, because cron starts one every 15 minutes.
         """
-        return self._lines(known_stops=self.known_stops if self.review is None else frozenset())
+        return self.lines(self.told if self.command == "deliver" else NOTHING)
 
     @property
     def news(self) -> list[str]:
-        """Return the reasons without those that another run of the same day has reported.
-
-        If there are any, a last line has the number of acknowledged alerts.
-        """
-        attention = self.attention
-        if attention is None or self.is_first_today or self.crashed:
-            lines = self.reasons
-        else:
-            lines = self._lines(known_stops=self.known_stops, only_new=True)
-        number = attention.acknowledged if attention is not None else 0
+        """Return the lines that cron mails, and a last one with the number of acknowledged alerts."""
+        lines = self.reasons if self.crashed else self.lines(self.told)
+        number = self.attention.acknowledged if self.attention is not None else 0
         return [*lines, f"{number:,} acknowledged; see `certjob alerts --acknowledged`"] if lines and number else lines
-
-    @property
-    def every_line(self) -> list[str]:
-        """Return the reasons with all stops, known or not."""
-        return self._lines(known_stops=frozenset())
 
     @property
     def outcome(self) -> Outcome:
@@ -154,25 +152,29 @@ class RunReport:
             return Outcome.FAILED
         return Outcome.ATTENTION if self.reasons else Outcome.OK
 
-    def _lines(self, *, known_stops: Set[str], only_new: bool = False) -> list[str]:
-        """Return the reasons, each once: alerts follow only where no line of this run says the same."""
+    def lines(self, told: Told = NOTHING) -> list[str]:
+        """Return one line for each reason for attention, without those that have been told.
+
+        Each reason has one line: alerts follow only where no line of this run says the same.
+        """
         review, attention = self.review, self.attention
         counts = attention.counts if attention is not None else {}
-        told_kinds = {kind for kind, count in counts.items() if count.new or not only_new}
+        kinds = {kind for kind, count in counts.items() if count.new or not told.old_alerts}
         lines = [self.overdue] if self.overdue else []
         if attention is None:
             lines += self.held
-        elif Kind.HELD in told_kinds:
+        elif Kind.HELD in kinds:
             lines += attention.held
-        lines += [str(stop) for stop in self.stopped if stop.code is StageEnd.CRASH or stop.key not in known_stops]
-        if review is not None and (attention is None or Kind.NEVER_REVIEWED in told_kinds):
+        lines += [str(stop) for stop in self.stopped if stop.code is StageEnd.CRASH or stop.key not in told.stops]
+        if review is not None and (attention is None or Kind.NEVER_REVIEWED in kinds):
             lines += named(review, known=attention.known_mentors if attention is not None else frozenset())
         if attention is not None:
             by_name = len(review.skipped) + len(review.broken) if review is not None else 0
             said = {Kind.HELD}
             if attention.counts[Kind.NEVER_REVIEWED].number <= by_name:
                 said.add(Kind.NEVER_REVIEWED)
-            lines += [line for kind, line in attention.lines(only_new=only_new).items() if kind not in said]
+            alerts = attention.lines(only_new=told.old_alerts)
+            lines += [line for kind, line in alerts.items() if kind not in said]
         return lines + ([] if self.dry_run else self._failures())
 
     def _failures(self) -> list[str]:
