@@ -141,21 +141,49 @@ CREATE TRIGGER mentor_updated
     )
     EXECUTE FUNCTION certjob_private.mentor_updated();
 
--- A mentor can be deleted only if the portal hides them and no intent is open.
+-- A mentor can be deleted only if the portal hides them and no intent is open. A hide that is not confirmed is no
+-- obstacle if someone has acknowledged its alert, or if another mentor has the contact now.
 CREATE FUNCTION certjob_private.mentor_deleted() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF EXISTS (
             SELECT FROM certjob.portal_sync_events
-            WHERE mentor_id = OLD.id
-                -- A push that is blocked because of a missing contact has no one to hide.
+            WHERE mentor_id = OLD.id AND visible
+                -- A push that is blocked because of a missing contact has no one to show.
                 AND (status = 'pending' OR (status = 'blocked' AND OLD.dynamics_contact_id IS NOT NULL))
         )
         OR EXISTS (SELECT FROM certjob.cert_notification_log WHERE mentor_id = OLD.id AND status = 'pending')
     THEN
         RAISE EXCEPTION 'mentor % has open intents (a portal push or a reminder)', OLD.id
-            USING ERRCODE = 'restrict_violation', HINT =
-                'set left_at (and dynamics_contact_id to null if the contact is gone), let certjob run, then delete';
+            USING ERRCODE = 'restrict_violation', HINT = 'set left_at, let certjob run, then delete';
+    END IF;
+    -- The alert ends with the row, and then no one would notice that the contact is visible.
+    IF EXISTS (
+        SELECT FROM certjob.portal_sync_events AS e
+        CROSS JOIN LATERAL (
+            SELECT coalesce(OLD.dynamics_contact_id, (
+                SELECT called.claim_contact_id FROM certjob.portal_sync_events AS called
+                WHERE called.mentor_id = OLD.id AND called.claim_contact_id IS NOT NULL
+                ORDER BY called.id DESC LIMIT 1
+            )) AS id
+        ) AS contact
+        WHERE e.mentor_id = OLD.id AND NOT e.visible AND contact.id IS NOT NULL
+            AND (e.status IN ('pending', 'blocked') OR (e.status = 'withdrawn' AND NOT EXISTS (
+                SELECT FROM certjob.portal_sync_events AS later WHERE later.mentor_id = OLD.id AND later.id > e.id
+            )))
+            AND NOT EXISTS (
+                SELECT FROM certjob.mentors AS m WHERE m.dynamics_contact_id = contact.id AND m.id <> OLD.id
+            )
+            AND NOT EXISTS (
+                SELECT FROM certjob.all_alerts AS a
+                JOIN certjob.acknowledgements AS k ON k.alert_id = a.alert_id AND k.fingerprint = a.fingerprint
+                WHERE a.mentor_id = OLD.id AND a.kind = 'may_be_visible' AND a.row_id = e.id
+                    AND k.ended_at IS NULL AND (k.until IS NULL OR k.until >= current_date)
+            )
+    ) THEN
+        RAISE EXCEPTION 'mentor % may still be shown on the portal, because a hide is not confirmed', OLD.id
+            USING ERRCODE = 'restrict_violation', HINT = format('set left_at and run `certjob resync %s`; if certjob'
+                ' cannot hide the contact, hide it by hand and run `certjob acknowledge`, then delete', OLD.id);
     END IF;
     -- A mentor who has moved to an organisation without a portal may have an older call in flight.
     IF EXISTS (

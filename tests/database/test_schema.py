@@ -329,7 +329,7 @@ def test_mentor_is_not_deleted_while_certjob_queues_a_push(facts: Facts, app: Ap
             deletion = background.submit(execute, app, "DELETE FROM mentors")
             until(lambda: waits_for_a_lock(observer, app))
             facts.insert("portal_sync_events", mentor_id=mentor, visible=False)
-        with pytest.raises(psycopg.errors.RestrictViolation, match="open intents"):
+        with pytest.raises(psycopg.errors.RestrictViolation, match="a hide is not confirmed"):
             deletion.result(20)
 
 

@@ -1,5 +1,6 @@
 """certjob in a Supabase project: the rights of the app's server, and excess rights that `check` finds."""
 
+import psycopg
 import pytest
 
 from certjob import database
@@ -46,6 +47,71 @@ def test_service_role_cannot_open_or_lift_a_pause_as_certjob(ours: Organisation)
     with acting(ours.api, "service_role"):
         ours.api.execute(lift.format("app").encode())
     assert len(ours.facts.rows("SELECT FROM mentors WHERE review_on = '-infinity'")) == 1
+
+
+UNCONFIRMED_HIDES = {
+    "open": "UPDATE portal_sync_events SET status = 'pending'",
+    "blocked": "UPDATE portal_sync_events SET status = 'blocked'",
+    "withdrawn": "UPDATE organisations SET portal = NULL; UPDATE portal_sync_events SET status = 'withdrawn'",
+    "contact removed": "UPDATE portal_sync_events SET claim_contact_id = m.dynamics_contact_id, status = 'blocked'"
+    " FROM mentors AS m; UPDATE mentors SET dynamics_contact_id = NULL; UPDATE mentors SET portal_visible = false",
+}
+
+
+@pytest.fixture(params=UNCONFIRMED_HIDES)
+def unconfirmed(ours: Organisation, request: pytest.FixtureRequest) -> Organisation:
+    """An organisation with one mentor, who has a hide that the portal has not confirmed, and an alert about it."""
+    ours.facts.connection.execute(
+        "UPDATE cert_notification_log SET status = 'sent'; DELETE FROM dynamics_sync_failures;"
+        " UPDATE portal_sync_events SET wanted_at = '2026-03-01'; UPDATE mentors SET portal_visible = false"
+    )
+    ours.facts.connection.execute(UNCONFIRMED_HIDES[request.param].encode())
+    ours.facts.connection.execute("UPDATE mentors SET left_at = now()")
+    return ours
+
+
+def delete_as_app(ours: Organisation) -> None:
+    with acting(ours.api, "service_role"):
+        ours.api.execute("DELETE FROM mentors WHERE id = %s", (ours.mentor,))
+
+
+def test_mentor_with_an_unconfirmed_hide_is_not_deleted(unconfirmed: Organisation) -> None:
+    """The alert would end with the row, and no one would notice that the person stays visible."""
+    with pytest.raises(psycopg.errors.RestrictViolation, match="a hide is not confirmed") as refused:
+        delete_as_app(unconfirmed)
+
+    hint = refused.value.diag.message_hint or ""
+    assert hint.startswith(f"set left_at and run `certjob resync {unconfirmed.mentor}`")
+    assert "run `certjob acknowledge`, then delete" in hint
+
+
+def test_mentor_with_an_unconfirmed_hide_is_deleted_if_someone_has_acknowledged_it(unconfirmed: Organisation) -> None:
+    """So that a person can be erased. The acknowledgement must be about this alert, and not over."""
+    owner = unconfirmed.facts.connection
+    owner.execute(
+        "INSERT INTO acknowledgements (alert_id, fingerprint, because, acknowledged_by)"
+        " SELECT alert_id, fingerprint, 'hidden by hand', 'x' FROM all_alerts WHERE kind = 'may_be_visible'"
+    )
+    for state in ("fingerprint = 'x'", "until = current_date - 1", "ended_at = now()"):
+        with owner.transaction(force_rollback=True):
+            owner.execute(f"UPDATE acknowledgements SET {state}".encode())
+            with pytest.raises(psycopg.errors.RestrictViolation), owner.transaction():
+                owner.execute("DELETE FROM mentors")
+
+    delete_as_app(unconfirmed)
+
+    assert unconfirmed.facts.rows("SELECT FROM mentors") == []
+
+
+@pytest.mark.parametrize("unconfirmed", ["contact removed"], indirect=True)
+def test_mentor_is_deleted_if_another_mentor_has_the_contact_now(unconfirmed: Organisation) -> None:
+    """Then the portal shows or hides it for the other mentor."""
+    ((contact,),) = unconfirmed.facts.rows("SELECT claim_contact_id FROM portal_sync_events")
+    unconfirmed.facts.mentor(unconfirmed.id, contact_id=str(contact))
+
+    delete_as_app(unconfirmed)
+
+    assert len(unconfirmed.facts.rows("SELECT FROM mentors")) == 1
 
 
 def test_coordinators_write_no_facts_that_are_copied_from_an_app(ours: Organisation) -> None:
