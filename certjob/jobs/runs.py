@@ -109,7 +109,7 @@ def _plan(
         ):
             counts.broken |= broken
             new: dict[UUID, list[Reminder]] = defaultdict(list)
-            for mentor_id, reminder in find_new_reminders(connection, decisions):
+            for mentor_id, reminder in find_new_reminders(connection, decisions, today=today):
                 new[mentor_id].append(reminder)
             unreachable = find_without_address(connection, new)
             counts.add([decision for decision in decisions if guard.hold_of(decision) is None])

@@ -11,6 +11,7 @@ from certjob.facts import reading
 from certjob.mail.message import OutgoingMessage, key_hash
 from certjob.mail.messages.content import Recipient, reminder_words
 from certjob.mail.messages.templates import Templates
+from certjob.mail.reminders import adopt_reminders
 from certjob.mail.steps import LEASE_SECONDS
 from certjob.outbox.claims import ClaimedRow, Outbox
 
@@ -24,6 +25,10 @@ class QueuedReminder(ClaimedRow):
     expires_on: date
     maybe_sent: bool
     """The outcome of an earlier attempt is unknown, so the message must say that it may be a repeat."""
+
+    def reminder(self, cert_id: UUID) -> Reminder:
+        """Return the reminder as the rules know it, about this certificate."""
+        return Reminder(cert_id=cert_id, threshold_days=self.threshold_days, expires_on=self.expires_on)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,14 +62,19 @@ class ReminderMail:
 
     def read(self, item: QueuedReminder) -> ReminderFacts | str | None:
         """Apply the rules again; see ``Mails.read``."""
-        # A review may have moved the row to a certificate that was entered again after the claim.
-        parameters = {"id": item.id, "token": item.claim_token}
-        cert_id = database.fetch_value(self.connection, "read_reminded_certificate", parameters)
+        row = {"id": item.id, "token": item.claim_token, "today": self.today}
         recipient = read_recipient(self.connection, item.mentor_id)
-        if cert_id is None or recipient is None:
+        found = database.fetch(self.connection, "read_reminded_certificate", row)
+        if recipient is None or not found:
             return None
-        due = Reminder(cert_id=cert_id, threshold_days=item.threshold_days, expires_on=item.expires_on)
-        reason = rules.cancel_reason(due, recipient.mentor, self.today)
+        certificates = recipient.mentor.certificates
+        if found[0][0] not in {each.id for each in certificates}:  # it may have been deleted and entered again
+            same_day = [each for each in certificates if each.expires_on == item.expires_on]
+            adopt_reminders(self.connection, [(item.mentor_id, item.reminder(each.id)) for each in same_day])
+            found = database.fetch(self.connection, "read_reminded_certificate", row)
+        ((cert_id, is_mailed),) = found
+        due = item.reminder(cert_id)
+        reason = rules.cancel_reason(due, recipient.mentor, self.today) or ("mailed already" if is_mailed else None)
         if reason is None:
             return ReminderFacts(item=item, due=due, recipient=recipient)
         if reason == "not due" or due.expires_on - timedelta(days=due.threshold_days) > self.today:

@@ -5,6 +5,7 @@ the rules again to the current facts.
 """
 
 from collections.abc import Iterable, Sequence
+from datetime import date
 from uuid import UUID
 
 from certjob import database
@@ -14,8 +15,9 @@ from certjob.domain.models import Decision, Reminder
 class CertificationReminderService:
     """Queues reminders; the mail stage sends them."""
 
-    def __init__(self, connection: database.Connection, *, run_id: UUID) -> None:
+    def __init__(self, connection: database.Connection, *, today: date, run_id: UUID) -> None:
         self._connection = connection
+        self._today = today
         self._run_id = run_id
 
     def queue(self, decisions: Iterable[Decision]) -> list[UUID]:
@@ -27,9 +29,9 @@ class CertificationReminderService:
         due = _due(decisions)
         if not due:
             return []
-        arrays = _arrays(due)
-        database.execute(self._connection, "adopt_reminders", arrays)
-        queued = database.fetch(self._connection, "queue_reminders", arrays | {"run_id": self._run_id})
+        adopt_reminders(self._connection, due)
+        about = _arrays(due) | {"today": self._today, "run_id": self._run_id}
+        queued = database.fetch(self._connection, "queue_reminders", about)
         mentor_ids = [row[0] for row in queued]
         more_urgent = {"thresholds": [row[1] for row in queued], "cert_ids": [row[2] for row in queued]}
         if queued:
@@ -37,10 +39,18 @@ class CertificationReminderService:
         return mentor_ids
 
 
-def find_new_reminders(connection: database.Connection, decisions: Iterable[Decision]) -> list[tuple[UUID, Reminder]]:
+def adopt_reminders(connection: database.Connection, due: Sequence[tuple[UUID, Reminder]]) -> None:
+    """Move rows of certificates that were deleted to those that were entered again, for (mentor, reminder)."""
+    database.execute(connection, "adopt_reminders", _arrays(due))
+
+
+def find_new_reminders(
+    connection: database.Connection, decisions: Iterable[Decision], *, today: date
+) -> list[tuple[UUID, Reminder]]:
     """Return (mentor, reminder) of the reminders that ``queue`` would queue, without queueing them."""
     due = _due(decisions)
-    new = set(database.fetch(connection, "find_new_reminders", _arrays(due))) if due else set()
+    about = _arrays(due) | {"today": today}
+    new = set(database.fetch(connection, "find_new_reminders", about)) if due else set()
     return [each for each in due if (each[0], each[1].threshold_days, each[1].cert_id) in new]
 
 

@@ -157,7 +157,7 @@ def explain(connection: Connection, mentor_id: UUID, *, today: date, zone: tzinf
         now, reminders = database.clock(connection), read_logged_reminders(connection, mentor_id)
         everybody = looks_at_everybody(connection, today)
         first = today if everybody or person.review_is_due else person.review_on
-        run = _find_next_run(connection, mentor, first=first)
+        run = _find_next_run(connection, mentor, today=today, first=first)
         held: _Held = (None, None)
         occasions = []
         if run is not None:
@@ -221,11 +221,11 @@ def _ask_guard(connection: Connection, mentor: Mentor, *, today: date, everybody
     return held.line if held else None, reminders.line if reminders else None
 
 
-def _find_next_run(connection: Connection, mentor: Mentor, *, first: date | None) -> ComingNight | None:
+def _find_next_run(connection: Connection, mentor: Mentor, *, today: date, first: date | None) -> ComingNight | None:
     """Return the first run with a change, without the reminders that are in the log already."""
     runs = list(coming_nights(mentor, first=first)) if first else []
     decisions = [replace(run.decision, reminders=run.reminders) for run in runs]
-    new = {reminder for _, reminder in find_new_reminders(connection, decisions)}
+    new = {reminder for _, reminder in find_new_reminders(connection, decisions, today=today)}
     told = (replace(run, reminders=tuple(reminder for reminder in run.reminders if reminder in new)) for run in runs)
     return next((run for run in told if run.does_something), None)
 

@@ -38,7 +38,7 @@ def write_decisions(
     PauseManagementService(connection).apply(decisions)
     held = guard.hold_reminders(decisions)
     reminded = [d for d in decisions if d.reminders and d.mentor_id not in held]
-    queued = CertificationReminderService(connection, run_id=run_id).queue(reminded)
+    queued = CertificationReminderService(connection, today=today, run_id=run_id).queue(reminded)
     pushed = [d for d in decisions if d.push]
     moved_from = {d.mentor_id: d.moved_from for d in pushed if d.moved_from is not None}
     portal.queue([(d.mentor_id, d.visible) for d in pushed], moved_from=moved_from)

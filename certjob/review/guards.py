@@ -102,7 +102,7 @@ class MassChangeGuard:
             most = max(rules.MASS_REMINDER_LIMIT, self._allow[organisation.slug]) - self.reminded[organisation.id]
             if key not in self.held and sum(len(d.reminders) for d in group) <= most:
                 continue
-            new = find_new_reminders(self._connection, group)
+            new = find_new_reminders(self._connection, group, today=self._today)
             if key not in self.held and len(new) > most:
                 self._hold(organisation.id, organisation.slug)
             if key in self.held:
@@ -141,7 +141,7 @@ class MassChangeGuard:
             self._connection, today=self._today, organisation_id=organisation_id, everybody=self._everybody
         ):
             pending.update(str(d.change) for d in decisions if self._is_surprising(d))
-            new = find_new_reminders(self._connection, decisions)
+            new = find_new_reminders(self._connection, decisions, today=self._today)
             pending[REMINDERS] += len(new)
             pending[_REMINDED] += len({mentor_id for mentor_id, _ in new})
         for what, reason in self._judge(organisation_id, slug, pending, past=self._read_past(organisation_id)).items():

@@ -28,6 +28,7 @@ CREATE TABLE certjob.cert_notification_log (
     attempts        integer NOT NULL DEFAULT 0 CHECK (attempts >= 0),
     next_attempt_at timestamptz NOT NULL DEFAULT now(),
     claim_token     uuid,
+    attempted_on    date,  -- the date of the run that claimed it last; of a sent row the day of the mail
     queued_at       timestamptz NOT NULL DEFAULT now(),
     deferred_since  timestamptz,  -- when the server first asked to try again later, unless that was before queued_at
     sent_at         timestamptz,
@@ -41,6 +42,47 @@ CREATE TABLE certjob.cert_notification_log (
 CREATE INDEX cert_notification_log_due_idx ON certjob.cert_notification_log (next_attempt_at, id)
     WHERE status = 'pending';
 CREATE INDEX cert_notification_log_failed_idx ON certjob.cert_notification_log (id) WHERE status = 'failed';
+
+-- Returns whether a row of the log has sent a mail about this last day, now or in an earlier cycle: with this threshold, or
+-- since the day on which the threshold was reached. A mail of a later day does not count, because a clock was wrong.
+CREATE FUNCTION certjob_private.has_mailed(
+    log certjob.cert_notification_log, last_day date, threshold integer, today date
+) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT EXISTS (
+        SELECT
+        FROM (
+            SELECT log.expires_on, log.status, log.attempted_on
+            UNION ALL
+            SELECT (h ->> 'expires_on')::date, h ->> 'status', (h ->> 'attempted_on')::date
+            FROM jsonb_array_elements(log.history) AS h
+        ) AS mail (about, status, sent_on)
+        WHERE mail.about = last_day
+            AND mail.status = 'sent'
+            AND (log.threshold_days = threshold OR mail.sent_on BETWEEN last_day - threshold AND today)
+    )
+$$;
+
+-- Returns whether a reminder need not be sent, because a mail about this certificate, another one of its kind or a deleted
+-- one has said the same; see has_mailed.
+CREATE FUNCTION certjob_private.is_mailed(
+    of_mentor uuid, certificate_id uuid, last_day date, threshold integer, today date
+) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT EXISTS (
+        SELECT
+        FROM certjob.cert_notification_log AS l
+        LEFT JOIN certjob.certificates AS c ON c.id = l.cert_id AND c.mentor_id = l.mentor_id
+        WHERE l.mentor_id = of_mentor
+            AND (l.expires_on = last_day OR l.history <> '[]')
+            AND (
+                l.cert_id = certificate_id
+                OR c.id IS NULL
+                OR c.kind = (SELECT k.kind FROM certjob.certificates AS k WHERE k.id = certificate_id)
+            )
+            AND certjob_private.has_mailed(l, last_day, threshold, today)
+    )
+$$;
 
 -- The coordinators' daily mails: at most one open row per coordinator.
 CREATE TABLE certjob.coordinator_digests (

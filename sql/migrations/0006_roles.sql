@@ -35,6 +35,8 @@ FROM (VALUES
         certjob.held_mentors,certjob.review_problems,certjob.portal_unknown_contacts,certjob.acknowledgements}', NULL),
     ('certjob_worker', '{INSERT,UPDATE}', 'TABLE', '{certjob.portal_last_reading}', NULL),
     ('certjob_worker', '{EXECUTE}', 'FUNCTION', '{"certjob.prune(timestamptz, integer)",certjob.current_alerts(date),
+        "certjob_private.has_mailed(certjob.cert_notification_log, date, integer, date)",
+        "certjob_private.is_mailed(uuid, uuid, date, integer, date)",
         certjob_private.no_full_run_alert(date),certjob_private.contact_is_taken(uuid)}', NULL),
 
     -- The app's server writes no derived columns. It may set ids and keys, because an upsert names them.

@@ -33,6 +33,8 @@ CALLABLE = {
     "current_alerts": [WORKER, SERVER],
     "no_full_run_alert": [WORKER, SERVER],
     "coordinator_organisation_id": [COORDINATOR],
+    "has_mailed": [WORKER],
+    "is_mailed": [WORKER],
     "prune": [WORKER],
     "request_portal_resync": [COORDINATOR],
     "user_id": [COORDINATOR],

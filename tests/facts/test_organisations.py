@@ -1,7 +1,8 @@
 """Create and change organisations and their coordinators."""
 
+import json
 from dataclasses import replace
-from datetime import date
+from datetime import date, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -17,6 +18,7 @@ from certjob.facts.organisations import (
     set_organisation,
 )
 from tests.conftest import Certjob
+from tests.support.command_line import today
 from tests.support.facts import TODAY, Facts
 
 USER = UUID("5f0c1f9e-9d0b-4f0f-9a55-0d9c3b6f8a21")
@@ -158,6 +160,17 @@ def test_at_most_50_thresholds_are_read_and_each_within_ten_years() -> None:
     for text in (f"{fifty},50", "60;30", "60,", "3651", "-3651"):
         with pytest.raises(ValueError, match="not a list of at most 50 days"):
             read_thresholds(text)
+
+
+def test_new_thresholds_announce_the_reminders_that_follow(here: Certjob, facts: Facts) -> None:
+    """Otherwise a threshold of 600 days would mail nearly everyone without a question."""
+    home = facts.organisation(thresholds=())
+    for days in (20, 25, 40):
+        facts.certified_mentor(home, today() + timedelta(days=days))
+
+    said = [here("organisation", "set", "hlf", "--thresholds", days, "--json") for days in ("30", "30,60", "1")]
+
+    assert [json.loads(each.stdout)["coming_reminders"] for each in said] == [2, 3, 0]
 
 
 def test_portal_none_reports_the_open_hides(here: Certjob, facts: Facts) -> None:

@@ -317,3 +317,90 @@ def test_deferred_reminder_is_an_alert_a_day_after_the_first_refusal(nights: Nig
     nights.make_due()
     assert [message.kind for message in nights.night(3)] == ["reminder"]
     assert read_alerts(nights.connection, today=TODAY) == []
+
+
+@pytest.mark.parametrize("rewrite", [False, True], ids=["same certificate", "entered again every day"])
+def test_changed_thresholds_repeat_no_mail(nights: Nights, kari: UUID, *, rewrite: bool) -> None:
+    """The 60-day reminder would say what the 30-day one has said since its day. A dry run announces the same mails."""
+    nights.execute("UPDATE certificates SET expires_on = %s", day(30))
+    mails = nights.night()
+    nights.execute("UPDATE organisations SET reminder_thresholds = '{60,28}'")
+
+    for number in (1, 2, 3):
+        if rewrite:
+            nights.execute("DELETE FROM certificates")
+            nights.facts.certificate(kari, day(30))
+        nights.night(number, dry_run=True)
+        planned = nights.report.to_document()["reminders"]["queued"]
+        mails += (sent := nights.night(number))
+        assert len(sent) == planned
+
+    assert [mail.threshold_days for mail in mails] == [30, 28]
+
+
+@pytest.mark.usefixtures("kari")
+@pytest.mark.parametrize(
+    ("change", "sent"),
+    [
+        ("status = 'failed'", 1),
+        ("attempted_on = '2026-01-01'", 1),
+        ("attempted_on = '2026-03-12'", 1),
+        ("attempted_on = '2026-03-11'", 0),
+        ("threshold_days = 60, attempted_on = '2026-01-01'", 0),
+    ],
+    ids=["not sent", "sent before the threshold", "sent on a later day", "sent since", "sent with this threshold"],
+)
+def test_threshold_is_done_if_a_mail_has_said_the_same_since_its_day(nights: Nights, change: str, sent: int) -> None:
+    """The 60-day threshold was reached on 3 February. A mail of a later day was sent with a wrong clock."""
+    nights.night()
+    nights.execute(f"UPDATE cert_notification_log SET {change}")
+
+    nights.execute("UPDATE organisations SET reminder_thresholds = '{60}'")
+
+    assert len(nights.night(1)) == sent
+
+
+@pytest.mark.usefixtures("kari")
+def test_reminder_that_another_one_has_made_superfluous_is_cancelled(nights: Nights) -> None:
+    """It was queued before the other one was sent."""
+    nights.night()
+    nights.execute("UPDATE organisations SET reminder_thresholds = '{60}'")
+    nights.execute(
+        "INSERT INTO cert_notification_log (mentor_id, threshold_days, cert_id, expires_on)"
+        " SELECT mentor_id, 60, cert_id, expires_on FROM cert_notification_log"
+    )
+
+    nights.stage()
+
+    assert nights.sent == []
+    assert log(nights, "status, last_error") == [("cancelled", "mailed already"), ("sent", None)]
+
+
+@pytest.mark.parametrize("how", ["deleted and entered again", "new id"])
+def test_reminder_of_a_certificate_with_another_id_is_sent(nights: Nights, kari: UUID, how: str) -> None:
+    """Between the review and the mail, an app may write all certificates again. The next review repeats no mail."""
+    nights.review()
+    if how == "new id":
+        nights.execute("UPDATE certificates SET id = gen_random_uuid()")
+    else:
+        nights.execute("DELETE FROM certificates")
+        nights.facts.certificate(kari, day(25), issued_on=date(2025, 1, 1))
+
+    nights.stage()
+
+    assert [message.threshold_days for message in nights.sent] == [30]
+    assert nights.night(1) == []
+
+
+def test_reminder_of_a_certificate_that_was_entered_again_with_another_day_is_cancelled(
+    nights: Nights, kari: UUID
+) -> None:
+    """The next review queues the reminder of the new day."""
+    nights.review()
+    nights.execute("DELETE FROM certificates")
+    nights.facts.certificate(kari, day(26))
+
+    nights.stage()
+
+    assert log(nights, "status, last_error") == [("cancelled", "deleted")]
+    assert [message.expires_on for message in nights.night()] == [day(26)]

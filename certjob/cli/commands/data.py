@@ -132,8 +132,11 @@ def organisation_set(
     the changes that the next run will make.
     """
     from certjob.facts import organisations
+    from certjob.facts.lookup import find_organisation
+    from certjob.reports.forecast import count_coming_reminders
 
     call = Call(context=context, json=json, verbose=verbose, quiet=quiet, env_file=env_file)
+    reminders = 0
     with call.session(interruptible=True) as opened:
         done = organisations.set_organisation(
             opened.connection,
@@ -149,10 +152,19 @@ def organisation_set(
             renewal_url=renewal_url,
             sender=sender,
         )
+        if thresholds is not None:
+            reminders = count_coming_reminders(
+                opened.connection,
+                today=opened.settings.today,
+                organisation_id=find_organisation(opened.connection, slug),
+            )
     if call.json:
         outcome = "attention" if done.open_hides else "ok"
-        plain.print_json({"outcome": outcome, "organisation": slug} | asdict(done))
+        plain.print_json({"outcome": outcome, "organisation": slug} | asdict(done) | {"coming_reminders": reminders})
     opened.output.line(f"{slug}: {'created' if done.created else 'changed' if done.changed else 'nothing to change'}")
+    if reminders:
+        one = "1 reminder" if reminders == 1 else f"{reminders:,} reminders"
+        opened.output.line(f"{slug}: the next run will queue {one}")
     if not done.open_hides:
         return 0
     call.attention(f"{slug}: hides that the portal has not confirmed: {done.open_hides:,}; hide these mentors by hand")

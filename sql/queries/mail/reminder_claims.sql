@@ -29,6 +29,7 @@ SELECT id FROM untried UNION ALL SELECT id FROM tried
 UPDATE cert_notification_log AS l
 SET claim_token = %(token)s,
     attempts = l.attempts + 1,
+    attempted_on = %(today)s,
     next_attempt_at = now() + make_interval(secs => %(lease_seconds)s),
     maybe_sent = l.maybe_sent OR l.claim_token IS NOT NULL
 WHERE l.id = ANY (%(ids)b::bigint[])
@@ -42,8 +43,11 @@ WHERE m.id = (SELECT l.mentor_id FROM cert_notification_log AS l WHERE l.id = %(
 FOR NO KEY UPDATE
 
 -- name: read_reminded_certificate
--- A review may have moved a claimed reminder to a certificate that was entered again.
-SELECT cert_id FROM cert_notification_log WHERE id = %(id)s AND claim_token = %(token)s
+-- A review may have moved a claimed reminder to a certificate that was entered again. Another reminder may have said the
+-- same since this one was queued.
+SELECT cert_id, certjob_private.is_mailed(mentor_id, cert_id, expires_on, threshold_days, %(today)s) AS is_mailed
+FROM cert_notification_log
+WHERE id = %(id)s AND claim_token = %(token)s
 
 -- name: read_recipient
 -- The contents of a reminder apart from the facts.

@@ -4,11 +4,7 @@ SELECT n.mentor_id, n.threshold_days, n.cert_id
 FROM unnest(%(mentor_ids)b::uuid[], %(thresholds)b::int[], %(cert_ids)b::uuid[], %(expiries)b::date[])
     AS n (mentor_id, threshold_days, cert_id, expires_on)
 LEFT JOIN LATERAL (
-    SELECT o.id, o.expires_on, o.status,
-        bool_or(
-            (o.expires_on = n.expires_on AND o.status = 'sent')
-            OR o.history @> jsonb_build_array(jsonb_build_object('expires_on', n.expires_on, 'status', 'sent'))
-        ) OVER () AS was_sent
+    SELECT o.id, o.expires_on, o.status
     FROM cert_notification_log AS o
     LEFT JOIN certificates AS h ON h.id = o.cert_id AND h.mentor_id = o.mentor_id
     WHERE o.mentor_id = n.mentor_id
@@ -26,8 +22,8 @@ LEFT JOIN LATERAL (
     ORDER BY o.cert_id <> n.cert_id, o.id
     LIMIT 1
 ) AS l ON true
-WHERE l.id IS NULL
-    OR ((l.expires_on <> n.expires_on OR l.status IN ('cancelled', 'superseded')) AND NOT l.was_sent)
+WHERE (l.id IS NULL OR l.expires_on <> n.expires_on OR l.status IN ('cancelled', 'superseded'))
+    AND NOT certjob_private.is_mailed(n.mentor_id, n.cert_id, n.expires_on, n.threshold_days, %(today)s)
 
 -- name: find_without_address
 -- Mentors without an address; as in read_recipient.
@@ -73,9 +69,7 @@ WITH known AS MATERIALIZED (
         ) AS number
     FROM (SELECT DISTINCT d.mentor_id, d.threshold_days, d.expires_on FROM due AS d) AS d
     CROSS JOIN LATERAL (
-        SELECT o.id, o.cert_id,
-            (o.expires_on = d.expires_on AND o.status = 'sent')
-            OR o.history @> jsonb_build_array(jsonb_build_object('expires_on', d.expires_on, 'status', 'sent')) AS was_sent
+        SELECT o.id, o.cert_id, certjob_private.has_mailed(o, d.expires_on, d.threshold_days, NULL) AS was_sent
         FROM cert_notification_log AS o
         WHERE o.mentor_id = d.mentor_id
             AND o.threshold_days = d.threshold_days
@@ -102,15 +96,16 @@ WHERE l.id = pair.id
 
 -- name: queue_reminders
 -- One row per mentor, threshold and certificate.
---   same last day                    no change, but a cancelled or superseded reminder is queued again
---   new last day                     queued again, and the earlier values go to the history
---   last day that was mailed before  no change, also if the mail was about a certificate that was deleted since
+--   same last day           no change, but a cancelled or superseded reminder is queued again
+--   new last day            queued again, and the earlier values go to the history
+--   is_mailed says so       no change, and no row
 -- If a mail about the same last day may have been sent, the new one says that it may be a repeat. Rows are locked in the
 -- order of mentors, as in all statements that lock several, which prevents deadlocks.
 INSERT INTO cert_notification_log AS l (mentor_id, threshold_days, cert_id, expires_on, run_id)
 SELECT n.mentor_id, n.threshold_days, n.cert_id, n.expires_on, %(run_id)s
 FROM unnest(%(mentor_ids)b::uuid[], %(thresholds)b::int[], %(cert_ids)b::uuid[], %(expiries)b::date[])
     AS n (mentor_id, threshold_days, cert_id, expires_on)
+WHERE NOT certjob_private.is_mailed(n.mentor_id, n.cert_id, n.expires_on, n.threshold_days, %(today)s)
 ORDER BY n.mentor_id, n.threshold_days, n.cert_id
 ON CONFLICT (mentor_id, threshold_days, cert_id) DO UPDATE
 SET expires_on = excluded.expires_on,
@@ -125,23 +120,12 @@ SET expires_on = excluded.expires_on,
     run_id = excluded.run_id,
     history = l.history || jsonb_build_array(jsonb_build_object(
         'expires_on', l.expires_on, 'status', l.status, 'queued_at', l.queued_at, 'sent_at', l.sent_at,
+        'attempted_on', l.attempted_on,
         'attempts', l.attempts, 'maybe_sent', l.maybe_sent OR l.claim_token IS NOT NULL, 'last_error', l.last_error
     )),
     maybe_sent = (l.expires_on = excluded.expires_on AND (l.maybe_sent OR l.claim_token IS NOT NULL))
         OR l.history @> jsonb_build_array(jsonb_build_object('expires_on', excluded.expires_on, 'maybe_sent', true))
-WHERE (l.expires_on <> excluded.expires_on OR l.status IN ('cancelled', 'superseded'))
-    AND NOT EXISTS (
-        SELECT
-        FROM cert_notification_log AS o
-        LEFT JOIN certificates AS h ON h.id = o.cert_id AND h.mentor_id = o.mentor_id
-        WHERE o.mentor_id = l.mentor_id
-            AND o.threshold_days = l.threshold_days
-            AND (h.id IS NULL OR h.kind = (SELECT c.kind FROM certificates AS c WHERE c.id = l.cert_id))
-            AND (
-                (o.expires_on = excluded.expires_on AND o.status = 'sent')
-                OR o.history @> jsonb_build_array(jsonb_build_object('expires_on', excluded.expires_on, 'status', 'sent'))
-            )
-    )
+WHERE l.expires_on <> excluded.expires_on OR l.status IN ('cancelled', 'superseded')
 RETURNING l.mentor_id, l.threshold_days, l.cert_id
 
 -- name: supersede_reminders
