@@ -40,42 +40,37 @@ def ping(
     ``warn`` gets a line without the address, which is secret.
     """
     how = "" if exit_code in (0, 3) else "/fail"
-    seconds = AFTER_A_SIGNAL_SECONDS if stop.is_set() else TOTAL_SECONDS
     url = f"{address.rstrip('/')}{how}?rid={run_id}"
-    body = {"exit_code": exit_code, **about}
+    ends_at = time.monotonic() + (AFTER_A_SIGNAL_SECONDS if stop.is_set() else TOTAL_SECONDS)
     try:
-        reason = run_alone(_ping(url, body, ends_at=time.monotonic() + seconds, stop=stop))
+        reason = run_alone(_ping(url, {"exit_code": exit_code, **about}, ends_at=ends_at, stop=stop))
     except Exception as error:  # noqa: BLE001 - a ping must not fail the run
         reason = type(error).__name__  # its text could quote the address
     if reason is not None:
         warn(f"the ping to CERTJOB_PING_URL failed: {reason}; the run itself is not affected")
 
 
-async def _ping(url: str, counts: Mapping[str, Any], *, ends_at: float, stop: StopFlag) -> str | None:
+async def _ping(url: str, body: Mapping[str, Any], *, ends_at: float, stop: StopFlag) -> str | None:
+    """Post the ping, and repeat it once if it fails and time is left. Return why it failed."""
+    about: dict[str, Any] = {"headers": {"User-Agent": f"certjob/{__version__}"}, "json": body, "max_body_bytes": 0}
     async with HttpClient() as client:
-        reason = await _post(client, url, counts, ends_at=ends_at)
-        if reason is not None and time.monotonic() + PAUSE_SECONDS < ends_at and not stop.is_set():
+        for is_repeat in (False, True):
+            seconds = max(ends_at - time.monotonic(), 0.05)
+            try:
+                reason = _refusal((await client.request("POST", url, **about, deadline_seconds=seconds)).status_code)
+            except httpx.TransportError as error:
+                reason = _reason(error)
+            if reason is None or is_repeat or stop.is_set() or time.monotonic() + PAUSE_SECONDS > ends_at:
+                break
             await asyncio.sleep(PAUSE_SECONDS)
-            reason = await _post(client, url, counts, ends_at=ends_at)
-        return reason
+    return reason
 
 
-async def _post(client: HttpClient, url: str, counts: Mapping[str, Any], *, ends_at: float) -> str | None:
-    try:
-        answer = await client.request(
-            "POST",
-            url,
-            headers={"User-Agent": f"certjob/{__version__}"},
-            json=counts,
-            deadline_seconds=max(ends_at - time.monotonic(), 0.05),
-            max_body_bytes=0,
-        )
-    except httpx.TransportError as error:
-        return _reason(error)
-    if 200 <= answer.status_code < 300:
+def _refusal(status_code: int) -> str | None:
+    if 200 <= status_code < 300:
         return None
-    hint = "" if answer.status_code == 429 or answer.status_code >= 500 else ", so it is not a ping address"
-    return f"its host answered {answer.status_code}{hint}"
+    is_no_address = status_code < 500 and status_code != 429
+    return f"its host answered {status_code}{', so it is not a ping address' if is_no_address else ''}"
 
 
 def _reason(error: httpx.TransportError) -> str:
@@ -84,6 +79,4 @@ def _reason(error: httpx.TransportError) -> str:
         return "its host did not answer in time"
     if "CERTIFICATE_VERIFY_FAILED" in str(error):
         return "its host's certificate is not trusted"
-    if isinstance(error, httpx.ConnectError):
-        return "its host cannot be reached"
-    return "the connection to its host broke"
+    return "its host cannot be reached" if isinstance(error, httpx.ConnectError) else "the connection to its host broke"
