@@ -20,8 +20,10 @@ class Filter:
 
     statuses: frozenset[Status] = frozenset()
     """Empty: any."""
-    within_days: int | None = None
-    """The maximum distance of the last day from today, in both directions."""
+    from_on: date | None = None
+    """The first of the last days to list. None: any."""
+    to_on: date | None = None
+    """The last of them. None: any."""
     organisation_id: UUID | None = None
     with_left: bool = False
     """Include mentors who have left."""
@@ -101,7 +103,7 @@ def _rows(mentor: Mentor, name: str | None, *, today: date, wanted: Filter) -> I
         days_left, status = (certificate.expires_on - today).days, statuses[certificate.id]
         if wanted.statuses and status not in wanted.statuses:
             continue
-        if wanted.within_days is not None and abs(days_left) > wanted.within_days:
+        if not (wanted.from_on or date.min) <= certificate.expires_on <= (wanted.to_on or date.max):
             continue
         yield listed(
             kind=certificate.kind,
@@ -112,5 +114,6 @@ def _rows(mentor: Mentor, name: str | None, *, today: date, wanted: Filter) -> I
             certificate_id=certificate.id,
         )
     asks_for_mentors = wanted.without_contact_id or wanted.without_address or wanted.without_certificate
-    if not mentor.certificates and asks_for_mentors and not wanted.statuses and wanted.within_days is None:
+    asks_for_certificates = wanted.statuses or wanted.from_on or wanted.to_on
+    if not mentor.certificates and asks_for_mentors and not asks_for_certificates:
         yield listed()

@@ -14,12 +14,16 @@ from certjob.domain.models import Status
 from certjob.facts import reading as facts_reading
 from certjob.reports.listing import Filter, ListedCertificate, list_certificates
 from tests.conftest import Certjob
+from tests.support.command_line import today
 from tests.support.facts import TODAY, Facts
 from tests.support.programmes import random_programme
 
 
 def listed(connection: Connection, **wanted: Any) -> list[ListedCertificate]:
     return list(list_certificates(connection, today=TODAY, wanted=Filter(**wanted)).rows)
+
+
+DAY = timedelta(days=1)
 
 
 def row(**values: Any) -> ListedCertificate:
@@ -59,8 +63,10 @@ def test_list_filters_combine(connection: Connection, facts: Facts) -> None:
     for wanted, numbers in (
         ({"organisation_id": hlf}, ["hlf -5", "hlf 5", "hlf 200"]),
         ({"organisation_id": hlf, "with_left": True}, ["hlf -5", "left", "hlf 5", "hlf 200"]),
-        ({"organisation_id": nhf, "within_days": 5}, ["nhf -5", "nhf 5"]),
-        ({"organisation_id": nhf, "within_days": 5, "statuses": {Status.EXPIRED, Status.VALID}}, ["nhf -5"]),
+        ({"organisation_id": nhf, "from_on": TODAY - 5 * DAY, "to_on": TODAY + 5 * DAY}, ["nhf -5", "nhf 5"]),
+        ({"organisation_id": nhf, "from_on": TODAY - 4 * DAY}, ["nhf 5", "nhf 200"]),
+        ({"organisation_id": nhf, "to_on": TODAY + 4 * DAY}, ["nhf -5"]),
+        ({"organisation_id": nhf, "to_on": TODAY + 5 * DAY, "statuses": {Status.EXPIRED, Status.VALID}}, ["nhf -5"]),
     ):
         assert [row.member_no for row in listed(connection, **wanted)] == numbers
 
@@ -83,7 +89,7 @@ def test_list_names_mentors_who_lack_something(connection: Connection, facts: Fa
         ({"without_contact_id": True}, {"no contact"}),
         ({"without_address": True}, {"no address", "blank"}),
         ({"without_certificate": True}, {"nothing", "optional"}),
-        ({"without_certificate": True, "within_days": 30}, {"optional"}),
+        ({"without_certificate": True, "to_on": TODAY + 30 * DAY}, {"optional"}),
     ):
         assert {row.member_no for row in listed(connection, **wanted)} == numbers
 
@@ -121,6 +127,24 @@ def test_csv_is_rfc_4180(capsys: pytest.CaptureFixture[str]) -> None:
 def test_spreadsheet_computes_no_text_of_the_csv(text: str, written: str) -> None:
     """An apostrophe precedes each formula, also if a spreadsheet splits cells at other separators."""
     assert spreadsheet_text(text) == written
+
+
+def test_list_within_days_has_none_that_have_ended(here: Certjob, facts: Facts) -> None:
+    """--within N is today and the next N days, also with --from and --to. A mistaken order is refused."""
+    organisation, now = facts.organisation(), today()
+    for days in (-1, 0, 3, 4):
+        facts.certified_mentor(organisation, now + days * DAY, member_no=f"M{days}")
+
+    def numbers(*options: object) -> list[str]:
+        lines = here("list", *map(str, options)).stdout.splitlines()[1:]
+        return [line.split(",")[1] for line in lines]
+
+    assert numbers("--within", 3) == ["M0", "M3"]
+    assert numbers("--within", 3, "--from", now + DAY) == ["M3"]
+    assert numbers("--within", 36_500, "--to", now) == ["M0"]
+    assert numbers("--to", now) == ["M-1", "M0"]
+    assert numbers("--from", now + 3 * DAY) == ["M3", "M4"]
+    assert here("list", "--from", "2027-05-31", "--to", "2027-05-01").returncode == 2
 
 
 def test_list_without_a_terminal_is_csv_in_utf_8(certjob: Certjob, facts: Facts) -> None:

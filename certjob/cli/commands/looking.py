@@ -1,6 +1,6 @@
 """The commands that only read, and ``alerts --retry-all``."""
 
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,6 +15,7 @@ from certjob.cli.options import (
     OrganisationSlug,
     Quiet,
     Verbose,
+    parse_day,
     parse_duration,
 )
 from certjob.cli.session import Call, Commands
@@ -166,7 +167,7 @@ def _parse_status(word: str) -> Status:
 @app.command(
     "list",
     short_help="List mentors and their certificates.",
-    examples=("certjob list --within 60 --organisation hlf", "certjob list --status expired --csv > expired.csv"),
+    examples=("certjob list --within 60 --organisation hlf", "certjob list --from 2027-05-01 --to 2027-05-31 --csv"),
 )
 def list_(
     context: typer.Context,
@@ -180,11 +181,23 @@ def list_(
             help="Only these: upcoming, valid, expiring, expired, renewed or revoked. May be repeated.",
         ),
     ] = None,
+    from_: Annotated[
+        date | None,
+        typer.Option(
+            "--from", parser=parse_day, metavar="DATE", help="Only certificates whose last day is DATE or later."
+        ),
+    ] = None,
+    to: Annotated[
+        date | None,
+        typer.Option(
+            "--to", parser=parse_day, metavar="DATE", help="Only certificates whose last day is DATE or earlier."
+        ),
+    ] = None,
     within: Annotated[
         int | None,
         typer.Option(
             metavar="DAYS",
-            help="Only certificates whose last day is at most DAYS before or after today.",
+            help="Only certificates whose last day is today or one of the next DAYS days.",
             min=0,
             max=36_500,
         ),
@@ -214,11 +227,15 @@ def list_(
     from certjob.reports.listing import Filter, list_certificates
 
     call = Call(context=context, json=json, verbose=verbose, env_file=env_file)
+    if from_ is not None and to is not None and from_ > to:
+        message = f"--from {from_} is after --to {to}"
+        raise UsageError(message, next_step="swap them")
     with call.session(interruptible=True) as opened:
         today = opened.settings.today
         wanted = Filter(
             statuses=frozenset(status or ()),
-            within_days=within,
+            from_on=max(from_ or today, today) if within is not None else from_,
+            to_on=min(to or date.max, today + timedelta(days=within)) if within is not None else to,
             organisation_id=find_organisation(opened.connection, organisation) if organisation else None,
             with_left=with_left,
             without_contact_id=without_contact_id,

@@ -9,11 +9,12 @@ WHERE m.id > %(after)s
     AND (NOT %(without_contact_id)s OR (o.portal IS NOT NULL AND m.dynamics_contact_id IS NULL))
     AND (NOT %(without_address)s OR btrim(coalesce(m.email, '')) = '')
     AND (
-        %(within_days)s::integer IS NULL
+        (%(from_on)s::date IS NULL AND %(to_on)s::date IS NULL)
         OR EXISTS (
             SELECT
             FROM certificates AS c
-            WHERE c.mentor_id = m.id AND abs(c.expires_on - %(today)s) <= %(within_days)s
+            WHERE c.mentor_id = m.id AND c.expires_on BETWEEN coalesce(%(from_on)s, '-infinity')
+                AND coalesce(%(to_on)s, 'infinity')
         )
     )
 ORDER BY m.id
