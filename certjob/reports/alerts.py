@@ -38,7 +38,7 @@ class Alert:
     last_failed_at: datetime | None
     calls: int | None
     number: int | None
-    """The number that ``--allow`` permits, or the number of certificates that ended since the last full run."""
+    """The number that ``--allow`` permits, or the number of mentors who must not be visible and may still be."""
     day: date | None
     fingerprint: str
     """What a person sees in the alert. An acknowledgement ends when it changes."""

@@ -254,6 +254,44 @@ LEFT JOIN certjob.acknowledgements AS k ON k.alert_id = a.alert_id
 WHERE (a.until IS NULL OR a.until >= current_date) AND (k.alert_id IS NULL OR k.ended_at IS NOT NULL
     OR k.until < current_date OR k.fingerprint <> a.fingerprint);
 
+-- Mentors who must not be visible on their portal, without a confirmation that they are hidden, and since when.
+-- A mentor whose facts have changed, or whose certificate has ended, is due for a review; the others have an open hide.
+CREATE FUNCTION certjob_private.unhidden_mentors(today date) RETURNS TABLE (
+    mentor_id uuid, organisation_id uuid, since timestamptz
+)
+LANGUAGE sql STABLE AS $$
+    SELECT m.id, m.organisation_id, must_hide.since
+    FROM (
+        SELECT due.id FROM certjob.mentors AS due WHERE due.review_on <= today
+        UNION
+        SELECT e.mentor_id FROM certjob.portal_sync_events AS e
+        WHERE e.status IN ('pending', 'blocked') AND NOT e.visible
+    ) AS candidate
+    JOIN certjob.mentors AS m ON m.id = candidate.id
+    JOIN certjob.organisations AS o ON o.id = m.organisation_id AND o.portal IS NOT NULL
+    CROSS JOIN LATERAL (
+        SELECT min(reason.since) AS since
+        FROM (
+            SELECT m.left_at
+            UNION ALL
+            SELECT p.paused_at FROM certjob.mentor_pauses AS p WHERE p.mentor_id = m.id AND p.lifted_at IS NULL
+            UNION ALL
+            SELECT max(least(c.revoked_at, (c.expires_on + 1)::timestamp AT TIME ZONE 'UTC'))
+            FROM certjob.certificates AS c
+            WHERE c.mentor_id = m.id AND c.kind <> ALL (o.optional_kinds)
+                AND (c.issued_on <= today OR c.revoked_at IS NOT NULL)
+            GROUP BY c.kind
+            HAVING NOT bool_or(c.revoked_at IS NULL AND c.expires_on >= today)
+        ) AS reason (since)
+    ) AS must_hide
+    LEFT JOIN LATERAL (
+        SELECT e.visible FROM certjob.portal_sync_events AS e
+        WHERE e.mentor_id = m.id AND e.status = 'delivered' ORDER BY e.id DESC LIMIT 1
+    ) AS confirmed ON true
+    WHERE must_hide.since IS NOT NULL
+        AND CASE WHEN confirmed.visible IS NULL THEN m.dynamics_contact_id IS NOT NULL ELSE confirmed.visible END;
+$$;
+
 -- The kinds that only an operator can act on. `name` is the person if that is not a mentor.
 CREATE FUNCTION certjob_private.no_full_run_alert(today date) RETURNS TABLE (
     kind text, organisation_id uuid, mentor_id uuid, subject text, name text, row_id bigint, since timestamptz,
@@ -263,12 +301,12 @@ LANGUAGE sql STABLE AS $$
     SELECT 'no_full_run', NULL::uuid, NULL::uuid, coalesce(last_run.as_of::text, 'never'), NULL, NULL::bigint,
         coalesce(last_run.finished_at, first_run.finished_at) + interval '26 hours', 'No full run', 'not_run',
         coalesce('No full run since ' || to_char(last_run.as_of, 'FMDD FMMonth YYYY'), 'No full run has finished')
-            || CASE ended.number
+            || CASE unhidden.number
                 WHEN 0 THEN ''
-                WHEN 1 THEN '; 1 certificate has ended since, and that mentor may still be visible'
-                ELSE format('; %s certificates have ended since, and those mentors may still be visible', ended.number)
+                WHEN 1 THEN '; 1 mentor who must not be visible may still be visible'
+                ELSE format('; %s mentors who must not be visible may still be visible', unhidden.number)
             END,
-        ended.number, last_run.as_of, md5(ended.number::text)
+        unhidden.number, last_run.as_of, md5(concat_ws(' ', last_run.as_of, extract(epoch FROM unhidden.newest)))
     FROM (SELECT min(r.finished_at) AS finished_at FROM certjob.job_runs AS r) AS first_run
     LEFT JOIN LATERAL (
         SELECT r.as_of, r.finished_at FROM certjob.job_runs AS r
@@ -277,12 +315,10 @@ LANGUAGE sql STABLE AS $$
         ORDER BY r.finished_at DESC LIMIT 1
     ) AS last_run ON true
     CROSS JOIN LATERAL (
-        SELECT count(*)::integer AS number
-        FROM certjob.certificates AS c JOIN certjob.mentors AS m ON m.id = c.mentor_id
-        JOIN certjob.organisations AS o ON o.id = m.organisation_id
-        WHERE c.expires_on >= last_run.as_of AND c.expires_on < today AND c.revoked_at IS NULL
-            AND c.status IN ('valid', 'expiring') AND m.left_at IS NULL AND o.portal IS NOT NULL
-    ) AS ended
+        SELECT count(*)::integer AS number, max(u.since) AS newest
+        FROM certjob_private.unhidden_mentors(today) AS u
+        WHERE first_run.finished_at IS NOT NULL
+    ) AS unhidden
     WHERE coalesce(last_run.finished_at, first_run.finished_at) < now() - interval '26 hours' AND NOT EXISTS (
         SELECT FROM certjob.job_runs AS r  -- a full run that is at work
         WHERE r.command = 'run' AND r.organisation IS NULL AND r.as_of = today AND r.finished_at IS NULL
@@ -324,7 +360,8 @@ WHERE coalesce(last_reading.at, first_push.at) < now() - interval '3 days'
 -- The kinds failed_digests and waiting_digests.
 CREATE VIEW certjob_private.digest_alerts WITH (security_invoker = true) AS
 SELECT CASE d.status WHEN 'failed' THEN 'failed_digests' ELSE 'waiting_digests' END AS kind, c.organisation_id,
-    NULL::uuid AS mentor_id, d.digest_on || ':' || d.id AS subject, coalesce(c.full_name, c.email) AS name, d.id AS row_id,
+    NULL::uuid AS mentor_id, d.digest_on || ':' || d.id AS subject, coalesce(c.full_name, c.email) AS name,
+    d.id AS row_id,
     CASE d.status WHEN 'failed' THEN d.next_attempt_at ELSE least(d.queued_at + interval '1 day', now()) END AS since,
     CASE d.status WHEN 'failed' THEN 'Digest not delivered' ELSE 'Digest has waited for more than a day' END
         AS sentence,
@@ -336,7 +373,7 @@ WHERE d.status = 'failed' OR (d.status = 'pending'
     AND (d.queued_at < now() - interval '1 day' OR d.next_attempt_at > now() + interval '25 hours'));
 
 -- All alerts of a day: those of the view, and those that only an operator can act on.
---   number  also the number of certificates that have ended since the last full run
+--   number  also the number of mentors who must not be visible and may still be, while no full run has finished
 --   day     also the day of the digest, of the last full run, or of the last reading of the portal
 CREATE FUNCTION certjob.current_alerts(today date) RETURNS TABLE (
     alert_id text, kind text, organisation_id uuid, organisation text, mentor_id uuid, member_no text, full_name text,

@@ -37,12 +37,14 @@ FROM (VALUES
     ('certjob_worker', '{EXECUTE}', 'FUNCTION', '{"certjob.prune(timestamptz, integer)",certjob.current_alerts(date),
         "certjob_private.has_mailed(certjob.cert_notification_log, date, integer, date)",
         "certjob_private.is_mailed(uuid, uuid, date, integer, date)",
-        certjob_private.no_full_run_alert(date),certjob_private.contact_is_taken(uuid)}', NULL),
+        certjob_private.no_full_run_alert(date),certjob_private.unhidden_mentors(date),
+        certjob_private.contact_is_taken(uuid)}', NULL),
 
     -- The app's server writes no derived columns. It may set ids and keys, because an upsert names them.
     ('service_role', '{USAGE}', 'SCHEMA', '{certjob,certjob_private}', NULL),
     ('service_role', '{SELECT}', 'ALL TABLES IN SCHEMA', '{certjob,certjob_private}', NULL),
-    ('service_role', '{EXECUTE}', 'FUNCTION', '{certjob.current_alerts(date),certjob_private.no_full_run_alert(date),
+    ('service_role', '{EXECUTE}', 'FUNCTION', '{certjob.current_alerts(date),
+        certjob_private.no_full_run_alert(date),certjob_private.unhidden_mentors(date),
         certjob_private.contact_is_taken(uuid)}', NULL),
     ('service_role', '{INSERT,UPDATE,DELETE}', 'TABLE', '{certjob.organisations,certjob.coordinators}', NULL),
     ('service_role', '{INSERT,UPDATE}', 'TABLE', '{certjob.mentors}',

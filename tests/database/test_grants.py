@@ -32,6 +32,7 @@ CALLABLE = {
     "contact_is_taken": [WORKER, SERVER, COORDINATOR],
     "current_alerts": [WORKER, SERVER],
     "no_full_run_alert": [WORKER, SERVER],
+    "unhidden_mentors": [WORKER, SERVER],
     "coordinator_organisation_id": [COORDINATOR],
     "has_mailed": [WORKER],
     "is_mailed": [WORKER],
@@ -41,7 +42,7 @@ CALLABLE = {
 }
 """Functions that someone other than their owner may call."""
 
-INLINED = {"current_alerts", "no_full_run_alert"}
+INLINED = {"current_alerts", "no_full_run_alert", "unhidden_mentors"}
 """Functions without a search_path, because it would prevent that the planner inlines them. They name each schema."""
 
 NEEDED_BY_COORDINATORS = {"contact_is_taken", "coordinator_organisation_id", "request_portal_resync"}

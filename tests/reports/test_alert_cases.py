@@ -80,7 +80,7 @@ def test_portal_that_was_never_read_is_an_alert_after_three_days(scene: Scene, h
     assert here("status", "-q").returncode == 3
 
 
-def test_overdue_run_is_an_alert_with_the_number_of_ended_certificates(scene: Scene) -> None:
+def test_overdue_run_is_an_alert_with_the_number_of_mentors_who_may_be_visible(scene: Scene) -> None:
     """A full run is overdue after 26 hours."""
     for _ in range(2):
         scene.certified(TODAY + timedelta(days=3))
@@ -93,7 +93,25 @@ def test_overdue_run_is_an_alert_with_the_number_of_ended_certificates(scene: Sc
 
     (alert,) = read_alerts(scene.connection, today=later)
     assert (alert.alert_id, alert.number) == (f"all:no_full_run:{TODAY}", 2)
-    assert alert.error == f"{NO_FULL_RUN}; 2 certificates have ended since, and those mentors may still be visible"
+    assert alert.error == f"{NO_FULL_RUN}; 2 mentors who must not be visible may still be visible"
+
+
+def test_overdue_run_counts_everyone_whose_hide_is_not_confirmed(scene: Scene) -> None:
+    """A pause by a person, a revocation and a departure on the first day without a run. A pushed hide is confirmed."""
+    paused, revoked, left, hidden = (scene.certified(member_no=f"M{number}") for number in range(4))
+    scene.night(FlakyPortal(), channel=None)
+    scene.run_sql(LATE)
+    acknowledge(scene.connection, f"all:no_full_run:{TODAY}", because="x", until=TODAY, today=TODAY)
+    assert alerts(scene) == []
+
+    for mentor in (paused, hidden):
+        scene.facts.pause(mentor)
+    scene.run_sql("UPDATE certificates SET revoked_at = now() WHERE mentor_id = %s", revoked)
+    scene.run_sql("UPDATE mentors SET left_at = now() WHERE id = %s", left)
+    scene.resync(hidden, FlakyPortal())
+
+    (alert,) = alerts(scene)
+    assert (alert.kind, alert.number) == ("no_full_run", 3)
 
 
 def test_overdue_run_is_told_by_alerts_status_and_check(scene: Scene, here: Certjob) -> None:

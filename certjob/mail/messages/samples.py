@@ -101,7 +101,7 @@ def _sections() -> dict[str, list[Words]]:
         return {"expires_on": _TODAY + timedelta(days=days), "days_left": days}
 
     return {
-        "not_run": [{"since": _TODAY, "ended": 3}],
+        "not_run": [{"since": _TODAY, "visible": 3}],
         "held": [
             {"what": what, "since": _SINCE, "mentors": mentors}
             for what, mentors in (("pauses", 33), ("pauses", 1), ("returns", 33), ("reminders", 33), ("portal", 33))

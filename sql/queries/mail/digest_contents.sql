@@ -87,18 +87,13 @@ WHERE kind = 'never_reviewed' AND organisation_id = %(organisation_id)s AND NOT 
 ORDER BY name, member_no
 
 -- name: read_missing_run
--- One row if no run has included the organisation for 26 hours, with the number of certificates that have ended since.
+-- One row if no run has included the organisation for 26 hours, with the number of mentors who must not be visible
+-- and may still be.
 SELECT a.day AS since, md5(a.alert_id) || ':' || a.fingerprint AS key, (
         SELECT count(*)
-        FROM certificates AS c
-        JOIN mentors AS m ON m.id = c.mentor_id
-        WHERE c.expires_on >= a.day
-            AND c.expires_on < %(today)s
-            AND c.status IN ('valid', 'expiring')
-            AND c.revoked_at IS NULL
-            AND m.left_at IS NULL
-            AND m.organisation_id = %(organisation_id)s
-    ) AS ended
+        FROM certjob_private.unhidden_mentors(%(today)s) AS u
+        WHERE u.organisation_id = %(organisation_id)s
+    ) AS visible
 FROM current_alerts(%(today)s) AS a
 WHERE a.kind = 'no_full_run'
     AND a.day IS NOT NULL
