@@ -127,6 +127,10 @@ def _read_alerts(connection: Connection, report: RunReport, *, organisation: str
     if not database.fetch_value(connection, "is_first_report", this_day):
         report.told = Told(stops=stops, old_alerts=True)
     database.execute(connection, "end_acknowledgements", {"today": report.today})
+    report.acknowledged_in_app = {
+        alert_id: f"{alert_id}: user {who} has acknowledged it until {until}; see `certjob alerts --acknowledged`"
+        for alert_id, who, until in database.fetch(connection, "list_untold_acknowledgements")
+    }
     report.attention = read_attention(connection, today=report.today)
     report.new_alerts = [alert for count in report.attention.counts.values() for alert in count.new]
 
@@ -149,4 +153,6 @@ def note_told(connection: Connection, report: RunReport) -> None:
     with suppress(psycopg.Error), database.transaction(connection):  # the next run prints them again
         database.execute(connection, "note_told", {"id": report.run_id})
         database.execute(connection, "note_told_alerts", told)
+        told_now = {"alert_ids": list(report.acknowledged_in_app)}
+        database.execute(connection, "note_told_acknowledgements", told_now)
         database.execute(connection, "forget_told_alerts", {"today": report.today})

@@ -113,6 +113,8 @@ class RunReport:
     """The alert of an overdue full run, unless another delivery of this day has reported it."""
     new_alerts: Sequence[tuple[str, str]] = ()
     """The id and the fingerprint of each alert of this report that no other run of this day has printed."""
+    acknowledged_in_app: Mapping[str, str] = field(default_factory=dict)
+    """A line for each alert that a coordinator has acknowledged and no run has printed, by id. No exit code has it."""
     stopped: list[StageStop] = field(default_factory=list)
     told: Told = NOTHING
     changes: SortedRows[PlannedChange] = field(default_factory=lambda: SortedRows(PlannedChange.sort_key))

@@ -224,14 +224,15 @@ LEFT JOIN LATERAL (
 ) AS m ON true;
 
 -- Alerts that someone has acknowledged. They are left out of lists, exit codes and digests until they end or their
--- fingerprint changes. Only `certjob acknowledge` inserts rows.
+-- fingerprint changes. `certjob acknowledge` and certjob.acknowledge_alert insert rows.
 CREATE TABLE certjob.acknowledgements (
     alert_id        text PRIMARY KEY,
     fingerprint     text NOT NULL,
     because         text NOT NULL CHECK (because <> '' AND length(because) <= 1000),
     until           date,  -- the last day; null: until the alert changes
-    acknowledged_by text NOT NULL,
+    acknowledged_by text NOT NULL,  -- a user of the machine, or the id of a user of the app
     acknowledged_at timestamptz DEFAULT now() NOT NULL,
+    is_told         boolean DEFAULT true NOT NULL,  -- false until a run has printed that someone used the app
     ended_at        timestamptz  -- when a run found that the alert was over or had changed
 );
 

@@ -62,6 +62,39 @@ BEGIN
 END
 $$;
 
+-- The app's `certjob acknowledge`, for alerts about mentors of the coordinator's organisation. `fingerprint` is what the
+-- user has seen. A hold and a missing review are left to operators, because no coordinator can judge them.
+CREATE FUNCTION certjob.acknowledge_alert(alert_id text, fingerprint text, because text, until date) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    alert record;
+BEGIN
+    SELECT a.kind, a.mentor_id, a.fingerprint INTO alert
+    FROM certjob.alerts AS a
+    WHERE a.alert_id = acknowledge_alert.alert_id
+        AND a.organisation_id = (SELECT certjob_private.coordinator_organisation_id());
+    IF NOT FOUND OR alert.fingerprint IS DISTINCT FROM acknowledge_alert.fingerprint THEN
+        RAISE EXCEPTION 'the alert is over, or has changed' USING HINT = 'read the alerts again';
+    END IF;
+    IF alert.mentor_id IS NULL OR alert.kind = 'never_reviewed' THEN
+        RAISE EXCEPTION 'only an operator may acknowledge this alert' USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    IF coalesce(btrim(because), '') = '' OR length(because) > 1000 THEN
+        RAISE EXCEPTION 'the reason must have 1 to 1,000 characters' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    IF coalesce(until NOT BETWEEN current_date AND current_date + 31, true) THEN
+        RAISE EXCEPTION 'the last day must be from % to %', current_date, current_date + 31
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    INSERT INTO certjob.acknowledgements AS k (alert_id, fingerprint, because, until, acknowledged_by, is_told)
+    VALUES (acknowledge_alert.alert_id, alert.fingerprint, btrim(acknowledge_alert.because), acknowledge_alert.until,
+        certjob_private.user_id(), false)
+    ON CONFLICT ON CONSTRAINT acknowledgements_pkey DO UPDATE
+    SET fingerprint = excluded.fingerprint, because = excluded.because, until = excluded.until,
+        acknowledged_by = excluded.acknowledged_by, acknowledged_at = now(), is_told = false, ended_at = NULL;
+END
+$$;
+
 -- Deletes finished rows older than `before`, at most `row_limit` of each table, and returns the number of deleted rows.
 -- It keeps locked rows, open rows, and rows that a later run reads. 90 days are longer than any lease or late reminder.
 CREATE FUNCTION certjob.prune(before timestamptz, row_limit integer) RETURNS integer

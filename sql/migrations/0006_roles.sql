@@ -74,6 +74,7 @@ FROM (VALUES
     ('authenticated', '{INSERT}', 'TABLE', '{certjob.mentor_pauses}', 'id, mentor_id, reason, actor, paused_at'),
     ('authenticated', '{UPDATE}', 'TABLE', '{certjob.mentor_pauses}', 'lifted_at, lifted_by'),
     ('authenticated', '{EXECUTE}', 'FUNCTION', '{certjob.request_portal_resync(uuid),
+        "certjob.acknowledge_alert(text, text, text, date)",
         certjob_private.coordinator_organisation_id(),certjob_private.user_id(),
         certjob_private.contact_is_taken(uuid)}', NULL)
 ) AS r (role, privileges, type, objects, columns)

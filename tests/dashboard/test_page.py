@@ -113,7 +113,8 @@ def test_alert_appears_without_a_reload_and_a_retry_leads_to_a_push(programme: P
 
     page.sees("1 varsel", SENTENCE, "Kari Nordmann", "Portalen hadde problemer da vi prøvde sist", "Neste forsøk")
     page.click("[name=retry]")
-    page.sees("Vi skjuler likepersonen på portalen")
+    page.sees("Vi skjuler likepersonen på portalen", "Vi prøver igjen straks")
+    assert page.evaluate("document.querySelector('[name=retry]')") is None, "one request is enough"
     due = "SELECT next_attempt_at <= now() FROM certjob.portal_sync_events WHERE mentor_id = %s"
     assert programme.value(due, mentor) is True
     programme.portal.default = ok()
@@ -150,6 +151,28 @@ def test_corrected_contact_id_ends_the_alert(programme: Programme) -> None:
     programme.run("deliver")
     page.evaluate("(dispatchEvent(new Event('online')), null)")
     page.sees("Ingen varsler")
+
+
+def test_acknowledged_alert_goes_and_returns_when_it_changes(programme: Programme) -> None:
+    """It is stored with the reason, the last day and the user, and the form is empty for the next one."""
+    programme.portal.default = error(503, "dynamics_unavailable")
+    programme.expired()
+    programme.run("run")
+    page = programme.enter()
+    page.sees("1 varsel")
+
+    page.click("summary")
+    page.fill("[name=because]", "Vi har ringt portalen")
+    page.press("Enter")
+    page.sees("Saken er satt på vent til og med")
+
+    assert page.cards() == []
+    stored = programme.facts.rows("SELECT because, acknowledged_by, until - current_date FROM acknowledgements")
+    assert stored == [("Vi har ringt portalen", str(USERS[EVA]), 7)]
+    assert "has acknowledged it until" in programme.run("run").stderr
+    programme.facts.connection.execute("UPDATE dynamics_sync_failures SET failure_code = 'change_refused'")
+    page.sees("1 varsel", "Dynamics godtok ikke endringen")
+    assert page.evaluate("document.querySelector('[name=because]').value") == ""
 
 
 def test_page_shows_only_the_own_organisation(programme: Programme) -> None:

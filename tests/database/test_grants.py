@@ -29,6 +29,7 @@ DELETED_BY_WORKER = (
 )
 
 CALLABLE = {
+    "acknowledge_alert": [COORDINATOR],
     "contact_is_taken": [WORKER, SERVER, COORDINATOR],
     "current_alerts": [WORKER, SERVER],
     "no_full_run_alert": [WORKER, SERVER],
@@ -45,7 +46,12 @@ CALLABLE = {
 INLINED = {"current_alerts", "no_full_run_alert", "unhidden_mentors"}
 """Functions without a search_path, because it would prevent that the planner inlines them. They name each schema."""
 
-NEEDED_BY_COORDINATORS = {"contact_is_taken", "coordinator_organisation_id", "request_portal_resync"}
+NEEDED_BY_COORDINATORS = {
+    "acknowledge_alert",
+    "contact_is_taken",
+    "coordinator_organisation_id",
+    "request_portal_resync",
+}
 """Functions that coordinators call with the rights of the owner; docs/database-roles.md gives the reasons."""
 
 _RELATIONS = """

@@ -288,6 +288,8 @@ def _report_on(call: Call, opened: Session, report: "RunReport") -> int:
     # cron mails the output: the first run of a day prints every problem, later runs print new ones
     is_watched = opened.output.on_terminal or opened.output.interactive
     exit_code = call.end(report.outcome, report.reasons if is_watched else report.news)
+    for line in report.acknowledged_in_app.values():
+        plain.print_note(call.command, line)
     if not report.dry_run and stderr_is_complete():
         note_told(opened.connection, report)
     return exit_code

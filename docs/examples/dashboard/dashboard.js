@@ -7,7 +7,7 @@ const DATES = { nb: "nb-NO", nn: "nb-NO", en: "en-GB" }; // few browsers know nn
 const EVERY_30_SECONDS = 30_000;
 const COLUMNS =
   "alert_id, kind, organisation, mentor_id, member_no, full_name, sentence, cause, action, state, since, " +
-  "next_attempt_at, number";
+  "next_attempt_at, number, fingerprint";
 // The sections of the page in order, with the kinds of alerts in each. Other kinds come last.
 const SECTIONS = {
   visible: ["may_be_visible"],
@@ -28,12 +28,13 @@ let channel = null;
 const say = (name, ...values) => fill(words[language].page[name], ...values);
 const fill = (text, ...values) => values.reduce((filled, value) => filled.replace("{}", value), text);
 const plural = (texts, number) => fill(texts[number === 1 ? 0 : 1], number);
-const moment = (time) =>
-  new Intl.DateTimeFormat(DATES[language], { dateStyle: "long", timeStyle: "short" }).format(new Date(time));
+const day = (time, more = {}) =>
+  new Intl.DateTimeFormat(DATES[language], { dateStyle: "long", ...more }).format(new Date(time));
+const moment = (time) => day(time, { timeStyle: "short" });
 
 function element(name, properties = {}, ...children) {
   const made = Object.assign(document.createElement(name), properties);
-  made.append(...children.filter((child) => child !== null));
+  made.append(...children.filter(Boolean));
   return made;
 }
 
@@ -44,8 +45,6 @@ function speak(wanted) {
   document.title = say("title");
   for (const each of document.querySelectorAll("[data-say]")) each.textContent = say(each.dataset.say);
 }
-
-// ---- Reading
 
 async function readAlerts() {
   const { data, count, error } = await supabase.from("alerts").select(COLUMNS, { count: "exact" }).order("since");
@@ -83,8 +82,6 @@ document.addEventListener("visibilitychange", refreshIfSeen);
 addEventListener("online", refresh);
 addEventListener("offline", refresh);
 
-// ---- Changing
-
 async function retry(alert) {
   const { data, error } = await supabase.rpc("request_portal_resync", { mentor_id: alert.mentor_id });
   if (error) throw error;
@@ -99,7 +96,13 @@ async function correctContact(alert, { contact_id }) {
   return say("saved");
 }
 
-// Call the function of a button or form, show its answer in the card, and read the alerts again.
+async function acknowledge({ alert_id, fingerprint }, { because, until }) {
+  const { error } = await supabase.rpc("acknowledge_alert", { alert_id, fingerprint, because, until });
+  if (error) throw error;
+  return say("acknowledged", day(until));
+}
+
+// Call the function of a form, show its answer in the card, and read the alerts again.
 async function run(alert, button, act, values) {
   button.disabled = true;
   try {
@@ -113,8 +116,6 @@ async function run(alert, button, act, values) {
   show();
   $("status").textContent = answers.get(alert.alert_id).text;
 }
-
-// ---- Showing
 
 function show() {
   if (!me || !shown.alerts) return;
@@ -136,13 +137,10 @@ function show() {
 
 function section(name, alerts, cards) {
   const { headings, intros } = words[language];
-  return element(
-    "section",
-    {},
-    element("h2", {}, `${headings[name] ?? say("other")} (${alerts.length})`),
-    intros[name] ? element("p", { className: "quiet" }, intros[name]) : null,
-    element("ul", {}, ...alerts.map((alert) => card(name, alert, cards.get(alert.alert_id)))),
-  );
+  const heading = element("h2", {}, `${headings[name] ?? say("other")} (${alerts.length})`);
+  const intro = intros[name] && element("p", { className: "quiet" }, intros[name]);
+  const list = element("ul", {}, ...alerts.map((alert) => card(name, alert, cards.get(alert.alert_id))));
+  return element("section", {}, heading, intro, list);
 }
 
 // Keep the element of an unchanged alert, because someone may be typing in it.
@@ -152,19 +150,15 @@ function card(name, alert, old) {
   if (old?.dataset.state === state) return old;
   const { causes, since } = words[language];
   const cause = causes[alert.cause];
+  const number = alert.member_no && alert.full_name !== alert.member_no && element("small", {}, ` ${alert.member_no}`);
   const made = element(
     "li",
     { className: `card ${name}` },
-    element(
-      "h3",
-      {},
-      alert.full_name ?? alert.organisation.toUpperCase(),
-      alert.mentor_id && alert.full_name !== alert.member_no ? element("small", {}, ` ${alert.member_no}`) : null,
-    ),
-    ["visible", "other"].includes(name) ? element("p", { className: "sentence", lang: "en" }, alert.sentence) : null,
-    cause ? element("p", {}, Array.isArray(cause) ? plural(cause, alert.number) : cause) : null,
+    element("h3", {}, alert.full_name ?? alert.organisation.toUpperCase(), number),
+    ["visible", "other"].includes(name) && element("p", { className: "sentence", lang: "en" }, alert.sentence),
+    cause && element("p", {}, Array.isArray(cause) ? plural(cause, alert.number) : cause),
     element("p", { className: "quiet" }, capital(fill(since, moment(alert.since))), ". ", next(alert)),
-    answer ? element("p", { className: answer.good ? "answer" : "problem" }, answer.text) : null,
+    answer && element("p", { className: answer.good ? "answer" : "problem" }, answer.text),
     ...actions(alert, old),
   );
   Object.assign(made.dataset, { alert: alert.alert_id, state });
@@ -174,25 +168,31 @@ function card(name, alert, old) {
 const capital = (text) => text[0].toUpperCase() + text.slice(1);
 
 function next({ action, state, next_attempt_at }) {
-  if (state === "being_sent") return say("being_sent");
+  if (state === "being_sent" || state === "due") return say(state);
   const waits = state === "waiting" && ["wait", "retry"].includes(action);
   return waits && next_attempt_at ? say("next_try", moment(next_attempt_at)) : "";
 }
 
 function actions(alert, old) {
   const found = [];
-  if (alert.kind.startsWith("may_be_") && RETRIED.includes(alert.action) && alert.state !== "being_sent") {
-    const button = element("button", { name: "retry", type: "button" }, say("retry"));
-    button.onclick = () => run(alert, button, retry);
-    found.push(button);
-  }
+  if (RETRIED.includes(alert.action)) found.push(form(alert, old, retry, say("retry")));
   if (alert.action === "correct_contact_id") {
     const pattern = "\\s*[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\\s*";
     const input = { name: "contact_id", required: true, pattern, title: say("contact_form"), autocomplete: "off" };
     found.push(form(alert, old, correctContact, say("save"), [say("contact_id"), input]));
   }
+  if (alert.mentor_id && alert.kind !== "never_reviewed") {
+    const limits = { min: inDays(0), max: inDays(31), value: inDays(7) };
+    const because = [say("because"), { name: "because", required: true, maxLength: 1000, autocomplete: "off" }];
+    const until = [say("until"), { name: "until", type: "date", required: true, ...limits }];
+    const fields = form(alert, old, acknowledge, say("acknowledge"), because, until);
+    const open = old?.querySelector("details")?.open ?? false;
+    found.push(element("details", { open }, element("summary", {}, say("acknowledge")), fields));
+  }
   return found;
 }
+
+const inDays = (days) => new Date(Date.now() + days * 86_400_000).toISOString().slice(0, 10);
 
 // A form with labelled inputs; what someone has typed into the former card stays.
 function form(alert, old, act, send, ...fields) {
@@ -226,8 +226,6 @@ function showProblem(error) {
   if (!navigator.onLine && shown.at) return setStatus(say("offline", moment(shown.at)), true);
   setStatus(`${say("failed")} ${error.code ? error.message : ""}`.trim(), true);
 }
-
-// ---- Login
 
 $("login").onsubmit = async (event) => {
   event.preventDefault();

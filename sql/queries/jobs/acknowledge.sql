@@ -9,7 +9,13 @@ FROM current_alerts(%(today)s) AS a
 WHERE a.alert_id = %(alert_id)s
 ON CONFLICT (alert_id) DO UPDATE
 SET fingerprint = excluded.fingerprint, because = excluded.because, until = excluded.until,
-    acknowledged_by = excluded.acknowledged_by, acknowledged_at = now(), ended_at = NULL
+    acknowledged_by = excluded.acknowledged_by, acknowledged_at = now(), is_told = true, ended_at = NULL
+
+-- name: list_untold_acknowledgements
+SELECT alert_id, acknowledged_by, until FROM acknowledgements WHERE NOT is_told ORDER BY acknowledged_at, alert_id
+
+-- name: note_told_acknowledgements
+UPDATE acknowledgements SET is_told = true WHERE NOT is_told AND alert_id = ANY (%(alert_ids)b)
 
 -- name: end_acknowledgements
 -- Ends acknowledgements of alerts that are over or have another fingerprint, because they must not cover the next alert
