@@ -1,9 +1,11 @@
 """Load mentors and certificates from a CSV file in one transaction."""
 
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Collection, Sequence, Set
+from dataclasses import dataclass, replace
 from datetime import date
+from difflib import get_close_matches
+from uuid import UUID
 
 import psycopg
 
@@ -17,6 +19,8 @@ from certjob.facts.roster import MENTOR, Problem, Roster, read_roster
 
 _LOCK_TIMEOUT_MS = 5_000
 _TRIES = 3
+_SIMILAR = 0.85
+"""The ratio of ``difflib`` above which a new kind may be a typing error."""
 _REFUSED = (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.RaiseException)
 """Errors of constraints and triggers that the load does not check in advance, or that another session has caused."""
 
@@ -81,10 +85,12 @@ def _write(connection: Connection, roster: Roster, *, today: date) -> LoadReport
             for (key, kind, issued_on), dates in roster.certificates.items():
                 copy.write_row((roster.mentors[key]["line"], kind, issued_on, *dates))
     database.execute(connection, "find_load_mentors")
+    by_line = {mentor["line"]: key for key, mentor in roster.mentors.items()}
     refused: list[Problem] = []
     while found := database.fetch(connection, "refuse_load_mentors"):
-        refused += [Problem(line=line, column=column, reason=reason) for line, column, reason in found]
+        refused += [Problem(line=line, mentor=by_line[line], column=column, reason=why) for line, column, why in found]
     lines = {problem.line for problem in refused}
+    problems = [*roster.problems, *refused, *_find_similar_kinds(connection, roster)]
     mentors_added = database.execute(connection, "insert_loaded_mentors")
     database.execute(connection, "find_load_mentors")
     ((certificates_added, certificates_changed),) = database.fetch(connection, "upsert_loaded_certificates")
@@ -99,8 +105,51 @@ def _write(connection: Connection, roster: Roster, *, today: date) -> LoadReport
         certificates_changed=certificates_changed,
         paused_next_run=pauses[PauseChange.OPEN],
         brought_back_next_run=pauses[PauseChange.LIFT],
-        problems=sorted([*roster.problems, *refused], key=lambda problem: problem.line),
+        problems=sorted(
+            (replace(each, loaded=_is_loaded(each, roster, lines)) for each in problems), key=lambda each: each.line
+        ),
     )
+
+
+def _is_loaded(problem: Problem, roster: Roster, refused_lines: Set[int]) -> bool:
+    """Return whether the mentor of the line was loaded; a warning without a mentor is about the whole file."""
+    if problem.mentor is None:
+        return problem.is_warning
+    mentor = roster.mentors.get(problem.mentor)
+    return mentor is not None and mentor["line"] not in refused_lines
+
+
+def _find_similar_kinds(connection: Connection, roster: Roster) -> list[Problem]:
+    """Return a warning about each kind that is new in an organisation and similar to another one there.
+
+    A kind that is spelled in two ways is two kinds, and a mentor must have both. Of two new ones, the rarer is named.
+    """
+    rows = Counter((organisation_id, kind) for (organisation_id, _), kind, _ in roster.certificates)
+    known: dict[UUID, set[str]] = defaultdict(set)
+    for organisation_id, kind in database.fetch(connection, "list_known_kinds") if rows else ():
+        known[organisation_id].add(kind)
+    found = []
+    for (organisation_id, kind), _count in rows.most_common():
+        others = known[organisation_id]
+        if kind not in others and (like := _find_similar(kind, others)):
+            line, mentor = min(
+                (line, key) for (key, its), line in roster.kinds.items() if (key[0], its) == (organisation_id, kind)
+            )
+            reason = f"{kind!r} is a new kind, similar to {like!r}; correct it if it is a typing error"
+            found.append(Problem(line=line, mentor=mentor, column="kind", reason=reason, is_warning=True))
+        others.add(kind)
+    return found
+
+
+def _find_similar(kind: str, others: Collection[str]) -> str | None:
+    """Return the most similar of the other kinds, in any case of letters.
+
+    >>> _find_similar("Likeperson", ["kurs", "likeperson"]), _find_similar("kurs 2", ["kurs 1"])
+    ('likeperson', None)
+    """
+    by_letters = {other.casefold(): other for other in others}
+    close = get_close_matches(kind.casefold(), by_letters, n=1, cutoff=_SIMILAR)
+    return by_letters[close[0]] if close else None
 
 
 def _next_run(connection: Connection, *, today: date) -> Counter[PauseChange | None]:

@@ -57,11 +57,15 @@ class Problem:
 
     line: int
     """Counted from 1."""
+    mentor: MentorKey | None = None
+    """None if the line does not show its mentor."""
     column: str
     """``line`` for a problem of the whole line."""
     reason: str
     is_warning: bool = False
-    """The value is loaded anyway."""
+    """The value itself is no reason to skip the mentor."""
+    loaded: bool = False
+    """Whether the mentor was loaded nevertheless."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +79,8 @@ class Roster:
     """Values by column; ``line``: the last line with a contact ID, or else the first line; ``rows``: their number."""
     certificates: Mapping[tuple[MentorKey, str, date], tuple[date, date | None]]
     """``expires_on`` and ``revoked_on`` by mentor, ``kind`` and ``issued_on``."""
+    kinds: Mapping[tuple[MentorKey, str], int]
+    """The first line by mentor and kind."""
     problems: Sequence[Problem]
 
 
@@ -89,6 +95,7 @@ def read_roster(content: bytes, *, organisation_ids: Mapping[str, UUID], today: 
     mentors: dict[MentorKey, Values] = {}
     certificates: dict[tuple[MentorKey, str, date], tuple[date, date | None]] = {}
     rows: Counter[MentorKey | None] = Counter()
+    kinds: dict[tuple[MentorKey, str], int] = {}
     bad: set[MentorKey | None] = set()
     for line, texts, damage in records:
         readable = {name: text for name, text in zip(names, texts, strict=False) if name in IDENTITY or not damage}
@@ -96,8 +103,10 @@ def read_roster(content: bytes, *, organisation_ids: Mapping[str, UUID], today: 
         wrong = [("line", damage, False)] if damage else []
         wrong += _read_row(values, readable, required, readers)
         wrong += _check_dates(values, today)
-        problems += [Problem(line=line, column=name, reason=why, is_warning=warns) for name, why, warns in wrong]
         key = (values["organisation"], values["member_no"]) if values.keys() >= {*IDENTITY} else None
+        problems += [
+            Problem(line=line, mentor=key, column=name, reason=why, is_warning=warns) for name, why, warns in wrong
+        ]
         rows[key] += 1
         if key is None or not all(warns for *_, warns in wrong):
             bad.add(key)
@@ -109,6 +118,7 @@ def read_roster(content: bytes, *, organisation_ids: Mapping[str, UUID], today: 
             mentor["line"] = line
         if "kind" in values:
             certificate = (key, values["kind"], values["issued_on"])
+            kinds.setdefault((key, values["kind"]), line)
             _, revoked_on = certificates.get(certificate, (None, None))
             certificates[certificate] = (values["expires_on"], values.get("revoked_on", revoked_on))
     return Roster(
@@ -116,6 +126,7 @@ def read_roster(content: bytes, *, organisation_ids: Mapping[str, UUID], today: 
         skipped=sum(rows[key] for key in bad),
         mentors={key: mentor for key, mentor in mentors.items() if key not in bad},
         certificates={key: dates for key, dates in certificates.items() if key[0] not in bad},
+        kinds={key: line for key, line in kinds.items() if key[0] not in bad},
         problems=problems,
     )
 

@@ -1,6 +1,7 @@
 """Output and exit code of `certjob load`."""
 
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -39,10 +40,10 @@ def test_load_names_every_problem_and_loads_the_other_mentors(load: Load, facts:
     result = load(HEADER + GOOD.format(1) + bad + GOOD.format(3).replace("hlf", "nhf"))
 
     assert result.stderr.splitlines() == [
-        "certjob load: line 3: issued_on: not a date such as 2026-12-31 or 31.12.2026",
-        "certjob load: line 3: email: not a valid e-mail address",
-        "certjob load: line 4: organisation: no such organisation; create it with `certjob organisation set`",
-        "certjob load: 2 of 3 rows were skipped",
+        "certjob load: line 3: M2: issued_on: not a date such as 2026-12-31 or 31.12.2026 (skipped)",
+        "certjob load: line 3: M2: email: not a valid e-mail address (skipped)",
+        "certjob load: line 4: organisation: no such organisation; create it with `certjob organisation set` (skipped)",
+        "certjob load: 2 of 3 rows were skipped, 1 loaded",
     ]
     assert (result.returncode, result.stdout) == (3, "")
     assert facts.rows("SELECT member_no FROM mentors") == [("M1",)]
@@ -51,11 +52,56 @@ def test_load_names_every_problem_and_loads_the_other_mentors(load: Load, facts:
 def test_load_warns_of_an_implausible_date_with_exit_code_0(load: Load, facts: Facts) -> None:
     result = load(HEADER + GOOD.format(1).replace("2036", "2206"))
 
-    assert result.stderr.startswith(
-        "certjob load: warning: line 2: expires_on: before 1950 or more than 15 years ahead"
-    )
+    said = "before 1950 or more than 15 years ahead; correct it if it is a typing error (loaded)"
+    assert result.stderr == f"certjob load: warning: line 2: M1: expires_on: {said}\n"
     assert result.returncode == 0
     assert facts.rows("SELECT expires_on::text FROM certificates") == [("2206-02-01",)]
+
+
+def test_load_prints_20_lines_of_each_kind_of_problem_and_the_number_of_the_others(load: Load) -> None:
+    """A warning about a mentor who is skipped because of another line does not say "loaded"."""
+    bad = "".join(GOOD.format(number).replace("@", " at ") for number in range(1, 3001))
+    late = "".join(GOOD.format(number).replace("2036", "2206") for number in (2999, 3000, 3001, 3002))
+    result = load(HEADER + bad + late)
+
+    lines = result.stderr.splitlines()
+    reason = "not a valid e-mail address (skipped)"
+    too_late = "before 1950 or more than 15 years ahead; correct it if it is a typing error"
+    assert lines[:20] == [f"certjob load: line {1 + number}: M{number}: email: {reason}" for number in range(1, 21)]
+    assert lines[20:] == [
+        f"certjob load: warning: line 3002: M2999: expires_on: {too_late} (skipped)",
+        f"certjob load: warning: line 3003: M3000: expires_on: {too_late} (skipped)",
+        f"certjob load: warning: line 3004: M3001: expires_on: {too_late} (loaded)",
+        f"certjob load: warning: line 3005: M3002: expires_on: {too_late} (loaded)",
+        f"certjob load: … and 2,980 more: email: {reason}",
+        "certjob load: 3,002 of 3,004 rows were skipped, 2 loaded",
+    ]
+    assert result.returncode == 3
+
+
+def test_load_warns_of_a_new_kind_that_is_similar_to_a_known_one(load: Load, facts: Facts) -> None:
+    """It would count beside the known one. Known kinds, those of others, and different names cause no warning."""
+    facts.certificate(facts.mentor(facts.organisation("lhl")), date(2030, 1, 1), kind="Likeperson")
+    load(HEADER + GOOD.format(1) + GOOD.format(2))
+
+    lines = (
+        GOOD.format(1),
+        GOOD.format(3).replace("likeperson", "Likeperson"),
+        GOOD.format(4).replace("likeperson", "kurs"),
+    )
+    result = load(HEADER + "".join(lines))
+    again = load(HEADER + "".join(lines))
+
+    reason = "'Likeperson' is a new kind, similar to 'likeperson'; correct it if it is a typing error (loaded)"
+    assert result.stderr == f"certjob load: warning: line 3: M3: kind: {reason}\n"
+    assert (result.returncode, again.stderr) == (0, "")
+
+
+def test_rarer_of_two_new_similar_kinds_is_named(load: Load) -> None:
+    """In the first load of an organisation."""
+    result = load(HEADER + GOOD.format(1).replace("likeperson", "Likperson") + GOOD.format(2) + GOOD.format(3))
+
+    assert "line 2: M1: kind: 'Likperson' is a new kind, similar to 'likeperson'" in result.stderr
 
 
 def test_dry_run_says_how_many_mentors_the_next_run_would_pause(load: Load, facts: Facts) -> None:

@@ -75,6 +75,17 @@ WITH contacts AS (
 )
 SELECT line, column_name, reason FROM refused
 
+-- name: list_known_kinds
+-- The kinds of the file's organisations before the load.
+SELECT DISTINCT m.organisation_id, c.kind
+FROM certificates AS c
+JOIN mentors AS m ON m.id = c.mentor_id
+WHERE m.organisation_id IN (SELECT l.organisation_id FROM pg_temp.load_mentors AS l)
+UNION
+SELECT o.id, optional.kind
+FROM organisations AS o
+CROSS JOIN unnest(o.optional_kinds) AS optional (kind)
+
 -- name: insert_loaded_mentors
 -- If another load is adding the same mentors, this statement waits for it, and a later one changes them.
 INSERT INTO mentors (organisation_id, member_no, full_name, email, locale, dynamics_contact_id, left_at)
