@@ -51,6 +51,18 @@ class Advice:
         return "{next_try}" in self.action
 
 
+HELD_KINDS: Final = (
+    "pauses",
+    "departures",
+    "contacts",
+    "courses",
+    "returns",
+    "reinstatements",
+    "after_gap",
+    "reminders",
+)
+"""The kinds of changes that `certjob run` holds, as stored in ``held_reviews.what``."""
+
 _ADVICE: Final[Mapping[str, Advice]] = {
     advice.cause: advice
     for advice in (
@@ -111,10 +123,11 @@ _ADVICE: Final[Mapping[str, Advice]] = {
             Advice(
                 cause=what,
                 action="Check the clock and the last import; `certjob run --dry-run` lists the mentors. If the import "
-                "was wrong, correct it and run `certjob run`. If the changes are right, run `{command}`.",
+                "was wrong, correct it and run `certjob run`. If the changes are right, run `{command}`. "
+                "`certjob resync MENTOR` makes those of one mentor.",
                 says_all=True,
             )
-            for what in ("pauses", "returns", "reminders")
+            for what in HELD_KINDS
         ),
         Advice(
             cause="portal",
@@ -159,6 +172,20 @@ NO_MAIL_AT_ALL: Final = Advice(
     is_for_all=True,
 )
 """For queued messages, because no single message was refused."""
+
+
+HELD_REASONS: Final[Mapping[str, str]] = {
+    "revoked": "a certificate was revoked",
+    "left": "has left",
+    "ended": "no certificate is in force",
+    "ends_soon": "would end soon",
+    "ends_earlier": "would end earlier",
+    "new_contact": "has a new contact ID",
+    "returns": "would be shown or reinstated",
+    "reinstated": "would be shown or reinstated",
+    "reminder": "would get a reminder",
+}
+"""The words for ``held_mentors.reason``: why a change is held for this mentor."""
 
 
 def advise_on_push(cause: str, *, error: str | None) -> Advice:

@@ -1,6 +1,7 @@
 """The alerts in full. certjob/review/attention.py counts them."""
 
 import shlex
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, date, datetime
 from typing import Any
@@ -74,6 +75,28 @@ class Alert:
         at = self.next_attempt_at
         next_try = f"after {at.astimezone(UTC):%Y-%m-%d %H:%M} UTC" if at else ""
         return asdict(self) | {"why": self.advice.why, "what_to_do": self.what_to_do(next_try=next_try)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldMentor:
+    """A mentor with a held change, and the alert of that hold."""
+
+    alert_id: str
+    mentor_id: UUID
+    member_no: str
+    organisation: str
+    full_name: str
+    reason: str
+    """See `certjob.domain.causes.HELD_REASONS`."""
+    since: datetime
+
+
+def held_mentors(
+    connection: Connection, *, today: date, acknowledged: bool = False, most: int | None = None
+) -> Iterator[HeldMentor]:
+    """Yield the mentors of the open or the acknowledged holds, at most ``most`` of each, the most harmful first."""
+    parameters = {"today": today, "acknowledged": acknowledged, "most": most}
+    return database.stream(connection, "list_held_mentors", parameters, into=HeldMentor)
 
 
 def collect_alerts(

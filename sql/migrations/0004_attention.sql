@@ -58,6 +58,16 @@ CROSS JOIN LATERAL (
 ) AS lasting  -- the cause without the attempts that are under way
 WHERE e.status IN ('pending', 'blocked');
 
+-- The mentors with a held change. In each hold, `place` counts them from the most harmful change.
+CREATE VIEW certjob_private.held_names WITH (security_invoker = true) AS
+SELECT m.organisation_id, h.kind, h.mentor_id, m.member_no, coalesce(m.full_name, m.member_no) AS full_name, h.reason,
+    h.since, row_number() OVER (
+        PARTITION BY m.organisation_id, h.kind
+        ORDER BY array_position('{revoked,left,ended,ends_soon,ends_earlier,new_contact}', h.reason), m.member_no
+    ) AS place
+FROM certjob.held_mentors AS h
+JOIN certjob.mentors AS m ON m.id = h.mentor_id;
+
 -- One view for each kind of alert; `Kind` in certjob/domain/alerts.py lists the kinds. Their columns:
 --   subject  the last part of the alert's id; null: the member number
 --   fingerprint  what a person sees in the alert. An acknowledgement, and what a run or a digest has told, is about an
@@ -71,8 +81,14 @@ SELECT 'held' AS kind, h.organisation_id, NULL::uuid AS mentor_id, h.what AS sub
     NULL::date AS until, 'Too many changes at once, held until someone decides' AS sentence, h.what AS cause,
     'check_data' AS action, h.reason AS error, 'stopped' AS state, NULL::timestamptz AS next_attempt_at,
     NULL::timestamptz AS last_failed_at, NULL::integer AS calls, h.allow AS number, NULL::date AS day,
-    md5(concat_ws(' ', h.what, h.allow)) AS fingerprint
+    md5(coalesce(extract(epoch FROM newest.at), h.allow)::text) AS fingerprint
 FROM certjob.held_reviews AS h
+CROSS JOIN LATERAL (
+    SELECT max(n.since) AS at
+    FROM certjob.held_mentors AS n
+    JOIN certjob.mentors AS m ON m.id = n.mentor_id AND m.organisation_id = h.organisation_id
+    WHERE n.kind = h.what
+) AS newest
 LEFT JOIN LATERAL (
     SELECT m.id FROM certjob.mentors AS m
     WHERE m.organisation_id = h.organisation_id AND m.review_on <= h.as_of

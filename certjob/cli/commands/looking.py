@@ -1,5 +1,6 @@
 """The commands that only read, and ``alerts --retry-all``."""
 
+from dataclasses import asdict
 from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated
 
@@ -95,7 +96,7 @@ def alerts(
     Exits with 3 while there are any.
     """
     from certjob.cli.pages import alerts as page
-    from certjob.reports.alerts import collect_alerts, count_acknowledged
+    from certjob.reports.alerts import collect_alerts, count_acknowledged, held_mentors
 
     call = Call(context=context, json=json, verbose=verbose, env_file=env_file)
     if acknowledged and retry_all:
@@ -117,9 +118,13 @@ def alerts(
         if call.json:
             document = report.to_document() if report is not None else {}
             document |= {"outcome": outcome, "alerts": (alert.to_document() for alert in found)}
+            held = held_mentors(opened.connection, today=today, acknowledged=acknowledged)
+            document["held_mentors"] = (asdict(mentor) for mentor in held)
             plain.print_json(document if acknowledged else document | {"acknowledged": number})
         else:
-            page.show_alerts(opened.output, list(found), now=datetime.now(opened.settings.zone), acknowledged=number)
+            held = held_mentors(opened.connection, today=today, acknowledged=acknowledged, most=page.MOST_HELD + 1)
+            now = datetime.now(opened.settings.zone)
+            page.show_alerts(opened.output, list(found), now=now, acknowledged=number, held=list(held))
     return call.end(outcome, report.reasons if report is not None else ())
 
 

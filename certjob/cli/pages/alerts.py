@@ -1,6 +1,6 @@
 """The page of `certjob alerts`, the most harmful first. ``now`` has the time zone of the printed times."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from operator import attrgetter
@@ -9,19 +9,33 @@ from typing import Final
 from certjob.cli.terminal.lines import PageLine, PagePart, wrap
 from certjob.cli.terminal.output import Output
 from certjob.domain.alert_kinds import WORDS, Kind, in_words
+from certjob.domain.causes import HELD_REASONS
 from certjob.domain.explanations import day_words, moment_words, number
-from certjob.reports.alerts import Alert
+from certjob.reports.alerts import Alert, HeldMentor
 
 MOST_ROWS: Final = 20
 """Alerts of one cause on a page. --json has all of them."""
+MOST_HELD: Final = 50
+"""Mentors of one hold on a page. --json has all of them."""
 _LINES_BELOW: Final = 2
 """Lines that the shell prints below a page."""
 NO_ALERTS: Final = "All clear: nothing needs attention."
 
 
-def show_alerts(output: Output, alerts: Sequence[Alert], *, now: datetime, acknowledged: int = 0) -> None:
-    """Print the page on a terminal, otherwise one line per alert; then the number of acknowledged alerts."""
-    parts = list(page_parts(alerts, now=now)) or [PagePart(lines=[PageLine(text=NO_ALERTS)])]
+def show_alerts(
+    output: Output,
+    alerts: Sequence[Alert],
+    *,
+    now: datetime,
+    acknowledged: int = 0,
+    held: Sequence[HeldMentor] = (),
+) -> None:
+    """Print the page on a terminal, otherwise one line per alert; then the number of acknowledged alerts.
+
+    ``held`` has the mentors of the holds, in each hold the most harmful change first.
+    """
+    by_alert = {alert_id: list(mentors) for alert_id, mentors in groupby(held, key=attrgetter("alert_id"))}
+    parts = list(page_parts(alerts, now=now, held=by_alert)) or [PagePart(lines=[PageLine(text=NO_ALERTS)])]
     if output.on_terminal:
         texts = list(wrap(output.out, (line for part in parts for line in part.lines)))
         if len(texts) > output.out.height - _LINES_BELOW:  # the first lines have scrolled away
@@ -35,7 +49,9 @@ def show_alerts(output: Output, alerts: Sequence[Alert], *, now: datetime, ackno
         output.text(f"{acknowledged:,} acknowledged; see `certjob alerts --acknowledged`")
 
 
-def page_parts(alerts: Sequence[Alert], *, now: datetime) -> Iterator[PagePart]:
+def page_parts(
+    alerts: Sequence[Alert], *, now: datetime, held: Mapping[str, Sequence[HeldMentor]] | None = None
+) -> Iterator[PagePart]:
     """Yield the headings, causes and alerts. In each group of alerts with one cause, the oldest comes first.
 
     No plain line changes only because time passes.
@@ -46,6 +62,8 @@ def page_parts(alerts: Sequence[Alert], *, now: datetime) -> Iterator[PagePart]:
         yield PagePart(lines=[PageLine(text=""), *lines] if place else lines)
         for group in _groups(section):
             yield from _group(group, now=now)
+            for alert in group:
+                yield from _held_parts((held or {}).get(alert.alert_id, ()))
 
 
 def _sections(alerts: Sequence[Alert]) -> list[tuple[Kind, list[Alert]]]:
@@ -86,6 +104,21 @@ def _group(group: Sequence[Alert], *, now: datetime) -> Iterator[PagePart]:
     more = f"… and {len(group) - MOST_ROWS:,} more; `certjob alerts --json` lists all"
     lines = [PageLine(text=more, indent=4)] if len(group) > MOST_ROWS else []
     yield PagePart(lines=[*lines, *(_technical(group, now=now, indent=4) if is_same else ())])
+
+
+def _held_parts(mentors: Sequence[HeldMentor]) -> Iterator[PagePart]:
+    """Yield a line for each mentor of a hold."""
+    for mentor in mentors[:MOST_HELD]:
+        name = f", {mentor.full_name}" if mentor.full_name != mentor.member_no else ""
+        reason = HELD_REASONS.get(mentor.reason, mentor.reason)
+        head = f"{mentor.organisation} {mentor.member_no}{name}"
+        yield PagePart(
+            lines=[PageLine(head=head, text=f": {reason}", bullet="- ", indent=4)],
+            plain=[f"Held change: {mentor.alert_id}, {mentor.member_no}{name}: {reason}"],
+        )
+    if len(mentors) > MOST_HELD:
+        more = f"… and more; `certjob alerts --json` lists all mentors of {mentors[0].alert_id}"
+        yield PagePart(lines=[PageLine(text=more, indent=4)], plain=[more])
 
 
 def _alert_lines(alert: Alert, *, now: datetime, with_reason: bool) -> list[PageLine]:

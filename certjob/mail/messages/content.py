@@ -107,8 +107,8 @@ def digest_words(
     on which the first returns. Times are shown in ``zone``.
     """
     number, returns_on = acknowledged
-    # Someone without a valid certificate may still be visible. A hold of other changes than pauses shows no one.
-    dangers = {**sections, "held": [row for row in sections["held"] if row["what"] == "pauses"]}
+    # Someone without a valid certificate may still be visible. A hold of returns or reminders shows no one.
+    dangers = {**sections, "held": [row for row in sections["held"] if row["is_danger"]]}
     return {
         "language": language,
         "most": LONGEST_LIST,

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, date, datetime, timedelta
 from uuid import UUID
 
+from certjob.domain.causes import HELD_KINDS, HELD_REASONS
 from certjob.domain.models import Certificate, Mentor, Organisation, Reminder
 from certjob.errors import Cause
 from certjob.mail.messages.content import LONGEST_LIST, Recipient, Words, digest_words, reminder_words
@@ -97,14 +98,17 @@ def _sections() -> dict[str, list[Words]]:
     ]
     expired, revoked = {"kind": "likeperson", "ended_on": _TODAY}, {"kind": "b", "ended_on": ""}
 
+    held = [named | {"reason": reason} for reason in HELD_REASONS]
+
     def ends_in(days: int) -> Words:
         return {"expires_on": _TODAY + timedelta(days=days), "days_left": days}
 
     return {
         "not_run": [{"since": _TODAY, "visible": 3}],
         "held": [
-            {"what": what, "since": _SINCE, "mentors": mentors}
-            for what, mentors in (("pauses", 33), ("pauses", 1), ("returns", 33), ("reminders", 33), ("portal", 33))
+            {"what": what, "since": _SINCE, "mentors": mentors, "is_danger": what == "pauses"}
+            | {"named": held if what == "pauses" else []}
+            for what, mentors in (("pauses", 33), ("pauses", 1), *((what, 33) for what in (*HELD_KINDS[1:], "portal")))
         ],
         "unreviewed": [mentor | {"since": _SINCE} for mentor in (named, unnamed)],
         "visible": pushes,

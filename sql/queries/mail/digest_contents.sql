@@ -72,8 +72,15 @@ WHERE a.kind IN ('failed_reminders', 'waiting_reminders')
 ORDER BY l.next_attempt_at, l.id
 
 -- name: read_held_back
--- Changes that the guards hold.
-SELECT h.what, h.since, h.mentors, md5(a.alert_id) || ':' || a.fingerprint AS key
+-- Changes that the guards hold, with the names of the twenty mentors with the most harmful ones. is_danger: someone may be
+-- visible who must not be.
+SELECT h.what, h.what IN ('pauses', 'departures', 'contacts', 'after_gap') AS is_danger, h.since, h.mentors,
+    md5(a.alert_id) || ':' || a.fingerprint AS key, ARRAY(
+        SELECT jsonb_build_object('name', n.full_name, 'member_no', n.member_no, 'reason', n.reason)
+        FROM certjob_private.held_names AS n
+        WHERE n.organisation_id = a.organisation_id AND n.kind = a.cause AND n.place <= 20
+        ORDER BY n.place
+    ) AS named
 FROM current_alerts(%(today)s) AS a
 JOIN held_reviews AS h ON h.organisation_id = a.organisation_id AND h.what = a.cause
 WHERE a.kind = 'held' AND a.organisation_id = %(organisation_id)s AND NOT a.is_acknowledged

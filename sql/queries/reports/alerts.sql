@@ -8,5 +8,15 @@ FROM current_alerts(%(today)s)
 WHERE is_acknowledged = %(acknowledged)s AND (mentor_id = %(mentor_id)s::uuid OR %(mentor_id)s::uuid IS NULL)
 ORDER BY since, alert_id
 
+-- name: list_held_mentors
+-- The mentors of each hold, the most harmful changes first.
+SELECT a.alert_id, h.mentor_id, h.member_no, a.organisation, h.full_name, h.reason, h.since
+FROM current_alerts(%(today)s) AS a
+JOIN certjob_private.held_names AS h ON h.organisation_id = a.organisation_id AND h.kind = a.cause
+WHERE a.kind = 'held'
+    AND a.is_acknowledged = %(acknowledged)s
+    AND (h.place <= %(most)s OR %(most)s::integer IS NULL)
+ORDER BY a.since, a.alert_id, h.place
+
 -- name: count_acknowledged
 SELECT count(*) FROM current_alerts(%(today)s) WHERE is_acknowledged

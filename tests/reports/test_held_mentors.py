@@ -1,0 +1,73 @@
+"""The mentors of a hold are named, because a real revocation may be among wrong changes."""
+
+import json
+
+import pytest
+
+from tests.conftest import Certjob
+from tests.support.command_line import today
+from tests.support.facts import TODAY
+from tests.support.scene import Scene
+
+RUN = """
+    INSERT INTO held_reviews (organisation_id, what, as_of, reason, mentors, allow)
+    VALUES (%s, 'pauses', %s, 'r', 60, 60)
+"""
+HOLD = "INSERT INTO held_mentors (mentor_id, kind, reason) SELECT id, 'pauses', %s FROM mentors WHERE member_no = %s"
+
+
+@pytest.fixture
+def held(scene: Scene) -> Scene:
+    """Sixty held mentors: M1058 was revoked, M1059 has left, the others have no certificate in force."""
+    for number in range(1000, 1060):
+        scene.expired(member_no=f"M{number}")
+        scene.run_sql(HOLD, {1058: "revoked", 1059: "left"}.get(number, "ended"), f"M{number}")
+    scene.run_sql(RUN, scene.hlf, TODAY)
+    return scene
+
+
+def test_alerts_name_fifty_mentors_of_a_hold(held: Scene, here: Certjob) -> None:
+    """Revocations and departures come first. The next step has the command for one mentor."""
+    lines = here("alerts").stdout.splitlines()
+
+    assert lines[0].startswith("Too many changes at once, held until someone decides: hlf:held:pauses")
+    assert "`certjob resync MENTOR`" in lines[0]
+    assert lines[1] == "Held change: hlf:held:pauses, M1058, Kari Nordmann: a certificate was revoked"
+    assert lines[2] == "Held change: hlf:held:pauses, M1059, Kari Nordmann: has left"
+    assert lines[3] == "Held change: hlf:held:pauses, M1000, Kari Nordmann: no certificate is in force"
+    assert (len(lines), lines[-1]) == (
+        52,
+        "… and more; `certjob alerts --json` lists all mentors of hlf:held:pauses",
+    )
+
+
+def test_json_has_all_mentors_of_a_hold(held: Scene, here: Certjob) -> None:
+    found = json.loads(here("alerts", "--json").stdout)["held_mentors"]
+
+    assert len(found) == 60
+    assert (found[0]["alert_id"], found[0]["member_no"], found[0]["reason"]) == ("hlf:held:pauses", "M1058", "revoked")
+
+
+def test_digest_names_twenty_mentors_of_a_hold(held: Scene) -> None:
+    eva = held.facts.insert("coordinators", organisation_id=held.hlf, email="eva@example.org", locale="en")
+    held.facts.insert("coordinator_digests", coordinator_id=eva, digest_on=TODAY)
+
+    held.deliver(None, channel=held.channel)
+
+    (page,) = held.channel.sent
+
+    assert page.text.index("Kari Nordmann (M1058): a certificate was revoked") < page.text.index("(M1059): has left")
+    assert page.text.count(": no valid certificate") == 18
+    assert "and 40 more" in page.text
+
+
+def test_acknowledged_hold_returns_when_another_mentor_is_held(held: Scene, here: Certjob) -> None:
+    """The number may stay the same, because another mentor was corrected."""
+    here("acknowledge", "hlf:held:pauses", "--because", "x", "--until", str(today()))
+    assert here("alerts").returncode == 0
+
+    held.run_sql("DELETE FROM held_mentors WHERE reason = 'revoked'")
+    held.expired(member_no="M2000")
+    held.run_sql(HOLD, "ended", "M2000")
+
+    assert here("alerts").returncode == 3
