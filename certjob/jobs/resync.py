@@ -13,6 +13,7 @@ from certjob.errors import DynamicsSyncException, MentorBusyError, StageEnd, Unk
 from certjob.jobs.deliveries import Deliveries, Job
 from certjob.jobs.job_runs import recorded
 from certjob.jobs.report import RunReport
+from certjob.mail.reminders import reopen_failed_reminders
 from certjob.outbox.calls import Calls
 from certjob.outbox.claims import Answer, StageStop
 from certjob.portal.push import push_once
@@ -61,7 +62,9 @@ def resync(
     lock_wait_seconds: float = 10.0,
     flight_wait_seconds: float = 60.0,
 ) -> Resync:
-    """Review one mentor and push the desired visibility, changed or not. Reminders are queued, not sent.
+    """Review one mentor and push the desired visibility, changed or not.
+
+    Reminders are queued, and those that failed are due again. The next delivery sends them.
 
     ``error`` in the result is DynamicsSyncException if the push failed, and MentorBusyError if another run kept it
     claimed. Raises MentorBusyError if another session kept the mentor locked, the errors of ``refuse_wrong_day``, and
@@ -91,6 +94,7 @@ def resync(
                 message = f"mentor {mentor_id} is locked by another session (waited {lock_wait_seconds:g} s)"
                 raise MentorBusyError(message, next_step="try again; the mentor was not changed")
             stop.sleep(_POLL_SECONDS)
+        reopen_failed_reminders(connection, mentor_id)
         if queued:
             error = _push(beating, report, portal, mentor_id, flight_wait_seconds=flight_wait_seconds)
         if isinstance(error, MentorBusyError):

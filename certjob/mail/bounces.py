@@ -16,7 +16,8 @@ from functools import partial
 from certjob import database
 from certjob.database import Connection, persist
 from certjob.domain.addresses import parse_address
-from certjob.mail.channels.server_text import readable
+from certjob.mail.channels.server_text import is_mailbox_full, readable
+from certjob.mail.digests import digest_key
 from certjob.mail.reminder_mail import reminder_key
 
 logger = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ LARGEST_REPORT_OCTETS = 1_000_000
 
 _OUR_MESSAGE_ID = re.compile(
     r"<certjob-(?:(?P<key>reminder-(?P<reminder>[0-9]{1,18})-[0-9a-f]{8})"
-    r"|digest-(?P<digest>[0-9]{1,18})-[0-9]{1,9}-[0-9a-f]{8})@[^<>@\s]+>"
+    r"|(?P<digest_key>digest-(?P<digest>[0-9]{1,18})-(?P<attempt>[0-9]{1,9})-[0-9a-f]{8}))@[^<>@\s]+>"
 )
 _RETURNED = frozenset({"message/rfc822", "text/rfc822-headers", "message/global", "message/global-headers"})
 _GLOBAL_STATUS = re.compile(rb"(?i)message/global-delivery-status")
@@ -109,21 +110,30 @@ def _returned_id(parts: Sequence[Message]) -> str:
 
 
 def _mark_bounced(connection: Connection, about: re.Match[str], failures: Sequence[tuple[str, str]]) -> bool:
-    """Mark the reminder or digest as failed, and return whether it was."""
+    """Mark the reminder or digest as failed, or as due in a day if the mailbox is full; return whether it was."""
     is_digest = about["digest"] is not None
     row: dict[str, object] = {"id": int(about["digest"] if is_digest else about["reminder"])}
     lock = "lock_digest_and_coordinator" if is_digest else "lock_reminded_mentor"
     error = _error(database.fetch_value(connection, lock, row) or "", failures)
-    if error is None:
+    if error is None or not _is_current(connection, about, row):
         return False
     if is_digest:
         database.execute(connection, "supersede_open_digest", row)
-        return bool(database.execute(connection, "bounce_digest", row | {"error": error}))
+    bounce = row | {"error": error, "is_full": is_mailbox_full(error)}
+    return bool(database.execute(connection, "bounce_digest" if is_digest else "bounce_reminder", bounce))
+
+
+def _is_current(connection: Connection, about: re.Match[str], row: dict[str, object]) -> bool:
+    """Return whether the key is that of the row: not forged, not about another last day, not before a restore."""
+    if about["digest"] is not None:
+        ((coordinator_id, digest_on),) = database.fetch(connection, "read_returned_digest", row)
+        key = digest_key(
+            int(about["digest"]), int(about["attempt"]), coordinator_id=coordinator_id, digest_on=digest_on
+        )
+        return key == about["digest_key"]
     ((mentor_id, threshold_days, expires_on),) = database.fetch(connection, "read_returned_reminder", row)
     about_it = {"mentor_id": mentor_id, "threshold_days": threshold_days, "expires_on": expires_on}
-    if reminder_key(int(about["reminder"]), **about_it) != about["key"]:  # another last day, or before a restore
-        return False
-    return bool(database.execute(connection, "bounce_reminder", row | {"error": error}))
+    return reminder_key(int(about["reminder"]), **about_it) == about["key"]
 
 
 def _error(address: str, failures: Sequence[tuple[str, str]]) -> str | None:

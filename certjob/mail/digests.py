@@ -19,15 +19,13 @@ from certjob.mail.digest_contents import (
 )
 from certjob.mail.message import OutgoingMessage, key_hash
 from certjob.mail.messages.templates import Templates
-from certjob.mail.steps import LEASE_SECONDS
-from certjob.outbox.claims import ClaimedRow, Outbox
+from certjob.mail.steps import LEASE_SECONDS, ClaimedMail
+from certjob.outbox.claims import Outbox
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class QueuedDigest(ClaimedRow):
+class QueuedDigest(ClaimedMail):
     """A claimed row of ``coordinator_digests``."""
-
-    maybe_sent: bool
 
 
 def queue_digests(connection: database.Connection, *, today: date, organisation_id: UUID | None = None) -> int:
@@ -104,9 +102,7 @@ class DigestMail:
         item, digest = facts.item, facts.digest
         coordinator = digest.coordinator
         words = digest.words(repeat=item.maybe_sent, **self._setting)
-        # An attempt may report more than the one before, so each has its own key. After a restore, another digest can
-        # have the same id, but not the same key.
-        key = f"digest-{item.id}-{item.attempts}-{key_hash(coordinator.id, coordinator.digest_on)}"
+        key = digest_key(item.id, item.attempts, coordinator_id=coordinator.id, digest_on=coordinator.digest_on)
         return OutgoingMessage(
             **asdict(self._templates.render("digest", slug=coordinator.organisation_slug, words=words)),
             to=coordinator.email,
@@ -119,3 +115,11 @@ class DigestMail:
             reply_to=coordinator.contact_email,
             list_name=f"digest.{coordinator.organisation_slug}",
         )
+
+
+def digest_key(digest_id: int, attempts: int, *, coordinator_id: UUID, digest_on: date) -> str:
+    """Return the idempotency key of an attempt, because one may report more than the one before.
+
+    After a restore, another digest can have the same id, but not the same key.
+    """
+    return f"digest-{digest_id}-{attempts}-{key_hash(coordinator_id, digest_on)}"

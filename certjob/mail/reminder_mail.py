@@ -12,19 +12,17 @@ from certjob.mail.message import OutgoingMessage, key_hash
 from certjob.mail.messages.content import Recipient, reminder_words
 from certjob.mail.messages.templates import Templates
 from certjob.mail.reminders import adopt_reminders
-from certjob.mail.steps import LEASE_SECONDS
-from certjob.outbox.claims import ClaimedRow, Outbox
+from certjob.mail.steps import LEASE_SECONDS, ClaimedMail
+from certjob.outbox.claims import Outbox
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class QueuedReminder(ClaimedRow):
+class QueuedReminder(ClaimedMail):
     """A claimed row of ``cert_notification_log``."""
 
     mentor_id: UUID
     threshold_days: int
     expires_on: date
-    maybe_sent: bool
-    """The outcome of an earlier attempt is unknown, so the message must say that it may be a repeat."""
 
     def reminder(self, cert_id: UUID) -> Reminder:
         """Return the reminder as the rules know it, about this certificate."""

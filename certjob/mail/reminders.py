@@ -9,7 +9,10 @@ from datetime import date
 from uuid import UUID
 
 from certjob import database
+from certjob.database import persist
+from certjob.domain import rules
 from certjob.domain.models import Decision, Reminder
+from certjob.facts import reading
 
 
 class CertificationReminderService:
@@ -37,6 +40,29 @@ class CertificationReminderService:
         if queued:
             database.execute(self._connection, "supersede_reminders", {"mentor_ids": mentor_ids} | more_urgent)
         return mentor_ids
+
+
+def cancel_failed_reminders(connection: database.Connection, mentor_ids: Sequence[UUID], *, today: date) -> None:
+    """Cancel failed reminders that no longer apply, in the caller's transaction, because no one has to act."""
+    failed = database.fetch(connection, "read_failed_reminders", {"mentor_ids": list(mentor_ids)})
+    if not failed:
+        return
+    mentors = reading.read(connection, list({row[1] for row in failed}), lock=False).mentors
+    reasons: dict[int, str] = {}
+    for mentor in mentors:
+        for row_id, mentor_id, cert_id, threshold_days, expires_on in failed:
+            reminder = Reminder(cert_id=cert_id, threshold_days=threshold_days, expires_on=expires_on)
+            reason = rules.cancel_reason(reminder, mentor, today) if mentor_id == mentor.id else None
+            if reason is not None:
+                reasons[row_id] = reason
+    columns = {"ids": list(reasons), "reasons": list(reasons.values())}
+    database.execute(connection, "cancel_failed_reminders", columns)
+
+
+def reopen_failed_reminders(connection: database.Connection, mentor_id: UUID) -> None:
+    """Make failed reminders of a mentor due, because a person has asked for it; commit."""
+    row = {"mentor_id": mentor_id}
+    persist(connection, lambda: database.execute(connection, "reopen_failed_reminders", row))
 
 
 def adopt_reminders(connection: database.Connection, due: Sequence[tuple[UUID, Reminder]]) -> None:

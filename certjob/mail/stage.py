@@ -12,9 +12,9 @@ from typing import Generic
 from certjob.errors import ChannelDownError, NotifyError, OutcomeUnknownError, RecipientRefusedError, StageEnd
 from certjob.mail import steps
 from certjob.mail.message import Channel, OutgoingMessage
-from certjob.mail.steps import Facts, Mails
+from certjob.mail.steps import ClaimedMail, Facts, Item, Mails
 from certjob.outbox.calls import Calls
-from certjob.outbox.claims import RELEASED, Answer, Item, Lease, Settlement, StageStop
+from certjob.outbox.claims import RELEASED, Answer, Lease, Settlement, StageStop
 from certjob.outbox.retry import RetryPolicy, exponential, seconds_to_next_round
 from certjob.stopping import StopFlag
 
@@ -84,7 +84,7 @@ def send_mails(
         elif message is not None:
             error = _send(message, lease, channel=channel, calls=calls)
             answer = _settle(mails, item, error, address=message.to)
-            _count(counts, error, answer)
+            _count(counts, item, error, answer)
             on_progress(counts.sent)
             ended = _judge(failures, item, error, answer)
             if ended is not None and ended.code is StageEnd.ALL_REFUSED:
@@ -132,7 +132,7 @@ def _settle(mails: Mails[Item, Facts], item: Item, error: NotifyError | None, *,
         return steps.settle(mails, item, Settlement(status="sent"))
     if isinstance(error, ChannelDownError):  # it was not sent; the next stage tries it after the others
         return steps.settle(mails, item, RELEASED)
-    if isinstance(error, RecipientRefusedError):
+    if isinstance(error, RecipientRefusedError) and not item.is_in_doubt:
         return steps.refuse(mails, item, error, address=address)
     later = Settlement(
         status="pending",
@@ -144,12 +144,12 @@ def _settle(mails: Mails[Item, Facts], item: Item, error: NotifyError | None, *,
     return steps.settle(mails, item, later)
 
 
-def _count(counts: MailCounts, error: NotifyError | None, answer: Answer) -> None:
+def _count(counts: MailCounts, item: ClaimedMail, error: NotifyError | None, answer: Answer) -> None:
     if isinstance(error, ChannelDownError):
         return
     counts.lost += answer is Answer.LOST
     counts.sent += error is None and answer is Answer.SETTLED
-    counts.failed += isinstance(error, RecipientRefusedError) and answer is Answer.SETTLED
+    counts.failed += isinstance(error, RecipientRefusedError) and not item.is_in_doubt and answer is Answer.SETTLED
 
 
 def _judge(failures: _InARow[Item], item: Item, error: NotifyError | None, answer: Answer) -> StageStop | None:
@@ -157,7 +157,7 @@ def _judge(failures: _InARow[Item], item: Item, error: NotifyError | None, answe
     if isinstance(error, ChannelDownError):
         return _stopped(StageEnd.CHANNEL_DOWN, f"{error}; the rest stays pending", fault=str(error))
     if isinstance(error, RecipientRefusedError):
-        failures.refused += [item] if answer is Answer.SETTLED else []
+        failures.refused += [item] if answer is Answer.SETTLED and not item.delivered_since else []
     elif isinstance(error, OutcomeUnknownError):
         failures.unknown += 1
     else:
@@ -173,10 +173,10 @@ def _judge(failures: _InARow[Item], item: Item, error: NotifyError | None, answe
 
 
 def _reopen(mails: Mails[Item, Facts], refused: Sequence[Item], counts: MailCounts) -> None:
-    """Undo refusals that are the mail server's fault."""
+    """Undo refusals that are the mail server's fault. Those in doubt are pending already."""
     delay_seconds = seconds_to_next_round(max(item.attempts for item in refused))
     steps.reopen_refused(mails, refused, delay_seconds=delay_seconds)
-    counts.failed -= len(refused)
+    counts.failed -= sum(not item.is_in_doubt for item in refused)
 
 
 def _stopped(code: StageEnd, reason: str, *, fault: str = "") -> StageStop:

@@ -5,7 +5,7 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
 from typing import Protocol, TypeVar
@@ -17,7 +17,7 @@ from certjob.database import Connection, persist
 from certjob.domain.addresses import parse_address
 from certjob.errors import Cause, CertjobError, NotifyError
 from certjob.mail.message import OutgoingMessage
-from certjob.outbox.claims import RELEASED, Answer, Item, Lease, Outbox, Settlement
+from certjob.outbox.claims import RELEASED, Answer, ClaimedRow, Lease, Outbox, Settlement
 
 LEASE_SECONDS = 900.0
 """Of a claimed mail. No channel takes longer for one attempt."""
@@ -27,6 +27,26 @@ LOCKED_DELAY_SECONDS = 60.0
 """Delay of a mail after another session has locked the recipient, perhaps to change the facts."""
 
 Facts = TypeVar("Facts")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimedMail(ClaimedRow):
+    """The columns of a claimed reminder or digest."""
+
+    maybe_sent: bool
+    """The outcome of an earlier attempt is unknown, so the message must say that it may be a repeat."""
+    was_refused: bool
+    """A refusal was undone, because five in a row were refused, which is the server's fault."""
+    delivered_since: bool
+    """Another mail was delivered since."""
+
+    @property
+    def is_in_doubt(self) -> bool:
+        """Whether the next refusal may be the server's fault again. Otherwise it is about this mail."""
+        return self.was_refused and not self.delivered_since
+
+
+Item = TypeVar("Item", bound=ClaimedMail)
 
 
 class Mails(Protocol[Item, Facts]):

@@ -8,7 +8,7 @@ from uuid import UUID
 from certjob import database
 from certjob.database import Connection
 from certjob.domain.models import Decision
-from certjob.mail.reminders import CertificationReminderService
+from certjob.mail.reminders import CertificationReminderService, cancel_failed_reminders
 from certjob.portal.sync import PortalSyncService
 from certjob.review.guards import MassChangeGuard
 from certjob.review.pauses import PauseManagementService
@@ -39,6 +39,7 @@ def write_decisions(
     held = guard.hold_reminders(decisions)
     reminded = [d for d in decisions if d.reminders and d.mentor_id not in held]
     queued = CertificationReminderService(connection, today=today, run_id=run_id).queue(reminded)
+    cancel_failed_reminders(connection, [d.mentor_id for d in decisions], today=today)
     pushed = [d for d in decisions if d.push]
     moved_from = {d.mentor_id: d.moved_from for d in pushed if d.moved_from is not None}
     portal.queue([(d.mentor_id, d.visible) for d in pushed], moved_from=moved_from)

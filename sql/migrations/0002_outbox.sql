@@ -31,6 +31,7 @@ CREATE TABLE certjob.cert_notification_log (
     attempted_on    date,  -- the date of the run that claimed it last; of a sent row the day of the mail
     queued_at       timestamptz NOT NULL DEFAULT now(),
     deferred_since  timestamptz,  -- when the server first asked to try again later, unless that was before queued_at
+    refused_at      timestamptz,  -- of a refusal that was undone, because five in a row were refused
     sent_at         timestamptz,
     maybe_sent      boolean NOT NULL DEFAULT false,  -- an attempt ended without a known outcome
     last_error      text,
@@ -41,7 +42,8 @@ CREATE TABLE certjob.cert_notification_log (
 );
 CREATE INDEX cert_notification_log_due_idx ON certjob.cert_notification_log (next_attempt_at, id)
     WHERE status = 'pending';
-CREATE INDEX cert_notification_log_failed_idx ON certjob.cert_notification_log (id) WHERE status = 'failed';
+CREATE INDEX cert_notification_log_failed_idx ON certjob.cert_notification_log (mentor_id) WHERE status = 'failed';
+CREATE INDEX cert_notification_log_sent_idx ON certjob.cert_notification_log (sent_at) WHERE status = 'sent';
 
 -- Returns whether a row of the log has sent a mail about this last day, now or in an earlier cycle: with this threshold, or
 -- since the day on which the threshold was reached. A mail of a later day does not count, because a clock was wrong.
@@ -98,6 +100,7 @@ CREATE TABLE certjob.coordinator_digests (
     sent_at         timestamptz,
     sent_number     integer,  -- the order of the coordinator's sent digests, independent of clocks
     maybe_sent      boolean NOT NULL DEFAULT false,
+    refused_at      timestamptz,
     reported        text[] NOT NULL DEFAULT '{}',  -- the keys of everything on a sent page
     last_error      text,
     failure_code    text  -- null: cancelled, or never failed

@@ -127,7 +127,8 @@ BEGIN
     END IF;
     IF OLD.email IS DISTINCT FROM NEW.email THEN
         UPDATE certjob.cert_notification_log
-        SET status = 'pending', attempts = 0, next_attempt_at = now(), queued_at = now(), claim_token = NULL
+        SET status = 'pending', attempts = 0, next_attempt_at = now(), queued_at = now(), claim_token = NULL,
+            refused_at = NULL
         WHERE mentor_id = NEW.id AND status = 'failed';
     END IF;
     RETURN NEW;
@@ -232,7 +233,7 @@ CREATE FUNCTION certjob_private.coordinator_updated() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     UPDATE certjob.coordinator_digests
-    SET status = 'pending', attempts = 0, next_attempt_at = now(), claim_token = NULL
+    SET status = 'pending', attempts = 0, next_attempt_at = now(), claim_token = NULL, refused_at = NULL
     WHERE coordinator_id = NEW.id AND status = 'failed';
     RETURN NULL;
 END

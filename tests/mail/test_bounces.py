@@ -117,6 +117,33 @@ def test_other_reports_change_nothing(nights: Nights, sent: str) -> None:
     assert nights.rows(WHOLE) == before
 
 
+def test_full_mailbox_is_tried_again_a_day_later(nights: Nights, sent: str) -> None:
+    """The address is right. The reminder is an alert until the mail arrives, and is cancelled when it is outdated."""
+    full = postfix(sent, KARI, status="5.2.2")
+    assert take_report(nights.connection, full) is Reading.BOUNCED
+
+    due_in = "ceil(extract(epoch FROM next_attempt_at - now()) / 3600)"
+    assert nights.rows(f"SELECT status, failure_code, {due_in} FROM cert_notification_log") == [
+        ("pending", "mail_delayed", 24)
+    ]
+    nights.make_due()
+    assert id_of(one(nights, "reminder", 1)) == sent
+    assert take_report(nights.connection, full) is Reading.BOUNCED
+    nights.make_due()
+    nights.stage(number=6)
+    assert nights.rows("SELECT status, last_error FROM cert_notification_log") == [("cancelled", "too late")]
+
+
+def test_digest_for_a_full_mailbox_is_tried_again_a_day_later(desk: Nights) -> None:
+    desk.ended("Ola Hansen")
+    digest = id_of(one(desk, "digest"))
+
+    assert take_report(desk.connection, postfix(digest, BERIT, status="5.2.2")) is Reading.BOUNCED
+
+    assert desk.rows("SELECT status, failure_code FROM coordinator_digests") == [("pending", "mail_delayed")]
+    assert "Ola Hansen" in one(desk, "digest", 1).text
+
+
 def test_returned_digest_goes_to_the_corrected_address(desk: Nights) -> None:
     """No one has read it, so it replaces the open digest and reports the contents of both."""
     desk.ended("Ola Hansen")
@@ -124,8 +151,10 @@ def test_returned_digest_goes_to_the_corrected_address(desk: Nights) -> None:
     desk.certified("Per Berg", until=0)
     desk.night(1, deliver=False)
 
-    reports = [postfix(digest, address) for address in ("someone@example.org", BERIT, BERIT)]
-    assert [take_report(desk.connection, report).value for report in reports] == ["not_ours", "bounced", "not_ours"]
+    forged = re.sub(r"-[0-9a-f]{8}@", "-0123abcd@", digest)
+    reports = [postfix(digest, "someone@example.org"), postfix(forged, BERIT), *[postfix(digest, BERIT)] * 2]
+    read = [take_report(desk.connection, report).value for report in reports]
+    assert read == ["not_ours", "not_ours", "bounced", "not_ours"]
 
     assert desk.rows("SELECT status FROM coordinator_digests ORDER BY id") == [("failed",), ("superseded",)]
     assert [alert.cause for alert in read_alerts(desk.connection, today=TODAY)] == ["wrong_address"]

@@ -15,6 +15,7 @@ from certjob.mail.message import OutgoingMessage
 from certjob.mail.reminder_mail import ReminderMail
 from certjob.mail.stage import MailCounts
 from certjob.outbox.retry import seconds_to_next_round
+from certjob.reports.alerts import read_alerts
 from certjob.stopping import StopFlag
 from tests.mail.channels import reminder_mail, smtp_channel
 from tests.mail.conftest import CUT, DEFERRED, DOWN, REFUSED, Nights, day
@@ -142,19 +143,48 @@ def test_each_outcome_is_stored(nights: Nights) -> None:
     assert [seconds_to_next_round(attempts) / 60 for attempts in (1, 2, 3, 5, 6, 99)] == [15, 30, 60, 240, 360, 360]
 
 
+def refuse_five(message: OutgoingMessage) -> Exception | None:
+    """Refuse the reminders for m0 to m4."""
+    return REFUSED if "m" < message.to < "m5" else None
+
+
 def test_five_refusals_in_a_row_are_undone(nights: Nights) -> None:
-    """They are retried after all others, with a growing delay."""
-    queue(nights, 7)
-
-    def refuse_five(message: OutgoingMessage) -> Exception | None:
-        return REFUSED if message.to < "m5" else None
-
+    """They are retried with a growing delay, and undone again until another mail was delivered."""
+    queue(nights, 5)
     delayed = "attempts, ceil(extract(epoch FROM next_attempt_at - now()) / 60)"
-    for attempts, minutes, sent in ((1, 15, []), (2, 30, ["m5@example.org", "m6@example.org"])):
+
+    for attempts, minutes in ((1, 15), (2, 30)):
         assert str(nights.stage(on_send=refuse_five)).startswith("all_refused: 5 messages in a row were refused")
-        assert ([message.to for message in nights.sent], nights.counts.failed) == (sent, 0)
-        assert log(nights, delayed)[:5] == [(attempts, minutes)] * 5
+        assert (nights.sent, nights.counts) == ([], MailCounts())
+        assert log(nights, delayed) == [(attempts, minutes)] * 5
         nights.make_due()
+
+
+@pytest.mark.parametrize("other", ["reminder", "digest"])
+def test_refusal_stands_after_another_mail_was_delivered(nights: Nights, other: str) -> None:
+    """So five wrong addresses are not pending for ever. They are alerts, each with its own reason."""
+    queue(nights, 7 if other == "reminder" else 5)
+    if other == "digest":
+        nights.coordinator()
+    nights.night(on_send=refuse_five)
+    nights.make_due()
+
+    nights.night(on_send=refuse_five)
+
+    assert log(nights, "status, last_error")[:5] == [("failed", "550 no such user")] * 5
+    assert [reason for reason in nights.report.reasons if "in a row" in reason] == []
+    assert [alert.kind for alert in read_alerts(nights.connection, today=day(0))] == ["failed_reminders"] * 5
+
+
+def test_undone_refusal_is_an_alert_with_its_own_reason_after_a_day(nights: Nights) -> None:
+    """Not with the reason of the stage, which is another one's."""
+    queue(nights, 5)
+    nights.night(on_send=refuse_five)
+    nights.execute("UPDATE cert_notification_log SET queued_at = queued_at - interval '25 hours'")
+
+    alerts = read_alerts(nights.connection, today=day(0))
+
+    assert [(alert.kind, alert.error) for alert in alerts] == [("failed_reminders", "550 no such user")] * 5
 
 
 def test_channel_that_is_down_gets_three_attempts_when_it_asks(nights: Nights) -> None:

@@ -1,6 +1,6 @@
 """Each mentor is reminded once per threshold and last day, and only while it is still true."""
 
-from datetime import date
+from datetime import date, timedelta
 from uuid import UUID
 
 import psycopg
@@ -13,9 +13,11 @@ from certjob.mail.reminder_mail import QueuedReminder
 from certjob.mail.stage import MailCounts
 from certjob.outbox.claims import Answer, Settlement
 from certjob.reports.alerts import read_alerts
+from tests.conftest import Certjob
 from tests.mail.channels import reminder_mail
 from tests.mail.conftest import REFUSED, Nights, day
-from tests.support.facts import TODAY
+from tests.support.command_line import today
+from tests.support.facts import TODAY, Facts
 
 App = psycopg.Connection[tuple[object, ...]]
 
@@ -404,3 +406,56 @@ def test_reminder_of_a_certificate_that_was_entered_again_with_another_day_is_ca
 
     assert log(nights, "status, last_error") == [("cancelled", "deleted")]
     assert [message.expires_on for message in nights.night()] == [day(26)]
+
+
+OUTDATED = {
+    "left": ("UPDATE mentors SET left_at = now()", "left"),
+    "revoked": (REVOKE, "revoked"),
+    "deleted": ("DELETE FROM certificates", "deleted"),
+    "extended": ("UPDATE certificates SET expires_on = expires_on + 100", "extended"),
+    "renewed": (
+        "INSERT INTO certificates (mentor_id, kind, issued_on, expires_on)"
+        " SELECT mentor_id, kind, '2026-03-01', '2028-03-01' FROM certificates",
+        "renewed",
+    ),
+}
+
+
+@pytest.mark.usefixtures("kari")
+@pytest.mark.parametrize(("change", "reason"), OUTDATED.values(), ids=OUTDATED)
+def test_failed_reminder_that_no_longer_applies_is_cancelled_by_the_review(
+    nights: Nights, change: str, reason: str
+) -> None:
+    """No one has to correct an address for it, so the alert ends."""
+    nights.night(on_send=lambda _message: REFUSED)
+    assert [alert.kind for alert in read_alerts(nights.connection, today=TODAY)] == ["failed_reminders"]
+
+    nights.execute(change)
+    nights.review(1)
+
+    assert log(nights, "status, last_error, failure_code") == [("cancelled", reason, None)]
+    assert read_alerts(nights.connection, today=TODAY) == []
+
+
+@pytest.mark.usefixtures("kari")
+def test_failed_reminder_that_applies_stays_failed(nights: Nights) -> None:
+    """A review that has another reason changes nothing about it."""
+    nights.night(on_send=lambda _message: REFUSED)
+    nights.execute("UPDATE mentors SET dynamics_contact_id = gen_random_uuid()")
+
+    nights.review(1)
+
+    assert log(nights, "status, last_error") == [("failed", "550 no such user")]
+
+
+def test_resync_makes_failed_reminders_due(here: Certjob, facts: Facts) -> None:
+    """The refusal may have been the mail server's fault."""
+    expires_on = today() + timedelta(days=5)
+    facts.certified_mentor(facts.organisation(portal=None), expires_on, member_no="M1", email="nowhere")
+    here("run", CERTJOB_MAIL_FROM="certjob@example.org", CERTJOB_NOTIFY_URL="smtp://127.0.0.1:1")
+    status = "SELECT status, attempts, next_attempt_at <= now() FROM cert_notification_log"
+    assert facts.rows(status) == [("failed", 0, True)]
+
+    assert here("resync", "M1").returncode == 0
+
+    assert facts.rows(status) == [("pending", 0, True)]

@@ -157,6 +157,23 @@ def test_refused_recipient_is_a_wrong_address(stage: str, cause: Cause) -> None:
     assert caught.value.code is cause
 
 
+@pytest.mark.parametrize("stage", ["RCPT", "END"])
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (b"552 5.2.2 mailbox full", RecipientDeferredError),
+        (b"550-5.2.2 The email account is over quota\r\n550 5.2.2 try later", RecipientDeferredError),
+        (b"552 storage allocation exceeded", RecipientDeferredError),
+        (b"552 5.3.4 message too big", RecipientRefusedError),
+        (b"550 5.1.1 no such user, ask 5.2.2.1", RecipientRefusedError),
+    ],
+)
+def test_full_mailbox_is_retried(stage: str, answer: bytes, expected: type[Exception]) -> None:
+    """It is not a wrong address, although the server will not take the mail now."""
+    with talk({stage: answer}) as (_, channel), pytest.raises(expected):
+        channel.send(MESSAGE)
+
+
 @pytest.mark.parametrize(
     ("stage", "fault", "timeout", "expected"),
     [

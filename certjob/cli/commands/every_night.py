@@ -137,7 +137,7 @@ def resync(
 ) -> int:
     """Review one mentor and push the portal visibility now, even if a retry is scheduled for later.
 
-    Reminders are queued but not sent. Exits with 3 if the push fails.
+    Reminders are queued, and failed ones are due again, but none is sent. Exits with 3 if the push fails.
     """
     from certjob.cli.documents import add_names
     from certjob.cli.pages import jobs

@@ -19,6 +19,14 @@ def readable(text: str, *, recipient: MailAddress | None = None, secrets: Iterab
     return foreign_line(text, secrets=secrets)
 
 
+def is_mailbox_full(answer: str) -> bool:
+    """Return whether an answer of a mail server, or a delivery report, says that the mailbox is full.
+
+    It has the status X.2.2 (RFC 3463), or is a 552 without a status (RFC 5321, 4.2.2).
+    """
+    return re.search(r"(?<![\d.])[45]\.2\.2(?![\d.])|^552(?! [45]\.\d)", answer) is not None
+
+
 def _forms(address: MailAddress) -> list[str]:
     """Return how servers write an address: with a readable domain, as in DNS, in a link, in the sender of a bounce."""
     whole = address.specification

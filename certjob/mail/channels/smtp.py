@@ -26,7 +26,7 @@ from certjob.errors import (
     RecipientDeferredError,
     RecipientRefusedError,
 )
-from certjob.mail.channels.server_text import readable
+from certjob.mail.channels.server_text import is_mailbox_full, readable
 from certjob.mail.message import OutgoingMessage, compose
 from certjob.settings import LOOPBACK_HOSTS
 
@@ -270,7 +270,7 @@ def _refusal(code: int, text: str, *, recipient: MailAddress, what: str) -> Noti
     if what == "sender":
         next_step = "check CERTJOB_MAIL_FROM (or CERTJOB_BOUNCE_ADDRESS)"
         return ChannelDownError(f"the mail server refused the sender ({said})", next_step=next_step)
-    if 400 <= code < 500:
+    if 400 <= code < 500 or (500 <= code < 600 and is_mailbox_full(f"{code} {text}")):
         return RecipientDeferredError(f"the mail server deferred the {what} ({said})")
     if 500 <= code < 600:
         why = Cause.WRONG_ADDRESS if what == "recipient" else Cause.MAIL_STOPPED

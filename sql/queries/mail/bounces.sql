@@ -2,12 +2,21 @@
 -- The mentor is locked.
 SELECT mentor_id, threshold_days, expires_on FROM cert_notification_log WHERE id = %(id)s
 
+-- name: read_returned_digest
+-- The coordinator is locked.
+SELECT coordinator_id, digest_on FROM coordinator_digests WHERE id = %(id)s
+
 -- name: bounce_reminder
--- Only a reminder that was sent or may have been sent. lock_reminded_mentor has locked the mentor: an earlier correction of the
--- address makes the report outdated, and a later one reopens the failed row. If the report comes before the settle, the
--- claim is lost.
+-- Only a reminder that was sent or may have been sent. lock_reminded_mentor has locked the mentor: an earlier correction
+-- of the address makes the report outdated, and a later one reopens the failed row. If the report comes before the settle,
+-- the claim is lost. If the mailbox is full, the reminder is sent again a day later.
 UPDATE cert_notification_log AS l
-SET status = 'failed', claim_token = NULL, next_attempt_at = now(), last_error = %(error)s, failure_code = 'wrong_address'
+SET status = CASE WHEN %(is_full)s THEN 'pending' ELSE 'failed' END,
+    claim_token = NULL,
+    next_attempt_at = now() + CASE WHEN %(is_full)s THEN interval '1 day' ELSE interval '0' END,
+    deferred_since = CASE WHEN %(is_full)s THEN coalesce(l.deferred_since, now()) ELSE l.deferred_since END,
+    last_error = %(error)s,
+    failure_code = CASE WHEN %(is_full)s THEN 'mail_delayed' ELSE 'wrong_address' END
 WHERE l.id = %(id)s
     AND (l.status = 'sent' OR (l.status = 'pending' AND (l.claim_token IS NOT NULL OR l.maybe_sent)))
 
@@ -24,5 +33,9 @@ WHERE d.id = %(id)s
 -- name: bounce_digest
 -- As bounce_reminder.
 UPDATE coordinator_digests
-SET status = 'failed', claim_token = NULL, next_attempt_at = now(), last_error = %(error)s, failure_code = 'wrong_address'
+SET status = CASE WHEN %(is_full)s THEN 'pending' ELSE 'failed' END,
+    claim_token = NULL,
+    next_attempt_at = now() + CASE WHEN %(is_full)s THEN interval '1 day' ELSE interval '0' END,
+    last_error = %(error)s,
+    failure_code = CASE WHEN %(is_full)s THEN 'mail_delayed' ELSE 'wrong_address' END
 WHERE id = %(id)s AND (status = 'sent' OR (status = 'pending' AND (claim_token IS NOT NULL OR maybe_sent)))

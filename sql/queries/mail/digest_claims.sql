@@ -17,7 +17,16 @@ SET claim_token = %(token)s,
     next_attempt_at = now() + make_interval(secs => %(lease_seconds)s),
     maybe_sent = d.maybe_sent OR d.claim_token IS NOT NULL
 WHERE d.id = ANY (%(ids)s::bigint[])
-RETURNING d.id, d.attempts, d.claim_token, d.maybe_sent
+RETURNING d.id, d.attempts, d.claim_token, d.maybe_sent,
+    d.refused_at IS NOT NULL AS was_refused,
+    CASE
+        WHEN d.refused_at IS NULL THEN false
+        ELSE EXISTS (
+            SELECT FROM cert_notification_log AS s WHERE s.status = 'sent' AND s.sent_at > d.refused_at
+        ) OR EXISTS (
+            SELECT FROM coordinator_digests AS s WHERE s.status = 'sent' AND s.sent_at > d.refused_at
+        )
+    END AS delivered_since
 
 -- name: lock_digest_and_coordinator
 -- The lock on the coordinator delays a correction of the address; the lock on the row delays a run that queues it again.
@@ -82,5 +91,5 @@ RETURNING true AS unchanged
 -- name: reopen_refused_digests
 -- Many refusals in a row are due to the server.
 UPDATE coordinator_digests
-SET status = 'pending', next_attempt_at = now() + make_interval(secs => %(delay_seconds)s)
+SET status = 'pending', next_attempt_at = now() + make_interval(secs => %(delay_seconds)s), refused_at = now()
 WHERE id = %(id)s AND status = 'failed'

@@ -33,7 +33,16 @@ SET claim_token = %(token)s,
     next_attempt_at = now() + make_interval(secs => %(lease_seconds)s),
     maybe_sent = l.maybe_sent OR l.claim_token IS NOT NULL
 WHERE l.id = ANY (%(ids)b::bigint[])
-RETURNING l.id, l.mentor_id, l.threshold_days, l.expires_on, l.attempts, l.claim_token, l.maybe_sent
+RETURNING l.id, l.mentor_id, l.threshold_days, l.expires_on, l.attempts, l.claim_token, l.maybe_sent,
+    l.refused_at IS NOT NULL AS was_refused,
+    CASE
+        WHEN l.refused_at IS NULL THEN false
+        ELSE EXISTS (
+            SELECT FROM cert_notification_log AS s WHERE s.status = 'sent' AND s.sent_at > l.refused_at
+        ) OR EXISTS (
+            SELECT FROM coordinator_digests AS s WHERE s.status = 'sent' AND s.sent_at > l.refused_at
+        )
+    END AS delivered_since
 
 -- name: lock_reminded_mentor
 -- The lock delays reviews and changes of the mentor. Another process may hold it to write another reminder.
@@ -82,7 +91,7 @@ RETURNING true AS unchanged
 -- name: reopen_refused_reminders
 -- Many refusals in a row are due to the server. The reminders are retried after the others.
 UPDATE cert_notification_log
-SET status = 'pending', next_attempt_at = now() + make_interval(secs => %(delay_seconds)s)
+SET status = 'pending', next_attempt_at = now() + make_interval(secs => %(delay_seconds)s), refused_at = now()
 WHERE id = %(id)s AND status = 'failed'
 
 -- name: review_mentor

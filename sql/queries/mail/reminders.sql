@@ -115,6 +115,7 @@ SET expires_on = excluded.expires_on,
     claim_token = NULL,
     queued_at = now(),
     sent_at = NULL,
+    refused_at = NULL,
     last_error = NULL,
     failure_code = NULL,
     run_id = excluded.run_id,
@@ -127,6 +128,23 @@ SET expires_on = excluded.expires_on,
         OR l.history @> jsonb_build_array(jsonb_build_object('expires_on', excluded.expires_on, 'maybe_sent', true))
 WHERE l.expires_on <> excluded.expires_on OR l.status IN ('cancelled', 'superseded')
 RETURNING l.mentor_id, l.threshold_days, l.cert_id
+
+-- name: read_failed_reminders
+SELECT id, mentor_id, cert_id, threshold_days, expires_on
+FROM cert_notification_log
+WHERE mentor_id = ANY (%(mentor_ids)b::uuid[]) AND status = 'failed'
+ORDER BY mentor_id, id
+
+-- name: cancel_failed_reminders
+UPDATE cert_notification_log AS l
+SET status = 'cancelled', last_error = n.reason, failure_code = NULL
+FROM unnest(%(ids)s::bigint[], %(reasons)s::text[]) AS n (id, reason)
+WHERE l.id = n.id AND l.status = 'failed'
+
+-- name: reopen_failed_reminders
+UPDATE cert_notification_log
+SET status = 'pending', attempts = 0, next_attempt_at = now(), queued_at = now(), refused_at = NULL
+WHERE mentor_id = %(mentor_id)s AND status = 'failed'
 
 -- name: supersede_reminders
 -- A more urgent reminder supersedes older unsent ones about the same certificate. A claimed one is checked under its claim.
