@@ -88,7 +88,13 @@ def _set_locally(settings: tuple[tuple[str, str], ...]) -> bytes:
 
 @contextmanager
 def read_only_snapshot(connection: Connection) -> Iterator[None]:
-    """Open a read-only transaction with one snapshot. Works on a standby as well."""
+    """Open a read-only transaction with one snapshot. Works on a standby as well.
+
+    Inside a transaction it only continues, so that a dry run can read what its transaction has written.
+    """
+    if connection.info.transaction_status is not TransactionStatus.IDLE:
+        yield
+        return
     isolation_level, read_only = connection.isolation_level, connection.read_only
     connection.isolation_level, connection.read_only = psycopg.IsolationLevel.REPEATABLE_READ, True
     try:

@@ -1,7 +1,7 @@
 """Load mentors and certificates from a CSV file in one transaction."""
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Sequence, Set
+from collections.abc import Callable, Collection, Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import date
 from difflib import get_close_matches
@@ -11,10 +11,7 @@ import psycopg
 
 from certjob import database
 from certjob.database import CONTENTION, Connection
-from certjob.domain import rules
-from certjob.domain.models import PauseChange
 from certjob.errors import ConfigurationError, InputError, MentorBusyError
-from certjob.facts import reading
 from certjob.facts.roster import MENTOR, Problem, Roster, read_roster
 
 _LOCK_TIMEOUT_MS = 5_000
@@ -39,19 +36,24 @@ class LoadReport:
     certificates_added: int
     certificates_changed: int
     """Known certificates with another last day or revocation."""
-    paused_next_run: int
-    """Mentors of the file whom the next run pauses because of changed facts, unless a guard holds the pauses."""
-    brought_back_next_run: int
     problems: Sequence[Problem]
     """Sorted by line."""
 
 
-def load(connection: Connection, content: bytes, *, today: date, dry_run: bool = False) -> LoadReport:
+def load(
+    connection: Connection,
+    content: bytes,
+    *,
+    today: date,
+    dry_run: bool = False,
+    before_rollback: Callable[[], None] = lambda: None,
+) -> LoadReport:
     """Add or change the mentors and certificates of a CSV file. It deletes no rows.
 
     A mentor with a bad line is skipped with all their lines. Raises InputError if the content is not such a file or the
     database rejects it, ConfigurationError if the facts are copied from an app, and MentorBusyError if another session
     has locked one of its rows. With an error, and with ``dry_run``, the database stays unchanged.
+    ``before_rollback`` is called in a dry run, while the database is changed.
     """
     if database.fetch_value(connection, "is_mirrored"):
         message = "certjob_mirror copies the facts from the app, and would undo this load"
@@ -61,7 +63,10 @@ def load(connection: Connection, content: bytes, *, today: date, dry_run: bool =
 
     def write() -> LoadReport:
         with database.transaction(connection, force_rollback=dry_run):
-            return _write(connection, roster, today=today)
+            report = _write(connection, roster)
+            if dry_run:
+                before_rollback()
+            return report
 
     try:
         return database.persist(connection, write, lock_timeout_ms=_LOCK_TIMEOUT_MS, tries=_TRIES)
@@ -74,7 +79,7 @@ def load(connection: Connection, content: bytes, *, today: date, dry_run: bool =
         raise InputError(message, next_step="correct the file and load it again") from None
 
 
-def _write(connection: Connection, roster: Roster, *, today: date) -> LoadReport:
+def _write(connection: Connection, roster: Roster) -> LoadReport:
     """Write the mentors that the database accepts, inside a transaction."""
     database.execute(connection, "create_load_tables")
     with connection.cursor() as cursor:
@@ -95,7 +100,6 @@ def _write(connection: Connection, roster: Roster, *, today: date) -> LoadReport
     database.execute(connection, "find_load_mentors")
     ((certificates_added, certificates_changed),) = database.fetch(connection, "upsert_loaded_certificates")
     mentors_changed = database.execute(connection, "update_loaded_mentors")
-    pauses = _next_run(connection, today=today)
     return LoadReport(
         rows=roster.rows,
         skipped=roster.skipped + sum(mentor["rows"] for mentor in roster.mentors.values() if mentor["line"] in lines),
@@ -103,8 +107,6 @@ def _write(connection: Connection, roster: Roster, *, today: date) -> LoadReport
         mentors_changed=mentors_changed,
         certificates_added=certificates_added,
         certificates_changed=certificates_changed,
-        paused_next_run=pauses[PauseChange.OPEN],
-        brought_back_next_run=pauses[PauseChange.LIFT],
         problems=sorted(
             (replace(each, loaded=_is_loaded(each, roster, lines)) for each in problems), key=lambda each: each.line
         ),
@@ -150,13 +152,3 @@ def _find_similar(kind: str, others: Collection[str]) -> str | None:
     by_letters = {other.casefold(): other for other in others}
     close = get_close_matches(kind.casefold(), by_letters, n=1, cutoff=_SIMILAR)
     return by_letters[close[0]] if close else None
-
-
-def _next_run(connection: Connection, *, today: date) -> Counter[PauseChange | None]:
-    """Count the decisions of the rules about the file's mentors with facts that changed since their last review."""
-    ids = [mentor_id for (mentor_id,) in database.fetch(connection, "list_changed_load_mentors")]
-    pauses: Counter[PauseChange | None] = Counter()
-    for first in range(0, len(ids), reading.CHUNK_SIZE):
-        found = reading.read(connection, ids[first : first + reading.CHUNK_SIZE], lock=False)
-        pauses.update(rules.decide(mentor, today).pause for mentor in found.mentors)
-    return pauses

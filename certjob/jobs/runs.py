@@ -1,11 +1,12 @@
 """The runs that cron and people start: ``run`` (review and deliver), ``deliver``, and ``alerts --retry-all``."""
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import date
 from uuid import UUID
 
 from certjob import database
+from certjob.database import Connection
 from certjob.domain.holds import REMINDERS
 from certjob.domain.models import Reminder
 from certjob.facts.lookup import find_organisation
@@ -58,7 +59,15 @@ def run(
     refuse_wrong_day(connection, today, zone=job.delivery.zone, accept_date=accept_date)
     report = RunReport(command="run", run_id=job.run_id, today=today, dry_run=dry_run)
     if dry_run:
-        _plan(job, report, organisation_id=organisation_id, allow=allow, everybody=everybody)
+        on_progress = job.progress.phase("Reviewing mentors")  # includes the guard's count
+        plan_run(
+            connection,
+            report,
+            organisation_id=organisation_id,
+            allow=allow,
+            everybody=everybody,
+            on_progress=on_progress,
+        )
         return report
     with recorded(
         job, report, organisation=organisation, organisation_id=organisation_id, everybody=everybody
@@ -94,12 +103,17 @@ def retry_all(job: Job) -> RunReport:
     return report
 
 
-def _plan(
-    job: Job, report: RunReport, *, organisation_id: UUID | None, allow: Mapping[str, int], everybody: bool
+def plan_run(
+    connection: Connection,
+    report: RunReport,
+    *,
+    organisation_id: UUID | None = None,
+    allow: Mapping[str, int] = Counter(),
+    everybody: bool = False,
+    on_progress: Callable[[int], None] = lambda _: None,
 ) -> None:
     """Fill the report of a dry run from one read-only snapshot, without locks and calls."""
-    connection, today, counts = job.connection, job.today, ReviewCounts()
-    on_progress = job.progress.phase("Reviewing mentors")  # includes the guard's count
+    today, counts = report.today, ReviewCounts()
     with database.read_only_snapshot(connection):
         everybody = everybody or looks_at_everybody(connection, today)
         guard = MassChangeGuard(connection, today=today, run_id=None, allow=allow, everybody=everybody)

@@ -1,14 +1,15 @@
 """Output and exit code of `certjob load`."""
 
 from collections.abc import Callable
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import Certjob
-from tests.support.command_line import Finished
+from tests.support.command_line import Finished, today
 from tests.support.facts import Facts
+from tests.support.nights import night
 
 HEADER = "organisation;member_no;full_name;email;kind;issued_on;expires_on\n"
 GOOD = "hlf;M{0};Kari {0};kari{0}@example.org;likeperson;2024-02-01;2036-02-01\n"
@@ -104,6 +105,41 @@ def test_rarer_of_two_new_similar_kinds_is_named(load: Load) -> None:
     assert "line 2: M1: kind: 'Likperson' is a new kind, similar to 'likeperson'" in result.stderr
 
 
+def test_load_foresees_what_the_next_run_does_with_everyone(load: Load, facts: Facts) -> None:
+    """With mentors who are not in the file, and in a dry run, too. The next run does the same."""
+    past = str(today() - timedelta(days=1))
+    load(HEADER + "".join(GOOD.format(number) for number in range(1, 7)))
+    night(facts.connection, today())
+    load(HEADER + GOOD.format(1).replace("2036-02-01", past) + GOOD.format(2).replace("2036-02-01", past))
+    night(facts.connection, today())
+    facts.connection.execute(
+        "UPDATE certificates SET expires_on = '2025-01-01'"
+        " WHERE mentor_id = (SELECT id FROM mentors WHERE member_no = 'M3')"
+    )
+    text = HEADER + GOOD.format(1) + GOOD.format(4).replace("2036-02-01", past)
+
+    planned, loaded = load(text, "--dry-run"), load(text)
+
+    said = "certjob load: the next run will pause 2 mentors, reinstate 1 and queue 1 reminder"
+    assert planned.stderr.splitlines() == [said, "certjob load: --dry-run: nothing was loaded"]
+    assert loaded.stderr.splitlines() == [said]
+    done = night(facts.connection, today()).to_document()
+    assert (done["mentors"]["paused"], done["mentors"]["resumed"], done["reminders"]["queued"]) == (2, 1, 1)
+
+
+def test_load_announces_held_renewals_with_the_command_that_permits_them(load: Load, facts: Facts) -> None:
+    """24 mentors are paused, and a file with their old certificates would reinstate all of them."""
+    file = HEADER + "".join(GOOD.format(number) for number in range(24))
+    load(file.replace("2036", "2025"))
+    night(facts.connection, today(), allow={"hlf": 24})
+
+    (foreseen, held) = load(file).stderr.splitlines()
+
+    assert foreseen == "certjob load: the next run will pause 0 mentors, reinstate 0 and queue 0 reminders"
+    assert held.startswith("certjob load: the next run will hold hlf: 24 mentors would be shown or")
+    assert held.endswith("then `certjob run --allow hlf=24`")
+
+
 def test_dry_run_says_how_many_mentors_the_next_run_would_pause(load: Load, facts: Facts) -> None:
     """21 valid certificates are moved into the past."""
     valid = "".join(GOOD.format(number) for number in range(21))
@@ -112,8 +148,11 @@ def test_dry_run_says_how_many_mentors_the_next_run_would_pause(load: Load, fact
 
     result = load(HEADER + valid.replace("2036", "2025"), "--dry-run")
 
-    said = "the next run will pause 21 of this file's mentors and bring back 0, unless a guard holds these changes"
-    assert result.stderr == f"certjob load: {said}\ncertjob load: --dry-run: nothing was loaded\n"
+    first, held, last = result.stderr.splitlines()
+    assert first == "certjob load: the next run will pause 0 mentors, reinstate 0 and queue 0 reminders"
+    assert held.startswith("certjob load: the next run will hold hlf: 21 mentors would be paused or hidden")
+    assert held.endswith("then `certjob run --allow hlf=21`")
+    assert last == "certjob load: --dry-run: nothing was loaded"
     assert result.stdout.splitlines() == ["rows\t21", "certificates changed\t21"]
     assert result.returncode == 0
     assert facts.rows("SELECT FROM certificates WHERE expires_on = '2025-02-01'") == []

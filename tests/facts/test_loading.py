@@ -1,6 +1,6 @@
 """Load a CSV file: facts, repeated loads, and other sessions."""
 
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from uuid import UUID
 
 import psycopg
@@ -11,8 +11,8 @@ from certjob.database import Connection
 from certjob.errors import InputError, MentorBusyError
 from certjob.facts import loading
 from tests.facts.loading import REQUIRED, Loader, written
-from tests.support.facts import TODAY, Facts
-from tests.support.nights import in_background, night
+from tests.support.facts import Facts
+from tests.support.nights import in_background
 from tests.support.waiting import until, waits_for_a_lock
 
 App = psycopg.Connection[tuple[object, ...]]
@@ -135,21 +135,6 @@ def test_contact_ids_may_be_swapped_in_one_file(loader: Loader) -> None:
     assert load_contacts(loader, 3, 1) == [2, 3]
     assert load_contacts(loader, 2, 1) == []
     assert contacts(loader) == [2, 1, 3]
-
-
-def test_load_counts_whom_the_next_run_pauses_and_brings_back(loader: Loader, facts: Facts) -> None:
-    """It applies the rules to mentors of the file with facts that changed since their last review."""
-    past, future = str(TODAY - timedelta(days=1)), str(TODAY + timedelta(days=100))
-    loader.rows(*(row(f"M{number}", past if number < 3 else future) for number in range(1, 6)))
-    night(facts.connection)
-
-    report = loader(
-        "\n".join([REQUIRED, *(row(f"M{number}", past if number > 1 else future) for number in range(1, 6))])
-    )
-
-    assert (report.paused_next_run, report.brought_back_next_run) == (3, 1)
-    done = night(facts.connection).to_document()
-    assert (done["mentors"]["paused"], done["mentors"]["resumed"]) == (3, 1)
 
 
 def test_value_that_a_constraint_refuses_loads_nothing(loader: Loader) -> None:

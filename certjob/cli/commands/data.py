@@ -44,17 +44,17 @@ def load(
     full_name, email, locale, dynamics_contact_id and left_on. Dates are 2026-12-31 or 31.12.2026.
 
     An empty cell leaves the value unchanged. If a line is bad, its mentor is skipped, the others are loaded, and the
-    command exits with 3. A file without certificate columns corrects known mentors. The command prints how many mentors
-    the next run pauses because of this file.
+    command exits with 3. A file without certificate columns corrects known mentors. The command prints whom the next
+    run pauses, and which changes it will hold.
     """
     from certjob.cli.pages import load as page
-    from certjob.facts import loading
+    from certjob.jobs.load import load as load_file
 
     call = Call(context=context, json=json, verbose=verbose, quiet=quiet, env_file=env_file)
     with call.session(interruptible=True) as opened:
-        report = loading.load(opened.connection, _read(file), today=opened.settings.today, dry_run=dry_run)
-    page.show_load(opened.output, report, json=call.json, dry_run=dry_run)
-    return 3 if report.skipped else 0
+        loaded = load_file(opened.connection, _read(file), today=opened.settings.today, dry_run=dry_run)
+    page.show_load(opened.output, loaded, json=call.json, dry_run=dry_run)
+    return 3 if loaded.report.skipped else 0
 
 
 def _read(file: Path) -> bytes:

@@ -147,11 +147,3 @@ WHERE m.id = l.mentor_id
     ) IS DISTINCT FROM (
         m.full_name, m.email, m.locale, m.dynamics_contact_id, (m.left_at AT TIME ZONE 'UTC')::date
     )
-
--- name: list_changed_load_mentors
--- The triggers have set review_on of each mentor with a changed fact.
-SELECT m.id
-FROM pg_temp.load_mentors AS l
-JOIN mentors AS m ON m.id = l.mentor_id
-WHERE m.review_on = '-infinity'
-ORDER BY m.id
