@@ -31,7 +31,7 @@ UNTIL = date(2027, 3, 10)
 HIDDEN: dict[str, object] = {"contact_id": CONTACT, "visible": False, "visible_until": None, "dates": True}
 SHOWN = HIDDEN | {"visible": True, "visible_until": "2027-03-10"}
 ECHO = json.dumps(HIDDEN).encode()
-ONE_TRY = quick_policy(max_attempts=1)
+ONE_TRY = replace(quick_policy(), max_attempts=1)
 SEVERAL_TRIES = replace(quick_policy(), deadline_seconds=20)
 
 

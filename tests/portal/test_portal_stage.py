@@ -116,7 +116,7 @@ def test_wrong_key_ends_the_stage_and_blocks_no_one(scene: Scene) -> None:
     ("policy", "requests", "failures"),
     [
         pytest.param(quick_policy(), 4, [], id="before_another_attempt"),
-        pytest.param(quick_policy(max_attempts=1), 3, [("transient", 1)], id="after_the_last_attempt"),
+        pytest.param(replace(quick_policy(), max_attempts=1), 3, [("transient", 1)], id="after_the_last_attempt"),
         pytest.param(IMPATIENT, 4, [], id="longer_than_a_round"),
     ],
 )

@@ -103,6 +103,7 @@ def _become(
         stream.close()
     sys.stdin = os.fdopen(0)  # multiprocessing has replaced it
     os.setsid()
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored if the tests run under nohup
     if os.isatty(0):
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
     os.chdir(folder)

@@ -45,6 +45,8 @@ class FlakyPortal(HLFDynamicsSyncService):
         self.error = error or (lambda: TransientPortalError("connection reset"))
         self.calls: list[tuple[UUID, bool, str]] = []
         self.visible: dict[UUID, bool] = {}
+        self.until: dict[UUID, date | None] = {}
+        """The last visible day of each contact."""
         self.overlaps: list[UUID] = []
         self._in_flight: list[UUID] = []
 
@@ -61,7 +63,7 @@ class FlakyPortal(HLFDynamicsSyncService):
                 outcome = self.error()
             if isinstance(outcome, Exception):
                 raise outcome
-            self.visible[contact_id] = visible
+            self.visible[contact_id], self.until[contact_id] = visible, visible_until
         finally:
             self._in_flight.remove(contact_id)
 
@@ -112,9 +114,9 @@ class CollectingChannel:
         pass
 
 
-def quick_policy(*, max_attempts: int = 3) -> RetryPolicy:
-    """Return the policy of pushes without its waits."""
-    return dataclasses.replace(PORTAL_POLICY, max_attempts=max_attempts, backoff=lambda _attempt: 0.0)
+def quick_policy() -> RetryPolicy:
+    """Return production's policy of pushes without its waits."""
+    return dataclasses.replace(PORTAL_POLICY, backoff=lambda _attempt: 0.0)
 
 
 def delivery(*, portal: Portal = None, channel: Channel | None = None, **options: Any) -> Delivery:
