@@ -80,14 +80,18 @@ def test_restart_during_a_run_loses_nothing_and_repeats_no_mail(url: str, cluste
     assert len(sent) == 4, "no second digest about the same mentors"
 
 
+@pytest.mark.parametrize("command", ["run", "deliver", "reconcile"])
 def test_command_survives_a_restart_and_prints_nothing(
-    url: str, cluster: Cluster, environment: dict[str, str], portal: PortalServer, tmp_path: Path
+    url: str, cluster: Cluster, environment: dict[str, str], portal: PortalServer, tmp_path: Path, command: str
 ) -> None:
     """So cron sends no mail after an update of the database at three in the morning."""
+    if command != "run":
+        with database.connect(url) as connection:
+            night(connection, deliver=False)
     portal.then(hang())
 
     environment |= {"CERTJOB_DATABASE_URL": url}
-    with started("run", environment=environment, folder=tmp_path, restart_pause=0.2) as child:
+    with started(command, environment=environment, folder=tmp_path, restart_pause=0.2) as child:
         portal.wait_until(lambda: len(portal.requests) >= 1)
         cluster.restart()
         portal.release()

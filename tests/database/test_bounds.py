@@ -137,12 +137,13 @@ def test_too_long_text_is_rejected_with_column_and_limit(facts: Facts) -> None:
 
 
 def test_mentors_with_open_work_are_not_truncated(facts: Facts) -> None:
-    """The portal would show them forever. In an organisation without a portal no one is shown."""
+    """Each kind of open work alone prevents it. In an organisation without a portal no one is shown."""
     furnish(facts.connection, "hlf", api=facts.connection)
+    reminder = "INSERT INTO cert_notification_log (mentor_id, threshold_days, cert_id, expires_on)"
     for done in (
-        "UPDATE mentors SET portal_visible = false",
+        "UPDATE mentors SET portal_visible = false; DELETE FROM cert_notification_log",
         "UPDATE portal_sync_events SET status = 'blocked'",
-        "DELETE FROM portal_sync_events",
+        f"DELETE FROM portal_sync_events; {reminder} SELECT mentor_id, 7, id, expires_on FROM certificates",
         "DELETE FROM cert_notification_log; UPDATE mentors SET portal_visible = true",
     ):
         with pytest.raises(psycopg.errors.RestrictViolation, match="may still be shown on the portal"):

@@ -74,6 +74,18 @@ def test_run_after_a_later_date_needs_consent(command: Command, facts: Facts) ->
 
 
 @pytest.mark.usefixtures("mentor")
+def test_run_that_died_on_a_later_date_counts(command: Command, facts: Facts) -> None:
+    """It may have written as much as a finished one."""
+    later = today() + timedelta(days=300)
+    command("run", "--accept-date", str(later), wrong_by=300)
+    facts.connection.execute("UPDATE job_runs SET finished_at = NULL, outcome = NULL")
+
+    refused = command("run")
+
+    assert_one_line(refused, f"the last night was run for {later}", code=2)
+
+
+@pytest.mark.usefixtures("mentor")
 def test_accept_date_must_be_the_date_of_this_machine(command: Command) -> None:
     """Consent is for the date that someone has seen."""
     later = today() + timedelta(days=300)

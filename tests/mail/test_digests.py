@@ -13,7 +13,7 @@ from certjob.mail import steps
 from certjob.mail.digests import QueuedDigest
 from certjob.reports.alerts import read_alerts
 from tests.mail.channels import digest_mail
-from tests.mail.conftest import DOWN, REFUSED, Messages, Nights, day, refuse_reminders
+from tests.mail.conftest import CUT, DOWN, REFUSED, Messages, Nights, day, refuse_reminders
 from tests.mail.written import breakable
 from tests.support.facts import TODAY
 from tests.support.nights import FlakyPortal, delivery, new_job, night
@@ -182,6 +182,34 @@ def test_pause_committed_after_the_digest_is_in_the_next_one(
     desk.execute("UPDATE certificates SET expires_on = %s WHERE mentor_id = %s", day(-1), late)
 
     assert (named(first), named(desk.digests(1))) == (["Kari"], ["Ola"])
+
+
+def test_digest_repeats_the_two_days_before_the_last_one(desk: Nights) -> None:
+    """A pause is committed later than it is dated. An older one was in the last digest."""
+    desk.ended("Kari")
+    desk.digests()
+    for name, days in (("Ola", -2), ("Pia", -3)):
+        (mentor,) = desk.ended(name)
+        when = datetime(TODAY.year, TODAY.month, TODAY.day + days, 12, tzinfo=UTC)
+        about = {"reason": "certification_expired", "actor": "certjob", "paused_at": when}
+        desk.facts.insert("mentor_pauses", mentor_id=mentor, **about)
+
+    assert named(desk.digests(1)) == ["Ola"]
+
+
+def test_cancelled_digest_that_is_queued_again_has_a_new_key(desk: Nights) -> None:
+    """Otherwise the receiver of a webhook would drop it as a repeat of the first attempt."""
+    desk.ended("Kari")
+    keys: list[str] = []
+    desk.digests(on_send=lambda message: keys.append(message.idempotency_key) or CUT)  # type: ignore[func-returns-value]
+    desk.execute("DELETE FROM mentors")
+    desk.make_due()
+    assert (deliver(desk), rows(desk)) == ([], [(0, "cancelled")])
+    desk.ended("Ola")
+
+    (second,) = desk.digests()
+
+    assert second.idempotency_key not in keys
 
 
 def test_digest_sent_with_a_wrong_clock_hides_nothing(desk: Nights) -> None:

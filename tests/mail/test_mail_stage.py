@@ -33,6 +33,17 @@ def queue(nights: Nights, count: int) -> None:
     nights.review()
 
 
+def test_alert_about_waiting_mail_has_the_newest_reason(nights: Nights) -> None:
+    queue(nights, 1)
+    for reason in ("first reason", "second reason"):
+        nights.night(on_send=lambda _message, reason=reason: ChannelDownError(reason))  # type: ignore[misc]
+    nights.execute("UPDATE cert_notification_log SET queued_at = now() - interval '2 days'")
+
+    (alert,) = read_alerts(nights.connection, today=day(0))
+
+    assert "second reason" in (alert.error or "")
+
+
 def statuses(nights: Nights) -> dict[object, object]:
     """Count the reminders by status. ``untouched``: pending as before the first claim."""
     rows = nights.rows(

@@ -57,6 +57,27 @@ def test_hanging_name_lookup_delays_no_one(monkeypatch: pytest.MonkeyPatch) -> N
     assert took < 10
 
 
+def test_work_has_seven_and_a_half_seconds_after_a_signal(stop: StopFlag, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call has a second less, which remains for the database. Another wait is interrupted by the alarm."""
+    now, ahead, ended = time.monotonic, [0.0], list[float]()
+    monkeypatch.setattr(time, "monotonic", lambda: now() + ahead[0])
+
+    async def hang() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(0.1)
+        ahead[0] = 5
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append(stop.seconds_since_set)
+
+    with pytest.raises(StoppedBySignalError), Calls(stop) as calls:
+        calls.make(hang())
+
+    assert 6.5 <= ended[0] < 7.5
+    assert 7 < signal.getitimer(signal.ITIMER_REAL)[0] + stop.seconds_since_set - ahead[0] <= 7.6
+
+
 @pytest.mark.parametrize("signals", [1, 2])
 def test_hanging_call_is_cancelled_and_the_client_closed(
     stop: StopFlag, monkeypatch: pytest.MonkeyPatch, signals: int
