@@ -42,6 +42,16 @@ def test_refused_key_becomes_the_cause_of_a_push_that_failed_before(scene: Scene
     assert found == {"outage": ("portal_stopped", True), "rejected": ("change_refused", False)}
 
 
+def test_next_step_names_the_mentor_and_the_organisation(scene: Scene) -> None:
+    """Member numbers are unique only within an organisation, and may have spaces."""
+    scene.expired(member_no="M 1")
+    scene.night(REJECTED, channel=None)
+
+    (alert,) = alerts(scene)
+
+    assert "run `certjob resync 'M 1' --organisation hlf`." in alert.what_to_do(next_try="")
+
+
 def test_open_hide_stays_an_alert_when_the_organisation_loses_its_portal(scene: Scene, here: Certjob) -> None:
     """certjob makes no call for it, so someone must hide the mentor by hand, until the mentor is certified again."""
     mentor = scene.expired(member_no="M1")
