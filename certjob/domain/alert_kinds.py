@@ -13,6 +13,7 @@ class Kind(StrEnum):
     HELD = "held"
     NEVER_REVIEWED = "never_reviewed"
     MAY_BE_VISIBLE = "may_be_visible"
+    FACTS_MISSING = "facts_missing"
     UNKNOWN_CONTACTS = "unknown_contacts"
     PORTAL_NOT_READ = "portal_not_read"
     MAY_BE_HIDDEN = "may_be_hidden"
@@ -63,6 +64,12 @@ WORDS: Final[Mapping[Kind, KindWords]] = {
         meaning="{mentors} must not be visible, but the portal has not confirmed that it hides them: people may still "
         "find them there. If it cannot wait, hide them by hand in Dynamics.",
         section="visible",
+    ),
+    Kind.FACTS_MISSING: KindWords(
+        one="source of facts is incomplete",
+        many="sources of facts are incomplete",
+        meaning="certjob uses the last facts that it has, so someone may be visible, hidden or reminded by mistake.",
+        section="facts_missing",
     ),
     Kind.UNKNOWN_CONTACTS: KindWords(
         one="contact on the portal does not belong to any mentor",

@@ -153,6 +153,11 @@ _ADVICE: Final[Mapping[str, Advice]] = {
             action="Fix the cause; the next `certjob reconcile` reads the portal.",
             says_all=True,
         ),
+        Advice(
+            cause="not_copied",
+            action="Correct the named facts in the app, or mirror.sql's views; the next `certjob run` copies them.",
+            says_all=True,
+        ),
         Advice(cause="not_run", action="Run `certjob run`, then check cron.", says_all=True),
     )
 }

@@ -14,10 +14,17 @@ _WITHOUT_VALUES = frozenset(["0A", "21", "42", "53", "55", "57"])
 
 
 def copy_facts(connection: Connection) -> list[StageStop]:
-    """Call ``certjob_mirror.sync()``; return why it failed, or which facts it did not copy."""
+    """Call ``certjob_mirror.sync()``; return and store why it failed, or which facts it did not copy."""
     has_right_owner = database.fetch_value(connection, "find_mirror")
     if has_right_owner is None:
         return []
+    stops = _copy(connection, has_right_owner=has_right_owner)
+    problem = {"problem": stops[0].reason if stops else None}
+    database.persist(connection, lambda: database.execute(connection, "note_copy", problem))
+    return stops
+
+
+def _copy(connection: Connection, *, has_right_owner: bool) -> list[StageStop]:
     if not has_right_owner:  # it would run with this user's rights
         return [_stop("it does not belong to the owner of the schema certjob; run mirror.sql as this owner")]
     try:

@@ -172,7 +172,7 @@ class RunReport:
             lines += named(review, known=attention.known_mentors if attention is not None else frozenset())
         if attention is not None:
             by_name = len(review.skipped) + len(review.broken) if review is not None else 0
-            said = {Kind.HELD}
+            said = {Kind.HELD} | {Kind.FACTS_MISSING for stop in self.stopped if stop.stage == "mirror"}
             if attention.counts[Kind.NEVER_REVIEWED].number <= by_name:
                 said.add(Kind.NEVER_REVIEWED)
             alerts = attention.lines(only_new=told.old_alerts)

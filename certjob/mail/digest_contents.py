@@ -101,6 +101,7 @@ def read_digest(connection: Connection, digest_id: int, *, today: date) -> Diges
     is_open = {
         "not_run": read("read_missing_run"),
         "held": read("read_held_back"),
+        "facts_missing": read("read_missing_facts"),
         "unreviewed": read("read_unreviewed_mentors"),
         "visible": [row for row in pushes if not row["is_show"]],
         "hidden": [row for row in pushes if row["is_show"]],

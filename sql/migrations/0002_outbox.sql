@@ -173,6 +173,14 @@ CREATE TABLE certjob.portal_last_reading (
     run_id        uuid
 );
 
+-- The last copy of an app's facts by certjob_mirror.sync(): one row.
+CREATE TABLE certjob.facts_last_copy (
+    only_one      boolean PRIMARY KEY DEFAULT true CHECK (only_one),
+    copied_at     timestamptz NOT NULL DEFAULT now(),
+    failing_since timestamptz,  -- null: it has copied every fact
+    problem       text  -- without values of the app
+);
+
 -- Contacts that the portal shows and that belong to no mentor of an organisation with a portal.
 CREATE TABLE certjob.portal_unknown_contacts (
     contact_id    uuid PRIMARY KEY,

@@ -374,6 +374,17 @@ CROSS JOIN LATERAL (
 WHERE coalesce(last_reading.at, first_push.at) < now() - interval '3 days'
     AND EXISTS (SELECT FROM certjob.organisations AS o WHERE o.portal IS NOT NULL);
 
+-- certjob_mirror.sync() has failed or left out facts, in the last run that called it.
+CREATE VIEW certjob_private.facts_not_copied_alerts WITH (security_invoker = true) AS
+SELECT 'facts_missing' AS kind, NULL::uuid AS organisation_id, NULL::uuid AS mentor_id, 'not_copied' AS subject,
+    NULL::text AS name, NULL::bigint AS row_id, c.failing_since AS since, 'Facts of the app not copied' AS sentence,
+    'not_copied' AS cause, c.problem AS error, NULL::integer AS number, NULL::date AS day, md5(c.problem) AS fingerprint
+FROM certjob.facts_last_copy AS c
+WHERE c.failing_since IS NOT NULL AND EXISTS (
+    SELECT FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace
+    WHERE n.nspname = 'certjob_mirror' AND p.proname = 'sync'
+);
+
 -- The kinds failed_digests and waiting_digests.
 CREATE VIEW certjob_private.digest_alerts WITH (security_invoker = true) AS
 SELECT CASE WHEN d.status = 'failed' OR d.refused_at IS NOT NULL THEN 'failed_digests' ELSE 'waiting_digests' END AS kind,
@@ -411,6 +422,10 @@ LANGUAGE sql STABLE AS $$
         SELECT kind, organisation_id, mentor_id, subject, name, row_id, since, sentence, cause, error, number, day,
             fingerprint
         FROM certjob_private.portal_not_read_alerts
+        UNION ALL
+        SELECT kind, organisation_id, mentor_id, subject, name, row_id, since, sentence, cause, error, number, day,
+            fingerprint
+        FROM certjob_private.facts_not_copied_alerts
         UNION ALL
         SELECT kind, organisation_id, mentor_id, subject, name, row_id, since, sentence, cause, error, number, day,
             fingerprint

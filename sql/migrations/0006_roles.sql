@@ -33,7 +33,7 @@ FROM (VALUES
     ('certjob_worker', '{INSERT,UPDATE,DELETE}', 'TABLE', '{certjob.cert_notification_log,certjob.portal_sync_events,
         certjob.dynamics_sync_failures,certjob.coordinator_digests,certjob.job_runs,certjob.held_reviews,
         certjob.held_mentors,certjob.review_problems,certjob.portal_unknown_contacts,certjob.acknowledgements}', NULL),
-    ('certjob_worker', '{INSERT,UPDATE}', 'TABLE', '{certjob.portal_last_reading}', NULL),
+    ('certjob_worker', '{INSERT,UPDATE}', 'TABLE', '{certjob.portal_last_reading,certjob.facts_last_copy}', NULL),
     ('certjob_worker', '{EXECUTE}', 'FUNCTION', '{"certjob.prune(timestamptz, integer)",certjob.current_alerts(date),
         "certjob_private.has_mailed(certjob.cert_notification_log, date, integer, date)",
         "certjob_private.is_mailed(uuid, uuid, date, integer, date)",

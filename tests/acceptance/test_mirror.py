@@ -288,6 +288,36 @@ def test_run_copies_the_facts_first_and_reports_rejected_rows(app: App) -> None:
     assert list(app.portal.visible.values()) == [False]
 
 
+def test_copy_that_fails_is_an_alert_until_one_succeeds(app: App) -> None:
+    """A copy that leaves out a fact has not succeeded. The digest has it, too."""
+    app.profiles("M1")
+    eva = "INSERT INTO certjob.coordinators (organisation_id, email, locale) SELECT id, 'eva@example.org', 'en'"
+    app.rows(f"{eva} FROM certjob.organisations RETURNING 1")
+    nameless, *_ = app.profiles("")
+    assert app.run().outcome == "attention"
+    assert app.run().outcome == "attention"
+
+    ((alert_id, cause, problem),) = app.rows(ALERTS)
+    assert (alert_id, cause) == ("all:facts_missing:not_copied", "not_copied")
+    assert f"{nameless}: mentors_member_no_check was rejected" in problem
+    ((reported,),) = app.rows("SELECT array_to_string(reported, ' ') FROM certjob.coordinator_digests")
+    ((key,),) = app.rows("SELECT md5('all:facts_missing:not_copied')")
+    assert key in reported
+
+    app.change(nameless, member_number="M2")
+    assert app.run().outcome == "ok"
+    assert app.rows(ALERTS) == []
+
+
+def test_removed_mirror_has_no_alert(app: App) -> None:
+    app.profiles("")
+    app.run()
+
+    app.rows("DROP SCHEMA certjob_mirror CASCADE")
+
+    assert app.rows(ALERTS) == []
+
+
 def test_run_works_and_reports_it_if_the_copy_fails(app: App) -> None:
     """It uses the facts of the last copy: profiles that row-level security hides do not count as deleted."""
     app.profiles("M1", ends_in_days=-1)
@@ -312,6 +342,7 @@ def test_run_calls_no_function_of_another_role(app: App) -> None:
     assert "it does not belong to the owner of the schema certjob" in line
 
 
+ALERTS = "SELECT alert_id, cause, error FROM certjob.current_alerts(current_date)"
 SECRET = "Kari 99887766"
 UNREADABLE = {
     "dynamics_contact_id": ("profiles", "crm_contact", SECRET, "M1: dynamics_contact_id cannot be read (22P02)"),

@@ -110,6 +110,7 @@ def _sections() -> dict[str, list[Words]]:
             | {"named": held if what == "pauses" else []}
             for what, mentors in (("pauses", 33), ("pauses", 1), *((what, 33) for what in (*HELD_KINDS[1:], "portal")))
         ],
+        "facts_missing": [{"cause": "not_copied", "since": _SINCE}],
         "unreviewed": [mentor | {"since": _SINCE} for mentor in (named, unnamed)],
         "visible": pushes,
         "hidden": [push for push in pushes if push["cause"] is not Cause.HIDE_BY_HAND],

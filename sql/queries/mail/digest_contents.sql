@@ -115,6 +115,15 @@ WHERE a.kind = 'no_full_run'
             AND r.finished_at > now() - interval '26 hours'
     )
 
+-- name: read_missing_facts
+-- Facts of the app that were not copied, as in the alerts. They may concern any organisation.
+SELECT cause, since, md5(alert_id) || ':' || fingerprint AS key
+FROM current_alerts(%(today)s)
+WHERE kind = 'facts_missing'
+    AND (organisation_id IS NULL OR organisation_id = %(organisation_id)s)
+    AND NOT is_acknowledged
+ORDER BY cause
+
 -- name: read_uncertified_mentors
 -- Active mentors who have never held a certificate of a kind that counts. They are hidden and get no reminders.
 SELECT coalesce(m.full_name, m.member_no) AS name, m.member_no, 'uncertified:' || m.id AS key
