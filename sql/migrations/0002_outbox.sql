@@ -22,6 +22,7 @@ CREATE TABLE certjob.cert_notification_log (
     mentor_id       uuid NOT NULL REFERENCES certjob.mentors (id) ON DELETE CASCADE,
     threshold_days  integer NOT NULL,
     cert_id         uuid NOT NULL,  -- no foreign key: the history outlives a deleted certificate
+    kind            text,  -- of the certificate
     expires_on      date NOT NULL,
     status          text NOT NULL DEFAULT 'pending'
         CHECK (status IN ('pending', 'sent', 'failed', 'cancelled', 'superseded')),
@@ -65,8 +66,8 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     )
 $$;
 
--- Returns whether a reminder need not be sent, because a mail about this certificate, another one of its kind or a deleted
--- one has said the same; see has_mailed.
+-- Returns whether a reminder need not be sent, because a mail about this certificate or another one of its kind has said the
+-- same; see has_mailed.
 CREATE FUNCTION certjob_private.is_mailed(
     of_mentor uuid, certificate_id uuid, last_day date, threshold integer, today date
 ) RETURNS boolean
@@ -74,13 +75,11 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT EXISTS (
         SELECT
         FROM certjob.cert_notification_log AS l
-        LEFT JOIN certjob.certificates AS c ON c.id = l.cert_id AND c.mentor_id = l.mentor_id
         WHERE l.mentor_id = of_mentor
             AND (l.expires_on = last_day OR l.history <> '[]')
             AND (
                 l.cert_id = certificate_id
-                OR c.id IS NULL
-                OR c.kind = (SELECT k.kind FROM certjob.certificates AS k WHERE k.id = certificate_id)
+                OR l.kind = (SELECT c.kind FROM certjob.certificates AS c WHERE c.id = certificate_id)
             )
             AND certjob_private.has_mailed(l, last_day, threshold, today)
     )

@@ -362,6 +362,21 @@ def test_threshold_is_done_if_a_mail_has_said_the_same_since_its_day(nights: Nig
     assert len(nights.night(1)) == sent
 
 
+@pytest.mark.parametrize("rewrite", [False, True], ids=["same certificates", "entered again"])
+def test_mail_about_another_kind_with_the_same_last_day_does_not_count(
+    nights: Nights, kari: UUID, *, rewrite: bool
+) -> None:
+    """Also if both certificates are deleted and entered again."""
+    nights.night()
+    nights.execute("UPDATE organisations SET reminder_thresholds = '{60}'")
+    if rewrite:
+        nights.execute("DELETE FROM certificates")
+        nights.facts.certificate(kari, day(25))
+    nights.facts.certificate(kari, day(25), kind="first-aid")
+
+    assert ["first-aid" in mail.subject for mail in nights.night()] == [True]
+
+
 @pytest.mark.usefixtures("kari")
 def test_reminder_that_another_one_has_made_superfluous_is_cancelled(nights: Nights) -> None:
     """It was queued before the other one was sent."""

@@ -6,7 +6,6 @@ FROM unnest(%(mentor_ids)b::uuid[], %(thresholds)b::int[], %(cert_ids)b::uuid[],
 LEFT JOIN LATERAL (
     SELECT o.id, o.expires_on, o.status
     FROM cert_notification_log AS o
-    LEFT JOIN certificates AS h ON h.id = o.cert_id AND h.mentor_id = o.mentor_id
     WHERE o.mentor_id = n.mentor_id
         AND o.threshold_days = n.threshold_days
         AND (
@@ -16,7 +15,12 @@ LEFT JOIN LATERAL (
                     o.expires_on = n.expires_on
                     OR o.history @> jsonb_build_array(jsonb_build_object('expires_on', n.expires_on))
                 )
-                AND (h.id IS NULL OR h.kind = (SELECT c.kind FROM certificates AS c WHERE c.id = n.cert_id))
+                AND (
+                    o.kind = (SELECT c.kind FROM certificates AS c WHERE c.id = n.cert_id)
+                    OR NOT EXISTS (
+                        SELECT FROM certificates AS c WHERE c.mentor_id = o.mentor_id AND c.kind IS NOT DISTINCT FROM o.kind
+                    )
+                )
             )
         )
     ORDER BY o.cert_id <> n.cert_id, o.id
@@ -32,9 +36,9 @@ SELECT m.id FROM mentors AS m WHERE m.id = ANY (%(ids)b::uuid[]) AND nullif(btri
 -- name: adopt_reminders
 -- A certificate that was deleted and entered again has another id, but the mentor has had the mail. So its row is moved to
 -- the new certificate before queue_reminders runs. Otherwise an app that writes all certificates again every day would send
--- every reminder every day. The row of a deleted certificate moves to one with the same last day, even of another kind,
--- because a kind may be corrected. The row of an existing certificate moves only to one of the same kind. Last days in the
--- history count. A claimed row moves, too, because a second row would send the mail twice. Its claim settles it by id.
+-- every reminder every day. A row moves to a certificate of its kind with the same last day. If the mentor has no certificate
+-- of that kind any more, it moves to one of another kind, because a kind may be corrected. Last days in the history count. A
+-- claimed row moves, too, because a second row would send the mail twice. Its claim settles it by id.
 WITH known AS MATERIALIZED (
     -- Fast, because nearly no mentor has another row with this threshold and date.
     SELECT n.mentor_id, n.threshold_days, n.cert_id, n.expires_on
@@ -63,13 +67,13 @@ WITH known AS MATERIALIZED (
         WHERE own.mentor_id = k.mentor_id AND own.threshold_days = k.threshold_days AND own.cert_id = k.cert_id
     )
 ), held AS MATERIALIZED (
-    SELECT l.id, d.mentor_id, d.threshold_days, d.expires_on, c.kind, l.was_sent,
+    SELECT l.id, d.mentor_id, d.threshold_days, d.expires_on, l.kind, l.was_sent, gone.is_kind AS is_kind_gone,
         row_number() OVER (
-            PARTITION BY d.mentor_id, d.threshold_days, d.expires_on, c.id IS NULL ORDER BY l.was_sent DESC, l.id
+            PARTITION BY d.mentor_id, d.threshold_days, d.expires_on, gone.is_kind ORDER BY l.was_sent DESC, l.id
         ) AS number
     FROM (SELECT DISTINCT d.mentor_id, d.threshold_days, d.expires_on FROM due AS d) AS d
     CROSS JOIN LATERAL (
-        SELECT o.id, o.cert_id, certjob_private.has_mailed(o, d.expires_on, d.threshold_days, NULL) AS was_sent
+        SELECT o.id, o.kind, certjob_private.has_mailed(o, d.expires_on, d.threshold_days, NULL) AS was_sent
         FROM cert_notification_log AS o
         WHERE o.mentor_id = d.mentor_id
             AND o.threshold_days = d.threshold_days
@@ -78,19 +82,23 @@ WITH known AS MATERIALIZED (
                 OR o.history @> jsonb_build_array(jsonb_build_object('expires_on', d.expires_on))
             )
     ) AS l
-    LEFT JOIN certificates AS c ON c.id = l.cert_id AND c.mentor_id = d.mentor_id
+    CROSS JOIN LATERAL (
+        SELECT NOT EXISTS (
+            SELECT FROM certificates AS c WHERE c.mentor_id = d.mentor_id AND c.kind IS NOT DISTINCT FROM l.kind
+        ) AS is_kind
+    ) AS gone
 ), pair AS (
-    SELECT DISTINCT ON (d.cert_id, d.threshold_days) h.id, d.cert_id
+    SELECT DISTINCT ON (d.cert_id, d.threshold_days) h.id, d.cert_id, d.kind
     FROM due AS d
     JOIN held AS h
         ON h.mentor_id = d.mentor_id
         AND h.threshold_days = d.threshold_days
         AND h.expires_on = d.expires_on
-        AND (h.kind = d.kind OR (h.kind IS NULL AND h.number = d.number))
-    ORDER BY d.cert_id, d.threshold_days, h.was_sent DESC, h.kind NULLS LAST, h.id
+        AND (h.kind = d.kind OR (h.is_kind_gone AND h.number = d.number))
+    ORDER BY d.cert_id, d.threshold_days, h.was_sent DESC, h.is_kind_gone, h.id
 )
 UPDATE cert_notification_log AS l
-SET cert_id = pair.cert_id
+SET cert_id = pair.cert_id, kind = pair.kind
 FROM pair
 WHERE l.id = pair.id
 
@@ -101,14 +109,16 @@ WHERE l.id = pair.id
 --   is_mailed says so       no change, and no row
 -- If a mail about the same last day may have been sent, the new one says that it may be a repeat. Rows are locked in the
 -- order of mentors, as in all statements that lock several, which prevents deadlocks.
-INSERT INTO cert_notification_log AS l (mentor_id, threshold_days, cert_id, expires_on, run_id)
-SELECT n.mentor_id, n.threshold_days, n.cert_id, n.expires_on, %(run_id)s
+INSERT INTO cert_notification_log AS l (mentor_id, threshold_days, cert_id, kind, expires_on, run_id)
+SELECT n.mentor_id, n.threshold_days, n.cert_id, (SELECT c.kind FROM certificates AS c WHERE c.id = n.cert_id),
+    n.expires_on, %(run_id)s
 FROM unnest(%(mentor_ids)b::uuid[], %(thresholds)b::int[], %(cert_ids)b::uuid[], %(expiries)b::date[])
     AS n (mentor_id, threshold_days, cert_id, expires_on)
 WHERE NOT certjob_private.is_mailed(n.mentor_id, n.cert_id, n.expires_on, n.threshold_days, %(today)s)
 ORDER BY n.mentor_id, n.threshold_days, n.cert_id
 ON CONFLICT (mentor_id, threshold_days, cert_id) DO UPDATE
 SET expires_on = excluded.expires_on,
+    kind = excluded.kind,
     status = 'pending',
     attempts = 0,
     next_attempt_at = now(),
