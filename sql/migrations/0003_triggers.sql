@@ -168,7 +168,7 @@ BEGIN
                 ORDER BY called.id DESC LIMIT 1
             )) AS id
         ) AS contact
-        WHERE e.mentor_id = OLD.id AND NOT e.visible AND contact.id IS NOT NULL
+        WHERE e.mentor_id = OLD.id AND NOT e.visible
             AND (e.status IN ('pending', 'blocked') OR (e.status = 'withdrawn' AND NOT EXISTS (
                 SELECT FROM certjob.portal_sync_events AS later WHERE later.mentor_id = OLD.id AND later.id > e.id
             )))
