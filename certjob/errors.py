@@ -62,7 +62,7 @@ class StageEnd(StrEnum):
     BREAKER = "breaker"  # several pushes in a row failed
     RETRY_AFTER = "retry_after"  # the portal asked for a longer wait than the stage allows
     KEY_REFUSED = "key_refused"  # the portal rejected the key (401, 403)
-    MISCONFIGURED = "misconfigured"  # the portal's URL, its function or the function's secrets are wrong
+    MISCONFIGURED = "misconfigured"  # the portal's URL, its function or the function's secrets, or a setting about mail
     NOT_READ = "not_read"  # the portal's list of contacts could not be read to its end
     NO_URL = "no_url"  # the URL of the portal, or of the mail server, is not set
     CHANNEL_DOWN = "channel_down"  # the mail server or the webhook accepts no messages

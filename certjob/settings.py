@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from urllib.parse import unquote, urlsplit
 from zoneinfo import ZoneInfo
 
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, SecretStr, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -21,6 +21,21 @@ from certjob.redaction import keep
 LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 
 EMBEDDED = "embedded"
+
+ABOUT_MAIL = frozenset(
+    {
+        "CERTJOB_NOTIFY_URL",
+        "CERTJOB_NOTIFY_USER",
+        "CERTJOB_NOTIFY_PASSWORD",
+        "CERTJOB_MAIL_FROM",
+        "CERTJOB_BOUNCE_ADDRESS",
+        "CERTJOB_MAIL_HOURS",
+        "CERTJOB_TEMPLATES_DIR",
+        "CERTJOB_APP_URL",
+        "CERTJOB_OPERATOR_ADDRESS",
+    }
+)
+"""Settings whose errors stop the mails only, because a hide on the portal must not wait for them."""
 
 
 class _RefusedError(ValueError):
@@ -133,6 +148,7 @@ class Settings(BaseSettings):
     ping_url: Annotated[SecretStr, _PING, AfterValidator(_without_query)] | None = None
     """The monitor of `run`. A secret, because anyone who knows the address can report to it."""
     log_format: Literal["text", "json"] = "text"
+    _mail_problem: ConfigurationError | None = PrivateAttr(default=None)
 
     @field_validator("*", mode="before")
     @classmethod
@@ -142,6 +158,11 @@ class Settings(BaseSettings):
             message = "ends in a carriage return"
             raise _RefusedError(message, next_step=r"give its file Unix line ends (sed -i 's/\r$//' FILE)")
         return value
+
+    @property
+    def mail_problem(self) -> ConfigurationError | None:
+        """The errors of the settings in ``ABOUT_MAIL``. These settings have their defaults, and no mail may be sent."""
+        return self._mail_problem
 
     @property
     def zone(self) -> ZoneInfo:
@@ -188,12 +209,16 @@ class Settings(BaseSettings):
 def load_settings(env_file: str | None = None) -> Settings:
     """Read the environment, and from this file the settings that are not set there.
 
-    Raises ConfigurationError with one clause per wrong or missing variable, without their values.
+    Raises ConfigurationError with one clause per wrong or missing variable, without their values. If only settings
+    about mail are wrong, it is ``mail_problem`` instead.
     """
     settings, problems = _read(_from_file(env_file))
     if problems:
         first, *others = problems.values()
-        raise ConfigurationError("; ".join(map(str, (first, *others)))) if others else first
+        problem = ConfigurationError("; ".join(map(str, (first, *others)))) if others else first
+        if not problems.keys() <= ABOUT_MAIL:
+            raise problem
+        settings._mail_problem = problem
     return settings
 
 

@@ -33,10 +33,10 @@ def load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Load:
     return load
 
 
-def error_of(call: Callable[[], object]) -> str:
-    """Return the error of a call. Neither it nor its traceback has the secret."""
+def error_of(call: Callable[[], Settings]) -> str:
+    """Return the error of a call, or of its settings about mail. Neither it nor its traceback has the secret."""
     with pytest.raises(ConfigurationError) as caught:
-        call()
+        raise call().mail_problem or AssertionError
     assert caught.value.exit_code == 2
     assert SECRET not in "".join(traceback.format_exception(caught.value))
     return str(caught.value)
@@ -94,6 +94,17 @@ def test_setting_that_another_one_requires_is_named(load: Load) -> None:
     assert error_of(lambda: load(PORTAL_URL="", NOTIFY_URL="SMTP://x")).startswith("CERTJOB_MAIL_FROM is missing")
     webhook = {"NOTIFY_URL": "https://push.example/", "NOTIFY_PASSWORD": f"{SECRET}\n"}
     assert error_of(lambda: load(**webhook)).startswith("CERTJOB_NOTIFY_PASSWORD: must be one word")
+
+
+def test_wrong_setting_about_mail_prevents_no_command(load: Load) -> None:
+    """A hide must not wait for it. With another wrong setting, the error names both."""
+    wrong = {"MAIL_HOURS": "always", "OPERATOR_ADDRESS": "drift"}
+
+    settings, both = load(**wrong), error_of(lambda: load(**wrong, TIME_ZONE="Europe"))
+
+    assert str(settings.mail_problem).count("CERTJOB_") == 2
+    assert (settings.mail_hours, settings.operator_address) == (None, None)
+    assert both.count("CERTJOB_") == 3
 
 
 def test_plain_http_to_this_machine_is_allowed(load: Load) -> None:

@@ -16,7 +16,7 @@ from certjob.cli.help import PlainHelp
 from certjob.cli.help import examples as help_examples
 from certjob.cli.terminal import plain
 from certjob.cli.terminal.logs import log_configuration
-from certjob.errors import EXIT_CODES, Outcome
+from certjob.errors import EXIT_CODES, ConfigurationError, Outcome
 
 if TYPE_CHECKING:
     from certjob.cli.terminal.output import Output
@@ -79,8 +79,8 @@ class Session:
     def job(self, progress: "Progress | None" = None, *, seconds: float | None = None) -> "Job":
         """Prepare a job, whose deliveries take at most ``seconds``, without connecting. Raises ConfigurationError.
 
-        A job that starts again gets the rest of the time. A broken template does not stop it: certjob's own template
-        replaces it, and the job reports it.
+        A job that starts again gets the rest of the time. A wrong setting about mail or a broken template does not stop
+        it: it sends no mail, or certjob's own template, and reports it.
         """
         from certjob.jobs.deliveries import DELIVER_SECONDS, Delivery, Job, NoProgress
         from certjob.mail.channels.notify import open_channel
@@ -95,10 +95,16 @@ class Session:
                 HLFDynamicsSyncService, settings.portal_url, key, deadline_seconds=CALL_DEADLINE_SECONDS
             )
             make_portal()  # an unusable address fails now, not after the review
+        channel, mail_problem = None, None
+        try:
+            channel = open_channel(settings)
+        except ConfigurationError as error:
+            mail_problem = error
         rest = (seconds or DELIVER_SECONDS) - (time.monotonic() - self.began_at)
         delivery = Delivery(
             make_portal=make_portal,
-            channel=open_channel(settings),
+            channel=channel,
+            mail_problem=mail_problem,
             mail_waits_until=lambda: settings.mail_waits_until,
             app_url=settings.app_url or "",
             operator_address=settings.operator_address or "",

@@ -14,7 +14,7 @@ import psycopg
 
 from certjob import database
 from certjob.database import CONTENTION, Connection, is_lost
-from certjob.errors import DatabaseUnavailableError, StageEnd, StoppedBySignalError
+from certjob.errors import ConfigurationError, DatabaseUnavailableError, StageEnd, StoppedBySignalError
 from certjob.jobs.report import RunReport
 from certjob.mail.digests import DigestMail, queue_digests
 from certjob.mail.message import Channel
@@ -69,7 +69,9 @@ class Delivery:
     make_portal: "Callable[[], HLFDynamicsSyncService] | None"
     """Returns the portal's client. None: CERTJOB_PORTAL_URL is not set."""
     channel: Channel | None = None
-    """None: CERTJOB_NOTIFY_URL is not set."""
+    """None: CERTJOB_NOTIFY_URL is not set, or ``mail_problem``."""
+    mail_problem: ConfigurationError | None = None
+    """The wrong settings because of which no mail can be sent."""
     mail_waits_until: Callable[[], datetime | None] = lambda: None
     """Returns when mail may be sent, or None if it may be sent now."""
     templates_dir: Path | None = None
@@ -304,6 +306,9 @@ class Deliveries:
         )
 
     def _missing_channel(self) -> StageStop | None:
+        if (problem := self._delivery.mail_problem) is not None:
+            reason = f"{problem}; the mails stay pending"
+            return StageStop(stage="mail", code=StageEnd.MISCONFIGURED, reason=reason, fault=str(problem))
         open_work = read_open_work(self._connection)
         if not any(open_work[kind].open for kind in MAIL_KINDS):
             return None

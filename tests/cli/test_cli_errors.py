@@ -12,6 +12,7 @@ from tests.cli.conftest import LONG_AGO, SOON
 from tests.conftest import Certjob
 from tests.support.command_line import SECRET, assert_one_line, on_terminal, started, without_escapes
 from tests.support.facts import Facts
+from tests.support.portal_server import PortalServer
 
 
 @pytest.mark.parametrize(
@@ -101,6 +102,39 @@ def test_missing_setting_is_named_only_if_it_is_needed(here: Certjob, facts: Fac
     assert (not_needed.returncode, not_needed.stderr, needed.returncode) == (0, "", 3)
     for stage, setting in (("portal", "PORTAL_URL"), ("mail", "NOTIFY_URL")):
         assert needed.stderr.count(f"certjob run: {stage}: CERTJOB_{setting} is not set; ") == 1
+
+
+BROKEN_MAIL = {
+    "login without a password": {"NOTIFY_USER": "post"},
+    "no sender": {"MAIL_FROM": ""},
+    "sender that is not an address": {"MAIL_FROM": "HLF"},
+    "wrong bounce address": {"BOUNCE_ADDRESS": "nowhere"},
+    "wrong URL": {"NOTIFY_URL": "mailto:x@hlf.example"},
+    "wrong hours": {"MAIL_HOURS": "always"},
+    "wrong app": {"APP_URL": "app.example"},
+}
+
+
+@pytest.mark.parametrize("wrong", BROKEN_MAIL.values(), ids=BROKEN_MAIL)
+def test_broken_setting_about_mail_stops_the_mails_only(
+    here: Certjob, facts: Facts, portal: PortalServer, wrong: dict[str, str]
+) -> None:
+    """Each night that pushes no hide would leave an expired mentor visible."""
+    facts.certified_mentor(facts.organisation(), LONG_AGO, member_no="M1")
+    mail = {"NOTIFY_URL": "smtp://127.0.0.1:1", "MAIL_FROM": "certjob@hlf.example"} | wrong
+    settings = {f"CERTJOB_{name}": value for name, value in mail.items()}
+
+    run = here("run", **settings)
+
+    (name,) = wrong
+    name = "NOTIFY_PASSWORD" if name == "NOTIFY_USER" else name
+    assert run.returncode == 3
+    assert [list(portal.visible.values()), f"CERTJOB_{name}" in run.stderr] == [[False], True]
+    assert "; the mails stay pending" in run.stderr
+    assert [here(command, *who, **settings).returncode for command, *who in (("resync", "M1"), ("reconcile",))] == [
+        0,
+        0,
+    ]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")

@@ -16,8 +16,10 @@ REHEARSAL_SENDER = "certjob@localhost"
 def open_channel(settings: Settings) -> Channel | None:
     """Return the channel of CERTJOB_NOTIFY_URL, or None without one. It connects when it sends its first message.
 
-    Raises ConfigurationError for settings that contradict each other. Its text contains no value.
+    Raises ConfigurationError for wrong settings, and for those that contradict each other. Its text contains no value.
     """
+    if settings.mail_problem is not None:
+        raise settings.mail_problem
     if settings.notify_url is None:
         return None
     url = settings.notify_url.get_secret_value()
