@@ -124,6 +124,17 @@ BEGIN
             claim_token = CASE WHEN next_attempt_at > now() THEN claim_token END,
             next_attempt_at = CASE WHEN claim_token IS NULL THEN now() ELSE greatest(next_attempt_at, now()) END
         WHERE mentor_id = NEW.id AND status IN ('pending', 'blocked') AND NEW.dynamics_contact_id IS NOT NULL;
+        -- certjob cannot hide the old contact any more. The next reading of the portal without it ends the alert.
+        INSERT INTO certjob.portal_unknown_contacts AS u (contact_id)
+        SELECT OLD.dynamics_contact_id
+        WHERE (
+            SELECT e.visible FROM certjob.portal_sync_events AS e
+            WHERE e.mentor_id = NEW.id AND e.status = 'delivered' AND e.claim_contact_id = OLD.dynamics_contact_id
+            ORDER BY e.id DESC LIMIT 1
+        )
+        ON CONFLICT (contact_id) DO UPDATE
+        SET first_seen_at = CASE WHEN u.gone_at IS NULL THEN u.first_seen_at ELSE now() END, last_seen_at = now(),
+            gone_at = NULL;
     END IF;
     IF OLD.email IS DISTINCT FROM NEW.email THEN
         UPDATE certjob.cert_notification_log

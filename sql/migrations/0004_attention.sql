@@ -342,7 +342,8 @@ LANGUAGE sql STABLE AS $$
             AND r.last_seen_at > now() - interval '15 minutes');
 $$;
 
--- The contact may belong to a mentor of an organisation without a portal.
+-- Contacts that the last reading has shown, or that a mentor had until now. The contact may belong to a mentor of an
+-- organisation without a portal.
 CREATE VIEW certjob_private.unknown_contact_alerts WITH (security_invoker = true) AS
 SELECT 'unknown_contacts' AS kind, NULL::uuid AS organisation_id, m.id AS mentor_id, u.contact_id::text AS subject,
     NULL::text AS name, NULL::bigint AS row_id, u.first_seen_at AS since,
@@ -350,7 +351,8 @@ SELECT 'unknown_contacts' AS kind, NULL::uuid AS organisation_id, m.id AS mentor
     NULL::integer AS number, NULL::date AS day, md5(extract(epoch FROM u.first_seen_at)::text) AS fingerprint
 FROM certjob.portal_unknown_contacts AS u
 LEFT JOIN certjob.mentors AS m ON m.dynamics_contact_id = u.contact_id
-WHERE u.gone_at IS NULL;
+LEFT JOIN certjob.organisations AS o ON o.id = m.organisation_id
+WHERE u.gone_at IS NULL AND o.portal IS NULL;
 
 CREATE VIEW certjob_private.portal_not_read_alerts WITH (security_invoker = true) AS
 SELECT 'portal_not_read' AS kind, NULL::uuid AS organisation_id, NULL::uuid AS mentor_id,

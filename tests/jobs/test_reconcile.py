@@ -222,6 +222,43 @@ def test_contact_of_no_mentor_is_an_alert_until_it_is_gone(scene: Scene) -> None
     assert pushes(scene) == []
 
 
+@pytest.mark.parametrize("new_contact", [None, uuid4()], ids=["removed", "replaced"])
+def test_contact_that_a_mentor_loses_is_an_alert_at_once(scene: Scene, new_contact: UUID | None) -> None:
+    """certjob has shown it and can no longer hide it. The next reading without it ends the alert."""
+    contact = uuid4()
+    scene.certified(contact_id=contact)
+    scene.run_sql("UPDATE mentors SET portal_visible = NULL")  # so the run pushes the value
+    scene.night(scene.portal)
+
+    scene.run_sql("UPDATE mentors SET dynamics_contact_id = %s", new_contact)
+
+    found = [alert.alert_id for alert in read_alerts(scene.connection, today=TODAY)]
+    assert found == [f"all:unknown_contacts:{contact}"]
+    scene.portal.visible = {}
+    scene.reconcile()
+    assert scene.rows(UNKNOWN) == [(contact, True)]
+
+
+def test_contact_that_moves_to_another_mentor_or_was_hidden_is_no_alert(scene: Scene) -> None:
+    """Two mentors swap their contacts, as an app does that corrects a mistake."""
+    first, second = (scene.certified(contact_id=uuid4()) for _ in range(2))
+    hidden = scene.expired()
+    scene.run_sql("UPDATE mentors SET portal_visible = NULL")
+    scene.night(scene.portal)
+    ((one, other),) = scene.rows(
+        "SELECT a.dynamics_contact_id, b.dynamics_contact_id FROM mentors AS a, mentors AS b"
+        " WHERE a.id = %s AND b.id = %s",
+        first,
+        second,
+    )
+
+    scene.run_sql("UPDATE mentors SET dynamics_contact_id = NULL WHERE id IN (%s, %s)", first, hidden)
+    scene.run_sql("UPDATE mentors SET dynamics_contact_id = %s WHERE id = %s", one, second)
+    scene.run_sql("UPDATE mentors SET dynamics_contact_id = %s WHERE id = %s", other, first)
+
+    assert [alert.kind for alert in read_alerts(scene.connection, today=TODAY)] == []
+
+
 def test_acknowledgement_of_a_contact_ends_when_a_mentor_gets_it(scene: Scene) -> None:
     """After the mentor has lost the contact, it is a new alert."""
     contact = uuid4()
