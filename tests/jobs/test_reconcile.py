@@ -306,6 +306,21 @@ def test_locked_mentor_is_reported(scene: Scene, monkeypatch: pytest.MonkeyPatch
     assert report.reasons == [locked]
 
 
+def test_dry_run_after_a_restore_names_who_would_be_shown(scene: Scene) -> None:
+    """The portal hides a mentor who was revoked after the backup. docs/runbook.md: enter the revocation, then go on."""
+    revoked, other = reconciled(scene, 2)
+    scene.portal.visible[revoked] = False
+
+    named = list(scene.reconcile(dry_run=True).to_document()["changes"])
+    assert [(each["portal"], pushes(scene)) for each in named] == [(True, [])]
+    (mentor,) = (UUID(each["mentor_id"]) for each in named)
+    scene.run_sql("UPDATE certificates SET revoked_at = now() WHERE mentor_id = %s", mentor)
+    scene.night(scene.portal)
+    scene.reconcile()
+
+    assert (scene.portal.visible[revoked], scene.portal.visible[other]) == (False, True)
+
+
 def test_dry_run_lists_the_differences_and_only_reads(scene: Scene) -> None:
     """It changes neither the database nor the portal."""
     contacts = reconciled(scene, 3, expired=1)
