@@ -9,7 +9,7 @@ from uuid import UUID
 from certjob import database
 from certjob.database import Connection
 from certjob.domain.models import Decision
-from certjob.errors import DynamicsSyncException, MentorBusyError, StageEnd, UnknownMentorError
+from certjob.errors import ConfigurationError, DynamicsSyncException, MentorBusyError, StageEnd, UnknownMentorError
 from certjob.jobs.deliveries import Deliveries, Job
 from certjob.jobs.job_runs import recorded
 from certjob.jobs.report import RunReport
@@ -52,12 +52,16 @@ class Resync:
     before: MentorState
     after: MentorState
     error: DynamicsSyncException | MentorBusyError | None
+    not_reviewed: ConfigurationError | MentorBusyError | None = None
+    """Why the mentor was not reviewed, if ``hides`` is set."""
 
 
 def resync(
     job: Job,
     mentor_id: UUID,
     *,
+    command: str = "resync",
+    hides: bool = False,
     accept_date: date | None = None,
     lock_wait_seconds: float = 10.0,
     flight_wait_seconds: float = 60.0,
@@ -66,13 +70,20 @@ def resync(
 
     Reminders are queued, and those that failed are due again. The next delivery sends them.
 
+    With ``hides``, someone has just queued a hide, which is pushed even if the review is refused or waits for a lock.
     ``error`` in the result is DynamicsSyncException if the push failed, and MentorBusyError if another run kept it
     claimed. Raises MentorBusyError if another session kept the mentor locked, the errors of ``refuse_wrong_day``, and
     StoppedBySignalError after a signal.
     """
     connection, today, stop, zone = job.connection, job.today, job.stop, job.delivery.zone
-    refuse_wrong_day(connection, today, zone=zone, accept_date=accept_date)
-    report = RunReport(command="resync", run_id=job.run_id, today=today)
+    not_reviewed: ConfigurationError | MentorBusyError | None = None
+    try:
+        refuse_wrong_day(connection, today, zone=zone, accept_date=accept_date)
+    except ConfigurationError as refusal:
+        if not hides:
+            raise
+        not_reviewed = refusal
+    report = RunReport(command=command, run_id=job.run_id, today=today)
     before = describe(connection, mentor_id)
     error: DynamicsSyncException | MentorBusyError | None = None
     portal = PortalSyncService(connection, run_id=job.run_id)
@@ -89,13 +100,16 @@ def resync(
     with recorded(job, report) as beating:
         report.review = service.counts
         give_up_at = time.monotonic() + lock_wait_seconds
-        while not service.review_one(mentor_id, then=queue):
+        while not_reviewed is None and not service.review_one(mentor_id, then=queue):
             if time.monotonic() > give_up_at:
                 message = f"mentor {mentor_id} is locked by another session (waited {lock_wait_seconds:g} s)"
-                raise MentorBusyError(message, next_step="try again; the mentor was not changed")
+                step = "the next run reviews the mentor" if hides else "try again; the mentor was not changed"
+                not_reviewed = MentorBusyError(message, next_step=step)
+                if not hides:
+                    raise not_reviewed
             stop.sleep(_POLL_SECONDS)
         reopen_failed_reminders(connection, mentor_id)
-        if queued:
+        if queued or (not_reviewed is not None and before.has_portal and before.open_push):
             error = _push(beating, report, portal, mentor_id, flight_wait_seconds=flight_wait_seconds)
         if isinstance(error, MentorBusyError):
             report.stopped.append(StageStop(stage="portal", code=StageEnd.IN_FLIGHT, reason=error.message))
@@ -103,7 +117,7 @@ def resync(
     after = describe(connection, mentor_id)
     if error is not None and error.next_step is None and after.next_try_at is not None:
         error.next_step = f"it is tried again at {after.next_try_at.astimezone(zone):%Y-%m-%d %H:%M %Z}"
-    return Resync(report=report, before=before, after=after, error=error)
+    return Resync(report=report, before=before, after=after, error=error, not_reviewed=not_reviewed)
 
 
 def _push(

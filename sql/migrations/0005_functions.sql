@@ -16,6 +16,26 @@ BEGIN
 END
 $$;
 
+-- Opens or lifts a person's pause for `certjob pause` and `certjob unpause`. The policies of the worker allow only
+-- certjob's own pauses, so these run as their owner. They sign with `cli:` and return whether they changed a row.
+CREATE FUNCTION certjob.open_pause(of_mentor uuid, because text, who text) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    INSERT INTO certjob.mentor_pauses (mentor_id, reason, actor) VALUES (of_mentor, because, 'cli:' || who)
+    ON CONFLICT (mentor_id, reason) WHERE lifted_at IS NULL DO NOTHING;
+    RETURN FOUND;
+END
+$$;
+
+CREATE FUNCTION certjob.lift_pause(pause uuid, who text) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    UPDATE certjob.mentor_pauses SET lifted_at = now(), lifted_by = 'cli:' || who
+    WHERE id = pause AND lifted_at IS NULL;
+    RETURN FOUND;
+END
+$$;
+
 -- The app's "try again now": queues the stored value again, or makes the open push due. A new push counts as tried, and
 -- an open push keeps its attempts, because many requests must not delay the pushes of others.
 CREATE FUNCTION certjob.request_portal_resync(

@@ -35,6 +35,7 @@ FROM (VALUES
         certjob.held_mentors,certjob.review_problems,certjob.portal_unknown_contacts,certjob.acknowledgements}', NULL),
     ('certjob_worker', '{INSERT,UPDATE}', 'TABLE', '{certjob.portal_last_reading,certjob.facts_last_copy}', NULL),
     ('certjob_worker', '{EXECUTE}', 'FUNCTION', '{"certjob.prune(timestamptz, integer)",certjob.current_alerts(date),
+        "certjob.open_pause(uuid, text, text)","certjob.lift_pause(uuid, text)",
         "certjob_private.has_mailed(certjob.cert_notification_log, date, integer, date)",
         "certjob_private.is_mailed(uuid, uuid, date, integer, date)",
         certjob_private.no_full_run_alert(date),certjob_private.unhidden_mentors(date),

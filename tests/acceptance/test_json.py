@@ -170,6 +170,8 @@ def test_page_has_every_printed_key_and_no_other(
     facts.connection.execute(DEFER_AND_EXTEND)
     run("resync M1")
     run("resync M5")
+    for line in ("pause M1 --because leave", "pause M5 --because leave", "unpause M1 --reason leave", "unpause M5"):
+        run(line)
     for command in ("explain M1", "explain M2", "preview M2", "forecast", "list", "organisation list", "bounces"):
         run(command)
     run("check", CERTJOB_PORTAL_URL="")

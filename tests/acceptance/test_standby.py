@@ -46,7 +46,9 @@ def test_command_that_reads_works_on_a_standby(here: Certjob, command: str) -> N
     assert here(*command.split()).returncode == 0
 
 
-@pytest.mark.parametrize("command", ["run", "deliver", "reconcile", "resync M1001", "alerts --retry-all"])
+@pytest.mark.parametrize(
+    "command", ["run", "deliver", "reconcile", "resync M1001", "pause M1001 --because x", "alerts --retry-all"]
+)
 def test_command_that_writes_asks_for_the_primary(here: Certjob, portal: PortalServer, command: str) -> None:
     """It prints one line with the server's reason and the commands that work, and calls no one."""
     result = here(*command.split())

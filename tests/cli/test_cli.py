@@ -154,6 +154,7 @@ def test_help_describes_every_option_in_80_columns(anywhere: Certjob, words: tup
 
 NEEDED = {"resync": "M1", "preview": "M1", "explain": "M1", "set": "hlf", "show": "hlf", "load": "x.csv"}
 NEEDED |= {"acknowledge": "hlf:held:pauses", "prune": "--older-than=3y"}
+NEEDED |= {"pause": "M1 --because=complaint", "unpause": "M1"}
 WITH_SETTINGS = [
     words for words, command in ALL_COMMANDS.items() if "env_file" in {each.name for each in command.params}
 ]
@@ -162,7 +163,7 @@ WITH_SETTINGS = [
 @pytest.mark.parametrize("words", WITH_SETTINGS, ids=" ".join)
 def test_failure_is_one_line_and_one_document(anywhere: Certjob, words: tuple[str, ...]) -> None:
     """Every command refuses a missing file of settings with the same text in both. `check` continues."""
-    command = [*words, *filter(None, [NEEDED.get(words[-1])]), "--env-file", "missing.env"]
+    command = [*words, *NEEDED.get(words[-1], "").split(), "--env-file", "missing.env"]
     why = "the settings file missing.env cannot be read: No such file or directory"
     step = "correct --env-file or CERTJOB_ENV_FILE"
 

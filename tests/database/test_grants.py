@@ -37,6 +37,8 @@ CALLABLE = {
     "coordinator_organisation_id": [COORDINATOR],
     "has_mailed": [WORKER],
     "is_mailed": [WORKER],
+    "lift_pause": [WORKER],
+    "open_pause": [WORKER],
     "prune": [WORKER],
     "request_portal_resync": [COORDINATOR],
     "user_id": [COORDINATOR],

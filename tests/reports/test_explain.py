@@ -222,7 +222,8 @@ def test_page_names_who_opened_a_pause_and_what_lifts_it(facts: Facts) -> None:
     assert_in_order(
         page(facts, mentor),
         "Paused: illness, no valid certificate. Not certified: likeperson ended on 5 March, 5 days ago.",
-        "illness, by coordinator since 9 March 00:30\ncertjob never lifts it; a coordinator does, in the app",
+        "illness, by coordinator since 9 March 00:30\n"
+        "certjob never lifts it; a coordinator does, in the app, or `certjob unpause`",
         "earlier: leave, by ola since ",
     )
 

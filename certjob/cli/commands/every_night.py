@@ -5,6 +5,7 @@ from dataclasses import replace
 from datetime import date
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
+from uuid import UUID
 
 import typer
 
@@ -26,7 +27,9 @@ from certjob.cli.terminal import plain
 from certjob.errors import UsageError
 
 if TYPE_CHECKING:
+    from certjob.jobs.pauses import PauseResult
     from certjob.jobs.report import RunReport
+    from certjob.jobs.resync import Resync
 
 app = Commands(group=EVERY_NIGHT)
 
@@ -139,27 +142,78 @@ def resync(
 
     Reminders are queued, and failed ones are due again, but none is sent. Exits with 3 if the push fails.
     """
-    from certjob.cli.documents import add_names
-    from certjob.cli.pages import jobs
-    from certjob.facts import lookup
+    from certjob.facts.lookup import find_mentor
     from certjob.jobs import resync as resyncing
 
     call = Call(context=context, json=json, verbose=verbose, quiet=quiet, env_file=env_file)
     with call.session() as opened:
-        mentor_id = lookup.find_mentor(opened.connection, mentor, organisation=organisation)
+        mentor_id = find_mentor(opened.connection, mentor, organisation=organisation)
         result = resyncing.resync(opened.job(), mentor_id, accept_date=accept_date)
-        if call.json:
-            document = result.report.to_document() | {"mentor_id": mentor_id}
-            if result.error is not None:
-                document |= {"outcome": "attention", "error": result.error.to_document()}
-            add_names(opened.connection, [document, *document.get("problems", ())])
-            plain.print_json(document)
-        elif not call.quiet:
-            jobs.show_resync(opened.output, result.before, result.after)
-    if result.error is not None:
-        call.attention(str(result.error))
-        return result.error.exit_code
-    return call.end(result.report.outcome, result.report.reasons)
+        return _report_on_one(call, opened, mentor_id, result)
+
+
+@app.command(
+    short_help="Pause one mentor, and hide the mentor now.",
+    examples=("certjob pause M1042 --because complaint",),
+)
+def pause(
+    context: typer.Context,
+    mentor: MentorArgument,
+    *,
+    because: Annotated[str, typer.Option(metavar="TEXT", help="The reason of the pause.", show_default=False)],
+    organisation: OrganisationSlug = None,
+    accept_date: AcceptDate = None,
+    json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    env_file: EnvFile = None,
+) -> int:
+    """Pause one mentor as a person, review the mentor, and hide the mentor on the portal at once.
+
+    certjob never lifts this pause; `certjob unpause` or the app does. A wrong date stops the review, but not the pause
+    and its hide. Exits with 3 if the push fails, or if the mentor was not reviewed.
+    """
+    from certjob.facts.lookup import find_mentor
+    from certjob.jobs import pauses
+
+    call = Call(context=context, json=json, verbose=verbose, quiet=quiet, env_file=env_file)
+    with call.session() as opened:
+        mentor_id = find_mentor(opened.connection, mentor, organisation=organisation)
+        result = pauses.pause(opened.job(), mentor_id, because=because, accept_date=accept_date)
+        return _report_on_one(call, opened, mentor_id, result.resync, pause=result)
+
+
+@app.command(
+    short_help="Lift a pause of one mentor, and show the mentor now.",
+    examples=("certjob unpause M1042", "certjob unpause M1042 --reason complaint"),
+)
+def unpause(
+    context: typer.Context,
+    mentor: MentorArgument,
+    *,
+    reason: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="The pause to lift; required if several are open.")
+    ] = None,
+    organisation: OrganisationSlug = None,
+    accept_date: AcceptDate = None,
+    json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    env_file: EnvFile = None,
+) -> int:
+    """Lift an open pause, review the mentor, and push the visibility at once.
+
+    certjob's own pause is lifted only if certjob would not open it again, for example after a certificate was entered
+    by mistake and deleted. Otherwise, enter a certificate. Exits with 3 if the push fails.
+    """
+    from certjob.facts.lookup import find_mentor
+    from certjob.jobs import pauses
+
+    call = Call(context=context, json=json, verbose=verbose, quiet=quiet, env_file=env_file)
+    with call.session() as opened:
+        mentor_id = find_mentor(opened.connection, mentor, organisation=organisation)
+        result = pauses.unpause(opened.job(), mentor_id, reason=reason, accept_date=accept_date)
+        return _report_on_one(call, opened, mentor_id, result.resync, pause=result)
 
 
 @app.command(
@@ -268,6 +322,31 @@ def acknowledge(
         elif opened.output.interactive:
             opened.output.text(f"{alert} is acknowledged" + (f" until {until}." if until else "."))
     return 0
+
+
+def _report_on_one(
+    call: Call, opened: Session, mentor_id: UUID, result: "Resync", *, pause: "PauseResult | None" = None
+) -> int:
+    """Print the result for one mentor and return the exit code."""
+    from certjob.cli.documents import add_names
+    from certjob.cli.pages import jobs
+
+    errors = [error for error in (result.not_reviewed, result.error) if error is not None]
+    if call.json:
+        document = result.report.to_document() | {"mentor_id": mentor_id}
+        if pause is not None:
+            document |= {"pause": {"reason": pause.reason, "by": pause.by, "is_new": pause.is_new}}
+        if errors:
+            document |= {"outcome": "attention", "error": errors[-1].to_document()}
+        add_names(opened.connection, [document, *document.get("problems", ())])
+        plain.print_json(document)
+    elif not call.quiet:
+        jobs.show_resync(opened.output, pause.before if pause is not None else result.before, result.after)
+    if result.not_reviewed is not None:
+        call.attention(f"the pause is stored, but the mentor was not reviewed: {result.not_reviewed}")
+    if result.error is not None:
+        call.attention(str(result.error))
+    return 3 if errors else call.end(result.report.outcome, result.report.reasons)
 
 
 def _report_on(call: Call, opened: Session, report: "RunReport") -> int:

@@ -119,7 +119,7 @@ def _pause_lines(explained: Explanation, moment: _Moment) -> Iterator[PageLine]:
 
 def _lifted_when(pause: Pause, *, has_left: bool) -> str:
     if pause.reason != OWN_PAUSE_REASON:
-        return "certjob never lifts it; a coordinator does, in the app"
+        return "certjob never lifts it; a coordinator does, in the app, or `certjob unpause`"
     if has_left:
         return "it stays as it is while the mentor has left"
     return "certjob lifts it once the mentor is certified; if a person lifts it before that, certjob opens it again"

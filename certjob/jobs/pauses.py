@@ -1,0 +1,127 @@
+"""``certjob pause`` and ``certjob unpause``: a person's pause of one mentor, with an immediate push."""
+
+import os
+from dataclasses import dataclass, replace
+from datetime import date, datetime
+from uuid import UUID
+
+from certjob import database
+from certjob.database import Connection
+from certjob.domain import explanations, rules
+from certjob.domain.models import OWN_PAUSE_REASON, PauseChange
+from certjob.errors import BrokenMentorError, UsageError
+from certjob.facts import reading
+from certjob.jobs.deliveries import Job
+from certjob.jobs.resync import MentorState, Resync, describe, resync
+from certjob.portal.sync import PortalSyncService
+from certjob.review.days import refuse_wrong_day
+
+_LONGEST_REASON = 200
+"""Characters, as in the schema; also of the name of a person."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PauseResult:
+    """The state before the pause was opened or lifted, and the result of the resync."""
+
+    before: MentorState
+    reason: str
+    """The reason of the pause."""
+    by: str
+    is_new: bool
+    """Whether the command opened or lifted the pause. False: the same pause was open already."""
+    resync: Resync
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _OpenPause:
+    id: UUID
+    reason: str
+    actor: str
+    paused_at: datetime
+
+
+def pause(
+    job: Job, mentor_id: UUID, *, because: str, accept_date: date | None = None, lock_wait_seconds: float = 10.0
+) -> PauseResult:
+    """Open a pause and queue the hide in one commit, then review the mentor and push.
+
+    Neither a refused date nor a lock prevents the pause and the push of its hide; ``resync.not_reviewed`` has the
+    reason. Raises UsageError for a reason that no person may give.
+    """
+    connection, who, reason = job.connection, user_name(), " ".join(because.split())
+    if not 0 < len(reason) <= _LONGEST_REASON or reason == OWN_PAUSE_REASON:
+        message = f"--because is not a text of at most {_LONGEST_REASON} characters, or is certjob's own reason"
+        raise UsageError(message, next_step="say why the mentor may not take assignments")
+    before = describe(connection, mentor_id)
+
+    def write() -> bool:
+        database.execute(connection, "lock_mentor", {"id": mentor_id})
+        opened = {"mentor_id": mentor_id, "because": reason, "who": who}
+        is_new = database.fetch_value(connection, "open_pause", opened) is not None
+        if database.execute(connection, "want_hidden", {"mentor_id": mentor_id}):
+            PortalSyncService(connection, run_id=job.run_id).queue([(mentor_id, False)])
+        return is_new
+
+    is_new = database.persist(connection, write)
+    done = resync(
+        job, mentor_id, command="pause", hides=True, accept_date=accept_date, lock_wait_seconds=lock_wait_seconds
+    )
+    return PauseResult(before=before, reason=reason, by=f"cli:{who}", is_new=is_new, resync=done)
+
+
+def unpause(job: Job, mentor_id: UUID, *, reason: str | None = None, accept_date: date | None = None) -> PauseResult:
+    """Lift an open pause, then review the mentor and push.
+
+    certjob's own pause is lifted only if the rules would not open it again. Raises UsageError if there is no such
+    pause, several are open and ``reason`` is None, or a certificate is needed, and the errors of ``resync``.
+    """
+    connection, who = job.connection, user_name()
+    refuse_wrong_day(connection, job.today, zone=job.delivery.zone, accept_date=accept_date)
+    before = describe(connection, mentor_id)
+
+    def write() -> _OpenPause:
+        database.execute(connection, "lock_mentor", {"id": mentor_id})
+        chosen = _choose(connection, before.member_no, mentor_id, reason=reason)
+        if chosen.reason == OWN_PAUSE_REASON:
+            _require_certificates(connection, mentor_id, today=job.today)
+        database.execute(connection, "lift_pause", {"pause_id": chosen.id, "who": who})
+        return chosen
+
+    lifted = database.persist(connection, write)
+    done = resync(job, mentor_id, command="unpause", accept_date=accept_date)
+    return PauseResult(before=before, reason=lifted.reason, by=f"cli:{who}", is_new=True, resync=done)
+
+
+def user_name() -> str:
+    """Return the name of the person at this machine, also under sudo."""
+    names = (os.environ.get(name) for name in ("SUDO_USER", "LOGNAME", "USER"))
+    return next(filter(None, names), f"user {os.geteuid()}")[: _LONGEST_REASON - len("cli:")]
+
+
+def _choose(connection: Connection, member_no: str, mentor_id: UUID, *, reason: str | None) -> _OpenPause:
+    """Return the open pause with this reason, or the only one. Raises UsageError, which lists the open pauses."""
+    found = database.fetch(connection, "list_open_pauses", {"mentor_id": mentor_id}, into=_OpenPause)
+    chosen = [each for each in found if reason in (None, each.reason)]
+    if len(chosen) == 1:
+        return chosen[0]
+    if not found:
+        message = f"{member_no} has no open pause"
+        raise UsageError(message, next_step="see `certjob explain MENTOR`")
+    listed = "; ".join(f"{each.reason} (by {each.actor} since {each.paused_at:%Y-%m-%d})" for each in found)
+    message = f"{member_no} has {'no such open pause, but' if reason else 'several open pauses:'} {listed}"
+    raise UsageError(message, next_step="give its text with --reason")
+
+
+def _require_certificates(connection: Connection, mentor_id: UUID, *, today: date) -> None:
+    """Raise UsageError if the rules would open certjob's pause again."""
+    read = reading.read(connection, [mentor_id], lock=False)
+    if mentor_id in read.broken:
+        message = f"mentor {mentor_id} could not be processed: {read.broken[mentor_id]}"
+        raise BrokenMentorError(message)
+    (mentor,) = read.mentors
+    others = tuple(each for each in mentor.open_pauses if each.reason != OWN_PAUSE_REASON)
+    if rules.decide(replace(mentor, open_pauses=others), today).pause is PauseChange.OPEN:
+        why = "; ".join(explanations.why_certified(mentor, today))
+        message = f"certjob would pause {mentor.member_no} again: {why}"
+        raise UsageError(message, next_step="enter a certificate; the next run then lifts the pause")

@@ -1,0 +1,22 @@
+-- name: open_pause
+-- No row: the mentor has an open pause with this reason.
+SELECT opened FROM open_pause(%(mentor_id)s, %(because)s, %(who)s) AS opened WHERE opened
+
+-- name: lift_pause
+SELECT lift_pause(%(pause_id)s, %(who)s)
+
+-- name: list_open_pauses
+SELECT id, reason, actor, paused_at
+FROM mentor_pauses
+WHERE mentor_id = %(mentor_id)s AND lifted_at IS NULL
+ORDER BY paused_at, reason
+LIMIT 200
+
+-- name: want_hidden
+-- Requests the hide of a paused mentor before the review. No row: the organisation has no portal, or the mentor was never
+-- on it.
+UPDATE mentors AS m
+SET portal_visible = false
+FROM organisations AS o
+WHERE m.id = %(mentor_id)s AND o.id = m.organisation_id AND o.portal IS NOT NULL
+    AND (m.dynamics_contact_id IS NOT NULL OR m.certified_until > '0001-01-01')

@@ -1,0 +1,182 @@
+"""``certjob pause`` and ``certjob unpause``: a person's pause, with the hide or the show at once."""
+
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+
+from certjob.errors import ConfigurationError, MentorBusyError, UsageError
+from certjob.jobs import pauses
+from certjob.jobs.pauses import PauseResult
+from tests.conftest import Certjob
+from tests.support.command_line import today
+from tests.support.facts import TODAY
+from tests.support.nights import FlakyPortal, delivery, new_job
+from tests.support.portal_server import PortalServer
+from tests.support.scene import NEXT_YEAR, YESTERDAY, Scene
+
+CONTACT = UUID("6f9619ff-8b86-4d01-b42d-00cf4fc964ff")
+PAUSES = "SELECT reason, actor, lifted_at IS NULL, lifted_by FROM mentor_pauses ORDER BY paused_at, reason"
+LATER_RUN = (
+    "INSERT INTO job_runs (id, command, as_of, host, version) VALUES (gen_random_uuid(), 'run', %s, 'test', '1')"
+)
+
+
+@pytest.fixture(autouse=True)
+def _eva(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eva types the commands with sudo."""
+    monkeypatch.setenv("SUDO_USER", "eva")
+
+
+@pytest.fixture
+def shown(scene: Scene) -> UUID:
+    """A mentor who is certified, and visible on the portal."""
+    organisation = scene.facts.organisation()
+    mentor = scene.facts.certified_mentor(organisation, NEXT_YEAR, contact_id=CONTACT, member_no="M1042")
+    scene.night(FlakyPortal())
+    return mentor
+
+
+def pause(scene: Scene, mentor: UUID, portal: FlakyPortal, **options: Any) -> PauseResult:
+    job = new_job(scene.connection, ways_out=delivery(portal=portal))
+    return pauses.pause(job, mentor, **{"because": "complaint", "accept_date": TODAY, **options})
+
+
+def unpause(scene: Scene, mentor: UUID, portal: FlakyPortal, **options: Any) -> PauseResult:
+    job = new_job(scene.connection, ways_out=delivery(portal=portal))
+    return pauses.unpause(job, mentor, **{"accept_date": TODAY, **options})
+
+
+def test_pause_hides_the_mentor_now_and_names_the_person(scene: Scene, shown: UUID) -> None:
+    """A second one with the same reason opens nothing, but hides again."""
+    portal = FlakyPortal()
+
+    first, again = (pause(scene, shown, portal) for _ in range(2))
+
+    assert (first.is_new, first.by, again.is_new) == (True, "cli:eva", False)
+    assert (first.before.pauses, first.resync.after.pauses) == ([], ["complaint"])
+    assert (portal.values, first.resync.after.acknowledged) == ([False, False], False)
+    assert scene.rows(PAUSES) == [("complaint", "cli:eva", True, None)]
+    assert scene.rows("SELECT command, outcome FROM job_runs WHERE command <> 'run'") == [("pause", "ok")] * 2
+    assert scene.night(FlakyPortal()).outcome == "ok"
+
+
+def test_refused_date_stops_the_review_but_not_the_pause_and_its_hide(scene: Scene, shown: UUID) -> None:
+    """A full run was for a later day, so one of the clocks is wrong."""
+    scene.run_sql(LATER_RUN, TODAY + timedelta(days=6))
+    portal = FlakyPortal()
+
+    result = pause(scene, shown, portal, accept_date=None)
+
+    assert isinstance(result.resync.not_reviewed, ConfigurationError)
+    assert (portal.values, portal.visible) == ([False], {CONTACT: False})
+    assert scene.rows(PAUSES) == [("complaint", "cli:eva", True, None)]
+    with pytest.raises(ConfigurationError):
+        unpause(scene, shown, portal, accept_date=None)
+    assert (portal.values, scene.rows(PAUSES)) == ([False], [("complaint", "cli:eva", True, None)])
+
+
+def test_lock_stops_the_review_but_not_the_pause_and_its_hide(scene: Scene, shown: UUID) -> None:
+    """The app edits a certificate of the mentor."""
+    scene.app.execute("SELECT FROM certificates FOR UPDATE")
+    portal = FlakyPortal()
+
+    result = pause(scene, shown, portal, lock_wait_seconds=0.1)
+
+    assert isinstance(result.resync.not_reviewed, MentorBusyError)
+    assert (portal.visible, result.resync.after.pauses) == ({CONTACT: False}, ["complaint"])
+
+
+def test_failed_hide_of_a_pause_is_retried(scene: Scene, shown: UUID) -> None:
+    """The pause stays, the error has the next attempt, and the next delivery hides."""
+    result = pause(scene, shown, FlakyPortal(failures=9))
+
+    assert result.resync.error is not None
+    assert result.resync.after.open_push == "pending"
+    assert scene.rows(PAUSES) == [("complaint", "cli:eva", True, None)]
+
+
+def test_mentor_who_was_never_on_the_portal_is_paused_without_a_push(scene: Scene) -> None:
+    """A hide without a contact ID would only be an alert."""
+    mentor = scene.facts.mentor(scene.facts.organisation(), contact_id=None)
+    portal = FlakyPortal()
+
+    result = pause(scene, mentor, portal)
+
+    assert (portal.values, result.resync.after.open_push, result.resync.after.pauses) == ([], None, ["complaint"])
+
+
+@pytest.mark.parametrize("reason", ["", " ", "x" * 201, "certification_expired"])
+def test_reason_of_a_pause_is_a_text_of_a_person(scene: Scene, shown: UUID, reason: str) -> None:
+    with pytest.raises(UsageError):
+        pause(scene, shown, FlakyPortal(), because=reason)
+
+    assert scene.rows(PAUSES) == []
+
+
+def test_unpause_lifts_the_only_pause_and_shows_the_mentor(scene: Scene, shown: UUID) -> None:
+    """Also one that a coordinator has opened in the app."""
+    scene.facts.pause(shown, reason="illness", actor="kari")
+    scene.night(FlakyPortal())
+    portal = FlakyPortal()
+
+    result = unpause(scene, shown, portal)
+
+    assert (result.reason, result.before.pauses, result.resync.after.pauses) == ("illness", ["illness"], [])
+    assert portal.values == [True]
+    assert scene.rows(PAUSES) == [("illness", "kari", False, "cli:eva")]
+    with pytest.raises(UsageError, match="M1042 has no open pause"):
+        unpause(scene, shown, portal)
+
+
+def test_one_of_several_pauses_must_be_named(scene: Scene, shown: UUID) -> None:
+    """The message lists them."""
+    for reason in ("illness", "complaint"):
+        scene.facts.pause(shown, reason=reason, actor="kari")
+
+    with pytest.raises(UsageError, match=r"several open pauses: .*illness \(by kari since "):
+        unpause(scene, shown, FlakyPortal())
+    with pytest.raises(UsageError, match=r"no such open pause, but .*complaint"):
+        unpause(scene, shown, FlakyPortal(), reason="leave")
+    result = unpause(scene, shown, FlakyPortal(), reason="illness")
+
+    assert result.resync.after.pauses == ["complaint"]
+
+
+def test_own_pause_is_lifted_only_if_certjob_would_not_open_it_again(scene: Scene) -> None:
+    """Otherwise the next run would, and the message says what helps. A certificate of someone else was deleted here."""
+    mentor = scene.expired(contact_id=CONTACT, member_no="M1042")
+    scene.night(FlakyPortal())
+
+    with pytest.raises(UsageError, match=r"would pause M1042 again: .*ended.*; enter a certificate"):
+        unpause(scene, mentor, FlakyPortal())
+    assert scene.rows(PAUSES) == [("certification_expired", "certjob", True, None)]
+
+    scene.run_sql("DELETE FROM certificates WHERE expires_on = %s", YESTERDAY)
+    unpause(scene, mentor, FlakyPortal())
+
+    assert scene.rows(PAUSES) == [("certification_expired", "certjob", False, "cli:eva")]
+
+
+def test_commands_work_as_the_worker(here: Certjob, scene: Scene, portal: PortalServer) -> None:
+    """Its own statements may not open a person's pause. The document has the pause; the page has both states."""
+    organisation = scene.facts.organisation()
+    scene.facts.certified_mentor(organisation, today() + timedelta(days=300), member_no="M1042", full_name="Kari")
+
+    address = {"CERTJOB_PORTAL_URL": portal.url, "CERTJOB_PORTAL_KEY": portal.key}
+    paused = here("pause", "M1042", "--because", "complaint", "--json", **address)
+    lifted = here("unpause", "kari", **address)
+
+    assert (paused.returncode, lifted.returncode, lifted.stderr) == (0, 0, "")
+    assert '"pause": {' in paused.stdout
+    before, after = lifted.stdout.splitlines()
+    assert "paused: complaint" in before
+    assert "not paused; portal wanted visible, confirmed visible" in after
+    assert [request.json["visible"] for request in portal.requests] == [False, True]
+    scene.connection.execute("SET ROLE certjob_worker")
+    with pytest.raises(psycopg.errors.InsufficientPrivilege):
+        scene.connection.execute(
+            "INSERT INTO mentor_pauses (mentor_id, reason, actor) SELECT id, 'x', 'cli:eva' FROM mentors"
+        )
