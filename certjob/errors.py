@@ -42,6 +42,7 @@ class Cause(StrEnum):
     CONTACT_NOT_FOUND = "contact_not_found"  # Dynamics has no contact with this ID
     CHANGE_REFUSED = "change_refused"  # the Edge Function or Dynamics rejected the change of this contact
     PORTAL_DOWN = "portal_down"  # the portal did not answer, throttled, or could not make the change
+    LATER_DAY_ON_PORTAL = "later_day_on_portal"  # an earlier last day is not confirmed, in alerts only
     QUEUED = "queued"  # the time was over, or another run is pushing
     PORTAL_STOPPED = "portal_stopped"  # no push can succeed, because the key, the URL or the function is wrong
     HIDE_BY_HAND = "hide_by_hand"  # the organisation lost its portal while a hide was open

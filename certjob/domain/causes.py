@@ -88,6 +88,12 @@ _ADVICE: Final[Mapping[str, Advice]] = {
             action="Wait; certjob tries again {next_try}. If it lasts longer than an hour, check the Edge Function "
             "and Dynamics.",
         ),
+        Advice(
+            cause=Cause.LATER_DAY_ON_PORTAL,
+            why="The last day was moved earlier, but the portal shows the mentor until the later day.",
+            action="Wait; certjob tries again {next_try}. If it does not succeed before the earlier day, correct the "
+            "reason, then run {resync}.",
+        ),
         Advice(cause=Cause.QUEUED, why="The change is in the queue.", action="Wait; certjob tries again {next_try}."),
         Advice(
             cause=Cause.PORTAL_STOPPED,

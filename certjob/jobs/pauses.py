@@ -13,7 +13,7 @@ from certjob.errors import BrokenMentorError, UsageError
 from certjob.facts import reading
 from certjob.jobs.deliveries import Job
 from certjob.jobs.resync import MentorState, Resync, describe, resync
-from certjob.portal.sync import PortalSyncService
+from certjob.portal.sync import PortalSyncService, Wish
 from certjob.review.days import refuse_wrong_day
 
 _LONGEST_REASON = 200
@@ -60,7 +60,7 @@ def pause(
         opened = {"mentor_id": mentor_id, "because": reason, "who": who}
         is_new = database.fetch_value(connection, "open_pause", opened) is not None
         if database.execute(connection, "want_hidden", {"mentor_id": mentor_id}):
-            PortalSyncService(connection, run_id=job.run_id).queue([(mentor_id, False)])
+            PortalSyncService(connection, run_id=job.run_id).queue([Wish(mentor_id=mentor_id, visible=False)])
         return is_new
 
     is_new = database.persist(connection, write)

@@ -18,7 +18,7 @@ from certjob.outbox.calls import Calls
 from certjob.outbox.claims import Answer, StageStop
 from certjob.portal.push import push_once
 from certjob.portal.stage import StageState, finish, judge, settle
-from certjob.portal.sync import LEASE_SECONDS, PortalSyncService
+from certjob.portal.sync import LEASE_SECONDS, PortalSyncService, Wish
 from certjob.review.certification import CertificationManagementService
 from certjob.review.days import refuse_wrong_day
 from certjob.review.guards import MassChangeGuard
@@ -95,7 +95,7 @@ def resync(
     def queue(decision: Decision) -> None:
         nonlocal queued
         has_value = decision.organisation.has_portal and not decision.nothing_to_hide
-        queued = portal.queue([(mentor_id, decision.visible)] if has_value else [])
+        queued = portal.queue([Wish.of(decision)] if has_value else [])
 
     with recorded(job, report) as beating:
         report.review = service.counts

@@ -112,15 +112,15 @@ class Outbox(Generic[Item]):
                 break
         return sorted(items, key=lambda item: ids.index(item.id)), lease
 
-    def store(self, item: Item, settlement: Settlement) -> Answer:
-        """Store the outcome of a claimed row in the caller's transaction."""
+    def store(self, item: Item, settlement: Settlement, **columns: object) -> Answer:
+        """Store the outcome of a claimed row, and columns of its table, in the caller's transaction."""
         values = {"id": item.id, "token": item.claim_token, "version": getattr(item, "version", None)}
-        rows = database.fetch(self.connection, self.settle_statement, values | asdict(settlement))
+        rows = database.fetch(self.connection, self.settle_statement, values | asdict(settlement) | columns)
         return Answer.LOST if not rows else Answer.SETTLED if rows[0][0] else Answer.RAISED
 
-    def settle(self, item: Item, settlement: Settlement) -> Answer:
-        """Store the outcome of a claimed row and commit. Lock conflicts are retried (see ``persist``)."""
-        return persist(self.connection, lambda: self.store(item, settlement))
+    def settle(self, item: Item, settlement: Settlement, **columns: object) -> Answer:
+        """Store the same and commit. Lock conflicts are retried (see ``persist``)."""
+        return persist(self.connection, lambda: self.store(item, settlement, **columns))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ from certjob import database
 from certjob.database import Connection, persist
 from certjob.domain import rules
 from certjob.domain.holds import Hold
-from certjob.portal.sync import PortalSyncService
+from certjob.portal.sync import PortalSyncService, Wish
 from certjob.stopping import StopFlag
 
 SLICE = 100
@@ -43,6 +43,20 @@ class Difference:
     """The portal shows the mentor, as wanted, but with another last day."""
     restricts: bool
     """The correction is a hide or an earlier last day. No guard holds it."""
+    visible_until: date | None
+    """The last visible day that certjob wants."""
+    portal_until: date | None
+    """The last visible day on the portal, or None."""
+
+    def to_wish(self) -> Wish:
+        """Return the value to push."""
+        return Wish(
+            mentor_id=self.mentor_id,
+            visible=self.visible,
+            visible_until=self.visible_until,
+            moved_from=self.portal_until if self.visible and self.restricts else None,
+            is_too_late=self.visible and self.restricts,
+        )
 
     def to_document(self) -> dict[str, Any]:
         """Return the entry in ``changes`` of the JSON document."""
@@ -174,7 +188,7 @@ def raise_events(connection: Connection, comparison: Comparison, *, today: date,
         ids = {"ids": [each.mentor_id for each in part]}
         locked = {row[0] for row in database.fetch(connection, "lock_portal_mentors", ids)}
         unchanged = set(_find(connection, comparison.reading, today=today, among=part))
-        wishes = [(each.mentor_id, each.visible) for each in part if each.mentor_id in locked and each in unchanged]
+        wishes = [each.to_wish() for each in part if each.mentor_id in locked and each in unchanged]
         return service.queue(wishes), locked
 
     left = sorted(comparison.admitted, key=lambda each: not each.restricts)
@@ -200,6 +214,7 @@ def store(connection: Connection, comparison: Comparison, *, run_id: UUID) -> No
         "read_at": reading.read_at,
         "pages": reading.pages,
         "visible": [*reading.visible_until],
+        "dates": reading.dates,
         "differences": json.dumps(comparison.counts()),
         "held": bool(comparison.held),
         "run_id": run_id,

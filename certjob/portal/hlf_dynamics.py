@@ -146,8 +146,11 @@ class HLFDynamicsSyncService:
 
     async def update_portal_visibility(
         self, contact_id: UUID, *, visible: bool, visible_until: date | None, idempotency_key: str
-    ) -> None:
+    ) -> bool:
         """Show the contact until a day, or hide it (None), with exactly one call; return when the portal confirms.
+
+        Returns whether the portal has a column for the day, and hides the contact after it.
+
 
         Raises PermanentPortalError, PortalStageError or TransientPortalError (see the table at the top of the module).
         The change may have been made despite an error, because the answer can be lost.
@@ -169,6 +172,7 @@ class HLFDynamicsSyncService:
         if stored.visible != visible or (stored.dates and stored.visible_until != visible_until):
             message = "the portal stored another value than the one that was sent"
             raise TransientPortalError(message, status=answer.status_code, correlation_id=self._correlation_id(answer))
+        return stored.dates
 
     async def read_visible_contacts(self, *, policy: RetryPolicy) -> AsyncIterator[VisiblePage]:
         """Yield the visible contacts page by page; the list is complete when the generator ends without an error.

@@ -67,11 +67,18 @@ class Push:
     outcome: PushOutcome
     error: DynamicsSyncException | None = None
     """The error of the last call, if one failed."""
+    dates: bool | None = None
+    """Whether the portal has a column for the last visible day; None if it has not confirmed the value."""
 
     @property
     def is_tried(self) -> bool:
         """Return whether the round tells something about the event."""
         return self.outcome is not PushOutcome.NOT_TRIED
+
+    @property
+    def confirmed_until(self) -> date | None:
+        """Return the last visible day that the portal has confirmed."""
+        return self.event.visible_until if self.dates else None
 
     @property
     def is_answered(self) -> bool:
@@ -112,14 +119,14 @@ async def push_once(
         return Push(event=event, outcome=PushOutcome.NOT_TRIED)
     errors: list[PortalCallError] = []  # one for each call
 
-    async def call() -> None:
+    async def call() -> bool:
         if event.contact_id is None:
             missing = "no contact ID"
             raise PermanentPortalError(missing, code=Cause.NO_CONTACT_ID)
         if errors and not lease.fits(CALL_DEADLINE_SECONDS):
             raise errors[-1]
         try:
-            await portal.update_portal_visibility(
+            return await portal.update_portal_visibility(
                 event.contact_id,
                 visible=event.visible,
                 visible_until=event.visible_until,
@@ -130,11 +137,11 @@ async def push_once(
             raise
 
     try:
-        await policy.call(call, stop=stopped)
+        dates = await policy.call(call, stop=stopped)
     except PortalCallError as cause:
         is_cut_short = stopped.is_set() and len(errors) < policy.max_attempts
         return _failed(event, cause, calls=len(errors), is_cut_short=is_cut_short, policy=policy)
-    return Push(event=event, outcome=PushOutcome.DELIVERED)
+    return Push(event=event, outcome=PushOutcome.DELIVERED, dates=dates)
 
 
 def _failed(event: PortalEvent, cause: PortalCallError, *, calls: int, is_cut_short: bool, policy: RetryPolicy) -> Push:

@@ -5,15 +5,16 @@ or open; an open event that fails is an alert.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
-from types import MappingProxyType
+from typing import Self
 from uuid import UUID
 
 from certjob import database
 from certjob.database import persist
+from certjob.domain.models import LAST_PORTAL_DAY, Decision
 from certjob.errors import CertjobError, StageEnd
 from certjob.outbox.claims import Answer, Lease, Outbox, Settlement
 from certjob.outbox.retry import seconds_to_next_round
@@ -36,6 +37,31 @@ class PortalCounts:
     """The failed events that had not failed before, or for another reason."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """The desired visibility of one mentor."""
+
+    mentor_id: UUID
+    visible: bool
+    visible_until: date | None = None
+    """The last visible day; None for a hide."""
+    moved_from: date | None = None
+    """The previous last visible day, if only that day changes."""
+    is_too_late: bool = False
+    """Whether the portal was read with a later day than ``visible_until``, in ``moved_from``, or without a day."""
+
+    @classmethod
+    def of(cls, decision: Decision) -> Self:
+        """Return the visibility that a review has decided."""
+        until = min(decision.certified_until, LAST_PORTAL_DAY) if decision.visible else None
+        return cls(
+            mentor_id=decision.mentor_id,
+            visible=decision.visible,
+            visible_until=until,
+            moved_from=decision.moved_from,
+        )
+
+
 class PortalSyncService:
     """Writes portal events and their failures. The stage makes the calls."""
 
@@ -50,20 +76,16 @@ class PortalSyncService:
             lease_seconds=lease_seconds,
         )
 
-    def queue(
-        self, desired: Sequence[tuple[UUID, bool]], *, moved_from: Mapping[UUID, date] = MappingProxyType({})
-    ) -> int:
-        """Queue (mentor, desired visibility) in the caller's transaction, and replace the mentor's open event.
-
-        If only a mentor's last visible day changes, ``moved_from`` has the old day.
-        """
-        if not desired:
+    def queue(self, wishes: Sequence[Wish]) -> int:
+        """Queue the desired visibility of mentors in the caller's transaction, and replace their open events."""
+        if not wishes:
             return 0
-        mentor_ids, visible = [each[0] for each in desired], [each[1] for each in desired]
         parameters = {
-            "mentor_ids": mentor_ids,
-            "visible": visible,
-            "moved_from": [moved_from.get(mentor_id) for mentor_id in mentor_ids],
+            "mentor_ids": [wish.mentor_id for wish in wishes],
+            "visible": [wish.visible for wish in wishes],
+            "visible_until": [wish.visible_until for wish in wishes],
+            "moved_from": [wish.moved_from for wish in wishes],
+            "is_too_late": [wish.is_too_late for wish in wishes],
             "run_id": self._run_id,
         }
         return database.execute(self._connection, "queue_portal_events", parameters)
@@ -91,7 +113,7 @@ class PortalSyncService:
         return persist(self._connection, lambda: database.execute(self._connection, "take_back_portal_claims"))
 
     def claim(self, limit: int, *, today: date | None) -> list[tuple[PortalEvent, Lease]]:
-        """Claim due events: untried hides, untried shows, retried hides, retried shows, moves of the last day.
+        """Claim due events: untried hides, untried shows, retried hides, retried shows, later last days.
 
         A show is claimed only if the mentor's next review is later than ``today``, and never without a day.
         """
@@ -113,7 +135,9 @@ class PortalSyncService:
         is_news = False
         try:
             with database.transaction(self._connection, lock_timeout_ms=_LOCK_TIMEOUT_MS):
-                answer = self._outbox.store(push.event, _settlement(push))
+                answer = self._outbox.store(
+                    push.event, _settlement(push), dates=push.dates, visible_until=push.confirmed_until
+                )
                 if answer is Answer.SETTLED and push.is_failure:
                     is_news = self._record_failure(push)
                 elif answer is Answer.SETTLED and push.outcome is PushOutcome.DELIVERED:

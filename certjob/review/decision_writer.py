@@ -9,7 +9,7 @@ from certjob import database
 from certjob.database import Connection
 from certjob.domain.models import Decision
 from certjob.mail.reminders import CertificationReminderService, cancel_failed_reminders
-from certjob.portal.sync import PortalSyncService
+from certjob.portal.sync import PortalSyncService, Wish
 from certjob.review.guards import MassChangeGuard
 from certjob.review.pauses import PauseManagementService
 
@@ -41,8 +41,7 @@ def write_decisions(
     queued = CertificationReminderService(connection, today=today, run_id=run_id).queue(reminded)
     cancel_failed_reminders(connection, [d.mentor_id for d in decisions], today=today)
     pushed = [d for d in decisions if d.push]
-    moved_from = {d.mentor_id: d.moved_from for d in pushed if d.moved_from is not None}
-    portal.queue([(d.mentor_id, d.visible) for d in pushed], moved_from=moved_from)
+    portal.queue([Wish.of(d) for d in pushed])
     withdrawn = portal.withdraw([d.mentor_id for d in decisions if not d.organisation.has_portal])
     columns = {
         "ids": [d.mentor_id for d in decisions],

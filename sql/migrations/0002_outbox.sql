@@ -115,7 +115,8 @@ CREATE TABLE certjob.portal_sync_events (
     id                bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     mentor_id         uuid NOT NULL REFERENCES certjob.mentors (id) ON DELETE CASCADE,
     visible           boolean NOT NULL,
-    moved_from        date,  -- the previous last visible day, if the push only moves that day
+    moved_from        date,  -- the previous last visible day, if the push only changes that day
+    restricts         boolean NOT NULL DEFAULT false,  -- a show, but the portal has a later last day, in moved_from
     version           integer NOT NULL DEFAULT 1 CHECK (version >= 1),  -- rises with every new request
     status            text NOT NULL DEFAULT 'pending'
         CHECK (status IN ('pending', 'delivered', 'blocked', 'withdrawn')),
@@ -125,15 +126,18 @@ CREATE TABLE certjob.portal_sync_events (
     claim_contact_id  uuid,  -- the contact of the call in flight
     wanted_at         timestamptz NOT NULL DEFAULT now(),
     delivered_at      timestamptz,
+    visible_until     date,  -- the last visible day that the portal has confirmed
+    dates             boolean,  -- whether the portal had a column for that day; null: not delivered
     last_error        text,
     failure_code      text,  -- null or outdated without a last_error
     run_id            uuid
 );
 CREATE UNIQUE INDEX portal_sync_events_one_open_per_mentor ON certjob.portal_sync_events (mentor_id)
     WHERE status IN ('pending', 'blocked');
--- Order of delivery: untried hides, untried shows, retried hides, retried shows, moves of the last visible day.
-CREATE INDEX portal_sync_events_due_idx
-    ON certjob.portal_sync_events ((moved_from IS NOT NULL), (attempts > 0), visible, next_attempt_at)
+-- Order of delivery: untried hides, untried shows, retried hides, retried shows, later last days. An earlier last day
+-- counts as a hide.
+CREATE INDEX portal_sync_events_due_idx ON certjob.portal_sync_events
+    ((moved_from IS NOT NULL AND NOT restricts), (attempts > 0), (visible AND NOT restricts), next_attempt_at)
     WHERE status = 'pending';
 CREATE INDEX portal_sync_events_mentor_id_idx ON certjob.portal_sync_events (mentor_id);
 CREATE INDEX portal_sync_events_withdrawn_idx ON certjob.portal_sync_events (mentor_id)
@@ -167,6 +171,7 @@ CREATE TABLE certjob.portal_last_reading (
     read_at       timestamptz NOT NULL,  -- when it began; a later event may have changed the portal meanwhile
     pages         integer NOT NULL,
     visible       uuid[] NOT NULL,  -- the contacts that the portal showed
+    dates         boolean NOT NULL,  -- whether the portal has a column for the last visible day
     differences   jsonb NOT NULL DEFAULT '{}',  -- the number of mentors by kind of difference
     held          boolean NOT NULL DEFAULT false,  -- the guard held shows, because the reading may be wrong
     run_id        uuid

@@ -120,7 +120,7 @@ BEGIN
         -- An open push now goes to the new contact. A call in flight for the old contact keeps its lease, but cannot
         -- settle the row, because the version is newer.
         UPDATE certjob.portal_sync_events
-        SET version = version + 1, status = 'pending', attempts = 0, moved_from = NULL,
+        SET version = version + 1, status = 'pending', attempts = 0, moved_from = NULL, restricts = false,
             claim_token = CASE WHEN next_attempt_at > now() THEN claim_token END,
             next_attempt_at = CASE WHEN claim_token IS NULL THEN now() ELSE greatest(next_attempt_at, now()) END
         WHERE mentor_id = NEW.id AND status IN ('pending', 'blocked') AND NEW.dynamics_contact_id IS NOT NULL;

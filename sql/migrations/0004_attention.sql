@@ -16,20 +16,22 @@ AS $$ SELECT EXISTS (
 --   is_alert  true if the push failed or is an hour old, or if its time is in the future because a wrong clock wrote
 --             it. Exceptions: a show of a mentor who waits for a review, because the review comes first, and a hide
 --             without a contact ID if the contact of the last call belongs to another mentor now. A push that only
---             moves the last visible day becomes an alert seven days before the previous day.
+--             moves the last visible day to a later one becomes an alert seven days before the previous day.
+--   restricts  the portal shows the mentor until moved_from, which is later than the last certified day
 --   fingerprint  what a person sees in the alert. It stays the same while the push is queued again.
 CREATE VIEW certjob.open_pushes WITH (security_invoker = true) AS
-SELECT e.id AS event_id, e.mentor_id, m.organisation_id, e.visible, e.moved_from IS NOT NULL AS moves, e.status,
-    e.attempts AS rounds, e.wanted_at,
-    greatest(e.wanted_at, least(e.wanted_at + interval '1 hour', f.created_at), e.moved_from - interval '7 days')
+SELECT e.id AS event_id, e.mentor_id, m.organisation_id, e.visible, moved.from_day IS NOT NULL AS moves, e.restricts,
+    CASE WHEN e.restricts THEN e.moved_from END AS portal_until, e.status, e.attempts AS rounds, e.wanted_at,
+    greatest(e.wanted_at, least(e.wanted_at + interval '1 hour', f.created_at), moved.from_day - interval '7 days')
         AS since,
     (f.id IS NOT NULL OR e.wanted_at < now() - interval '1 hour' OR e.wanted_at > now() + interval '1 hour')
-        AND NOT (e.visible AND m.review_on <= current_date)
-        AND (e.moved_from IS NULL OR e.moved_from - interval '7 days' <= now())
+        AND NOT (e.visible AND NOT e.restricts AND m.review_on <= current_date)
+        AND (moved.from_day IS NULL OR moved.from_day - interval '7 days' <= now())
         AND NOT (NOT e.visible AND m.dynamics_contact_id IS NULL
             AND certjob_private.contact_is_taken(e.mentor_id)) AS is_alert,
     claim.is_live AS is_claimed,
     CASE
+        WHEN is_later.for_now AND lasting.cause NOT IN ('no_contact_id', 'contact_not_found') THEN 'later_day_on_portal'
         WHEN claim.is_live THEN 'queued'
         WHEN NOT e.visible AND o.portal IS NULL OR m.dynamics_contact_id IS NULL THEN lasting.cause
         -- The contact ID has changed. The next review sets portal_visible.
@@ -38,7 +40,9 @@ SELECT e.id AS event_id, e.mentor_id, m.organisation_id, e.visible, e.moved_from
         WHEN f.kind IN ('transient', 'permanent') AND e.status = 'pending' AND e.attempts = 0 THEN 'queued'
         ELSE lasting.cause
     END AS cause,
-    md5(concat_ws(' ', lasting.cause, e.id, extract(epoch FROM e.wanted_at), m.dynamics_contact_id)) AS fingerprint,
+    lasting.cause AS failure,
+    md5(concat_ws(' ', lasting.cause, e.id, extract(epoch FROM e.wanted_at), m.dynamics_contact_id,
+        CASE WHEN is_later.for_now THEN 'later' END)) AS fingerprint,
     coalesce(f.error, e.last_error) AS error,
     coalesce(f.attempts, 0) AS calls,
     f.created_at AS failing_since, f.last_failed_at, e.next_attempt_at
@@ -47,6 +51,9 @@ JOIN certjob.mentors AS m ON m.id = e.mentor_id
 JOIN certjob.organisations AS o ON o.id = m.organisation_id
 LEFT JOIN certjob.dynamics_sync_failures AS f ON f.mentor_id = e.mentor_id AND f.resolved_at IS NULL
 CROSS JOIN LATERAL (SELECT e.claim_token IS NOT NULL AND e.next_attempt_at > now() AS is_live) AS claim
+CROSS JOIN LATERAL (SELECT CASE WHEN NOT e.restricts THEN e.moved_from END AS from_day) AS moved
+-- Until the last certified day has passed, the mentor may be visible.
+CROSS JOIN LATERAL (SELECT e.restricts AND m.certified_until >= current_date AS for_now) AS is_later
 CROSS JOIN LATERAL (
     SELECT CASE
         WHEN NOT e.visible AND o.portal IS NULL THEN 'hide_by_hand'
@@ -110,18 +117,25 @@ CROSS JOIN LATERAL (
 
 -- The kinds may_be_visible and may_be_hidden.
 CREATE VIEW certjob_private.push_alerts WITH (security_invoker = true) AS
-SELECT CASE WHEN p.visible THEN 'may_be_hidden' ELSE 'may_be_visible' END AS kind, p.organisation_id, p.mentor_id,
-    NULL::text AS subject, p.event_id AS row_id, p.since, NULL::date AS until,
-    CASE WHEN p.visible THEN 'Dynamics sync pending — mentor may still be hidden on portal'
+SELECT CASE WHEN p.visible AND NOT p.restricts THEN 'may_be_hidden' ELSE 'may_be_visible' END AS kind,
+    p.organisation_id, p.mentor_id, NULL::text AS subject, p.event_id AS row_id, p.since, NULL::date AS until,
+    CASE WHEN p.visible AND NOT p.restricts THEN 'Dynamics sync pending — mentor may still be hidden on portal'
         ELSE 'Dynamics sync pending — mentor may still be visible on portal' END AS sentence,
-    p.cause, 'tell_operator' AS action, p.error,
+    p.cause,
+    CASE
+        WHEN p.cause <> 'later_day_on_portal' OR p.failure = 'portal_stopped' THEN 'tell_operator'
+        WHEN p.status = 'blocked' THEN 'check_contact'
+        WHEN p.is_claimed OR p.next_attempt_at <= now() THEN 'wait'
+        ELSE 'retry'
+    END AS action,
+    p.error,
     CASE
         WHEN p.is_claimed THEN 'being_sent'
         WHEN p.status = 'blocked' THEN 'stopped'
         WHEN p.next_attempt_at <= now() THEN 'due'
         ELSE 'waiting'
     END AS state,
-    p.next_attempt_at, p.last_failed_at, p.calls, NULL::integer AS number, NULL::date AS day, p.fingerprint
+    p.next_attempt_at, p.last_failed_at, p.calls, NULL::integer AS number, p.portal_until AS day, p.fingerprint
 FROM certjob.open_pushes AS p
 WHERE p.is_alert;
 

@@ -167,12 +167,12 @@ class InterruptedClient(HLFDynamicsSyncService):
         super().__init__(portal.url, portal.key, deadline_seconds=20)
         self.process = process
 
-    async def update_portal_visibility(self, contact_id: UUID, **wanted: Any) -> None:
+    async def update_portal_visibility(self, contact_id: UUID, **wanted: Any) -> bool:
         process = self.process
         process.contacts_in_flight.append(contact_id)
         try:  # in a thread, because a second command needs another event loop
             await asyncio.to_thread(process.reach, BEFORE_CALL)
-            await super().update_portal_visibility(contact_id, **wanted)
+            return await super().update_portal_visibility(contact_id, **wanted)
         finally:
             await asyncio.to_thread(process.reach, AFTER_CALL)
             process.contacts_in_flight.remove(contact_id)

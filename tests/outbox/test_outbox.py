@@ -12,6 +12,7 @@ from tests.support.scene import Scene
 from tests.support.waiting import until, waits_for_a_lock
 
 DELIVERED = Settlement(status="delivered")
+NO_DAY: dict[str, object] = {"dates": None, "visible_until": None}
 WHOLE_ROWS = "SELECT row_to_json(e)::text FROM portal_sync_events e ORDER BY id"
 
 
@@ -51,15 +52,15 @@ def test_settle_without_the_token_changes_no_row(outbox: Outbox[PortalEvent], sc
     scene.expire_leases()
     (taken_over,) = scene.claim()
     before = scene.rows(WHOLE_ROWS)
-    assert outbox.settle(event, DELIVERED) is Answer.LOST
+    assert outbox.settle(event, DELIVERED, **NO_DAY) is Answer.LOST
     assert scene.rows(WHOLE_ROWS) == before
 
-    assert outbox.settle(taken_over, DELIVERED) is Answer.SETTLED
+    assert outbox.settle(taken_over, DELIVERED, **NO_DAY) is Answer.SETTLED
     settled = "SELECT status, claim_token, delivered_at IS NOT NULL FROM portal_sync_events"
     assert scene.rows(settled) == [("delivered", None, True)]
-    assert outbox.settle(taken_over, DELIVERED) is Answer.LOST
+    assert outbox.settle(taken_over, DELIVERED, **NO_DAY) is Answer.LOST
     scene.run_sql("DELETE FROM portal_sync_events")
-    assert outbox.settle(taken_over, DELIVERED) is Answer.LOST
+    assert outbox.settle(taken_over, DELIVERED, **NO_DAY) is Answer.LOST
 
 
 def test_settle_waits_for_a_short_lock(outbox: Outbox[PortalEvent], scene: Scene) -> None:
@@ -68,7 +69,7 @@ def test_settle_waits_for_a_short_lock(outbox: Outbox[PortalEvent], scene: Scene
     scene.app.execute("SELECT 1 FROM portal_sync_events FOR NO KEY UPDATE")
     answers: list[Answer] = []
 
-    with in_background(lambda: answers.append(outbox.settle(event, RELEASED))):
+    with in_background(lambda: answers.append(outbox.settle(event, RELEASED, **NO_DAY))):
         until(lambda: waits_for_a_lock(scene.other, scene.connection))
         scene.app.commit()
 

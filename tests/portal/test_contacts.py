@@ -109,7 +109,7 @@ def test_contact_is_free_when_the_lease_of_its_call_has_expired(scene: Scene) ->
 
 def test_mentor_is_not_deleted_while_a_call_may_be_in_flight(scene: Scene) -> None:
     """The lease would be deleted with the mentor, and the same contact could get a second call."""
-    scene.hidden()
+    scene.queue(scene.mentor(), visible=True)
     scene.claim()
     scene.run_sql("UPDATE organisations SET portal = NULL")
     scene.run_sql("UPDATE portal_sync_events SET status = 'withdrawn'")

@@ -8,7 +8,7 @@ import pytest
 from certjob import database
 from certjob.errors import Outcome, PermanentPortalError, PortalCallError, StageEnd, TransientPortalError
 from certjob.outbox.claims import Answer
-from certjob.portal.sync import PortalCounts
+from certjob.portal.sync import PortalCounts, Wish
 from tests.support.facts import TODAY, Facts
 from tests.support.nights import FlakyPortal, review
 from tests.support.scene import NEXT_YEAR, Scene
@@ -226,8 +226,8 @@ def test_push_moves_a_last_day_only_if_nothing_else_is_open(scene: Scene) -> Non
     """A later hide replaces the move. A show that was not delivered stays a show when its day moves."""
     mentor, other = scene.mentor(), scene.mentor()
     with database.transaction(scene.connection):
-        scene.service.queue([(mentor, True)], moved_from={mentor: TODAY})
-        scene.service.queue([(mentor, False), (other, True)])
-        scene.service.queue([(other, True)], moved_from={other: TODAY})
+        scene.service.queue([Wish(mentor_id=mentor, visible=True, moved_from=TODAY)])
+        scene.service.queue([Wish(mentor_id=mentor, visible=False), Wish(mentor_id=other, visible=True)])
+        scene.service.queue([Wish(mentor_id=other, visible=True, moved_from=TODAY)])
 
     assert scene.rows("SELECT visible, moved_from FROM portal_sync_events ORDER BY id") == [(False, None), (True, None)]

@@ -47,12 +47,14 @@ class FlakyPortal(HLFDynamicsSyncService):
         self.visible: dict[UUID, bool] = {}
         self.until: dict[UUID, date | None] = {}
         """The last visible day of each contact."""
+        self.dates = True
+        """Whether the portal has a column for this day."""
         self.overlaps: list[UUID] = []
         self._in_flight: list[UUID] = []
 
     async def update_portal_visibility(
         self, contact_id: UUID, *, visible: bool, visible_until: date | None, idempotency_key: str
-    ) -> None:
+    ) -> bool:
         self.calls.append((contact_id, visible, idempotency_key))
         self.overlaps += [contact_id] if contact_id in self._in_flight else []
         self._in_flight.append(contact_id)
@@ -66,6 +68,7 @@ class FlakyPortal(HLFDynamicsSyncService):
             self.visible[contact_id], self.until[contact_id] = visible, visible_until
         finally:
             self._in_flight.remove(contact_id)
+        return self.dates
 
     async def __aenter__(self) -> Self:
         return self

@@ -25,7 +25,7 @@ from certjob.portal import push as pushing
 from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
 from certjob.portal.push import PortalEvent, Push
 from certjob.portal.stage import deliver_pushes
-from certjob.portal.sync import PortalCounts, PortalSyncService
+from certjob.portal.sync import PortalCounts, PortalSyncService, Wish
 from certjob.stopping import StopFlag
 from tests.support import nights
 from tests.support.facts import TODAY, Facts
@@ -94,7 +94,7 @@ class Scene:
     def queue(self, mentor_id: UUID, *, visible: bool) -> None:
         """Queue a push, as a review does."""
         with database.transaction(self.connection):
-            self.service.queue([(mentor_id, visible)])
+            self.service.queue([Wish(mentor_id=mentor_id, visible=visible)])
             self.connection.execute("UPDATE mentors SET review_on = '9999-12-31' WHERE id = %s", (mentor_id,))
 
     def claim(self) -> list[PortalEvent]:

@@ -11,6 +11,7 @@ from certjob.cli.terminal.output import Output
 from certjob.domain.alert_kinds import WORDS, Kind, in_words
 from certjob.domain.causes import HELD_REASONS
 from certjob.domain.explanations import day_words, moment_words, number
+from certjob.errors import Cause
 from certjob.reports.alerts import Alert, HeldMentor
 
 MOST_ROWS: Final = 20
@@ -57,8 +58,9 @@ def page_parts(
     No plain line changes only because time passes.
     """
     for place, (kind, section) in enumerate(_sections(alerts)):
-        meaning = PageLine(text=WORDS[kind].meaning.format(mentors=number(len(section), "mentor")))
-        lines = [PageLine(text=_heading(kind, section), style="bold"), meaning]
+        lines = [PageLine(text=_heading(kind, section), style="bold")]
+        if count := sum(alert.cause != Cause.LATER_DAY_ON_PORTAL for alert in section):  # these may be visible for now
+            lines.append(PageLine(text=WORDS[kind].meaning.format(mentors=number(count, "mentor"))))
         yield PagePart(lines=[PageLine(text=""), *lines] if place else lines)
         for group in _groups(section):
             yield from _group(group, now=now)
@@ -175,6 +177,8 @@ def _about(alert: Alert) -> str:
             return f"of {day}"
         case Kind.UNKNOWN_CONTACTS if alert.mentor_id:
             return f"{alert.member_no} of {alert.organisation}, which has no portal"
+        case Kind.MAY_BE_VISIBLE if alert.day:
+            return f"on the portal until {day}"
     return ""
 
 

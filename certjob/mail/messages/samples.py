@@ -88,6 +88,7 @@ def _sections() -> dict[str, list[Words]]:
         Cause.PORTAL_DOWN,
         Cause.NO_CONTACT_ID,
         Cause.CHANGE_REFUSED,
+        Cause.LATER_DAY_ON_PORTAL,
         Cause.QUEUED,
         Cause.PORTAL_STOPPED,
         Cause.HIDE_BY_HAND,

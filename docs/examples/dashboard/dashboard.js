@@ -138,7 +138,8 @@ function show() {
 function section(name, alerts, cards) {
   const { headings, intros } = words[language];
   const heading = element("h2", {}, `${headings[name] ?? say("other")} (${alerts.length})`);
-  const intro = intros[name] && element("p", { className: "quiet" }, intros[name]);
+  const mayWait = alerts.every((alert) => alert.cause === "later_day_on_portal");
+  const intro = intros[name] && !mayWait && element("p", { className: "quiet" }, intros[name]);
   const list = element("ul", {}, ...alerts.map((alert) => card(name, alert, cards.get(alert.alert_id))));
   return element("section", {}, heading, intro, list);
 }

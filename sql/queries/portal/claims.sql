@@ -15,8 +15,8 @@ FROM left_behind
 WHERE e.id = left_behind.id
 
 -- name: lock_due_portal_events
--- Order: untried hides, untried shows, retried hides, retried shows, moves of the last day. Hides that keep failing
--- do not delay other events. A show of a due mentor waits for the review, because the facts have changed; without a
+-- Order: untried hides, untried shows, retried hides, retried shows, later last days. An earlier last day counts as a
+-- hide. Hides that keep failing do not delay other events. A show of a due mentor waits for the review, because the facts have changed; without a
 -- day (null) all shows wait. An event waits while a call for its contact is in flight, because the contact may have
 -- been another mentor's when that call started. If an organisation has lost its portal, the review withdraws its
 -- events.
@@ -41,7 +41,7 @@ WHERE e.status = 'pending'
     AND m.has_portal
     AND (NOT e.visible OR m.is_reviewed)
     AND m.calls_in_flight = 0
-ORDER BY e.moved_from IS NOT NULL, e.attempts > 0, e.visible, e.next_attempt_at
+ORDER BY e.moved_from IS NOT NULL AND NOT e.restricts, e.attempts > 0, e.visible AND NOT e.restricts, e.next_attempt_at
 LIMIT %(limit)s
 FOR NO KEY UPDATE OF e SKIP LOCKED
 
@@ -95,7 +95,7 @@ RETURNING e.id, e.mentor_id, m.member_no, e.visible,
 -- name: settle_portal_events
 -- Return no row if the token does not match; the event is then left as it is. Otherwise `unchanged` is true if the
 -- outcome was stored, and false if a newer value was queued during the call. The event is then pending and due now,
--- or withdrawn.
+-- or withdrawn. If the call set a later last day than the newer value, the event restricts.
 UPDATE portal_sync_events AS e
 SET status = CASE
         WHEN e.status = 'withdrawn' THEN e.status
@@ -114,6 +114,17 @@ SET status = CASE
     delivered_at = CASE
         WHEN e.version = %(version)s AND %(status)s = 'delivered' THEN now()
         ELSE e.delivered_at
+    END,
+    visible_until = CASE
+        WHEN e.version = %(version)s AND %(status)s = 'delivered' THEN %(visible_until)s::date
+        ELSE e.visible_until
+    END,
+    dates = CASE WHEN e.version = %(version)s AND %(status)s = 'delivered' THEN %(dates)s ELSE e.dates END,
+    restricts = e.restricts
+        OR (e.version <> %(version)s AND e.visible AND coalesce(%(visible_until)s::date > e.visible_until, false)),
+    moved_from = CASE
+        WHEN e.version <> %(version)s AND e.visible AND %(visible_until)s::date > e.visible_until THEN %(visible_until)s
+        ELSE e.moved_from
     END,
     last_error = CASE
         WHEN e.version <> %(version)s THEN e.last_error

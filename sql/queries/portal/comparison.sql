@@ -10,7 +10,8 @@ WITH differing AS MATERIALIZED (
         NOT m.portal_visible
             OR (shown.contact_id IS NOT NULL AND coalesce(shown.day > least(m.certified_until, '2099-12-31'), true))
             AS restricts,
-        m.review_on
+        CASE WHEN m.portal_visible THEN least(m.certified_until, '2099-12-31') END AS visible_until,
+        shown.day AS portal_until, m.review_on
     FROM mentors AS m
     JOIN organisations AS o ON o.id = m.organisation_id
     LEFT JOIN unnest(%(shown)b::uuid[], %(days)b::date[]) AS shown (contact_id, day)
@@ -28,7 +29,8 @@ WITH differing AS MATERIALIZED (
             )
         )
 )
-SELECT d.mentor_id, d.member_no, d.organisation, d.organisation_id, d.contact_id, d.visible, d.wrong_day, d.restricts
+SELECT d.mentor_id, d.member_no, d.organisation, d.organisation_id, d.contact_id, d.visible, d.wrong_day, d.restricts,
+    d.visible_until, d.portal_until
 FROM differing AS d
 WHERE NOT EXISTS (
         SELECT
@@ -76,11 +78,11 @@ SELECT id FROM mentors WHERE id = ANY (%(ids)b::uuid[]) ORDER BY id FOR NO KEY U
 -- name: store_portal_reading
 -- Keep the reading that began last, even if another one ends later. A stored time in the future is from a wrong
 -- clock.
-INSERT INTO portal_last_reading AS l (read_at, pages, visible, differences, held, run_id)
-VALUES (%(read_at)s, %(pages)s, %(visible)b, %(differences)s, %(held)s, %(run_id)s)
+INSERT INTO portal_last_reading AS l (read_at, pages, visible, dates, differences, held, run_id)
+VALUES (%(read_at)s, %(pages)s, %(visible)b, %(dates)s, %(differences)s, %(held)s, %(run_id)s)
 ON CONFLICT (only_one) DO UPDATE
-SET read_at = excluded.read_at, pages = excluded.pages, visible = excluded.visible, differences = excluded.differences,
-    held = excluded.held, run_id = excluded.run_id
+SET read_at = excluded.read_at, pages = excluded.pages, visible = excluded.visible, dates = excluded.dates,
+    differences = excluded.differences, held = excluded.held, run_id = excluded.run_id
 WHERE l.read_at < excluded.read_at OR l.read_at > now()
 
 -- name: store_unknown_contacts

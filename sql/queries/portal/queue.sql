@@ -1,18 +1,45 @@
 -- name: queue_portal_events
 -- A new value replaces an open one. The new version tells a call in flight that its value is old. A live lease is
 -- kept, because the contact must not get a second call. If the value is the same, `wanted_at` is kept for the alerts.
--- An open show stays a show when its last day moves. The order of the mentors prevents deadlocks.
-INSERT INTO portal_sync_events AS e (mentor_id, visible, moved_from, run_id)
-SELECT n.mentor_id, n.visible, n.moved_from, %(run_id)s
-FROM unnest(%(mentor_ids)b::uuid[], %(visible)b::boolean[], %(moved_from)b::date[]) AS n (mentor_id, visible, moved_from)
+-- An open show stays a show when its last day moves. A show restricts if the portal has a later last day, which its last
+-- confirmation or a reading (%(is_too_late)s) has shown. moved_from is then this later day. The order of the mentors
+-- prevents deadlocks.
+INSERT INTO portal_sync_events AS e (mentor_id, visible, visible_until, moved_from, restricts, run_id)
+SELECT n.mentor_id, n.visible, n.visible_until,
+    CASE WHEN c.visible_until > n.visible_until AND NOT n.is_too_late THEN c.visible_until ELSE n.moved_from END,
+    n.visible AND (n.is_too_late OR coalesce(c.visible_until > n.visible_until, false)), %(run_id)s
+FROM unnest(
+    %(mentor_ids)b::uuid[], %(visible)b::boolean[], %(visible_until)b::date[], %(moved_from)b::date[],
+    %(is_too_late)b::boolean[]
+) AS n (mentor_id, visible, visible_until, moved_from, is_too_late)
+LEFT JOIN LATERAL (
+    SELECT CASE WHEN d.visible AND d.dates AND d.claim_contact_id = m.dynamics_contact_id THEN d.visible_until END
+        AS visible_until
+    FROM portal_sync_events AS d
+    JOIN mentors AS m ON m.id = d.mentor_id
+    WHERE d.mentor_id = n.mentor_id AND d.delivered_at IS NOT NULL
+    ORDER BY d.delivered_at DESC, d.id DESC
+    LIMIT 1
+) AS c ON n.visible
 ORDER BY n.mentor_id
 ON CONFLICT (mentor_id) WHERE status IN ('pending', 'blocked') DO UPDATE
 SET visible = excluded.visible,
-    moved_from = CASE WHEN excluded.moved_from IS NOT NULL THEN e.moved_from END,
+    visible_until = excluded.visible_until,
+    moved_from = CASE
+        WHEN excluded.restricts THEN excluded.moved_from
+        WHEN excluded.visible AND (e.restricts OR excluded.moved_from IS NOT NULL) THEN e.moved_from
+    END,
+    restricts = excluded.restricts
+        OR (e.restricts AND excluded.visible AND coalesce(e.moved_from > excluded.visible_until, true)),
     version = e.version + 1,
     status = 'pending',
     attempts = 0,
-    wanted_at = CASE WHEN e.visible = excluded.visible THEN e.wanted_at ELSE now() END,
+    wanted_at = CASE
+        WHEN e.visible = excluded.visible AND e.restricts = (
+            excluded.restricts OR (e.restricts AND coalesce(e.moved_from > excluded.visible_until, true))
+        ) THEN e.wanted_at
+        ELSE now()
+    END,
     last_error = NULL,
     failure_code = NULL,
     run_id = excluded.run_id,

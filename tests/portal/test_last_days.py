@@ -1,0 +1,216 @@
+"""The last visible day on a portal with a date column: an earlier day is urgent, a later one can wait."""
+
+from datetime import date, timedelta
+from uuid import UUID, uuid4
+
+import pytest
+
+from certjob import database
+from certjob.portal.sync import Wish
+from certjob.reports.alerts import read_alerts
+from tests.conftest import Certjob
+from tests.support.command_line import today
+from tests.support.facts import TODAY, Facts
+from tests.support.nights import review
+from tests.support.portal_answers import Behaviour, error
+from tests.support.portal_server import PortalServer
+from tests.support.scene import Scene
+
+CONTACT = UUID("6f9619ff-8b86-4d01-b42d-00cf4fc964ff")
+FAR, NEAR = date(2095, 1, 1), date(2090, 1, 1)
+"""The database compares them with the real date."""
+ALERTS = "SELECT kind, cause, action, day FROM alerts"
+EVENT = "SELECT restricts, moved_from, status FROM portal_sync_events ORDER BY id DESC LIMIT 1"
+DOWN, REFUSED = error(503, "dynamics_unavailable"), error(422, "dynamics_rejected")
+
+
+@pytest.fixture
+def shown(scene: Scene) -> UUID:
+    """A mentor whom the portal shows until FAR."""
+    scene.portal.until = {}
+    mentor = scene.certified(FAR, contact_id=CONTACT, member_no="M1042")
+    scene.run_sql("UPDATE mentors SET portal_visible = NULL")
+    scene.night(scene.portal)
+    assert scene.portal.until == {CONTACT: FAR.isoformat()}
+    return mentor
+
+
+def move(scene: Scene, day: object) -> None:
+    scene.run_sql("UPDATE certificates SET expires_on = %s WHERE mentor_id IN (SELECT id FROM mentors)", day)
+
+
+def test_delivered_event_keeps_what_the_portal_has_confirmed(scene: Scene, shown: UUID) -> None:
+    """A portal without the column confirms no day."""
+    confirmed = "SELECT visible_until, dates FROM portal_sync_events ORDER BY id DESC LIMIT 1"
+    assert scene.rows(confirmed) == [(FAR, True)]
+
+    scene.portal.until = None
+    scene.resync(shown, scene.portal)
+
+    assert scene.rows(confirmed) == [(None, False)]
+
+
+@pytest.mark.parametrize(("answer", "action"), [(DOWN, "retry"), (REFUSED, "check_contact")], ids=["503", "422"])
+def test_earlier_last_day_that_fails_is_an_alert(scene: Scene, shown: UUID, answer: Behaviour, action: str) -> None:
+    """Without certjob, the portal would show the mentor until the later day."""
+    move(scene, NEAR)
+    scene.portal.default = answer
+
+    report = scene.night(scene.portal)
+
+    assert report.reasons == ["1 mentor may still be visible on the portal; see `certjob alerts`"]
+    assert scene.rows(ALERTS) == [("may_be_visible", "later_day_on_portal", action, FAR)]
+    assert scene.rows(EVENT)[0][:2] == (True, FAR)
+
+
+def test_later_last_day_that_fails_is_no_alert(scene: Scene, shown: UUID) -> None:
+    """The portal shows the mentor until the earlier day, which is more than a week away."""
+    move(scene, FAR + timedelta(days=30))
+    scene.portal.default = DOWN
+
+    assert scene.night(scene.portal).reasons == []
+
+    assert scene.rows(EVENT) == [(False, FAR, "pending")]
+
+
+def test_portal_without_the_column_does_not_need_the_earlier_day(scene: Scene, shown: UUID) -> None:
+    """Such a portal hides no one by itself, so no day on it can be wrong."""
+    scene.portal.until = None
+    scene.resync(shown, scene.portal)
+    move(scene, NEAR)
+    scene.portal.default = DOWN
+
+    assert scene.night(scene.portal).reasons == []
+
+
+def test_earlier_day_alerts_for_an_hour_that_no_one_pushes_it(scene: Scene, shown: UUID) -> None:
+    """So does a hide. The day of a due mentor may be wrong as well."""
+    move(scene, NEAR)
+    review(scene.connection)
+    assert scene.rows(ALERTS) == []
+
+    scene.run_sql("UPDATE portal_sync_events SET wanted_at = now() - interval '61 min'")
+    scene.run_sql("UPDATE mentors SET review_on = '-infinity'")
+
+    assert scene.rows(ALERTS) == [("may_be_visible", "later_day_on_portal", "tell_operator", FAR)]
+
+
+def test_day_that_has_passed_asks_for_a_hide_by_hand(scene: Scene, shown: UUID) -> None:
+    """Until then, the mentor may be visible, and the page does not ask. An acknowledgement does not cover both."""
+    move(scene, NEAR)
+    scene.portal.default = DOWN
+    scene.night(scene.portal)
+    ((before,),) = scene.rows("SELECT fingerprint FROM alerts")
+
+    scene.run_sql("UPDATE mentors SET certified_until = '2020-01-01'")
+
+    ((cause, after),) = scene.rows("SELECT cause, fingerprint FROM alerts")
+    assert (cause, before != after) == ("portal_down", True)
+
+
+def test_earlier_day_is_pushed_like_a_hide(scene: Scene, shown: UUID) -> None:
+    """Before a show, and after an older hide. Failed attempts put it behind new events."""
+    show, hide = scene.mentor(contact_id=uuid4()), scene.mentor(contact_id=uuid4())
+    contacts = dict(scene.rows("SELECT id, dynamics_contact_id FROM mentors"))
+    scene.queue(show, visible=True)
+    scene.queue(hide, visible=False)
+    move(scene, NEAR)
+    review(scene.connection)
+    scene.run_sql("UPDATE mentors SET review_on = '9999-12-31'")
+    scene.portal.requests.clear()
+
+    scene.run_stage()
+
+    assert [request.contact_id for request in scene.portal.requests] == [contacts[hide], CONTACT, contacts[show]]
+
+
+def test_later_day_of_a_call_in_flight_is_too_late(scene: Scene, shown: UUID) -> None:
+    """The portal confirms the old value after the new one was queued, and then stops."""
+    scene.run_sql("UPDATE mentors SET portal_visible = NULL, certified_until = NULL")
+    scene.run_sql("UPDATE portal_sync_events SET visible_until = %s", NEAR)
+    with database.transaction(scene.connection):
+        scene.service.queue([Wish(mentor_id=shown, visible=True, visible_until=FAR)])
+    scene.run_sql("UPDATE mentors SET certified_until = %s, review_on = '9999-12-31'", FAR)
+    (event,) = scene.claim()
+    with database.transaction(scene.connection):
+        scene.service.queue([Wish(mentor_id=shown, visible=True, visible_until=NEAR, moved_from=FAR)])
+    assert scene.rows(EVENT)[0][0] is False
+
+    scene.push(event=event)
+
+    assert scene.rows(EVENT) == [(True, FAR, "pending")]
+
+
+def test_new_values_of_an_open_earlier_day(scene: Scene, shown: UUID) -> None:
+    """A day after that of the portal is a move. A resync of the same value changes nothing, a hide is a hide."""
+    move(scene, NEAR)
+    scene.portal.default = DOWN
+    scene.night(scene.portal)
+    wanted_at = scene.rows("SELECT wanted_at FROM portal_sync_events WHERE status = 'pending'")
+
+    scene.resync(shown, scene.portal)
+    assert scene.rows(EVENT)[0][:2] == (True, FAR)
+    assert scene.rows("SELECT wanted_at FROM portal_sync_events WHERE status = 'pending'") == wanted_at
+
+    move(scene, FAR + timedelta(days=1))
+    review(scene.connection)
+    assert scene.rows(EVENT)[0][:2] == (False, FAR)
+
+    scene.facts.pause(shown)
+    review(scene.connection)
+    assert scene.rows(EVENT)[0][:2] == (False, None)
+
+
+def test_new_contact_is_shown_and_not_restricted(scene: Scene, shown: UUID) -> None:
+    """The portal has no day for it."""
+    move(scene, NEAR)
+    scene.portal.default = DOWN
+    scene.night(scene.portal)
+
+    scene.run_sql("UPDATE mentors SET dynamics_contact_id = gen_random_uuid()")
+
+    assert scene.rows(EVENT)[0][:2] == (False, None)
+
+
+@pytest.mark.parametrize("day", [(FAR + timedelta(days=9)).isoformat(), None], ids=["a later day", "no day"])
+def test_later_day_that_someone_has_entered_is_pushed_like_a_hide(scene: Scene, shown: UUID, day: str | None) -> None:
+    """`reconcile` finds it. The last reading keeps whether the portal has the column."""
+    assert scene.portal.until is not None
+    scene.portal.until[CONTACT] = day
+    scene.portal.decide = lambda request: DOWN if request.method == "POST" else scene.portal.default
+
+    scene.reconcile()
+
+    alerts = read_alerts(scene.connection, today=TODAY)
+    assert [(alert.cause, alert.day and alert.day.isoformat()) for alert in alerts] == [("later_day_on_portal", day)]
+    assert scene.rows("SELECT dates FROM portal_last_reading") == [(True,)]
+
+
+def test_stage_that_ends_early_records_the_earlier_day(scene: Scene, shown: UUID) -> None:
+    """A wrong key is a reason that someone must know, as for a hide."""
+    move(scene, NEAR)
+    scene.portal.default = error(401, "unauthorized")
+
+    scene.night(scene.portal)
+
+    assert scene.rows("SELECT mentor_id, kind FROM dynamics_sync_failures") == [(shown, "stage")]
+    assert scene.rows(ALERTS) == [("may_be_visible", "later_day_on_portal", "tell_operator", FAR)]
+
+
+def test_command_names_the_day_and_asks_no_one_to_hide(facts: Facts, here: Certjob, portal: PortalServer) -> None:
+    """A mentor whom the portal must hide is counted without it."""
+    far, near = today() + timedelta(days=400), today() + timedelta(days=100)
+    portal.until = {}
+    mentor = facts.certified_mentor(facts.organisation(), far, member_no="M1042", contact_id=CONTACT)
+    facts.connection.execute("UPDATE mentors SET portal_visible = NULL")
+    settings = {"CERTJOB_PORTAL_URL": portal.url, "CERTJOB_PORTAL_KEY": portal.key}
+    here("run", **settings)
+    facts.connection.execute("UPDATE certificates SET expires_on = %s WHERE mentor_id = %s", (near, mentor))
+    portal.default = DOWN
+
+    result = here("run", **settings)
+    page = here("alerts").stdout
+
+    assert (result.returncode, "1 mentor may still be visible on the portal" in result.stderr) == (3, True)
+    assert f"M1042, Kari Nordmann, on the portal until {far.day} {far:%B} {far.year}" in page
+    assert "by hand" not in page
