@@ -7,7 +7,7 @@ DIST ?= dist
 PAGE := docs/examples/dashboard/dashboard.js $(wildcard tests/dashboard/*.ts)
 DENO := DENO_NO_UPDATE_CHECK=1 $(CURDIR)/$(BIN)/deno
 
-.PHONY: demo test outside chaos lint bench looks dist lock clean
+.PHONY: demo test test-wheel outside chaos lint bench looks dist lock clean
 
 demo: $(READY)
 	$(BIN)/python demo/demo.py
@@ -47,12 +47,24 @@ looks: $(READY)
 	$(BIN)/python -m tests.looks $(LOOKS_ARGS)
 
 # What goes to production: one wheel, built by the locked hatchling, and the lock of what it needs; also as constraints,
-# which may have neither extras nor hashes.
+# which may have neither extras nor hashes, and as a list in CycloneDX's format.
 dist: $(READY)
 	rm -rf $(DIST)
 	$(BIN)/python -m hatchling build --target wheel --directory $(DIST)
 	cp requirements.lock $(DIST)/
+	$(BIN)/python build_sbom.py requirements.lock > $(DIST)/sbom.cdx.json
 	sed -nE 's/^([a-z0-9-]+)(\[[a-z,]+\])?(==[^ ]+) .*/\1\3/p' requirements.lock > $(DIST)/constraints.txt
+
+# The tests with the wheel in dist/, in a copy of the last commit without the package's sources.
+test-wheel:
+	rm -rf build/wheel && mkdir -p build/wheel
+	git archive HEAD | tar -x -C build/wheel
+	rm -r build/wheel/certjob build/wheel/sql
+	$(PYTHON) -m venv build/wheel/.venv
+	build/wheel/.venv/bin/python -m pip install --quiet --require-hashes -r requirements-dev.lock
+	build/wheel/.venv/bin/python -m pip install --quiet --no-deps --no-index dist/certjob-*.whl
+	cd build/wheel && .venv/bin/python -m pytest -n 3 --dist worksteal -m 'not real_cron and not registry and not browser' \
+		--ignore tests/acceptance/test_packaging.py $(PYTEST_ARGS)
 
 $(READY): requirements-dev.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15) and "certjob needs Python 3.11 to 3.14; try make PYTHON=python3.13")'

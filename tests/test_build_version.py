@@ -9,7 +9,7 @@ from tests.support.docs import ROOT
 
 
 def test_build_version_names_the_commit_of_the_checkout(tmp_path: Path) -> None:
-    """Changes that are not committed are marked. An unpacked archive has no commit."""
+    """Changes that are not committed are marked. The commit of the release, and an archive, have none."""
 
     def git(*words: str) -> str:
         command = ["git", "-C", str(tmp_path), "-c", "user.name=Test", "-c", "user.email=test@example.org", *words]
@@ -27,6 +27,10 @@ def test_build_version_names_the_commit_of_the_checkout(tmp_path: Path) -> None:
     git("commit", "--quiet", "-m", "first")
     head = git("rev-parse", "--short=12", "HEAD")
     assert build_version() == f"1.0.0+{head}"
+    git("tag", "v0.9.0")
+    assert build_version() == f"1.0.0+{head}"
+    git("tag", "v1.0.0")
+    assert build_version() == "1.0.0"
 
     with (tmp_path / "build_version.py").open("a") as source:
         source.write("\n")

@@ -1,5 +1,6 @@
 """The contents of the wheel, and its installation in a container."""
 
+import json
 import os
 import re
 import shutil
@@ -45,10 +46,22 @@ def test_wheel_has_the_edge_function_and_the_examples(dist: Path) -> None:
         names = archive.namelist()
         readme = next(archive.read(name).decode() for name in names if name.endswith("/METADATA"))
 
-    files = ("edge_function/index.ts", "examples/mirror.sql", "examples/kubernetes.yaml", "examples/crontab.example")
+    files = ["edge_function/index.ts", "examples/mirror.sql", "examples/kubernetes.yaml", "examples/crontab.example"]
+    files += [f"examples/dashboard/{name}" for name in ("index.html", "dashboard.js", "words.json")]
     assert {f"certjob/{file}" for file in files} <= {*names}
     assert "/blob/main/docs/install.md" in readme
     assert re.findall(r"\]\((?!https://|#)[^)]*\)", readme) == []
+
+
+def test_sbom_lists_the_packages_of_the_lock(dist: Path) -> None:
+    """Each with the version that pip installs, and certjob itself."""
+    document = json.loads((dist / "sbom.cdx.json").read_text(encoding="utf-8"))
+
+    locked = re.findall(r"^([a-z0-9-]+)==(\S+)$", (dist / "constraints.txt").read_text(), re.MULTILINE)
+    assert [(each["name"], each["version"]) for each in document["components"]] == locked
+    assert {("psycopg", "3"), ("httpx", "0")} <= {(name, version.split(".")[0]) for name, version in locked}
+    (wheel,) = dist.glob("*.whl")
+    assert f"certjob-{document['metadata']['component']['version']}-" in wheel.name
 
 
 def test_edge_function_command_overwrites_nothing(here: Certjob, tmp_path: Path) -> None:
