@@ -81,6 +81,9 @@ def why_certified(mentor: Mentor, today: date) -> Iterator[str]:
             ended_on = lapsed[kind].expires_on
             text = f"{kind} ended on {day_words(ended_on, today)}, {distance_words(ended_on, today)}"
         yield text + (" (optional: it pauses no one)" if kind in mentor.organisation.optional_kinds else "")
+    stored = {kind for pause in mentor.open_pauses for kind in pause.lapsed_kinds}
+    for kind in sorted(stored - last_days.keys() - lapsed.keys() - mentor.organisation.optional_kinds):
+        yield f"{kind} had lapsed, and its certificate was deleted or moved; certjob's pause ends with a new one"
 
 
 def why_no_reminder(certificate: Certificate, mentor: Mentor, today: date) -> str | None:

@@ -39,12 +39,39 @@ class PauseChange(StrEnum):
 
 
 class Change(StrEnum):
-    """A change that the guard counts, as stored in ``held_reviews.what`` and ``guard_counts.what``."""
+    """A kind of changes that the guards count, as stored in ``held_reviews.what`` and ``guard_counts.what``."""
 
     REMOVAL = "pauses"
-    """certjob pauses or hides the mentor. A hide because of a person's pause does not count."""
+    """certjob pauses or hides the mentor, or the last certified day moves earlier. The mentor has not left."""
+    DEPARTURE = "departures"
+    """certjob hides a mentor who has left."""
+    CONTACT = "contacts"
+    """A push to a contact ID that has replaced another one."""
+    COURSE = "courses"
+    """The mentor returns by a recent certificate that no review has seen."""
     RETURN = "returns"
-    """The mentor becomes visible or, without a portal, active again."""
+    """Another mentor who was not certified becomes visible or, without a portal, active again."""
+    REINSTATEMENT = "reinstatements"
+    """A certified mentor becomes visible or active again."""
+    AFTER_GAP = "after_gap"
+    """A change that the last review foresaw, but that review is too old."""
+    REMINDER = "reminders"
+    """A new reminder about a certificate that no review has seen."""
+
+
+class Effect(StrEnum):
+    """The effect of a surprising change, as stored in ``held_mentors.reason``. The most harmful come first."""
+
+    REVOKED = "revoked"
+    LEFT = "left"
+    ENDED = "ended"
+    """The mentor is paused or hidden."""
+    ENDS_SOON = "ends_soon"
+    """The last certified day moves earlier, to within SOON_DAYS."""
+    ENDS_EARLIER = "ends_earlier"
+    NEW_CONTACT = "new_contact"
+    REINSTATED = "reinstated"
+    REMINDER = "reminder"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +98,8 @@ class Certificate:
     revoked: bool
     status: Status = Status.RECORDED
     """The stored status, from the last review."""
+    unseen: bool = False
+    """Whether it was entered or edited after the last review."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +108,8 @@ class OpenPause:
 
     id: UUID
     reason: str
+    lapsed_kinds: frozenset[str] = frozenset()
+    """The kinds that were not in force while certjob's pause was open."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +124,8 @@ class Mentor:
     """The last desired visibility; None: unknown, so the next value is pushed in any case."""
     has_contact: bool
     """Whether there is a contact ID."""
+    contact_replaced: bool = False
+    """Whether the contact ID is another one than at an earlier review."""
     certified_until: date | None
     """As stored by the last review; None: never reviewed."""
     due_by_calendar: bool
@@ -120,6 +153,23 @@ class Transition:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Surprise:
+    """The changes of a decision that the last review did not foresee, as the guards count them."""
+
+    kinds: tuple[Change, ...] = ()
+    """Without reminders."""
+    kinds_after_gap: tuple[Change, ...] = ()
+    """The same if the last review is too old to foresee anything."""
+    effect: Effect = Effect.REMINDER
+    """The effect of these kinds."""
+    reminders: tuple[Reminder, ...] = ()
+    """Due reminders about certificates that no review has seen. Some may be queued already."""
+
+
+NO_SURPRISE = Surprise()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
     """The state of one mentor today, as changes of the stored state, and the day of the next review."""
 
@@ -130,6 +180,10 @@ class Decision:
     pause: PauseChange | None
     own_pause_id: UUID | None
     """certjob's open pause before the change."""
+    lapsed_kinds: frozenset[str] | None
+    """The kinds to store with certjob's open pause; None: no change."""
+    unseen_ids: tuple[UUID, ...]
+    """Certificates that this is the first review to see."""
     reminders: tuple[Reminder, ...]
     """All reminders due today, also those that are queued or sent already."""
     certified_until: date
@@ -142,10 +196,7 @@ class Decision:
     """Whether a hide is not needed, because the mentor has had neither a contact ID nor a certificate."""
     moved_from: date | None
     """The previous last visible day, if only that day changes."""
-    change: Change | None
-    """The change that the guard counts."""
-    foreseen: bool
-    """Whether the last review foresaw the change."""
+    surprise: Surprise
     without_certificate: bool
     """Whether the mentor is active, but has never held a kind that counts."""
     review_on: date | None

@@ -46,14 +46,20 @@ def after(mentor: Mentor, decision: Decision) -> Mentor:
     statuses = {transition.certificate_id: transition.to_status for transition in decision.transitions}
     pauses = mentor.open_pauses
     if decision.pause is PauseChange.OPEN:
-        pauses = (*pauses, _COMING_PAUSE)
+        pauses = (*pauses, replace(_COMING_PAUSE, lapsed_kinds=decision.lapsed_kinds or frozenset()))
     elif decision.pause is PauseChange.LIFT:
         pauses = tuple(pause for pause in pauses if pause.id != decision.own_pause_id)
+    elif decision.lapsed_kinds is not None:
+        kinds = decision.lapsed_kinds
+        pauses = tuple(replace(p, lapsed_kinds=kinds) if p.id == decision.own_pause_id else p for p in pauses)
     return replace(
         mentor,
-        certificates=tuple(replace(each, status=statuses.get(each.id, each.status)) for each in mentor.certificates),
+        certificates=tuple(
+            replace(each, status=statuses.get(each.id, each.status), unseen=False) for each in mentor.certificates
+        ),
         open_pauses=pauses,
         portal_visible=decision.visible if decision.push else mentor.portal_visible,
+        contact_replaced=False,
         certified_until=decision.certified_until,
         due_by_calendar=True,
     )

@@ -5,21 +5,26 @@ second run is harmless. The certificates of one mentor and kind are ordered by (
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import date
 from uuid import UUID
 
 from certjob.domain.models import (
     IN_FORCE,
     LAST_PORTAL_DAY,
+    NO_SURPRISE,
     NOT_CERTIFIED,
     OWN_PAUSE_REASON,
     Certificate,
     Change,
     Decision,
+    Effect,
     Mentor,
+    OpenPause,
     PauseChange,
     Reminder,
     Status,
+    Surprise,
     Transition,
 )
 
@@ -28,14 +33,11 @@ _LAST_DAY = date.max.toordinal()
 LATEST_AFTER_EXPIRY_DAYS = 14
 """A reminder after the last day is at most this many days late, so an import of old data sends no mail about 2019."""
 
-MASS_CHANGE_MINIMUM = 20
-"""The guard never holds this many surprising changes of a kind in 20 hours."""
+SOON_DAYS = 60
+"""An earlier last day is surprising within this many days. Beyond, a certificate that is new may explain it."""
 
-CERTIFIED_PER_CHANGE = 10
-"""Above that minimum, the guard allows one surprising change in this many certified mentors of the organisation."""
-
-MASS_REMINDER_LIMIT = 5_000
-"""The guard holds the new reminders of an organisation if one run has more of them."""
+COURSE_DAYS = 45
+"""A certificate is issued at most this many days after its course."""
 
 
 def decide(mentor: Mentor, today: date) -> Decision:
@@ -61,12 +63,11 @@ def decide(mentor: Mentor, today: date) -> Decision:
     last_day = certified_until(mentor, today)
     never_certified = last_day < today and holds_nothing(mentor, today)
     own_pause = next((pause for pause in mentor.open_pauses if pause.reason == OWN_PAUSE_REASON), None)
-    must_pause = last_day < today and not never_certified
-    pause = None
-    if not mentor.left and must_pause is not (own_pause is not None):
-        pause = PauseChange.OPEN if must_pause else PauseChange.LIFT
-    active = not mentor.left and len(mentor.open_pauses) == (own_pause is not None)
-    visible = active and last_day >= today
+    pause, lapsed_kinds = _pause_change(mentor, own_pause, today, must_pause=last_day < today and not never_certified)
+    others = len(mentor.open_pauses) - (own_pause is not None)
+    stays_paused = own_pause is not None and pause is not PauseChange.LIFT
+    active = not mentor.left and not others
+    visible = active and last_day >= today and not stays_paused
     # A mentor without a contact ID who has never been certified, also by the last review, was never on the portal.
     was_certified = mentor.certified_until not in (None, NOT_CERTIFIED)
     never_shown = never_certified and not was_certified and not mentor.has_contact
@@ -74,7 +75,8 @@ def decide(mentor: Mentor, today: date) -> Decision:
     changes_visibility = mentor.portal_visible is not visible and not nothing_to_hide
     moved_from = _moved_from(mentor, last_day) if organisation.has_portal and visible else None
     push = (organisation.has_portal and changes_visibility) or moved_from is not None
-    change, foreseen = _guarded_change(mentor, today, pause=pause, push=push, visible=visible)
+    due = tuple(sorted(reminders))
+    unseen = [each for each in mentor.certificates if each.unseen]
     now = today.toordinal()
     coming_days = [day for day in review_days if now < day <= _LAST_DAY]
     return Decision(
@@ -84,15 +86,18 @@ def decide(mentor: Mentor, today: date) -> Decision:
         transitions=tuple(sorted(transitions, key=lambda transition: transition.certificate_id)),
         pause=pause,
         own_pause_id=own_pause.id if own_pause else None,
-        reminders=tuple(sorted(reminders)),
+        lapsed_kinds=lapsed_kinds,
+        unseen_ids=tuple([each.id for each in unseen]),
+        reminders=due,
         certified_until=last_day,
         visible=visible,
         push=push,
         nothing_to_hide=nothing_to_hide,
         moved_from=moved_from,
-        change=change,
-        foreseen=foreseen,
-        without_certificate=active and never_certified,
+        surprise=_surprise(
+            mentor, today, unseen, pause=pause, push=push, visible=visible, last_day=last_day, reminders=due
+        ),
+        without_certificate=active and never_certified and not stays_paused,
         review_on=date.fromordinal(min(coming_days)) if coming_days else None,
     )
 
@@ -216,11 +221,6 @@ def ending_certificates(mentor: Mentor, today: date, *, within_days: int) -> lis
     ]
 
 
-def mass_change_limit(certified_mentors: int) -> int:
-    """Return how many surprising changes of a kind the guard allows: 20, or a tenth of the certified mentors."""
-    return max(MASS_CHANGE_MINIMUM, certified_mentors // CERTIFIED_PER_CHANGE)
-
-
 # Generators: an existence check stops at the first match. With 200 certificates of a kind it takes a tenth of the time.
 
 
@@ -291,15 +291,105 @@ def _moved_from(mentor: Mentor, last_day: date) -> date | None:
     return previous if min(previous, LAST_PORTAL_DAY) != min(last_day, LAST_PORTAL_DAY) else None
 
 
-def _guarded_change(
-    mentor: Mentor, today: date, *, pause: PauseChange | None, push: bool, visible: bool
-) -> tuple[Change | None, bool]:
-    """Return the change that the guard counts, and whether the last review foresaw it."""
-    hides = push and not visible
-    if hides and any(each.reason != OWN_PAUSE_REASON for each in mentor.open_pauses):
-        return None, True  # a hide because of a person's pause is never held, even if certjob pauses the mentor as well
-    if pause is PauseChange.OPEN or hides:
-        return Change.REMOVAL, mentor.certified_until is not None and mentor.certified_until < today
-    if visible and (pause is PauseChange.LIFT or (push and mentor.portal_visible is False)):
-        return Change.RETURN, mentor.due_by_calendar
-    return None, True
+def _pause_change(
+    mentor: Mentor, own_pause: OpenPause | None, today: date, *, must_pause: bool
+) -> tuple[PauseChange | None, frozenset[str] | None]:
+    """Return the change of certjob's pause, and its lapsed kinds if they change.
+
+    The pause ends when each kind that lapsed is in force again, or optional. Otherwise deleting a certificate would
+    lift it.
+    """
+    if mentor.left or not (must_pause or own_pause):
+        return None, None
+    in_force = {
+        each.kind for each in mentor.certificates if not each.revoked and each.issued_on <= today <= each.expires_on
+    }
+    lapsed = {
+        kind
+        for kind, certificates in _counting_kinds(mentor).items()
+        if kind not in in_force and any(each.revoked or each.issued_on <= today for each in certificates)
+    }
+    if own_pause is None:
+        return PauseChange.OPEN, frozenset(lapsed)
+    if not lapsed and own_pause.lapsed_kinds <= in_force | mentor.organisation.optional_kinds:
+        return PauseChange.LIFT, None
+    return None, None if lapsed <= own_pause.lapsed_kinds else own_pause.lapsed_kinds | lapsed
+
+
+def _surprise(
+    mentor: Mentor,
+    today: date,
+    unseen: list[Certificate],
+    *,
+    pause: PauseChange | None,
+    push: bool,
+    visible: bool,
+    last_day: date,
+    reminders: tuple[Reminder, ...],
+) -> Surprise:
+    """Return what the guards count. A hide because of a person's pause is never held, and does not count."""
+    if push and not visible and any(each.reason != OWN_PAUSE_REASON for each in mentor.open_pauses):
+        kinds: tuple[Change, ...] = ()
+        after_gap, effect = kinds, Effect.REMINDER
+    else:
+        kind, effect, foreseen = _main_change(
+            mentor, today, unseen, pause=pause, push=push, visible=visible, last_day=last_day
+        )
+        contact = (Change.CONTACT,) if push and mentor.contact_replaced else ()
+        if kind is None:
+            kinds = after_gap = contact
+            effect = Effect.NEW_CONTACT if contact else effect
+        else:
+            kinds = contact if foreseen else (kind, *contact)
+            was_reviewed = mentor.certified_until is not None
+            after_gap = (Change.AFTER_GAP if foreseen and was_reviewed else kind, *contact)
+    if reminders and unseen and Change.REMOVAL not in kinds:
+        # Some apps rewrite all certificates every day. The last review foresaw reminders about the day that it stored.
+        new = {each.id for each in unseen if each.expires_on != mentor.certified_until}
+        reminders = tuple(each for each in reminders if each.cert_id in new)
+    else:
+        reminders = ()
+    if not after_gap and not reminders:
+        return NO_SURPRISE
+    return Surprise(kinds=kinds, kinds_after_gap=after_gap, effect=effect, reminders=reminders)
+
+
+def _main_change(
+    mentor: Mentor,
+    today: date,
+    unseen: list[Certificate],
+    *,
+    pause: PauseChange | None,
+    push: bool,
+    visible: bool,
+    last_day: date,
+) -> tuple[Change | None, Effect, bool]:
+    """Return the removal or return that a decision makes, its effect, and whether the last review foresaw it."""
+    stored = mentor.certified_until
+    if pause is PauseChange.OPEN or (push and not visible):
+        is_new = stored is None and not mentor.certificates
+        foreseen = is_new or (stored is not None and stored < today)
+        if mentor.left:
+            return Change.DEPARTURE, Effect.LEFT, foreseen
+        revoked = any(each.revoked and each.issued_on <= today <= each.expires_on for each in mentor.certificates)
+        return Change.REMOVAL, Effect.REVOKED if revoked else Effect.ENDED, foreseen
+    lifts = pause is PauseChange.LIFT and len(mentor.open_pauses) == 1
+    if lifts or (push and visible and mentor.portal_visible is False):
+        return _return_kind(mentor, today, unseen), Effect.REINSTATED, mentor.due_by_calendar
+    if stored is not None and today <= last_day < stored and not mentor.left:
+        if (last_day - today).days <= SOON_DAYS:
+            return Change.REMOVAL, Effect.ENDS_SOON, False
+        seen = replace(mentor, certificates=tuple(each for each in mentor.certificates if not each.unseen))
+        if certified_until(seen, today) < stored:
+            return Change.REMOVAL, Effect.ENDS_EARLIER, False
+    return None, Effect.REMINDER, True
+
+
+def _return_kind(mentor: Mentor, today: date, unseen: list[Certificate]) -> Change:
+    optional = mentor.organisation.optional_kinds
+    for each in unseen:
+        is_recent = today <= each.expires_on and 0 <= (today - each.issued_on).days <= COURSE_DAYS
+        if is_recent and not each.revoked and each.kind not in optional:
+            return Change.COURSE
+    was_certified = mentor.certified_until is not None and mentor.certified_until >= today
+    return Change.REINSTATEMENT if was_certified else Change.RETURN

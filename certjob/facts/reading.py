@@ -39,24 +39,30 @@ def read(connection: database.Connection, ids: Sequence[UUID], *, lock: bool) ->
     readable = {"ids": [mentor_id for mentor_id in rows if mentor_id not in broken]}
     left_out = set(broken)
     certificates: dict[UUID, list[Certificate]] = defaultdict(list)
-    for mentor_id, row_id, kind, issued_on, expires_on, revoked, status in database.fetch(
+    for mentor_id, row_id, kind, issued_on, expires_on, revoked, status, unseen in database.fetch(
         connection, "lock_certificates" if lock else "read_certificates", readable
     ):
         if row_id is None:
             left_out.add(mentor_id)
             continue
         certificate = Certificate(
-            id=row_id, kind=kind, issued_on=issued_on, expires_on=expires_on, revoked=revoked, status=_STATUSES[status]
+            id=row_id,
+            kind=kind,
+            issued_on=issued_on,
+            expires_on=expires_on,
+            revoked=revoked,
+            status=_STATUSES[status],
+            unseen=unseen,
         )
         certificates[mentor_id].append(certificate)
     pauses: dict[UUID, list[OpenPause]] = defaultdict(list)
-    for mentor_id, row_id, reason in database.fetch(
+    for mentor_id, row_id, reason, lapsed_kinds in database.fetch(
         connection, "lock_open_pauses" if lock else "read_open_pauses", readable
     ):
         if row_id is None:
             left_out.add(mentor_id)
         else:
-            pauses[mentor_id].append(OpenPause(id=row_id, reason=reason))
+            pauses[mentor_id].append(OpenPause(id=row_id, reason=reason, lapsed_kinds=frozenset(lapsed_kinds)))
     mentors = [
         Mentor(
             id=row[0],
@@ -65,8 +71,9 @@ def read(connection: database.Connection, ids: Sequence[UUID], *, lock: bool) ->
             left=row[3],
             portal_visible=row[4],
             has_contact=row[5],
-            certified_until=row[6],
-            due_by_calendar=row[7],
+            contact_replaced=row[6],
+            certified_until=row[7],
+            due_by_calendar=row[8],
             certificates=tuple(certificates[row[0]]),
             open_pauses=tuple(pauses[row[0]]),
         )

@@ -9,7 +9,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from certjob.domain.alert_kinds import Kind
-from certjob.domain.models import Decision, PauseChange, Reminder, Status
+from certjob.domain.models import Decision, Effect, PauseChange, Reminder, Status
 from certjob.errors import Outcome, StageEnd
 from certjob.jobs.reasons import counted, differing, named
 from certjob.mail.stage import MailCounts
@@ -30,15 +30,21 @@ class PlannedChange:
     new_reminders: tuple[Reminder, ...]
     has_address: bool = True
     """Whether the new reminders, if there are any, can be sent."""
-    is_held: bool = False
-    """Whether a guard holds the whole decision."""
+    held_because: Effect | None = None
+    """The effect for which a guard holds the whole decision."""
     reminders_are_held: bool = False
 
-    def sort_key(self) -> tuple[str, bool, bool, bool, str]:
-        """Sort by organisation: pauses, returns, reminders, then changes of a status only."""
-        pause = self.decision.pause
+    @property
+    def is_held(self) -> bool:
+        """Whether a guard holds the whole decision."""
+        return self.held_because is not None
+
+    def sort_key(self) -> tuple[str, int, bool, bool, bool, str]:
+        """Sort by organisation: held changes by their harm, pauses, returns, reminders, changes of a status only."""
+        pause, effects = self.decision.pause, list(Effect)
         return (
             self.decision.organisation.slug,
+            effects.index(self.held_because) if self.held_because else len(effects),
             pause is not PauseChange.OPEN,
             pause is not PauseChange.LIFT,
             not self.new_reminders,
@@ -69,6 +75,7 @@ class PlannedChange:
             ],
             "portal": decision.visible if decision.push else None,
             "held": self.is_held,
+            "held_because": str(self.held_because) if self.held_because else None,
         }
 
 

@@ -7,7 +7,6 @@ from uuid import UUID
 
 from certjob import database
 from certjob.database import Connection
-from certjob.domain.holds import REMINDERS
 from certjob.domain.models import Reminder
 from certjob.facts.lookup import find_organisation
 from certjob.jobs.deliveries import Deliveries, Job
@@ -128,13 +127,13 @@ def plan_run(
             unreachable = find_without_address(connection, new)
             counts.add([decision for decision in decisions if guard.hold_of(decision) is None])
             for decision in decisions:
-                is_held = guard.hold_of(decision) is not None
+                hold, reminders = guard.hold_of(decision), new[decision.mentor_id]
                 change = PlannedChange(
                     decision=decision,
-                    new_reminders=tuple(new[decision.mentor_id]),
+                    new_reminders=tuple(reminders),
                     has_address=decision.mentor_id not in unreachable,
-                    is_held=is_held,
-                    reminders_are_held=is_held or (decision.organisation.id, REMINDERS) in guard.held,
+                    held_because=decision.surprise.effect if hold else None,
+                    reminders_are_held=hold is not None or guard.hold_of_reminders(decision, reminders) is not None,
                 )
                 if not change.reminders_are_held:
                     counts.reminders_queued += len(change.new_reminders)

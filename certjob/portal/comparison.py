@@ -16,8 +16,7 @@ from uuid import UUID
 
 from certjob import database
 from certjob.database import Connection, persist
-from certjob.domain import rules
-from certjob.domain.holds import Hold
+from certjob.domain.holds import MOST_SHOWS, Hold
 from certjob.portal.sync import PortalSyncService, Wish
 from certjob.stopping import StopFlag
 
@@ -141,7 +140,7 @@ def _hold_shows(differences: Sequence[Difference], *, wanted: int, allow: Mappin
 
     Up to 20 mentors are not held, because someone may have cleared the portal of a small programme by hand.
     """
-    if wanted <= rules.MASS_CHANGE_MINIMUM:
+    if wanted <= MOST_SHOWS:
         return []
     shows = Counter((each.organisation, each.organisation_id) for each in differences if not each.restricts)
     reason = f"the portal lists none of the {wanted:,} mentors who should be visible; no one was shown, hides went on"

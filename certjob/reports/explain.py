@@ -12,7 +12,6 @@ from uuid import UUID
 from certjob import database
 from certjob.database import Connection
 from certjob.domain import explanations, rules
-from certjob.domain.holds import REMINDERS
 from certjob.domain.models import Mentor, PauseChange, Status
 from certjob.domain.projection import ComingNight, coming_nights
 from certjob.errors import BrokenMentorError, UnknownMentorError
@@ -210,14 +209,16 @@ def _explain_certificates(
 
 _TODAY = "today, when `certjob run` runs"
 _Held = tuple[str | None, str | None]
-"""Why a run today holds the changes of this mentor, and the reminders of the organisation."""
+"""Why a run today holds the changes of this mentor, and the new reminders."""
 
 
 def _ask_guard(connection: Connection, mentor: Mentor, *, today: date, everybody: bool) -> _Held:
     guard = MassChangeGuard(connection, today=today, run_id=None, everybody=everybody)
     guard.examine(mentor.organisation.id)
-    held = guard.hold_of(rules.decide(replace(mentor, due_by_calendar=mentor.due_by_calendar and not everybody), today))
-    reminders = guard.held.get((mentor.organisation.id, REMINDERS))
+    decision = rules.decide(replace(mentor, due_by_calendar=mentor.due_by_calendar and not everybody), today)
+    held = guard.hold_of(decision)
+    new = [reminder for _, reminder in find_new_reminders(connection, [decision], today=today)]
+    reminders = guard.hold_of_reminders(decision, new)
     return held.line if held else None, reminders.line if reminders else None
 
 

@@ -23,7 +23,7 @@ from certjob.facts import reading
 from certjob.facts.reading import CHUNK_SIZE
 from certjob.review.decision_writer import Written, write_decisions
 from certjob.review.guards import CountedElsewhereError, MassChangeGuard
-from certjob.review.held import store_hold
+from certjob.review.held import mentor_columns, store_held_mentors, store_hold
 from certjob.review.plan import LOCKED, ReviewCounts, decide_each
 from certjob.stopping import StopFlag
 
@@ -66,6 +66,7 @@ class CertificationManagementService:
         self._staying_due: set[UUID] = set()
         """Mentors who stay due because the guard holds their changes or reminders."""
         self._stored: set[Hold] = set()
+        self._stored_mentors = 0
         self.counts = ReviewCounts()
         self.new_holds: list[str] = []
         """The lines of holds that no earlier run had stored."""
@@ -116,6 +117,7 @@ class CertificationManagementService:
                     return False
                 for decision in written.decisions:
                     database.execute(self._connection, "forget_review_problem", {"id": mentor_id})
+                    database.execute(self._connection, "forget_held_mentor", {"id": mentor_id})
                     then(decision)
         except CONTENTION:
             return False
@@ -209,9 +211,8 @@ class CertificationManagementService:
         """Count a committed transaction and store the new holds."""
         counts = self.counts
         counts.add(written.decisions)
-        counts.reminders_queued += len(written.queued_for)
+        counts.reminders_queued += written.queued
         self._staying_due |= written.staying_due
-        self._guard.reminded.update(written.queued_for)
         self._store_holds()
         if self._on_progress:
             self._on_progress(counts.reviewed)
@@ -226,6 +227,9 @@ class CertificationManagementService:
             if database.persist(self._connection, store):
                 self.new_holds.append(hold.line)
             self._stored.add(hold)
+        if len(self._guard.held_mentors) > self._stored_mentors:
+            database.persist(self._connection, partial(store_held_mentors, self._connection, self._guard.held_mentors))
+            self._stored_mentors = len(self._guard.held_mentors)
 
     def _still_due(self, organisation_id: UUID | None) -> list[UUID]:
         """Return the mentors who are still due without a hold: locked by another session, or changed since."""
@@ -250,12 +254,14 @@ class CertificationManagementService:
             "held": [held_id for held_id, _ in self._guard.held],
             "whats": [what for _, what in self._guard.held],
         }
+        mentors = {"organisation_id": organisation_id, **mentor_columns(self._guard.held_mentors)}
         over = {"organisation_id": organisation_id, "found": list(problems)}
 
         def store() -> None:
             if problems:
                 database.execute(self._connection, "store_review_problems", found)
             database.execute(self._connection, "forget_held_reviews", held)
+            database.execute(self._connection, "forget_held_mentors", mentors)
             database.execute(self._connection, "forget_guard_counts")
             database.execute(self._connection, "forget_review_problems", over)
 

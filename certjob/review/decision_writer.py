@@ -1,6 +1,6 @@
 """Write the decisions of a chunk in the caller's transaction: statuses, audit, pauses and intents."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from datetime import date
 from uuid import UUID
@@ -20,8 +20,8 @@ class Written:
 
     decisions: Sequence[Decision]
     staying_due: frozenset[UUID] = frozenset()
-    queued_for: Sequence[UUID] = ()
-    """The organisation of each queued reminder."""
+    queued: int = 0
+    """Queued reminders."""
 
 
 def write_decisions(
@@ -34,9 +34,9 @@ def write_decisions(
     if not decisions:
         return Written(decisions=())
     portal = PortalSyncService(connection, run_id=run_id)
-    _write_transitions(connection, decisions, today=today, run_id=run_id)
-    PauseManagementService(connection).apply(decisions)
     held = guard.hold_reminders(decisions)
+    _write_certificates(connection, decisions, staying_due=held, today=today, run_id=run_id)
+    PauseManagementService(connection).apply(decisions)
     reminded = [d for d in decisions if d.reminders and d.mentor_id not in held]
     queued = CertificationReminderService(connection, today=today, run_id=run_id).queue(reminded)
     cancel_failed_reminders(connection, [d.mentor_id for d in decisions], today=today)
@@ -53,12 +53,24 @@ def write_decisions(
         "withdrawn": [d.mentor_id in withdrawn for d in decisions],
     }
     database.execute(connection, "update_mentors", columns)
-    organisations = {d.mentor_id: d.organisation.id for d in reminded}
-    return Written(decisions=decisions, staying_due=held, queued_for=[organisations[mentor_id] for mentor_id in queued])
+    return Written(decisions=decisions, staying_due=held, queued=len(queued))
 
 
-def _write_transitions(connection: Connection, decisions: Sequence[Decision], *, today: date, run_id: UUID) -> None:
+def _write_certificates(
+    connection: Connection, decisions: Sequence[Decision], *, staying_due: Set[UUID], today: date, run_id: UUID
+) -> None:
     changes = [(d.mentor_id, change) for d in decisions for change in d.transitions]
+    statuses: dict[UUID, tuple[str | None, bool]] = {
+        cert_id: (None, False) for d in decisions if d.mentor_id not in staying_due for cert_id in d.unseen_ids
+    }
+    statuses |= {change.certificate_id: (change.to_status, mentor_id in staying_due) for mentor_id, change in changes}
+    if statuses:
+        columns: dict[str, object] = {
+            "ids": list(statuses),
+            "statuses": [status for status, _ in statuses.values()],
+            "stays_due": [stays_due for _, stays_due in statuses.values()],
+        }
+        database.execute(connection, "update_certificates", columns)
     if not changes:
         return
     columns = {
@@ -67,6 +79,4 @@ def _write_transitions(connection: Connection, decisions: Sequence[Decision], *,
         "from_statuses": [change.from_status for _, change in changes],
         "to_statuses": [change.to_status for _, change in changes],
     }
-    statuses = {"ids": columns["certificate_ids"], "statuses": columns["to_statuses"]}
-    database.execute(connection, "update_certificate_statuses", statuses)
     database.execute(connection, "insert_transitions", columns | {"today": today, "run_id": run_id})

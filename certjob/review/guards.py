@@ -1,4 +1,4 @@
-"""The guards against a wrong clock or a wrong import: they hold surprising changes, and too many reminders.
+"""The guards against a wrong clock or a wrong import: they hold surprising changes.
 
 A change is surprising if the last review did not foresee it. A mentor who is due by the calendar has only foreseen
 changes, so a few mentors with changed facts need no closer look. Otherwise the decisions about all due mentors are
@@ -6,7 +6,7 @@ counted before the first chunk. A chunk adds only what has changed since. ``hold
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import date
 from functools import cached_property, partial
 from uuid import UUID
@@ -15,13 +15,11 @@ import psycopg
 
 from certjob import database
 from certjob.database import CONTENTION, Connection
-from certjob.domain import holds, rules
-from certjob.domain.holds import REMINDERS, Hold
-from certjob.domain.models import Change, Decision, Organisation
+from certjob.domain import holds
+from certjob.domain.holds import LIMITS, MENTORS, REMINDED, Hold, Past
+from certjob.domain.models import Change, Decision, Effect, Organisation, Reminder
 from certjob.mail.reminders import find_new_reminders
 from certjob.review import plan
-
-_REMINDED = "reminded mentors"
 
 
 class CountedElsewhereError(psycopg.errors.LockNotAvailable):
@@ -29,7 +27,7 @@ class CountedElsewhereError(psycopg.errors.LockNotAvailable):
 
 
 class MassChangeGuard:
-    """Counts the surprising changes and the new reminders of a run, and knows which of them are held."""
+    """Counts the surprising changes of a run, and knows which of them are held."""
 
     def __init__(
         self,
@@ -49,21 +47,21 @@ class MassChangeGuard:
         self._run_id = run_id
         self._allow = allow
         self._everybody = everybody
-        self.reminded: Counter[UUID] = Counter()
-        """Committed new reminders of this run, by organisation."""
         self.held: dict[tuple[UUID, str], Hold] = {}
         """Holds by organisation and kind."""
+        self.held_mentors: dict[tuple[UUID, str], Effect] = {}
+        """The effect of each held change, by mentor and kind."""
 
     def examine(self, organisation_id: UUID | None) -> None:
         """Find the holds before the first chunk. A run with few due mentors needs one look-up in an index."""
         asked = {
             "due_by": None if self._everybody else self._today,
             "organisation_id": organisation_id,
-            "minimum": rules.MASS_CHANGE_MINIMUM,
+            "minimum": min(limit.minimum for limit in LIMITS.values()),
         }
-        for due_id, slug, due, changed, certificates in database.fetch(self._connection, "count_due_mentors", asked):
+        for due_id, slug, due, changed in database.fetch(self._connection, "count_due_mentors", asked):
             surprising = due if due_id in self._after_gap else changed
-            at_most = Counter({Change.REMOVAL: surprising, Change.RETURN: surprising, REMINDERS: certificates})
+            at_most = Counter(dict.fromkeys([*Change, MENTORS, REMINDED], surprising))
             if self._judge(due_id, slug, at_most, past=self._read_past(due_id)):
                 self._hold(due_id, slug)
 
@@ -72,42 +70,41 @@ class MassChangeGuard:
 
         The surprising ones are counted in the transaction that applies them.
         """
-        for organisation, group in _by_organisation(d for d in decisions if self._is_surprising(d)):
-            counts = Counter(str(d.change) for d in group if self.hold_of(d) is None)
-            if not counts:
-                continue
-            past = self._read_past(organisation.id)
-            is_permitted = holds.is_permitted(counts, past=past, allow=self._allow[organisation.slug])
-            if not is_permitted:  # a permission is for this run only, so the changes of other runs do not matter
-                self._lock(organisation.id)
-                past = self._read_past(organisation.id)
-                if self._judge(organisation.id, organisation.slug, counts, past=past):
-                    self._hold(organisation.id, organisation.slug)
-            row = {"organisation_id": organisation.id, "permitted_in": self._run_id if is_permitted else None}
-            for what, count in counts.items():
-                if (organisation.id, what) not in self.held:
-                    database.execute(self._connection, "insert_guard_count", row | {"what": what, "number": count})
+        for organisation, group in _by_organisation(d for d in decisions if self._kinds(d)):
+            if counts := self._count(d for d in group if self.hold_of(d) is None):
+                is_permitted = self._find_holds(organisation, counts)
+                admitted = self._count(d for d in group if self.hold_of(d) is None)
+                self._insert(organisation, admitted, is_permitted=is_permitted)
+            for decision in group:
+                self._note_held(decision)
         return [decision for decision in decisions if self.hold_of(decision) is None]
 
     def hold_of(self, decision: Decision) -> Hold | None:
-        """Return the hold of this decision."""
-        hold = self.held.get((decision.organisation.id, str(decision.change)))
-        return hold if hold is not None and self._is_surprising(decision) else None
+        """Return the first hold of this decision."""
+        held = (self.held.get((decision.organisation.id, kind)) for kind in self._kinds(decision))
+        return next((hold for hold in held if hold is not None), None)
 
     def hold_reminders(self, decisions: Sequence[Decision]) -> frozenset[UUID]:
-        """Return the mentors with held new reminders; they stay due. Only near the limit does this need a query."""
-        waiting: set[UUID] = set()
-        for organisation, group in _by_organisation(d for d in decisions if d.reminders):
-            key = (organisation.id, REMINDERS)
-            most = max(rules.MASS_REMINDER_LIMIT, self._allow[organisation.slug]) - self.reminded[organisation.id]
-            if key not in self.held and sum(len(d.reminders) for d in group) <= most:
-                continue
-            new = find_new_reminders(self._connection, group, today=self._today)
-            if key not in self.held and len(new) > most:
-                self._hold(organisation.id, organisation.slug)
-            if key in self.held:
-                waiting.update(mentor_id for mentor_id, _ in new)
+        """Return the mentors with held new reminders; they stay due. Other new reminders are counted."""
+        for organisation, group in _by_organisation(d for d in decisions if d.surprise.reminders):
+            new = self._find_new(group)
+            counts = Counter({str(Change.REMINDER): sum(map(partial(_is_surprising, new=new), group))})
+            if counts.total() and (organisation.id, Change.REMINDER) not in self.held:
+                is_permitted = self._find_holds(organisation, counts)
+                if (organisation.id, Change.REMINDER) not in self.held:
+                    self._insert(organisation, counts, is_permitted=is_permitted)
+        in_question = [d for d in decisions if d.reminders and (d.organisation.id, Change.REMINDER) in self.held]
+        new = self._find_new(in_question)
+        waiting = [d.mentor_id for d in in_question if self.hold_of_reminders(d, new[d.mentor_id]) is not None]
+        self.held_mentors |= {(mentor_id, Change.REMINDER): Effect.REMINDER for mentor_id in waiting}
         return frozenset(waiting)
+
+    def hold_of_reminders(self, decision: Decision, new: Collection[Reminder]) -> Hold | None:
+        """Return the hold of the mentor's new reminders. While changes after a gap are held, all of them wait."""
+        hold = self.held.get((decision.organisation.id, Change.REMINDER))
+        if hold is None or (hold.after_gap and new):
+            return hold
+        return hold if not set(decision.surprise.reminders).isdisjoint(new) else None
 
     @cached_property
     def _certified(self) -> Counter[UUID]:
@@ -116,53 +113,107 @@ class MassChangeGuard:
 
     @cached_property
     def _after_gap(self) -> frozenset[UUID]:
-        """Organisations that no run has reviewed for a week. All their changes are surprising."""
+        """Organisations without a run in the last two days. Their last reviews foresaw nothing."""
         rows = database.fetch(self._connection, "find_organisations_after_gap", {"today": self._today})
         return frozenset(row[0] for row in rows)
 
-    def _is_surprising(self, decision: Decision) -> bool:
-        return decision.change is not None and (not decision.foreseen or decision.organisation.id in self._after_gap)
+    def _kinds(self, decision: Decision) -> tuple[Change, ...]:
+        surprise = decision.surprise
+        if surprise.kinds == surprise.kinds_after_gap or decision.organisation.id not in self._after_gap:
+            return surprise.kinds
+        return surprise.kinds_after_gap
 
-    def _judge(self, organisation_id: UUID, slug: str, counts: Counter[str], *, past: Counter[str]) -> dict[str, str]:
-        """Return the kinds that are held with these counts. The certified are counted only if that can matter."""
-        judged = partial(holds.judge, counts, past=past, allow=self._allow[slug])
-        return judged(certified=0) and judged(certified=self._certified[organisation_id])
+    def _count(self, decisions: Iterable[Decision]) -> Counter[str]:
+        """Count decisions by kind, by effect and as MENTORS, without their reminders."""
+        counts = Counter[str]()
+        for decision in decisions:
+            if kinds := self._kinds(decision):
+                counts.update([*kinds, decision.surprise.effect, MENTORS])
+        return counts
 
-    def _lock(self, organisation_id: UUID) -> None:
+    def _note_held(self, decision: Decision) -> None:
+        for kind in self._kinds(decision):
+            if (decision.organisation.id, kind) in self.held:
+                effect = Effect.NEW_CONTACT if kind is Change.CONTACT else decision.surprise.effect
+                self.held_mentors[decision.mentor_id, kind] = effect
+
+    def _find_new(self, decisions: Sequence[Decision]) -> dict[UUID, list[Reminder]]:
+        """Return the new reminders of decisions by mentor."""
+        new: dict[UUID, list[Reminder]] = defaultdict(list)
+        for mentor_id, reminder in find_new_reminders(self._connection, decisions, today=self._today):
+            new[mentor_id].append(reminder)
+        return new
+
+    def _find_holds(self, organisation: Organisation, counts: Counter[str]) -> bool:
+        """Hold the kinds that exceed their limits with these new changes. Return whether a person permits them all."""
+        allow, past = self._allow[organisation.slug], self._read_past(organisation.id)
+        if holds.is_permitted(counts, past=past, allow=allow):
+            return True  # a permission is for this run only, so the changes of other runs do not matter
         try:
-            database.execute(self._connection, "lock_counted_organisation", {"id": organisation_id})
+            database.execute(self._connection, "lock_counted_organisation", {"id": organisation.id})
         except CONTENTION as error:
             raise CountedElsewhereError from error
+        if self._judge(organisation.id, organisation.slug, counts, past=self._read_past(organisation.id)):
+            self._hold(organisation.id, organisation.slug)
+        return False
+
+    def _judge(self, organisation_id: UUID, slug: str, counts: Counter[str], *, past: Past) -> dict[Change, str]:
+        """Return the kinds that are held with these counts. The certified are counted only if that can matter."""
+        is_after_gap = organisation_id in self._after_gap if counts[REMINDED] else False
+        judged = partial(holds.judge, counts, past=past, allow=self._allow[slug], is_after_gap=is_after_gap)
+        return judged(certified=0) and judged(certified=self._certified[organisation_id])
 
     def _hold(self, organisation_id: UUID, slug: str) -> None:
         """Count the changes of all due mentors of the organisation, and hold the kinds that exceed their limits."""
         pending = Counter[str]()
+        surprising: list[Decision] = []
         for decisions, _broken in plan.due_decisions(
             self._connection, today=self._today, organisation_id=organisation_id, everybody=self._everybody
         ):
-            pending.update(str(d.change) for d in decisions if self._is_surprising(d))
-            new = find_new_reminders(self._connection, decisions, today=self._today)
-            pending[REMINDERS] += len(new)
-            pending[_REMINDED] += len({mentor_id for mentor_id, _ in new})
+            pending += self._count(decisions)
+            new = self._find_new(decisions)
+            pending[REMINDED] += sum(bool(new.get(d.mentor_id)) and not self._kinds(d) for d in decisions)
+            pending[Change.REMINDER] += sum(map(partial(_is_surprising, new=new), decisions))
+            surprising += [decision for decision in decisions if self._kinds(decision)]
         for what, reason in self._judge(organisation_id, slug, pending, past=self._read_past(organisation_id)).items():
-            is_change = what != REMINDERS
+            is_reminder = what is Change.REMINDER
             hold = Hold(
                 organisation_id=organisation_id,
                 organisation=slug,
                 what=what,
                 reason=f"{reason}; everything else goes on",
-                mentors=pending[what if is_change else _REMINDED],
-                allow=sum(pending[each] for each in Change) if is_change else pending[what],
-                after_gap=is_change and organisation_id in self._after_gap,
+                mentors=pending[what] or pending[REMINDED],
+                allow=(pending[what] or pending[REMINDED]) if is_reminder else pending[MENTORS],
+                after_gap=organisation_id in self._after_gap,
             )
             self.held.setdefault((organisation_id, what), hold)
+        for decision in surprising:
+            self._note_held(decision)
 
-    def _read_past(self, organisation_id: UUID) -> Counter[str]:
-        """Return what counts beside new changes, as ``past`` of ``holds.judge``."""
+    def _read_past(self, organisation_id: UUID) -> Past:
+        past = Past()
         asked = {"organisation_id": organisation_id, "run_id": self._run_id}
-        past = Counter(dict(database.fetch(self._connection, "read_guard_counts", asked)))
-        past[REMINDERS] = self.reminded[organisation_id]
+        for what, is_permitted, number in database.fetch(self._connection, "read_guard_counts", asked):
+            (past.permitted if is_permitted else past.counted)[what] = number
         return past
+
+    def _insert(self, organisation: Organisation, counts: Counter[str], *, is_permitted: bool) -> None:
+        """Count changes for later chunks and runs; permitted ones only for those of this run."""
+        counted = {what: counts[what] for what in [*Change, MENTORS] if counts[what]}
+        rows = {
+            "organisation_id": organisation.id,
+            "whats": list(counted),
+            "numbers": list(counted.values()),
+            "permitted_in": self._run_id if is_permitted else None,
+        }
+        if counted:
+            database.execute(self._connection, "insert_guard_counts", rows)
+
+
+def _is_surprising(decision: Decision, *, new: Mapping[UUID, Sequence[Reminder]]) -> bool:
+    """Return whether one of the new reminders is about a certificate that no review has seen."""
+    reminders = decision.surprise.reminders
+    return bool(reminders) and not set(reminders).isdisjoint(new.get(decision.mentor_id, ()))
 
 
 def _by_organisation(decisions: Iterable[Decision]) -> list[tuple[Organisation, list[Decision]]]:

@@ -1,7 +1,7 @@
 """PauseManagementService opens and lifts certjob's own pauses. It changes no other pause."""
 
+import json
 from collections.abc import Sequence
-from uuid import UUID
 
 from certjob import database
 from certjob.domain.models import Decision, PauseChange
@@ -15,9 +15,19 @@ class PauseManagementService:
 
     def apply(self, decisions: Sequence[Decision]) -> None:
         """Open and lift certjob's pauses of these mentors. The caller has locked the mentors."""
-        opened: list[UUID] = [d.mentor_id for d in decisions if d.pause is PauseChange.OPEN]
+        opened = {d.mentor_id: _kinds(d) for d in decisions if d.pause is PauseChange.OPEN}
+        lapsed = {d.own_pause_id: _kinds(d) for d in decisions if d.lapsed_kinds is not None and d.own_pause_id}
         lifted = [d.own_pause_id for d in decisions if d.pause is PauseChange.LIFT]
         if opened:
-            database.execute(self._connection, "open_pauses", {"mentor_ids": opened})
+            columns = {"mentor_ids": list(opened), "lapsed_kinds": list(opened.values())}
+            database.execute(self._connection, "open_pauses", columns)
+        if lapsed:
+            columns = {"ids": list(lapsed), "lapsed_kinds": list(lapsed.values())}
+            database.execute(self._connection, "update_lapsed_kinds", columns)
         if lifted:
             database.execute(self._connection, "lift_pauses", {"ids": lifted})
+
+
+def _kinds(decision: Decision) -> str:
+    """Return the lapsed kinds as JSON, because an array of arrays must be rectangular."""
+    return json.dumps(sorted(decision.lapsed_kinds or ()))

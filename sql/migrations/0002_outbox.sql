@@ -204,7 +204,7 @@ CREATE TABLE certjob.held_reviews (
     reason          text NOT NULL,
     mentors         integer NOT NULL,  -- the number of held mentors
     allow           integer NOT NULL,  -- the number that permits them: run --allow ORGANISATION=NUMBER
-    after_gap       boolean NOT NULL DEFAULT false,  -- no run had reviewed the organisation for a week
+    after_gap       boolean NOT NULL DEFAULT false,  -- no run had reviewed the organisation for two days
     run_id          uuid,
     PRIMARY KEY (organisation_id, what)
 );
@@ -214,13 +214,15 @@ CREATE TABLE certjob.held_mentors (
     mentor_id uuid NOT NULL REFERENCES certjob.mentors (id) ON DELETE CASCADE,
     kind      text NOT NULL,  -- held_reviews.what
     reason    text NOT NULL  -- what would happen, the most harmful first
-        CHECK (reason IN ('revoked', 'left', 'ended', 'ends_soon', 'new_contact', 'returns', 'reminder')),
+        CHECK (reason IN (
+            'revoked', 'left', 'ended', 'ends_soon', 'ends_earlier', 'new_contact', 'reinstated', 'reminder'
+        )),
     since     timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (mentor_id, kind)
 );
 
--- Surprising changes that reviews have applied. The guards add those of the last 20 hours, and permitted ones only in the
--- run that had the permission.
+-- Surprising changes that reviews have applied. The guards add those of the last 20 hours, and permitted ones only in
+-- the run that had the permission.
 CREATE TABLE certjob.guard_counts (
     organisation_id uuid NOT NULL,
     what            text NOT NULL,  -- a kind of holds.LIMITS, or mentors: each one counted once

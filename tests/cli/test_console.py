@@ -16,7 +16,7 @@ from certjob.cli.terminal.logs import JsonFormatter, TextFormatter, traceback_li
 from certjob.cli.terminal.output import Output
 from certjob.cli.terminal.plain import print_error, print_json
 from certjob.domain import rules
-from certjob.domain.models import Status
+from certjob.domain.models import Effect, Status
 from certjob.facts.lookup import MentorName
 from certjob.jobs.report import PlannedChange, RunReport
 from certjob.redaction import harmless
@@ -116,18 +116,19 @@ def test_foreign_error_gets_a_code_and_a_next_step(error: Exception, exit_code: 
 
 
 def test_plan_is_cut_on_a_terminal_only(capsys: pytest.CaptureFixture[str]) -> None:
-    """A table has the first 50 of 60 mentors, with names. Plain lines have all mentors without names."""
+    """A table has the first 50 of 60 mentors, with names, held ones first. Plain lines have all without names."""
     renewed = replace(certificate(TODAY + timedelta(days=400)), status=Status.EXPIRED)
     back = mentor(renewed, pauses=[own_pause()], portal_visible=False)
     ended = [replace(mentor(expiring_in(-1)), member_no=f"N{number}") for number in range(2, 61)]
     decisions = [rules.decide(person, TODAY) for person in (back, *ended)]
     report = RunReport(command="run", today=TODAY, dry_run=True)
-    for each in decisions:  # the report sorts them: pauses by member number, then the one who is back
-        report.changes.append(PlannedChange(decision=each, new_reminders=each.reminders, is_held=True))
+    for each in decisions:  # the report sorts them: the held one, then pauses by member number
+        held_because = Effect.REINSTATED if each is decisions[0] else None
+        report.changes.append(PlannedChange(decision=each, new_reminders=each.reminders, held_because=held_because))
     output, shown = terminal(120)
 
     def names(ids: Sequence[UUID]) -> dict[UUID, MentorName]:
-        return {ids[0]: MentorName("N10", "hlf", "Kari Nordmann")}
+        return {ids[0]: MentorName("M1001", "hlf", "Kari Nordmann")}
 
     show_report(OFF, report, find_names=names)
     whole = capsys.readouterr().out
@@ -135,13 +136,15 @@ def test_plan_is_cut_on_a_terminal_only(capsys: pytest.CaptureFixture[str]) -> N
     cut = flat(shown.getvalue())
 
     first, *_, last, _ = whole.splitlines()
-    assert first == "hlf N10: certificates: expired; pause: starts; reminder: 1 d after; portal: hide (held)"
-    assert last == "hlf M1001: certificates: valid; pause: ends; portal: show (held)"
+    assert first == "hlf M1001: certificates: valid; pause: ends; portal: show (held: would be shown or reinstated)"
+    assert last == "hlf N9: certificates: expired; pause: starts; reminder: 1 d after; portal: hide"
     assert whole.count("hlf N") == 59
     assert "Nordmann" not in whole
-    assert "N10 Kari Nordmann expired starts 1 d after hide held" in cut
-    assert ("N55" in cut, "N56" in cut) == (True, False)
-    assert capsys.readouterr().out == "… and 10 more; --json lists all of them\n"
+    assert "M1001 Kari Nordmann valid ends show would be shown or reinstated" in cut
+    assert ("N54" in cut, "N55" in cut) == (True, False)
+    assert capsys.readouterr().out == (
+        "… and 10 more; --json lists all of them\n`certjob resync MENTOR` permits the held changes of one mentor.\n"
+    )
 
 
 def test_skipped_and_broken_mentors_are_named() -> None:

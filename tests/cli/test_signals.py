@@ -84,7 +84,7 @@ def test_signal_ends_a_review_and_the_next_run_does_the_rest(
 ) -> None:
     """The review waits for a lock, half a second for each mentor."""
     organisation = facts.organisation(portal=None)
-    for _ in range(15):
+    for _ in range(10):
         facts.certified_mentor(organisation, LONG_AGO)
     app.execute("LOCK TABLE certificate_transitions")
 
@@ -99,7 +99,7 @@ def test_signal_ends_a_review_and_the_next_run_does_the_rest(
     assert facts.rows("SELECT FROM mentor_pauses") == []
     with start("run") as child:
         assert child.finish().returncode == 0
-    assert len(facts.rows("SELECT FROM mentor_pauses")) == 15
+    assert len(facts.rows("SELECT FROM mentor_pauses")) == 10
 
 
 def test_signal_leaves_a_lease_on_the_mail_in_flight(start: Start, facts: Facts) -> None:

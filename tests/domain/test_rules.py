@@ -296,9 +296,3 @@ def test_first_and_last_days_of_the_calendar_do_not_overflow() -> None:
     assert decide(forever, thresholds=[3650]).review_on == date.max - timedelta(days=3650)
     assert decide(forever, thresholds=[]).review_on is None
     assert decide(ancient, thresholds=[3650]).review_on is None
-
-
-def test_guard_allows_twenty_changes_or_a_tenth() -> None:
-    assert rules.mass_change_limit(certified_mentors=0) == 20
-    assert rules.mass_change_limit(certified_mentors=209) == 20
-    assert rules.mass_change_limit(certified_mentors=210) == 21

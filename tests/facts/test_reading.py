@@ -38,7 +38,9 @@ def test_mentor_is_read_with_all_facts_for_a_decision(connection: Connection, fa
         certified_until=date(2026, 5, 1),
         due_by_calendar=True,
         organisation=Organisation(id=lhl, slug="lhl", has_portal=False, **rules),
-        certificates=(Certificate(id=revoked, kind="likeperson", **dates, revoked=True, status=Status.RECORDED),),
+        certificates=(
+            Certificate(id=revoked, kind="likeperson", **dates, revoked=True, status=Status.RECORDED, unseen=True),
+        ),
         open_pauses=(OpenPause(id=pause, reason="leave"),),
     )
     for lock in (False, True):

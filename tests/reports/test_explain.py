@@ -1,5 +1,6 @@
 """`certjob explain`: one mentor's facts, their meaning, and the next change."""
 
+from dataclasses import replace
 from datetime import date, timedelta
 from typing import Any
 from uuid import UUID
@@ -8,7 +9,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from certjob.cli.pages.explain import page_lines
-from certjob.domain import rules
+from certjob.domain import holds
 from certjob.errors import Cause, PermanentPortalError
 from certjob.reports.explain import Explanation, Next, explain
 from tests.support.command_line import assert_in_order
@@ -108,8 +109,8 @@ def test_doubtful_dates_are_marked_on_the_page(facts: Facts) -> None:
 
 def test_held_changes_are_named_with_the_guards_line(facts: Facts, monkeypatch: pytest.MonkeyPatch) -> None:
     """If only reminders are held, the other changes are not marked as held."""
-    monkeypatch.setattr(rules, "MASS_CHANGE_MINIMUM", 2)
-    monkeypatch.setattr(rules, "MASS_REMINDER_LIMIT", 2)
+    for kind, limit in holds.LIMITS.items():
+        monkeypatch.setitem(holds.LIMITS, kind, replace(limit, minimum=2))
     hlf, nhf = facts.organisation(thresholds=()), facts.organisation("nhf")
     ended, *_ = (facts.certified_mentor(hlf, YESTERDAY) for _ in range(3))
     reminded, *_ = (facts.certified_mentor(nhf, IN_20_DAYS) for _ in range(3))

@@ -4,66 +4,33 @@ In these tests a guard allows 2 changes instead of 20, and a chunk has 2 mentors
 """
 
 from collections import Counter
-from datetime import UTC, datetime, timedelta
-from typing import Any
+from datetime import UTC, datetime
 from uuid import UUID
 
 import pytest
 
-from certjob.domain import rules
 from certjob.errors import ConfigurationError
-from certjob.jobs.report import RunReport
 from certjob.review import certification
-from certjob.review.guards import MassChangeGuard
+from tests.review.guarding import (
+    DAY,
+    HIDDEN,
+    HOLDS,
+    LAST_DAY,
+    PAUSED,
+    TWO_YEARS_BACK,
+    change,
+    count_only_in_chunks,
+    held,
+    hidden,
+    join,
+    run,
+)
 from tests.support.facts import TODAY
 from tests.support.nights import in_background
 from tests.support.scene import NEXT_YEAR, YESTERDAY, Scene
 from tests.support.waiting import until, waits_for_a_lock
 
-DAY = timedelta(days=1)
-LAST_DAY = TODAY + 20 * DAY
-HOLDS = "SELECT what, mentors, allow FROM held_reviews ORDER BY what"
-PAUSED = "SELECT mentor_id FROM mentor_pauses WHERE lifted_at IS NULL"
-HIDDEN = "SELECT id FROM mentors WHERE NOT portal_visible"
-TWO_YEARS_BACK = "issued_on = issued_on - 730, expires_on = expires_on - 730"
-
-
-@pytest.fixture(autouse=True)
-def small_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rules, "MASS_CHANGE_MINIMUM", 2)
-    monkeypatch.setattr(certification, "CHUNK_SIZE", 2)
-
-
-def count_only_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Count nothing before the first chunk, as if all facts changed after it. Each mentor is a chunk."""
-    monkeypatch.setattr(certification, "CHUNK_SIZE", 1)
-    monkeypatch.setattr(MassChangeGuard, "examine", lambda *_: None)
-
-
-def join(scene: Scene, organisation: UUID, *, expired: int = 0, valid: int = 0) -> list[UUID]:
-    """Add mentors."""
-    last_days = [YESTERDAY] * expired + [NEXT_YEAR] * valid
-    return [scene.facts.certified_mentor(organisation, last_day) for last_day in last_days]
-
-
-def run(scene: Scene, *, allow: int = 0, **options: Any) -> RunReport:
-    """Run without deliveries."""
-    permitted = Counter(hlf=allow) if allow else Counter[str]()
-    return scene.night(deliver=False, allow=permitted, **options)
-
-
-def change(scene: Scene, mentors: list[UUID], statement: str) -> None:
-    """Change the certificates of these mentors, as an import or a person does."""
-    scene.run_sql(f"UPDATE certificates SET {statement} WHERE mentor_id = ANY (%s)", mentors)
-
-
-def hidden(scene: Scene) -> set[UUID]:
-    return {mentor for (mentor,) in scene.rows(HIDDEN)}
-
-
-def held(report: RunReport) -> list[str]:
-    """Return the beginnings of the lines about holds."""
-    return [line.partition(",")[0] for line in report.held]
+pytestmark = pytest.mark.usefixtures("low_limits")
 
 
 # Foreseen changes pass.
@@ -88,7 +55,7 @@ ENTER_AGAIN = """
 @pytest.mark.parametrize(
     ("event", "days_later"),
     [
-        pytest.param("SELECT", 7, id="after a week without a run"),
+        pytest.param("SELECT", 2, id="two days after the last run"),
         pytest.param(ENTER_AGAIN, 1, id="entered again"),
         pytest.param("UPDATE job_runs SET organisation = 'hlf'", 1, id="runs of the organisation only"),
     ],
@@ -124,7 +91,7 @@ def test_upcoming_certificates_bring_many_back(scene: Scene) -> None:
     run(scene, allow=3)
     for mentor in mentors:
         scene.facts.certificate(mentor, NEXT_YEAR, issued_on=TODAY + 5 * DAY)
-    run(scene, today=TODAY + DAY)
+    run(scene, today=TODAY + 3 * DAY)
 
     report = run(scene, today=TODAY + 5 * DAY)
 
@@ -202,13 +169,15 @@ def test_many_departures_at_once_are_held(scene: Scene) -> None:
     assert (len(run(scene).held), hidden(scene)) == (1, set())
 
 
-def test_cohort_after_ten_days_without_a_run_is_held(scene: Scene, cohort: list[UUID]) -> None:
+def test_cohort_three_days_after_the_last_run_is_held(scene: Scene, cohort: list[UUID]) -> None:
     """The clock may be wrong. The next day's run holds it as well, until someone permits it."""
-    for days in (10, 11):
-        assert held(run(scene, today=LAST_DAY + days * DAY)) == ["hlf: 3 mentors would be paused or hidden"]
+    for days in (3, 4):
+        assert held(run(scene, today=LAST_DAY + days * DAY)) == [
+            "hlf: 3 mentors would change after more than two days without a run"
+        ]
     assert hidden(scene) == set()
 
-    report = run(scene, today=LAST_DAY + 11 * DAY, allow=3)
+    report = run(scene, today=LAST_DAY + 4 * DAY, allow=3)
 
     assert (report.held, hidden(scene), scene.rows(HOLDS)) == ([], set(cohort), [])
 
@@ -256,7 +225,7 @@ def test_revoked_mentors_are_hidden_while_returns_are_held(scene: Scene) -> None
 
     report = run(scene)
 
-    assert held(report) == ["hlf: 3 mentors would be shown or brought back"]
+    assert held(report) == ["hlf: 3 mentors would be shown or reinstated"]
     assert hidden(scene) == set(mentors[:5])
 
 
@@ -314,7 +283,7 @@ def test_permission_is_for_one_organisation_and_one_run(scene: Scene) -> None:
     assert held(run(scene, allow=3)) == ["nhf: 3 mentors would be paused or hidden"]
     change(scene, mentors, f"expires_on = '{NEXT_YEAR}'")
     assert sorted(held(run(scene))) == [
-        "hlf: 3 mentors would be shown or brought back",
+        "hlf: 3 mentors would be shown or reinstated",
         "nhf: 3 mentors would be paused or hidden",
     ]
 
@@ -349,35 +318,38 @@ def test_permission_for_an_unknown_organisation_is_refused(scene: Scene) -> None
 # Reminders.
 
 
-def test_too_many_reminders_are_held_and_pauses_are_not(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+def join_with_reminders(scene: Scene, numbers: dict[UUID, int]) -> None:
+    """Add mentors with a reminder each, to organisations that a run has reviewed."""
+    for organisation in numbers:
+        join(scene, organisation, valid=1)
+    run(scene, today=YESTERDAY)
+    for organisation, number in numbers.items():
+        for _ in range(number):
+            scene.facts.certified_mentor(organisation, TODAY + 5 * DAY)
+
+
+def test_too_many_reminders_about_new_certificates_are_held_and_pauses_are_not(scene: Scene) -> None:
     """The dry run says the same."""
-    monkeypatch.setattr(rules, "MASS_REMINDER_LIMIT", 5)
-    many, few = scene.facts.organisation("many"), scene.facts.organisation("few", portal=None)
-    for organisation in (*[many] * 6, *[few] * 5):
-        scene.facts.certified_mentor(organisation, TODAY + 5 * DAY)
+    few, many = scene.facts.organisation("few", portal=None), scene.facts.organisation("many")
+    join_with_reminders(scene, {few: 2, many: 3})
     expired = scene.facts.certified_mentor(many, YESTERDAY)
     planned = run(scene, dry_run=True).to_document()
 
     report = run(scene)
 
-    document = report.to_document()
-    assert (document["reminders"]["queued"], document["mentors"]["reviewed"]) == (5, 12)
-    assert report.held[0].startswith("many: 7 new reminders, the limit is 5; everything else goes on.")
-    assert scene.rows(HOLDS) == [("reminders", 7, 7)]
+    assert held(report) == ["many: 3 mentors would get a reminder about a new or edited certificate"]
+    assert scene.rows(HOLDS) == [("reminders", 3, 3)]
     assert scene.rows(PAUSED) == scene.rows("SELECT mentor_id FROM portal_sync_events") == [(expired,)]
-    assert planned["held"] == report.held
+    assert (planned["held"], report.to_document()["reminders"]["queued"]) == (report.held, 3)
     reminders = Counter(each["held"] for change in planned["changes"] for each in change["reminders"])
-    assert reminders == {True: 7, False: 5}
+    assert reminders == {True: 3, False: 3}
 
 
-def test_held_reminders_are_queued_by_a_permitted_run(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_held_reminders_are_queued_by_a_permitted_run(scene: Scene) -> None:
     """The mentors stay due until then. A second review of them writes no status again."""
-    monkeypatch.setattr(rules, "MASS_REMINDER_LIMIT", 2)
-    nhf = scene.facts.organisation("nhf", portal=None)
-    for _ in range(4):
-        scene.facts.certified_mentor(nhf, TODAY + 5 * DAY)
+    join_with_reminders(scene, {scene.facts.organisation("nhf", portal=None): 4})
     assert [len(scene.night(deliver=False, allow=Counter(nhf=allow)).held) for allow in (0, 3)] == [1, 1]
-    assert scene.rows("SELECT count(*) FROM certificate_transitions") == [(4,)]
+    assert scene.rows("SELECT count(*) FROM certificate_transitions WHERE to_status = 'expiring'") == [(4,)]
 
     permitted = scene.night(deliver=False, allow=Counter(nhf=4))
 
@@ -388,16 +360,45 @@ def test_held_reminders_are_queued_by_a_permitted_run(scene: Scene, monkeypatch:
 def test_reminders_are_counted_in_each_chunk(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """Mentors can become due during the run."""
     count_only_in_chunks(monkeypatch)
-    monkeypatch.setattr(rules, "MASS_REMINDER_LIMIT", 2)
-    nhf = scene.facts.organisation("nhf", portal=None)
-    for _ in range(4):
-        scene.facts.certified_mentor(nhf, TODAY + 5 * DAY)
+    join_with_reminders(scene, {scene.facts.organisation("nhf", portal=None): 4})
 
     report = run(scene)
 
     assert report.to_document()["reminders"]["queued"] == 2
-    assert held(report) == ["nhf: 4 new reminders"]
+    assert held(report) == [
+        "nhf: 2 mentors would get a reminder about a new or edited certificate after 2 in the last 20 hours"
+    ]
     assert scene.rows(HOLDS) == [("reminders", 2, 2)]
+
+
+def test_wrong_last_days_of_an_optional_kind_send_no_mail_on_any_night(scene: Scene) -> None:
+    """They pause no one. The held certificates remain unseen, so the next night holds the reminders as well."""
+    organisation = scene.facts.organisation("nhf", portal=None, optional_kinds=["course"])
+    mentors = join(scene, organisation, valid=6)
+    for mentor in mentors:
+        scene.facts.certificate(mentor, NEXT_YEAR + 300 * DAY, kind="course")
+    run(scene)
+    course = "UPDATE certificates SET expires_on = {} WHERE kind = 'course'"
+    scene.run_sql(course.format(f"'{TODAY + 50 * DAY}'"))
+
+    assert [len(run(scene, today=TODAY + days * DAY).held) for days in (0, 1, 2)] == [1, 1, 1]
+    scene.run_sql(course.format(f"'{NEXT_YEAR}'"))
+
+    assert (run(scene, today=TODAY + 3 * DAY).held, scene.rows("SELECT FROM cert_notification_log")) == ([], [])
+
+
+def test_cohort_whose_certificates_are_entered_again_is_reminded(scene: Scene) -> None:
+    """The last review stored this last day, so it foresaw the reminders."""
+    mentors = join(scene, scene.facts.organisation("nhf"), valid=8)
+    change(scene, mentors[:3], f"expires_on = '{TODAY + 31 * DAY}'")
+    run(scene, today=YESTERDAY - 30 * DAY)
+    scene.run_sql(ENTER_AGAIN)
+    run(scene)
+    scene.run_sql(ENTER_AGAIN)
+
+    report = run(scene, today=TODAY + DAY)
+
+    assert (report.held, report.to_document()["reminders"]["queued"]) == ([], 3)
 
 
 # The dry run.
@@ -429,7 +430,7 @@ def test_dry_run_and_run_agree_after_a_run_on_a_wrong_date(scene: Scene) -> None
     planned, report = (run(scene, today=TODAY + DAY, dry_run=dry_run) for dry_run in (True, False))
 
     assert planned.held == report.held
-    assert held(report) == ["hlf: 3 mentors would be shown or brought back"]
+    assert held(report) == ["hlf: 3 mentors would be shown or reinstated"]
 
 
 # Mentors whom the run cannot review.

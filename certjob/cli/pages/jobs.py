@@ -2,12 +2,12 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import islice
 from typing import Final
 from uuid import UUID
 
 from certjob.cli.terminal.lines import PageLine
 from certjob.cli.terminal.output import Output
+from certjob.domain.causes import HELD_REASONS
 from certjob.domain.explanations import reason_words
 from certjob.domain.models import Decision, PauseChange
 from certjob.facts.lookup import MentorName
@@ -44,23 +44,27 @@ def show_resync(output: Output, before: MentorState, after: MentorState) -> None
 
 
 def _show_changes(output: Output, report: RunReport, find_names: FindNames) -> None:
-    """Print a table of the first mentors, with columns for holds and organisations if they are needed."""
-    shown = list(islice(report.changes, MOST_PLANNED_ROWS)) if output.on_terminal else []
+    """Print a table of the first and all held mentors, with columns for holds and organisations if they are needed."""
+    shown = []
+    if output.on_terminal:
+        shown = [each for row, each in enumerate(report.changes) if row < MOST_PLANNED_ROWS or each.is_held]
     names = find_names([change.decision.mentor_id for change in shown]) if shown else {}
     slug, *others = {change.decision.organisation.slug for change in report.changes} if shown else {""}
     has_holds = any(change.is_held for change in shown)
     rows = []
     for change in shown:
         decision, name = change.decision, names.get(change.decision.mentor_id)
-        held = ["held" if change.is_held else ""] if has_holds else []
+        held = [_held_words(change)] if has_holds else []
         organisation = [decision.organisation.slug] if others else []
         cells = _planned_cells(change).values()
         rows.append([decision.member_no, name and name.full_name, *cells, *held, *organisation])
     headings = ["=No.", "~Name", "Certificates", "=Pause", "Reminder", "=Portal"]
-    headings += (["=Guard"] if has_holds else []) + (["~Org"] if others else [])
+    headings += (["Held"] if has_holds else []) + (["~Org"] if others else [])
     title = f"What `certjob run` would do on {report.today}" + ("" if others else f" for {slug}")
     output.show_rows(headings, rows, title=title, plain=map(_planned_line, report.changes))
-    _show_more(output, len(report.changes))
+    _show_more(output, len(report.changes), most=max(len(shown), MOST_PLANNED_ROWS))
+    if has_holds:
+        output.result("`certjob resync MENTOR` permits the held changes of one mentor.")
 
 
 def _show_differences(output: Output, differences: Sequence[Difference], find_names: FindNames) -> None:
@@ -78,15 +82,22 @@ def _show_differences(output: Output, differences: Sequence[Difference], find_na
     _show_more(output, len(differences))
 
 
-def _show_more(output: Output, count: int) -> None:
-    if output.on_terminal and count > MOST_PLANNED_ROWS:
-        output.result(f"… and {count - MOST_PLANNED_ROWS:,} more; --json lists all of them")
+def _show_more(output: Output, count: int, *, most: int = MOST_PLANNED_ROWS) -> None:
+    if output.on_terminal and count > most:
+        output.result(f"… and {count - most:,} more; --json lists all of them")
 
 
 def _planned_line(change: PlannedChange) -> str:
     cells = "; ".join(f"{name}: {cell}" for name, cell in _planned_cells(change).items() if cell)
     decision = change.decision
-    return f"{decision.organisation.slug} {decision.member_no}: {cells}" + (" (held)" if change.is_held else "")
+    return f"{decision.organisation.slug} {decision.member_no}: {cells}" + (
+        f" (held: {_held_words(change)})" if change.is_held else ""
+    )
+
+
+def _held_words(change: PlannedChange) -> str:
+    """Return why a guard holds the change of this mentor."""
+    return HELD_REASONS[change.held_because] if change.held_because else ""
 
 
 def _planned_cells(change: PlannedChange) -> dict[str, str]:

@@ -56,7 +56,8 @@ LIMIT %(limit)s
 -- The columns of mentors, and the reason if certificates or pauses exceed a limit. Triggers prevent such rows, but a
 -- superuser or an earlier schema may have written them.
 SELECT m.id, m.member_no, m.organisation_id, m.left_at IS NOT NULL AS "left", m.portal_visible,
-    m.dynamics_contact_id IS NOT NULL AS has_contact, m.certified_until,
+    m.dynamics_contact_id IS NOT NULL AS has_contact,
+    coalesce(m.dynamics_contact_id <> m.reviewed_contact_id, false) AS contact_replaced, m.certified_until,
     m.review_on > '-infinity' AS due_by_calendar,
     coalesce(
         (
@@ -83,12 +84,13 @@ FROM mentors AS m
 WHERE m.id = ANY (%(ids)b::uuid[])
 
 -- name: read_certificates
-SELECT mentor_id, id, kind, issued_on, expires_on, revoked_at IS NOT NULL AS revoked, status
+SELECT mentor_id, id, kind, issued_on, expires_on, revoked_at IS NOT NULL AS revoked, status,
+    unseen_since IS NOT NULL AS unseen
 FROM certificates
 WHERE mentor_id = ANY (%(ids)b::uuid[])
 
 -- name: read_open_pauses
-SELECT mentor_id, id, reason
+SELECT mentor_id, id, reason, lapsed_kinds
 FROM mentor_pauses
 WHERE mentor_id = ANY (%(ids)b::uuid[]) AND lifted_at IS NULL
 
@@ -96,12 +98,14 @@ WHERE mentor_id = ANY (%(ids)b::uuid[]) AND lifted_at IS NULL
 -- The app locks a certificate before its mentor, so waiting for certificates of locked mentors would deadlock. A row
 -- that another session has locked is returned without an id, and its mentor waits for the next pass.
 WITH locked AS MATERIALIZED (
-    SELECT id, kind, issued_on, expires_on, revoked_at IS NOT NULL AS revoked, status
+    SELECT id, kind, issued_on, expires_on, revoked_at IS NOT NULL AS revoked, status,
+        unseen_since IS NOT NULL AS unseen
     FROM certificates
     WHERE mentor_id = ANY (%(ids)b::uuid[])
     FOR NO KEY UPDATE SKIP LOCKED
 )
-SELECT seen.mentor_id, locked.id, locked.kind, locked.issued_on, locked.expires_on, locked.revoked, locked.status
+SELECT seen.mentor_id, locked.id, locked.kind, locked.issued_on, locked.expires_on, locked.revoked, locked.status,
+    locked.unseen
 FROM certificates AS seen
 LEFT JOIN locked ON locked.id = seen.id
 WHERE seen.mentor_id = ANY (%(ids)b::uuid[])
@@ -109,12 +113,12 @@ WHERE seen.mentor_id = ANY (%(ids)b::uuid[])
 -- name: lock_open_pauses
 -- As in lock_certificates, a row that another session has locked is returned without an id.
 WITH locked AS MATERIALIZED (
-    SELECT id, reason
+    SELECT id, reason, lapsed_kinds
     FROM mentor_pauses
     WHERE mentor_id = ANY (%(ids)b::uuid[]) AND lifted_at IS NULL
     FOR NO KEY UPDATE SKIP LOCKED
 )
-SELECT seen.mentor_id, locked.id, locked.reason
+SELECT seen.mentor_id, locked.id, locked.reason, locked.lapsed_kinds
 FROM mentor_pauses AS seen
 LEFT JOIN locked ON locked.id = seen.id
 WHERE seen.mentor_id = ANY (%(ids)b::uuid[]) AND seen.lifted_at IS NULL

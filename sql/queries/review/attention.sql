@@ -39,6 +39,32 @@ WHERE (
         WHERE n.organisation_id = h.organisation_id AND n.what = h.what
     )
 
+-- name: store_held_mentors
+-- A repeated hold of a mentor keeps its "since". The order prevents a deadlock of two runs, and the join leaves out
+-- deleted mentors.
+INSERT INTO held_mentors AS h (mentor_id, kind, reason)
+SELECT n.mentor_id, n.kind, n.reason
+FROM unnest(%(ids)b::uuid[], %(kinds)b::text[], %(reasons)b::text[]) AS n (mentor_id, kind, reason)
+JOIN mentors AS m ON m.id = n.mentor_id
+ORDER BY n.mentor_id, n.kind
+ON CONFLICT (mentor_id, kind) DO UPDATE SET reason = excluded.reason WHERE h.reason <> excluded.reason
+
+-- name: forget_held_mentors
+-- Delete the held mentors that this run has not held.
+DELETE FROM held_mentors AS h
+WHERE NOT EXISTS (
+        SELECT FROM unnest(%(ids)b::uuid[], %(kinds)b::text[]) AS n (mentor_id, kind)
+        WHERE n.mentor_id = h.mentor_id AND n.kind = h.kind
+    )
+    AND (
+        %(organisation_id)s::uuid IS NULL
+        OR (SELECT m.organisation_id FROM mentors AS m WHERE m.id = h.mentor_id) = %(organisation_id)s
+    )
+
+-- name: forget_held_mentor
+-- After the review of a single mentor.
+DELETE FROM held_mentors WHERE mentor_id = %(id)s
+
 -- name: forget_portal_holds
 -- After a complete reading of the portal, delete the holds that it has not repeated.
 DELETE FROM held_reviews WHERE what = 'portal' AND organisation_id <> ALL (%(held)b::uuid[])

@@ -1,15 +1,10 @@
 -- name: count_due_mentors
--- Due mentors of organisations that can exceed a limit: all, those with a changed fact, and their certificates, which
--- have at most one due reminder each. A normal run finds no such organisation.
-SELECT
-    o.id,
-    o.slug,
-    count(*) AS due,
-    count(*) FILTER (WHERE m.review_on = '-infinity' OR %(due_by)s::date IS NULL) AS changed,
-    sum(held.number)::bigint AS certificates
+-- Due mentors of organisations that can exceed a limit: all, and those with a changed fact. A normal run finds no such
+-- organisation.
+SELECT o.id, o.slug, count(*) AS due,
+    count(*) FILTER (WHERE m.review_on = '-infinity' OR %(due_by)s::date IS NULL) AS changed
 FROM mentors AS m
 JOIN organisations AS o ON o.id = m.organisation_id
-CROSS JOIN LATERAL (SELECT count(*) AS number FROM certificates WHERE mentor_id = m.id) AS held
 WHERE m.review_on <= coalesce(%(due_by)s::date, 'infinity')
     AND (%(organisation_id)s::uuid IS NULL OR m.organisation_id = %(organisation_id)s)
 GROUP BY o.id
@@ -43,33 +38,30 @@ GROUP BY m.organisation_id
 -- The surprising changes of an organisation in the last 20 hours by kind, and those that this run has made with a
 -- permission. A time of a few hours in the future counts, because the clock may have been set back. A later one is
 -- ignored, because it comes from a wrong clock.
-WITH counted AS (
-    SELECT what, number, permitted_in
-    FROM guard_counts
-    WHERE organisation_id = %(organisation_id)s
-        AND at BETWEEN now() - interval '20 hours' AND now() + interval '20 hours'
-        AND (permitted_in IS NULL OR permitted_in = %(run_id)s)
-)
-SELECT what, sum(number)::integer FROM counted GROUP BY what
-UNION ALL
-SELECT 'permitted', coalesce(sum(number), 0)::integer FROM counted WHERE permitted_in IS NOT NULL
+SELECT what, permitted_in IS NOT NULL AS is_permitted, sum(number)::integer
+FROM guard_counts
+WHERE organisation_id = %(organisation_id)s
+    AND at BETWEEN now() - interval '20 hours' AND now() + interval '20 hours'
+    AND (permitted_in IS NULL OR permitted_in = %(run_id)s)
+GROUP BY what, permitted_in IS NOT NULL
 
 -- name: lock_counted_organisation
 -- Parallel runs count one after the other. Otherwise each could apply as many changes as the limit allows.
 SELECT FROM organisations WHERE id = %(id)s FOR NO KEY UPDATE
 
--- name: insert_guard_count
+-- name: insert_guard_counts
 -- The surprising changes of one chunk, in its transaction.
 INSERT INTO guard_counts (organisation_id, what, number, permitted_in)
-VALUES (%(organisation_id)s, %(what)s, %(number)s, %(permitted_in)s)
+SELECT %(organisation_id)s, n.what, n.number, %(permitted_in)s
+FROM unnest(%(whats)b::text[], %(numbers)b::int[]) AS n (what, number)
 
 -- name: forget_guard_counts
 -- read_guard_counts ignores these rows.
 DELETE FROM guard_counts WHERE at NOT BETWEEN now() - interval '20 hours' AND now() + interval '20 hours'
 
 -- name: find_organisations_after_gap
--- Organisations that no finished run has reviewed for a week, or with a change that is still held since such a gap. The
--- run that held it has reviewed the organisation, but has not applied the change.
+-- Organisations that no finished run has reviewed for two days, that none has ever reviewed, or with a change that is
+-- still held since then. The run that held it has reviewed the organisation, but has not applied the change.
 SELECT o.id
 FROM organisations AS o
 WHERE NOT EXISTS (
@@ -78,8 +70,9 @@ WHERE NOT EXISTS (
         WHERE r.command = 'run'
             AND r.outcome IN ('ok', 'attention')
             AND (r.organisation IS NULL OR r.organisation = o.slug)
-            AND r.as_of BETWEEN %(today)s::date - 7 AND %(today)s
+            AND r.as_of BETWEEN %(today)s::date - 2 AND %(today)s
     )
+    OR NOT EXISTS (SELECT FROM mentors AS m WHERE m.organisation_id = o.id AND m.certified_until IS NOT NULL)
     OR EXISTS (SELECT FROM held_reviews AS h WHERE h.organisation_id = o.id AND h.after_gap)
 
 -- name: read_last_run_date

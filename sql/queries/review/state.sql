@@ -1,8 +1,9 @@
--- name: update_certificate_statuses
--- This transaction has locked the rows already.
+-- name: update_certificates
+-- This transaction has locked the rows already. A certificate of a mentor who stays due remains unseen. A null keeps the
+-- status.
 UPDATE certificates AS c
-SET status = n.status
-FROM unnest(%(ids)b::uuid[], %(statuses)b::text[]) AS n (id, status)
+SET status = coalesce(n.status, c.status), unseen_since = CASE WHEN n.stays_due THEN c.unseen_since END
+FROM unnest(%(ids)b::uuid[], %(statuses)b::text[], %(stays_due)b::boolean[]) AS n (id, status, stays_due)
 WHERE c.id = n.id
 
 -- name: insert_transitions
@@ -14,9 +15,16 @@ FROM unnest(%(certificate_ids)b::uuid[], %(mentor_ids)b::uuid[], %(from_statuses
 
 -- name: open_pauses
 -- certjob's own pause. A unique index prevents a second open one.
-INSERT INTO mentor_pauses (mentor_id, reason, actor)
-SELECT mentor_id, 'certification_expired', 'certjob'
-FROM unnest(%(mentor_ids)b::uuid[]) AS mentor_id
+INSERT INTO mentor_pauses (mentor_id, reason, actor, lapsed_kinds)
+SELECT n.mentor_id, 'certification_expired', 'certjob',
+    ARRAY(SELECT kind FROM jsonb_array_elements_text(n.kinds::jsonb) AS kind)
+FROM unnest(%(mentor_ids)b::uuid[], %(lapsed_kinds)b::text[]) AS n (mentor_id, kinds)
+
+-- name: update_lapsed_kinds
+UPDATE mentor_pauses AS p
+SET lapsed_kinds = ARRAY(SELECT kind FROM jsonb_array_elements_text(n.kinds::jsonb) AS kind)
+FROM unnest(%(ids)b::uuid[], %(lapsed_kinds)b::text[]) AS n (id, kinds)
+WHERE p.id = n.id
 
 -- name: lift_pauses
 -- Only certjob's own pauses.
@@ -25,9 +33,14 @@ SET lifted_at = now(), lifted_by = 'certjob'
 WHERE id = ANY (%(ids)b::uuid[]) AND lifted_at IS NULL AND actor = 'certjob'
 
 -- name: update_mentors
--- The last statement of a review: the mentor stays due until then.
+-- The last statement of a review: the mentor stays due until then. With held reminders, the mentor also keeps the stored
+-- values, with which the next review compares.
 UPDATE mentors AS m
-SET certified_until = n.certified_until,
+SET certified_until = CASE WHEN n.stays_due THEN m.certified_until ELSE n.certified_until END,
+    reviewed_contact_id = CASE
+        WHEN n.stays_due THEN m.reviewed_contact_id
+        ELSE coalesce(m.dynamics_contact_id, m.reviewed_contact_id)
+    END,
     review_on = CASE WHEN n.stays_due THEN m.review_on ELSE coalesce(n.review_on, 'infinity') END,
     portal_visible = CASE
         WHEN n.withdrawn THEN NULL  -- unknown: a new portal gets a push in any case
