@@ -3,12 +3,16 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
+from typing import Final
 from uuid import UUID
 
 from certjob import database
 from certjob.database import Connection
 from certjob.domain import holds
 from certjob.domain.alert_kinds import Kind, in_words
+
+QUIET: Final = frozenset({Kind.FAILED_REMINDERS})
+"""Kinds that a run reports once a week. certjob cannot deliver these reminders, so they would be news every night."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,7 +21,7 @@ class Count:
 
     number: int = 0
     new: Sequence[tuple[str, str]] = ()
-    """The id and the fingerprint of each alert that no run of this day has printed."""
+    """The id and the fingerprint of each alert that no run of this day has printed, or of a QUIET kind of this week."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,12 +45,13 @@ class Attention:
         return {str(kind): count.number for kind, count in self.counts.items()}
 
     def lines(self, *, only_new: bool = False) -> dict[Kind, str]:
-        """Return one line for each kind that has alerts, or with ``only_new`` new alerts."""
-        lines = {
-            kind: f"{in_words(kind, count.number)}{_how_many_new(count) if only_new else ''}; see `certjob alerts`"
-            for kind, count in self.counts.items()
-            if (count.new if only_new else count.number)
-        }
+        """Return one line for each kind that has alerts, or with ``only_new`` and for QUIET kinds new alerts."""
+        lines = dict[Kind, str]()
+        for kind, count in self.counts.items():
+            as_news = only_new or kind in QUIET
+            if count.new if as_news else count.number:
+                new = _how_many_new(count) if as_news else ""
+                lines[kind] = f"{in_words(kind, count.number)}{new}; see `certjob alerts`"
         return lines | ({Kind.NO_FULL_RUN: self.overdue} if Kind.NO_FULL_RUN in lines else {})
 
 

@@ -266,12 +266,13 @@ CREATE TABLE certjob.acknowledgements (
     ended_at        timestamptz  -- when a run found that the alert was over or had changed
 );
 
--- Alerts that a run has printed on a day. A later run of that day does not print them again.
+-- Alerts that a run has printed on a day. A later run of that day does not print them again, and of an undelivered
+-- reminder no run of that week.
 CREATE TABLE certjob.told_alerts (
     alert_id    text NOT NULL,
     fingerprint text NOT NULL,
     day         date NOT NULL,
-    PRIMARY KEY (day, alert_id, fingerprint)
+    PRIMARY KEY (alert_id, fingerprint, day)
 );
 
 -- What a coordinator can act on today, as `certjob alerts` lists it. docs/dashboard.md describes the columns.

@@ -65,6 +65,23 @@ def test_repeated_run_prints_only_new_problems(scene: Scene) -> None:
     assert next_day[0] == first[0]
 
 
+def test_undelivered_reminder_is_news_once_in_seven_days(scene: Scene) -> None:
+    """Every list keeps it. A second reminder is news, and so is the first one after its address was wrong again."""
+    hlf = scene.facts.organisation(thresholds=(60, 30))
+    scene.facts.certified_mentor(hlf, TODAY + timedelta(days=60), email=None)
+
+    outcomes = [str(scene.night(today=TODAY + timedelta(days=day)).outcome) for day in (0, 0, 1, 6, 7, 8)]
+    assert outcomes == ["attention", "ok", "ok", "ok", "attention", "ok"]
+    later = TODAY + timedelta(days=8)
+    assert read_status(scene.connection, today=later, max_age=timedelta(days=99)).alerts["failed_reminders"] == 1
+
+    scene.facts.certified_mentor(hlf, later + timedelta(days=60), email=None)
+    report = scene.night(today=later)
+    assert report.reasons == ["2 reminders were not delivered (1 new); see `certjob alerts`"]
+    scene.run_sql("UPDATE mentors SET email = 'no address'")
+    assert scene.night(today=later).reasons == ["2 reminders were not delivered; see `certjob alerts`"]
+
+
 def test_failing_show_that_becomes_a_failing_hide_is_news(scene: Scene) -> None:
     """The push has failed since before the first report of the day, but people see another alert."""
     scene.expired(member_no="M1")

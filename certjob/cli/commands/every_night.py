@@ -72,7 +72,7 @@ def run(
     """Update certificates and pauses, push visibility to the portal, and send mail.
 
     It is safe to repeat, and safe to run twice at once. --organisation limits the review, not the delivery of queued
-    pushes and mails. Exits with 3 while there is any alert.
+    pushes and mails. Exits with 3 while there is any alert; an undelivered reminder counts once in seven days.
     """
     from certjob.jobs import runs
     from certjob.jobs.deliveries import RUN_SECONDS

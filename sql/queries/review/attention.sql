@@ -1,11 +1,18 @@
 -- name: count_attention
--- The number of alerts by kind, the number of acknowledged ones, and the others that no run of this day has printed.
+-- The number of alerts by kind, the number of acknowledged ones, and the others that no run of this day has printed. Of
+-- undelivered reminders, those that no run of the last seven days has printed.
 SELECT a.kind, count(*) FILTER (WHERE NOT a.is_acknowledged) AS number,
     count(*) FILTER (WHERE a.is_acknowledged) AS acknowledged,
     array_agg(a.alert_id) FILTER (WHERE NOT a.is_acknowledged AND t.day IS NULL) AS new_ids,
     array_agg(a.fingerprint) FILTER (WHERE NOT a.is_acknowledged AND t.day IS NULL) AS new_fingerprints
 FROM current_alerts(%(today)s) AS a
-LEFT JOIN told_alerts AS t ON t.day = %(today)s AND t.alert_id = a.alert_id AND t.fingerprint = a.fingerprint
+LEFT JOIN LATERAL (
+    SELECT told.day
+    FROM told_alerts AS told
+    WHERE told.alert_id = a.alert_id AND told.fingerprint = a.fingerprint
+        AND told.day BETWEEN %(today)s - CASE a.kind WHEN 'failed_reminders' THEN 6 ELSE 0 END AND %(today)s
+    LIMIT 1
+) AS t ON true
 GROUP BY a.kind
 
 -- name: read_single_alerts
