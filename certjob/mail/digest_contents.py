@@ -70,6 +70,7 @@ class Digest:
             organisation=self.coordinator.organisation_name,
             has_portal=self.coordinator.has_portal,
             acknowledged=self.acknowledged,
+            is_first=self.coordinator.last_digest_on is None,
             **options,
         )
 

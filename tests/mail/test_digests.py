@@ -79,7 +79,7 @@ def test_open_push_is_news_once_a_week(desk: Nights) -> None:
 
     (first,), nothing, (other_news,), (next_week,) = (desk.digests(number, portal=refusing) for number in (0, 1, 3, 10))
 
-    assert first.subject.startswith("Urgent: 1 may still be visible on the portal")
+    assert first.subject.startswith("Urgent: 1 peer mentor may still be visible on the portal")
     assert "Dynamics did not accept" in first.text
     assert nothing == []
     assert (other_news.text.count("Kari"), other_news.text.count("Ola")) == (1, 2), "Ola is also newly paused"

@@ -60,9 +60,9 @@ def test_text_and_page_say_the_same_in_every_situation(language: str) -> None:
     ("days_left", "subject"),
     [
         (14, "Sertifikatet ditt går ut 24. mars, om 14 dager"),
-        (1, "I morgen, 11. mars, går sertifikatet ditt ut"),
-        (0, "I dag, 10. mars, går sertifikatet ditt ut"),
-        (-1, "I går, 9. mars, gikk sertifikatet ditt ut"),
+        (1, "Sertifikatet ditt går ut i morgen, 11. mars"),
+        (0, "Sertifikatet ditt går ut i dag, 10. mars"),
+        (-1, "Sertifikatet ditt gikk ut i går, 9. mars"),
         (-3, "Sertifikatet ditt gikk ut 7. mars"),
     ],
 )
@@ -79,9 +79,9 @@ def test_subject_of_a_reminder_says_when(days_left: int, subject: str) -> None:
 @pytest.mark.parametrize(
     ("days_left", "paused", "sentence"),
     [
-        (14, False, "Hvis sertifikatet ikke er fornyet innen fristen, setter vi deg på pause."),
+        (14, False, "Er det ikke fornyet før det går ut, setter vi deg på pause."),
         (14, True, "Du er på pause som likeperson fordi et annet av sertifikatene dine ikke lenger er gyldig."),
-        (0, False, "Hvis sertifikatet ikke blir fornyet i dag, setter vi deg på pause fra i morgen."),
+        (0, False, "Blir det ikke fornyet i dag, setter vi deg på pause fra i morgen."),
         (-1, True, "Derfor har vi satt deg på pause, og du kan dessverre ikke ta oppdrag som likeperson nå."),
         (-1, False, "Uten gyldig sertifikat kan du dessverre ikke ta oppdrag som likeperson."),
     ],
@@ -119,7 +119,7 @@ def test_missing_facts_leave_no_gap(language: str) -> None:
     for name in (None, " \x00 "):
         message = written_reminder(locale=language, full_name=name, **nothing)
         assert {"Hei!", "Hello,"} & {*message.text.splitlines()}
-        assert (message.text.count("HLF Øst"), "None" in all_of(message), links(message.html)) == (4, False, [])
+        assert (message.text.count("HLF Øst"), "None" in all_of(message), links(message.html)) == (5, False, [])
 
 
 @pytest.mark.parametrize("url", ["javascript:alert(1)", "hlf.example/forny", "https://[::1", "https:///x"])
@@ -144,7 +144,8 @@ def test_digest_marks_what_is_urgent_and_nothing_else(language: str) -> None:
 
     assert f"\n{URGENT[language]}: " in message.text
     assert message.html.count(f">{URGENT[language]}</span>") == len(full(language)["urgent"]) == 4
-    assert URGENT[language] not in all_of(quiet)
+    assert f"{URGENT[language]}:" not in all_of(quiet)
+    assert f">{URGENT[language]}</span>" not in quiet.html
 
 
 @in_each_language
@@ -159,8 +160,8 @@ def test_digest_does_not_mention_a_portal_that_does_not_exist(language: str) -> 
     ("section", "subject"),
     [
         ("held", "Haster: 66 endringer må avklares"),
-        ("visible", "Haster: 2 kan fortsatt være synlige på portalen"),
-        ("not_run", "Haster: ingen kontroll siden 31. januar"),
+        ("visible", "Haster: 2 likepersoner vises kanskje fortsatt på portalen"),
+        ("not_run", "Haster: sertifikatene er ikke kontrollert siden 31. januar"),
         ("paused", "2 nye på pause"),
         ("expiring", "2 sertifikater går ut innen 30 dager"),
     ],
@@ -168,3 +169,64 @@ def test_digest_does_not_mention_a_portal_that_does_not_exist(language: str) -> 
 def test_subject_of_a_digest_has_the_first_section(section: str, subject: str) -> None:
     """The organisation follows in brackets."""
     assert breakable(digest(only(section, 2)).subject) == f"{subject} (Hørselshjelpen)"
+
+
+@in_each_language
+def test_digest_begins_with_the_news(language: str) -> None:
+    """The first paragraph is the sentence of the subject. The other sections follow, each once."""
+    message = digest(full(language))
+    greeting, news, intro, *_ = message.text.split("\n\n")
+
+    assert f"{news.removesuffix('.')} (Hørselshjelpen)" == message.subject
+    assert (greeting.count("\n"), "Hørselshjelpen" in intro) == (0, True)
+    assert message.text.count(news.removesuffix(".")) == 1
+
+
+@pytest.mark.parametrize(
+    ("language", "since"), [("nb", "siden forrige"), ("nn", "sidan førre"), ("en", "since the last")]
+)
+def test_first_digest_does_not_mention_an_earlier_one(language: str, since: str) -> None:
+    assert since in all_of(digest(full(language, is_first=False)))
+    assert since not in all_of(digest(full(language, is_first=True)))
+
+
+@in_each_language
+def test_address_of_the_operators_is_a_link(language: str) -> None:
+    """Wherever the page names it."""
+    page = digest(full(language)).html
+
+    assert page.count("drift@example.org") == 2 * links(page).count("mailto:drift@example.org") > 0
+
+
+def test_causes_are_sorted_by_harm() -> None:
+    """First those that last until a person acts."""
+    sentences = (
+        "Vi kan ikke lenger skjule",
+        "mangler i appen",
+        "finnes ikke i Dynamics",
+        "Dynamics godtok ikke",
+        "Vi får ikke oppdatert portalen",
+        "Portalen hadde problemer",
+        "Endringen står i kø",
+        "E\u2011postadressen mangler",
+        "E\u2011postadressen er feil",
+        "Vi får ikke sendt",
+        "har kanskje ikke kommet fram",
+    )
+    message = digest(full("nb"))
+
+    for text in (message.text, message.html):
+        places = [text.index(sentence) for sentence in sentences]
+        assert places == sorted(places)
+
+
+@in_each_language
+def test_reminder_says_why_someone_gets_it(language: str) -> None:
+    """And what to do after leaving."""
+    why = {
+        "nb": "Du får denne påminnelsen fordi",
+        "nn": "Du får denne påminninga fordi",
+        "en": "You get this reminder because",
+    }
+
+    assert why[language] in written_reminder(locale=language).text

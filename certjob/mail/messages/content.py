@@ -11,6 +11,7 @@ import babel.dates
 
 from certjob.domain.addresses import parse_own_sender
 from certjob.domain.models import Mentor, Reminder
+from certjob.errors import Cause
 from certjob.redaction import one_line
 
 LANGUAGES = {"nb": "nb", "nn": "nn", "en": "en_GB"}
@@ -22,6 +23,20 @@ LONGEST_LIST = 25
 """Lines of one list; the digest then says how many more there are. Gmail shows nine lists of this length."""
 
 _URGENT = ("not_run", "held", "unreviewed", "visible")
+_BY_HARM = (
+    Cause.HIDE_BY_HAND,
+    Cause.NO_CONTACT_ID,
+    Cause.CONTACT_NOT_FOUND,
+    Cause.CHANGE_REFUSED,
+    Cause.PORTAL_STOPPED,
+    Cause.PORTAL_DOWN,
+    Cause.LATER_DAY_ON_PORTAL,
+    Cause.NO_ADDRESS,
+    Cause.WRONG_ADDRESS,
+    Cause.MAIL_STOPPED,
+    Cause.MAIL_DELAYED,
+)
+"""The causes in the order of a section: first those that last until a person acts. Any other cause comes last."""
 _NOT_FOR_TEMPLATES = frozenset({"id", "key", "is_show"})
 
 Words = dict[str, Any]
@@ -97,6 +112,7 @@ def digest_words(
     has_portal: bool,
     acknowledged: tuple[int, date | None],
     zone: tzinfo,
+    is_first: bool,
     repeat: bool,
     app_url: str = "",
     operator_address: str = "",
@@ -104,7 +120,7 @@ def digest_words(
     """Return the variables of a digest.
 
     ``sections`` has rows of the database by section. ``acknowledged`` is the number of acknowledged alerts and the day
-    on which the first returns. Times are shown in ``zone``.
+    on which the first returns. ``is_first``: no digest was sent before. Times are shown in ``zone``.
     """
     number, returns_on = acknowledged
     # Someone without a valid certificate may still be visible. A hold of returns or reminders shows no one.
@@ -115,14 +131,24 @@ def digest_words(
         "name": one_line(name),
         "organisation": one_line(organisation),
         "has_portal": has_portal,
+        "is_first": is_first,
         "repeat": repeat,
         "app_url": app_url,
         "operator_address": operator_address,
+        "operator_address_link": quote(operator_address, safe="@"),
         "urgent": [section for section in _URGENT if dangers[section] and (has_portal or section == "visible")],
         "to_do": any(sections[section] for section in sections.keys() - NO_ACTION),
         "acknowledged": {"number": number, "until": write_day(returns_on, locale=language) if returns_on else ""},
-        **{section: [_in_words(row, locale=language, zone=zone) for row in rows] for section, rows in sections.items()},
+        **{
+            section: [_in_words(row, locale=language, zone=zone) for row in sorted(rows, key=_harm)]
+            for section, rows in sections.items()
+        },
     }
+
+
+def _harm(row: Words) -> int:
+    cause = row.get("cause")
+    return _BY_HARM.index(cause) if cause in _BY_HARM else len(_BY_HARM)
 
 
 def _in_words(value: Any, *, locale: str, zone: tzinfo, with_year: bool = False) -> Any:

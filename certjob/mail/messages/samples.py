@@ -74,6 +74,7 @@ def sample_digests(language: str) -> Iterator[Words]:
             has_portal=complete or bool(sections["visible"] or sections["hidden"]),
             acknowledged=(len(sections["unreviewed"]), _TODAY if complete else None),
             zone=UTC,
+            is_first=not complete,
             repeat=not complete,
             app_url="https://example.org/app" if complete else "",
             operator_address="drift@example.org" if complete else "",
