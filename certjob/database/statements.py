@@ -181,6 +181,7 @@ def stream(
     alone = connection.info.transaction_status is TransactionStatus.IDLE
     own = transaction(connection, lock_timeout_ms=LOCK_TIMEOUT_MS) if alone else nullcontext()
     with own, connection.cursor(name="rows", row_factory=class_row(into)) as cursor:
+        connection.execute("SET LOCAL jit = off")  # compiling a large statement takes longer than its first rows
         cursor.itersize = 1_000
         yield from cursor.execute(query(name), parameters)
 

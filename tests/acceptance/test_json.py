@@ -174,6 +174,7 @@ def test_page_has_every_printed_key_and_no_other(
         run(line)
     for command in ("explain M1", "explain M2", "preview M2", "forecast", "list", "organisation list", "bounces"):
         run(command)
+    run("changes --since 2020-01-01")
     run("check", CERTJOB_PORTAL_URL="")
     for command in ("status", "deliver", "alerts --retry-all"):
         run(command)

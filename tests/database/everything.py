@@ -32,6 +32,7 @@ STEPS = (
     (0, "resync M1"),
     (0, "pause M2 --because complaint"),
     (0, "unpause M2 --reason complaint"),
+    (0, "changes"),
     (0, "explain M1"),
     (0, "load renewed.csv"),
     (3, "run"),

@@ -129,6 +129,55 @@ def alerts(
 
 
 @app.command(
+    short_help="Show who was changed last night, and why.",
+    examples=("certjob changes", "certjob changes --since 2027-03-01 --organisation hlf --csv > changes.csv"),
+)
+def changes(
+    context: typer.Context,
+    *,
+    since: Annotated[
+        date | None,
+        typer.Option(
+            parser=parse_day,
+            metavar="DATE",
+            show_default=False,
+            help="Since the beginning of DATE.  [default: since the first full run of the newest date began]",
+        ),
+    ] = None,
+    organisation: OrganisationSlug = None,
+    csv: Csv = False,
+    json: Json = False,
+    verbose: Verbose = False,
+    env_file: EnvFile = None,
+) -> int:
+    """Show by name who was changed, and why: certificates, pauses, the portal and reminders, the most harmful first."""
+    from certjob.cli.pages import changes as page
+    from certjob.facts.lookup import find_organisation
+    from certjob.reports.changes import ALL, find_beginning, read_changes
+
+    call = Call(context=context, json=json, verbose=verbose, env_file=env_file)
+    with call.session(interruptible=True) as opened:
+        connection, zone, today = opened.connection, opened.settings.zone, opened.settings.today
+        beginning = find_beginning(connection, since=since, today=today, zone=zone)
+        is_page = opened.output.on_terminal and not (csv or json)
+        found = read_changes(
+            connection,
+            since=beginning,
+            today=today,
+            zone=opened.settings.time_zone,
+            organisation_id=find_organisation(connection, organisation) if organisation else None,
+            most=page.MOST_ROWS if is_page else ALL,
+        )
+        if json:
+            plain.print_json({"outcome": "ok", "since": beginning, "changes": page.to_entries(found)})
+        elif is_page:
+            page.show_changes(opened.output, found, since=beginning, today=today, zone=zone)
+        else:
+            page.print_changes_csv(found)
+    return 0
+
+
+@app.command(
     short_help="Show one mentor's history, and the next change.",
     examples=("certjob explain M1042", "certjob explain kari"),
 )

@@ -1,0 +1,96 @@
+-- name: find_first_run_of_last_night
+-- When the first full run of the newest date began: cron starts three a night. A later date was written by a wrong clock.
+SELECT min(started_at)
+FROM job_runs
+WHERE command = 'run' AND organisation IS NULL AND as_of = (
+    SELECT max(as_of) FROM job_runs WHERE command = 'run' AND organisation IS NULL AND as_of <= %(today)s
+)
+
+-- name: read_changes
+-- The changes since a moment, the most harmful first, at most `most` of each. number: how many there are of this one.
+-- person, reason, kind, day and former_day say why; certjob/reports/changes.py has the words. A contact of no mentor
+-- belongs to no organisation. OFFSET 0 makes the planner look up each mentor by index.
+WITH happened (what, at, mentor_id, kind, day, former_day, person, reason, threshold_days) AS (
+    SELECT t.to_status, t.at, t.mentor_id, c.kind,
+        CASE t.to_status
+            WHEN 'revoked' THEN (c.revoked_at AT TIME ZONE %(zone)s)::date
+            WHEN 'renewed' THEN (
+                SELECT max(n.expires_on)
+                FROM certificates AS n
+                WHERE n.mentor_id = t.mentor_id AND n.kind = c.kind AND n.revoked_at IS NULL
+            )
+            ELSE c.expires_on
+        END,
+        NULL::date, NULL, NULL, NULL::integer
+    FROM certificate_transitions AS t
+    LEFT JOIN certificates AS c ON c.id = t.certificate_id
+    WHERE t.at >= %(since)s AND t.to_status IN ('expired', 'renewed', 'revoked')
+    UNION ALL
+    SELECT 'paused', p.paused_at, p.mentor_id, NULL, NULL, NULL, p.actor, p.reason, NULL
+    FROM mentor_pauses AS p
+    WHERE p.paused_at >= %(since)s
+    UNION ALL
+    SELECT 'pause_lifted', p.lifted_at, p.mentor_id, NULL, NULL, NULL, p.lifted_by, p.reason, NULL
+    FROM mentor_pauses AS p
+    WHERE p.lifted_at >= %(since)s
+    UNION ALL
+    SELECT
+        CASE
+            WHEN r.command = 'reconcile' THEN 'corrected'
+            WHEN e.moved_from IS NOT NULL THEN 'moved'
+            WHEN e.visible THEN 'shown'
+            ELSE 'hidden'
+        END,
+        e.delivered_at, e.mentor_id, NULL, NULL, e.moved_from, hide.actor,
+        CASE WHEN e.visible THEN 'visible' ELSE hide.reason END, NULL
+    FROM portal_sync_events AS e
+    LEFT JOIN job_runs AS r ON r.id = e.run_id
+    LEFT JOIN LATERAL (
+        SELECT p.actor, p.reason
+        FROM mentor_pauses AS p
+        WHERE NOT e.visible AND p.mentor_id = e.mentor_id AND p.paused_at <= e.delivered_at
+            AND (p.lifted_at IS NULL OR p.lifted_at > e.delivered_at)
+        ORDER BY p.actor = 'certjob', p.paused_at DESC
+        LIMIT 1
+    ) AS hide ON true
+    WHERE e.status = 'delivered' AND e.delivered_at >= %(since)s
+    UNION ALL
+    SELECT 'reminder_sent', l.sent_at, l.mentor_id, l.kind, l.expires_on, NULL, NULL, NULL, l.threshold_days
+    FROM cert_notification_log AS l
+    WHERE l.status = 'sent' AND l.sent_at >= %(since)s
+    UNION ALL
+    SELECT 'unknown_contact', u.first_seen_at, NULL, NULL, NULL, NULL, NULL, u.contact_id::text, NULL
+    FROM portal_unknown_contacts AS u
+    WHERE u.first_seen_at >= %(since)s AND u.gone_at IS NULL AND %(organisation_id)s::uuid IS NULL
+), numbered AS (
+    SELECT h.*, o.slug AS organisation, m.member_no, m.full_name, m.left_at IS NOT NULL AS has_left, m.certified_until,
+        o.optional_kinds,
+        array_position(%(order)s::text[], h.what) AS rank,
+        row_number() OVER (PARTITION BY h.what ORDER BY h.at, m.member_no, h.mentor_id) AS place,
+        count(*) OVER (PARTITION BY h.what) AS number
+    FROM happened AS h
+    LEFT JOIN LATERAL (
+        SELECT n.organisation_id, n.member_no, n.full_name, n.left_at, n.certified_until
+        FROM mentors AS n
+        WHERE n.id = h.mentor_id
+        OFFSET 0
+    ) AS m ON true
+    LEFT JOIN organisations AS o ON o.id = m.organisation_id
+    WHERE %(organisation_id)s::uuid IS NULL OR m.organisation_id = %(organisation_id)s
+)
+SELECT n.what, n.at, n.organisation, n.member_no, n.full_name, n.mentor_id, coalesce(n.kind, lapsed.kind) AS kind,
+    coalesce(n.day, lapsed.day) AS day, lapsed.is_revoked, n.former_day, n.person, n.reason, n.threshold_days, n.has_left,
+    n.certified_until, n.number
+FROM numbered AS n
+-- The last certificate that lapsed explains certjob's pause and its hide.
+LEFT JOIN LATERAL (
+    SELECT c.kind, CASE WHEN c.revoked_at IS NULL THEN c.expires_on
+        ELSE (c.revoked_at AT TIME ZONE %(zone)s)::date END AS day, c.revoked_at IS NOT NULL AS is_revoked
+    FROM certificates AS c
+    WHERE n.reason = 'certification_expired' AND n.what <> 'pause_lifted' AND c.mentor_id = n.mentor_id
+        AND c.status IN ('expired', 'revoked') AND c.kind <> ALL (n.optional_kinds)
+    ORDER BY c.expires_on DESC, c.kind
+    LIMIT 1
+) AS lapsed ON true
+WHERE n.place <= %(most)s
+ORDER BY n.rank, n.place

@@ -1,0 +1,211 @@
+"""`certjob changes`: who was changed since a moment, by name, and why."""
+
+import csv
+import json
+from datetime import UTC, date, datetime, timedelta
+from itertools import groupby
+from operator import itemgetter
+from typing import Any
+from uuid import UUID, uuid4
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from certjob.cli.pages.changes import COLUMNS, show_changes
+from certjob.reports.changes import Change, find_beginning, read_changes
+from tests.conftest import Certjob
+from tests.support.command_line import flat, terminal, today
+from tests.support.facts import TODAY
+from tests.support.nights import CollectingChannel
+from tests.support.scene import NEXT_YEAR, YESTERDAY, Scene
+
+OSLO = ZoneInfo("Europe/Oslo")
+Row = tuple[str, str | None, str]
+LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
+
+
+def changed(scene: Scene, *, since: datetime = LONG_AGO, **options: Any) -> list[Change]:
+    return list(read_changes(scene.connection, since=since, today=TODAY, zone="Europe/Oslo", **options))
+
+
+def told(scene: Scene, **options: Any) -> list[Row]:
+    return [(each.what, each.member_no, each.why) for each in changed(scene, **options)]
+
+
+def in_any_order(rows: list[Row]) -> dict[str, list[Row]]:
+    """Return the changes by kind, in the order of the kinds. Pushes end in any order."""
+    return {what: sorted(group, key=str) for what, group in groupby(rows, key=itemgetter(0))}
+
+
+def moment(scene: Scene) -> datetime:
+    """Return the time of the database server."""
+    ((now,),) = scene.rows("SELECT clock_timestamp()")
+    assert isinstance(now, datetime)
+    return now
+
+
+def test_morning_after_tells_every_change_and_why(scene: Scene) -> None:
+    """A night with an expiry, a renewal, a revocation, a reminder, a pause, a hand edit and a contact of no one."""
+    channel, hlf = CollectingChannel(), scene.facts.organisation(thresholds=[30])
+    people = {
+        number: scene.facts.certified_mentor(hlf, last_day, member_no=number, full_name=number.title())
+        for number, last_day in (
+            ("ended", YESTERDAY + timedelta(days=1)),
+            ("renewed", YESTERDAY + timedelta(days=1)),
+            ("revoked", NEXT_YEAR),
+            ("reminded", TODAY + timedelta(days=31)),
+            ("ill", NEXT_YEAR),
+            ("edited", NEXT_YEAR),
+        )
+    }
+    scene.night(scene.portal, channel=channel)
+    before, night = moment(scene), TODAY + timedelta(days=1)
+    scene.facts.certificate(people["renewed"], NEXT_YEAR, issued_on=TODAY)
+    scene.run_sql("UPDATE certificates SET revoked_at = %s WHERE mentor_id = %s", night, people["revoked"])
+    scene.facts.pause(people["ill"], reason="illness", actor="eva")
+    scene.night(scene.portal, today=night, channel=channel)
+    contacts = dict(scene.rows("SELECT member_no, dynamics_contact_id FROM mentors"))
+    scene.portal.visible |= {contacts["reminded"]: True, contacts["edited"]: False}
+    scene.portal.visible[contacts["ill"]] = True
+    stranger = uuid4()
+    scene.portal.visible[stranger] = True
+    scene.reconcile()
+
+    assert list(in_any_order(told(scene, since=before)).items()) == list(
+        in_any_order(
+            [
+                ("corrected", "ill", "edited by hand on the portal, hidden again: pause by eva: illness"),
+                ("corrected", "edited", "edited by hand on the portal, shown again"),
+                ("unknown_contact", None, f"contact {stranger} is visible"),
+                ("revoked", "revoked", "likeperson was revoked on 11 March"),
+                ("expired", "ended", "likeperson ended on 10 March"),
+                ("paused", "ill", "pause by eva: illness"),
+                ("paused", "ended", "likeperson ended on 10 March"),
+                ("paused", "revoked", "likeperson was revoked on 11 March"),
+                ("hidden", "ended", "likeperson ended on 10 March"),
+                ("hidden", "revoked", "likeperson was revoked on 11 March"),
+                ("hidden", "ill", "pause by eva: illness"),
+                ("moved", "renewed", "certified until 10 March 2027, before 10 March"),
+                ("renewed", "renewed", "likeperson is valid until 10 March 2027"),
+                ("reminder_sent", "reminded", "30 days before 10 April, the last day of likeperson"),
+            ]
+        ).items()
+    )
+
+
+def test_end_of_a_pause_and_departures_have_their_reasons(scene: Scene) -> None:
+    """A person has lifted one pause, certjob its own after a renewal, and someone has left."""
+    hlf = scene.facts.organisation(thresholds=[])
+    back, renewed, left = (scene.facts.certified_mentor(hlf, NEXT_YEAR, member_no=name) for name in ("b", "r", "l"))
+    scene.run_sql("UPDATE certificates SET expires_on = %s WHERE mentor_id = %s", YESTERDAY, renewed)
+    scene.facts.pause(back, reason="leave", actor="eva")
+    scene.night(scene.portal)
+    before = moment(scene)
+    scene.run_sql("UPDATE mentor_pauses SET lifted_at = now(), lifted_by = 'ola' WHERE mentor_id = %s", back)
+    scene.facts.certificate(renewed, NEXT_YEAR, issued_on=TODAY)
+    scene.run_sql("UPDATE mentors SET left_at = now() WHERE id = %s", left)
+    scene.night(scene.portal)
+
+    assert list(in_any_order(told(scene, since=before)).items()) == list(
+        in_any_order(
+            [
+                ("hidden", "l", "has left"),
+                ("pause_lifted", "b", "leave, lifted by ola"),
+                ("pause_lifted", "r", "certified until 10 March 2027"),
+                ("shown", "b", "certified until 10 March 2027"),
+                ("shown", "r", "certified until 10 March 2027"),
+                ("renewed", "r", "likeperson is valid until 10 March 2027"),
+            ]
+        ).items()
+    )
+
+
+def test_changes_of_deleted_certificates_and_other_organisations_are_told_too(scene: Scene) -> None:
+    """--organisation leaves out the contacts of no mentor, because they belong to no organisation."""
+    for slug in ("hlf", "nhf"):
+        scene.facts.certified_mentor(scene.facts.organisation(slug, portal=None, thresholds=[]), YESTERDAY)
+    scene.night()
+    scene.run_sql("DELETE FROM certificates")
+    scene.facts.insert("portal_unknown_contacts", contact_id=UUID(int=7))
+    ((nhf,),) = scene.rows("SELECT id FROM organisations WHERE slug = 'nhf'")
+
+    assert told(scene, organisation_id=nhf) == [
+        ("expired", "M1002", "a deleted certificate ended"),
+        ("paused", "M1002", "no valid certificate"),
+    ]
+    assert [each.organisation for each in changed(scene)] == [None, "hlf", "nhf", "hlf", "nhf"]
+    assert [(each.what, each.number) for each in changed(scene, most=1)] == [
+        ("unknown_contact", 1),
+        ("expired", 2),
+        ("paused", 2),
+    ]
+
+
+def test_changes_begin_with_the_first_full_run_of_the_newest_date(scene: Scene) -> None:
+    """cron starts three a night. A run of one organisation and a later date of a wrong clock do not count."""
+    started = datetime(2026, 3, 10, 4, tzinfo=UTC)
+    about = {"command": "run", "host": "h", "version": "1"}
+    for hours, as_of, organisation in (
+        (-24, YESTERDAY, None),
+        (-2, TODAY, "hlf"),
+        (0, TODAY, None),
+        (1, TODAY, None),
+        (2, TODAY + timedelta(days=3), None),
+    ):
+        at = started + timedelta(hours=hours)
+        scene.facts.insert("job_runs", id=uuid4(), as_of=as_of, organisation=organisation, started_at=at, **about)
+
+    def beginning(since: date | None) -> datetime:
+        return find_beginning(scene.connection, since=since, today=TODAY, zone=OSLO)
+
+    assert beginning(None) == started
+    assert beginning(date(2026, 3, 1)) == datetime(2026, 3, 1, tzinfo=OSLO)
+    scene.run_sql("DELETE FROM job_runs")
+    assert beginning(None) == datetime(2026, 3, 10, tzinfo=OSLO)
+
+
+def test_csv_json_and_lines_are_the_same_changes(here: Certjob, scene: Scene) -> None:
+    """Without a terminal it is CSV, as for `list`."""
+    scene.facts.certified_mentor(scene.facts.organisation(portal=None), today() - timedelta(days=1), full_name="=1+1")
+    here("run")
+
+    piped, as_csv = here("changes").stdout, here("changes", "--csv").stdout
+    document = json.loads(here("changes", "--organisation", "hlf", "--json").stdout)
+
+    header, *rows = csv.reader(piped.splitlines())
+    assert (piped, tuple(header)) == (as_csv, COLUMNS)
+    assert [row[header.index("what")] for row in rows] == [each["what"] for each in document["changes"]]
+    assert [*document["changes"][0]] == [*COLUMNS]
+    assert rows[0][header.index("full_name")] == "'=1+1"
+    assert here("changes", "--since", (today() + timedelta(days=1)).isoformat()).stdout.count("\n") == 1
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_page_groups_by_what_and_says_how_many_more(width: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """A group has a heading with the number of all of its changes, and a column for several organisations."""
+    at = datetime(2026, 3, 10, 4, 5, tzinfo=UTC)
+    person: dict[str, Any] = {"at": at, "mentor_id": UUID(int=1), "threshold_days": None, "full_name": "Kari Nordmann"}
+    changes = [
+        Change(what="expired", organisation=slug, member_no=f"M{n}", why="likeperson ended", number=60, **person)
+        for n, slug in ((1, "hlf"), (2, "nhf"))
+    ]
+    changes.append(Change(what="shown", organisation="hlf", member_no="M3", why="certified", number=1, **person))
+    output, shown = terminal(width)
+
+    show_changes(output, iter(changes), since=at, today=TODAY, zone=OSLO)
+    text = shown.getvalue()
+
+    assert max(map(len, text.splitlines())) <= width
+    assert flat(text).startswith("Changes since today 05:05 Expired (60) At No. Name Why Org")
+    assert "2026-03-10 05:05 M2 Kari Nordmann likeperson ended nhf" in flat(text)
+    assert "Shown in hlf (1) At No. Name Why" in flat(text)
+    assert capsys.readouterr().out == "… and 58 more; --csv prints all of them\n"
+
+
+def test_page_without_changes_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    output, shown = terminal(80)
+
+    show_changes(output, [], since=LONG_AGO, today=TODAY, zone=OSLO)
+
+    assert "Changes since 1 January 2020 01:00" in shown.getvalue()
+    assert capsys.readouterr().out == "No mentor was changed.\n"
