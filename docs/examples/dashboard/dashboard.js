@@ -49,7 +49,10 @@ function speak(wanted) {
 async function readAlerts() {
   const { data, count, error } = await supabase.from("alerts").select(COLUMNS, { count: "exact" }).order("since");
   if (error) throw error;
-  return { alerts: data, count, at: Date.now() };
+  const { data: holds } = await supabase.from("held_reviews").select("what, mentors");
+  const mentors = (alert) => holds?.find((each) => each.what === alert.cause)?.mentors ?? alert.number;
+  const alerts = data.map((alert) => alert.kind === "held" ? { ...alert, number: mentors(alert) } : alert);
+  return { alerts, count, at: Date.now() };
 }
 
 let reading = Promise.resolve();
