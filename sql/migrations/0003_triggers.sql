@@ -128,7 +128,8 @@ BEGIN
         INSERT INTO certjob.portal_unknown_contacts AS u (contact_id)
         SELECT OLD.dynamics_contact_id
         WHERE (
-            SELECT e.visible FROM certjob.portal_sync_events AS e
+            SELECT e.visible AND (e.visible_until < current_date AND e.dates) IS NOT TRUE
+            FROM certjob.portal_sync_events AS e
             WHERE e.mentor_id = NEW.id AND e.status = 'delivered' AND e.claim_contact_id = OLD.dynamics_contact_id
             ORDER BY e.id DESC LIMIT 1
         )

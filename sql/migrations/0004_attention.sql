@@ -288,6 +288,7 @@ WHERE (a.until IS NULL OR a.until >= current_date) AND (k.alert_id IS NULL OR k.
 
 -- Mentors who must not be visible on their portal, without a confirmation that they are hidden, and since when.
 -- A mentor whose facts have changed, or whose certificate has ended, is due for a review; the others have an open hide.
+-- A portal with a date column hides a mentor after the confirmed day.
 CREATE FUNCTION certjob_private.unhidden_mentors(today date) RETURNS TABLE (
     mentor_id uuid, organisation_id uuid, since timestamptz
 )
@@ -317,7 +318,8 @@ LANGUAGE sql STABLE AS $$
         ) AS reason (since)
     ) AS must_hide
     LEFT JOIN LATERAL (
-        SELECT e.visible FROM certjob.portal_sync_events AS e
+        SELECT e.visible AND (e.visible_until < today AND e.dates) IS NOT TRUE AS visible
+        FROM certjob.portal_sync_events AS e
         WHERE e.mentor_id = m.id AND e.status = 'delivered' ORDER BY e.id DESC LIMIT 1
     ) AS confirmed ON true
     WHERE must_hide.since IS NOT NULL

@@ -124,6 +124,24 @@ def test_overdue_run_counts_everyone_whose_hide_is_not_confirmed(scene: Scene) -
     assert (alert.kind, alert.number) == ("no_full_run", 3)
 
 
+def test_overdue_run_does_not_count_whom_the_portal_hides_on_its_day(scene: Scene) -> None:
+    """Only a portal with a date column does. A pause is not in that column."""
+    ended, paused = (scene.certified(last_day) for last_day in (TODAY + timedelta(days=3), TODAY + timedelta(days=9)))
+    scene.run_sql("UPDATE mentors SET portal_visible = NULL")
+    scene.night(FlakyPortal(), channel=None)
+    scene.run_sql(LATE)
+    scene.facts.pause(paused)
+    until = "UPDATE portal_sync_events SET dates = %s, visible_until = %s WHERE mentor_id = %s"
+    numbers = []
+
+    for dates in (False, True):
+        scene.run_sql(until, dates, TODAY + timedelta(days=3), ended)
+        scene.run_sql(until, dates, TODAY + timedelta(days=9), paused)
+        numbers += [alert.number for alert in read_alerts(scene.connection, today=TODAY + timedelta(days=5))]
+
+    assert numbers == [2, 1]
+
+
 def test_overdue_run_is_told_by_alerts_status_and_check(scene: Scene, here: Certjob) -> None:
     scene.night(FlakyPortal(), channel=None)
     scene.run_sql(LATE + ", as_of = current_date - 1")
