@@ -7,7 +7,7 @@ from uuid import UUID
 import pytest
 
 from certjob.cli.pages.listing import COLUMNS, print_list_csv
-from certjob.cli.terminal.csv_output import spreadsheet_text
+from certjob.redaction import spreadsheet_text
 from certjob.database import Connection
 from certjob.domain import rules
 from certjob.domain.models import Status
