@@ -164,6 +164,12 @@ _ADVICE: Final[Mapping[str, Advice]] = {
             action="Correct the named facts in the app, or mirror.sql's views; the next `certjob run` copies them.",
             says_all=True,
         ),
+        Advice(
+            cause="no_renewals",
+            action="Check the import and the app. If renewals are missing, enter them; the next `certjob run` ends the "
+            "alert.",
+            says_all=True,
+        ),
         Advice(cause="not_run", action="Run `certjob run`, then check cron.", says_all=True),
     )
 }

@@ -17,6 +17,7 @@ from certjob.mail.reminders import find_new_reminders, find_without_address
 from certjob.outbox.open_work import read_open_work
 from certjob.portal.sync import PortalSyncService
 from certjob.review import plan
+from certjob.review.attention import note_renewal_gaps
 from certjob.review.certification import CertificationManagementService
 from certjob.review.days import looks_at_everybody, refuse_wrong_day, why_wrong_day
 from certjob.review.guards import MassChangeGuard
@@ -81,6 +82,8 @@ def run(
         report.review = service.counts
         service.apply_due(organisation_id)
         report.held = [hold.line for hold in guard.held.values()]
+        if report.review.reviewed:  # otherwise no certificate has ended or was entered since the last run
+            note_renewal_gaps(connection, today=today)
         deliveries = Deliveries(beating, report, organisation_id=organisation_id, after_review=True)
         if deliver:
             deliveries.deliver()

@@ -404,6 +404,14 @@ WHERE c.failing_since IS NOT NULL AND EXISTS (
     WHERE n.nspname = 'certjob_mirror' AND p.proname = 'sync'
 );
 
+-- Renewals that no one enters look like expiries.
+CREATE VIEW certjob_private.no_renewals_alerts WITH (security_invoker = true) AS
+SELECT 'facts_missing' AS kind, g.organisation_id, NULL::uuid AS mentor_id, 'no_renewals' AS subject,
+    NULL::text AS name, NULL::bigint AS row_id, g.since, 'No renewals entered' AS sentence, 'no_renewals' AS cause,
+    format('No renewal has been entered for 30 days, while %s certificates have ended', g.ended) AS error,
+    g.ended AS number, NULL::date AS day, md5(extract(epoch FROM g.since)::text) AS fingerprint
+FROM certjob.renewal_gaps AS g;
+
 -- The kinds failed_digests and waiting_digests.
 CREATE VIEW certjob_private.digest_alerts WITH (security_invoker = true) AS
 SELECT CASE WHEN d.status = 'failed' OR d.refused_at IS NOT NULL THEN 'failed_digests' ELSE 'waiting_digests' END AS kind,
@@ -445,6 +453,10 @@ LANGUAGE sql STABLE AS $$
         SELECT kind, organisation_id, mentor_id, subject, name, row_id, since, sentence, cause, error, number, day,
             fingerprint
         FROM certjob_private.facts_not_copied_alerts
+        UNION ALL
+        SELECT kind, organisation_id, mentor_id, subject, name, row_id, since, sentence, cause, error, number, day,
+            fingerprint
+        FROM certjob_private.no_renewals_alerts
         UNION ALL
         SELECT kind, organisation_id, mentor_id, subject, name, row_id, since, sentence, cause, error, number, day,
             fingerprint

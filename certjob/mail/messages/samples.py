@@ -112,7 +112,10 @@ def _sections() -> dict[str, list[Words]]:
             | {"named": held if what == "pauses" else []}
             for what, mentors in (("pauses", 33), ("pauses", 1), *((what, 33) for what in (*HELD_KINDS[1:], "portal")))
         ],
-        "facts_missing": [{"cause": "not_copied", "since": _SINCE}],
+        "facts_missing": [
+            {"cause": "not_copied", "since": _SINCE, "number": None},
+            {"cause": "no_renewals", "since": _SINCE, "number": 12},
+        ],
         "unreviewed": [mentor | {"since": _SINCE} for mentor in (named, unnamed)],
         "visible": pushes,
         "hidden": [push for push in pushes if push["cause"] is not Cause.HIDE_BY_HAND],

@@ -116,8 +116,8 @@ WHERE a.kind = 'no_full_run'
     )
 
 -- name: read_missing_facts
--- Facts of the app that were not copied, as in the alerts. They may concern any organisation.
-SELECT cause, since, md5(alert_id) || ':' || fingerprint AS key
+-- Facts that are missing, as in the alerts. Facts of the app that were not copied may concern any organisation.
+SELECT cause, since, number, md5(alert_id) || ':' || fingerprint AS key
 FROM current_alerts(%(today)s)
 WHERE kind = 'facts_missing'
     AND (organisation_id IS NULL OR organisation_id = %(organisation_id)s)

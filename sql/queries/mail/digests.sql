@@ -44,7 +44,7 @@ WITH reader AS MATERIALIZED (
     UNION
     SELECT o.id, 'infinity', NULL
     FROM current_alerts(%(today)s) AS a
-    JOIN organisations AS o ON o.id = a.organisation_id OR a.kind IN ('no_full_run', 'facts_missing')
+    JOIN organisations AS o ON o.id = a.organisation_id OR a.kind = 'no_full_run' OR a.cause = 'not_copied'
     WHERE a.kind NOT IN ('failed_digests', 'waiting_digests') AND NOT a.is_acknowledged
 )
 INSERT INTO coordinator_digests AS d (coordinator_id, digest_on)

@@ -72,6 +72,47 @@ WHERE NOT EXISTS (
 -- After the review of a single mentor.
 DELETE FROM held_mentors WHERE mentor_id = %(id)s
 
+-- name: find_renewal_gaps
+-- At least five certificates that count have ended in an organisation in 30 days, and none was entered or extended. A
+-- new certificate that a guard holds has not been seen by a review. OFFSET 0 makes the planner look up mentors by id.
+SELECT ended.organisation_id, ended.number
+FROM (
+    SELECT m.organisation_id, count(*)::integer AS number
+    FROM certificates AS c
+    CROSS JOIN LATERAL (
+        SELECT n.organisation_id FROM mentors AS n WHERE n.id = c.mentor_id AND n.left_at IS NULL OFFSET 0
+    ) AS m
+    JOIN organisations AS o ON o.id = m.organisation_id AND c.kind <> ALL (o.optional_kinds)
+    WHERE c.expires_on BETWEEN %(today)s - 30 AND %(today)s - 1 AND c.revoked_at IS NULL AND c.status = 'expired'
+    GROUP BY m.organisation_id
+    HAVING count(*) >= 5
+) AS ended
+WHERE NOT EXISTS (
+        SELECT
+        FROM certificate_transitions AS t
+        JOIN mentors AS m ON m.id = t.mentor_id AND m.organisation_id = ended.organisation_id
+        WHERE t.as_of > %(today)s - 30
+            AND t.from_status IN ('recorded', 'expired', 'expiring')
+            AND (t.to_status IN ('valid', 'upcoming') OR (t.to_status = 'expiring' AND t.from_status <> 'expiring'))
+    )
+    AND NOT EXISTS (
+        SELECT
+        FROM mentors AS m
+        JOIN certificates AS c ON c.mentor_id = m.id AND c.unseen_since IS NOT NULL AND c.expires_on >= %(today)s
+        WHERE m.organisation_id = ended.organisation_id AND m.review_on <= %(today)s
+    )
+
+-- name: store_renewal_gaps
+-- A gap that lasts keeps its "since".
+INSERT INTO renewal_gaps AS g (organisation_id, ended)
+SELECT organisation_id, ended
+FROM unnest(%(organisation_ids)b::uuid[], %(ended)b::integer[]) AS n (organisation_id, ended)
+ORDER BY organisation_id
+ON CONFLICT (organisation_id) DO UPDATE SET ended = excluded.ended
+
+-- name: forget_renewal_gaps
+DELETE FROM renewal_gaps WHERE organisation_id <> ALL (%(organisation_ids)b::uuid[])
+
 -- name: forget_portal_holds
 -- After a complete reading of the portal, delete the holds that it has not repeated.
 DELETE FROM held_reviews WHERE what = 'portal' AND organisation_id <> ALL (%(held)b::uuid[])

@@ -1,0 +1,71 @@
+"""Renewals that no one enters look like expiries: an alert after five of them in 30 days."""
+
+from datetime import timedelta
+from uuid import UUID
+
+import pytest
+
+from certjob.reports.alerts import Alert, read_alerts
+from tests.support.facts import TODAY
+from tests.support.nights import EVERYTHING
+from tests.support.scene import Scene
+
+DAY = timedelta(days=1)
+LATER = TODAY + 40 * DAY
+
+
+def alerts(scene: Scene) -> list[Alert]:
+    return [alert for alert in read_alerts(scene.connection, today=LATER) if alert.kind == "facts_missing"]
+
+
+def ended(scene: Scene, number: int) -> list[UUID]:
+    """Let so many certificates end 38 days after they were entered."""
+    mentors = [scene.certified(TODAY + 38 * DAY) for _ in range(number)]
+    scene.night(deliver=False, allow=EVERYTHING)
+    return mentors
+
+
+@pytest.mark.parametrize(("number", "causes"), [(4, []), (5, ["no_renewals"])])
+def test_five_expiries_without_a_renewal_are_an_alert(scene: Scene, number: int, causes: list[str]) -> None:
+    """All mentors are paused: nothing is held back."""
+    ended(scene, number)
+
+    scene.night(today=LATER, deliver=False, allow=EVERYTHING)
+
+    assert [alert.cause for alert in alerts(scene)] == causes
+    assert scene.rows("SELECT count(*) FROM mentor_pauses") == [(number,)]
+    if causes:
+        (alert,) = alerts(scene)
+        assert alert.alert_id == "hlf:facts_missing:no_renewals"
+        assert alert.error == "No renewal has been entered for 30 days, while 5 certificates have ended"
+
+
+def test_one_renewal_or_extension_is_enough(scene: Scene) -> None:
+    first, *_ = ended(scene, 6)
+    scene.night(today=LATER, deliver=False, allow=EVERYTHING)
+    assert len(alerts(scene)) == 1
+
+    scene.facts.certificate(first, LATER + 300 * DAY, issued_on=LATER)
+    scene.night(today=LATER, deliver=False, allow=EVERYTHING)
+
+    assert alerts(scene) == []
+
+
+def test_optional_kinds_and_mentors_who_have_left_do_not_count(scene: Scene) -> None:
+    mentors = ended(scene, 6)
+    scene.run_sql("UPDATE mentors SET left_at = now() WHERE id = %s", mentors[0])
+    scene.run_sql("UPDATE certificates SET kind = 'kursleder' WHERE mentor_id = %s", mentors[1])
+    scene.run_sql("UPDATE organisations SET optional_kinds = '{kursleder}'")
+
+    scene.night(today=LATER, deliver=False, allow=EVERYTHING)
+
+    assert alerts(scene) == []
+
+
+def test_digest_asks_about_missing_renewals(scene: Scene) -> None:
+    scene.facts.insert("coordinators", organisation_id=scene.hlf, email="eva@example.org", locale="en")
+    ended(scene, 5)
+
+    scene.night(today=LATER, allow=EVERYTHING)
+
+    assert "while 5 certificates have expired" in scene.channel.sent[-1].text
