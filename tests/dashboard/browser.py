@@ -99,8 +99,8 @@ class Browser:
             case {"method": "Log.entryAdded", "params": {"entry": {"level": "error", "text": text}}}:
                 self.errors.append(text)
 
-    def open(self, *, language: str = "en-GB", width: int = 800, dark: bool = False) -> "Page":
-        """Open the page in a profile of its own."""
+    def open(self, *, language: str = "en-GB", width: int = 800, dark: bool = False, script: str = "") -> "Page":
+        """Open the page in a profile of its own. ``script`` runs before the page's scripts."""
         context = self.send("Target.createBrowserContext")["browserContextId"]
         target = self.send("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
         page = Page(self, self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"])
@@ -109,6 +109,7 @@ class Browser:
         agent = self.send("Browser.getVersion")["userAgent"]
         page.send("Emulation.setUserAgentOverride", userAgent=agent, acceptLanguage=language)
         page.resize(width, dark=dark)
+        page.send("Page.addScriptToEvaluateOnNewDocument", source=script)
         page.send("Page.navigate", url=self.url)
         until(lambda: page.evaluate("document.querySelector('h1')?.textContent"))
         return page

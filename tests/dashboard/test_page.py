@@ -258,6 +258,30 @@ def test_reading_goes_on_after_an_interruption(programme: Programme) -> None:
     page.sees("1 varsel")
 
 
+def test_page_reads_every_30_seconds_while_it_is_visible(programme: Programme) -> None:
+    """Realtime does not report the end of a failure. In this test an hour has 36 seconds."""
+    programme.portal.default = error(503, "dynamics_unavailable")
+    programme.expired()
+    programme.run("run")
+    faster = "{ const real = setInterval; setInterval = (act, delay) => real(act, delay / 100); }"
+    hidden = "Object.defineProperty(document, 'visibilityState', { get: () => window.isHidden ? 'hidden' : 'visible' })"
+    page = programme.browser.open(language="nb-NO", script=faster + hidden)
+    page.log_in(EVA)
+    page.sees("1 varsel")
+    requests = "performance.getEntriesByType('resource').filter((each) => each.name.includes('/alerts')).length"
+
+    until(lambda: page.evaluate(requests) > 4)
+    page.evaluate("window.isHidden = true")
+    before = page.evaluate(requests)
+    page.evaluate("new Promise((done) => setTimeout(done, 1000))")
+    assert page.evaluate(requests) <= before + 1, "one reading may have been under way"
+    page.evaluate("window.isHidden = false")
+    programme.portal.default = ok()
+    programme.run("resync", "M1001")
+
+    page.sees("Ingen varsler")
+
+
 def test_typed_text_and_focus_survive_a_new_reading(programme: Programme) -> None:
     """Also if the alert has changed, such as its number of calls. Everything works with the keyboard."""
     programme.portal.default = error(404, "contact_not_found")
