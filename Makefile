@@ -26,6 +26,7 @@ outside: $(READY)
 # More than 500 nights in which something is killed, late or cut off; CHAOS_ARGS="--seed 1234" repeats one of them.
 chaos: $(READY)
 	$(BIN)/python -m tests.chaos $(CHAOS_ARGS)
+	$(BIN)/python -m tests.chaos.slips $(SLIPS_ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -65,6 +65,14 @@ def template(server_url: str, worker_id: str) -> Iterator[str]:
     yield from make_template(server_url, f"certjob_template_{worker_id}")
 
 
+@pytest.fixture(scope="session")
+def supabase_template(server_url: str, worker_id: str) -> Iterator[str]:
+    """The name of a migrated database with Supabase's roles, auth.uid() and publication."""
+    from tests.database import supabase
+
+    yield from make_template(server_url, f"certjob_supabase_{worker_id}", before=supabase.set_up)
+
+
 def make_template(
     server_url: str, name: str, *, before: Callable[[database.Connection], None] = lambda _connection: None
 ) -> Iterator[str]:

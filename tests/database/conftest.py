@@ -5,15 +5,8 @@ from collections.abc import Iterator
 import pytest
 
 from certjob import database
-from tests.conftest import fresh_database, make_template
-from tests.database import supabase
+from tests.conftest import fresh_database
 from tests.database.supabase import Organisation, furnish
-
-
-@pytest.fixture(scope="session")
-def supabase_template(server_url: str, worker_id: str) -> Iterator[str]:
-    """The name of a migrated database with Supabase's roles, auth.uid() and publication."""
-    yield from make_template(server_url, f"certjob_supabase_{worker_id}", before=supabase.set_up)
 
 
 @pytest.fixture
