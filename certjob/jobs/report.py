@@ -1,6 +1,7 @@
 """The report of a run: a JSON document with fixed keys, and one line for each reason for attention."""
 
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field
 from datetime import date, datetime
@@ -15,7 +16,7 @@ from certjob.jobs.reasons import counted, differing, named
 from certjob.mail.stage import MailCounts
 from certjob.outbox.claims import StageStop
 from certjob.outbox.open_work import NO_WORK, OpenWork
-from certjob.portal.comparison import Comparison
+from certjob.portal.comparison import Comparison, Difference
 from certjob.portal.sync import PortalCounts
 from certjob.review.attention import Attention
 from certjob.review.plan import ReviewCounts
@@ -155,6 +156,13 @@ class RunReport:
         return [*lines, f"{number:,} acknowledged; see `certjob alerts --acknowledged`"] if lines and number else lines
 
     @property
+    def corrections(self) -> Sequence[Difference]:
+        """Return the differences on the portal that a reading corrects, or in a dry run would correct."""
+        if self.comparison is None:
+            return ()
+        return self.comparison.admitted if self.dry_run else self.comparison.corrected
+
+    @property
     def outcome(self) -> Outcome:
         """Return ``failed`` after a crash, ``attention`` while there is a reason, otherwise ``ok``."""
         if self.crashed:
@@ -216,7 +224,11 @@ class RunReport:
             "mail": self.reminders.sent + self.digests.sent,
             "alerts": self.attention is not None,
         }
+        corrected: dict[str, list[str]] = defaultdict(list)
+        for each in self.corrections:
+            corrected[each.what].append(str(each.mentor_id))
         return {name: document[name] for name in parts if name in document} | {
+            **({"corrected": corrected} if corrected else {}),
             "stop_codes": [stop.key for stop in self.stopped],
             "worked": [stage for stage, number in worked.items() if number],
         }
@@ -254,10 +266,11 @@ class RunReport:
         if self.crashed:
             crashes = [str(stop) for stop in self.stopped if stop.code is StageEnd.CRASH]
             document["error"] = {"code": StageEnd.CRASH, "message": "; ".join(crashes), "next_step": None}
-        if self.dry_run:
-            differences = self.comparison.admitted if self.comparison is not None else ()
+        if self.command == "reconcile":
+            document["unknown_contacts"] = list(map(str, self.comparison.unknown)) if self.comparison else []
+        if self.dry_run or self.command == "reconcile":
             planned = (change.to_document() for change in self.changes)
-            document["changes"] = chain(planned, (each.to_document() for each in differences))
+            document["changes"] = chain(planned, (each.to_document() for each in self.corrections))
         return document
 
     def _review_parts(self) -> dict[str, Any]:
@@ -300,7 +313,7 @@ class RunReport:
             )
         parts["portal"] = {"queued": review.portal_queued} if review is not None else {}
         if self.command == "reconcile":
-            parts["portal"]["queued"] = self.comparison.raised if self.comparison is not None else 0
+            parts["portal"]["queued"] = len(self.comparison.corrected) if self.comparison is not None else 0
         if self.reopened is not None:
             parts["portal"]["reopened"] = self.reopened
         parts["portal"] |= {

@@ -112,6 +112,7 @@ def read_digest(connection: Connection, digest_id: int, *, today: date) -> Diges
         **is_open,
         "paused": [row | {"lapses": _lapses(mentors.get(row["id"]), today=today)} for row in paused],
         "returned": read("read_returned_mentors"),
+        "corrected": read("read_corrected_mentors"),
         "uncertified": read("read_uncertified_mentors"),
         "expiring": sorted(_expiring(expiring, mentors, today=today), key=lambda row: tuple(row.values())),
     }
@@ -121,7 +122,7 @@ def read_digest(connection: Connection, digest_id: int, *, today: date) -> Diges
     return Digest(
         coordinator=coordinator,
         acknowledged=(number, returns_on),
-        sections=sections | {name: new(sections[name]) for name in ("paused", "returned")},
+        sections=sections | {name: new(sections[name]) for name in ("paused", "returned", "corrected")},
         keys=keys,
         has_news=not keys <= set(coordinator.reported) or (bool(open_keys) and is_week_over),
     )

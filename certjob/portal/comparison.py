@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 from certjob import database
@@ -47,6 +47,11 @@ class Difference:
     portal_until: date | None
     """The last visible day on the portal, or None."""
 
+    @property
+    def what(self) -> Literal["hidden", "shown", "last_day"]:
+        """Return the correction in a word."""
+        return "last_day" if self.wrong_day else "shown" if self.visible else "hidden"
+
     def to_wish(self) -> Wish:
         """Return the value to push."""
         return Wish(
@@ -63,6 +68,7 @@ class Difference:
             "mentor_id": str(self.mentor_id),
             "member_no": self.member_no,
             "organisation": self.organisation,
+            "contact_id": str(self.contact_id),
             "portal": self.visible,
             "wrong_day": self.wrong_day,
         }
@@ -93,8 +99,8 @@ class Comparison:
     acknowledged: Sequence[UUID] = ()
     """Unknown contacts that someone has acknowledged. They are not in ``unknown``."""
     held: list[Hold] = field(default_factory=list)
-    raised: int = 0
-    """The number of queued corrections."""
+    corrected: list[Difference] = field(default_factory=list)
+    """Differences with a queued correction."""
     locked: Sequence[Difference] = ()
     """Differences without a correction, because another session had locked the mentor."""
 
@@ -176,19 +182,20 @@ def _find(
 
 
 def raise_events(connection: Connection, comparison: Comparison, *, today: date, run_id: UUID, stop: StopFlag) -> None:
-    """Queue a correction for each difference that is not held, hides first, and count them in the comparison.
+    """Queue a correction for each difference that is not held, hides first, and add them to the comparison.
 
     Raises StoppedBySignalError between two transactions after a signal.
     """
     service = PortalSyncService(connection, run_id=run_id)
 
-    def raise_slice(part: Sequence[Difference]) -> tuple[int, set[UUID]]:
+    def raise_slice(part: Sequence[Difference]) -> tuple[list[Difference], set[UUID]]:
         """Lock first and read later, as a review does, because facts may have changed since the comparison."""
         ids = {"ids": [each.mentor_id for each in part]}
         locked = {row[0] for row in database.fetch(connection, "lock_portal_mentors", ids)}
         unchanged = set(_find(connection, comparison.reading, today=today, among=part))
-        wishes = [each.to_wish() for each in part if each.mentor_id in locked and each in unchanged]
-        return service.queue(wishes), locked
+        corrected = [each for each in part if each.mentor_id in locked and each in unchanged]
+        service.queue([each.to_wish() for each in corrected])
+        return corrected, locked
 
     left = sorted(comparison.admitted, key=lambda each: not each.restricts)
     give_up_at = time.monotonic() + _LOCKED_FOR_SECONDS
@@ -197,8 +204,8 @@ def raise_events(connection: Connection, comparison: Comparison, *, today: date,
         for start in range(0, len(left), SLICE):
             stop.check()
             part = left[start : start + SLICE]
-            number, locked = persist(connection, partial(raise_slice, part))
-            comparison.raised += number
+            corrected, locked = persist(connection, partial(raise_slice, part))
+            comparison.corrected += corrected
             later += [each for each in part if each.mentor_id not in locked]
         comparison.locked = left = later
         if not left or time.monotonic() > give_up_at:

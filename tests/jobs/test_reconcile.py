@@ -2,20 +2,25 @@
 
 from collections import Counter
 from datetime import timedelta
+from functools import partial
 from uuid import UUID, uuid4
 
 import pytest
 
 from certjob import database
+from certjob.cli.pages import jobs
 from certjob.errors import ConfigurationError, StoppedBySignalError
+from certjob.facts.lookup import name_mentors
 from certjob.jobs.acknowledge import acknowledge
 from certjob.portal import comparison
 from certjob.reports.alerts import read_alerts
 from certjob.stopping import StopFlag
 from tests.conftest import Certjob
-from tests.support.facts import TODAY
+from tests.support.command_line import flat, terminal, today
+from tests.support.facts import TODAY, Facts
 from tests.support.nights import EVERYTHING
 from tests.support.portal_answers import Exchange, error, ok
+from tests.support.portal_server import PortalServer
 from tests.support.programmes import all_rows
 from tests.support.scene import NEXT_YEAR, YESTERDAY, Scene
 
@@ -288,7 +293,7 @@ def test_hide_queued_after_the_comparison_is_not_replaced(scene: Scene) -> None:
 
     comparison.raise_events(scene.connection, found, today=TODAY, run_id=uuid4(), stop=StopFlag())
 
-    assert (found.raised, found.locked) == (0, [])
+    assert (len(found.corrected), found.locked) == (0, [])
     assert scene.rows("SELECT DISTINCT visible FROM portal_sync_events WHERE status = 'pending'") == [(False,)]
 
 
@@ -343,3 +348,64 @@ def test_explain_has_what_the_last_reading_showed(scene: Scene, here: Certjob) -
 
     assert "the mentor was visible" in here("explain", "M1001").stdout
     assert "the mentor was not visible" in here("explain", "M1002").stdout
+
+
+def edited(scene: Scene) -> tuple[UUID, UUID, UUID]:
+    """Show an expired mentor by hand, hide a certified one, and show a contact of no mentor; return the contacts."""
+    expired, certified = reconciled(scene, 2, expired=1)
+    unknown = uuid4()
+    scene.portal.visible |= {expired: True, certified: False, unknown: True}
+    return expired, certified, unknown
+
+
+def test_report_and_run_have_the_ids_of_the_corrections(scene: Scene) -> None:
+    """A dry run has the same list, and stores nothing."""
+    expired, certified, unknown = edited(scene)
+    ids = dict(scene.rows("SELECT dynamics_contact_id, id FROM mentors"))
+
+    planned = scene.reconcile(dry_run=True).to_document()
+    document = scene.reconcile().to_document()
+
+    changes = [(each["contact_id"], each["portal"]) for each in document["changes"]]
+    assert changes == [(str(expired), False), (str(certified), True)]
+    assert [each["contact_id"] for each in planned["changes"]] == [str(expired), str(certified)]
+    assert document["unknown_contacts"] == planned["unknown_contacts"] == [str(unknown)]
+    stored = "SELECT counts -> 'corrected' FROM job_runs WHERE command = 'reconcile'"
+    assert scene.rows(stored) == [({"hidden": [str(ids[expired])], "shown": [str(ids[certified])]},)]
+
+
+def test_command_names_the_corrections(facts: Facts, here: Certjob, portal: PortalServer) -> None:
+    """cron mails one line with the numbers. A dry run has a line for each mentor and contact."""
+    hlf, unknown = facts.organisation(), uuid4()
+    expired, certified = uuid4(), uuid4()
+    facts.certified_mentor(hlf, today() - timedelta(days=5), member_no="M1", contact_id=expired)
+    facts.certified_mentor(hlf, today() + timedelta(days=400), member_no="M2", contact_id=certified)
+    facts.connection.execute("UPDATE mentors SET portal_visible = NULL")
+    settings = {"CERTJOB_PORTAL_URL": portal.url, "CERTJOB_PORTAL_KEY": portal.key}
+    here("run", **settings)
+    portal.visible |= {expired: True, certified: False, unknown: True}
+
+    planned = here("reconcile", "--dry-run", **settings).stdout.splitlines()
+    done = here("reconcile", **settings)
+
+    assert planned[:3] == [
+        f"hlf M1: visible on the portal, would be hidden (contact {expired})",
+        f"hlf M2: hidden on the portal, would be shown (contact {certified})",
+        f"contact {unknown}: visible on the portal, belongs to no mentor",
+    ]
+    assert "certjob reconcile: corrected 2 differences on the portal: 1 hidden, 1 shown\n" in done.stderr
+    assert "corrected" not in here("reconcile", **settings).stderr
+    assert (portal.visible[expired], portal.visible[certified]) == (False, True)
+
+
+def test_page_has_the_names_and_contacts(scene: Scene) -> None:
+    """On a terminal, also without --dry-run."""
+    expired, _, unknown = edited(scene)
+    report = scene.reconcile()
+    output, shown = terminal(160)
+
+    jobs.show_report(output, report, find_names=partial(name_mentors, scene.connection))
+
+    page = flat(shown.getvalue())
+    assert f"Kari Nordmann (M1001 of hlf, contact {expired}): visible on the portal, a hide was pushed" in page
+    assert f"contact {unknown}: visible on the portal, belongs to no mentor" in page

@@ -1,6 +1,8 @@
 """Coordinators' digests: what has happened and what needs attention, at most once a day."""
 
+import json
 from datetime import UTC, datetime
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -309,3 +311,16 @@ def test_death_of_a_process_loses_no_news_and_marks_repeats(
     assert [(page.repeat, named([page])) for page in desk.channel.sent] == [(repeat, ["Kari"]) for repeat in repeats]
     assert len({page.idempotency_key for page in desk.channel.sent}) == len(repeats), "mail programs drop a known one"
     assert rows(desk) == [(1, "sent")]
+
+
+def test_next_digest_names_the_corrections_on_the_portal(desk: Nights) -> None:
+    """Once, in the digest after the reading."""
+    mentor = desk.certified(until=400)
+    assert desk.digests(0) == []
+    counts = json.dumps({"corrected": {"shown": [str(mentor)]}})
+    desk.facts.insert("job_runs", id=uuid4(), command="reconcile", as_of=day(0), host="h", version="1", counts=counts)
+
+    (digest,), later = desk.digests(1), desk.digests(2)
+
+    assert "var skjult, men skal være synlig" in digest.text
+    assert later == []

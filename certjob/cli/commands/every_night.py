@@ -367,6 +367,8 @@ def _report_on(call: Call, opened: Session, report: "RunReport") -> int:
     # cron mails the output: the first run of a day prints every problem, later runs print new ones
     is_watched = opened.output.on_terminal or opened.output.interactive
     exit_code = call.end(report.outcome, report.reasons if is_watched else report.news)
+    if not (is_watched or report.dry_run or call.json or call.quiet) and (words := jobs.correction_words(report)):
+        plain.print_note(call.command, words)
     for line in report.acknowledged_in_app.values():
         plain.print_note(call.command, line)
     if not report.dry_run and stderr_is_complete():

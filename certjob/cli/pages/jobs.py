@@ -8,7 +8,7 @@ from uuid import UUID
 from certjob.cli.terminal.lines import PageLine
 from certjob.cli.terminal.output import Output
 from certjob.domain.causes import HELD_REASONS
-from certjob.domain.explanations import reason_words
+from certjob.domain.explanations import number, reason_words
 from certjob.domain.models import Decision, PauseChange
 from certjob.facts.lookup import MentorName
 from certjob.jobs.report import PlannedChange, RunReport
@@ -27,8 +27,11 @@ def show_report(output: Output, report: RunReport, *, find_names: FindNames) -> 
     """Print the changes that a dry run would make, mentor by mentor, then the totals of any run."""
     if report.changes:
         _show_changes(output, report, find_names)
-    if report.dry_run and report.comparison is not None and report.comparison.admitted:
-        _show_differences(output, report.comparison.admitted, find_names)
+    if report.comparison is not None:
+        _show_differences(output, report.corrections, find_names, dry_run=report.dry_run)
+        for contact_id in report.comparison.unknown[:MOST_PLANNED_ROWS]:
+            text = f"contact {contact_id}: visible on the portal, belongs to no mentor"
+            output.show_lines([PageLine(text=text, bullet="- " if output.on_terminal else "")])
     totals = list(_totals(report))
     if output.on_terminal:
         what = "Plan" if report.dry_run and report.command == "run" else _TITLES.get(report.command, "Delivery")
@@ -67,18 +70,22 @@ def _show_changes(output: Output, report: RunReport, find_names: FindNames) -> N
         output.result("`certjob resync MENTOR` permits the held changes of one mentor.")
 
 
-def _show_differences(output: Output, differences: Sequence[Difference], find_names: FindNames) -> None:
+def _show_differences(
+    output: Output, differences: Sequence[Difference], find_names: FindNames, *, dry_run: bool
+) -> None:
     """Print a line for each difference, on a terminal with names and only the first."""
     if not output.on_terminal:
         for each in differences:
-            output.result(f"{each.organisation} {each.member_no}: {_difference_words(each)}")
+            words = _difference_words(each, dry_run=dry_run)
+            output.result(f"{each.organisation} {each.member_no}: {words} (contact {each.contact_id})")
         return
     shown = differences[:MOST_PLANNED_ROWS]
     names = find_names([each.mentor_id for each in shown])
     for each in shown:
-        name, who = names.get(each.mentor_id), f"{each.member_no} of {each.organisation}"
+        name, who = names.get(each.mentor_id), f"{each.member_no} of {each.organisation}, contact {each.contact_id}"
         who = f"{name.full_name} ({who})" if name and name.full_name else who
-        output.show_lines([PageLine(text=f"{who}: {_difference_words(each)}", bullet="- ")])
+        words = _difference_words(each, dry_run=dry_run)
+        output.show_lines([PageLine(text=f"{who}: {words}", bullet="- ")])
     _show_more(output, len(differences))
 
 
@@ -134,10 +141,22 @@ def _threshold(days: int) -> str:
     return "last day" if days == 0 else f"{abs(days)} d {'before' if days > 0 else 'after'}"
 
 
-def _difference_words(difference: Difference) -> str:
-    if difference.wrong_day:
-        return "visible on the portal until another day, which would be corrected"
-    return "hidden on the portal, would be shown" if difference.visible else "visible on the portal, would be hidden"
+def _difference_words(difference: Difference, *, dry_run: bool) -> str:
+    match difference.what:
+        case "last_day":
+            return f"visible on the portal until another day, which {'would be' if dry_run else 'was'} corrected"
+        case "shown":
+            return f"hidden on the portal, {'would be shown' if dry_run else 'a show was pushed'}"
+        case "hidden":
+            return f"visible on the portal, {'would be hidden' if dry_run else 'a hide was pushed'}"
+
+
+def correction_words(report: RunReport) -> str | None:
+    """Return the corrections of a reading in one line, or None."""
+    counts = Counter[str](difference.what for difference in report.corrections)
+    words = (("hidden", "hidden"), ("shown", "shown"), ("last_day", "with another last day"))
+    parts = ", ".join(f"{counts[what]:,} {text}" for what, text in words if counts[what])
+    return f"corrected {number(counts.total(), 'difference')} on the portal: {parts}" if parts else None
 
 
 def _totals(report: RunReport) -> Iterator[tuple[str, str]]:

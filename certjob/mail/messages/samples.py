@@ -71,7 +71,7 @@ def sample_digests(language: str) -> Iterator[Words]:
             language=language,
             name=_NAME if complete else None,
             organisation="Hørselshjelpen",
-            has_portal=complete or bool(sections["visible"] or sections["hidden"]),
+            has_portal=complete or any(sections[section] for section in ("visible", "hidden", "corrected")),
             acknowledged=(len(sections["unreviewed"]), _TODAY if complete else None),
             zone=UTC,
             is_first=not complete,
@@ -125,6 +125,7 @@ def _sections() -> dict[str, list[Words]]:
             unnamed | {"reopened": False, "lapses": []},
         ],
         "returned": [named | {"still_paused": False}, unnamed | {"still_paused": True}],
+        "corrected": [named | {"what": "hidden"}, unnamed | {"what": "shown"}, named | {"what": "last_day"}],
         "undelivered": [
             named | ends_in(12) | {"cause": Cause.WRONG_ADDRESS},
             named | ends_in(-14) | {"cause": Cause.WRONG_ADDRESS},

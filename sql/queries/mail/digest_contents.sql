@@ -37,6 +37,17 @@ WHERE m.organisation_id = %(organisation_id)s
     )
 ORDER BY name, m.member_no
 
+-- name: read_corrected_mentors
+-- Mentors with another value on the portal than certjob wanted, which a reading has corrected.
+SELECT coalesce(m.full_name, m.member_no) AS name, m.member_no, corrected.what,
+    'corrected:' || r.id || ':' || m.id AS key
+FROM job_runs AS r
+CROSS JOIN LATERAL jsonb_each(r.counts -> 'corrected') AS corrected (what, ids)
+CROSS JOIN LATERAL jsonb_array_elements_text(corrected.ids) AS listed (id)
+JOIN mentors AS m ON m.id = listed.id::uuid
+WHERE r.command = 'reconcile' AND r.started_at >= %(since)s AND m.organisation_id = %(organisation_id)s
+ORDER BY name, m.member_no, r.started_at
+
 -- name: read_expiring_mentors
 -- Mentors with a certificate that ends soon. The rules decide whether another one continues it.
 SELECT m.id, coalesce(m.full_name, m.member_no) AS name, m.member_no

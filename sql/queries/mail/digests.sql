@@ -1,6 +1,6 @@
 -- name: queue_digests
 -- Queue a digest for each coordinator (of one organisation, or of all) who may have news since the last sent one: certjob
--- opened or lifted a pause, a certificate came within 30 days of its end, or an alert is open. A digest that turns out to
+-- opened or lifted a pause, or corrected the portal, a certificate came within 30 days of its end, or an alert is open. A digest that turns out to
 -- have no news is cancelled later, after read_digest. A coordinator has one open digest and gets one a day. It is left
 -- alone if it was sent today, if the run of tomorrow has queued it, or while it is claimed. A digest with the day of a wrong
 -- clock is replaced.
@@ -32,6 +32,13 @@ WITH reader AS MATERIALIZED (
         WHERE reason = 'certification_expired' AND lifted_at >= (SELECT min(since) FROM read_from)
     ) AS p
     CROSS JOIN LATERAL (SELECT o.organisation_id FROM mentors AS o WHERE o.id = p.mentor_id OFFSET 0) AS m
+    UNION
+    SELECT m.organisation_id, r.started_at, NULL
+    FROM job_runs AS r
+    CROSS JOIN LATERAL jsonb_each(r.counts -> 'corrected') AS corrected (what, ids)
+    CROSS JOIN LATERAL jsonb_array_elements_text(corrected.ids) AS listed (id)
+    CROSS JOIN LATERAL (SELECT o.organisation_id FROM mentors AS o WHERE o.id = listed.id::uuid OFFSET 0) AS m
+    WHERE r.command = 'reconcile' AND r.started_at >= (SELECT min(since) FROM read_from)
     UNION
     SELECT m.organisation_id, NULL, c.expires_on
     FROM certificates AS c
