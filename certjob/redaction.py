@@ -13,6 +13,18 @@ _ADDRESS = re.compile(rf"<?(?<!{_IN_AN_ADDRESS}){_IN_AN_ADDRESS}+@{_IN_AN_ADDRES
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]+")
 """Control characters, line separators, and marks that change the direction of the text."""
 
+_SIGN = "[=+\\-@＝＋－＠]"
+"""The first characters of formulas, including the wide forms of East Asia."""
+
+_BEFORE_A_FORMULA = re.compile(rf'(?:^|[,;|])(?=["\s]*{_SIGN})|\s(?="*{_SIGN}\S)')
+"""The places where a formula can begin: in the cell, and in its parts if a spreadsheet splits it at other characters.
+
+Such a spreadsheet may also remove quotes. If it splits at spaces, a formula ends at the next space, so a sign alone
+(``Kari - Ola``) is harmless. ``harmless`` has already removed tabs and line ends.
+"""
+
+_PROTECTED = re.compile(rf"""'(?=["'\s]*{_SIGN})""")
+
 _SHORTEST = 4
 """Shorter secrets would match parts of ordinary words."""
 
@@ -67,6 +79,25 @@ def harmless(text: object) -> str:
         character if character.isprintable() else " " if character.isspace() else "\N{REPLACEMENT CHARACTER}"
         for character in str(text)
     )
+
+
+def spreadsheet_text(text: str) -> str:
+    """Return the text as one line, with an apostrophe before each part that could be a formula.
+
+    >>> spreadsheet_text("=HYPERLINK(1)"), spreadsheet_text("Kari"), spreadsheet_text("Ola;=1+1")
+    ("'=HYPERLINK(1)", 'Kari', "Ola;'=1+1")
+    """
+    return _BEFORE_A_FORMULA.sub(r"\g<0>'", harmless(text))
+
+
+def from_spreadsheet(text: str) -> str:
+    """Return the text whose ``spreadsheet_text`` this is, or else the text itself.
+
+    >>> from_spreadsheet("'=HYPERLINK(1)"), from_spreadsheet("'Kari"), from_spreadsheet("Ola;'=1+1")
+    ('=HYPERLINK(1)', "'Kari", 'Ola;=1+1')
+    """
+    bare = _PROTECTED.sub("", text) if "'" in text else text
+    return bare if spreadsheet_text(bare) == text else text
 
 
 def one_line(text: str | None) -> str:

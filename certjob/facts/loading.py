@@ -1,10 +1,8 @@
 """Load mentors and certificates from a CSV file in one transaction."""
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import date
-from difflib import get_close_matches
 from uuid import UUID
 
 import psycopg
@@ -12,14 +10,34 @@ import psycopg
 from certjob import database
 from certjob.database import CONTENTION, Connection
 from certjob.errors import ConfigurationError, InputError, MentorBusyError
+from certjob.facts.kinds import NewKind, find_new_kinds
 from certjob.facts.roster import MENTOR, Problem, Roster, read_roster
 
 _LOCK_TIMEOUT_MS = 5_000
 _TRIES = 3
-_SIMILAR = 0.85
-"""The ratio of ``difflib`` above which a new kind may be a typing error."""
+_CLEARED = {"full_name": "\x01", "email": "\x01", "dynamics_contact_id": UUID(int=0), "left_on": date.min}
+"""Values that no cell can have: they remove the stored value."""
 _REFUSED = (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.RaiseException)
 """Errors of constraints and triggers that the load does not check in advance, or that another session has caused."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FactChange:
+    """A change of a fact by a load."""
+
+    organisation: str
+    """The slug."""
+    member_no: str
+    what: str
+    """The column; ``mentor``, ``certificate``: a new one; ``stays``: a certificate that is not in the file."""
+    kind: str | None
+    """The certificate's."""
+    issued_on: date | None
+    old: str | None
+    new: str | None
+    """A new mentor's name, or a new certificate's last day."""
+    number: int
+    """The number of changes of this kind, of which some may be left out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +54,9 @@ class LoadReport:
     certificates_added: int
     certificates_changed: int
     """Known certificates with another last day or revocation."""
+    new_kinds: Sequence[NewKind]
+    changes: Sequence[FactChange]
+    """Of a dry run, or with ``exact``; otherwise empty."""
     problems: Sequence[Problem]
     """Sorted by line."""
 
@@ -46,6 +67,8 @@ def load(
     *,
     today: date,
     dry_run: bool = False,
+    exact: bool = False,
+    most_changes: int | None = None,
     before_rollback: Callable[[], None] = lambda: None,
 ) -> LoadReport:
     """Add or change the mentors and certificates of a CSV file. It deletes no rows.
@@ -54,6 +77,9 @@ def load(
     database rejects it, ConfigurationError if the facts are copied from an app, and MentorBusyError if another session
     has locked one of its rows. With an error, and with ``dry_run``, the database stays unchanged.
     ``before_rollback`` is called in a dry run, while the database is changed.
+
+    ``exact``: an empty cell removes the stored value, unless another line of the mentor or certificate has one. A
+    language stays. ``most_changes`` limits the changes of each kind in the report.
     """
     if database.fetch_value(connection, "is_mirrored"):
         message = "certjob_mirror copies the facts from the app, and would undo this load"
@@ -63,7 +89,13 @@ def load(
 
     def write() -> LoadReport:
         with database.transaction(connection, force_rollback=dry_run):
-            report = _write(connection, roster)
+            refused = _stage(connection, roster, exact=exact)
+            changes: Sequence[FactChange] = ()
+            if dry_run or exact:
+                asked = {"most": most_changes, "stays": exact and "kind" in roster.columns}
+                changes = database.fetch(connection, "read_load_changes", asked, into=FactChange)
+            report = _write(connection, roster, refused, slugs={each: slug for slug, each in organisation_ids.items()})
+            report = replace(report, changes=changes)
             if dry_run:
                 before_rollback()
             return report
@@ -79,23 +111,33 @@ def load(
         raise InputError(message, next_step="correct the file and load it again") from None
 
 
-def _write(connection: Connection, roster: Roster) -> LoadReport:
-    """Write the mentors that the database accepts, inside a transaction."""
+def _stage(connection: Connection, roster: Roster, *, exact: bool) -> list[Problem]:
+    """Copy the file into temporary tables, without the mentors that the database refuses. Return the reasons."""
+    cleared = {name: value for name, value in _CLEARED.items() if exact and name in roster.columns}
+    not_revoked = date.min if exact and "revoked_on" in roster.columns else None
     database.execute(connection, "create_load_tables")
     with connection.cursor() as cursor:
         with cursor.copy(database.query("copy_load_mentors")) as copy:
             for key, mentor in roster.mentors.items():
-                copy.write_row((mentor["line"], *key, *(mentor.get(name) for name in MENTOR)))
+                copy.write_row((mentor["line"], *key, *(mentor.get(name, cleared.get(name)) for name in MENTOR)))
         with cursor.copy(database.query("copy_load_certificates")) as copy:
-            for (key, kind, issued_on), dates in roster.certificates.items():
-                copy.write_row((roster.mentors[key]["line"], kind, issued_on, *dates))
+            for (key, kind, issued_on), (expires_on, revoked_on) in roster.certificates.items():
+                dates = (issued_on, expires_on, revoked_on or not_revoked)
+                copy.write_row((roster.mentors[key]["line"], kind, *dates))
     database.execute(connection, "find_load_mentors")
     by_line = {mentor["line"]: key for key, mentor in roster.mentors.items()}
     refused: list[Problem] = []
     while found := database.fetch(connection, "refuse_load_mentors"):
         refused += [Problem(line=line, mentor=by_line[line], column=column, reason=why) for line, column, why in found]
+    return refused
+
+
+def _write(
+    connection: Connection, roster: Roster, refused: Sequence[Problem], *, slugs: Mapping[UUID, str]
+) -> LoadReport:
+    """Write the staged mentors and certificates."""
     lines = {problem.line for problem in refused}
-    problems = [*roster.problems, *refused, *_find_similar_kinds(connection, roster)]
+    new_kinds, similar = find_new_kinds(connection, roster, slugs=slugs)
     mentors_added = database.execute(connection, "insert_loaded_mentors")
     database.execute(connection, "find_load_mentors")
     ((certificates_added, certificates_changed),) = database.fetch(connection, "upsert_loaded_certificates")
@@ -107,8 +149,11 @@ def _write(connection: Connection, roster: Roster) -> LoadReport:
         mentors_changed=mentors_changed,
         certificates_added=certificates_added,
         certificates_changed=certificates_changed,
+        new_kinds=new_kinds,
+        changes=(),
         problems=sorted(
-            (replace(each, loaded=_is_loaded(each, roster, lines)) for each in problems), key=lambda each: each.line
+            (replace(each, loaded=_is_loaded(each, roster, lines)) for each in (*roster.problems, *refused, *similar)),
+            key=lambda each: each.line,
         ),
     )
 
@@ -119,36 +164,3 @@ def _is_loaded(problem: Problem, roster: Roster, refused_lines: Set[int]) -> boo
         return problem.is_warning
     mentor = roster.mentors.get(problem.mentor)
     return mentor is not None and mentor["line"] not in refused_lines
-
-
-def _find_similar_kinds(connection: Connection, roster: Roster) -> list[Problem]:
-    """Return a warning about each kind that is new in an organisation and similar to another one there.
-
-    A kind that is spelled in two ways is two kinds, and a mentor must have both. Of two new ones, the rarer is named.
-    """
-    rows = Counter((organisation_id, kind) for (organisation_id, _), kind, _ in roster.certificates)
-    known: dict[UUID, set[str]] = defaultdict(set)
-    for organisation_id, kind in database.fetch(connection, "list_known_kinds") if rows else ():
-        known[organisation_id].add(kind)
-    found = []
-    for (organisation_id, kind), _count in rows.most_common():
-        others = known[organisation_id]
-        if kind not in others and (like := _find_similar(kind, others)):
-            line, mentor = min(
-                (line, key) for (key, its), line in roster.kinds.items() if (key[0], its) == (organisation_id, kind)
-            )
-            reason = f"{kind!r} is a new kind, similar to {like!r}; correct it if it is a typing error"
-            found.append(Problem(line=line, mentor=mentor, column="kind", reason=reason, is_warning=True))
-        others.add(kind)
-    return found
-
-
-def _find_similar(kind: str, others: Collection[str]) -> str | None:
-    """Return the most similar of the other kinds, in any case of letters.
-
-    >>> _find_similar("Likeperson", ["kurs", "likeperson"]), _find_similar("kurs 2", ["kurs 1"])
-    ('likeperson', None)
-    """
-    by_letters = {other.casefold(): other for other in others}
-    close = get_close_matches(kind.casefold(), by_letters, n=1, cutoff=_SIMILAR)
-    return by_letters[close[0]] if close else None

@@ -15,6 +15,7 @@ from uuid import UUID
 
 from certjob.errors import InputError
 from certjob.facts import cells
+from certjob.redaction import from_spreadsheet
 
 SIZE_LIMIT = 50_000_000
 """Maximum size of a file in bytes, enough for half a million rows."""
@@ -23,6 +24,8 @@ IDENTITY = ("organisation", "member_no")
 CERTIFICATE = ("kind", "issued_on", "expires_on")
 MENTOR = ("full_name", "email", "locale", "dynamics_contact_id", "left_on")
 COLUMNS = (*IDENTITY, *CERTIFICATE, "revoked_on", *MENTOR)
+OF_LIST = ("status", "days_left", "pauses", "left", "mentor_id", "certificate_id")
+"""The other columns of `certjob list --csv`, which are not read."""
 
 NEVER = date(9999, 12, 31)
 """The last day of a certificate that never expires."""
@@ -81,6 +84,8 @@ class Roster:
     """``expires_on`` and ``revoked_on`` by mentor, ``kind`` and ``issued_on``."""
     kinds: Mapping[tuple[MentorKey, str], int]
     """The first line by mentor and kind."""
+    columns: frozenset[str]
+    """The columns of the file that are read."""
     problems: Sequence[Problem]
 
 
@@ -90,7 +95,9 @@ def read_roster(content: bytes, *, organisation_ids: Mapping[str, UUID], today: 
     names = [text.lower() for text in next(records, (1, [], ""))[1]]
     required = _required_columns(names)
     readers: Readers = {**_READERS, "organisation": partial(cells.read_organisation, ids=organisation_ids)}
-    unknown = ", ".join(repr(name[:40]) for name in names if name and name not in COLUMNS)
+    is_list = {*OF_LIST} <= {*names}
+    known = (*COLUMNS, *OF_LIST) if is_list else COLUMNS
+    unknown = ", ".join(repr(name[:40]) for name in names if name and name not in known)
     problems = [Problem(line=1, column="line", reason=f"not read: {unknown[:200]}", is_warning=True)] if unknown else []
     mentors: dict[MentorKey, Values] = {}
     certificates: dict[tuple[MentorKey, str, date], tuple[date, date | None]] = {}
@@ -101,7 +108,8 @@ def read_roster(content: bytes, *, organisation_ids: Mapping[str, UUID], today: 
         readable = {name: text for name, text in zip(names, texts, strict=False) if name in IDENTITY or not damage}
         values: Values = {}
         wrong = [("line", damage, False)] if damage else []
-        wrong += _read_row(values, readable, required, readers)
+        has_certificate = not is_list or any(readable.get(name) for name in CERTIFICATE)
+        wrong += _read_row(values, readable, required if has_certificate else IDENTITY, readers)
         wrong += _check_dates(values, today)
         key = (values["organisation"], values["member_no"]) if values.keys() >= {*IDENTITY} else None
         problems += [
@@ -127,6 +135,7 @@ def read_roster(content: bytes, *, organisation_ids: Mapping[str, UUID], today: 
         mentors={key: mentor for key, mentor in mentors.items() if key not in bad},
         certificates={key: dates for key, dates in certificates.items() if key[0] not in bad},
         kinds={key: line for key, line in kinds.items() if key[0] not in bad},
+        columns=frozenset(names) & {*COLUMNS},
         problems=problems,
     )
 
@@ -157,7 +166,7 @@ def _split(text: str) -> Iterator[tuple[int, list[str], str]]:
         feed = (f"{each}\n" for each in lines[number : number + _CELL_LINES_LIMIT])
         reader = csv.reader(feed, delimiter=delimiter, skipinitialspace=True, strict=True)
         try:
-            texts = [each.strip() for each in next(reader)]
+            texts = [from_spreadsheet(each.strip()) for each in next(reader)]
         except csv.Error:  # a stray quote spoils only its own line
             number += 1
             yield line, [], "cannot be read: a quote is not closed, or text follows a quoted cell"

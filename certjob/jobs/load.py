@@ -19,7 +19,15 @@ class Loaded:
     """Of all due mentors with the facts after the load, and with the guards of a run without --allow."""
 
 
-def load(connection: Connection, content: bytes, *, today: date, dry_run: bool = False) -> Loaded:
+def load(
+    connection: Connection,
+    content: bytes,
+    *,
+    today: date,
+    dry_run: bool = False,
+    exact: bool = False,
+    most_changes: int | None = None,
+) -> Loaded:
     """Load a file as ``loading.load`` does. A dry run plans before it takes the load back."""
     plans: list[RunReport] = []
 
@@ -28,7 +36,15 @@ def load(connection: Connection, content: bytes, *, today: date, dry_run: bool =
         plan_run(connection, next_run)
         plans.append(next_run)
 
-    report = loading.load(connection, content, today=today, dry_run=dry_run, before_rollback=plan)
+    report = loading.load(
+        connection,
+        content,
+        today=today,
+        dry_run=dry_run,
+        exact=exact,
+        most_changes=most_changes,
+        before_rollback=plan,
+    )
     if not dry_run:
         plan()
     return Loaded(report=report, next_run=plans[-1])

@@ -121,7 +121,7 @@ def _require_certificates(connection: Connection, mentor_id: UUID, *, today: dat
         raise BrokenMentorError(message)
     (mentor,) = read.mentors
     others = tuple(each for each in mentor.open_pauses if each.reason != OWN_PAUSE_REASON)
-    if rules.decide(replace(mentor, open_pauses=others), today).pause is PauseChange.OPEN:
+    if rules.decide(replace(mentor, open_pauses=others, left=False), today).pause is PauseChange.OPEN:
         why = "; ".join(explanations.why_certified(mentor, today))
         message = f"certjob would pause {mentor.member_no} again: {why}"
         raise UsageError(message, next_step="enter a certificate; the next run then lifts the pause")

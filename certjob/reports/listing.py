@@ -1,6 +1,6 @@
 """Certificates and their holders, with the status that the rules give today."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import date
 from functools import partial
@@ -27,6 +27,8 @@ class Filter:
     organisation_id: UUID | None = None
     with_left: bool = False
     """Include mentors who have left."""
+    everyone: bool = False
+    """Include mentors who have left or have no certificate."""
     without_contact_id: bool = False
     """Only mentors of an organisation with a portal who have no contact ID."""
     without_address: bool = False
@@ -53,6 +55,24 @@ class ListedCertificate:
     left: bool
     mentor_id: UUID
     certificate_id: UUID | None = None
+    revoked_on: date | None = None
+    email: str | None = None
+    locale: str = "nb"
+    dynamics_contact_id: UUID | None = None
+    left_on: date | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Person:
+    """The columns of a mentor that the rules do not need."""
+
+    id: UUID
+    full_name: str | None
+    email: str | None
+    locale: str
+    dynamics_contact_id: UUID | None
+    left_on: date | None
+    """The day of departure in UTC, as `certjob load` reads it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,13 +90,14 @@ def list_certificates(connection: Connection, *, today: date, wanted: Filter) ->
     broken: dict[UUID, str] = {}
     parameters = asdict(wanted) | {"today": today, "limit": reading.CHUNK_SIZE, "after": UUID(int=0)}
     with database.read_only_snapshot(connection):
-        while found := database.fetch(connection, "find_mentors_to_list", parameters):
-            parameters["after"] = found[-1][0]
-            names: dict[UUID, str | None] = dict(found)
-            read = reading.read(connection, list(names), lock=False)
+        while found := database.fetch(connection, "find_mentors_to_list", parameters, into=Person):
+            parameters["after"] = found[-1].id
+            people = {person.id: person for person in found}
+            read = reading.read(connection, list(people), lock=False)
             broken |= read.broken
+            revoked = dict(database.fetch(connection, "list_revoked_days", {"ids": list(people), "today": today}))
             for mentor in read.mentors:
-                for row in _rows(mentor, names[mentor.id], today=today, wanted=wanted):
+                for row in _rows(mentor, people[mentor.id], revoked, today=today, wanted=wanted):
                     rows.append(row)
     return Listing(rows=rows, broken=broken)
 
@@ -85,7 +106,9 @@ def _sort_key(row: ListedCertificate) -> tuple[date, str, str, str | None, date 
     return (row.expires_on or date.min, row.organisation, row.member_no, row.kind, row.issued_on)
 
 
-def _rows(mentor: Mentor, name: str | None, *, today: date, wanted: Filter) -> Iterator[ListedCertificate]:
+def _rows(
+    mentor: Mentor, person: Person, revoked: Mapping[UUID, date], *, today: date, wanted: Filter
+) -> Iterator[ListedCertificate]:
     active = not (mentor.left or mentor.open_pauses)
     if wanted.without_certificate and not (active and rules.holds_nothing(mentor, today)):
         return
@@ -94,10 +117,14 @@ def _rows(mentor: Mentor, name: str | None, *, today: date, wanted: Filter) -> I
         ListedCertificate,
         organisation=mentor.organisation.slug,
         member_no=mentor.member_no,
-        full_name=name,
+        full_name=person.full_name,
         pauses=tuple(sorted(pause.reason for pause in mentor.open_pauses)),
         left=mentor.left,
         mentor_id=mentor.id,
+        email=person.email,
+        locale=person.locale,
+        dynamics_contact_id=person.dynamics_contact_id,
+        left_on=person.left_on,
     )
     for certificate in mentor.certificates:
         days_left, status = (certificate.expires_on - today).days, statuses[certificate.id]
@@ -112,8 +139,11 @@ def _rows(mentor: Mentor, name: str | None, *, today: date, wanted: Filter) -> I
             expires_on=certificate.expires_on,
             days_left=days_left,
             certificate_id=certificate.id,
+            revoked_on=revoked.get(certificate.id),
         )
-    asks_for_mentors = wanted.without_contact_id or wanted.without_address or wanted.without_certificate
+    asks_for_mentors = (
+        wanted.everyone or wanted.without_contact_id or wanted.without_address or wanted.without_certificate
+    )
     asks_for_certificates = wanted.statuses or wanted.from_on or wanted.to_on
     if not mentor.certificates and asks_for_mentors and not asks_for_certificates:
         yield listed()

@@ -184,6 +184,8 @@ def test_page_has_every_printed_key_and_no_other(
     alerts = run("alerts")["alerts"]
     run(f"acknowledge '{alerts[0]['alert_id']}' --because read --until {today()}")
     run("alerts --acknowledged")
+    (tmp_path / "new.csv").write_text(f"{header}\nhlf,M10,kurs,2024-01-01,2025-01-01\n")
+    run("load new.csv --dry-run")
     run("load people.csv")
     run("organisation set lhl --coordinator 'Kari <kari@example.org>' --optional-kind kurs")
     for command in ("organisation show lhl", "db prune --older-than 3y", "edge-function functions"):

@@ -1,5 +1,6 @@
 """Output and exit code of `certjob load`."""
 
+import json
 from collections.abc import Callable
 from datetime import date, timedelta
 from pathlib import Path
@@ -153,9 +154,66 @@ def test_dry_run_says_how_many_mentors_the_next_run_would_pause(load: Load, fact
     assert held.startswith("certjob load: the next run will hold hlf: 21 mentors would be paused or hidden")
     assert held.endswith("then `certjob run --allow hlf=21`")
     assert last == "certjob load: --dry-run: nothing was loaded"
-    assert result.stdout.splitlines() == ["rows\t21", "certificates changed\t21"]
+    numbers = ["0", "1", *map(str, range(10, 20)), "2", "20", *map(str, range(3, 9))]  # as texts
+    mentors = [f"hlf M{number}" for number in numbers]
+    assert result.stdout.splitlines() == [
+        "rows\t21",
+        "certificates changed\t21",
+        *(f"{mentor}: likeperson of 2024-02-01: expires_on: 2036-02-01 → 2025-02-01" for mentor in mentors),
+        "… and 1 more: expires_on",
+        f"next run: 21 paused (held): {', '.join(mentors)}, … and 1 more",
+        f"next run: 21 hidden (held): {', '.join(mentors)}, … and 1 more",
+    ]
     assert result.returncode == 0
     assert facts.rows("SELECT FROM certificates WHERE expires_on = '2025-02-01'") == []
+
+
+def test_dry_run_names_each_change_from_old_to_new(load: Load, facts: Facts) -> None:
+    """New mentors, certificates and kinds, too. --json has the same changes, and nothing is changed."""
+    load(HEADER + GOOD.format(1))
+    night(facts.connection, today())
+    before = facts.rows("SELECT to_jsonb(m) FROM mentors AS m")
+    contact, revoked_on, last_day = "0b6c0f5e-52a5-4f0e-8f0c-0d5a3c9c7a11", str(today()), today() + timedelta(days=30)
+    text = (
+        "organisation,member_no,full_name,email,locale,dynamics_contact_id,kind,issued_on,expires_on,revoked_on\n"
+        f"hlf,M1,Kari Nord,k@example.org,nn,{contact},likeperson,2024-02-01,2036-02-02,{revoked_on}\n"
+        f"hlf,M2,Ola,ola@example.org,,,kurs,2024-02-01,{last_day},\n"
+    )
+
+    printed = load(text, "--dry-run").stdout.splitlines()
+    document = json.loads(load(text, "--dry-run", "--json").stdout)
+
+    likeperson = "hlf M1: likeperson of 2024-02-01"
+    assert printed == [
+        "rows\t2",
+        "mentors added\t1",
+        "mentors changed\t1",
+        "certificates added\t1",
+        "certificates changed\t1",
+        f"hlf M2: kurs of 2024-02-01: new, until {last_day}",
+        f"hlf M1: dynamics_contact_id: none → {contact}",
+        "hlf M1: email: kari1@example.org → k@example.org",
+        f"{likeperson}: expires_on: 2036-02-01 → 2036-02-02",
+        "hlf M1: full_name: Kari 1 → Kari Nord",
+        "hlf M1: locale: nb → nn",
+        "hlf M2: new mentor Ola",
+        f"{likeperson}: revoked_on: none → {revoked_on}",
+        "hlf: new kind kurs (1 certificate)",
+        "next run: 1 paused: hlf M1",
+        "next run: 1 hidden: hlf M1",
+        "next run: 1 reminded: hlf M2",
+    ]
+    assert [(each["member_no"], each["what"], each["old"], each["new"]) for each in document["changes"]][3:5] == [
+        ("M1", "expires_on", "2036-02-01", "2036-02-02"),
+        ("M1", "full_name", "Kari 1", "Kari Nord"),
+    ]
+    assert [(each["member_no"], each["what"], each["held"]) for each in document["next_run"]] == [
+        ("M1", "paused", False),
+        ("M1", "hidden", False),
+        ("M2", "reminded", False),
+    ]
+    assert document["new_kinds"] == [{"organisation": "hlf", "kind": "kurs", "certificates": 1}]
+    assert facts.rows("SELECT to_jsonb(m) FROM mentors AS m") == before
 
 
 def test_load_reads_standard_input(load: Load, here: Certjob, facts: Facts) -> None:

@@ -7,11 +7,11 @@ from uuid import UUID
 import pytest
 
 from certjob.cli.pages.listing import COLUMNS, print_list_csv
-from certjob.cli.terminal.csv_output import spreadsheet_text
 from certjob.database import Connection
 from certjob.domain import rules
 from certjob.domain.models import Status
 from certjob.facts import reading as facts_reading
+from certjob.redaction import spreadsheet_text
 from certjob.reports.listing import Filter, ListedCertificate, list_certificates
 from tests.conftest import Certjob
 from tests.support.command_line import today
@@ -30,6 +30,7 @@ def row(**values: Any) -> ListedCertificate:
     """A row with defaults."""
     dates = {"issued_on": date(2024, 3, 12), "expires_on": date(2026, 3, 12), "days_left": 2}
     person = {"organisation": "hlf", "member_no": "M1", "full_name": "Kari Nordmann", "pauses": (), "left": False}
+    person |= {"locale": "nb"}
     ids = {"mentor_id": UUID(int=1), "certificate_id": UUID(int=2)}
     return ListedCertificate(**{**ids, **person, **dates, "kind": "likeperson", "status": Status.EXPIRING, **values})
 
@@ -59,10 +60,12 @@ def test_list_filters_combine(connection: Connection, facts: Facts) -> None:
         for days in (-5, 5, 200):
             facts.certified_mentor(organisation, TODAY + timedelta(days=days), member_no=f"{slug} {days}")
     facts.certified_mentor(hlf, TODAY, member_no="left", left_at=datetime.now(UTC))
+    facts.mentor(hlf, member_no="nothing")
 
     for wanted, numbers in (
         ({"organisation_id": hlf}, ["hlf -5", "hlf 5", "hlf 200"]),
         ({"organisation_id": hlf, "with_left": True}, ["hlf -5", "left", "hlf 5", "hlf 200"]),
+        ({"organisation_id": hlf, "everyone": True}, ["nothing", "hlf -5", "left", "hlf 5", "hlf 200"]),
         ({"organisation_id": nhf, "from_on": TODAY - 5 * DAY, "to_on": TODAY + 5 * DAY}, ["nhf -5", "nhf 5"]),
         ({"organisation_id": nhf, "from_on": TODAY - 4 * DAY}, ["nhf 5", "nhf 200"]),
         ({"organisation_id": nhf, "to_on": TODAY + 4 * DAY}, ["nhf -5"]),
@@ -102,11 +105,11 @@ def test_csv_is_rfc_4180(capsys: pytest.CaptureFixture[str]) -> None:
 
     assert capsys.readouterr().out == (
         "organisation,member_no,full_name,kind,status,issued_on,expires_on,days_left,pauses,left,"
-        "mentor_id,certificate_id\r\n"
+        "mentor_id,certificate_id,revoked_on,email,locale,dynamics_contact_id,left_on\r\n"
         'hlf,M1,"Nordmann, ""Kari""",likeperson,expiring,2024-03-12,2026-03-12,2,,,{ids}\r\n'
         "hlf,M1,,likeperson,expiring,2024-03-12,2026-03-12,2,certification_expired; leave,yes,{ids}\r\n"
         "hlf,M1,a  b\ufffd[2J,likeperson,expiring,2024-03-12,2026-03-12,2,,,{ids}\r\n"
-    ).replace("{ids}", f"{UUID(int=1)},{UUID(int=2)}")
+    ).replace("{ids}", f"{UUID(int=1)},{UUID(int=2)},,,nb,,")
 
 
 @pytest.mark.parametrize(

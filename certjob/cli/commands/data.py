@@ -24,7 +24,11 @@ Slug = Annotated[str, typer.Argument(metavar="SLUG", show_default=False, help="I
 
 @app.command(
     short_help="Load or correct mentors and certificates from a CSV file.",
-    examples=("certjob load people.csv --dry-run", "certjob load - < people.csv"),
+    examples=(
+        "certjob load people.csv --dry-run",
+        "certjob load - < people.csv",
+        "certjob load before.csv --exact --dry-run",
+    ),
 )
 def load(
     context: typer.Context,
@@ -32,7 +36,16 @@ def load(
         Path, typer.Argument(metavar="FILE.csv", show_default=False, help="The CSV file; - reads standard input.")
     ],
     *,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the changes only, without writes.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Print each change and what the next run would do, without writes."),
+    ] = False,
+    exact: Annotated[
+        bool,
+        typer.Option(
+            "--exact", help="Let empty cells remove optional values, to load an earlier `certjob list` again."
+        ),
+    ] = False,
     json: Json = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
@@ -43,16 +56,23 @@ def load(
     The first line names the columns: organisation, member_no, kind, issued_on and expires_on; optionally revoked_on,
     full_name, email, locale, dynamics_contact_id and left_on. Dates are 2026-12-31 or 31.12.2026.
 
-    An empty cell leaves the value unchanged. If a line is bad, its mentor is skipped, the others are loaded, and the
-    command exits with 3. A file without certificate columns corrects known mentors. The command prints whom the next
-    run pauses, and which changes it will hold.
+    An empty cell leaves the value unchanged, except with --exact. If a line is bad, its mentor is skipped, the others
+    are loaded, and the command exits with 3. A file without certificate columns corrects known mentors. The command
+    prints whom the next run pauses, and which changes it will hold.
     """
     from certjob.cli.pages import load as page
     from certjob.jobs.load import load as load_file
 
     call = Call(context=context, json=json, verbose=verbose, quiet=quiet, env_file=env_file)
     with call.session(interruptible=True) as opened:
-        loaded = load_file(opened.connection, _read(file), today=opened.settings.today, dry_run=dry_run)
+        loaded = load_file(
+            opened.connection,
+            _read(file),
+            today=opened.settings.today,
+            dry_run=dry_run,
+            exact=exact,
+            most_changes=None if json or exact else page.MOST_LINES + 1,
+        )
     page.show_load(opened.output, loaded, json=call.json, dry_run=dry_run)
     return 3 if loaded.report.skipped else 0
 

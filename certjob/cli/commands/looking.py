@@ -258,6 +258,12 @@ def list_(
     ] = None,
     organisation: OrganisationSlug = None,
     with_left: Annotated[bool, typer.Option("--with-left", help="Include mentors who have left.")] = False,
+    everyone: Annotated[
+        bool,
+        typer.Option(
+            "--everyone", help="Include mentors who have left or have no certificate, as a backup for `certjob load`."
+        ),
+    ] = False,
     without_contact_id: Annotated[
         bool, typer.Option("--without-contact-id", help="Only portal mentors without a Dynamics contact ID.")
     ] = False,
@@ -292,6 +298,7 @@ def list_(
             to_on=min(to or date.max, today + timedelta(days=within)) if within is not None else to,
             organisation_id=find_organisation(opened.connection, organisation) if organisation else None,
             with_left=with_left,
+            everyone=everyone,
             without_contact_id=without_contact_id,
             without_address=without_address,
             without_certificate=without_certificate,

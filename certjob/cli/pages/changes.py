@@ -27,7 +27,7 @@ def show_changes(output: Output, changes: Iterable[Change], *, since: datetime, 
         shown, is_empty = list(group), False
         others = len({each.organisation for each in shown}) > 1
         rows = [
-            [f"{each.at.astimezone(zone):%Y-%m-%d %H:%M}", each.member_no, each.full_name, each.why]
+            [_at(each.at.astimezone(zone), today), each.member_no, each.full_name, each.why]
             + ([each.organisation] if others else [])
             for each in shown
         ]
@@ -39,6 +39,15 @@ def show_changes(output: Output, changes: Iterable[Change], *, since: datetime, 
             output.result(f"… and {shown[0].number - len(shown):,} more; --csv prints all of them")
     if is_empty:
         output.result("No mentor was changed.")
+
+
+def _at(at: datetime, today: date) -> str:
+    """Return a local time, without the current year.
+
+    >>> _at(datetime(2026, 3, 9, 4, 5), date(2026, 3, 10)), _at(datetime(2025, 3, 9, 4, 5), date(2026, 3, 10))
+    ('03-09 04:05', '2025-03-09 04:05')
+    """
+    return f"{at:%m-%d %H:%M}" if at.year == today.year else f"{at:%Y-%m-%d %H:%M}"
 
 
 def print_changes_csv(changes: Iterable[Change]) -> None:

@@ -4,7 +4,8 @@ SELECT to_regnamespace('certjob_mirror') IS NOT NULL
 
 -- name: create_load_tables
 -- The staged rows of a file. The tables end with the transaction, because of transaction-mode poolers. The line
--- identifies a mentor of the file. Contact IDs are checked at the commit, because two mentors may swap them.
+-- identifies a mentor of the file. Contact IDs are checked at the commit, because two mentors may swap them. With
+-- --exact, an empty cell is chr(1), the UUID of zeros or 0001-01-01, which no cell can have; null changes nothing.
 SET CONSTRAINTS ALL DEFERRED;
 CREATE TEMPORARY TABLE load_mentors (
     line                integer PRIMARY KEY,
@@ -45,8 +46,10 @@ WHERE l.mentor_id IS NULL AND m.organisation_id = l.organisation_id AND m.member
 -- Checks that need the database. A refused mentor keeps the old contact ID, which may conflict with another mentor. The
 -- caller therefore repeats the statement until it refuses none.
 WITH contacts AS (
-    SELECT l.line, coalesce(l.dynamics_contact_id, m.dynamics_contact_id) AS contact_id,
-        l.dynamics_contact_id IS DISTINCT FROM m.dynamics_contact_id AND l.dynamics_contact_id IS NOT NULL AS is_new
+    SELECT l.line, nullif(coalesce(l.dynamics_contact_id, m.dynamics_contact_id),
+            '00000000-0000-0000-0000-000000000000') AS contact_id,
+        l.dynamics_contact_id IS DISTINCT FROM m.dynamics_contact_id
+            AND l.dynamics_contact_id <> '00000000-0000-0000-0000-000000000000' AS is_new
     FROM pg_temp.load_mentors AS l
     LEFT JOIN mentors AS m ON m.id = l.mentor_id
     UNION ALL
@@ -86,11 +89,69 @@ SELECT o.id, optional.kind
 FROM organisations AS o
 CROSS JOIN unnest(o.optional_kinds) AS optional (kind)
 
+-- name: read_load_changes
+-- What the load will change, before it does. `most` rows of each kind; null: all. `stays`: also certificates of the
+-- file's mentors that are not in the file.
+WITH fields AS (
+    SELECT l.organisation_id, l.member_no, f.what, NULL::text AS kind, NULL::date AS issued_on, f.old,
+        nullif(coalesce(f.new, f.old), f.cleared) AS new
+    FROM pg_temp.load_mentors AS l
+    JOIN mentors AS m ON m.id = l.mentor_id
+    CROSS JOIN LATERAL (VALUES
+        ('full_name', m.full_name, l.full_name, chr(1)),
+        ('email', m.email, l.email, chr(1)),
+        ('locale', m.locale, l.locale, NULL),
+        ('dynamics_contact_id', m.dynamics_contact_id::text, l.dynamics_contact_id::text,
+            '00000000-0000-0000-0000-000000000000'),
+        ('left_on', (m.left_at AT TIME ZONE 'UTC')::date::text, l.left_on::text, '0001-01-01')
+    ) AS f (what, old, new, cleared)
+    UNION ALL
+    SELECT l.organisation_id, l.member_no, f.what, n.kind, n.issued_on, f.old,
+        nullif(coalesce(f.new, f.old), '0001-01-01')
+    FROM pg_temp.load_mentors AS l
+    JOIN pg_temp.load_certificates AS n ON n.line = l.line
+    JOIN certificates AS c ON c.mentor_id = l.mentor_id AND c.kind = n.kind AND c.issued_on = n.issued_on
+    CROSS JOIN LATERAL (VALUES
+        ('expires_on', c.expires_on::text, n.expires_on::text),
+        ('revoked_on', (c.revoked_at AT TIME ZONE 'UTC')::date::text, n.revoked_on::text)
+    ) AS f (what, old, new)
+), changes AS (
+    SELECT organisation_id, member_no, what, kind, issued_on, old, new FROM fields WHERE old IS DISTINCT FROM new
+    UNION ALL
+    SELECT l.organisation_id, l.member_no, 'mentor', NULL, NULL, NULL, nullif(l.full_name, chr(1))
+    FROM pg_temp.load_mentors AS l
+    WHERE l.mentor_id IS NULL
+    UNION ALL
+    SELECT l.organisation_id, l.member_no, 'certificate', n.kind, n.issued_on, NULL, n.expires_on::text
+    FROM pg_temp.load_mentors AS l
+    JOIN pg_temp.load_certificates AS n ON n.line = l.line
+    LEFT JOIN certificates AS c ON c.mentor_id = l.mentor_id AND c.kind = n.kind AND c.issued_on = n.issued_on
+    WHERE c.id IS NULL
+    UNION ALL
+    SELECT l.organisation_id, l.member_no, 'stays', c.kind, c.issued_on, c.expires_on::text, c.expires_on::text
+    FROM pg_temp.load_mentors AS l
+    JOIN certificates AS c ON c.mentor_id = l.mentor_id
+    WHERE %(stays)s AND NOT EXISTS (
+        SELECT FROM pg_temp.load_certificates AS n
+        WHERE n.line = l.line AND n.kind = c.kind AND n.issued_on = c.issued_on
+    )
+), counted AS (
+    SELECT organisation_id, member_no, what, kind, issued_on, old, new, count(*) OVER (PARTITION BY what) AS number,
+        row_number() OVER (PARTITION BY what ORDER BY organisation_id, member_no, kind, issued_on) AS place
+    FROM changes
+)
+SELECT o.slug AS organisation, member_no, what, kind, issued_on, old, new, number
+FROM counted
+JOIN organisations AS o ON o.id = organisation_id
+WHERE %(most)s::integer IS NULL OR place <= %(most)s
+ORDER BY what, organisation, member_no, kind, issued_on
+
 -- name: insert_loaded_mentors
 -- If another load is adding the same mentors, this statement waits for it, and a later one changes them.
 INSERT INTO mentors (organisation_id, member_no, full_name, email, locale, dynamics_contact_id, left_at)
-SELECT organisation_id, member_no, full_name, email, coalesce(locale, 'nb'), dynamics_contact_id,
-    left_on::timestamp AT TIME ZONE 'UTC'
+SELECT organisation_id, member_no, nullif(full_name, chr(1)), nullif(email, chr(1)), coalesce(locale, 'nb'),
+    nullif(dynamics_contact_id, '00000000-0000-0000-0000-000000000000'),
+    nullif(left_on, '0001-01-01')::timestamp AT TIME ZONE 'UTC'
 FROM pg_temp.load_mentors
 WHERE mentor_id IS NULL
 ORDER BY organisation_id, member_no
@@ -98,10 +159,13 @@ ON CONFLICT (organisation_id, member_no) DO NOTHING
 
 -- name: upsert_loaded_certificates
 -- Certificates are locked before mentors, as in the app. A new issue date is a new row. An empty revoked_on keeps a
--- revocation. A day is stored as midnight in UTC, but a stored time on the same day stays. xmax is 0 in inserted rows.
+-- revocation, and 0001-01-01 removes it. A day is stored as midnight in UTC, but a stored time on the same day stays.
+-- xmax is 0 in inserted rows.
 WITH written AS (
     INSERT INTO certificates AS c (mentor_id, kind, issued_on, expires_on, revoked_at)
-    SELECT l.mentor_id, n.kind, n.issued_on, n.expires_on, n.revoked_on::timestamp AT TIME ZONE 'UTC'
+    SELECT l.mentor_id, n.kind, n.issued_on, n.expires_on,
+        CASE WHEN known.id IS NOT NULL OR n.revoked_on > '0001-01-01'
+            THEN n.revoked_on::timestamp AT TIME ZONE 'UTC' END
     FROM pg_temp.load_mentors AS l
     JOIN pg_temp.load_certificates AS n ON n.line = l.line
     LEFT JOIN certificates AS known
@@ -109,17 +173,18 @@ WITH written AS (
     WHERE known.id IS NULL
         OR known.expires_on <> n.expires_on
         OR (known.revoked_at AT TIME ZONE 'UTC')::date
-            IS DISTINCT FROM coalesce(n.revoked_on, (known.revoked_at AT TIME ZONE 'UTC')::date)
+            IS DISTINCT FROM nullif(coalesce(n.revoked_on, (known.revoked_at AT TIME ZONE 'UTC')::date), '0001-01-01')
     ORDER BY l.mentor_id, n.kind, n.issued_on
     ON CONFLICT (mentor_id, kind, issued_on) DO UPDATE
     SET expires_on = excluded.expires_on,
         revoked_at = CASE
-            WHEN (excluded.revoked_at AT TIME ZONE 'UTC')::date = (c.revoked_at AT TIME ZONE 'UTC')::date THEN c.revoked_at
-            ELSE coalesce(excluded.revoked_at, c.revoked_at)
+            WHEN (excluded.revoked_at AT TIME ZONE 'UTC')::date = (c.revoked_at AT TIME ZONE 'UTC')::date
+                THEN c.revoked_at
+            ELSE nullif(coalesce(excluded.revoked_at, c.revoked_at), '0001-01-01 UTC')
         END
     WHERE c.expires_on <> excluded.expires_on
-        OR (c.revoked_at AT TIME ZONE 'UTC')::date
-            IS DISTINCT FROM (coalesce(excluded.revoked_at, c.revoked_at) AT TIME ZONE 'UTC')::date
+        OR (c.revoked_at AT TIME ZONE 'UTC')::date IS DISTINCT FROM
+            nullif((coalesce(excluded.revoked_at, c.revoked_at) AT TIME ZONE 'UTC')::date, '0001-01-01')
     RETURNING c.xmax = 0 AS added
 )
 SELECT
@@ -128,22 +193,26 @@ SELECT
 FROM written
 
 -- name: update_loaded_mentors
--- An empty cell keeps the stored value. Unchanged mentors are not written. A departure is stored like a revocation.
+-- An empty cell keeps the stored value, and the value that no cell can have removes it. Unchanged mentors are not
+-- written. A departure is stored like a revocation.
 UPDATE mentors AS m
-SET full_name = coalesce(l.full_name, m.full_name),
-    email = coalesce(l.email, m.email),
+SET full_name = nullif(coalesce(l.full_name, m.full_name), chr(1)),
+    email = nullif(coalesce(l.email, m.email), chr(1)),
     locale = coalesce(l.locale, m.locale),
-    dynamics_contact_id = coalesce(l.dynamics_contact_id, m.dynamics_contact_id),
+    dynamics_contact_id = nullif(coalesce(l.dynamics_contact_id, m.dynamics_contact_id),
+        '00000000-0000-0000-0000-000000000000'),
     left_at = CASE
         WHEN (m.left_at AT TIME ZONE 'UTC')::date = l.left_on THEN m.left_at
-        ELSE coalesce(l.left_on::timestamp AT TIME ZONE 'UTC', m.left_at)
+        WHEN l.left_on > '0001-01-01' THEN l.left_on::timestamp AT TIME ZONE 'UTC'
+        WHEN l.left_on IS NULL THEN m.left_at
     END
 FROM pg_temp.load_mentors AS l
 WHERE m.id = l.mentor_id
     AND (
-        coalesce(l.full_name, m.full_name), coalesce(l.email, m.email), coalesce(l.locale, m.locale),
-        coalesce(l.dynamics_contact_id, m.dynamics_contact_id),
-        coalesce(l.left_on, (m.left_at AT TIME ZONE 'UTC')::date)
+        nullif(coalesce(l.full_name, m.full_name), chr(1)), nullif(coalesce(l.email, m.email), chr(1)),
+        coalesce(l.locale, m.locale),
+        nullif(coalesce(l.dynamics_contact_id, m.dynamics_contact_id), '00000000-0000-0000-0000-000000000000'),
+        nullif(coalesce(l.left_on, (m.left_at AT TIME ZONE 'UTC')::date), '0001-01-01')
     ) IS DISTINCT FROM (
         m.full_name, m.email, m.locale, m.dynamics_contact_id, (m.left_at AT TIME ZONE 'UTC')::date
     )
