@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from certjob import __version__
-from certjob.cli.commands import data, every_night, looking, setting_up
+from certjob.cli.commands import data, every_night, looking, previewing, setting_up
 from certjob.cli.help import EPILOG, GroupedHelp
 from certjob.cli.session import Commands
 
@@ -37,5 +37,5 @@ def certjob(
     """Nightly job for peer-mentor programmes: updates certificates and pauses, sends reminders, syncs the portal."""
 
 
-for commands in (every_night, looking, data, setting_up):  # in the order of --help
+for commands in (every_night, looking, previewing, data, setting_up):  # in the order of --help
     app.add_typer(commands.app)

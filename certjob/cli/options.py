@@ -71,10 +71,9 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log every step, 
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no result on success. Warnings are still printed.")]
 _ENV_FILE_HELP = "Read settings that are not set in the environment from FILE (lines NAME='value')."
 EnvFile = Annotated[str | None, typer.Option(envvar="CERTJOB_ENV_FILE", metavar="FILE", help=_ENV_FILE_HELP)]
-MentorArgument = Annotated[
-    str,
-    typer.Argument(metavar="MENTOR", help="Id, member number, e-mail address or part of a name.", show_default=False),
-]
+_MENTOR_HELP = "Id, member number, e-mail address or part of a name."
+MentorArgument = Annotated[str, typer.Argument(metavar="MENTOR", help=_MENTOR_HELP, show_default=False)]
+OptionalMentor = Annotated[str | None, typer.Argument(metavar="[MENTOR]", help=_MENTOR_HELP, show_default=False)]
 OrganisationSlug = Annotated[
     str | None, typer.Option("--organisation", metavar="SLUG", help="Only this organisation's mentors.")
 ]

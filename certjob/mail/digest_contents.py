@@ -79,9 +79,18 @@ def read_digest(connection: Connection, digest_id: int, *, today: date) -> Diges
     """Return the contents of a queued digest, or None if its coordinator was deleted."""
     parameters = {"digest_id": digest_id, "today": today}
     found = database.fetch(connection, "read_digest_coordinator", parameters, into=DigestRecipient)
-    if not found:
-        return None
-    (coordinator,) = found
+    return read_digest_for(connection, found[0], today=today) if found else None
+
+
+def read_digests_by_mail(connection: Connection, email: str, *, slug: str | None, today: date) -> list[Digest]:
+    """Return what each coordinator with this address, of one organisation or of all, would be told now."""
+    parameters = {"email": email, "slug": slug, "today": today}
+    found = database.fetch(connection, "find_coordinators_by_mail", parameters, into=DigestRecipient)
+    return [read_digest_for(connection, coordinator, today=today) for coordinator in found]
+
+
+def read_digest_for(connection: Connection, coordinator: DigestRecipient, *, today: date) -> Digest:
+    """Return the contents of a coordinator's digest."""
     last = coordinator.last_digest_on
     window = {
         "organisation_id": coordinator.organisation_id,

@@ -6,6 +6,7 @@ nights without a mail server, the coordinator gets one digest. If a run dies bef
 
 from dataclasses import asdict, dataclass
 from datetime import date, tzinfo
+from typing import Any
 from uuid import UUID
 
 from certjob import database
@@ -99,22 +100,27 @@ class DigestMail:
 
     def write(self, facts: DigestFacts) -> OutgoingMessage:
         """Return the mail; see ``Mails.write``."""
-        item, digest = facts.item, facts.digest
-        coordinator = digest.coordinator
-        words = digest.words(repeat=item.maybe_sent, **self._setting)
+        item, coordinator = facts.item, facts.digest.coordinator
         key = digest_key(item.id, item.attempts, coordinator_id=coordinator.id, digest_on=coordinator.digest_on)
-        return OutgoingMessage(
-            **asdict(self._templates.render("digest", slug=coordinator.organisation_slug, words=words)),
-            to=coordinator.email,
-            to_name=coordinator.full_name,
-            idempotency_key=key,
-            locale=coordinator.locale,
-            kind="digest",
-            repeat=item.maybe_sent,
-            sender=coordinator.sender,
-            reply_to=coordinator.contact_email,
-            list_name=f"digest.{coordinator.organisation_slug}",
-        )
+        return digest_message(facts.digest, key=key, repeat=item.maybe_sent, templates=self._templates, **self._setting)
+
+
+def digest_message(digest: Digest, *, key: str, repeat: bool, templates: Templates, **setting: Any) -> OutgoingMessage:
+    """Return a digest as a mail. ``setting``: the time zone and the addresses; see ``digest_words``."""
+    coordinator = digest.coordinator
+    words = digest.words(repeat=repeat, **setting)
+    return OutgoingMessage(
+        **asdict(templates.render("digest", slug=coordinator.organisation_slug, words=words)),
+        to=coordinator.email,
+        to_name=coordinator.full_name,
+        idempotency_key=key,
+        locale=coordinator.locale,
+        kind="digest",
+        repeat=repeat,
+        sender=coordinator.sender,
+        reply_to=coordinator.contact_email,
+        list_name=f"digest.{coordinator.organisation_slug}",
+    )
 
 
 def digest_key(digest_id: int, attempts: int, *, coordinator_id: UUID, digest_on: date) -> str:

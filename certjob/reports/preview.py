@@ -1,8 +1,9 @@
-"""One mentor's reminder as certjob will send it."""
+"""One mentor's reminder, or one coordinator's digest, as certjob will send it."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import date
+from typing import Any
 from uuid import UUID
 
 from certjob import database
@@ -11,6 +12,8 @@ from certjob.domain import rules
 from certjob.domain.models import OWN_PAUSE_REASON, Mentor, Reminder
 from certjob.domain.projection import after
 from certjob.errors import ConfigurationError, UnknownMentorError
+from certjob.mail.digest_contents import read_digests_by_mail
+from certjob.mail.digests import digest_message
 from certjob.mail.message import OutgoingMessage
 from certjob.mail.messages.templates import Templates
 from certjob.mail.reminder_mail import read_recipient, reminder_message
@@ -22,13 +25,13 @@ _Log = Mapping[tuple[UUID, int], LoggedReminder]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preview:
-    """A reminder as certjob will send it."""
+    """A reminder or digest as certjob will send it."""
 
     message: OutgoingMessage
     sends_on: date
     """The message counts its days from this date."""
     explanation: str
-    """Which reminder it is, and what prevents its delivery."""
+    """Which message it is, and what prevents its delivery."""
 
 
 def preview_reminder(
@@ -79,6 +82,39 @@ def preview_reminder(
     if not recipient.email:
         notes.append("it cannot be sent: the mentor has no e-mail address")
     return Preview(message=message, sends_on=day, explanation="; ".join(notes))
+
+
+def preview_digest(
+    connection: Connection,
+    email: str,
+    *,
+    organisation: str | None,
+    today: date,
+    templates: Templates,
+    **setting: Any,
+) -> Preview:
+    """Return the digest that this coordinator would get now. ``setting``: see ``digest_message``.
+
+    Raises TemplateError, and ConfigurationError if no coordinator or several have this address.
+    """
+    with database.read_only_snapshot(connection):
+        found = read_digests_by_mail(connection, email, slug=organisation, today=today)
+    if len(found) != 1:
+        slugs = ", ".join(digest.coordinator.organisation_slug for digest in found)
+        text = f"several coordinators have this address: {slugs}" if found else "no coordinator has this address"
+        step = "name one with --organisation" if found else "see `certjob organisation show SLUG`"
+        raise ConfigurationError(text, next_step=step)
+    (digest,) = found
+    message = digest_message(digest, key="preview", repeat=False, templates=templates, **setting)
+    if templates.broken is not None:
+        raise templates.broken
+    last = digest.coordinator.last_digest_on
+    explanation = "the digest as it would be sent now"
+    if not digest.has_news:
+        explanation = f"nothing is new since the digest of {last}, so certjob would send none; this is what is open"
+    elif last == today:
+        explanation = "the digest as it would be sent tomorrow; today's has been sent"
+    return Preview(message=message, sends_on=today, explanation=explanation)
 
 
 def _was_sent(log: _Log, reminder: Reminder) -> bool:

@@ -35,6 +35,7 @@ def check(here: Certjob, facts: Facts, portal: PortalServer, tmp_path: Path) -> 
         "CERTJOB_PORTAL_KEY": SECRET,
         "CERTJOB_NOTIFY_URL": f"maildir:{tmp_path / 'maildir'}",
         "CERTJOB_TEMPLATES_DIR": str(tmp_path / "templates"),
+        "CERTJOB_OPERATOR_ADDRESS": "drift@hlf.example",
         "CERTJOB_PING_URL": "https://hc.example/a",
     }
 
@@ -65,7 +66,7 @@ def test_check_has_a_line_for_each_subject_and_changes_nothing(
 
     assert (result.returncode, result.stderr) == (0, ""), result
     subjects = "time_zone database writable clock schema rights last_run organisations portal"
-    subjects += " hiding_on_time mail templates ping settings settings"
+    subjects += " hiding_on_time mail templates operators ping settings settings"
     lines = [line.partition(":")[0] for line in result.stdout.splitlines()]
     assert lines == [f"ok    {name.replace('_', ' ')}" for name in subjects.split()]
     assert [(request.method, request.body) for request in portal.requests] == [("GET", b"")]
@@ -85,7 +86,7 @@ def test_quiet_check_prints_only_problems(check: Check, facts: Facts) -> None:
     writable, organisations = quiet.stdout.splitlines()
     assert writable.startswith("fail  writable: the database is read-only; use the primary")
     assert organisations == "warn  organisations: there are none; create one with `certjob organisation set SLUG`"
-    assert (quiet.returncode, quiet.stderr) == (1, "certjob check: 1 failed, 1 warning, 13 ok\n")
+    assert (quiet.returncode, quiet.stderr) == (1, "certjob check: 1 failed, 1 warning, 14 ok\n")
 
 
 # Settings.
@@ -120,6 +121,7 @@ def test_wrong_or_missing_setting_has_a_next_step(check: Check, empty_database_u
         (2, "fail  mail: the Maildir folder cannot be written", {"NOTIFY_URL": f"maildir:{tmp_path}/file/deep"}),
         (3, "warn  mail: CERTJOB_NOTIFY_URL is not set, so reminders stay queued", {"NOTIFY_URL": ""}),
         (2, "fail  templates: ", {"TEMPLATES_DIR": f"{tmp_path}/nowhere"}),
+        (3, "warn  operators: digests tell coordinators to write to them", {"OPERATOR_ADDRESS": ""}),
         (3, "warn  monitoring: no external monitor is configured; set CERTJOB_PING_URL", {"PING_URL": ""}),
         (3, "warn  portal: CERTJOB_PORTAL_URL is not set, so pushes stay queued", {"PORTAL_URL": "", "PORTAL_KEY": ""}),
         (3, "warn  settings: CERTJOB_PORTAL_ULR is not a setting of certjob; did you mean", {"PORTAL_ULR": "x"}),

@@ -1,5 +1,6 @@
 """`certjob preview`: which reminder is shown, and that it is sent like this."""
 
+import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -149,3 +150,45 @@ def test_preview_prints_the_html_part_alone(here: Certjob, mentor: str) -> None:
     assert_one_line(page, "the reminder for the threshold -1, due ", code=0, command="certjob preview")
     assert page.stdout.startswith('<!doctype html>\n<html lang="nn">')
     assert (page.stdout.endswith("</html>\n"), "gjekk ut" in page.stdout) == (True, True)
+
+
+def test_coordinator_gets_the_digest_as_shown(here: Certjob, facts: Facts) -> None:
+    """Nothing is sent or stored. After it was sent, the preview says that there is no news."""
+    home = facts.organisation(portal=None, thresholds=())
+    facts.insert("coordinators", organisation_id=home, full_name="Berit", email="berit@hlf.example", locale="nb")
+    facts.certified_mentor(home, today() - DAY, full_name="Ola Hansen")
+    review(facts.connection, today())
+
+    shown = json.loads(here("preview", "--digest", "Berit@HLF.example", "--json").stdout)
+    assert facts.rows("SELECT count(*) FROM coordinator_digests") == [(0,)]
+    channel = CollectingChannel()
+    night(facts.connection, today(), channel=channel)
+    again = here("preview", "--digest", "berit@hlf.example")
+
+    (sent,) = channel.sent
+    assert (sent.subject, sent.text, sent.html) == (shown["subject"], shown["text"], shown["html"])
+    assert "Ola Hansen" in sent.text
+    assert "nothing is new since the digest of" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--digest", "nobody@hlf.example"], "no coordinator has this address"),
+        (
+            ["--digest", "b@hlf.example"],
+            "several coordinators have this address: hlf, nhf; name one with --organisation",
+        ),
+        ([], "preview takes a mentor"),
+        (["M1", "--digest", "b@hlf.example"], "preview takes a mentor"),
+        (["--digest", "b@hlf.example", "--threshold", "30"], "preview takes a mentor"),
+    ],
+)
+def test_preview_of_a_digest_needs_one_coordinator(
+    here: Certjob, facts: Facts, arguments: list[str], said: str
+) -> None:
+    for slug in ("hlf", "nhf"):
+        facts.insert("coordinators", organisation_id=facts.organisation(slug), email="b@hlf.example", locale="nb")
+
+    assert_one_line(here("preview", *arguments), said, code=2, command="certjob preview")
+    assert here("preview", "--digest", "b@hlf.example", "--organisation", "nhf").returncode == 0

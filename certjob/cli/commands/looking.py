@@ -11,7 +11,6 @@ from certjob.cli.options import (
     Csv,
     EnvFile,
     Json,
-    Locale,
     MentorArgument,
     OrganisationSlug,
     Quiet,
@@ -25,8 +24,7 @@ from certjob.domain.models import Status
 from certjob.errors import Outcome, UsageError
 
 if TYPE_CHECKING:
-    from certjob.mail.message import OutgoingMessage
-    from certjob.settings import Settings
+    pass
 
 app = Commands(group=LOOKING)
 
@@ -353,80 +351,3 @@ def forecast(
         else:
             page.show_forecast(opened.output, made)
     return call.name_left_out(made.broken)
-
-
-@app.command(
-    short_help="Show a reminder before it is sent.",
-    examples=("certjob preview M1042 --threshold 30", "certjob preview M1042 --html > page.html"),
-)
-def preview(
-    context: typer.Context,
-    mentor: MentorArgument,
-    *,
-    threshold: Annotated[
-        int | None,
-        typer.Option(metavar="DAYS", help="The reminder for this threshold, as on its day; negative = after expiry."),
-    ] = None,
-    locale: Annotated[
-        Locale | None, typer.Option(metavar="LOCALE", help="In nb, nn or en.  [default: the mentor's language]")
-    ] = None,
-    html: Annotated[bool, typer.Option("--html", help="Print only the HTML part.")] = False,
-    organisation: OrganisationSlug = None,
-    json: Json = False,
-    verbose: Verbose = False,
-    env_file: EnvFile = None,
-) -> int:
-    """Show one mentor's reminder as it will be sent: the one that is due today, otherwise the next.
-
-    Exits with 2 if no reminder matches.
-    """
-    from certjob.cli.documents import add_names
-    from certjob.facts.lookup import find_mentor
-    from certjob.mail.messages.checking import open_templates
-    from certjob.reports.preview import preview_reminder
-
-    call = Call(context=context, json=json, verbose=verbose, env_file=env_file)
-    if html and call.json:
-        clash = "--html prints one part alone"
-        raise UsageError(clash, next_step="leave out --json")
-    with call.session(interruptible=True) as opened:
-        shown = preview_reminder(
-            opened.connection,
-            find_mentor(opened.connection, mentor, organisation=organisation),
-            today=opened.settings.today,
-            threshold_days=threshold,
-            locale=locale,
-            templates=open_templates(opened.settings.templates_dir),
-        )
-        message, headers = shown.message, _headers(opened.settings, shown.message)
-        if call.json:
-            names = ("mentor_id", "threshold_days", "expires_on", "locale", "repeat", "text", "html")
-            document = {"outcome": "ok", "explanation": shown.explanation, "sends_on": shown.sends_on, "reply_to": None}
-            document |= {name.lower().replace("-", "_"): value for name, value in headers.items()}
-            document |= {name: getattr(message, name) for name in names}
-            add_names(opened.connection, [document])
-            plain.print_json(document)
-            return 0
-    plain.print_note(call.command, shown.explanation)
-    if html:
-        plain.print_result(message.html.rstrip("\n"))
-        return 0
-    for line in (*(f"{name}: {value}" for name, value in headers.items()), "", *message.text.splitlines()):
-        opened.output.text(line)
-    return 0
-
-
-def _headers(settings: "Settings", message: "OutgoingMessage") -> dict[str, str]:
-    from certjob.domain.addresses import parse_own_sender
-    from certjob.mail.channels.notify import REHEARSAL_SENDER
-
-    url = settings.notify_url.get_secret_value() if settings.notify_url else ""
-    no_sender = REHEARSAL_SENDER if url.startswith("maildir:") else "(CERTJOB_MAIL_FROM is not set)"
-    sender = message.sender if message.sender and parse_own_sender(message.sender) else None
-    reply_to = parse_own_sender(message.reply_to)
-    return {
-        "From": sender or settings.mail_from or no_sender,
-        "To": message.to or "(no address)",
-        "Subject": message.subject,
-        **({"Reply-To": reply_to.specification} if reply_to is not None else {}),
-    }

@@ -52,6 +52,11 @@ def check_everything(
         yield from _check_portal(settings, with_portal)
     yield skip("mail", _WRONG) if _OF_MAIL & problems.keys() else _check_mail(settings)
     yield from _check_templates(settings)
+    if settings.operator_address is not None:
+        yield ok("operators", "digests name their address")
+    else:
+        step = "set CERTJOB_OPERATOR_ADDRESS to the address of the people who run certjob"
+        yield warn("operators", "digests tell coordinators to write to them, without an address", next_step=step)
     if settings.ping_url is not None:
         yield ok("ping", "its address is well-formed; only `certjob run` calls it")
     else:

@@ -54,6 +54,24 @@ LEFT JOIN LATERAL (
 ) AS last ON true
 WHERE d.id = %(digest_id)s
 
+-- name: find_coordinators_by_mail
+-- As read_digest_coordinator, for a digest that is not queued.
+SELECT c.id, c.organisation_id, o.slug AS organisation_slug, o.name AS organisation_name, o.sender, c.full_name, c.email,
+    c.locale, o.contact_email, o.portal IS NOT NULL AS has_portal, %(today)s::date AS digest_on,
+    coalesce(last.reported, '{}') AS reported,
+    CASE WHEN last.digest_on <= %(today)s + 1 THEN last.digest_on END AS last_digest_on
+FROM coordinators AS c
+JOIN organisations AS o ON o.id = c.organisation_id
+LEFT JOIN LATERAL (
+    SELECT s.digest_on, s.reported
+    FROM coordinator_digests AS s
+    WHERE s.coordinator_id = c.id AND s.status = 'sent'
+    ORDER BY s.sent_number DESC NULLS LAST
+    LIMIT 1
+) AS last ON true
+WHERE lower(btrim(c.email)) = lower(btrim(%(email)s)) AND (%(slug)s::text IS NULL OR o.slug = %(slug)s)
+ORDER BY o.slug
+
 -- name: note_reported
 -- No keys are stored if another process has claimed the digest.
 UPDATE coordinator_digests SET reported = %(keys)s WHERE id = %(id)s AND claim_token = %(token)s

@@ -1,0 +1,131 @@
+"""The command that shows a message before it is sent."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from certjob.cli.help import LOOKING
+from certjob.cli.options import EnvFile, Json, Locale, OptionalMentor, OrganisationSlug, Verbose
+from certjob.cli.session import Call, Commands
+from certjob.cli.terminal import plain
+from certjob.errors import UsageError
+
+if TYPE_CHECKING:
+    from certjob.cli.session import Session
+    from certjob.mail.message import OutgoingMessage
+    from certjob.reports.preview import Preview
+    from certjob.settings import Settings
+
+app = Commands(group=LOOKING)
+
+
+@app.command(
+    short_help="Show a reminder or a digest before it is sent.",
+    examples=("certjob preview M1042 --threshold 30", "certjob preview --digest berit@hlf.example --html > page.html"),
+)
+def preview(
+    context: typer.Context,
+    mentor: OptionalMentor = None,
+    *,
+    digest: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Instead: the digest that this coordinator would get now.")
+    ] = None,
+    threshold: Annotated[
+        int | None,
+        typer.Option(metavar="DAYS", help="The reminder for this threshold, as on its day; negative = after expiry."),
+    ] = None,
+    locale: Annotated[
+        Locale | None, typer.Option(metavar="LOCALE", help="In nb, nn or en.  [default: the mentor's language]")
+    ] = None,
+    html: Annotated[bool, typer.Option("--html", help="Print only the HTML part.")] = False,
+    organisation: OrganisationSlug = None,
+    json: Json = False,
+    verbose: Verbose = False,
+    env_file: EnvFile = None,
+) -> int:
+    """Show one mentor's reminder as it will be sent: the one that is due today, otherwise the next.
+
+    With --digest, show a coordinator's digest. Nothing is sent or stored. Exits with 2 if no message matches.
+    """
+    from certjob.cli.documents import add_names
+
+    call = Call(context=context, json=json, verbose=verbose, env_file=env_file)
+    if html and call.json:
+        clash = "--html prints one part alone"
+        raise UsageError(clash, next_step="leave out --json")
+    if (mentor is None) == (digest is None) or (digest is not None and (threshold is not None or locale is not None)):
+        clash = "preview takes a mentor, with --threshold or --locale if wanted, or --digest ADDRESS"
+        raise UsageError(clash, next_step="see `certjob preview --help`")
+    with call.session(interruptible=True) as opened:
+        shown = (
+            _preview_digest(opened, digest, organisation)
+            if digest is not None
+            else _preview_reminder(opened, mentor or "", organisation, threshold=threshold, locale=locale)
+        )
+        message, headers = shown.message, _headers(opened.settings, shown.message)
+        if call.json:
+            names = ("mentor_id", "threshold_days", "expires_on", "locale", "repeat", "text", "html")
+            document = {"outcome": "ok", "explanation": shown.explanation, "sends_on": shown.sends_on, "reply_to": None}
+            document |= {name.lower().replace("-", "_"): value for name, value in headers.items()}
+            document |= {name: getattr(message, name) for name in names}
+            if message.mentor_id is not None:
+                add_names(opened.connection, [document])
+            plain.print_json(document)
+            return 0
+    plain.print_note(call.command, shown.explanation)
+    if html:
+        plain.print_result(message.html.rstrip("\n"))
+        return 0
+    for line in (*(f"{name}: {value}" for name, value in headers.items()), "", *message.text.splitlines()):
+        opened.output.text(line)
+    return 0
+
+
+def _preview_reminder(
+    opened: "Session", mentor: str, organisation: str | None, *, threshold: int | None, locale: str | None
+) -> "Preview":
+    from certjob.facts.lookup import find_mentor
+    from certjob.mail.messages.checking import open_templates
+    from certjob.reports.preview import preview_reminder
+
+    return preview_reminder(
+        opened.connection,
+        find_mentor(opened.connection, mentor, organisation=organisation),
+        today=opened.settings.today,
+        threshold_days=threshold,
+        locale=locale,
+        templates=open_templates(opened.settings.templates_dir),
+    )
+
+
+def _preview_digest(opened: "Session", address: str, organisation: str | None) -> "Preview":
+    from certjob.mail.messages.checking import open_templates
+    from certjob.reports.preview import preview_digest
+
+    settings = opened.settings
+    return preview_digest(
+        opened.connection,
+        address,
+        organisation=organisation,
+        today=settings.today,
+        templates=open_templates(settings.templates_dir),
+        zone=settings.zone,
+        app_url=settings.app_url or "",
+        operator_address=settings.operator_address or "",
+    )
+
+
+def _headers(settings: "Settings", message: "OutgoingMessage") -> dict[str, str]:
+    from certjob.domain.addresses import parse_own_sender
+    from certjob.mail.channels.notify import REHEARSAL_SENDER
+
+    url = settings.notify_url.get_secret_value() if settings.notify_url else ""
+    no_sender = REHEARSAL_SENDER if url.startswith("maildir:") else "(CERTJOB_MAIL_FROM is not set)"
+    sender = message.sender if message.sender and parse_own_sender(message.sender) else None
+    reply_to = parse_own_sender(message.reply_to)
+    return {
+        "From": sender or settings.mail_from or no_sender,
+        "To": message.to or "(no address)",
+        "Subject": message.subject,
+        **({"Reply-To": reply_to.specification} if reply_to is not None else {}),
+    }
