@@ -16,6 +16,7 @@ class Kind(StrEnum):
     FACTS_MISSING = "facts_missing"
     UNKNOWN_CONTACTS = "unknown_contacts"
     PORTAL_NOT_READ = "portal_not_read"
+    SECRET_ENDS = "secret_ends"  # noqa: S105 - the name of a kind
     MAY_BE_HIDDEN = "may_be_hidden"
     FAILED_REMINDERS = "failed_reminders"
     FAILED_DIGESTS = "failed_digests"
@@ -80,6 +81,11 @@ WORDS: Final[Mapping[Kind, KindWords]] = {
         one="portal was not read for three days",
         many="portals were not read for three days",
         meaning="certjob does not know whether someone has changed the portal by hand.",
+    ),
+    Kind.SECRET_ENDS: KindWords(
+        one="client secret ends within 30 days",
+        many="client secrets end within 30 days",
+        meaning="After its last day, certjob can show and hide no one on the portal.",
     ),
     Kind.MAY_BE_HIDDEN: KindWords(
         one="mentor may still be hidden on the portal",

@@ -170,6 +170,12 @@ _ADVICE: Final[Mapping[str, Advice]] = {
             "alert.",
             says_all=True,
         ),
+        Advice(
+            cause="secret_ends",
+            action="Create a second secret in Entra, and set AZURE_CLIENT_SECRET and AZURE_CLIENT_SECRET_UNTIL of the "
+            "function (docs/edge-function.md, Changing the keys without a gap). Then run `certjob reconcile`.",
+            says_all=True,
+        ),
         Advice(cause="not_run", action="Run `certjob run`, then check cron.", says_all=True),
     )
 }

@@ -94,4 +94,5 @@ def _read(job: Job, report: RunReport) -> Reading | None:
         pages=len(pages),
         visible_until=dict(sorted(days.items())),
         dates=all(page.dates for page in pages),
+        secret_until=pages[0].secret_until,
     )

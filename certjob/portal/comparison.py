@@ -85,6 +85,8 @@ class Reading:
     """The last visible day of each visible contact."""
     dates: bool
     """Whether the portal has a column for the day."""
+    secret_until: date | None = None
+    """The last day of the function's client secret, if the function knows it."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -221,6 +223,7 @@ def store(connection: Connection, comparison: Comparison, *, run_id: UUID) -> No
         "pages": reading.pages,
         "visible": [*reading.visible_until],
         "dates": reading.dates,
+        "secret_until": reading.secret_until,
         "differences": json.dumps(comparison.counts()),
         "held": bool(comparison.held),
         "run_id": run_id,

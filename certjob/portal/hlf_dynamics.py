@@ -87,6 +87,7 @@ class _Contact(BaseModel):
 class _Page(_Success):
     contacts: list[_Contact]
     next: Annotated[str, Field(min_length=1, max_length=4096)] | None
+    secret_until: date | None = None
 
 
 class _Outdated(BaseModel):
@@ -123,6 +124,8 @@ class VisiblePage:
     """Whether the portal has a column for the day, and hides a contact after it."""
     next: str | None
     """The cursor of the next page."""
+    secret_until: date | None
+    """The last day of the function's client secret, if the function knows it."""
 
 
 class HLFDynamicsSyncService:
@@ -211,7 +214,7 @@ class HLFDynamicsSyncService:
         if page is None:
             raise self._error_for(answer)
         days = {contact.contact_id: contact.visible_until for contact in page.contacts}
-        return VisiblePage(visible_until=days, dates=page.dates, next=page.next)
+        return VisiblePage(visible_until=days, dates=page.dates, next=page.next, secret_until=page.secret_until)
 
     def _error_for(self, answer: HttpAnswer) -> PortalCallError:
         status, envelope = answer.status_code, _parse(answer, _Envelope)

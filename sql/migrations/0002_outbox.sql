@@ -172,6 +172,7 @@ CREATE TABLE certjob.portal_last_reading (
     pages         integer NOT NULL,
     visible       uuid[] NOT NULL,  -- the contacts that the portal showed
     dates         boolean NOT NULL,  -- whether the portal has a column for the last visible day
+    secret_until  date,  -- the last day of the function's client secret; null: unknown
     differences   jsonb NOT NULL DEFAULT '{}',  -- the number of mentors by kind of difference
     held          boolean NOT NULL DEFAULT false,  -- the guard held shows, because the reading may be wrong
     run_id        uuid

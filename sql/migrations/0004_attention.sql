@@ -404,6 +404,17 @@ WHERE c.failing_since IS NOT NULL AND EXISTS (
     WHERE n.nspname = 'certjob_mirror' AND p.proname = 'sync'
 );
 
+-- Without a valid client secret, the function can hide no one.
+CREATE VIEW certjob_private.secret_ends_alerts WITH (security_invoker = true) AS
+SELECT 'secret_ends' AS kind, NULL::uuid AS organisation_id, NULL::uuid AS mentor_id, r.secret_until::text AS subject,
+    NULL::text AS name, NULL::bigint AS row_id, (r.secret_until - 30)::timestamp AT TIME ZONE 'UTC' AS since,
+    'Client secret of the portal''s function ends' AS sentence, 'secret_ends' AS cause,
+    'The last day of the client secret is ' || to_char(r.secret_until, 'FMDD FMMonth YYYY') AS error,
+    NULL::integer AS number, r.secret_until AS day, md5(CASE WHEN r.secret_until < current_date THEN 'ended' ELSE 'ends' END)
+        AS fingerprint
+FROM certjob.portal_last_reading AS r
+WHERE r.secret_until - 30 <= current_date;
+
 -- Renewals that no one enters look like expiries.
 CREATE VIEW certjob_private.no_renewals_alerts WITH (security_invoker = true) AS
 SELECT 'facts_missing' AS kind, g.organisation_id, NULL::uuid AS mentor_id, 'no_renewals' AS subject,
@@ -453,6 +464,10 @@ LANGUAGE sql STABLE AS $$
         SELECT kind, organisation_id, mentor_id, subject, name, row_id, since, sentence, cause, error, number, day,
             fingerprint
         FROM certjob_private.facts_not_copied_alerts
+        UNION ALL
+        SELECT kind, organisation_id, mentor_id, subject, name, row_id, since, sentence, cause, error, number, day,
+            fingerprint
+        FROM certjob_private.secret_ends_alerts
         UNION ALL
         SELECT kind, organisation_id, mentor_id, subject, name, row_id, since, sentence, cause, error, number, day,
             fingerprint

@@ -264,6 +264,25 @@ def test_contact_that_moves_to_another_mentor_or_was_hidden_is_no_alert(scene: S
     assert [alert.kind for alert in read_alerts(scene.connection, today=TODAY)] == []
 
 
+@pytest.mark.parametrize(("days", "number"), [(31, 0), (30, 1), (-1, 1)])
+def test_last_day_of_the_client_secret_is_an_alert_thirty_days_before(
+    scene: Scene, here: Certjob, days: int, number: int
+) -> None:
+    """The function tells it in each reading. `check` reads it itself."""
+    last_day = today() + timedelta(days=days)
+    scene.certified()
+    scene.portal.secret_until = str(last_day)
+
+    scene.reconcile()
+
+    found = [alert.alert_id for alert in read_alerts(scene.connection, today=TODAY)]
+    assert found == [f"all:secret_ends:{last_day}"] * number
+    portal = {"CERTJOB_PORTAL_URL": scene.portal.url, "CERTJOB_PORTAL_KEY": scene.portal.key}
+    warned = f"warn  client secret: its last day is {last_day}; create a second one" in here("check", **portal).stdout
+    assert warned == bool(number)
+    assert ("Create a second secret in Entra" in here("alerts").stdout) == bool(number)
+
+
 def test_acknowledgement_of_a_contact_ends_when_a_mentor_gets_it(scene: Scene) -> None:
     """After the mentor has lost the contact, it is a new alert."""
     contact = uuid4()

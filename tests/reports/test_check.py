@@ -66,7 +66,7 @@ def test_check_has_a_line_for_each_subject_and_changes_nothing(
 
     assert (result.returncode, result.stderr) == (0, ""), result
     subjects = "time_zone database writable clock schema rights last_run organisations portal"
-    subjects += " hiding_on_time mail templates operators ping settings settings"
+    subjects += " hiding_on_time client_secret mail templates operators ping settings settings"
     lines = [line.partition(":")[0] for line in result.stdout.splitlines()]
     assert lines == [f"ok    {name.replace('_', ' ')}" for name in subjects.split()]
     assert [(request.method, request.body) for request in portal.requests] == [("GET", b"")]
@@ -86,7 +86,7 @@ def test_quiet_check_prints_only_problems(check: Check, facts: Facts) -> None:
     writable, organisations = quiet.stdout.splitlines()
     assert writable.startswith("fail  writable: the database is read-only; use the primary")
     assert organisations == "warn  organisations: there are none; create one with `certjob organisation set SLUG`"
-    assert (quiet.returncode, quiet.stderr) == (1, "certjob check: 1 failed, 1 warning, 14 ok\n")
+    assert (quiet.returncode, quiet.stderr) == (1, "certjob check: 1 failed, 1 warning, 15 ok\n")
 
 
 # Settings.

@@ -136,7 +136,8 @@ def ok(*, page_size: int = 5000) -> Behaviour:
             ids = sorted(str(each) for each, shown in list(portal.visible.items()) if shown and each.hex > after)
             cursor = UUID(ids[page_size - 1]).hex if len(ids) > page_size else None
             contacts = [{"contact_id": each, "visible_until": until.get(UUID(each))} for each in ids[:page_size]]
-            answer(200, {"contacts": contacts, "next": cursor, "dates": dates})(exchange)
+            secret = {"secret_until": portal.secret_until} if portal.secret_until else {}
+            answer(200, {"contacts": contacts, "next": cursor, "dates": dates} | secret)(exchange)
 
     return behave
 

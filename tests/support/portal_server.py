@@ -34,6 +34,8 @@ class PortalServer:
         self.key, self.default = key, default or ok()
         self.visible: dict[UUID, bool] = {}
         """The last applied value of each contact."""
+        self.secret_until: str | None = None
+        """The last day of the function's client secret."""
         self.until: dict[UUID, str | None] | None = None
         """The last visible day of each contact; None if the portal has no column for it."""
         self.decide = script if callable(script) else None

@@ -7,6 +7,7 @@ import difflib
 import os
 import ssl
 from collections.abc import Generator, Iterator, Mapping
+from datetime import date, timedelta
 from uuid import uuid4
 
 import psycopg
@@ -136,6 +137,18 @@ def _check_portal(settings: Settings, with_portal: list[str] | None) -> Iterator
         why = "only a run of certjob hides mentors; DYNAMICS_VISIBLE_UNTIL_FIELD is not set (docs/edge-function.md)"
         alone = "the portal gets the last day of each mentor, and can hide them without certjob"
         yield ok("hiding on time", alone if page.dates else why)
+        yield from _check_secret(page.secret_until, today=settings.today)
+
+
+def _check_secret(until: date | None, *, today: date) -> Iterator[Finding]:
+    """Warn 30 days before the last day of the function's client secret, as an alert does."""
+    if until is None:
+        yield ok("client secret", "its last day is unknown; AZURE_CLIENT_SECRET_UNTIL of the function is not set")
+    elif until - timedelta(days=30) <= today:
+        step = "create a second one: docs/edge-function.md, Changing the keys without a gap"
+        yield warn("client secret", f"its last day is {until}", next_step=step)
+    else:
+        yield ok("client secret", f"its last day is {until}")
 
 
 async def _read_portal(url: str, key: str) -> VisiblePage:

@@ -78,11 +78,11 @@ SELECT id FROM mentors WHERE id = ANY (%(ids)b::uuid[]) ORDER BY id FOR NO KEY U
 -- name: store_portal_reading
 -- Keep the reading that began last, even if another one ends later. A stored time in the future is from a wrong
 -- clock.
-INSERT INTO portal_last_reading AS l (read_at, pages, visible, dates, differences, held, run_id)
-VALUES (%(read_at)s, %(pages)s, %(visible)b, %(dates)s, %(differences)s, %(held)s, %(run_id)s)
+INSERT INTO portal_last_reading AS l (read_at, pages, visible, dates, secret_until, differences, held, run_id)
+VALUES (%(read_at)s, %(pages)s, %(visible)b, %(dates)s, %(secret_until)s, %(differences)s, %(held)s, %(run_id)s)
 ON CONFLICT (only_one) DO UPDATE
 SET read_at = excluded.read_at, pages = excluded.pages, visible = excluded.visible, dates = excluded.dates,
-    differences = excluded.differences, held = excluded.held, run_id = excluded.run_id
+    secret_until = excluded.secret_until, differences = excluded.differences, held = excluded.held, run_id = excluded.run_id
 WHERE l.read_at < excluded.read_at OR l.read_at > now()
 
 -- name: store_unknown_contacts

@@ -11,6 +11,8 @@ export interface Services {
   readonly visibilityField: string;
   /** The contact's date column with the last visible day; null if the portal has none. */
   readonly visibleUntilField: string | null;
+  /** The last day of the client secret, so that certjob can remind people of a new one; null if it is not set. */
+  readonly secretUntil: string | null;
 }
 
 export interface Config {
@@ -55,6 +57,7 @@ export function readConfig(environment: (name: string) => string | undefined): C
     visibleUntilField: environment("DYNAMICS_VISIBLE_UNTIL_FIELD")?.trim()
       ? read("DYNAMICS_VISIBLE_UNTIL_FIELD", isCustomColumn)
       : null,
+    secretUntil: environment("AZURE_CLIENT_SECRET_UNTIL")?.trim() ? read("AZURE_CLIENT_SECRET_UNTIL", isDay) : null,
   };
   return { keys, services: problems.length === 0 ? services : null, problems };
 }
@@ -70,6 +73,12 @@ function isSafeUrl(text: string): boolean {
 /** Return whether the column has a prefix. Dynamics' own dates, such as `birthdate`, have none. */
 function isCustomColumn(name: string): boolean {
   return /^[A-Za-z][A-Za-z0-9]*_[A-Za-z0-9_]+$/.test(name);
+}
+
+/** Return whether this is a day such as 2027-03-10. */
+function isDay(text: string): boolean {
+  const day = new Date(`${text}T00:00:00Z`);
+  return /^\d{4}-\d{2}-\d{2}$/.test(text) && !Number.isNaN(day.valueOf()) && day.toISOString().startsWith(text);
 }
 
 function withoutSlash(url: string): string {

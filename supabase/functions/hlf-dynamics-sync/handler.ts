@@ -20,6 +20,8 @@ export function makeHandler(config: Config, runtime: Runtime = RUNTIME, limits: 
   const log = new RequestLog(runtime);
   /** Whether the portal has a column for the last visible day. */
   const dates = services !== null && services.visibleUntilField !== null;
+  const secretUntil = services?.secretUntil ?? null;
+  const settings = secretUntil === null ? { dates } : { dates, secret_until: secretUntil };
   const dataverse = services && new Dataverse(services, new TokenSource(services, runtime, limits), runtime, limits);
 
   async function work(request: Request, deadline: Deadline): Promise<Record<string, unknown>> {
@@ -30,8 +32,8 @@ export function makeHandler(config: Config, runtime: Runtime = RUNTIME, limits: 
     if (dataverse === null) throw new Refusal("misconfigured", problems.join("; "));
     if (request.method === "GET") {
       const query = new URL(request.url).searchParams;
-      if (query.size === 0) return { ok: true, dates };
-      return { ...await dataverse.readVisible(readCursor(query), deadline, request.signal), dates };
+      if (query.size === 0) return { ok: true, ...settings };
+      return { ...await dataverse.readVisible(readCursor(query), deadline, request.signal), ...settings };
     }
     const push = await readPush(request, Math.min(limits.body, deadline.left));
     const stored = await dataverse.setVisible(push, deadline, request.signal);

@@ -46,6 +46,7 @@ for (
     DYNAMICS_URL: ["", "http://hlf.example", "ftp://127.0.0.1", "hlf.example", "https://hlf.example/main.aspx"],
     DYNAMICS_VISIBILITY_FIELD: ["", "a.b", "a@odata.bind", "1st", "a b"],
     DYNAMICS_VISIBLE_UNTIL_FIELD: ["a_b.c", "birthdate", "1_st", "hlf_"],
+    AZURE_CLIENT_SECRET_UNTIL: ["soon", "2027-02-30", "10.3.2027", "2027-03-10T00:00Z"],
   })
 ) {
   for (const value of values) {

@@ -23,6 +23,13 @@ function page(...ids: string[]): unknown {
   return { contacts, next: null, dates: false };
 }
 
+Deno.test("a page has the last day of the client secret", async () => {
+  await using stage = new Stage({ AZURE_CLIENT_SECRET_UNTIL: "2027-03-10" });
+  stage.dataverse.otherwise = new Contacts(3, ...IDS).answer;
+
+  assert.equal(JSON.parse((await stage.list()).text).secret_until, "2027-03-10");
+});
+
 /** Read all pages, as certjob does. */
 async function readAll(stage: Stage): Promise<{ ids: string[]; cursors: string[] }> {
   const ids: string[] = [];

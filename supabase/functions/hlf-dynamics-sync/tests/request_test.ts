@@ -38,6 +38,14 @@ Deno.test("a GET with the key calls neither Entra nor Dataverse", async () => {
   assert.equal(stage.entra.requests.length + stage.dataverse.requests.length, 0);
 });
 
+Deno.test("the answer to a GET has the last day of the client secret", async () => {
+  await using stage = new Stage({ AZURE_CLIENT_SECRET_UNTIL: "2027-03-10" });
+
+  const answer = JSON.parse((await stage.push({ method: "GET" })).text);
+
+  assert.deepEqual(answer, { ok: true, dates: false, secret_until: "2027-03-10" });
+});
+
 Deno.test("the answer to a GET has whether there is a date column", async () => {
   await using stage = new Stage(WITH_DATES);
 
