@@ -1,15 +1,19 @@
 """The page's words are those of the `.words` files. This test needs no browser."""
 
 import json
+import re
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
 
+from certjob.domain.alert_kinds import WORDS
 from certjob.mail.messages.content import LANGUAGES
 from certjob.mail.messages.templates import OUR_FOLDER
 from tests.support.docs import ROOT
 
 FILE = ROOT / "docs/examples/dashboard/words.json"
+SHOWN = ("held", "unreviewed", "visible", "hidden", "undelivered")
+"""The sections of a digest that the page has."""
 SETTINGS = {"name": "", "organisation": "", "operator_address": "", "has_portal": True}
 
 
@@ -20,10 +24,9 @@ def words_of(language: str) -> dict[str, Any]:
         vars(templates.get_template(f"{name}.{language}.words").make_module(SETTINGS))
         for name in ("digest", "dashboard")
     )
-    shown = ("held", "unreviewed", "visible", "hidden", "undelivered")
     return {
-        "headings": {name: digest["headings"][name] for name in shown},
-        "intros": {name: digest["intros"][name] for name in shown},
+        "headings": {name: digest["headings"][name] for name in SHOWN},
+        "intros": {name: digest["intros"][name] for name in SHOWN},
         "causes": digest["held_what"] | digest["causes"],
         "since": digest["since"],
         "more": digest["more"],
@@ -51,3 +54,15 @@ def test_languages_of_the_page_have_the_same_words() -> None:
     }
 
     assert names["nb"] == names["nn"] == names["en"]
+
+
+def test_page_has_the_sections_of_the_digests() -> None:
+    """For each kind of alert that coordinators see in both."""
+    text = (ROOT / "docs/examples/dashboard/dashboard.js").read_text(encoding="utf-8")
+
+    sections = {name: set(re.findall(r"\w+", kinds)) for name, kinds in re.findall(r"^  (\w+): \[(.+)\],$", text, re.M)}
+
+    assert sections.keys() == set(SHOWN)
+    for kind, words in WORDS.items():
+        if words.section in SHOWN:
+            assert kind in sections[words.section]
