@@ -5,13 +5,14 @@ import re
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 
 from certjob import __version__
 from tests.cli.conftest import LONG_AGO, SOON
 from tests.conftest import Certjob
-from tests.support.command_line import SECRET, Finished, on_terminal, today, without_escapes
+from tests.support.command_line import SECRET, Finished, on_terminal, without_escapes
 from tests.support.facts import Facts
 from tests.support.portal_answers import answer
 from tests.support.portal_server import PortalServer
@@ -56,7 +57,7 @@ def test_log_names_no_person(here: Certjob, facts: Facts, portal: PortalServer) 
     organisation = facts.organisation()
     facts.certified_mentor(organisation, LONG_AGO, member_no="M4711", email="kari@example.org")
     facts.certified_mentor(organisation, SOON, member_no="M4712", full_name="Ola Nordmann", email="no address")
-    command = "run", "-v", "--accept-date", str(today())
+    command = "run", "-v", "--accept-date", str(datetime.now(ZoneInfo("Asia/Tokyo")).date())
 
     results = [here(*command, CERTJOB_LOG_FORMAT=form, CERTJOB_TIME_ZONE="Asia/Tokyo") for form in ("json", "text")]
 
