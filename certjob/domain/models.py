@@ -182,7 +182,7 @@ class Decision:
     """certjob's open pause before the change."""
     lapsed_kinds: frozenset[str] | None
     """The kinds to store with certjob's open pause; None: no change."""
-    unseen_ids: tuple[UUID, ...]
+    unseen_ids: frozenset[UUID]
     """Certificates that this is the first review to see."""
     reminders: tuple[Reminder, ...]
     """All reminders due today, also those that are queued or sent already."""

@@ -87,7 +87,7 @@ def decide(mentor: Mentor, today: date) -> Decision:
         pause=pause,
         own_pause_id=own_pause.id if own_pause else None,
         lapsed_kinds=lapsed_kinds,
-        unseen_ids=tuple([each.id for each in unseen]),
+        unseen_ids=frozenset([each.id for each in unseen]),
         reminders=due,
         certified_until=last_day,
         visible=visible,

@@ -38,14 +38,24 @@ def certificates(draw: st.DrawFn, dates: st.SearchStrategy[date]) -> tuple[Certi
                 expires_on=expires_on,
                 revoked=draw(st.integers(0, 5)) == 0,
                 status=draw(st.sampled_from(Status)),
+                unseen=draw(st.booleans()),
             )
         )
     return tuple(rows)
 
 
-open_pauses = st.lists(st.sampled_from([OWN_PAUSE_REASON, "illness", "leave"]), max_size=3, unique=True).map(
-    lambda reasons: tuple(OpenPause(id=UUID(int=100 + n), reason=reason) for n, reason in enumerate(reasons))
-)
+@st.composite
+def open_pauses(draw: st.DrawFn) -> tuple[OpenPause, ...]:
+    """Draw up to three pauses; certjob's own has lapsed kinds."""
+    reasons = draw(st.lists(st.sampled_from([OWN_PAUSE_REASON, "illness", "leave"]), max_size=3, unique=True))
+    return tuple(
+        OpenPause(
+            id=UUID(int=100 + number),
+            reason=reason,
+            lapsed_kinds=draw(st.frozensets(st.sampled_from(KINDS))) if reason == OWN_PAUSE_REASON else frozenset(),
+        )
+        for number, reason in enumerate(reasons)
+    )
 
 
 @st.composite
@@ -58,10 +68,11 @@ def mentors(draw: st.DrawFn, dates: st.SearchStrategy[date] = days) -> Mentor:
             thresholds=draw(st.lists(st.integers(-20, 90), max_size=6)),
             optional_kinds=draw(st.sets(st.sampled_from(KINDS), max_size=2)),
         ),
-        pauses=draw(open_pauses),
+        pauses=draw(open_pauses()),
         left=draw(st.integers(0, 5)) == 0,
         portal_visible=draw(st.sampled_from([True, False, None])),
         has_contact=draw(st.booleans()),
         certified_until=draw(st.none() | dates),
         due_by_calendar=draw(st.booleans()),
+        contact_replaced=draw(st.booleans()),
     )

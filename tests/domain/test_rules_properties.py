@@ -94,8 +94,10 @@ def test_mentor_who_is_due_by_the_calendar_has_only_foreseen_changes(
 @ordinarily
 @given(mentors(), days)
 def test_certjob_changes_only_its_own_pause(person: Mentor, today: date) -> None:
-    """It is open while a held kind is not in force. It does not change after a departure."""
-    is_open = OWN_PAUSE_REASON in pause_reasons(person) if person.left else bool(lapsed_kinds(person, today))
+    """It is open while a held or stored kind is not in force. It does not change after a departure."""
+    stored = {kind for pause in person.open_pauses for kind in pause.lapsed_kinds}
+    missing = lapsed_kinds(person, today) | stored - kinds_in_force(person, today) - person.organisation.optional_kinds
+    is_open = OWN_PAUSE_REASON in pause_reasons(person) if person.left else bool(missing)
     others = [reason for reason in pause_reasons(person) if reason != OWN_PAUSE_REASON]
 
     assert pause_reasons(reviewed(person, today)) == sorted([*others, OWN_PAUSE_REASON] if is_open else others)

@@ -194,7 +194,9 @@ def test_hourly_slices_of_a_wrong_import_stop_at_the_limit(scene: Scene) -> None
 
     assert (held(first), hidden(scene)) == ([], set(mentors[:2]))
     assert held(second) == ["hlf: 2 mentors would be paused or hidden after 2 in the last 20 hours"]
-    scene.run_sql("UPDATE guard_counts SET at = at - interval '20 hours'")
+    scene.run_sql("UPDATE guard_counts SET at = at - interval '19 hours 59 minutes'")
+    assert (held(run(scene)), hidden(scene)) == (held(second), set(mentors[:2]))
+    scene.run_sql("UPDATE guard_counts SET at = at - interval '1 minute'")
     assert (run(scene).held, hidden(scene)) == ([], set(mentors[:4]))
 
 

@@ -70,6 +70,7 @@ def mentor(
     has_contact: bool = True,
     certified_until: date | None = None,
     due_by_calendar: bool = False,
+    contact_replaced: bool = False,
 ) -> Mentor:
     """Return a mentor with these certificates, visible on the portal and not paused."""
     return Mentor(
@@ -81,6 +82,7 @@ def mentor(
         has_contact=has_contact,
         certified_until=certified_until,
         due_by_calendar=due_by_calendar,
+        contact_replaced=contact_replaced,
         certificates=certificates,
         open_pauses=tuple(pauses),
     )
