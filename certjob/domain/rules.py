@@ -64,9 +64,8 @@ def decide(mentor: Mentor, today: date) -> Decision:
     never_certified = last_day < today and holds_nothing(mentor, today)
     own_pause = next((pause for pause in mentor.open_pauses if pause.reason == OWN_PAUSE_REASON), None)
     pause, lapsed_kinds = _pause_change(mentor, own_pause, today, must_pause=last_day < today and not never_certified)
-    others = len(mentor.open_pauses) - (own_pause is not None)
     stays_paused = own_pause is not None and pause is not PauseChange.LIFT
-    active = not mentor.left and not others
+    active = not mentor.left and len(mentor.open_pauses) == (own_pause is not None)
     visible = active and last_day >= today and not stays_paused
     # A mentor without a contact ID who has never been certified, also by the last review, was never on the portal.
     was_certified = mentor.certified_until not in (None, NOT_CERTIFIED)
@@ -87,7 +86,7 @@ def decide(mentor: Mentor, today: date) -> Decision:
         pause=pause,
         own_pause_id=own_pause.id if own_pause else None,
         lapsed_kinds=lapsed_kinds,
-        unseen_ids=frozenset([each.id for each in unseen]),
+        unseen_ids=frozenset([each.id for each in unseen]) if unseen else frozenset(),
         reminders=due,
         certified_until=last_day,
         visible=visible,
@@ -328,6 +327,8 @@ def _surprise(
     reminders: tuple[Reminder, ...],
 ) -> Surprise:
     """Return what the guards count. A hide because of a person's pause is never held, and does not count."""
+    if not (pause or push or (unseen and reminders) or last_day < (mentor.certified_until or NOT_CERTIFIED)):
+        return NO_SURPRISE
     if push and not visible and any(each.reason != OWN_PAUSE_REASON for each in mentor.open_pauses):
         kinds: tuple[Change, ...] = ()
         after_gap, effect = kinds, Effect.REMINDER
