@@ -95,6 +95,7 @@ class ChaosRun:
             for table in ("portal_sync_events", "cert_notification_log"):
                 make_due(Facts(connection), table)
                 expire_leases(Facts(connection), table)
+            connection.execute("UPDATE guard_counts SET at = at - interval '1 day'")
 
     def _command(self, command: Command) -> int:
         """Run one command with its fault; return its exit code."""
@@ -157,10 +158,11 @@ class ChaosRun:
         self.complaints += invariants.result_complaints(command, result, trigger)
 
     def _recover(self) -> None:
-        """Run certjob with healthy servers until it is content."""
+        """Run certjob with healthy servers until it is content. A person permits what a guard holds."""
+        permitted = Command(words=("run", "--allow", "hlf=1000", "--allow", "lag=1000"), concurrency=2)
         for _ in range(3):
             self._let_time_pass()
-            code = self._command(Command(concurrency=2))
+            code = self._command(permitted)
             with self._session() as connection:
                 due = connection.execute("SELECT FROM mentors WHERE review_on <= %s", (self.today,)).fetchall()
             if code == 0 and not due:  # a cancelled reminder needs one more review
