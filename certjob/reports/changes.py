@@ -9,7 +9,7 @@ from uuid import UUID
 from certjob import database
 from certjob.database import Connection
 from certjob.domain.explanations import day_words, threshold_words
-from certjob.domain.models import OWN_PAUSE_REASON
+from certjob.domain.models import NOT_CERTIFIED, OWN_PAUSE_REASON
 
 WORDS: Final = {
     "corrected": "Corrected on the portal",
@@ -73,37 +73,50 @@ def read_changes(
         )
 
 
-def _why(row: dict[str, Any], *, today: date) -> str:  # noqa: C901 - one case for each kind of change
+def _why(row: dict[str, Any], *, today: date) -> str:
     """Return the reason of a change."""
-    kind, day = row["kind"] or "a deleted certificate", _day(row["day"], today)
-    certified = f"certified until {_day(row['certified_until'], today)}" if row["certified_until"] else ""
     match row["what"]:
-        case "expired":
-            return f"{kind} ended{day and f' on {day}'}"
-        case "revoked":
-            return f"{kind} was revoked{day and f' on {day}'}"
-        case "renewed":
-            return f"{kind} is valid until {day}" if day else kind
-        case "reminder_sent":
-            return f"{threshold_words(row['threshold_days'])} {day}, the last day of {kind}"
-        case "unknown_contact":
-            return f"contact {row['reason']} is visible"
-        case "pause_lifted" if row["reason"] == OWN_PAUSE_REASON and row["person"] == "certjob":
-            return certified
-        case "pause_lifted":
+        case "expired" | "revoked" | "renewed" | "reminder_sent":
+            return _of_a_certificate(row, today=today)
+        case "pause_lifted" if row["person"] != "certjob":
             return f"{_pause(row, today=today)}, lifted by {row['person'] or 'no one known'}"
         case "paused":
             return _pause(row, today=today)
         case "hidden":
             return _hide(row, today=today)
-        case "corrected" if row["reason"] == "visible":
-            moved = row["former_day"] is not None
-            return f"edited by hand on the portal, {'with its last day again' if moved else 'shown again'}"
         case "corrected":
-            return f"edited by hand on the portal, hidden again: {_hide(row, today=today)}"
+            return _correction(row, today=today)
+        case "unknown_contact":
+            return f"contact {row['reason']} is visible"
         case "moved":
-            return f"{certified}, before {_day(row['former_day'], today)}"
-    return certified
+            return f"{_certified(row, today=today)}, before {_day(row['former_day'], today)}"
+    return _certified(row, today=today)
+
+
+def _of_a_certificate(row: dict[str, Any], *, today: date) -> str:
+    """Return the certificate of a change of status or of a reminder, and its day."""
+    kind, day = row["kind"] or "a deleted certificate", _day(row["day"], today)
+    match row["what"]:
+        case "renewed":
+            return f"{kind} is valid until {day}" if day else kind
+        case "reminder_sent":
+            return f"{threshold_words(row['threshold_days'])} {day}, the last day of {kind}"
+    verb = "was revoked" if row["what"] == "revoked" else "ended"
+    return f"{kind} {verb}{day and f' on {day}'}"
+
+
+def _correction(row: dict[str, Any], *, today: date) -> str:
+    """Return what the portal showed, and what it shows now."""
+    if row["reason"] == "last_day":
+        return f"visible until a wrong day on the portal, {_certified(row, today=today)}"
+    if row["reason"] == "visible":
+        return "edited by hand on the portal, shown again"
+    return f"edited by hand on the portal, hidden again: {_hide(row, today=today)}"
+
+
+def _certified(row: dict[str, Any], *, today: date) -> str:
+    day = row["certified_until"]
+    return f"certified until {_day(day, today)}" if day not in (None, NOT_CERTIFIED) else "no longer certified"
 
 
 def _pause(row: dict[str, Any], *, today: date) -> str:

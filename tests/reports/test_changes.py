@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 from zoneinfo import ZoneInfo
 
 import pytest
+from psycopg.types.json import Json
 
 from certjob.cli.pages.changes import COLUMNS, show_changes
 from certjob.reports.changes import Change, find_beginning, read_changes
@@ -118,6 +119,19 @@ def test_end_of_a_pause_and_departures_have_their_reasons(scene: Scene) -> None:
             ]
         ).items()
     )
+
+
+def test_wrong_last_day_is_a_correction_of_its_own(scene: Scene) -> None:
+    """The mentor was visible, so nothing was shown again."""
+    mentor, run = scene.certified(member_no="M1"), uuid4()
+    scene.night(scene.portal)
+    corrected = Json({"corrected": {"last_day": [str(mentor)]}})
+    about = {"command": "reconcile", "as_of": TODAY, "host": "h", "version": "1", "counts": corrected}
+    scene.facts.insert("job_runs", id=run, **about)
+    delivered = {"visible": True, "status": "delivered", "delivered_at": datetime.now(UTC), "run_id": run}
+    scene.facts.insert("portal_sync_events", mentor_id=mentor, **delivered)
+
+    assert ("corrected", "M1", "visible until a wrong day on the portal, certified until 10 March 2027") in told(scene)
 
 
 def test_changes_of_deleted_certificates_and_other_organisations_are_told_too(scene: Scene) -> None:

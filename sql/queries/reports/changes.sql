@@ -42,7 +42,11 @@ WITH happened (what, at, mentor_id, kind, day, former_day, person, reason, thres
             ELSE 'hidden'
         END,
         e.delivered_at, e.mentor_id, NULL, NULL, e.moved_from, hide.actor,
-        CASE WHEN e.visible THEN 'visible' ELSE hide.reason END, NULL
+        CASE
+            WHEN r.counts #> '{corrected,last_day}' ? e.mentor_id::text THEN 'last_day'
+            WHEN e.visible THEN 'visible'
+            ELSE hide.reason
+        END, NULL
     FROM portal_sync_events AS e
     LEFT JOIN job_runs AS r ON r.id = e.run_id
     LEFT JOIN LATERAL (
