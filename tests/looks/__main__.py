@@ -1,4 +1,4 @@
-"""`make looks`: pictures of every reminder and digest in three languages and widths, light and dark."""
+"""`make looks`: the pictures of the documents, and of every mail in three languages and widths, light and dark."""
 
 import argparse
 import html
@@ -12,6 +12,7 @@ from pathlib import Path
 from certjob.mail.messages.content import LANGUAGES, RenderedMessage
 from certjob.mail.messages.samples import sample_digests, sample_reminders
 from certjob.mail.messages.templates import OUR_TEMPLATES
+from tests.looks import pictures
 from tests.looks.contrast import contrasts
 
 WIDTHS = (360, 600, 900)
@@ -31,6 +32,7 @@ def main() -> int:
     if browser is None:
         print("make looks needs Chromium (Debian: apt-get install chromium)", file=sys.stderr)
         return 2
+    pictures.draw(browser)
     folder.mkdir(parents=True, exist_ok=True)
     weak = 0
     for name, message in messages():
