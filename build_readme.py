@@ -15,4 +15,5 @@ class ReadmeHook(MetadataHookInterface):
         files = f"{metadata['urls']['Source']}/blob/main/"
         text = Path(self.root, "README.md").read_text(encoding="utf-8")
         text = re.sub(r"\]\((?!https?:|#)", f"]({files}", text)
+        text = text.replace(".png)", ".png?raw=true)")  # without it, the link of a picture leads to a page
         metadata["readme"] = {"content-type": "text/markdown", "text": text}
