@@ -70,13 +70,14 @@ class MassChangeGuard:
 
         The surprising ones are counted in the transaction that applies them.
         """
+        self._lock(decisions)
         for organisation, group in _by_organisation(d for d in decisions if self._kinds(d)):
             if counts := self._count(d for d in group if self.hold_of(d) is None):
                 is_permitted = self._find_holds(organisation, counts)
                 admitted = self._count(d for d in group if self.hold_of(d) is None)
                 self._insert(organisation, admitted, is_permitted=is_permitted)
             for decision in group:
-                self._note_held(decision)
+                self._note_held(organisation.id, decision.mentor_id, self._kinds(decision), decision.surprise.effect)
         return [decision for decision in decisions if self.hold_of(decision) is None]
 
     def hold_of(self, decision: Decision) -> Hold | None:
@@ -131,11 +132,10 @@ class MassChangeGuard:
                 counts.update([*kinds, decision.surprise.effect, MENTORS])
         return counts
 
-    def _note_held(self, decision: Decision) -> None:
-        for kind in self._kinds(decision):
-            if (decision.organisation.id, kind) in self.held:
-                effect = Effect.NEW_CONTACT if kind is Change.CONTACT else decision.surprise.effect
-                self.held_mentors[decision.mentor_id, kind] = effect
+    def _note_held(self, organisation_id: UUID, mentor_id: UUID, kinds: Iterable[Change], effect: Effect) -> None:
+        for kind in kinds:
+            if (organisation_id, kind) in self.held:
+                self.held_mentors[mentor_id, kind] = Effect.NEW_CONTACT if kind is Change.CONTACT else effect
 
     def _find_new(self, decisions: Sequence[Decision]) -> dict[UUID, list[Reminder]]:
         """Return the new reminders of decisions by mentor."""
@@ -144,16 +144,28 @@ class MassChangeGuard:
             new[mentor_id].append(reminder)
         return new
 
+    def _lock(self, decisions: Sequence[Decision]) -> None:
+        """Lock the organisations whose changes and reminders must be counted, in one order for all runs.
+
+        A permission is for this run only, so the changes of other runs do not matter then.
+        """
+        counted = [each for each in decisions if self._kinds(each) or each.surprise.reminders]
+        for organisation, group in _by_organisation(counted):
+            at_most = self._count(group)
+            at_most[Change.REMINDER] = sum(bool(decision.surprise.reminders) for decision in group)
+            past = self._read_past(organisation.id)
+            if not holds.is_permitted(at_most, past=past, allow=self._allow[organisation.slug]):
+                try:
+                    database.execute(self._connection, "lock_counted_organisation", {"id": organisation.id})
+                except CONTENTION as error:
+                    raise CountedElsewhereError from error
+
     def _find_holds(self, organisation: Organisation, counts: Counter[str]) -> bool:
         """Hold the kinds that exceed their limits with these new changes. Return whether a person permits them all."""
-        allow, past = self._allow[organisation.slug], self._read_past(organisation.id)
-        if holds.is_permitted(counts, past=past, allow=allow):
-            return True  # a permission is for this run only, so the changes of other runs do not matter
-        try:
-            database.execute(self._connection, "lock_counted_organisation", {"id": organisation.id})
-        except CONTENTION as error:
-            raise CountedElsewhereError from error
-        if self._judge(organisation.id, organisation.slug, counts, past=self._read_past(organisation.id)):
+        past = self._read_past(organisation.id)
+        if holds.is_permitted(counts, past=past, allow=self._allow[organisation.slug]):
+            return True
+        if self._judge(organisation.id, organisation.slug, counts, past=past):
             self._hold(organisation.id, organisation.slug)
         return False
 
@@ -166,7 +178,7 @@ class MassChangeGuard:
     def _hold(self, organisation_id: UUID, slug: str) -> None:
         """Count the changes of all due mentors of the organisation, and hold the kinds that exceed their limits."""
         pending = Counter[str]()
-        surprising: list[Decision] = []
+        surprising: list[tuple[UUID, tuple[Change, ...], Effect]] = []
         for decisions, _broken in plan.due_decisions(
             self._connection, today=self._today, organisation_id=organisation_id, everybody=self._everybody
         ):
@@ -174,7 +186,7 @@ class MassChangeGuard:
             new = self._find_new(decisions)
             pending[REMINDED] += sum(bool(new.get(d.mentor_id)) and not self._kinds(d) for d in decisions)
             pending[Change.REMINDER] += sum(map(partial(_is_surprising, new=new), decisions))
-            surprising += [decision for decision in decisions if self._kinds(decision)]
+            surprising += [(d.mentor_id, self._kinds(d), d.surprise.effect) for d in decisions if self._kinds(d)]
         for what, reason in self._judge(organisation_id, slug, pending, past=self._read_past(organisation_id)).items():
             is_reminder = what is Change.REMINDER
             hold = Hold(
@@ -187,8 +199,8 @@ class MassChangeGuard:
                 after_gap=organisation_id in self._after_gap,
             )
             self.held.setdefault((organisation_id, what), hold)
-        for decision in surprising:
-            self._note_held(decision)
+        for mentor_id, kinds, effect in surprising:
+            self._note_held(organisation_id, mentor_id, kinds, effect)
 
     def _read_past(self, organisation_id: UUID) -> Past:
         past = Past()

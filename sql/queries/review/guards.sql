@@ -72,7 +72,9 @@ WHERE NOT EXISTS (
             AND (r.organisation IS NULL OR r.organisation = o.slug)
             AND r.as_of BETWEEN %(today)s::date - 2 AND %(today)s
     )
-    OR NOT EXISTS (SELECT FROM mentors AS m WHERE m.organisation_id = o.id AND m.certified_until IS NOT NULL)
+    OR (  -- LIMIT, because a join would read all mentors
+        SELECT m.id FROM mentors AS m WHERE m.organisation_id = o.id AND m.certified_until IS NOT NULL LIMIT 1
+    ) IS NULL
     OR EXISTS (SELECT FROM held_reviews AS h WHERE h.organisation_id = o.id AND h.after_gap)
 
 -- name: read_last_run_date
