@@ -210,6 +210,9 @@ def _check_dates(values: Values, today: date) -> Iterator[Wrong]:
     for name in ("revoked_on", "left_on"):
         if values.get(name, today) > today:
             yield name, "in the future, but it would take effect now; load it on that day", False
+        if values.get(name) == date.min:  # means a removed value
+            del values[name]
+            yield name, "not a day on which this can have happened", False
     latest = today + min(_FAR_AHEAD, date.max - today)
     for name in _DATES:
         if name in values and values[name] != NEVER and not _LONG_AGO <= values[name] <= latest:

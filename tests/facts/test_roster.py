@@ -79,6 +79,7 @@ def test_name_and_contact_id_are_read_in_any_form() -> None:
         ({"dynamics_contact_id": str(UUID(int=0))}, "dynamics_contact_id", "not a contact ID (a UUID)"),
         ({"revoked_on": "2026-11-27"}, "revoked_on", IN_FUTURE),
         ({"left_on": "2026-11-27"}, "left_on", IN_FUTURE),
+        ({"left_on": "0001-01-01"}, "left_on", "not a day on which this can have happened"),
         ({"left_on": ",more"}, "line", "12 cells where the first line has 11"),
     ],
 )

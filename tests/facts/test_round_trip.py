@@ -123,3 +123,16 @@ def test_empty_cell_changes_nothing_without_exact(here: Certjob, facts: Facts, t
 
     here("load", "short.csv", "--exact")
     assert facts.rows("SELECT full_name, email FROM mentors") == [("Kari", None)]
+
+
+def test_departure_at_an_impossible_time_stays_one(here: Certjob, facts: Facts, tmp_path: Path) -> None:
+    """The app can write times that Python cannot represent."""
+    organisation = facts.organisation()
+    for number, left_at in (("M1", "-infinity"), ("M2", "0044-03-15 BC")):
+        facts.insert("mentors", organisation_id=organisation, member_no=number, left_at=left_at)
+    rows = export(here, tmp_path)
+
+    here("load", "before.csv", "--exact")
+
+    assert [row["left_on"] for row in rows] == ["0001-01-02"] * 2
+    assert facts.rows("SELECT count(left_at) FROM mentors") == [(2,)]

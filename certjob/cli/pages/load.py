@@ -33,7 +33,7 @@ def show_load(output: Output, loaded: Loaded, *, json: bool, dry_run: bool) -> N
         rows = [(name.replace("_", " "), f"{value:,}") for name, value in numbers.items() if value]
         output.show_rows(("What", ">Number"), rows)
     for line in () if json else _change_lines(loaded, dry_run=dry_run):
-        output.result(line)
+        output.text(line)
     _show_problems(report.problems)
     if report.skipped:
         text = f"{report.skipped:,} of {report.rows:,} rows were skipped, {report.rows - report.skipped:,} loaded"
