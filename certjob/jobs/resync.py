@@ -76,13 +76,9 @@ def resync(
     StoppedBySignalError after a signal.
     """
     connection, today, stop, zone = job.connection, job.today, job.stop, job.delivery.zone
-    not_reviewed: ConfigurationError | MentorBusyError | None = None
-    try:
-        refuse_wrong_day(connection, today, zone=zone, accept_date=accept_date)
-    except ConfigurationError as refusal:
-        if not hides:
-            raise
-        not_reviewed = refusal
+    not_reviewed = _why_refused(job, accept_date=accept_date)
+    if not_reviewed is not None and not hides:
+        raise not_reviewed
     report = RunReport(command=command, run_id=job.run_id, today=today)
     before = describe(connection, mentor_id)
     error: DynamicsSyncException | MentorBusyError | None = None
@@ -118,6 +114,15 @@ def resync(
     if error is not None and error.next_step is None and after.next_try_at is not None:
         error.next_step = f"it is tried again at {after.next_try_at.astimezone(zone):%Y-%m-%d %H:%M %Z}"
     return Resync(report=report, before=before, after=after, error=error, not_reviewed=not_reviewed)
+
+
+def _why_refused(job: Job, *, accept_date: date | None) -> ConfigurationError | MentorBusyError | None:
+    """Return why the date is refused, or None."""
+    try:
+        refuse_wrong_day(job.connection, job.today, zone=job.delivery.zone, accept_date=accept_date)
+    except ConfigurationError as refusal:
+        return refusal
+    return None
 
 
 def _push(

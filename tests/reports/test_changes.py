@@ -134,6 +134,19 @@ def test_wrong_last_day_is_a_correction_of_its_own(scene: Scene) -> None:
     assert ("corrected", "M1", "visible until a wrong day on the portal, certified until 10 March 2027") in told(scene)
 
 
+def test_mentor_who_was_shown_and_then_revoked_is_no_longer_certified(scene: Scene) -> None:
+    """The day of the show is not known any more."""
+    mentor = scene.certified(member_no="M1")
+    scene.facts.pause(mentor)
+    scene.night(scene.portal)
+    scene.run_sql("UPDATE mentor_pauses SET lifted_at = now(), lifted_by = 'eva'")
+    scene.night(scene.portal)
+    scene.run_sql("UPDATE certificates SET revoked_at = now()")
+    scene.night(scene.portal)
+
+    assert ("shown", "M1", "no longer certified") in told(scene)
+
+
 def test_changes_of_deleted_certificates_and_other_organisations_are_told_too(scene: Scene) -> None:
     """--organisation leaves out the contacts of no mentor, because they belong to no organisation."""
     for slug in ("hlf", "nhf"):

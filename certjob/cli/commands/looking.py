@@ -216,6 +216,35 @@ def _parse_status(word: str) -> Status:
     return Status(word)
 
 
+Statuses = Annotated[
+    list[Status] | None,
+    typer.Option(
+        "--status",
+        parser=_parse_status,
+        metavar="STATUS",
+        help="Only these: upcoming, valid, expiring, expired, renewed or revoked. May be repeated.",
+    ),
+]
+FirstDay = Annotated[
+    date | None,
+    typer.Option("--from", parser=parse_day, metavar="DATE", help="Only certificates whose last day is DATE or later."),
+]
+LastDay = Annotated[
+    date | None,
+    typer.Option("--to", parser=parse_day, metavar="DATE", help="Only certificates whose last day is DATE or earlier."),
+]
+WithinDays = Annotated[
+    int | None,
+    typer.Option(
+        "--within",
+        metavar="DAYS",
+        help="Only certificates whose last day is today or one of the next DAYS days.",
+        min=0,
+        max=36_500,
+    ),
+]
+
+
 @app.command(
     "list",
     short_help="List mentors and their certificates.",
@@ -224,36 +253,10 @@ def _parse_status(word: str) -> Status:
 def list_(
     context: typer.Context,
     *,
-    status: Annotated[
-        list[Status] | None,
-        typer.Option(
-            "--status",
-            parser=_parse_status,
-            metavar="STATUS",
-            help="Only these: upcoming, valid, expiring, expired, renewed or revoked. May be repeated.",
-        ),
-    ] = None,
-    from_: Annotated[
-        date | None,
-        typer.Option(
-            "--from", parser=parse_day, metavar="DATE", help="Only certificates whose last day is DATE or later."
-        ),
-    ] = None,
-    to: Annotated[
-        date | None,
-        typer.Option(
-            "--to", parser=parse_day, metavar="DATE", help="Only certificates whose last day is DATE or earlier."
-        ),
-    ] = None,
-    within: Annotated[
-        int | None,
-        typer.Option(
-            metavar="DAYS",
-            help="Only certificates whose last day is today or one of the next DAYS days.",
-            min=0,
-            max=36_500,
-        ),
-    ] = None,
+    status: Statuses = None,
+    from_: FirstDay = None,
+    to: LastDay = None,
+    within: WithinDays = None,
     organisation: OrganisationSlug = None,
     with_left: Annotated[bool, typer.Option("--with-left", help="Include mentors who have left.")] = False,
     everyone: Annotated[
