@@ -75,7 +75,7 @@ SELECT m.organisation_id, h.kind, h.mentor_id, m.member_no, coalesce(m.full_name
 FROM certjob.held_mentors AS h
 JOIN certjob.mentors AS m ON m.id = h.mentor_id;
 
--- One view for each kind of alert; `Kind` in certjob/domain/alerts.py lists the kinds. Their columns:
+-- One view for each kind of alert; `Kind` in certjob/domain/alert_kinds.py lists the kinds. Their columns:
 --   subject  the last part of the alert's id; null: the member number
 --   fingerprint  what a person sees in the alert. An acknowledgement, and what a run or a digest has told, is about an
 --                alert with its fingerprint. extract() makes it independent of the session's time zone.

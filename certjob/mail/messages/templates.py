@@ -67,10 +67,9 @@ class Templates:
         Raises TemplateError with file and line.
         """
         self.look_into(slug)
-        name, page = (
-            self._name(f"{message}.{words['language']}.{suffix}", f"{message}.{suffix}", slug=slug)
-            for suffix in ("txt", "html")
-        )
+        language = words["language"]
+        name = self._name(f"{message}.{language}.txt", f"{message}.txt", slug=slug)
+        page = self._name(f"{message}.{language}.html", f"{message}.html", slug=slug)
         subject, _, rest = self._write(name, slug=slug, words=words).partition("\n")
         subject = re.sub(r"[ \t]+", " ", subject).strip()
         gap, _, text = rest.partition("\n")
