@@ -20,6 +20,7 @@ from certjob.jobs.deliveries import Job
 from certjob.jobs.report import RunReport, Told
 from certjob.outbox.claims import StageStop
 from certjob.outbox.open_work import read_open_work
+from certjob.portal.exposures import note_exposures, read_exposure
 from certjob.redaction import harmless, without_secrets
 from certjob.review.attention import read_attention
 from certjob.review.days import looks_at_everybody, make_everybody_due
@@ -92,8 +93,10 @@ def recorded(
     logger.info("the run has begun", extra={"event": "run_began"} | begun)
     if report.command == "deliver":
         report.told = Told(stops=stops)
+    note_exposures(connection, today=report.today, zone=job.delivery.zone)
     try:
         yield replace(job, progress=Heartbeat(job))
+        note_exposures(connection, today=report.today, zone=job.delivery.zone)
         try:
             with database.transaction(connection, lock_timeout_ms=_LOCK_TIMEOUT_MS):
                 report.open_work = read_open_work(connection)
@@ -132,6 +135,7 @@ def _read_alerts(connection: Connection, report: RunReport, *, organisation: str
         for alert_id, who, until in database.fetch(connection, "list_untold_acknowledgements")
     }
     report.attention = read_attention(connection, today=report.today)
+    report.exposure = read_exposure(connection)
     report.new_alerts = [alert for count in report.attention.counts.values() for alert in count.new]
 
 

@@ -16,6 +16,7 @@ from certjob.outbox.claims import StageStop
 from certjob.outbox.open_work import read_open_work
 from certjob.portal import comparison
 from certjob.portal.comparison import Comparison, Reading
+from certjob.portal.exposures import note_exposures
 from certjob.portal.hlf_dynamics import VisiblePage
 from certjob.review.days import refuse_wrong_day
 from certjob.review.held import store_portal_holds
@@ -56,6 +57,7 @@ def reconcile(
         found = compare(beating)
         if found is not None:
             comparison.store(connection, found, run_id=run_id)
+            note_exposures(connection, today=today, zone=job.delivery.zone)
             store_portal_holds(connection, found.held, today=today, run_id=run_id)
             comparison.raise_events(connection, found, today=today, run_id=run_id, stop=job.stop)
             Deliveries(beating, report).push()

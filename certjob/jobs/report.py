@@ -17,6 +17,7 @@ from certjob.mail.stage import MailCounts
 from certjob.outbox.claims import StageStop
 from certjob.outbox.open_work import NO_WORK, OpenWork
 from certjob.portal.comparison import Comparison, Difference
+from certjob.portal.exposures import Exposure
 from certjob.portal.sync import PortalCounts
 from certjob.review.attention import Attention
 from certjob.review.plan import ReviewCounts
@@ -117,6 +118,8 @@ class RunReport:
     """One line for each hold of this run."""
     attention: Attention | None = None
     """All alerts at the end of the run. Only ``run`` reads them."""
+    exposure: Exposure | None = None
+    """How long someone was visible who must not be. Only ``run`` reads it."""
     overdue: str = ""
     """The alert of an overdue full run, unless another delivery of this day has reported it."""
     new_alerts: Sequence[tuple[str, str]] = ()
@@ -234,10 +237,11 @@ class RunReport:
         }
 
     def to_ping(self) -> dict[str, Any]:
-        """Return the body of a ping: the number of alerts of each kind and the keys of the stops."""
+        """Return the body of a ping: the number of alerts of each kind, the exposures, and the keys of the stops."""
         numbers = self.attention.numbers if self.attention is not None else {}
         return {
             "alerts": {kind: number for kind, number in numbers.items() if number},
+            "exposure": self.exposure.numbers() if self.exposure is not None else None,
             "stopped": [stop.key for stop in self.stopped],
         }
 

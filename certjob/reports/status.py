@@ -9,6 +9,7 @@ from uuid import UUID
 from certjob import database
 from certjob.database import Connection
 from certjob.outbox.open_work import MAIL_KINDS, OpenWork, read_open_work
+from certjob.portal.exposures import Exposure, read_exposure
 from certjob.review.attention import read_attention
 
 RUNS_PER_COMMAND = 5
@@ -81,6 +82,8 @@ class SystemStatus:
     """The number of active mentors who have never held a certificate that counts."""
     first_without_certificate: Sequence[str]
     """At most five of them, for example ``hlf M1042``."""
+    exposure: Exposure
+    """How long someone was visible who must not be."""
     mail_waits_until: datetime | None
     """When queued mail can be sent by CERTJOB_MAIL_HOURS, or None if no mail waits for that."""
 
@@ -131,5 +134,6 @@ def read_status(
             overdue=attention.overdue,
             without_certificate=without_certificate[0][1] if without_certificate else 0,
             first_without_certificate=[name for name, _ in without_certificate],
+            exposure=read_exposure(connection),
             mail_waits_until=mail_waits_until if any(backlog[kind].pending for kind in MAIL_KINDS) else None,
         )

@@ -169,6 +169,7 @@ CREATE INDEX dynamics_sync_failures_mentor_id_idx ON certjob.dynamics_sync_failu
 CREATE TABLE certjob.portal_last_reading (
     only_one      boolean PRIMARY KEY DEFAULT true CHECK (only_one),
     read_at       timestamptz NOT NULL,  -- when it began; a later event may have changed the portal meanwhile
+    previous_at   timestamptz,  -- read_at of the reading before
     pages         integer NOT NULL,
     visible       uuid[] NOT NULL,  -- the contacts that the portal showed
     dates         boolean NOT NULL,  -- whether the portal has a column for the last visible day
@@ -192,6 +193,20 @@ CREATE TABLE certjob.renewal_gaps (
     since           timestamptz NOT NULL DEFAULT now(),
     ended           integer NOT NULL  -- the number of certificates
 );
+
+-- How long someone was, or may have been, visible who must not be: at most one open row for a mentor.
+CREATE TABLE certjob.exposures (
+    id         bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    mentor_id  uuid NOT NULL REFERENCES certjob.mentors (id) ON DELETE CASCADE,
+    contact_id uuid NOT NULL,  -- the visible contact
+    began_at   timestamptz NOT NULL,
+    ended_at   timestamptz,  -- null: it lasts
+    is_proven  boolean NOT NULL,  -- the portal showed the contact before began_at; false: nobody knows
+    CHECK (ended_at >= began_at)
+);
+CREATE UNIQUE INDEX exposures_one_open ON certjob.exposures (mentor_id) WHERE ended_at IS NULL;
+CREATE INDEX exposures_mentor_id_idx ON certjob.exposures (mentor_id);
+CREATE INDEX exposures_ended_at_idx ON certjob.exposures (ended_at);
 
 -- Contacts that the portal shows and that belong to no mentor of an organisation with a portal.
 CREATE TABLE certjob.portal_unknown_contacts (

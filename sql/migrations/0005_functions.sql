@@ -200,12 +200,16 @@ BEGIN
                 )
             LIMIT row_limit FOR UPDATE SKIP LOCKED
         )) RETURNING 1
+    ), exposures AS (
+        DELETE FROM certjob.exposures WHERE id = ANY (ARRAY(
+            SELECT x.id FROM certjob.exposures AS x WHERE x.ended_at < before LIMIT row_limit FOR UPDATE SKIP LOCKED
+        )) RETURNING 1
     ), acknowledgements AS (
         DELETE FROM certjob.acknowledgements AS k WHERE k.until < before_on OR k.ended_at < before RETURNING 1
     )
     SELECT count(*) INTO deleted FROM (
         TABLE failures UNION ALL TABLE events UNION ALL TABLE transitions UNION ALL TABLE reminders
-        UNION ALL TABLE digests UNION ALL TABLE runs UNION ALL TABLE acknowledgements
+        UNION ALL TABLE digests UNION ALL TABLE runs UNION ALL TABLE exposures UNION ALL TABLE acknowledgements
     ) AS rows;
     RETURN deleted;
 END

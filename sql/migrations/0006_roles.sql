@@ -33,7 +33,7 @@ FROM (VALUES
     ('certjob_worker', '{INSERT,UPDATE,DELETE}', 'TABLE', '{certjob.cert_notification_log,certjob.portal_sync_events,
         certjob.dynamics_sync_failures,certjob.coordinator_digests,certjob.job_runs,certjob.held_reviews,
         certjob.held_mentors,certjob.renewal_gaps,certjob.review_problems,
-        certjob.portal_unknown_contacts,certjob.acknowledgements}', NULL),
+        certjob.portal_unknown_contacts,certjob.acknowledgements,certjob.exposures}', NULL),
     ('certjob_worker', '{INSERT,UPDATE}', 'TABLE', '{certjob.portal_last_reading,certjob.facts_last_copy}', NULL),
     ('certjob_worker', '{EXECUTE}', 'FUNCTION', '{"certjob.prune(timestamptz, integer)",certjob.current_alerts(date),
         "certjob.open_pause(uuid, text, text)","certjob.lift_pause(uuid, text)",

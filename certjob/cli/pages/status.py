@@ -8,6 +8,7 @@ from certjob.cli.terminal.output import Output
 from certjob.domain.alert_kinds import Kind, summarize
 from certjob.domain.explanations import number
 from certjob.outbox.open_work import OpenWork
+from certjob.portal.exposures import DAYS, Exposure
 from certjob.reports.status import Run, SystemStatus
 
 _SORTS = {"portal_hides": "hides", "portal_shows": "shows", "reminders": "reminders", "digests": "digests"}
@@ -116,12 +117,24 @@ def _figures(status: SystemStatus, zone: tzinfo) -> Iterator[tuple[str, str]]:
         names = ", ".join(status.first_without_certificate)
         more = ", …" if status.without_certificate > len(status.first_without_certificate) else ""
         yield "Without a certificate", f"{mentors}, hidden on every portal: {names}{more}"
+    if status.exposure.mentors:
+        yield "Exposure", _exposure_words(status.exposure)
     if status.acknowledged:
         yield "Acknowledged", f"{number(status.acknowledged, 'alert')}; see `certjob alerts --acknowledged`"
     if failed := next((run for run in status.runs if run.outcome == "failed" and run.lines), None):
         yield f"{failed.command.capitalize()} failed at {_moment(failed.started_at, zone)}", _because(failed)[2:]
     if status.mail_waits_until is not None:
         yield "Mail waits until", f"{_moment(status.mail_waits_until, zone)} (CERTJOB_MAIL_HOURS)"
+
+
+def _exposure_words(exposure: Exposure) -> str:
+    """Return how long someone was visible who must not be, in the last days."""
+    words = f"{number(exposure.mentors, 'mentor')}, {duration_words(exposure.seconds)} in all"
+    if exposure.longest is not None and exposure.longest_seconds is not None:
+        cause = f", {exposure.cause.replace('_', ' ')}" if exposure.cause else ""
+        words += f", the longest {duration_words(exposure.longest_seconds)}: {exposure.longest}{cause}"
+    still = f"; {exposure.open:,} {'lasts' if exposure.open == 1 else 'last'}" if exposure.open else ""
+    return f"{words} (last {DAYS} days){still}"
 
 
 def _because(run: Run) -> str:

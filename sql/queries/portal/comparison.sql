@@ -82,7 +82,8 @@ INSERT INTO portal_last_reading AS l (read_at, pages, visible, dates, secret_unt
 VALUES (%(read_at)s, %(pages)s, %(visible)b, %(dates)s, %(secret_until)s, %(differences)s, %(held)s, %(run_id)s)
 ON CONFLICT (only_one) DO UPDATE
 SET read_at = excluded.read_at, pages = excluded.pages, visible = excluded.visible, dates = excluded.dates,
-    secret_until = excluded.secret_until, differences = excluded.differences, held = excluded.held, run_id = excluded.run_id
+    secret_until = excluded.secret_until, differences = excluded.differences, held = excluded.held,
+    run_id = excluded.run_id, previous_at = l.read_at
 WHERE l.read_at < excluded.read_at OR l.read_at > now()
 
 -- name: store_unknown_contacts

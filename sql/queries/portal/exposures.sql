@@ -1,0 +1,126 @@
+-- name: end_exposures
+-- An exposure ends with the first of these: the portal confirmed the hide, a reading did not list the contact, the last
+-- day that the portal had confirmed has passed, or the mentor may be visible again.
+UPDATE exposures AS x
+SET ended_at = greatest(x.began_at, known.at)
+FROM exposures AS o
+JOIN mentors AS m ON m.id = o.mentor_id
+CROSS JOIN LATERAL (
+    SELECT min(e.at) AS at
+    FROM (
+        SELECT d.delivered_at
+        FROM portal_sync_events AS d
+        WHERE d.mentor_id = o.mentor_id AND NOT d.visible AND d.claim_contact_id = o.contact_id
+            AND d.delivered_at >= o.began_at
+        UNION ALL
+        SELECT r.read_at
+        FROM portal_last_reading AS r
+        WHERE r.read_at >= o.began_at AND NOT r.held AND o.contact_id <> ALL (r.visible)
+        UNION ALL
+        SELECT (d.visible_until + 1)::timestamp AT TIME ZONE %(zone)s
+        FROM portal_sync_events AS d
+        WHERE d.mentor_id = o.mentor_id AND d.visible AND d.dates AND d.claim_contact_id = o.contact_id
+            AND d.delivered_at < o.began_at AND d.visible_until < %(today)s
+            AND NOT EXISTS (
+                SELECT FROM portal_sync_events AS l
+                WHERE l.mentor_id = d.mentor_id AND (l.delivered_at, l.id) > (d.delivered_at, d.id)
+            )
+        UNION ALL
+        SELECT now()
+        WHERE m.portal_visible
+            AND NOT EXISTS (SELECT FROM certjob_private.unhidden_mentors(%(today)s) AS u WHERE u.mentor_id = m.id)
+    ) AS e (at)
+    WHERE e.at <= now()
+) AS known
+WHERE o.ended_at IS NULL AND known.at IS NOT NULL AND x.id = o.id
+
+-- name: open_exposures
+-- Mentors who must not be visible and may be, since the fact that says so. The database's function counts days in UTC.
+-- It is proven if the portal showed the contact before, by its last confirmation or a later reading.
+INSERT INTO exposures (mentor_id, contact_id, began_at, is_proven)
+SELECT m.id, m.dynamics_contact_id, began.at, coalesce(
+        CASE WHEN r.read_at > coalesce(d.delivered_at, '-infinity') THEN m.dynamics_contact_id = ANY (r.visible)
+            ELSE d.visible END,
+        false
+    )
+FROM certjob_private.unhidden_mentors(%(today)s) AS u
+JOIN mentors AS m ON m.id = u.mentor_id AND m.dynamics_contact_id IS NOT NULL
+CROSS JOIN LATERAL (
+    SELECT CASE WHEN u.since = date_trunc('day', u.since, 'UTC') THEN u.since AT TIME ZONE 'UTC' AT TIME ZONE %(zone)s
+        ELSE u.since END AS at
+) AS began
+LEFT JOIN portal_last_reading AS r ON r.read_at < began.at
+LEFT JOIN LATERAL (
+    SELECT e.visible, e.delivered_at
+    FROM portal_sync_events AS e
+    WHERE e.mentor_id = m.id AND e.claim_contact_id = m.dynamics_contact_id AND e.delivered_at < began.at
+    ORDER BY e.delivered_at DESC, e.id DESC
+    LIMIT 1
+) AS d ON true
+WHERE began.at <= now()
+    AND NOT EXISTS (
+        SELECT FROM exposures AS x
+        WHERE x.mentor_id = m.id AND (x.ended_at IS NULL OR x.ended_at > began.at)
+    )
+ORDER BY m.id
+ON CONFLICT (mentor_id) WHERE ended_at IS NULL DO NOTHING
+
+-- name: open_edited_exposures
+-- Contacts that the last reading listed although the portal had confirmed the hide: someone has edited the portal. That
+-- is possible since the reading before, and proven from this reading on, or since a later hide was wanted.
+WITH edited AS MATERIALIZED (
+    SELECT m.id, m.dynamics_contact_id AS contact_id, greatest(r.read_at, o.wanted_at) AS began_at,
+        greatest(d.delivered_at, r.previous_at) AS known_at
+    FROM portal_last_reading AS r
+    JOIN mentors AS m ON m.dynamics_contact_id = ANY (r.visible) AND m.portal_visible IS FALSE
+    CROSS JOIN LATERAL (
+        SELECT e.visible, e.delivered_at
+        FROM portal_sync_events AS e
+        WHERE e.mentor_id = m.id AND e.claim_contact_id = m.dynamics_contact_id AND e.status = 'delivered'
+        ORDER BY e.delivered_at DESC, e.id DESC
+        LIMIT 1
+    ) AS d
+    LEFT JOIN portal_sync_events AS o ON o.mentor_id = m.id AND o.status IN ('pending', 'blocked')
+    WHERE NOT d.visible AND d.delivered_at < r.read_at
+        AND NOT EXISTS (
+            SELECT FROM exposures AS x
+            WHERE x.mentor_id = m.id AND (x.ended_at IS NULL OR x.ended_at >= r.read_at)
+        )
+), possible AS (
+    INSERT INTO exposures (mentor_id, contact_id, began_at, ended_at, is_proven)
+    SELECT id, contact_id, least(known_at, began_at), began_at, false FROM edited
+)
+INSERT INTO exposures (mentor_id, contact_id, began_at, is_proven)
+SELECT id, contact_id, began_at, true FROM edited ORDER BY id
+ON CONFLICT (mentor_id) WHERE ended_at IS NULL DO NOTHING
+
+-- name: read_exposure
+-- The exposures of the last %(days)s days: the part of each that lies in them.
+WITH recent AS (
+    SELECT x.mentor_id, x.is_proven, x.began_at, x.ended_at,
+        extract(epoch FROM coalesce(x.ended_at, now()) - greatest(x.began_at, now() - make_interval(days => %(days)s)))
+            AS seconds
+    FROM exposures AS x
+    WHERE coalesce(x.ended_at, now()) > now() - make_interval(days => %(days)s)
+)
+SELECT (SELECT count(DISTINCT mentor_id) FROM recent)::integer AS mentors,
+    coalesce((SELECT sum(seconds) FROM recent), 0)::bigint AS seconds,
+    coalesce((SELECT sum(seconds) FROM recent WHERE is_proven), 0)::bigint AS proven_seconds,
+    (SELECT count(*) FROM recent WHERE ended_at IS NULL)::integer AS open,
+    longest.seconds AS longest_seconds, longest.who AS longest, longest.cause
+FROM (SELECT) AS one
+LEFT JOIN LATERAL (
+    SELECT x.seconds::bigint AS seconds, o.slug || ' ' || m.member_no AS who, (
+            SELECT f.failure_code
+            FROM dynamics_sync_failures AS f
+            WHERE f.mentor_id = x.mentor_id AND f.last_failed_at >= x.began_at
+                AND f.created_at <= coalesce(x.ended_at, now())
+            ORDER BY f.last_failed_at DESC
+            LIMIT 1
+        ) AS cause
+    FROM recent AS x
+    JOIN mentors AS m ON m.id = x.mentor_id
+    JOIN organisations AS o ON o.id = m.organisation_id
+    ORDER BY x.seconds DESC, x.mentor_id
+    LIMIT 1
+) AS longest ON true

@@ -1,0 +1,214 @@
+"""How long someone was visible who must not be: from the fact to the confirmed hide."""
+
+import random
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from certjob.portal.exposures import note_exposures, read_exposure
+from tests.conftest import Certjob
+from tests.support.facts import TODAY
+from tests.support.nights import EVERYTHING
+from tests.support.portal_answers import error, ok
+from tests.support.scene import NEXT_YEAR, Scene
+
+DOWN = error(503, "dynamics_unavailable")
+ROWS = "SELECT began_at, ended_at, is_proven FROM exposures ORDER BY began_at, id"
+CLOSED = "SELECT ended_at IS NOT NULL, is_proven FROM exposures ORDER BY began_at, id"
+HOUR = timedelta(hours=1)
+FACTS = {
+    "leave": "UPDATE mentors SET left_at = now() WHERE id = %s AND left_at IS NULL",
+    "return": "UPDATE mentors SET left_at = NULL WHERE id = %s",
+    "pause": "INSERT INTO mentor_pauses (mentor_id, reason, actor) VALUES (%s, 'ill', 'eva') ON CONFLICT DO NOTHING",
+    "lift": "UPDATE mentor_pauses SET lifted_at = now(), lifted_by = 'eva' WHERE mentor_id = %s AND lifted_at IS NULL",
+}
+MUST_HIDE = """
+    SELECT id FROM mentors AS m WHERE left_at IS NOT NULL
+        OR EXISTS (SELECT FROM mentor_pauses WHERE mentor_id = m.id AND lifted_at IS NULL)
+"""
+
+
+@pytest.fixture
+def shown(scene: Scene) -> UUID:
+    """A mentor whom the portal shows, for two hours."""
+    mentor = scene.certified(NEXT_YEAR)
+    scene.run_sql("UPDATE mentors SET portal_visible = NULL")
+    scene.night(scene.portal)
+    scene.run_sql("UPDATE portal_sync_events SET delivered_at = now() - interval '2 hours'")
+    return mentor
+
+
+def leave(scene: Scene, mentor: UUID) -> datetime:
+    """Let the mentor leave, an hour ago."""
+    left_at = datetime.now(UTC) - HOUR
+    scene.run_sql("UPDATE mentors SET left_at = %s WHERE id = %s", left_at, mentor)
+    return left_at
+
+
+def test_exposure_lasts_from_the_fact_to_the_confirmed_hide(scene: Scene, shown: UUID) -> None:
+    """It is proven, because the portal had confirmed the show before."""
+    left_at = leave(scene, shown)
+    scene.portal.default = DOWN
+    scene.night(scene.portal)
+    assert scene.rows(ROWS) == [(left_at, None, True)]
+
+    scene.make_due()
+    scene.portal.default = ok()
+    scene.deliver(scene.portal)
+
+    ((delivered_at,),) = scene.rows("SELECT delivered_at FROM portal_sync_events WHERE NOT visible")
+    assert scene.rows(ROWS) == [(left_at, delivered_at, True)]
+
+
+def test_hide_in_the_same_run_is_an_exposure(scene: Scene, shown: UUID) -> None:
+    """The mentor was visible until the run."""
+    leave(scene, shown)
+
+    scene.night(scene.portal)
+
+    assert scene.rows(CLOSED) == [(True, True)]
+
+
+def test_held_hide_is_an_exposure(scene: Scene) -> None:
+    """No push was queued, and the mentors are visible."""
+    mentors = [scene.certified(NEXT_YEAR) for _ in range(12)]
+    scene.run_sql("UPDATE mentors SET portal_visible = NULL")
+    scene.night(scene.portal, allow=EVERYTHING)
+    scene.run_sql("UPDATE portal_sync_events SET delivered_at = now() - interval '2 hours'")
+    scene.run_sql("UPDATE certificates SET revoked_at = now() - interval '1 hour'")
+
+    scene.night(scene.portal)
+
+    assert scene.rows("SELECT DISTINCT kind FROM held_mentors") != []
+    assert scene.rows(CLOSED) == [(False, True)] * len(mentors)
+
+
+def test_expiry_counts_from_the_end_of_the_last_day_in_the_zone_of_the_organisation(scene: Scene) -> None:
+    """Unknown before: the portal has confirmed nothing, so it is possible and not proven."""
+    scene.certified(TODAY - timedelta(days=1))
+
+    note_exposures(scene.connection, today=TODAY, zone=ZoneInfo("Europe/Oslo"))
+
+    assert scene.rows(ROWS) == [(datetime(2026, 3, 9, 23, 0, tzinfo=UTC), None, False)]
+
+
+def test_portal_that_hides_on_time_exposes_no_one(scene: Scene) -> None:
+    """The confirmed day ends with the certificate."""
+    scene.portal.until = {}
+    scene.certified(TODAY)
+    scene.run_sql("UPDATE mentors SET portal_visible = NULL")
+    scene.night(scene.portal)
+    scene.portal.default = DOWN
+
+    scene.night(scene.portal, today=TODAY + timedelta(days=1))
+
+    assert scene.rows(ROWS) == []
+
+
+def test_reinstatement_ends_the_exposure(scene: Scene, shown: UUID) -> None:
+    """The mentor may be visible again."""
+    leave(scene, shown)
+    scene.portal.default = DOWN
+    scene.night(scene.portal)
+
+    scene.run_sql("UPDATE mentors SET left_at = NULL")
+    scene.night(scene.portal)
+
+    assert scene.rows(CLOSED) == [(True, True)]
+
+
+def test_reading_without_the_contact_ends_the_exposure(scene: Scene, shown: UUID) -> None:
+    """Someone has hidden it by hand."""
+    leave(scene, shown)
+    scene.portal.default = DOWN
+    scene.night(scene.portal)
+    scene.portal.decide = lambda request: DOWN if request.method == "POST" else ok()
+    scene.portal.visible.clear()
+
+    scene.reconcile()
+
+    ((read_at,),) = scene.rows("SELECT read_at FROM portal_last_reading")
+    assert [row[1] for row in scene.rows(ROWS)] == [read_at]
+
+
+def test_manual_show_is_possible_since_the_last_reading_and_proven_from_this_one(scene: Scene, shown: UUID) -> None:
+    """`reconcile` hides the contact again."""
+    leave(scene, shown)
+    scene.night(scene.portal)
+    scene.run_sql("DELETE FROM exposures; UPDATE portal_sync_events SET delivered_at = now() - interval '1 min'")
+    scene.reconcile()
+    scene.portal.visible |= dict.fromkeys(scene.portal.visible, True)
+    ((before,),) = scene.rows("SELECT read_at FROM portal_last_reading")
+
+    scene.reconcile()
+
+    ((read_at,),) = scene.rows("SELECT read_at FROM portal_last_reading")
+    (possible, proven) = scene.rows(ROWS)
+    assert possible == (before, read_at, False)
+    assert (proven[0], proven[1] is not None, proven[2]) == (read_at, True, True)
+
+
+def test_status_sums_up_the_exposures(scene: Scene, shown: UUID, here: Certjob) -> None:
+    """The longest one has its mentor and the last failure."""
+    leave(scene, shown)
+    scene.portal.default = DOWN
+    scene.night(scene.portal)
+
+    page, exposure = here("status").stdout, read_exposure(scene.connection)
+
+    assert "exposure: 1 mentor, 1 h" in page
+    assert ", the longest 1 h" in page
+    assert ": hlf M1001, portal down (last 30 days); 1 lasts" in page
+    assert (exposure.mentors, exposure.open, exposure.proven_seconds) == (1, 1, exposure.seconds)
+
+
+def test_prune_deletes_old_exposures(scene: Scene, shown: UUID) -> None:
+    """Open ones stay."""
+    row = "INSERT INTO exposures (mentor_id, contact_id, began_at, ended_at, is_proven)"
+    old = "now() - interval '100 days'"
+    scene.run_sql(f"{row} SELECT id, dynamics_contact_id, {old}, {old}, true FROM mentors")
+    scene.run_sql(f"{row} SELECT id, dynamics_contact_id, {old}, NULL, true FROM mentors")
+
+    scene.run_sql("SELECT prune(now() - interval '91 days', 100)")
+
+    assert scene.rows("SELECT ended_at FROM exposures") == [(None,)]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_record_of_the_portal_lies_inside_the_exposures(scene: Scene, seed: int) -> None:
+    """Random facts, runs, outages and manual shows. The portal's record also contains every proven exposure."""
+    chance, portal = random.Random(seed), scene.portal
+    mentors = [scene.certified(NEXT_YEAR) for _ in range(4)]
+    contacts = dict(scene.rows("SELECT id, dynamics_contact_id FROM mentors"))
+    scene.run_sql("UPDATE mentors SET portal_visible = NULL")
+    scene.night(portal, allow=EVERYTHING)
+    seen: list[tuple[datetime, set[UUID]]] = []
+
+    for step in range(14):
+        mentor = chance.choice(mentors)
+        portal.default = ok() if chance.random() < 0.6 or step == 13 else DOWN
+        fact = chance.choice([*FACTS, "edit"])
+        scene.make_due()
+        if fact == "edit":
+            portal.default, portal.visible[contacts[mentor]] = ok(), True
+            scene.reconcile()
+        else:
+            scene.run_sql(FACTS[fact], mentor)
+            if step == 13 or chance.random() < 0.6:
+                scene.night(portal, allow=EVERYTHING)
+            else:
+                scene.deliver(portal)
+        must_hide = {row[0] for row in scene.rows(MUST_HIDE)}
+        now = scene.rows("SELECT clock_timestamp()")[0][0]
+        seen.append((now, {each for each in must_hide if portal.visible.get(contacts[each])}))
+
+    exposures = scene.rows(
+        "SELECT mentor_id, began_at, coalesce(ended_at, now() + interval '1 day'), is_proven FROM exposures"
+    )
+    for at, wrong in seen:
+        during = {row[0] for row in exposures if row[1] <= at <= row[2]}
+        proven = {row[0] for row in exposures if row[1] < at < row[2] and row[3]}
+        assert wrong <= during, (at, exposures)
+        assert proven <= wrong, (at, exposures)
