@@ -18,6 +18,7 @@ from tests.mail.channels import smtp_channel
 from tests.mail.written import MESSAGE
 from tests.support.blocking import Blocking
 from tests.support.smtp_server import HOST, Mailbox, ScriptedServer, ServerFault, client_tls, real_server, server_tls
+from tests.support.waiting import until
 
 LOGIN: dict[str, Any] = {"user": "post", "password": SecretStr("blåbær-9"), "tls": client_tls()}
 
@@ -230,6 +231,18 @@ def test_server_that_has_hung_up_gets_the_next_message_over_a_new_connection() -
         channel.send(MESSAGE)
 
     assert (len(server.bodies), server.connections) == (2, 2)
+
+
+@pytest.mark.parametrize("last", [b"250 taken", b"250 taken\r\n421 goodbye"], ids=["silently", "with a 421"])
+def test_server_that_hangs_up_after_each_message_gets_all_messages(last: bytes) -> None:
+    """The client knows of the end of the connection before the next command."""
+    with talk({"END": last}) as (server, channel):
+        server.hangs_up = True
+        for _ in range(3):
+            channel.send(MESSAGE)
+            until(lambda: server.closed == server.connections)
+
+    assert (len(server.bodies), server.connections) == (3, 3)
 
 
 def test_close_ends_in_time_and_raises_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,6 +103,10 @@ class ScriptedServer(Listener):
         self.commands: list[str] = []
         self.bodies: list[bytes] = []
         self.connections = 0
+        self.hangs_up = False
+        """Whether the server closes each connection after a message."""
+        self.closed = 0
+        """Closed connections."""
         self._stop = threading.Event()
         # A small buffer makes an unread body block its sender.
         self._listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -141,9 +145,11 @@ class ScriptedServer(Listener):
                     goes_on = self._say(client, self.answer("BODY"))
                     body = _read_body(lines) if goes_on else None
                     goes_on = body is not None and self._say(client, self.end_message(body, to=to))
+                    goes_on = goes_on and not self.hangs_up
         finally:
             lines.close()
             client.close()
+            self.closed += 1
 
     def _say(self, connection: socket.socket, answer: Answer) -> bool:
         """Send an answer; return whether the session goes on."""

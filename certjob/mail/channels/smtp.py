@@ -194,7 +194,10 @@ class SmtpChannel:
 
     async def _announce(self, client: SMTP, *, recipient: MailAddress) -> SMTPProtocol:
         """Send the envelope up to the 354 to DATA, and return the protocol that accepts the message."""
-        wire = cast("SMTPProtocol", client.protocol)  # not None while connected
+        broke = "the connection to the mail server broke before a message was handed over"
+        wire = client.protocol
+        if wire is None:  # the server has hung up since the last message
+            raise ChannelDownError(broke)
         sender, options = f"FROM:<{(self.bounce_address or self.sender).specification}>".encode(), []
         if recipient.international:
             if not client.supports_extension("smtputf8"):
@@ -207,7 +210,6 @@ class SmtpChannel:
             ("recipient", [b"RCPT", f"TO:<{recipient.specification}>".encode()], range(200, 300)),
             ("message", [b"DATA"], range(354, 355)),
         )
-        broke = "the connection to the mail server broke before a message was handed over"
         async with _phase(self.envelope_seconds, ChannelDownError, broke):
             for what, command, success in steps:
                 code, text = await wire.execute_command(*command)
