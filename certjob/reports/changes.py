@@ -30,7 +30,7 @@ ALL: Final = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
+class ListedChange:
     """One change. docs/json.md describes the fields."""
 
     at: datetime
@@ -63,13 +63,13 @@ def read_changes(
     zone: str,
     organisation_id: UUID | None = None,
     most: int = ALL,
-) -> Iterator[Change]:
+) -> Iterator[ListedChange]:
     """Yield the changes, the most harmful kind first, then by time; at most ``most`` of each kind."""
     asked = {"since": since, "zone": zone, "organisation_id": organisation_id, "most": most, "order": list(WORDS)}
     for row in database.stream(connection, "read_changes", asked, into=dict):
-        yield Change(
+        yield ListedChange(
             why=_why(row, today=today),
-            **{name: row[name] for name in Change.__slots__ if name in row},
+            **{name: row[name] for name in ListedChange.__slots__ if name in row},
         )
 
 

@@ -13,7 +13,7 @@ import pytest
 from psycopg.types.json import Json
 
 from certjob.cli.pages.changes import COLUMNS, show_changes
-from certjob.reports.changes import Change, find_beginning, read_changes
+from certjob.reports.changes import ListedChange, find_beginning, read_changes
 from tests.conftest import Certjob
 from tests.support.command_line import flat, terminal, today
 from tests.support.facts import TODAY
@@ -25,7 +25,7 @@ Row = tuple[str, str | None, str]
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 
 
-def changed(scene: Scene, *, since: datetime = LONG_AGO, **options: Any) -> list[Change]:
+def changed(scene: Scene, *, since: datetime = LONG_AGO, **options: Any) -> list[ListedChange]:
     return list(read_changes(scene.connection, since=since, today=TODAY, zone="Europe/Oslo", **options))
 
 
@@ -213,10 +213,10 @@ def test_page_groups_by_what_and_says_how_many_more(width: int, capsys: pytest.C
     at = datetime(2026, 3, 10, 4, 5, tzinfo=UTC)
     person: dict[str, Any] = {"at": at, "mentor_id": UUID(int=1), "threshold_days": None, "full_name": "Kari Nordmann"}
     changes = [
-        Change(what="expired", organisation=slug, member_no=f"M{n}", why="likeperson ended", number=60, **person)
+        ListedChange(what="expired", organisation=slug, member_no=f"M{n}", why="likeperson ended", number=60, **person)
         for n, slug in ((1, "hlf"), (2, "nhf"))
     ]
-    changes.append(Change(what="shown", organisation="hlf", member_no="M3", why="certified", number=1, **person))
+    changes.append(ListedChange(what="shown", organisation="hlf", member_no="M3", why="certified", number=1, **person))
     output, shown = terminal(width)
 
     show_changes(output, iter(changes), since=at, today=TODAY, zone=OSLO)

@@ -10,15 +10,17 @@ from typing import Any, Final
 from certjob.cli.terminal.csv_output import print_csv
 from certjob.cli.terminal.output import Output
 from certjob.domain.explanations import moment_words
-from certjob.reports.changes import WORDS, Change
+from certjob.reports.changes import WORDS, ListedChange
 
-COLUMNS: Final = tuple(each.name for each in fields(Change) if each.name != "number")
+COLUMNS: Final = tuple(each.name for each in fields(ListedChange) if each.name != "number")
 """The columns of the CSV, and the keys of the JSON document."""
 MOST_ROWS: Final = 50
 """Changes of one kind on a terminal."""
 
 
-def show_changes(output: Output, changes: Iterable[Change], *, since: datetime, today: date, zone: tzinfo) -> None:
+def show_changes(
+    output: Output, changes: Iterable[ListedChange], *, since: datetime, today: date, zone: tzinfo
+) -> None:
     """Print a table for each kind of change, the most harmful first."""
     beginning = moment_words(since.astimezone(zone), today)
     output.text(f"Changes since {beginning}")
@@ -50,12 +52,12 @@ def _at(at: datetime, today: date) -> str:
     return f"{at:%m-%d %H:%M}" if at.year == today.year else f"{at:%Y-%m-%d %H:%M}"
 
 
-def print_changes_csv(changes: Iterable[Change]) -> None:
+def print_changes_csv(changes: Iterable[ListedChange]) -> None:
     """Print all changes as CSV."""
     print_csv(COLUMNS, (list(each.values()) for each in to_entries(changes)))
 
 
-def to_entries(changes: Iterable[Change]) -> Iterator[dict[str, Any]]:
+def to_entries(changes: Iterable[ListedChange]) -> Iterator[dict[str, Any]]:
     """Yield the changes for a document."""
     for change in changes:
         entry = asdict(change)
