@@ -57,7 +57,7 @@ def reconcile(
         found = compare(beating)
         if found is not None:
             comparison.store(connection, found, run_id=run_id)
-            note_exposures(connection, today=today, zone=job.delivery.zone)
+            note_exposures(connection, today=today, zone=job.delivery.zone, after_reading=True)
             store_portal_holds(connection, found.held, today=today, run_id=run_id)
             comparison.raise_events(connection, found, today=today, run_id=run_id, stop=job.stop)
             Deliveries(beating, report).push()

@@ -35,8 +35,8 @@ class Exposure:
         return {name: getattr(self, name) for name in ("mentors", "open", "seconds", "proven_seconds")}
 
 
-def note_exposures(connection: Connection, *, today: date, zone: tzinfo) -> None:
-    """End and open exposures by what is known now.
+def note_exposures(connection: Connection, *, today: date, zone: tzinfo, after_reading: bool = False) -> None:
+    """End and open exposures by what is known now; ``after_reading``: a new reading of the portal was stored.
 
     Leaves them to the next command if another session has locked one of the mentors.
     """
@@ -44,7 +44,7 @@ def note_exposures(connection: Connection, *, today: date, zone: tzinfo) -> None
     with suppress(*database.CONTENTION), database.transaction(connection, lock_timeout_ms=_LOCK_TIMEOUT_MS):
         database.execute(connection, "end_exposures", now)
         database.execute(connection, "open_exposures", now)
-        database.execute(connection, "open_edited_exposures")
+        database.execute(connection, "open_edited_exposures", {"after_reading": after_reading})
         database.execute(connection, "end_exposures", now)
 
 

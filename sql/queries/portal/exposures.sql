@@ -68,11 +68,20 @@ ON CONFLICT (mentor_id) WHERE ended_at IS NULL DO NOTHING
 -- name: open_edited_exposures
 -- Contacts that the last reading listed although the portal had confirmed the hide: someone has edited the portal. That
 -- is possible since the reading before, and proven from this reading on, or since a later hide was wanted.
-WITH edited AS MATERIALIZED (
+-- Only a new reading is compared with all mentors, because otherwise only an open hide can be news.
+WITH candidate AS MATERIALIZED (
+    SELECT e.mentor_id AS id FROM portal_sync_events AS e WHERE e.status IN ('pending', 'blocked') AND NOT e.visible
+    UNION
+    SELECT n.id
+    FROM portal_last_reading AS l
+    JOIN mentors AS n ON n.dynamics_contact_id = ANY (l.visible)
+    WHERE %(after_reading)s
+), edited AS MATERIALIZED (
     SELECT m.id, m.dynamics_contact_id AS contact_id, greatest(r.read_at, o.wanted_at) AS began_at,
         greatest(d.delivered_at, r.previous_at) AS known_at
-    FROM portal_last_reading AS r
-    JOIN mentors AS m ON m.dynamics_contact_id = ANY (r.visible) AND m.portal_visible IS FALSE
+    FROM candidate
+    JOIN mentors AS m ON m.id = candidate.id AND m.portal_visible IS FALSE
+    JOIN portal_last_reading AS r ON m.dynamics_contact_id = ANY (r.visible)
     CROSS JOIN LATERAL (
         SELECT e.visible, e.delivered_at
         FROM portal_sync_events AS e
