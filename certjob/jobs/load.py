@@ -7,7 +7,7 @@ from certjob.database import Connection
 from certjob.facts import loading
 from certjob.facts.loading import LoadReport
 from certjob.jobs.report import RunReport
-from certjob.jobs.runs import plan_run
+from certjob.jobs.runs import plan_next_run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,9 +32,7 @@ def load(
     plans: list[RunReport] = []
 
     def plan() -> None:
-        next_run = RunReport(command="run", today=today, dry_run=True)
-        plan_run(connection, next_run)
-        plans.append(next_run)
+        plans.append(plan_next_run(connection, today=today))
 
     report = loading.load(
         connection,

@@ -105,6 +105,13 @@ def retry_all(job: Job) -> RunReport:
     return report
 
 
+def plan_next_run(connection: Connection, *, today: date, organisation_id: UUID | None = None) -> RunReport:
+    """Return the plan of a run of everyone, or of one organisation, with the guards of a run without --allow."""
+    report = RunReport(command="run", today=today, dry_run=True)
+    plan_run(connection, report, organisation_id=organisation_id)
+    return report
+
+
 def plan_run(
     connection: Connection,
     report: RunReport,

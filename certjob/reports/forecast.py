@@ -15,7 +15,7 @@ from certjob.domain.projection import coming_nights
 from certjob.facts import reading
 from certjob.mail.reminders import find_new_reminders
 from certjob.review.days import looks_at_everybody
-from certjob.review.plan import due_decisions, why_broken
+from certjob.review.plan import why_broken
 
 MEASURES: Final = ("expiries", "reminders", "pauses", "hides")
 """Certificates that a run stores as expired, new reminders, pauses by certjob, and hides."""
@@ -84,14 +84,6 @@ def make_forecast(
         ),
         broken=broken,
     )
-
-
-def count_coming_reminders(connection: Connection, *, today: date, organisation_id: UUID) -> int:
-    """Return the number of reminders that a run would queue for an organisation now."""
-    with database.read_only_snapshot(connection):
-        everybody = looks_at_everybody(connection, today)
-        chunks = due_decisions(connection, today=today, organisation_id=organisation_id, everybody=everybody)
-        return sum(len(find_new_reminders(connection, decisions, today=today)) for decisions, _ in chunks)
 
 
 def _find_changes(

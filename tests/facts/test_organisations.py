@@ -20,6 +20,7 @@ from certjob.facts.organisations import (
 from tests.conftest import Certjob
 from tests.support.command_line import today
 from tests.support.facts import TODAY, Facts
+from tests.support.nights import CollectingChannel, night
 
 USER = UUID("5f0c1f9e-9d0b-4f0f-9a55-0d9c3b6f8a21")
 
@@ -171,6 +172,22 @@ def test_new_thresholds_announce_the_reminders_that_follow(here: Certjob, facts:
     said = [here("organisation", "set", "hlf", "--thresholds", days, "--json") for days in ("30", "30,60", "1")]
 
     assert [json.loads(each.stdout)["coming_reminders"] for each in said] == [2, 3, 0]
+
+
+def test_new_thresholds_announce_what_the_next_run_queues(here: Certjob, facts: Facts) -> None:
+    """Not the 12 reminders about new certificates that a guard holds, and no mail that repeats the one of 30 days."""
+    home = facts.organisation(thresholds=(30,))
+    for days in (20, 25, 40):
+        facts.certified_mentor(home, today() + timedelta(days=days))
+    night(facts.connection, today(), channel=CollectingChannel())
+    for _ in range(12):
+        facts.certified_mentor(home, today() + timedelta(days=5))
+
+    said = here("organisation", "set", "hlf", "--thresholds", "60,28,7", "--json")
+
+    report = night(facts.connection, today()).to_document()
+    assert (report["reminders"]["queued"], len(report["held"])) == (1, 1)
+    assert json.loads(said.stdout)["coming_reminders"] == 1
 
 
 def test_portal_none_reports_the_open_hides(here: Certjob, facts: Facts) -> None:

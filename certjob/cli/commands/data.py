@@ -151,9 +151,10 @@ def organisation_set(
     An empty text removes a contact, the address for renewals or the sender. Afterwards, `certjob run --dry-run` shows
     the changes that the next run will make.
     """
+    from certjob.domain.explanations import number
     from certjob.facts import organisations
     from certjob.facts.lookup import find_organisation
-    from certjob.reports.forecast import count_coming_reminders
+    from certjob.jobs.runs import plan_next_run
 
     call = Call(context=context, json=json, verbose=verbose, quiet=quiet, env_file=env_file)
     reminders = 0
@@ -173,18 +174,15 @@ def organisation_set(
             sender=sender,
         )
         if thresholds is not None:
-            reminders = count_coming_reminders(
-                opened.connection,
-                today=opened.settings.today,
-                organisation_id=find_organisation(opened.connection, slug),
-            )
+            organisation_id = find_organisation(opened.connection, slug)
+            next_run = plan_next_run(opened.connection, today=opened.settings.today, organisation_id=organisation_id)
+            reminders = next_run.to_document()["reminders"]["queued"]
     if call.json:
         outcome = "attention" if done.open_hides else "ok"
         plain.print_json({"outcome": outcome, "organisation": slug} | asdict(done) | {"coming_reminders": reminders})
     opened.output.line(f"{slug}: {'created' if done.created else 'changed' if done.changed else 'nothing to change'}")
     if reminders:
-        one = "1 reminder" if reminders == 1 else f"{reminders:,} reminders"
-        opened.output.line(f"{slug}: the next run will queue {one}")
+        opened.output.line(f"{slug}: the next run will queue {number(reminders, 'reminder')}")
     if not done.open_hides:
         return 0
     call.attention(f"{slug}: hides that the portal has not confirmed: {done.open_hides:,}; hide these mentors by hand")
