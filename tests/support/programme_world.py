@@ -265,9 +265,12 @@ class World:
             " WHERE table_schema IN ('certjob', 'public') AND table_type = 'BASE TABLE'"
             " AND data_type IN ('date', 'timestamp with time zone') GROUP BY 1, 2"
         )
+        far = 100_000  # days, so that no row of told_alerts takes the day of another one on the way
+        yield f"UPDATE told_alerts SET day = day + {far}"
         for schema, table, names, types in columns:
             moves = (
-                f"{name} = CASE WHEN {name} > '0001-01-01' THEN {name} - {days} ELSE {name} END"
+                f"{name} = CASE WHEN {name} > '0001-01-01' THEN {name} - {days + far * (table == 'told_alerts')}"
+                f" ELSE {name} END"
                 if kind == "date"
                 else f"{name} = {name} - make_interval(hours => {24 * days})"
                 for name, kind in zip(names, types, strict=True)
