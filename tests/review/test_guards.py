@@ -347,6 +347,18 @@ def test_too_many_reminders_about_new_certificates_are_held_and_pauses_are_not(s
     assert reminders == {True: 3, False: 3}
 
 
+def test_revoked_certificates_do_not_count_as_certified(scene: Scene) -> None:
+    """Thirty mentors more would allow three reminders."""
+    organisation = scene.facts.organisation("nhf", portal=None)
+    join_with_reminders(scene, {organisation: 3})
+    revoked = join(scene, organisation, valid=30)
+    change(scene, revoked, "revoked_at = now()")
+
+    report = run(scene)
+
+    assert "nhf: 3 mentors would get a reminder about a new or edited certificate" in held(report)
+
+
 def test_held_reminders_are_queued_by_a_permitted_run(scene: Scene) -> None:
     """The mentors stay due until then. A second review of them writes no status again."""
     join_with_reminders(scene, {scene.facts.organisation("nhf", portal=None): 4})
