@@ -288,42 +288,45 @@ WHERE (a.until IS NULL OR a.until >= current_date) AND (k.alert_id IS NULL OR k.
 
 -- Mentors who must not be visible on their portal, without a confirmation that they are hidden, and since when.
 -- A mentor whose facts have changed, or whose certificate has ended, is due for a review; the others have an open hide.
--- A portal with a date column hides a mentor after the confirmed day.
+-- A portal with a date column hides a mentor after the confirmed day. Joins and groups instead of a look-up for each
+-- mentor, because everyone may be due.
 CREATE FUNCTION certjob_private.unhidden_mentors(today date) RETURNS TABLE (
     mentor_id uuid, organisation_id uuid, since timestamptz
 )
 LANGUAGE sql STABLE AS $$
-    SELECT m.id, m.organisation_id, must_hide.since
+    SELECT known.mentor_id, known.organisation_id, known.since
     FROM (
-        SELECT due.id FROM certjob.mentors AS due WHERE due.review_on <= today
-        UNION
-        SELECT e.mentor_id FROM certjob.portal_sync_events AS e
-        WHERE e.status IN ('pending', 'blocked') AND NOT e.visible
-    ) AS candidate
-    JOIN certjob.mentors AS m ON m.id = candidate.id
-    JOIN certjob.organisations AS o ON o.id = m.organisation_id AND o.portal IS NOT NULL
-    CROSS JOIN LATERAL (
-        SELECT min(reason.since) AS since
+        SELECT DISTINCT ON (must_hide.mentor_id) must_hide.mentor_id, must_hide.organisation_id, must_hide.since,
+            must_hide.dynamics_contact_id, e.visible AND (e.visible_until < today AND e.dates) IS NOT TRUE AS visible
         FROM (
-            SELECT m.left_at
-            UNION ALL
-            SELECT p.paused_at FROM certjob.mentor_pauses AS p WHERE p.mentor_id = m.id AND p.lifted_at IS NULL
-            UNION ALL
-            SELECT max(least(c.revoked_at, (c.expires_on + 1)::timestamp AT TIME ZONE 'UTC'))
-            FROM certjob.certificates AS c
-            WHERE c.mentor_id = m.id AND c.kind <> ALL (o.optional_kinds)
-                AND (c.issued_on <= today OR c.revoked_at IS NOT NULL)
-            GROUP BY c.kind
-            HAVING NOT bool_or(c.revoked_at IS NULL AND c.expires_on >= today)
-        ) AS reason (since)
-    ) AS must_hide
-    LEFT JOIN LATERAL (
-        SELECT e.visible AND (e.visible_until < today AND e.dates) IS NOT TRUE AS visible
-        FROM certjob.portal_sync_events AS e
-        WHERE e.mentor_id = m.id AND e.status = 'delivered' ORDER BY e.id DESC LIMIT 1
-    ) AS confirmed ON true
-    WHERE must_hide.since IS NOT NULL
-        AND CASE WHEN confirmed.visible IS NULL THEN m.dynamics_contact_id IS NOT NULL ELSE confirmed.visible END;
+            SELECT by_kind.mentor_id, by_kind.organisation_id, by_kind.dynamics_contact_id,
+                least(by_kind.left_at, min(by_kind.paused_at), min(by_kind.ended_at)) AS since
+            FROM (
+                SELECT m.id AS mentor_id, m.organisation_id, m.dynamics_contact_id, m.left_at,
+                    min(p.paused_at) AS paused_at,
+                    CASE WHEN NOT bool_or(c.revoked_at IS NULL AND c.expires_on >= today)
+                        THEN max(least(c.revoked_at, (c.expires_on + 1)::timestamp AT TIME ZONE 'UTC')) END AS ended_at
+                FROM (
+                    SELECT due.id FROM certjob.mentors AS due WHERE due.review_on <= today
+                    UNION
+                    SELECT e.mentor_id FROM certjob.portal_sync_events AS e
+                    WHERE e.status IN ('pending', 'blocked') AND NOT e.visible
+                ) AS candidate
+                JOIN certjob.mentors AS m ON m.id = candidate.id
+                JOIN certjob.organisations AS o ON o.id = m.organisation_id AND o.portal IS NOT NULL
+                LEFT JOIN certjob.mentor_pauses AS p ON p.mentor_id = m.id AND p.lifted_at IS NULL
+                LEFT JOIN certjob.certificates AS c ON c.mentor_id = m.id AND c.kind <> ALL (o.optional_kinds)
+                    AND (c.issued_on <= today OR c.revoked_at IS NOT NULL)
+                GROUP BY m.id, c.kind
+            ) AS by_kind
+            GROUP BY by_kind.mentor_id, by_kind.organisation_id, by_kind.dynamics_contact_id, by_kind.left_at
+            HAVING least(by_kind.left_at, min(by_kind.paused_at), min(by_kind.ended_at)) IS NOT NULL
+        ) AS must_hide
+        LEFT JOIN certjob.portal_sync_events AS e
+            ON e.mentor_id = must_hide.mentor_id AND e.status = 'delivered'
+        ORDER BY must_hide.mentor_id, e.id DESC
+    ) AS known
+    WHERE CASE WHEN known.visible IS NULL THEN known.dynamics_contact_id IS NOT NULL ELSE known.visible END;
 $$;
 
 -- The kinds that only an operator can act on. `name` is the person if that is not a mentor.
