@@ -93,10 +93,10 @@ def recorded(
     logger.info("the run has begun", extra={"event": "run_began"} | begun)
     if report.command == "deliver":
         report.told = Told(stops=stops)
-    note_exposures(connection, today=report.today, zone=job.delivery.zone)
     try:
+        measure_exposures(job, report)
         yield replace(job, progress=Heartbeat(job))
-        note_exposures(connection, today=report.today, zone=job.delivery.zone)
+        measure_exposures(job, report)
         try:
             with database.transaction(connection, lock_timeout_ms=_LOCK_TIMEOUT_MS):
                 report.open_work = read_open_work(connection)
@@ -115,6 +115,19 @@ def recorded(
             logger.info("the end of the run could not be recorded", extra={"event": "run_not_recorded"})
         raise
     database.persist(connection, lambda: _record_end(connection, report, report.outcome, lines=report.lines()))
+
+
+def measure_exposures(job: Job, report: RunReport, *, after_reading: bool = False) -> None:
+    """Note exposures. An unexpected error is reported and does not end the run, because it must not prevent a hide."""
+    try:
+        note_exposures(job.connection, today=report.today, zone=job.delivery.zone, after_reading=after_reading)
+    except psycopg.Error as error:
+        if database.is_lost(error):
+            raise
+        report.crashed = True
+        reason = f"unforeseen {type(error).__name__}"
+        stopped = StageStop(stage="exposures", code=StageEnd.CRASH, reason=reason)
+        report.stopped += [] if stopped in report.stopped else [stopped]
 
 
 def _read_overdue(connection: Connection, report: RunReport) -> None:

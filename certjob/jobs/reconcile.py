@@ -9,14 +9,13 @@ from certjob import database
 from certjob.errors import ConfigurationError, PortalCallError, StageEnd
 from certjob.facts.lookup import find_organisation
 from certjob.jobs.deliveries import Deliveries, Job
-from certjob.jobs.job_runs import recorded
+from certjob.jobs.job_runs import measure_exposures, recorded
 from certjob.jobs.report import RunReport
 from certjob.outbox.calls import Calls
 from certjob.outbox.claims import StageStop
 from certjob.outbox.open_work import read_open_work
 from certjob.portal import comparison
 from certjob.portal.comparison import Comparison, Reading
-from certjob.portal.exposures import note_exposures
 from certjob.portal.hlf_dynamics import VisiblePage
 from certjob.review.days import refuse_wrong_day
 from certjob.review.held import store_portal_holds
@@ -57,7 +56,7 @@ def reconcile(
         found = compare(beating)
         if found is not None:
             comparison.store(connection, found, run_id=run_id)
-            note_exposures(connection, today=today, zone=job.delivery.zone, after_reading=True)
+            measure_exposures(job, report, after_reading=True)
             store_portal_holds(connection, found.held, today=today, run_id=run_id)
             comparison.raise_events(connection, found, today=today, run_id=run_id, stop=job.stop)
             Deliveries(beating, report).push()

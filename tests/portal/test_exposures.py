@@ -47,6 +47,17 @@ def leave(scene: Scene, mentor: UUID) -> datetime:
     return left_at
 
 
+def test_a_failed_measurement_is_reported_and_prevents_no_hide(scene: Scene, shown: UUID) -> None:
+    """The run has failed, but only at its end."""
+    leave(scene, shown)
+    scene.run_sql("ALTER TABLE exposures ADD CONSTRAINT broken CHECK (began_at IS NULL) NOT VALID")
+
+    report = scene.night(scene.portal)
+
+    assert (report.crashed, [str(stop) for stop in report.stopped]) == (True, ["exposures: unforeseen CheckViolation"])
+    assert list(scene.portal.visible.values()) == [False]
+
+
 def test_exposure_lasts_from_the_fact_to_the_confirmed_hide(scene: Scene, shown: UUID) -> None:
     """It is proven, because the portal had confirmed the show before."""
     left_at = leave(scene, shown)
