@@ -83,7 +83,7 @@ class Memory:
     told: set[Any] = field(default_factory=set)
     """The alerts that a run has printed, by day."""
     last_alerts: Any = None
-    """The alerts of the last run, if it was today."""
+    """The alerts of the last run with their causes, if it was today."""
     acknowledged: dict[str, Any] = field(default_factory=dict)
     """What a person has seen of each acknowledged alert."""
     forgiven: set[UUID] = field(default_factory=set)
@@ -416,12 +416,14 @@ class SlipsMachine(RuleBasedStateMachine):
         codes = {3} if seen.keys() - quiet or has_other else {0, 3} if quiet else {0}
         if after.exit_code not in codes:
             yield f"4: exit code {after.exit_code}, alerts {[*seen]}, stops {has_other}"
-        if told - self.memory.told and not after.said:
-            yield f"4: never printed: {told - self.memory.told}"
-        if seen == self.memory.last_alerts and not has_other and after.said:
+        untold = {each for each in told - self.memory.told if each[1:] not in quiet}
+        if untold and not after.said:
+            yield f"4: never printed: {untold}"
+        causes = {(each["alert_id"], each["row_id"]): each["cause"] for each in after.alerts}
+        if (seen, causes) == self.memory.last_alerts and not has_other and after.said:
             yield f"4: printed twice: {after.said}"
         self.memory.told |= told
-        self.memory.last_alerts = seen
+        self.memory.last_alerts = seen, causes
 
     # What the machine looks at.
 
