@@ -448,7 +448,7 @@ class SlipsMachine(RuleBasedStateMachine):
         alerts: list[Any] = document["alerts"]
         for alert in alerts:
             held = [each for each in document["held_mentors"] if each["alert_id"] == alert["alert_id"]]
-            alert["held"] = {each["member_no"] for each in held if each["reason"] != "reminder"}
+            alert["held"] = {each["member_no"].partition(" (")[0] for each in held if each["reason"] != "reminder"}
         assert result.returncode == (3 if alerts and not options else 0), result
         return alerts
 
