@@ -505,7 +505,7 @@ class SlipsMachine(RuleBasedStateMachine):
 
 @pytest.fixture
 def slips(server_url: str, supabase_template: str) -> Iterator[SlipsMachine]:
-    """The machine, driven by a script."""
+    """The machine, driven by a script. Each command of it checks the invariants and fails the test."""
     machine = SlipsMachine(server_url, supabase_template)
     with machine.resources:
         yield machine

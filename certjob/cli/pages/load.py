@@ -24,7 +24,7 @@ _LIFTS: Final = {"revoked_on": " (revocation lifted)", "left_on": " (departure l
 
 
 def show_load(output: Output, loaded: Loaded, *, json: bool, dry_run: bool) -> None:
-    """Print the result of a load, the problems of the file, and what the next run will do."""
+    """Print the result of a load, the problems of the file, and the forecast of the next run."""
     report = loaded.report
     numbers = {name: getattr(report, name) for name in _NUMBERS}
     if json:
@@ -61,7 +61,7 @@ def _to_document(loaded: Loaded, numbers: dict[str, int], *, dry_run: bool) -> d
 
 
 def _change_lines(loaded: Loaded, *, dry_run: bool) -> Iterator[str]:
-    """Yield a line for each change of a fact, each new kind, and each group of mentors whom the next run changes."""
+    """Yield a line for each change of a fact, each new kind, and each group of mentors that the next run changes."""
     shown: Counter[str] = Counter()
     for change in loaded.report.changes:
         is_named = change.what == "stays" or (change.what in _LIFTS and change.new is None)
@@ -79,7 +79,7 @@ def _change_lines(loaded: Loaded, *, dry_run: bool) -> Iterator[str]:
 
 
 def _words(change: FactChange) -> str:
-    """Return what a load changes, from the old value to the new one."""
+    """Return the changes of a load, from the old value to the new one."""
     about = f"{change.kind} of {change.issued_on}: " if change.kind else ""
     match change.what:
         case "mentor":
@@ -93,7 +93,7 @@ def _words(change: FactChange) -> str:
 
 
 def _groups(changes: Iterable[PlannedChange]) -> Iterator[str]:
-    """Yield what the next run does, with the first mentors of each group."""
+    """Yield the forecast of the next run, with the first mentors of each group."""
     groups: dict[str, list[str]] = defaultdict(list)
     numbers: Counter[str] = Counter()
     for effect in itertools.chain.from_iterable(map(_effects, changes)):
@@ -107,7 +107,7 @@ def _groups(changes: Iterable[PlannedChange]) -> Iterator[str]:
 
 
 def _effects(change: PlannedChange) -> Iterator[dict[str, Any]]:
-    """Yield what the next run does with a mentor, and whether a guard holds it."""
+    """Yield each change of a mentor in the next run, and whether a guard holds it."""
     decision, held = change.decision, change.is_held
     mentor = {
         "organisation": decision.organisation.slug,
