@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import logging
 import os
 import pwd
 import shlex
@@ -20,6 +21,8 @@ from urllib.parse import quote
 from certjob import files
 from certjob.errors import ConfigurationError, DatabaseUnavailableError
 from certjob.settings import EMBEDDED
+
+logger = logging.getLogger(__name__)
 
 _SOCKET = ".s.PGSQL.5432"
 _LONGEST_SOCKET = 107 if sys.platform == "linux" else 103
@@ -93,8 +96,14 @@ class EmbeddedServer:
                 fcntl.flock(self.users, fcntl.LOCK_UN)
                 fcntl.flock(self.users, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 _run(self.programs / "pg_ctl", "-w", "-D", self.directory, "stop")
-        except (OSError, subprocess.SubprocessError):  # another process uses it, or it has ended
+        except BlockingIOError:  # another process uses it
             pass
+        except (OSError, subprocess.SubprocessError) as error:
+            if _is_running(self.directory):
+                kind = type(error).__name__
+                logger.warning(
+                    "the embedded PostgreSQL in %s did not stop (%s); the next command uses it", self.directory, kind
+                )
         finally:
             os.close(self.users)
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psycopg
@@ -87,4 +88,22 @@ def test_server_is_private_and_ends_with_its_last_process(folder: Path, monkeypa
     killed.communicate(timeout=60)
     with embedded.server(data) as url, psycopg.connect(url) as connection:
         assert connection.execute("SELECT FROM visits").fetchall() == []
+    assert not (data / "postmaster.pid").exists()
+
+
+def test_a_server_that_does_not_stop_is_reported(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It keeps running, and the next command uses it."""
+    data = folder / "postgresql"
+    started = embedded.start(data)
+    broken = folder / "programs"
+    broken.mkdir()
+    (broken / "pg_ctl").symlink_to("/bin/false")
+
+    replace(started, programs=broken).leave()
+
+    assert caplog.messages == [
+        f"the embedded PostgreSQL in {data} did not stop (CalledProcessError); the next command uses it"
+    ]
+    with embedded.server(data) as url, psycopg.connect(url) as connection:
+        assert connection.execute("SELECT 1").fetchone() == (1,)
     assert not (data / "postmaster.pid").exists()
