@@ -118,11 +118,11 @@ WORDS: Final[Mapping[Kind, KindWords]] = {
 }
 
 
-def in_words(kind: Kind, number: int) -> str:
+def count_in_words(kind: Kind, number: int) -> str:
     """Return the number of alerts of a kind in words."""
     return f"{number:,} {WORDS[kind].one if number == 1 else WORDS[kind].many}"
 
 
 def summarize(numbers: Mapping[str, int]) -> str:
     """Return the numbers of all kinds in one line; empty if there are no alerts."""
-    return ", ".join(in_words(Kind(kind), number) for kind, number in numbers.items() if number)
+    return ", ".join(count_in_words(Kind(kind), number) for kind, number in numbers.items() if number)

@@ -77,7 +77,7 @@ class Past:
     """Changes that this run has made with a permission."""
 
 
-def judge(
+def held_kinds(
     counts: Counter[str], *, past: Past, certified: int, allow: int, is_after_gap: bool = False
 ) -> dict[Change, str]:
     """Return the kinds of changes of one organisation that the guards hold, each with the reason.
@@ -132,10 +132,10 @@ class Hold:
     @property
     def line(self) -> str:
         """The reason and the next step."""
-        return in_words(self.what, self.organisation, self.reason, allow=self.allow)
+        return hold_line(self.what, self.organisation, self.reason, allow=self.allow)
 
 
-def in_words(what: str, organisation: str, reason: str, *, allow: int) -> str:
+def hold_line(what: str, organisation: str, reason: str, *, allow: int) -> str:
     """Return the reason and the next step in one line."""
     check = _WHAT_TO_CHECK.get(what, f"the clock and {_CHECK_IMPORT}")
     return f"{organisation}: {reason}. Check {check}, then `{command(what, organisation, allow=allow)}`"

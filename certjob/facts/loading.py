@@ -61,7 +61,7 @@ class LoadReport:
     """Sorted by line."""
 
 
-def load(
+def load_file(
     connection: Connection,
     content: bytes,
     *,

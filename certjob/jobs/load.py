@@ -28,13 +28,13 @@ def load(
     exact: bool = False,
     most_changes: int | None = None,
 ) -> Loaded:
-    """Load a file as ``loading.load`` does. A dry run plans before it takes the load back."""
+    """Load a file as ``loading.load_file`` does. A dry run plans before it takes the load back."""
     plans: list[RunReport] = []
 
     def plan() -> None:
         plans.append(plan_next_run(connection, today=today))
 
-    report = loading.load(
+    report = loading.load_file(
         connection,
         content,
         today=today,

@@ -3,7 +3,7 @@
 from collections.abc import Sequence, Set
 from uuid import UUID
 
-from certjob.domain.alert_kinds import Kind, in_words
+from certjob.domain.alert_kinds import Kind, count_in_words
 from certjob.portal.comparison import Comparison
 from certjob.review.plan import LOCKED, ReviewCounts
 
@@ -14,7 +14,7 @@ def differing(comparison: Comparison) -> list[str]:
     """Return the unknown contacts and the locked mentors of a comparison with the portal."""
     unknown = len(comparison.unknown)
     again = "locked by another session and not corrected, run `certjob reconcile` again"
-    lines = [f"{in_words(Kind.UNKNOWN_CONTACTS, unknown)}; see `certjob alerts`"] if unknown else []
+    lines = [f"{count_in_words(Kind.UNKNOWN_CONTACTS, unknown)}; see `certjob alerts`"] if unknown else []
     return lines + _listed([each.member_no for each in comparison.locked], f"mentor is {again}", f"mentors are {again}")
 
 

@@ -34,7 +34,7 @@ _GLOBAL_STATUS = re.compile(rb"(?i)message/global-delivery-status")
 """A status with addresses in UTF-8 (RFC 6533). The standard library parses only message/delivery-status."""
 
 
-class Reading(StrEnum):
+class ReportResult(StrEnum):
     """The result of reading a report."""
 
     BOUNCED = "bounced"
@@ -47,19 +47,19 @@ class Reading(StrEnum):
     """Broken, too large, or not a report by RFC 3464."""
 
 
-def take_report(connection: Connection, data: bytes) -> Reading:
+def take_report(connection: Connection, data: bytes) -> ReportResult:
     """Read one report, mark its mail as failed, and commit."""
     if (report := _parse(data)) is None:
-        return Reading.UNREADABLE
+        return ReportResult.UNREADABLE
     message_id, failures = report
     if not failures:
-        return Reading.NOT_FAILED
+        return ReportResult.NOT_FAILED
     about = _OUR_MESSAGE_ID.fullmatch(message_id)
     if about is None:
-        return Reading.NOT_OURS
+        return ReportResult.NOT_OURS
     bounced = persist(connection, partial(_mark_bounced, connection, about, failures))
     logger.debug("a report about %s", about[0], extra={"event": "report_read", "noted": bounced})
-    return Reading.BOUNCED if bounced else Reading.NOT_OURS
+    return ReportResult.BOUNCED if bounced else ReportResult.NOT_OURS
 
 
 def _parse(data: bytes) -> tuple[str, Sequence[tuple[str, str]]] | None:

@@ -24,7 +24,7 @@ from certjob.review.guards import MassChangeGuard
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Person:
+class ExplainedMentor:
     """The mentor."""
 
     id: UUID
@@ -113,7 +113,7 @@ class Explanation:
     today: date
     now: datetime
     """The time of the database server."""
-    mentor: Person
+    mentor: ExplainedMentor
     certified: bool
     without_certificate: bool
     certified_because: Sequence[str]
@@ -148,7 +148,7 @@ def explain(connection: Connection, mentor_id: UUID, *, today: date, zone: tzinf
             message = f"mentor {mentor_id} has been deleted"
             raise UnknownMentorError(message)
         (mentor,) = read.mentors
-        (person,) = database.fetch(connection, "read_explained_mentor", parameters, into=Person)
+        (person,) = database.fetch(connection, "read_explained_mentor", parameters, into=ExplainedMentor)
         portal = Portal(
             push=next(iter(database.fetch(connection, "read_open_push", parameters, into=OpenPush)), None),
             **database.fetch(connection, "read_portal_history", parameters, into=dict)[0],

@@ -63,7 +63,7 @@ class ListedCertificate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Person:
+class ListedPerson:
     """The columns of a mentor that the rules do not need."""
 
     id: UUID
@@ -90,7 +90,7 @@ def list_certificates(connection: Connection, *, today: date, wanted: Filter) ->
     broken: dict[UUID, str] = {}
     parameters = asdict(wanted) | {"today": today, "limit": reading.CHUNK_SIZE, "after": UUID(int=0)}
     with database.read_only_snapshot(connection):
-        while found := database.fetch(connection, "find_mentors_to_list", parameters, into=Person):
+        while found := database.fetch(connection, "find_mentors_to_list", parameters, into=ListedPerson):
             parameters["after"] = found[-1].id
             people = {person.id: person for person in found}
             read = reading.read(connection, list(people), lock=False)
@@ -107,7 +107,7 @@ def _sort_key(row: ListedCertificate) -> tuple[date, str, str, str | None, date 
 
 
 def _rows(
-    mentor: Mentor, person: Person, revoked: Mapping[UUID, date], *, today: date, wanted: Filter
+    mentor: Mentor, person: ListedPerson, revoked: Mapping[UUID, date], *, today: date, wanted: Filter
 ) -> Iterator[ListedCertificate]:
     active = not (mentor.left or mentor.open_pauses)
     if wanted.without_certificate and not (active and rules.holds_nothing(mentor, today)):

@@ -9,7 +9,7 @@ from uuid import UUID
 from certjob import database
 from certjob.database import Connection
 from certjob.domain import holds
-from certjob.domain.alert_kinds import Kind, in_words
+from certjob.domain.alert_kinds import Kind, count_in_words
 
 QUIET: Final = frozenset({Kind.FAILED_REMINDERS})
 """Kinds that a run reports once a week. certjob cannot deliver these reminders, so they would be news every night."""
@@ -51,7 +51,7 @@ class Attention:
             as_news = only_new or kind in QUIET
             if count.new if as_news else count.number:
                 new = _how_many_new(count) if as_news else ""
-                lines[kind] = f"{in_words(kind, count.number)}{new}; see `certjob alerts`"
+                lines[kind] = f"{count_in_words(kind, count.number)}{new}; see `certjob alerts`"
         return lines | ({Kind.NO_FULL_RUN: self.overdue} if Kind.NO_FULL_RUN in lines else {})
 
 
@@ -83,7 +83,7 @@ def read_attention(connection: Connection, *, today: date) -> Attention:
         counts={kind: found.get(kind, Count()) for kind in Kind},
         acknowledged=sum(acknowledged for _, _, acknowledged, _, _ in rows),
         held=[
-            holds.in_words(what, organisation, error, allow=number)
+            holds.hold_line(what, organisation, error, allow=number)
             for kind, organisation, what, error, number, _ in single
             if kind == "held"
         ],

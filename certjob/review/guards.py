@@ -2,7 +2,7 @@
 
 A change is surprising if the last review did not foresee it. A mentor who is due by the calendar has only foreseen
 changes, so a few mentors with changed facts need no closer look. Otherwise the decisions about all due mentors are
-counted before the first chunk. A chunk adds only what has changed since. ``holds.judge`` is the rule.
+counted before the first chunk. A chunk adds only what has changed since. ``holds.held_kinds`` is the rule.
 """
 
 from collections import Counter, defaultdict
@@ -172,7 +172,7 @@ class MassChangeGuard:
     def _judge(self, organisation_id: UUID, slug: str, counts: Counter[str], *, past: Past) -> dict[Change, str]:
         """Return the kinds that are held with these counts. The certified are counted only if that can matter."""
         is_after_gap = organisation_id in self._after_gap if counts[REMINDED] else False
-        judged = partial(holds.judge, counts, past=past, allow=self._allow[slug], is_after_gap=is_after_gap)
+        judged = partial(holds.held_kinds, counts, past=past, allow=self._allow[slug], is_after_gap=is_after_gap)
         return judged(certified=0) and judged(certified=self._certified[organisation_id])
 
     def _hold(self, organisation_id: UUID, slug: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from certjob.database import Connection
 from certjob.facts import reading
-from certjob.facts.loading import load
+from certjob.facts.loading import load_file
 from tests.conftest import Certjob
 from tests.database.supabase import furnish
 from tests.support.command_line import today
@@ -52,7 +52,7 @@ def test_load_skips_a_mentor_with_too_many_certificates(facts: Facts) -> None:
     crowded = [f"hlf,M1,likeperson,{TODAY - timedelta(days=number)},2030-01-01" for number in range(201)]
     rows = ["organisation,member_no,kind,issued_on,expires_on", *crowded, "hlf,M2,likeperson,2024-01-01,2030-01-01"]
 
-    report = load(facts.connection, "\n".join(rows).encode(), today=TODAY)
+    report = load_file(facts.connection, "\n".join(rows).encode(), today=TODAY)
 
     assert [problem.reason for problem in report.problems] == ["the mentor would have more than 200 certificates"]
     assert facts.rows("SELECT member_no FROM mentors") == [("M2",)]

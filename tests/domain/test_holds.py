@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from certjob.domain.holds import LIMITS, MENTORS, REMINDED, Past, judge
+from certjob.domain.holds import LIMITS, MENTORS, REMINDED, Past, held_kinds
 from certjob.domain.models import Change, Effect
 
 NONE = Counter[str]()
@@ -16,7 +16,7 @@ def held(
     """Return the held kinds. Each change is one of another mentor."""
     numbers = Counter(dict(counts))
     numbers[MENTORS] = sum(number for kind, number in counts if kind in LIMITS and kind != Change.REMINDER)
-    return list(judge(numbers, past=past or Past(), certified=certified, allow=allow, is_after_gap=is_after_gap))
+    return list(held_kinds(numbers, past=past or Past(), certified=certified, allow=allow, is_after_gap=is_after_gap))
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_while_changes_after_a_gap_are_held_no_reminder_is_sent() -> None:
 def test_reason_names_last_days_that_move_earlier() -> None:
     counts = Counter({Change.REMOVAL: 60, MENTORS: 60, Effect.ENDS_SOON: 48, Effect.ENDS_EARLIER: 1})
 
-    reasons = judge(counts, past=Past(counted=Counter(pauses=2)), certified=300, allow=0)
+    reasons = held_kinds(counts, past=Past(counted=Counter(pauses=2)), certified=300, allow=0)
 
     assert reasons == {
         "pauses": "11 mentors would be paused or hidden, 48 would end within 60 days, 1 would end earlier after 2 in"

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from certjob.database import Connection
-from certjob.facts.loading import LoadReport, load
+from certjob.facts.loading import LoadReport, load_file
 from tests.support.facts import TODAY, Facts
 
 REQUIRED = "organisation,member_no,kind,issued_on,expires_on"
@@ -18,7 +18,7 @@ class Loader:
     connection: Connection
 
     def __call__(self, text: str) -> LoadReport:
-        return load(self.connection, text.encode(), today=TODAY)
+        return load_file(self.connection, text.encode(), today=TODAY)
 
     def rows(self, *rows: str, more_columns: str = "") -> dict[str, int]:
         """Load these rows without a problem; return the numbers of written rows that are not zero."""

@@ -349,7 +349,7 @@ class Programme:
             event(*values)
 
     def run(self, *, allow: int = 0, is_guarded: bool = True) -> Night:
-        """Decide about the due mentors, hold what `holds.judge` holds, and apply the rest."""
+        """Decide about the due mentors, hold what `holds.held_kinds` holds, and apply the rest."""
         today = self.today
         is_gap = self._gap_is_open or not any(0 <= (today - day).days <= 2 for day in self._runs[-12:])
         decided, counts = [], Counter[str]()
@@ -367,7 +367,9 @@ class Programme:
         held: frozenset[Change] = frozenset()
         if is_guarded:
             certified = sum(self._was_certified(person) for person in self.people)
-            held = frozenset(holds.judge(counts, past=Past(), certified=certified, allow=allow, is_after_gap=is_gap))
+            held = frozenset(
+                holds.held_kinds(counts, past=Past(), certified=certified, allow=allow, is_after_gap=is_gap)
+            )
         for person, decision, kinds, new, is_surprising in decided:
             if held.isdisjoint(kinds):
                 waits = bool(new) and Change.REMINDER in held and (is_gap or is_surprising)

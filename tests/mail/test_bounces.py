@@ -6,7 +6,7 @@ import re
 import pytest
 
 from certjob.domain.addresses import parse_sender
-from certjob.mail.bounces import LARGEST_REPORT_OCTETS, Reading, take_report
+from certjob.mail.bounces import LARGEST_REPORT_OCTETS, ReportResult, take_report
 from certjob.mail.message import OutgoingMessage, message_id
 from certjob.reports.alerts import read_alerts
 from tests.conftest import Certjob
@@ -42,7 +42,7 @@ def sent(nights: Nights) -> str:
 
 def test_returned_reminder_fails_until_the_address_is_corrected(nights: Nights, sent: str) -> None:
     """Operators read the server's words without the address. A report about the old address has no effect."""
-    assert take_report(nights.connection, postfix(sent, KARI)) is Reading.BOUNCED
+    assert take_report(nights.connection, postfix(sent, KARI)) is ReportResult.BOUNCED
 
     assert nights.rows(ROWS) == BOUNCED
     (alert,) = read_alerts(nights.connection, today=TODAY)
@@ -52,7 +52,7 @@ def test_returned_reminder_fails_until_the_address_is_corrected(nights: Nights, 
     nights.execute("UPDATE mentors SET email = 'kari.n@example.org'")
     again = one(nights, "reminder", 2)
     assert (again.to, id_of(again), again.repeat) == ("kari.n@example.org", sent, False)
-    assert take_report(nights.connection, postfix(sent, KARI)) is Reading.NOT_OURS
+    assert take_report(nights.connection, postfix(sent, KARI)) is ReportResult.NOT_OURS
     assert nights.rows(ROWS) == [("sent", None, None)]
 
 
@@ -63,7 +63,7 @@ def test_report_of_each_mail_server_is_read(nights: Nights, sent: str) -> None:
     headers = postfix(sent, in_dns, returned="text/rfc822-headers")
     for report in (exim(sent, in_dns), microsoft_365(sent, in_dns), headers, in_utf8(sent, "kåre@blåkors.example")):
         nights.execute("UPDATE cert_notification_log SET status = 'sent'")
-        assert take_report(nights.connection, report) is Reading.BOUNCED
+        assert take_report(nights.connection, report) is ReportResult.BOUNCED
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_only_a_reminder_that_may_have_been_sent_fails(
 
     verdict = take_report(nights.connection, postfix(sent, KARI))
 
-    assert (verdict is Reading.BOUNCED) == is_bounced
+    assert (verdict is ReportResult.BOUNCED) == is_bounced
     assert (nights.rows(ROWS) == BOUNCED) == is_bounced
 
 
@@ -92,8 +92,8 @@ def test_other_reports_change_nothing(nights: Nights, sent: str) -> None:
     good = postfix(sent, KARI)
     nested = b"".join(b'Content-Type: multipart/report; boundary="%d"\n\n--%d\n' % (n, n) for n in range(1000))
     reports = {
-        Reading.NOT_FAILED: [postfix(sent, KARI, action="delayed", status="4.4.1")],
-        Reading.NOT_OURS: [
+        ReportResult.NOT_FAILED: [postfix(sent, KARI, action="delayed", status="4.4.1")],
+        ReportResult.NOT_OURS: [
             postfix(sent, "kari@example.org.evil.example"),
             postfix("<4711@shop.example>", KARI),
             postfix("<certjob-reminder-999999-0123abcd@example.org>", KARI),
@@ -101,7 +101,7 @@ def test_other_reports_change_nothing(nights: Nights, sent: str) -> None:
             postfix("<certjob-reminder-9999999999999999999-0123abcd@example.org>", KARI),
             postfix("<certjob-digest-999999-1-0123abcd@example.org>", KARI),
         ],
-        Reading.UNREADABLE: [
+        ReportResult.UNREADABLE: [
             f"Subject: Undeliverable\r\n\r\n{sent} to {KARI} failed".encode(),
             good.replace(b"message/delivery-status", b"text/plain"),
             good.replace(b"Final-Recipient", b"Recipient"),
@@ -120,7 +120,7 @@ def test_other_reports_change_nothing(nights: Nights, sent: str) -> None:
 def test_full_mailbox_is_tried_again_a_day_later(nights: Nights, sent: str) -> None:
     """The address is right. The reminder is an alert until the mail arrives, and is cancelled when it is outdated."""
     full = postfix(sent, KARI, status="5.2.2")
-    assert take_report(nights.connection, full) is Reading.BOUNCED
+    assert take_report(nights.connection, full) is ReportResult.BOUNCED
 
     due_in = "ceil(extract(epoch FROM next_attempt_at - now()) / 3600)"
     assert nights.rows(f"SELECT status, failure_code, {due_in} FROM cert_notification_log") == [
@@ -128,7 +128,7 @@ def test_full_mailbox_is_tried_again_a_day_later(nights: Nights, sent: str) -> N
     ]
     nights.make_due()
     assert id_of(one(nights, "reminder", 1)) == sent
-    assert take_report(nights.connection, full) is Reading.BOUNCED
+    assert take_report(nights.connection, full) is ReportResult.BOUNCED
     nights.make_due()
     nights.stage(number=6)
     assert nights.rows("SELECT status, last_error FROM cert_notification_log") == [("cancelled", "too late")]
@@ -138,7 +138,7 @@ def test_digest_for_a_full_mailbox_is_tried_again_a_day_later(desk: Nights) -> N
     desk.ended("Ola Hansen")
     digest = id_of(one(desk, "digest"))
 
-    assert take_report(desk.connection, postfix(digest, BERIT, status="5.2.2")) is Reading.BOUNCED
+    assert take_report(desk.connection, postfix(digest, BERIT, status="5.2.2")) is ReportResult.BOUNCED
 
     assert desk.rows("SELECT status, failure_code FROM coordinator_digests") == [("pending", "mail_delayed")]
     assert "Ola Hansen" in one(desk, "digest", 1).text

@@ -57,7 +57,7 @@ def check(
         plain.print_json({"outcome": outcome, "checks": [finding.to_document() for finding in found]})
     else:
         page.show_findings(output, [each for each in found if not (call.quiet and each.verdict is Verdict.OK)])
-    if reason := page.closing_line(found):
+    if reason := page.summary_line(found):
         (plain.print_attention if code == 3 else plain.print_error)(call.command, reason)
     return code
 

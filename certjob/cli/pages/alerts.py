@@ -8,7 +8,7 @@ from typing import Final
 
 from certjob.cli.terminal.lines import PageLine, PagePart, wrap
 from certjob.cli.terminal.output import Output
-from certjob.domain.alert_kinds import WORDS, Kind, in_words
+from certjob.domain.alert_kinds import WORDS, Kind, count_in_words
 from certjob.domain.causes import HELD_REASONS
 from certjob.domain.explanations import day_words, moment_words, number
 from certjob.errors import Cause
@@ -40,7 +40,7 @@ def show_alerts(
     if output.on_terminal:
         texts = list(wrap(output.out, (line for part in parts for line in part.lines)))
         if len(texts) > output.out.height - _LINES_BELOW:  # the first lines have scrolled away
-            short = (PageLine(text=in_words(kind, len(each)), bullet="- ") for kind, each in _sections(alerts))
+            short = (PageLine(text=count_in_words(kind, len(each)), bullet="- ") for kind, each in _sections(alerts))
             texts += wrap(output.out, [PageLine(text=""), PageLine(text="In short:", style="bold"), *short])
         output.show_texts(texts)
     else:
@@ -83,7 +83,7 @@ def _groups(section: Sequence[Alert]) -> list[list[Alert]]:
 def _heading(kind: Kind, section: Sequence[Alert]) -> str:
     """Return the sentence of the dashboard for open pushes, otherwise the number of alerts of this kind."""
     is_push = kind in (Kind.MAY_BE_VISIBLE, Kind.MAY_BE_HIDDEN)
-    return section[0].sentence if is_push else in_words(kind, len(section))
+    return section[0].sentence if is_push else count_in_words(kind, len(section))
 
 
 def _group(group: Sequence[Alert], *, now: datetime) -> Iterator[PagePart]:

@@ -20,7 +20,7 @@ def show_findings(output: Output, findings: Sequence[Finding]) -> None:
         output.show_lines([PageLine(bullet=bullet, bullet_style=style, head=head, text=finding.text)])
 
 
-def closing_line(findings: Iterable[Finding]) -> str | None:
+def summary_line(findings: Iterable[Finding]) -> str | None:
     """Return the number of findings of each verdict, or None if all are ok."""
     counts = Counter(finding.verdict for finding in findings)
     if not counts.keys() - {Verdict.OK}:
