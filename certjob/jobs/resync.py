@@ -17,7 +17,7 @@ from certjob.mail.reminders import reopen_failed_reminders
 from certjob.outbox.calls import Calls
 from certjob.outbox.claims import Answer, StageStop
 from certjob.portal.push import push_once
-from certjob.portal.stage import StageState, finish, judge, settle
+from certjob.portal.stage import StageState, finish, judge, settle, settled_again
 from certjob.portal.sync import LEASE_SECONDS, PortalSyncService, Wish
 from certjob.review.certification import CertificationManagementService
 from certjob.review.days import refuse_wrong_day
@@ -141,7 +141,11 @@ def _push(
             return None
         job.progress.phase("Pushing to the portal")
         service.take_back()
-        with Calls(stop) as calls, calls.opened(delivery.make_portal()) as portal:
+        with (
+            Calls(stop) as calls,
+            settled_again(service, counts, state),
+            calls.opened(delivery.make_portal()) as portal,
+        ):
             while not (is_tried or state.ended or state.crash or stop.is_set()):
                 # Claim the push. While another run has claimed it, wait.
                 claimed = service.claim_mentor(mentor_id, today=max(job.today, delivery.today()))
@@ -164,7 +168,7 @@ def _push(
                 if push.is_tried and answer is not Answer.LOST:
                     error = push.error
                     is_tried = error is not None or answer is not Answer.RAISED
-        stage.ended = finish(service, counts, state, stop=stop)
+        stage.ended = finish(state, stop=stop)
     return error
 
 

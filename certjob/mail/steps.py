@@ -3,8 +3,7 @@
 ``Mails`` is what differs between reminders and digests.
 """
 
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
@@ -15,9 +14,9 @@ import psycopg
 from certjob import database
 from certjob.database import Connection, persist
 from certjob.domain.addresses import parse_address
-from certjob.errors import Cause, CertjobError, NotifyError
+from certjob.errors import Cause, NotifyError
 from certjob.mail.message import OutgoingMessage
-from certjob.outbox.claims import RELEASED, Answer, ClaimedRow, Lease, Outbox, Settlement
+from certjob.outbox.claims import RELEASED, Answer, ClaimedRow, Lease, Outbox, Settlement, store_again
 
 LEASE_SECONDS = 900.0
 """Of a claimed mail. No channel takes longer for one attempt."""
@@ -27,6 +26,7 @@ LOCKED_DELAY_SECONDS = 60.0
 """Delay of a mail after another session has locked the recipient, perhaps to change the facts."""
 
 Facts = TypeVar("Facts")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +86,7 @@ def prepare(mails: Mails[Item, Facts], item: Item) -> OutgoingMessage | Settleme
     """
     try:
         with database.transaction(mails.connection, lock_timeout_ms=LOCK_TIMEOUT_MS):
-            address = _lock_recipient(mails, item)
+            address = _lock_recipient(mails, item, mails.connection)
             facts = mails.read(item) if address is not None else None
             if address is None or facts is None:
                 return None
@@ -101,17 +101,8 @@ def prepare(mails: Mails[Item, Facts], item: Item) -> OutgoingMessage | Settleme
 
 
 def settle(mails: Mails[Item, Facts], item: Item, settlement: Settlement) -> Answer:
-    """Store the outcome of a mail, with retries, and return SETTLED or LOST.
-
-    If the connection to the database is lost, store it over a new one and then raise the error.
-    """
-    try:
-        return mails.outbox.settle(item, settlement)
-    except psycopg.Error as error:
-        if database.is_lost(error):
-            with suppress(CertjobError), database.connect_again(mails.connection) as fresh:
-                replace(mails.outbox, connection=fresh).settle(item, settlement)
-        raise
+    """Store the outcome of a mail, with retries, and return SETTLED or LOST."""
+    return _store(mails, partial(Outbox.settle, item=item, settlement=settlement))
 
 
 def refuse(mails: Mails[Item, Facts], item: Item, error: NotifyError, *, address: str) -> Answer:
@@ -121,27 +112,45 @@ def refuse(mails: Mails[Item, Facts], item: Item, error: NotifyError, *, address
     locked the recipient, perhaps to correct it.
     """
     refused = Settlement(status="failed", error=str(error), code=error.code)
-    try:
-        with database.transaction(mails.connection, lock_timeout_ms=LOCK_TIMEOUT_MS):
-            if _lock_recipient(mails, item) == address:
-                return mails.outbox.store(item, refused)
-            answer = mails.outbox.store(item, replace(refused, status="pending", count_attempt=False))
-    except database.CONTENTION:
-        later = replace(refused, status="pending", delay_seconds=LOCKED_DELAY_SECONDS)
-        answer = mails.outbox.settle(item, later)
-    return Answer.RAISED if answer is Answer.SETTLED else answer
+
+    def store(outbox: Outbox[Item]) -> Answer:
+        try:
+            with database.transaction(outbox.connection, lock_timeout_ms=LOCK_TIMEOUT_MS):
+                if _lock_recipient(mails, item, outbox.connection) == address:
+                    return outbox.store(item, refused)
+                answer = outbox.store(item, replace(refused, status="pending", count_attempt=False))
+        except database.CONTENTION:
+            answer = outbox.settle(item, replace(refused, status="pending", delay_seconds=LOCKED_DELAY_SECONDS))
+        return Answer.RAISED if answer is Answer.SETTLED else answer
+
+    return _store(mails, store)
 
 
 def reopen_refused(mails: Mails[Item, Facts], items: Sequence[Item], *, delay_seconds: float) -> None:
     """Make refused rows pending again, each in its own transaction."""
-    for item in items:
-        row = {"id": item.id, "delay_seconds": delay_seconds}
-        persist(mails.connection, partial(database.execute, mails.connection, mails.reopen_refused_statement, row))
+
+    def store(outbox: Outbox[Item]) -> None:
+        for item in items:
+            row = {"id": item.id, "delay_seconds": delay_seconds}
+            reopen = partial(database.execute, outbox.connection, mails.reopen_refused_statement, row)
+            persist(outbox.connection, reopen)
+
+    _store(mails, store)
 
 
-def _lock_recipient(mails: Mails[Item, Facts], item: Item) -> str | None:
+def _store(mails: Mails[Item, Facts], store: Callable[[Outbox[Item]], Result]) -> Result:
+    """Store an outcome. If the connection to the database is lost, store it over a new one and then raise the error."""
+    try:
+        return store(mails.outbox)
+    except psycopg.Error as error:
+        if database.is_lost(error):
+            store_again(mails.outbox.connection, lambda fresh: store(replace(mails.outbox, connection=fresh)))
+        raise
+
+
+def _lock_recipient(mails: Mails[Item, Facts], item: Item, connection: Connection) -> str | None:
     """Return the recipient's address, "" without one, or None if the row was deleted."""
-    address: str | None = database.fetch_value(mails.connection, mails.lock_recipient_statement, {"id": item.id})
+    address: str | None = database.fetch_value(connection, mails.lock_recipient_statement, {"id": item.id})
     return address
 
 

@@ -7,15 +7,20 @@ token does not match and the settle changes no row.
 
 import re
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from enum import Enum
+from functools import partial
 from hashlib import sha256
 from typing import Generic, TypeVar
 from uuid import UUID, uuid4
 
+import psycopg
+
 from certjob import database
 from certjob.database import Connection, persist
-from certjob.errors import Cause, StageEnd
+from certjob.errors import Cause, CertjobError, StageEnd
 
 _CLAIM_TRIES = 3
 _CLAIM_LOCK_TIMEOUT_MS = 10_000
@@ -120,7 +125,16 @@ class Outbox(Generic[Item]):
 
     def settle(self, item: Item, settlement: Settlement, **columns: object) -> Answer:
         """Store the same and commit. Lock conflicts are retried (see ``persist``)."""
-        return persist(self.connection, lambda: self.store(item, settlement, **columns))
+        return persist(self.connection, partial(self.store, item, settlement, **columns))
+
+
+def store_again(lost: Connection, store: Callable[[Connection], object]) -> None:
+    """Store outcomes over one new connection, after the session of ``lost`` has ended.
+
+    If this fails, the rows keep their leases, and are due again when those have expired.
+    """
+    with suppress(CertjobError, psycopg.Error), database.connect_again(lost) as fresh:
+        store(fresh)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

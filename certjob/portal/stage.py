@@ -6,7 +6,8 @@ in flight pause while the stage uses the database, which takes a few millisecond
 
 import asyncio
 import time
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterator, Set
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date
 from typing import TYPE_CHECKING
@@ -73,7 +74,7 @@ def deliver_pushes(
     state = StageState(deadline_at=time.monotonic() + deadline_seconds, longest_pause_seconds=longest_pause_seconds)
     flying: set[asyncio.Task[Push]] = set()
     service.take_back()
-    with calls.opened(make_portal()) as portal:
+    with settled_again(service, counts, state), calls.opened(make_portal()) as portal:
         while True:
             # Claim an event for each free slot, and begin its push.
             may_begin = not (stop.is_set() or state.ended or state.crash)
@@ -102,7 +103,7 @@ def deliver_pushes(
                 if settle(service, push, counts, state) and not stop.is_set():
                     judge(service, push, state)
             on_progress(counts.delivered + counts.failed)
-    return finish(service, counts, state, stop=stop)
+    return finish(state, stop=stop)
 
 
 def _claim(
@@ -182,10 +183,17 @@ def _why_it_ends(push: Push, state: StageState) -> tuple[StageEnd, str] | None:
     return None
 
 
-def finish(service: PortalSyncService, counts: PortalCounts, state: StageState, *, stop: StopFlag) -> StageStop | None:
-    """Settle what a lost connection has left, and return why the stage ended early, or raise its error."""
-    if state.unsettled:
+@contextmanager
+def settled_again(service: PortalSyncService, counts: PortalCounts, state: StageState) -> Iterator[None]:
+    """At the end of the block, also after a signal, settle the pushes that a lost connection has left."""
+    try:
+        yield
+    finally:
         service.settle_again(state.unsettled, counts)
+
+
+def finish(state: StageState, *, stop: StopFlag) -> StageStop | None:
+    """Return why the stage ended early, or raise its error."""
     stop.check()
     if state.crash is not None:
         raise state.crash

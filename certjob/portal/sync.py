@@ -6,7 +6,6 @@ or open; an open event that fails is an alert.
 
 import logging
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 from typing import Self
@@ -15,8 +14,8 @@ from uuid import UUID
 from certjob import database
 from certjob.database import persist
 from certjob.domain.models import LAST_PORTAL_DAY, Decision
-from certjob.errors import CertjobError, StageEnd
-from certjob.outbox.claims import Answer, Lease, Outbox, Settlement
+from certjob.errors import StageEnd
+from certjob.outbox.claims import Answer, Lease, Outbox, Settlement, store_again
 from certjob.outbox.retry import seconds_to_next_round
 from certjob.portal.push import PortalEvent, Push, PushOutcome
 
@@ -154,14 +153,14 @@ class PortalSyncService:
         return answer
 
     def settle_again(self, pushes: Sequence[Push], counts: PortalCounts) -> None:
-        """Settle pushes over one new connection, after the old one was lost.
+        """Settle pushes over one new connection, after the old one was lost."""
 
-        If there is no new connection, the events keep their leases, and are pushed again when those have expired.
-        """
-        with suppress(CertjobError), database.connect_again(self._connection) as fresh:
-            service = PortalSyncService(fresh, run_id=self._run_id)
+        def settle(fresh: database.Connection) -> None:
             for push in pushes:
-                service.settle(push, counts)
+                PortalSyncService(fresh, run_id=self._run_id).settle(push, counts)
+
+        if pushes:
+            store_again(self._connection, settle)
 
     def record_stage_end(
         self, reason: str, *, end: StageEnd, mentor_id: UUID | None = None, correlation_id: str | None = None

@@ -104,6 +104,40 @@ def test_outcome_is_stored_although_the_session_ended(
     assert log(nights, "status, attempts")[1] == ("pending", 0)
 
 
+def test_refused_mail_is_stored_although_the_session_ended(
+    nights: Nights, database_url: str, other: Connection
+) -> None:
+    """It has failed, and is not sent again."""
+    queue(nights, 1)
+
+    def refuse(_message: OutgoingMessage) -> Exception:
+        other.execute("SELECT pg_terminate_backend(%s, 5000)", [lost.info.backend_pid])
+        return REFUSED
+
+    with database.connect(database_url) as lost, pytest.raises(psycopg.OperationalError):
+        nights.stage(mails=reminder_mail(lost), on_send=refuse)
+
+    assert log(nights, "status, attempts, claim_token") == [("failed", 1, None)]
+
+
+def test_refusals_of_the_server_are_undone_although_the_session_ended(
+    nights: Nights, database_url: str, other: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The session ends after the fifth refusal has been stored."""
+    queue(nights, 5)
+    reopen = steps.reopen_refused
+
+    def end_the_session(*arguments: Any, **options: Any) -> None:
+        other.execute("SELECT pg_terminate_backend(%s, 5000)", [lost.info.backend_pid])
+        reopen(*arguments, **options)
+
+    monkeypatch.setattr(steps, "reopen_refused", end_the_session)
+    with database.connect(database_url) as lost, pytest.raises(psycopg.OperationalError):
+        nights.stage(*[REFUSED] * 5, mails=reminder_mail(lost))
+
+    assert set(log(nights, "status")) == {("pending",)}
+
+
 OUTCOMES = {
     "three unknown outcomes": {
         "outcomes": [CUT, CUT, DEFERRED, CUT, CUT, None, CUT, CUT, CUT],

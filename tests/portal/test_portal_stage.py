@@ -16,7 +16,7 @@ from certjob.portal.sync import PortalCounts, PortalSyncService
 from certjob.stopping import StopFlag
 from tests.support.facts import TODAY
 from tests.support.nights import FlakyPortal, delivery, in_background, night, quick_policy
-from tests.support.portal_answers import Behaviour, delay, error, hang, ok
+from tests.support.portal_answers import Behaviour, PortalRequest, delay, error, hang, ok
 from tests.support.scene import Scene
 
 DEAD, REFUSED = error(500, "dynamics_unavailable"), error(404, "contact_not_found")
@@ -262,3 +262,28 @@ def test_push_of_a_lost_database_connection_is_settled(scene: Scene) -> None:
         scene.run_stage(FlakyPortal(lose_connection))
 
     assert scene.other.execute("SELECT status FROM portal_sync_events").fetchone() == ("delivered",)
+
+
+def test_push_of_a_lost_database_connection_is_settled_after_a_signal(scene: Scene) -> None:
+    """Another push gets no answer, so the signal ends the wait for it."""
+    stuck, ended = scene.backlog(2)
+    stop = StopFlag()
+
+    def decide(request: PortalRequest) -> Behaviour:
+        if request.contact_id == stuck:
+            return hang(ok())
+        scene.app.execute("SELECT pg_terminate_backend(%s)", (scene.connection.info.backend_pid,))
+        return ok()
+
+    def interrupt(_done: int) -> None:
+        stop.set()
+        stop.is_urgent = True
+
+    scene.portal.decide = decide
+    with pytest.raises(StoppedBySignalError):
+        scene.run_stage(concurrency=2, stop=stop, on_progress=interrupt)
+
+    statuses = scene.other.execute(
+        "SELECT dynamics_contact_id, e.status FROM portal_sync_events AS e JOIN mentors AS m ON m.id = mentor_id"
+    )
+    assert dict(statuses) == {stuck: "pending", ended: "delivered"}
