@@ -12,6 +12,7 @@ from certjob.domain.explanations import day_words, threshold_words
 from certjob.domain.models import NOT_CERTIFIED, OWN_PAUSE_REASON
 
 WORDS: Final = {
+    "exposed": "Wrongly visible",
     "corrected": "Corrected on the portal",
     "unknown_contact": "Contact of no mentor",
     "revoked": "Revoked",
@@ -27,6 +28,26 @@ WORDS: Final = {
 """The changes, the most harmful first, and their names."""
 ALL: Final = 2**31 - 1
 """More changes than there can be."""
+_DAYS = ("day", "former_day", "certified_until")
+_CAUSES = {"differs": "shown again after the portal had confirmed the hide", "held": "the change is held back"}
+"""Why someone was exposed, if no push failed."""
+_SENTENCES = {
+    "exposed": "{hide}{cause}",
+    "corrected hidden": "differed on the portal, hidden again: {hide}",
+    "corrected visible": "differed on the portal, shown again",
+    "corrected last_day": "visible until a wrong day on the portal, {certified}",
+    "unknown_contact": "contact {reason} is visible",
+    "revoked": "{kind} was revoked{on_day}",
+    "expired": "{kind} ended{on_day}",
+    "paused": "{pause}",
+    "hidden": "{hide}",
+    "pause_lifted": "{reason}, lifted by {person}",
+    "shown": "{certified}",
+    "moved": "{certified}, before {former_day}",
+    "renewed": "{kind}{until_day}",
+    "reminder_sent": "{threshold} {day}, the last day of {kind}",
+}
+"""Why, for each kind of change. certjob lifts its pause because the mentor is certified."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +55,8 @@ class ListedChange:
     """One change. docs/json.md describes the fields."""
 
     at: datetime
+    ended_at: datetime | None
+    """When an exposure ended; None: it lasts, or this is another change."""
     organisation: str | None
     """The slug. None, as the four next fields: a contact that belongs to no mentor, or a deleted mentor."""
     member_no: str | None
@@ -42,6 +65,8 @@ class ListedChange:
     what: str
     """A key of WORDS."""
     why: str
+    is_proven: bool | None
+    """Whether the portal showed the contact for certain, or None if this is no exposure."""
     threshold_days: int | None
     number: int
     """The number of changes of this kind."""
@@ -67,73 +92,49 @@ def read_changes(
     """Yield the changes, the most harmful kind first, then by time; at most ``most`` of each kind."""
     asked = {"since": since, "zone": zone, "organisation_id": organisation_id, "most": most, "order": list(WORDS)}
     for row in database.stream(connection, "read_changes", asked, into=dict):
+        days = {name: _in_words(row[name], today) for name in _DAYS}
         yield ListedChange(
-            why=_why(row, today=today),
+            why=_why(row | days),
             **{name: row[name] for name in ListedChange.__slots__ if name in row},
         )
 
 
-def _why(row: dict[str, Any], *, today: date) -> str:
-    """Return the reason of a change."""
-    match row["what"]:
-        case "expired" | "revoked" | "renewed" | "reminder_sent":
-            return _of_a_certificate(row, today=today)
-        case "pause_lifted" if row["person"] != "certjob":
-            return f"{_pause(row, today=today)}, lifted by {row['person'] or 'no one known'}"
-        case "paused":
-            return _pause(row, today=today)
-        case "hidden":
-            return _hide(row, today=today)
-        case "corrected":
-            return _correction(row, today=today)
-        case "unknown_contact":
-            return f"contact {row['reason']} is visible"
-        case "moved":
-            return f"{_certified(row, today=today)}, before {_day(row['former_day'], today)}"
-    return _certified(row, today=today)
+def _in_words(day: date | None, today: date) -> str:
+    return day_words(day, today) if day not in (None, NOT_CERTIFIED) else ""
 
 
-def _of_a_certificate(row: dict[str, Any], *, today: date) -> str:
-    """Return the certificate of a change of status or of a reminder, and its day."""
-    kind, day = row["kind"] or "a deleted certificate", _day(row["day"], today)
-    match row["what"]:
-        case "renewed":
-            return f"{kind} is valid until {day}" if day else kind
-        case "reminder_sent":
-            return f"{threshold_words(row['threshold_days'])} {day}, the last day of {kind}"
-    verb = "was revoked" if row["what"] == "revoked" else "ended"
-    return f"{kind} {verb}{day and f' on {day}'}"
+def _why(row: dict[str, Any]) -> str:
+    """Return the reason of a change, from a row whose days are words."""
+    what, cause = row["what"], row["cause"]
+    if what == "corrected":
+        what += f" {row['reason'] if row['reason'] in ('last_day', 'visible') else 'hidden'}"
+    if what == "pause_lifted" and row["person"] == "certjob":
+        what = "shown"
+    words = row | {
+        "kind": row["kind"] or "a deleted certificate",
+        "on_day": f" on {row['day']}" if row["day"] else "",
+        "until_day": f" is valid until {row['day']}" if row["day"] else "",
+        "reason": "no valid certificate" if row["reason"] == OWN_PAUSE_REASON else row["reason"],
+        "person": row["person"] or "no one known",
+        "threshold": threshold_words(row["threshold_days"]) if row["threshold_days"] is not None else "",
+        "cause": f"; {_CAUSES.get(cause, cause.replace('_', ' '))}" if cause else "",
+        "certified": f"certified until {row['certified_until']}" if row["certified_until"] else "no longer certified",
+        "hide": _why_hidden(row),
+        "pause": _why_paused(row),
+    }
+    return _SENTENCES[what].format_map(words)
 
 
-def _correction(row: dict[str, Any], *, today: date) -> str:
-    """Return what the portal showed, and what it shows now."""
-    if row["reason"] == "last_day":
-        return f"visible until a wrong day on the portal, {_certified(row, today=today)}"
-    if row["reason"] == "visible":
-        return "edited by hand on the portal, shown again"
-    return f"edited by hand on the portal, hidden again: {_hide(row, today=today)}"
-
-
-def _certified(row: dict[str, Any], *, today: date) -> str:
-    day = row["certified_until"]
-    return f"certified until {_day(day, today)}" if day not in (None, NOT_CERTIFIED) else "no longer certified"
-
-
-def _pause(row: dict[str, Any], *, today: date) -> str:
-    """Return the reason of a pause: the certificate that lapsed, or the person and what they wrote."""
-    if row["reason"] != OWN_PAUSE_REASON:
-        return f"pause by {row['person']}: {row['reason']}" if row["what"] != "pause_lifted" else str(row["reason"])
-    if row["kind"] is None:
-        return "no valid certificate"
-    verb = "was revoked" if row["is_revoked"] else "ended"
-    return f"{row['kind']} {verb} on {_day(row['day'], today)}"
-
-
-def _hide(row: dict[str, Any], *, today: date) -> str:
+def _why_hidden(row: dict[str, Any]) -> str:
     if row["has_left"]:
         return "has left"
-    return _pause(row, today=today) if row["reason"] else "not certified"
+    return _why_paused(row) if row["reason"] else "not certified"
 
 
-def _day(day: date | None, today: date) -> str:
-    return day_words(day, today) if day is not None else ""
+def _why_paused(row: dict[str, Any]) -> str:
+    """Return the certificate that lapsed, or a person and the reason that the person gave."""
+    if row["reason"] != OWN_PAUSE_REASON:
+        return f"pause by {row['person']}: {row['reason']}"
+    if row["kind"] is None:
+        return "no valid certificate"
+    return f"{row['kind']} {'was revoked' if row['is_revoked'] else 'ended'} on {row['day']}"

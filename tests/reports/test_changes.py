@@ -22,6 +22,7 @@ from tests.support.scene import NEXT_YEAR, YESTERDAY, Scene
 
 OSLO = ZoneInfo("Europe/Oslo")
 Row = tuple[str, str | None, str]
+AGAIN = "shown again after the portal had confirmed the hide"
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 
 
@@ -75,8 +76,13 @@ def test_morning_after_tells_every_change_and_why(scene: Scene) -> None:
     assert list(in_any_order(told(scene, since=before)).items()) == list(
         in_any_order(
             [
-                ("corrected", "ill", "edited by hand on the portal, hidden again: pause by eva: illness"),
-                ("corrected", "edited", "edited by hand on the portal, shown again"),
+                ("exposed", "ended", "likeperson ended on 10 March"),
+                ("exposed", "revoked", "likeperson was revoked on 11 March"),
+                ("exposed", "ill", "pause by eva: illness"),
+                ("exposed", "ill", f"pause by eva: illness; {AGAIN}"),
+                ("exposed", "ill", f"pause by eva: illness; {AGAIN}"),
+                ("corrected", "ill", "differed on the portal, hidden again: pause by eva: illness"),
+                ("corrected", "edited", "differed on the portal, shown again"),
                 ("unknown_contact", None, f"contact {stranger} is visible"),
                 ("revoked", "revoked", "likeperson was revoked on 11 March"),
                 ("expired", "ended", "likeperson ended on 10 March"),
@@ -92,6 +98,32 @@ def test_morning_after_tells_every_change_and_why(scene: Scene) -> None:
             ]
         ).items()
     )
+
+
+def test_exposures_have_their_end_their_proof_and_their_cause(scene: Scene) -> None:
+    """One that ended before the beginning is left out, one that lasted then is not."""
+    began, since = datetime(2026, 3, 9, 23, tzinfo=UTC), datetime(2026, 3, 10, 3, tzinfo=UTC)
+    for member_no, ended_at, is_proven in (
+        ("before", since - timedelta(minutes=1), True),
+        ("failed", since + timedelta(hours=2), True),
+        ("held", None, False),
+    ):
+        mentor = scene.certified(NEXT_YEAR, member_no=member_no)
+        scene.facts.insert("mentor_pauses", mentor_id=mentor, reason="ill", actor="eva", paused_at=began)
+        about = {"mentor_id": mentor, "contact_id": uuid4(), "began_at": began}
+        scene.facts.insert("exposures", **about, ended_at=ended_at, is_proven=is_proven)
+        if member_no == "held":
+            scene.facts.insert("held_mentors", mentor_id=mentor, kind="pauses", reason="revoked")
+        else:
+            failure = {"visible": False, "kind": "transient", "error": "", "failure_code": "portal_down"}
+            scene.facts.insert("dynamics_sync_failures", mentor_id=mentor, **failure, created_at=began)
+
+    found = [each for each in changed(scene, since=since) if each.what == "exposed"]
+
+    assert [(each.member_no, each.at, each.ended_at, each.is_proven, each.why) for each in found] == [
+        ("failed", began, since + timedelta(hours=2), True, "pause by eva: ill; portal down"),
+        ("held", began, None, False, "pause by eva: ill; the change is held back"),
+    ]
 
 
 def test_end_of_a_pause_and_departures_have_their_reasons(scene: Scene) -> None:
@@ -110,6 +142,7 @@ def test_end_of_a_pause_and_departures_have_their_reasons(scene: Scene) -> None:
     assert list(in_any_order(told(scene, since=before)).items()) == list(
         in_any_order(
             [
+                ("exposed", "l", "has left"),
                 ("hidden", "l", "has left"),
                 ("pause_lifted", "b", "leave, lifted by ola"),
                 ("pause_lifted", "r", "certified until 10 March 2027"),
@@ -211,19 +244,34 @@ def test_csv_json_and_lines_are_the_same_changes(here: Certjob, scene: Scene) ->
 def test_page_groups_by_what_and_says_how_many_more(width: int, capsys: pytest.CaptureFixture[str]) -> None:
     """A group has a heading with the number of all of its changes, and a column for several organisations."""
     at = datetime(2026, 3, 10, 4, 5, tzinfo=UTC)
-    person: dict[str, Any] = {"at": at, "mentor_id": UUID(int=1), "threshold_days": None, "full_name": "Kari Nordmann"}
+    person: dict[str, Any] = dict.fromkeys(ListedChange.__slots__) | {"at": at, "full_name": "Kari Nordmann"}
+    exposure: dict[str, Any] = {"what": "exposed", "organisation": "hlf", "member_no": "M4", "number": 2}
+    ends = [at + timedelta(hours=2), None]
     changes = [
-        ListedChange(what="expired", organisation=slug, member_no=f"M{n}", why="likeperson ended", number=60, **person)
+        ListedChange(
+            **person | exposure | {"ended_at": end, "is_proven": end is None, "why": "pause by eva: complaint"}
+        )
+        for end in ends
+    ]
+    changes += [
+        ListedChange(
+            **person
+            | {"what": "expired", "organisation": slug, "member_no": f"M{n}", "why": "likeperson ended", "number": 60}
+        )
         for n, slug in ((1, "hlf"), (2, "nhf"))
     ]
-    changes.append(ListedChange(what="shown", organisation="hlf", member_no="M3", why="certified", number=1, **person))
+    shown_again = {"what": "shown", "organisation": "hlf", "member_no": "M3", "why": "certified", "number": 1}
+    changes.append(ListedChange(**person | shown_again))
     output, shown = terminal(width)
 
     show_changes(output, iter(changes), since=at, today=TODAY, zone=OSLO)
     text = shown.getvalue()
 
     assert max(map(len, text.splitlines())) <= width
-    assert flat(text).startswith("Changes since today 05:05 Expired (60) At No. Name Why Org")
+    assert flat(text).startswith("Changes since today 05:05 Wrongly visible in hlf (2) At No. Name Why")
+    assert "until 03-10 07:05 (possible): pause by eva: complaint" in flat(text)
+    assert "lasts (proven): pause by eva: complaint" in flat(text)
+    assert "Expired (60) At No. Name Why Org" in flat(text)
     assert "03-10 05:05 M2 Kari Nordmann likeperson ended nhf" in flat(text)
     assert "Shown in hlf (1) At No. Name Why" in flat(text)
     assert capsys.readouterr().out == "… and 58 more; --csv prints all of them\n"

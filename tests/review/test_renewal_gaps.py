@@ -40,7 +40,12 @@ def test_five_expiries_without_a_renewal_are_an_alert(scene: Scene, number: int,
         assert alert.error == "No renewal has been entered for 30 days, while 5 certificates have ended"
 
 
-def test_one_renewal_or_extension_is_enough(scene: Scene) -> None:
+def forget_entries(scene: Scene) -> None:
+    """Let all certificates be older than 30 days."""
+    scene.run_sql("UPDATE certificates SET renewed_at = %s", TODAY - 300 * DAY)
+
+
+def test_an_entered_certificate_is_a_renewal(scene: Scene) -> None:
     first, *_ = ended(scene, 6)
     scene.night(today=LATER, deliver=False, allow=EVERYTHING)
     assert len(alerts(scene)) == 1
@@ -49,6 +54,35 @@ def test_one_renewal_or_extension_is_enough(scene: Scene) -> None:
     scene.night(today=LATER, deliver=False, allow=EVERYTHING)
 
     assert alerts(scene) == []
+
+
+@pytest.mark.parametrize(("days", "causes"), [(200, []), (-100, ["no_renewals"])])
+def test_a_later_last_day_is_a_renewal_although_the_status_stays(scene: Scene, days: int, causes: list[str]) -> None:
+    """It still counts after the review that has seen it. A corrected typing error to an earlier day is none."""
+    ended(scene, 6)
+    lasting = scene.certified(LATER + 300 * DAY)
+    scene.night(today=LATER, deliver=False, allow=EVERYTHING)
+    forget_entries(scene)
+
+    scene.run_sql("UPDATE certificates SET expires_on = expires_on + %s WHERE mentor_id = %s", days, lasting)
+    for _ in range(2):
+        scene.night(today=LATER, deliver=False, allow=EVERYTHING)
+        scene.run_sql("UPDATE mentors SET review_on = %s WHERE id = %s", LATER, lasting)
+
+    assert scene.rows("SELECT DISTINCT status FROM certificates WHERE mentor_id = %s", lasting) == [("valid",)]
+    assert [alert.cause for alert in alerts(scene)] == causes
+
+
+def test_an_entry_counts_for_30_days(scene: Scene) -> None:
+    """Reaching a reminder threshold, which changes the status, is no renewal."""
+    ended(scene, 6)
+    scene.certified(LATER + 50 * DAY)
+    scene.night(today=TODAY, deliver=False, allow=EVERYTHING)
+    forget_entries(scene)
+
+    scene.night(today=LATER, deliver=False, allow=EVERYTHING)
+
+    assert [alert.cause for alert in alerts(scene)] == ["no_renewals"]
 
 
 def test_optional_kinds_and_mentors_who_have_left_do_not_count(scene: Scene) -> None:

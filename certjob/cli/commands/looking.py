@@ -148,7 +148,10 @@ def changes(
     verbose: Verbose = False,
     env_file: EnvFile = None,
 ) -> int:
-    """Show by name who was changed, and why: certificates, pauses, the portal and reminders, the most harmful first."""
+    """Show by name who was changed or wrongly visible, and why: certificates, pauses, portal and reminders.
+
+    The most harmful changes come first.
+    """
     from certjob.cli.pages import changes as page
     from certjob.facts.lookup import find_organisation
     from certjob.reports.changes import ALL, find_beginning, read_changes

@@ -8,9 +8,12 @@ WHERE command = 'run' AND organisation IS NULL AND as_of = (
 
 -- name: read_changes
 -- The changes since a moment, the most harmful first, at most `most` of each. number: how many there are of this one.
--- person, reason, kind, day and former_day say why; certjob/reports/changes.py has the words. A contact of no mentor
--- belongs to no organisation. OFFSET 0 makes the planner look up each mentor by index.
-WITH happened (what, at, mentor_id, kind, day, former_day, person, reason, threshold_days) AS (
+-- person, reason, kind, day and former_day say why; certjob/reports/changes.py has the words. ended_at is that of an
+-- exposure: it overlaps with the time since the moment. A contact of no mentor belongs to no organisation. OFFSET 0 makes
+-- the planner look up each mentor by index.
+WITH happened (
+    what, at, mentor_id, kind, day, former_day, person, reason, threshold_days, ended_at, is_proven, hidden_until
+) AS (
     SELECT t.to_status, t.at, t.mentor_id, c.kind,
         CASE t.to_status
             WHEN 'revoked' THEN (c.revoked_at AT TIME ZONE %(zone)s)::date
@@ -21,16 +24,16 @@ WITH happened (what, at, mentor_id, kind, day, former_day, person, reason, thres
             )
             ELSE c.expires_on
         END,
-        NULL::date, NULL, NULL, NULL::integer
+        NULL::date, NULL, NULL, NULL::integer, NULL::timestamptz, NULL::boolean, NULL::timestamptz
     FROM certificate_transitions AS t
     LEFT JOIN certificates AS c ON c.id = t.certificate_id
     WHERE t.at >= %(since)s AND t.to_status IN ('expired', 'renewed', 'revoked')
     UNION ALL
-    SELECT 'paused', p.paused_at, p.mentor_id, NULL, NULL, NULL, p.actor, p.reason, NULL
+    SELECT 'paused', p.paused_at, p.mentor_id, NULL, NULL, NULL, p.actor, p.reason, NULL, NULL, NULL, NULL
     FROM mentor_pauses AS p
     WHERE p.paused_at >= %(since)s
     UNION ALL
-    SELECT 'pause_lifted', p.lifted_at, p.mentor_id, NULL, NULL, NULL, p.lifted_by, p.reason, NULL
+    SELECT 'pause_lifted', p.lifted_at, p.mentor_id, NULL, NULL, NULL, p.lifted_by, p.reason, NULL, NULL, NULL, NULL
     FROM mentor_pauses AS p
     WHERE p.lifted_at >= %(since)s
     UNION ALL
@@ -41,36 +44,33 @@ WITH happened (what, at, mentor_id, kind, day, former_day, person, reason, thres
             WHEN e.visible THEN 'shown'
             ELSE 'hidden'
         END,
-        e.delivered_at, e.mentor_id, NULL, NULL, e.moved_from, hide.actor,
+        e.delivered_at, e.mentor_id, NULL, NULL, e.moved_from, NULL,
         CASE
             WHEN r.counts #> '{corrected,last_day}' ? e.mentor_id::text THEN 'last_day'
             WHEN e.visible THEN 'visible'
-            ELSE hide.reason
-        END, NULL
+        END, NULL, NULL, NULL, CASE WHEN NOT e.visible THEN e.delivered_at END
     FROM portal_sync_events AS e
     LEFT JOIN job_runs AS r ON r.id = e.run_id
-    LEFT JOIN LATERAL (
-        SELECT p.actor, p.reason
-        FROM mentor_pauses AS p
-        WHERE NOT e.visible AND p.mentor_id = e.mentor_id AND p.paused_at <= e.delivered_at
-            AND (p.lifted_at IS NULL OR p.lifted_at > e.delivered_at)
-        ORDER BY p.actor = 'certjob', p.paused_at DESC
-        LIMIT 1
-    ) AS hide ON true
     WHERE e.status = 'delivered' AND e.delivered_at >= %(since)s
     UNION ALL
-    SELECT 'reminder_sent', l.sent_at, l.mentor_id, l.kind, l.expires_on, NULL, NULL, NULL, l.threshold_days
+    SELECT 'exposed', x.began_at, x.mentor_id, NULL, NULL, NULL, NULL, NULL, NULL, x.ended_at, x.is_proven,
+        coalesce(x.ended_at, now())
+    FROM exposures AS x
+    WHERE x.ended_at >= %(since)s OR x.ended_at IS NULL
+    UNION ALL
+    SELECT 'reminder_sent', l.sent_at, l.mentor_id, l.kind, l.expires_on, NULL, NULL, NULL, l.threshold_days, NULL, NULL,
+        NULL
     FROM cert_notification_log AS l
     WHERE l.status = 'sent' AND l.sent_at >= %(since)s
     UNION ALL
-    SELECT 'unknown_contact', u.first_seen_at, NULL, NULL, NULL, NULL, NULL, u.contact_id::text, NULL
+    SELECT 'unknown_contact', u.first_seen_at, NULL, NULL, NULL, NULL, NULL, u.contact_id::text, NULL, NULL, NULL, NULL
     FROM portal_unknown_contacts AS u
     WHERE u.first_seen_at >= %(since)s AND u.gone_at IS NULL AND %(organisation_id)s::uuid IS NULL
 ), numbered AS (
     SELECT h.*, o.slug AS organisation, m.member_no, m.full_name, m.left_at IS NOT NULL AS has_left, m.certified_until,
         o.optional_kinds,
         array_position(%(order)s::text[], h.what) AS rank,
-        row_number() OVER (PARTITION BY h.what ORDER BY h.at, m.member_no, h.mentor_id) AS place,
+        row_number() OVER (PARTITION BY h.what ORDER BY h.at, m.member_no, h.mentor_id, h.is_proven) AS place,
         count(*) OVER (PARTITION BY h.what) AS number
     FROM happened AS h
     LEFT JOIN LATERAL (
@@ -82,19 +82,48 @@ WITH happened (what, at, mentor_id, kind, day, former_day, person, reason, thres
     LEFT JOIN organisations AS o ON o.id = m.organisation_id
     WHERE %(organisation_id)s::uuid IS NULL OR m.organisation_id = %(organisation_id)s
 )
-SELECT n.what, n.at, n.organisation, n.member_no, n.full_name, n.mentor_id, coalesce(n.kind, lapsed.kind) AS kind,
-    coalesce(n.day, lapsed.day) AS day, lapsed.is_revoked, n.former_day, n.person, n.reason, n.threshold_days, n.has_left,
-    n.certified_until, n.number
+SELECT n.what, n.at, n.ended_at, n.organisation, n.member_no, n.full_name, n.mentor_id, n.is_proven,
+    coalesce(n.kind, lapsed.kind) AS kind, coalesce(n.day, lapsed.day) AS day, lapsed.is_revoked, n.former_day,
+    coalesce(n.person, hide.actor) AS person, coalesce(n.reason, hide.reason) AS reason, n.threshold_days, n.has_left,
+    n.certified_until, n.number, failed.cause
 FROM numbered AS n
+-- The pause that explains a hide, or an exposure; a person's pause rather than certjob's own.
+LEFT JOIN LATERAL (
+    SELECT p.actor, p.reason
+    FROM mentor_pauses AS p
+    WHERE p.mentor_id = n.mentor_id AND p.paused_at <= n.hidden_until AND (p.lifted_at IS NULL OR p.lifted_at > n.at)
+    ORDER BY p.actor = 'certjob', p.paused_at DESC
+    LIMIT 1
+) AS hide ON n.hidden_until IS NOT NULL
 -- The last certificate that lapsed explains certjob's pause and its hide.
 LEFT JOIN LATERAL (
     SELECT c.kind, CASE WHEN c.revoked_at IS NULL THEN c.expires_on
         ELSE (c.revoked_at AT TIME ZONE %(zone)s)::date END AS day, c.revoked_at IS NOT NULL AS is_revoked
     FROM certificates AS c
-    WHERE n.reason = 'certification_expired' AND n.what <> 'pause_lifted' AND c.mentor_id = n.mentor_id
-        AND c.status IN ('expired', 'revoked') AND c.kind <> ALL (n.optional_kinds)
+    WHERE coalesce(n.reason, hide.reason) = 'certification_expired' AND n.what <> 'pause_lifted'
+        AND c.mentor_id = n.mentor_id AND c.status IN ('expired', 'revoked') AND c.kind <> ALL (n.optional_kinds)
     ORDER BY c.expires_on DESC, c.kind
     LIMIT 1
 ) AS lapsed ON true
+-- Why an exposure lasted: the last failure of the push; otherwise the portal showed a contact that it had hidden.
+LEFT JOIN LATERAL (
+    SELECT coalesce(
+        (
+            SELECT f.failure_code
+            FROM dynamics_sync_failures AS f
+            WHERE f.mentor_id = n.mentor_id AND f.last_failed_at >= n.at AND f.created_at <= n.hidden_until
+            ORDER BY f.last_failed_at DESC
+            LIMIT 1
+        ),
+        (
+            SELECT CASE WHEN NOT e.visible THEN 'differs' END
+            FROM portal_sync_events AS e
+            WHERE e.mentor_id = n.mentor_id AND e.delivered_at <= n.at
+            ORDER BY e.delivered_at DESC, e.id DESC
+            LIMIT 1
+        ),
+        CASE WHEN n.ended_at IS NULL THEN (SELECT 'held' FROM held_mentors AS b WHERE b.mentor_id = n.mentor_id LIMIT 1) END
+    ) AS cause
+) AS failed ON n.what = 'exposed'
 WHERE n.place <= %(most)s
 ORDER BY n.rank, n.place

@@ -73,8 +73,8 @@ WHERE NOT EXISTS (
 DELETE FROM held_mentors WHERE mentor_id = %(id)s
 
 -- name: find_renewal_gaps
--- At least five certificates that count have ended in an organisation in 30 days, and none was entered or extended. A
--- new certificate that a guard holds has not been seen by a review. OFFSET 0 makes the planner look up mentors by id.
+-- At least five certificates that count have ended in an organisation in 30 days, and no certificate that lasts was
+-- entered or extended. OFFSET 0 makes the planner look up mentors by id.
 SELECT ended.organisation_id, ended.number
 FROM (
     SELECT m.organisation_id, count(*)::integer AS number
@@ -89,17 +89,11 @@ FROM (
 ) AS ended
 WHERE NOT EXISTS (
         SELECT
-        FROM certificate_transitions AS t
-        JOIN mentors AS m ON m.id = t.mentor_id AND m.organisation_id = ended.organisation_id
-        WHERE t.as_of > %(today)s - 30
-            AND t.from_status IN ('recorded', 'expired', 'expiring')
-            AND (t.to_status IN ('valid', 'upcoming') OR (t.to_status = 'expiring' AND t.from_status <> 'expiring'))
-    )
-    AND NOT EXISTS (
-        SELECT
         FROM mentors AS m
-        JOIN certificates AS c ON c.mentor_id = m.id AND c.unseen_since IS NOT NULL AND c.expires_on >= %(today)s
-        WHERE m.organisation_id = ended.organisation_id AND m.review_on <= %(today)s
+        JOIN certificates AS c ON c.mentor_id = m.id
+        WHERE m.organisation_id = ended.organisation_id
+            AND c.renewed_at >= %(today)s - 30
+            AND c.expires_on >= %(today)s
     )
 
 -- name: store_renewal_gaps
