@@ -114,6 +114,7 @@ def read_digest_for(connection: Connection, coordinator: DigestRecipient, *, tod
         "facts_missing": read("read_missing_facts"),
         "unreviewed": read("read_unreviewed_mentors"),
         "visible": [row for row in pushes if not row["is_show"]],
+        "unknown": read("read_unknown_contacts"),
         "hidden": [row for row in pushes if row["is_show"]],
         "undelivered": read("read_undelivered_reminders"),
     }

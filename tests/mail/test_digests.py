@@ -313,6 +313,22 @@ def test_death_of_a_process_loses_no_news_and_marks_repeats(
     assert rows(desk) == [(1, "sent")]
 
 
+@pytest.mark.parametrize(("portal", "number"), [("dynamics", 1), (None, 0)])
+def test_digest_names_contacts_of_no_mentor_to_users_of_the_portal(
+    desk: Nights, portal: str | None, number: int
+) -> None:
+    """Once, until it is gone or a week has passed."""
+    desk.connection.execute("UPDATE organisations SET portal = %s", (portal,))
+    contact = uuid4()
+    desk.facts.insert("portal_unknown_contacts", contact_id=contact)
+
+    digests = [digest for number in range(3) for digest in desk.digests(number)]
+
+    assert [str(contact) in digest.text and str(contact) in digest.html for digest in digests] == [True] * number
+    if number:
+        assert "Kontakter uten likeperson (1)" in digests[0].text
+
+
 def test_next_digest_names_the_corrections_on_the_portal(desk: Nights) -> None:
     """Once, in the digest after the reading."""
     mentor = desk.certified(until=400)

@@ -71,7 +71,7 @@ def sample_digests(language: str) -> Iterator[Words]:
             language=language,
             name=_NAME if complete else None,
             organisation="Hørselshjelpen",
-            has_portal=complete or any(sections[section] for section in ("visible", "hidden", "corrected")),
+            has_portal=complete or any(sections[section] for section in ("visible", "hidden", "unknown", "corrected")),
             acknowledged=(len(sections["unreviewed"]), _TODAY if complete else None),
             zone=UTC,
             is_first=not complete,
@@ -118,6 +118,7 @@ def _sections() -> dict[str, list[Words]]:
         ],
         "unreviewed": [mentor | {"since": _SINCE} for mentor in (named, unnamed)],
         "visible": pushes,
+        "unknown": [{"name": str(UUID(int=number)), "since": _SINCE} for number in (1, 2)],
         "hidden": [push for push in pushes if push["cause"] is not Cause.HIDE_BY_HAND],
         "paused": [
             named | {"reopened": False, "lapses": [expired]},

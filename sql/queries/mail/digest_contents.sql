@@ -69,6 +69,14 @@ WHERE kind IN ('may_be_visible', 'may_be_hidden')
     AND organisation_id = %(organisation_id)s
     AND NOT is_acknowledged
 
+-- name: read_unknown_contacts
+-- Contacts on the portal that belong to no mentor. They may be of any organisation that uses the portal.
+SELECT split_part(a.alert_id, ':', 3) AS name, a.since, md5(a.alert_id) || ':' || a.fingerprint AS key
+FROM current_alerts(%(today)s) AS a
+WHERE a.kind = 'unknown_contacts' AND NOT a.is_acknowledged
+    AND (SELECT o.portal IS NOT NULL FROM organisations AS o WHERE o.id = %(organisation_id)s)
+ORDER BY a.since, name
+
 -- name: read_undelivered_reminders
 -- Reminders that failed or have waited for more than a day, as in the alerts.
 SELECT coalesce(m.full_name, m.member_no) AS name, m.member_no, l.expires_on, l.expires_on - %(today)s AS days_left,

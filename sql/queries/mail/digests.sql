@@ -52,6 +52,7 @@ WITH reader AS MATERIALIZED (
     SELECT o.id, 'infinity', NULL
     FROM current_alerts(%(today)s) AS a
     JOIN organisations AS o ON o.id = a.organisation_id OR a.kind = 'no_full_run' OR a.cause = 'not_copied'
+        OR (a.kind = 'unknown_contacts' AND o.portal IS NOT NULL)
     WHERE a.kind NOT IN ('failed_digests', 'waiting_digests') AND NOT a.is_acknowledged
 )
 INSERT INTO coordinator_digests AS d (coordinator_id, digest_on)
