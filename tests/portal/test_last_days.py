@@ -63,6 +63,33 @@ def test_earlier_last_day_that_fails_is_an_alert(scene: Scene, shown: UUID, answ
     assert scene.rows(EVENT)[0][:2] == (True, FAR)
 
 
+def test_earlier_day_of_a_mentor_whom_certjob_never_pushed_is_an_alert(scene: Scene) -> None:
+    """The portal already showed the mentor until the right day, so each reading has agreed."""
+    scene.certified(FAR, contact_id=CONTACT, member_no="M1042")
+    scene.portal.visible, scene.portal.until = {CONTACT: True}, {CONTACT: FAR.isoformat()}
+    review(scene.connection)
+    scene.reconcile()
+    assert scene.rows(EVENT) == []
+    move(scene, NEAR)
+    scene.portal.default = REFUSED
+
+    scene.night(scene.portal)
+
+    assert scene.rows(ALERTS) == [("may_be_visible", "later_day_on_portal", "check_contact", FAR)]
+
+
+def test_earlier_day_on_a_read_portal_without_the_column_is_no_alert(scene: Scene) -> None:
+    """Nothing on such a portal hides the mentor by itself."""
+    scene.certified(FAR, contact_id=CONTACT, member_no="M1042")
+    scene.portal.visible = {CONTACT: True}
+    review(scene.connection)
+    scene.reconcile()
+    move(scene, NEAR)
+    scene.portal.default = DOWN
+
+    assert scene.night(scene.portal).reasons == []
+
+
 def test_later_last_day_that_fails_is_no_alert(scene: Scene, shown: UUID) -> None:
     """The portal shows the mentor until the earlier day, which is more than a week away."""
     move(scene, FAR + timedelta(days=30))

@@ -2,25 +2,30 @@
 -- A new value replaces an open one. The new version tells a call in flight that its value is old. A live lease is
 -- kept, because the contact must not get a second call. If the value is the same, `wanted_at` is kept for the alerts.
 -- An open show stays a show when its last day moves. A show restricts if the portal has a later last day, which its last
--- confirmation or a reading (%(is_too_late)s) has shown. moved_from is then this later day. The order of the mentors
--- prevents deadlocks.
+-- confirmation or a reading (%(is_too_late)s) has shown. moved_from is then this later day. A portal with days that has
+-- never confirmed one is assumed to have the previous day, because readings have agreed with it. The order of the
+-- mentors prevents deadlocks.
 INSERT INTO portal_sync_events AS e (mentor_id, visible, visible_until, moved_from, restricts, run_id)
 SELECT n.mentor_id, n.visible, n.visible_until,
-    CASE WHEN c.visible_until > n.visible_until AND NOT n.is_too_late THEN c.visible_until ELSE n.moved_from END,
-    n.visible AND (n.is_too_late OR coalesce(c.visible_until > n.visible_until, false)), %(run_id)s
+    CASE WHEN portal.day > n.visible_until AND NOT n.is_too_late THEN portal.day ELSE n.moved_from END,
+    n.visible AND (n.is_too_late OR coalesce(portal.day > n.visible_until, false)), %(run_id)s
 FROM unnest(
     %(mentor_ids)b::uuid[], %(visible)b::boolean[], %(visible_until)b::date[], %(moved_from)b::date[],
     %(is_too_late)b::boolean[]
 ) AS n (mentor_id, visible, visible_until, moved_from, is_too_late)
 LEFT JOIN LATERAL (
-    SELECT CASE WHEN d.visible AND d.dates AND d.claim_contact_id = m.dynamics_contact_id THEN d.visible_until END
-        AS visible_until
+    SELECT d.id,
+        CASE WHEN d.visible AND d.dates AND d.claim_contact_id = m.dynamics_contact_id THEN d.visible_until END AS day
     FROM portal_sync_events AS d
     JOIN mentors AS m ON m.id = d.mentor_id
     WHERE d.mentor_id = n.mentor_id AND d.delivered_at IS NOT NULL
     ORDER BY d.delivered_at DESC, d.id DESC
     LIMIT 1
-) AS c ON n.visible
+) AS confirmed ON n.visible
+LEFT JOIN portal_last_reading AS r ON r.only_one AND r.dates
+CROSS JOIN LATERAL (
+    SELECT CASE WHEN confirmed.id IS NULL AND r.dates THEN n.moved_from ELSE confirmed.day END AS day
+) AS portal
 ORDER BY n.mentor_id
 ON CONFLICT (mentor_id) WHERE status IN ('pending', 'blocked') DO UPDATE
 SET visible = excluded.visible,
