@@ -1,10 +1,11 @@
-"""docs/json.md has every key that a command prints, and no other."""
+"""docs/json.md and the samples in docs/samples have every key that a command prints, and no other."""
 
+import getpass
 import itertools
 import json
 import re
 import shlex
-from collections import defaultdict
+import socket
 from collections.abc import Callable, Iterator
 from datetime import date, timedelta
 from pathlib import Path
@@ -17,37 +18,32 @@ from pytest_httpserver import HTTPServer
 from certjob import errors
 from tests.conftest import Certjob
 from tests.support.command_line import commands, today
-from tests.support.docs import read
+from tests.support.docs import ROOT, read
 from tests.support.facts import Facts
 from tests.support.portal_answers import error, ok
 from tests.support.portal_server import PortalServer
 
+FOLDER = ROOT / "docs/samples"
 SECTIONS = dict(re.findall(r"^## (.+)\n((?:(?!## ).*\n)*)", read("docs/json.md"), flags=re.MULTILINE))
-IN_EVERY_DOCUMENT = {"outcome", "error.code", "error.message", "error.next_step"}
+COMMANDS = {command for title in SECTIONS for command in re.findall(r"`certjob ([^`]+)`", title)}
+IN_EVERY_DOCUMENT = {"outcome", "error", "error.code", "error.message", "error.next_step"}
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?\+00:00")
+LONGEST = 160
+"""Characters of a text in a sample."""
 
 
-def rows(title: str) -> Iterator[tuple[str, set[str]]]:
-    """Yield the keys of a section, each with the commands of its row (none: all); ``a.{b,c}`` is two keys."""
-    for keys, only_in in re.findall(r"^\| (`[^|]+`) \|(?: (in .+?) \|)?", SECTIONS[title], flags=re.MULTILINE):
+def rows(text: str) -> Iterator[str]:
+    """Yield the keys in the first columns of tables; ``a.{b,c}`` is two keys."""
+    for keys in re.findall(r"^\| (`[^|]+`) \|", text, flags=re.MULTILINE):
         for key in re.findall("`([^`]+)`", keys):
             for words in itertools.product(*(piece.split(",") for piece in re.split(r"[{}]", key))):
-                yield "".join(words), set(re.findall(r"`([^`]+)`", only_in))
+                yield "".join(words)
 
 
-def documented_keys() -> dict[str, set[str]]:
-    """Return the keys on the page by command."""
-    found: dict[str, set[str]] = defaultdict(set)
-    for title in SECTIONS:
-        titled = set(re.findall(r"`certjob ([^`]+)`", title))
-        for key, only_in in rows(title) if titled else ():
-            assert only_in <= titled, f"{key} in {only_in}"
-            for command in only_in or titled:
-                found[command].add(key)
-    return found
-
-
-DOCUMENTED = documented_keys()
+def meanings(command: str) -> set[str]:
+    """Return the keys with a meaning in the sections of a command and in the first table."""
+    own = "".join(text for title, text in SECTIONS.items() if f"`certjob {command}`" in title)
+    return {*rows(own), *rows(read("docs/json.md").partition("\n## ")[0])}
 
 
 def paths(value: object, path: str = "") -> Iterator[str]:
@@ -62,9 +58,45 @@ def paths(value: object, path: str = "") -> Iterator[str]:
             yield from paths(inner, f"{path}[]")
 
 
-def containers(found: set[str]) -> set[str]:
-    """Return the objects and lists that have one of these keys."""
-    return {path[: dot.start()] for path in found for dot in re.finditer(r"\.|\[\]", path)}
+def types(value: object) -> set[tuple[str, str]]:
+    """Return the path and the type of each value that is not null."""
+    if isinstance(value, dict):
+        return {(f"{key}.{path}", kind) for key, inner in value.items() for path, kind in types(inner)}
+    if isinstance(value, list):
+        return {(f"[].{path}", kind) for inner in value for path, kind in types(inner)}
+    return {("", type(value).__name__)} if value is not None else set()
+
+
+def merged(old: Any, new: Any) -> Any:
+    """Return one document with the keys of both, and the fewest elements of lists that have every type."""
+    if isinstance(new, dict):
+        return {key: merged((old or {}).get(key), new.get(key)) for key in (old or {}) | new}
+    if isinstance(new, list):
+        kept: list[Any] = []
+        for each in [*(old or []), *new]:
+            if types([each]) - types(kept):
+                kept.append(merged(None, each))
+        return kept
+    return old if old not in (None, "") else new
+
+
+def cleaned(value: Any, private: dict[str, str]) -> Any:
+    """Return a value for a sample: short texts, without names of this machine, its user or its folders."""
+    if isinstance(value, dict):
+        return {key: cleaned(inner, private) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [cleaned(inner, private) for inner in value]
+    for name, instead in private.items() if isinstance(value, str) else ():
+        value = value.replace(name, instead)
+    return f"{value[:LONGEST]} …" if isinstance(value, str) and len(value) > LONGEST else value
+
+
+def is_current(sample: Any, document: Any) -> bool:
+    """Whether a sample has the document's keys, and no value of another type; null is of every type."""
+    before, now = types(sample), types(document)
+    return {*paths(sample)} == {*paths(document)} and {path for path, _ in before}.isdisjoint(
+        path for path, _ in now - before
+    )
 
 
 def checked(each: dict[str, Any]) -> dict[str, Any]:
@@ -81,21 +113,21 @@ def checked(each: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.fixture
-def printed() -> dict[str, set[str]]:
-    """The printed keys by command."""
-    return defaultdict(set)
+def printed() -> dict[str, Any]:
+    """One document for each command, with every key that it printed."""
+    return {}
 
 
 @pytest.fixture
-def run(here: Certjob, worker_url: str, printed: dict[str, set[str]]) -> Callable[..., Any]:
-    """Run a command as certjob_worker, and note the printed keys; return the document."""
+def run(here: Certjob, worker_url: str, printed: dict[str, Any]) -> Callable[..., Any]:
+    """Run a command as certjob_worker, and note its document; return it."""
 
     def run(line: str, **settings: str) -> Any:
         result = here(*shlex.split(line), "--json", **{"CERTJOB_DATABASE_URL": worker_url} | settings)
         document = json.loads(result.stdout, object_hook=checked)
         assert result.returncode == {"ok": 0, "attention": 3}[document["outcome"]], result
-        command = max((name for name in DOCUMENTED if f"{line} ".startswith(f"{name} ")), key=len)
-        printed[command] |= {*paths(document)}
+        command = max((name for name in COMMANDS if f"{line} ".startswith(f"{name} ")), key=len)
+        printed[command] = merged(printed.get(command), document)
         return document
 
     return run
@@ -150,15 +182,15 @@ def reconcile_in_every_way(run: Callable[..., Any], facts: Facts, portal: Portal
     assert run("reconcile")["changes"]
 
 
-def test_page_has_every_printed_key_and_no_other(
+def test_samples_and_page_have_every_printed_key(
     run: Callable[..., Any],
-    printed: dict[str, set[str]],
+    printed: dict[str, Any],
     portal: PortalServer,
     facts: Facts,
     database_url: str,
     tmp_path: Path,
 ) -> None:
-    """Every command runs in every form that has a document of its own."""
+    """Every command runs in every form that has a document of its own. Writes the samples that differ."""
     header = "organisation,member_no,kind,issued_on,expires_on"
     (tmp_path / "people.csv").write_text(f"{header}\nhlf,M9,likeperson,2024-01-01,2099-01-01\n")
     portal.default = error(404, "contact_not_found")
@@ -193,23 +225,56 @@ def test_page_has_every_printed_key_and_no_other(
     run("db migrate", CERTJOB_DATABASE_URL=database_url)
     run("db migrate --sql")
 
-    assert printed.keys() == DOCUMENTED.keys()
-    for command, keys in DOCUMENTED.items():
-        found = printed[command]
-        assert found - containers(found) - keys <= IN_EVERY_DOCUMENT, f"certjob {command} prints more"
-        assert keys - found == set(), f"certjob {command} does not print all keys"
+    assert printed.keys() == COMMANDS
+    private = {
+        str(tmp_path): "/srv",
+        socket.gethostname(): "night-1",
+        getpass.getuser(): "eva",
+        " (as the test wishes)": "",
+    }
+    outdated = write_samples({command: cleaned(document, private) for command, document in printed.items()})
+    assert outdated == [], "these samples were out of date and have been rewritten"
+    unexplained, unused = differences(printed)
+    assert (unexplained, unused) == (set(), set()), "docs/json.md lacks keys, or has keys that no command prints"
+
+
+def write_samples(printed: dict[str, Any]) -> list[str]:
+    """Write the samples that differ from a printed document, and return their names."""
+    outdated = []
+    for command, document in printed.items():
+        file = FOLDER / f"{re.sub('[ -]+', '-', command)}.json"
+        if not file.exists() or not is_current(json.loads(file.read_text(encoding="utf-8")), document):
+            file.write_text(json.dumps(document, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+            outdated.append(file.name)
+    return outdated
+
+
+def differences(printed: dict[str, Any]) -> tuple[set[str], set[str]]:
+    """Return the printed keys without a meaning on the page, and the keys of the page that no command prints."""
+    unexplained, unused = set(), {*rows(read("docs/json.md").partition("\n## Errors")[0])}
+    for command, document in printed.items():
+        found, known = {*paths(document)}, meanings(command)
+        for path in found:
+            keys = {key for key in known if f".{path}".endswith(f".{key}")}
+            unused -= keys
+            if not keys and not any(other.startswith((f"{path}.", f"{path}[]")) for other in found):
+                unexplained.add(f"{command}: {path}")
+    return unexplained, unused
 
 
 def test_page_has_every_command_with_a_document() -> None:
+    """And a file for each command, and no other."""
     with_json = {name.removeprefix("certjob ") for name, options in commands().items() if "--json" in options}
 
-    assert {re.sub(r" --.*", "", command) for command in DOCUMENTED} == with_json
+    assert {re.sub(r" --.*", "", command) for command in COMMANDS} == with_json
+    names = {re.sub("[ -]+", "-", command) for command in COMMANDS}
+    assert {file.stem for file in FOLDER.iterdir()} == names
 
 
 def test_failed_command_prints_the_error_alone(here: Certjob) -> None:
     document = json.loads(here("run", "--json", CERTJOB_TIME_ZONE="Mars").stdout)
 
-    assert {*paths(document)} - {"error"} == IN_EVERY_DOCUMENT
+    assert {*paths(document)} == IN_EVERY_DOCUMENT
 
 
 def test_page_has_every_error_code_and_every_cause() -> None:
@@ -218,8 +283,8 @@ def test_page_has_every_error_code_and_every_cause() -> None:
     def codes(kind: type[errors.CertjobError]) -> set[str]:
         return {kind.code}.union(*(codes(each) for each in kind.__subclasses__() if each is not errors.DeliveryError))
 
-    assert {key for key, _ in rows("Errors")} == codes(errors.CertjobError) | {"crash"}
-    assert [key for key, _ in rows("Causes")] == [cause.value for cause in errors.Cause]
+    assert {*re.findall("`([a-z_]+)`", SECTIONS["Errors"])} == codes(errors.CertjobError) | {"crash"}
+    assert [*rows(SECTIONS["Causes"])] == [cause.value for cause in errors.Cause]
 
 
 def test_page_has_the_body_of_the_webhook(run: Callable[..., Any], facts: Facts, httpserver: HTTPServer) -> None:
@@ -231,6 +296,8 @@ def test_page_has_the_body_of_the_webhook(run: Callable[..., Any], facts: Facts,
     run("run", CERTJOB_PORTAL_URL="", CERTJOB_NOTIFY_URL=httpserver.url_for("/"))
 
     received = {request.json["kind"]: set(request.json) for request, _ in httpserver.log}
-    assert received.keys() == {"reminder", "digest"}
-    for kind, keys in received.items():
-        assert keys == {key for key, only_in in rows("The webhook") if kind in only_in or not only_in}
+    in_both, in_reminder = (
+        {*rows("\n".join(re.findall(rf"^.*{words}.*$", SECTIONS["The webhook"], flags=re.MULTILINE)))}
+        for words in (r"\| in all \|", r"\| in `reminder` \|")
+    )
+    assert received == {"reminder": in_both | in_reminder, "digest": in_both}
