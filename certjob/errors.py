@@ -22,7 +22,7 @@ CertjobError                        exit 1
     │   ├── PermanentPortalError
     │   └── PortalStageError
     └── NotifyError
-        ├── RecipientRefusedError
+        ├── RecipientRejectedError
         ├── RecipientDeferredError
         ├── OutcomeUnknownError
         └── ChannelDownError
@@ -231,7 +231,7 @@ class NotifyError(DeliveryError, code=Cause.MAIL_STOPPED):
     """One message was not delivered to the mail server or webhook."""
 
 
-class RecipientRefusedError(NotifyError):
+class RecipientRejectedError(NotifyError):
     """The server permanently rejected this recipient or message (5xx to RCPT or DATA)."""
 
 

@@ -38,8 +38,8 @@ ABOUT_MAIL = frozenset(
 """Settings whose errors stop the mails only, because a hide on the portal must not wait for them."""
 
 
-class _RefusedError(ValueError):
-    """A refused value. It is a ValueError, because pydantic does not collect certjob's own errors."""
+class _RejectedError(ValueError):
+    """A rejected value. It is a ValueError, because pydantic does not collect certjob's own errors."""
 
     def __init__(self, message: str, *, next_step: str | None = None) -> None:
         super().__init__(message)
@@ -51,12 +51,12 @@ def _known_zone(name: str) -> str:
         ZoneInfo(name)
     except (KeyError, ValueError, OSError) as error:
         message = "no such time zone"
-        raise _RefusedError(message, next_step="use an IANA name such as Europe/Oslo") from error
+        raise _RejectedError(message, next_step="use an IANA name such as Europe/Oslo") from error
     return name
 
 
 def _url(*, schemes: tuple[str, ...] = ("http", "https"), instead_of_login: str | None = None) -> AfterValidator:
-    """Check a URL. With ``instead_of_login`` also refuse a login in it, and plain HTTP to another machine."""
+    """Check a URL. With ``instead_of_login`` also reject a login in it, and plain HTTP to another machine."""
 
     def check(value: str | SecretStr) -> str | SecretStr:
         try:
@@ -64,18 +64,18 @@ def _url(*, schemes: tuple[str, ...] = ("http", "https"), instead_of_login: str 
             complete = bool(parts.path) if parts.scheme == "maildir" else bool(parts.hostname) and parts.port != 0
         except ValueError as error:
             message = "is not a valid URL"
-            raise _RefusedError(message) from error
+            raise _RejectedError(message) from error
         if parts.scheme not in schemes or not complete:
             starts = " or ".join(f"{scheme}:" for scheme in schemes)
             place = "a path" if parts.scheme == "maildir" else "a host"
             message = f"must be a URL that starts with {starts} and includes {place}"
-            raise _RefusedError(message)
+            raise _RejectedError(message)
         if instead_of_login and (parts.username or parts.password):
             message = "must not contain a user name or password"
-            raise _RefusedError(message, next_step=instead_of_login)
+            raise _RejectedError(message, next_step=instead_of_login)
         if instead_of_login and parts.scheme == "http" and parts.hostname not in LOOPBACK_HOSTS:
             message = "plain http:// is allowed only for loopback, because the key would be sent unencrypted"
-            raise _RefusedError(message, next_step="use https://")
+            raise _RejectedError(message, next_step="use https://")
         return value
 
     return AfterValidator(check)
@@ -84,7 +84,7 @@ def _url(*, schemes: tuple[str, ...] = ("http", "https"), instead_of_login: str 
 def _address(text: str) -> str:
     if not re.fullmatch(r"[^@\s]+@[^@\s]+\.[^@\s]+", text):
         message = "must be an e-mail address"
-        raise _RefusedError(message)
+        raise _RejectedError(message)
     return text
 
 
@@ -92,15 +92,15 @@ def _without_query(url: SecretStr) -> SecretStr:
     parts = urlsplit(url.get_secret_value())
     if parts.query or parts.fragment:
         message = "must not contain ? or #, because certjob appends /fail and ?rid=… to it"
-        raise _RefusedError(message)
+        raise _RejectedError(message)
     return url
 
 
 def _token(secret: SecretStr) -> SecretStr:
-    """Refuse characters that a header cannot have, because the HTTP client's error would quote the secret."""
+    """Reject characters that a header cannot have, because the HTTP client's error would quote the secret."""
     if not re.fullmatch(r"[!-~]+", secret.get_secret_value()):
         message = "must be one word of printable ASCII"
-        raise _RefusedError(message, next_step="remove spaces, line breaks and letters such as å")
+        raise _RejectedError(message, next_step="remove spaces, line breaks and letters such as å")
     return secret
 
 
@@ -153,10 +153,10 @@ class Settings(BaseSettings):
     @field_validator("*", mode="before")
     @classmethod
     def _without_windows_line_end(cls, value: object) -> object:
-        """Refuse it by name, because another error would not explain an invisible character."""
+        """Reject it by name, because another error would not explain an invisible character."""
         if isinstance(value, str) and value.endswith("\r"):
             message = "ends in a carriage return"
-            raise _RefusedError(message, next_step=r"give its file Unix line ends (sed -i 's/\r$//' FILE)")
+            raise _RejectedError(message, next_step=r"give its file Unix line ends (sed -i 's/\r$//' FILE)")
         return value
 
     @property
@@ -201,7 +201,7 @@ class Settings(BaseSettings):
         if channel in {"http", "https"} and self.notify_password:
             try:
                 _token(self.notify_password)
-            except _RefusedError as error:
+            except _RejectedError as error:
                 problems["CERTJOB_NOTIFY_PASSWORD"] = (f": {error}", error.next_step)
         return {name: ConfigurationError(name + text, next_step=step) for name, (text, step) in problems.items()}
 

@@ -45,12 +45,12 @@ def test_next_begin_is_the_next_time_in_the_hours(hours: str, now: str, begin: s
 
 
 @pytest.mark.parametrize("text", ["", "08:00", "8-20", "08:60-20:00", "24:00-08:00", "08:00-24:01"])
-def test_text_that_is_not_two_times_is_refused(text: str) -> None:
+def test_text_that_is_not_two_times_is_rejected(text: str) -> None:
     with pytest.raises(ValueError, match="such as 08:00-20:00"):
         parse_daily_hours(text)
 
 
-def test_empty_hours_are_refused() -> None:
+def test_empty_hours_are_rejected() -> None:
     """Mails would wait for ever."""
     with pytest.raises(ValueError, match=r"empty window.*00:00-24:00"):
         parse_daily_hours("08:00-08:00")

@@ -7,7 +7,7 @@ import psycopg
 import pytest
 
 from certjob import redaction
-from certjob.database.connection_errors import explain_refusal
+from certjob.database.connection_errors import explain_rejection
 from certjob.mail.channels.server_text import readable
 from certjob.redaction import LONGEST_FOREIGN_TEXT
 
@@ -48,7 +48,7 @@ def test_long_text_is_not_cut_in_a_secret() -> None:
     [
         pytest.param(redaction.foreign_line, id="redaction"),
         pytest.param(readable, id="text of a mail server"),
-        pytest.param(lambda text: explain_refusal(psycopg.OperationalError(text)), id="text of a database"),
+        pytest.param(lambda text: explain_rejection(psycopg.OperationalError(text)), id="text of a database"),
     ],
 )
 def test_long_text_takes_no_quadratic_time(read: Callable[[str], object]) -> None:

@@ -72,8 +72,8 @@ SAID = f"Bearer {PORTAL_KEY} may not touch kari.hemmelig@example.org"
 @pytest.mark.parametrize(
     "quote",
     [
-        pytest.param(error(401, "unauthorized", message=SAID), id="the key is refused"),
-        pytest.param(error(422, "dynamics_rejected", message=SAID), id="the contact is refused"),
+        pytest.param(error(401, "unauthorized", message=SAID), id="the key is rejected"),
+        pytest.param(error(422, "dynamics_rejected", message=SAID), id="the contact is rejected"),
         pytest.param(answer(302, headers={"Location": f"https://x.example/?key={PORTAL_KEY}"}), id="redirect"),
         pytest.param(answer(200, {"contact_id": PORTAL_KEY, "visible": SAID}), id="wrong confirmation"),
     ],
@@ -102,13 +102,13 @@ def test_webhook_that_quotes_secrets_is_not_quoted(here: Certjob, facts: Facts) 
 def test_run_in_which_everything_fails_prints_no_secret(here: Certjob, facts: Facts, log_format: str) -> None:
     """The portal rejects the key, the mail server rejects the login and quotes it. Later commands show the errors."""
 
-    def refuse(*_login: object) -> AuthResult:
+    def reject(*_login: object) -> AuthResult:
         said = f"535 no {NOTIFY_USER} {NOTIFY_PASSWORD} for kari.hemmelig@example.org"
         return AuthResult(success=False, handled=False, message=said)
 
     with (
         PortalServer(key="another") as portal,
-        real_server(Mailbox(), tls_context=server_tls(), authenticator=refuse) as mail,
+        real_server(Mailbox(), tls_context=server_tls(), authenticator=reject) as mail,
     ):
         urls = {"CERTJOB_PORTAL_URL": portal.url, "CERTJOB_NOTIFY_URL": f"smtp://localhost:{mail.port}"}
         settings = urls | {"CERTJOB_LOG_FORMAT": log_format}
@@ -116,7 +116,7 @@ def test_run_in_which_everything_fails_prints_no_secret(here: Certjob, facts: Fa
         check, status = here("check", "-v", **settings), here("status", "--json", "-v", **settings)
 
     assert run.returncode == 3
-    for why in ("check CERTJOB_PORTAL_KEY", "refused the login", "CERTJOB_NOTIFY_PASSWORD"):
+    for why in ("check CERTJOB_PORTAL_KEY", "rejected the login", "CERTJOB_NOTIFY_PASSWORD"):
         assert why in run.stderr
     assert_nothing_private(run, alerts, check, status, everything_stored(facts))
 

@@ -1,4 +1,4 @@
-"""Settings: required ones, refused values, files of settings. No error shows a value."""
+"""Settings: required ones, rejected values, files of settings. No error shows a value."""
 
 import os
 import traceback
@@ -11,7 +11,7 @@ from certjob.errors import ConfigurationError
 from certjob.settings import Settings, load_settings
 
 SECRET = "hunter2"
-"""A part of the refused values."""
+"""A part of the rejected values."""
 DATABASE_URL = "postgresql://certjob@db.example/certjob"
 
 Load = Callable[..., Settings]
@@ -79,7 +79,7 @@ def test_database_url_is_required(load: Load) -> None:
         ("PING_URL", f"https://hc.example/{SECRET}?x=1", "must not contain ? or #"),
     ],
 )
-def test_wrong_value_is_refused_by_the_name_of_its_variable(load: Load, name: str, value: str, reason: str) -> None:
+def test_wrong_value_is_rejected_by_the_name_of_its_variable(load: Load, name: str, value: str, reason: str) -> None:
     """The error has the reason, and not the value."""
     others = {"PORTAL_URL": "https://portal.example/sync", "PORTAL_KEY": "k-123"}
 
@@ -148,7 +148,7 @@ def test_settings_file_expands_no_variables(file: Path, quote: str) -> None:
 
 
 @pytest.mark.parametrize("line", ["CERTJOB_PORTAL_KEY='{}", "CERTJOB_PORTAL_KEY", "CERTJOB_X='a'{}'b'"])
-def test_broken_line_of_a_settings_file_is_refused(file: Path, line: str) -> None:
+def test_broken_line_of_a_settings_file_is_rejected(file: Path, line: str) -> None:
     """The error has its number. A skipped setting would be missing at night."""
     file.write_text("CERTJOB_DATABASE_URL=embedded\n\n\n" + line.format(SECRET) + "\n")
 
@@ -157,7 +157,7 @@ def test_broken_line_of_a_settings_file_is_refused(file: Path, line: str) -> Non
     assert error == f"the settings file {file}, line 4: not a setting; write NAME='value', or # before a comment"
 
 
-def test_unreadable_settings_file_is_refused(file: Path) -> None:
+def test_unreadable_settings_file_is_rejected(file: Path) -> None:
     """A command must not run without the settings that the file has."""
     file.write_bytes(f"CERTJOB_NOTIFY_PASSWORD={SECRET}å".encode("latin-1"))
 
@@ -168,7 +168,7 @@ def test_unreadable_settings_file_is_refused(file: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o620, 0o602])
-def test_settings_file_that_others_can_write_is_refused(file: Path, mode: int) -> None:
+def test_settings_file_that_others_can_write_is_rejected(file: Path, mode: int) -> None:
     """A group counts as others."""
     file.chmod(mode)
 
@@ -178,7 +178,7 @@ def test_settings_file_that_others_can_write_is_refused(file: Path, mode: int) -
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give a file away")
-def test_settings_file_of_another_user_is_refused(file: Path) -> None:
+def test_settings_file_of_another_user_is_rejected(file: Path) -> None:
     os.chown(file, 12345, -1)
 
     assert "belongs to another user (id 12345)" in error_of(lambda: load_settings(str(file)))

@@ -154,7 +154,7 @@ def _of_the_database(error: "psycopg.Error") -> CertjobError:
     import psycopg
 
     from certjob.database import is_lost
-    from certjob.database.connection_errors import explain_late_refusal
+    from certjob.database.connection_errors import explain_late_rejection
 
     cause = without_people(error.diag.message_primary or str(error))
     step = "what was committed is kept, run it again"
@@ -164,12 +164,12 @@ def _of_the_database(error: "psycopg.Error") -> CertjobError:
     if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
         primary = f"use the primary, or remove default_transaction_read_only. {WORKS_READ_ONLY}"
         return DatabaseUnavailableError(f"the database is read-only ({cause})", next_step=primary)
-    refusal = explain_late_refusal(error) if isinstance(error, psycopg.OperationalError) else None
-    if refusal is not None:
-        return type(refusal)(without_people(refusal.message), next_step=refusal.next_step)
+    rejection = explain_late_rejection(error) if isinstance(error, psycopg.OperationalError) else None
+    if rejection is not None:
+        return type(rejection)(without_people(rejection.message), next_step=rejection.next_step)
     if is_lost(error):
         return DatabaseUnavailableError(f"the database went away: {cause}", next_step=step)
     if isinstance(error, psycopg.OperationalError):
         return DatabaseError(f"the database could not do it now: {cause}", next_step=step)
     report = f"{step}, and if the error remains, report it"
-    return DatabaseError(f"the database refused a statement: {cause}", next_step=report)
+    return DatabaseError(f"the database rejected a statement: {cause}", next_step=report)

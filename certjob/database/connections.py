@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import psycopg
 
-from certjob.database.connection_errors import explain_refusal
+from certjob.database.connection_errors import explain_rejection
 from certjob.errors import ConfigurationError, DatabaseUnavailableError
 from certjob.stopping import StopFlag
 
@@ -41,7 +41,7 @@ def connect(url: str) -> Connection:
     Raises ConfigurationError if the URL, user, password or database name is wrong, and DatabaseUnavailableError if the
     server cannot be reached. Neither text contains the URL.
     """
-    _refuse_unencoded(url)
+    _reject_unencoded(url)
     try:
         connection = Connection.connect(
             url,
@@ -57,7 +57,7 @@ def connect(url: str) -> Connection:
         message = "CERTJOB_DATABASE_URL is not a valid PostgreSQL URL"
         raise ConfigurationError(message, next_step="expected postgresql://user:password@host:port/database") from None
     except psycopg.OperationalError as error:
-        raise explain_refusal(error) from None
+        raise explain_rejection(error) from None
     connection.url = url
     connection.autocommit = True
     connection.prepare_threshold = None
@@ -65,7 +65,7 @@ def connect(url: str) -> Connection:
     return connection
 
 
-def _refuse_unencoded(url: str) -> None:
+def _reject_unencoded(url: str) -> None:
     """Reject a URL with an unencoded password, because libpq would print a part of it as the host."""
     scheme, separator, rest = url.partition("://")
     if not separator or scheme not in ("postgresql", "postgres"):
@@ -87,7 +87,7 @@ def connect_again(lost: Connection) -> Connection:
                 connection.execute("SELECT 1")  # a pooler accepts connections even without its server
             except psycopg.OperationalError as error:
                 connection.close()
-                raise explain_refusal(error) from None
+                raise explain_rejection(error) from None
         except DatabaseUnavailableError:
             if time.monotonic() > give_up_at:
                 raise

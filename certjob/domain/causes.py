@@ -121,7 +121,7 @@ _ADVICE: Final[Mapping[str, Advice]] = {
         ),
         Advice(
             cause=Cause.MAIL_STOPPED,
-            why="The mail server refused this message.",
+            why="The mail server rejected this message.",
             action="If the reason is the address, correct it {address}; otherwise ask the administrator of the mail "
             "server.",
         ),
@@ -194,7 +194,7 @@ NO_MAIL_AT_ALL: Final = Advice(
     "`certjob deliver`.",
     is_for_all=True,
 )
-"""For queued messages, because no single message was refused."""
+"""For queued messages, because no single message was rejected."""
 
 
 HELD_REASONS: Final[Mapping[str, str]] = {

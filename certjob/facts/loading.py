@@ -17,7 +17,7 @@ _LOCK_TIMEOUT_MS = 5_000
 _TRIES = 3
 _CLEARED = {"full_name": "\x01", "email": "\x01", "dynamics_contact_id": UUID(int=0), "left_on": date.min}
 """Values that no cell can have: they remove the stored value."""
-_REFUSED = (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.RaiseException)
+_REJECTED = (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.RaiseException)
 """Errors of constraints and triggers that the load does not check in advance, or that another session has caused."""
 
 
@@ -89,12 +89,12 @@ def load_file(
 
     def write() -> LoadReport:
         with database.transaction(connection, force_rollback=dry_run):
-            refused = _stage(connection, roster, exact=exact)
+            rejected = _stage(connection, roster, exact=exact)
             changes: Sequence[FactChange] = ()
             if dry_run or exact:
                 asked = {"most": most_changes, "stays": exact and "kind" in roster.columns}
                 changes = database.fetch(connection, "read_load_changes", asked, into=FactChange)
-            report = _write(connection, roster, refused, slugs={each: slug for slug, each in organisation_ids.items()})
+            report = _write(connection, roster, rejected, slugs={each: slug for slug, each in organisation_ids.items()})
             report = replace(report, changes=changes)
             if dry_run:
                 before_rollback()
@@ -105,14 +105,14 @@ def load_file(
     except CONTENTION:
         message = "another session has locked mentors of this file; nothing was loaded"
         raise MentorBusyError(message, next_step="load it again") from None
-    except _REFUSED as error:
+    except _REJECTED as error:
         rule = error.diag.constraint_name or type(error).__name__
         message = f"the database rejects this file ({rule}); nothing was loaded"
         raise InputError(message, next_step="correct the file and load it again") from None
 
 
 def _stage(connection: Connection, roster: Roster, *, exact: bool) -> list[Problem]:
-    """Copy the file into temporary tables, without the mentors that the database refuses. Return the reasons."""
+    """Copy the file into temporary tables, without the mentors that the database rejects. Return the reasons."""
     cleared = {name: value for name, value in _CLEARED.items() if exact and name in roster.columns}
     not_revoked = date.min if exact and "revoked_on" in roster.columns else None
     database.execute(connection, "create_load_tables")
@@ -126,17 +126,17 @@ def _stage(connection: Connection, roster: Roster, *, exact: bool) -> list[Probl
                 copy.write_row((roster.mentors[key]["line"], kind, *dates))
     database.execute(connection, "find_load_mentors")
     by_line = {mentor["line"]: key for key, mentor in roster.mentors.items()}
-    refused: list[Problem] = []
-    while found := database.fetch(connection, "refuse_load_mentors"):
-        refused += [Problem(line=line, mentor=by_line[line], column=column, reason=why) for line, column, why in found]
-    return refused
+    rejected: list[Problem] = []
+    while found := database.fetch(connection, "reject_load_mentors"):
+        rejected += [Problem(line=line, mentor=by_line[line], column=column, reason=why) for line, column, why in found]
+    return rejected
 
 
 def _write(
-    connection: Connection, roster: Roster, refused: Sequence[Problem], *, slugs: Mapping[UUID, str]
+    connection: Connection, roster: Roster, rejected: Sequence[Problem], *, slugs: Mapping[UUID, str]
 ) -> LoadReport:
     """Write the staged mentors and certificates."""
-    lines = {problem.line for problem in refused}
+    lines = {problem.line for problem in rejected}
     new_kinds, similar = find_new_kinds(connection, roster, slugs=slugs)
     mentors_added = database.execute(connection, "insert_loaded_mentors")
     database.execute(connection, "find_load_mentors")
@@ -152,15 +152,15 @@ def _write(
         new_kinds=new_kinds,
         changes=(),
         problems=sorted(
-            (replace(each, loaded=_is_loaded(each, roster, lines)) for each in (*roster.problems, *refused, *similar)),
+            (replace(each, loaded=_is_loaded(each, roster, lines)) for each in (*roster.problems, *rejected, *similar)),
             key=lambda each: each.line,
         ),
     )
 
 
-def _is_loaded(problem: Problem, roster: Roster, refused_lines: Set[int]) -> bool:
+def _is_loaded(problem: Problem, roster: Roster, rejected_lines: Set[int]) -> bool:
     """Return whether the mentor of the line was loaded; a warning without a mentor is about the whole file."""
     if problem.mentor is None:
         return problem.is_warning
     mentor = roster.mentors.get(problem.mentor)
-    return mentor is not None and mentor["line"] not in refused_lines
+    return mentor is not None and mentor["line"] not in rejected_lines

@@ -14,7 +14,7 @@ from certjob.facts import reading
 from certjob.jobs.deliveries import Job
 from certjob.jobs.resync import MentorState, Resync, describe, resync
 from certjob.portal.sync import PortalSyncService, Wish
-from certjob.review.days import refuse_wrong_day
+from certjob.review.days import reject_wrong_day
 
 _LONGEST_REASON = 200
 """Characters, as in the schema; also of the name of a person."""
@@ -46,7 +46,7 @@ def pause(
 ) -> PauseResult:
     """Open a pause and queue the hide in one commit, then review the mentor and push.
 
-    Neither a refused date nor a lock prevents the pause and the push of its hide; ``resync.not_reviewed`` has the
+    Neither a rejected date nor a lock prevents the pause and the push of its hide; ``resync.not_reviewed`` has the
     reason. Raises UsageError for a reason that no person may give.
     """
     connection, who, reason = job.connection, user_name(), " ".join(because.split())
@@ -77,7 +77,7 @@ def unpause(job: Job, mentor_id: UUID, *, reason: str | None = None, accept_date
     pause, several are open and ``reason`` is None, or a certificate is needed, and the errors of ``resync``.
     """
     connection, who = job.connection, user_name()
-    refuse_wrong_day(connection, job.today, zone=job.delivery.zone, accept_date=accept_date)
+    reject_wrong_day(connection, job.today, zone=job.delivery.zone, accept_date=accept_date)
     before = describe(connection, mentor_id)
 
     def write() -> _OpenPause:

@@ -17,7 +17,7 @@ from certjob.outbox.open_work import read_open_work
 from certjob.portal import comparison
 from certjob.portal.comparison import Comparison, Reading
 from certjob.portal.hlf_dynamics import VisiblePage
-from certjob.review.days import refuse_wrong_day
+from certjob.review.days import reject_wrong_day
 from certjob.review.held import store_portal_holds
 
 
@@ -31,13 +31,13 @@ def reconcile(
     """Read the portal, compare it with the database, queue a push for each difference, and push.
 
     If a page cannot be read, no contact is changed and the report has the reason. A dry run only reads. Raises
-    ConfigurationError for an unknown organisation, the errors of ``refuse_wrong_day``, and StoppedBySignalError after a
+    ConfigurationError for an unknown organisation, the errors of ``reject_wrong_day``, and StoppedBySignalError after a
     signal.
     """
     connection, today, run_id = job.connection, job.today, job.run_id
     for slug in allow:
         find_organisation(connection, slug)
-    refuse_wrong_day(connection, today, zone=job.delivery.zone, accept_date=accept_date)
+    reject_wrong_day(connection, today, zone=job.delivery.zone, accept_date=accept_date)
     report = RunReport(command="reconcile", run_id=run_id, today=today, dry_run=dry_run)
 
     def compare(job: Job) -> Comparison | None:

@@ -20,7 +20,7 @@ from certjob.portal.push import push_once
 from certjob.portal.stage import StageState, finish, judge, settle, settled_again
 from certjob.portal.sync import LEASE_SECONDS, PortalSyncService, Wish
 from certjob.review.certification import CertificationManagementService
-from certjob.review.days import refuse_wrong_day
+from certjob.review.days import reject_wrong_day
 from certjob.review.guards import MassChangeGuard
 
 _POLL_SECONDS = 0.25
@@ -70,13 +70,13 @@ def resync(
 
     Reminders are queued, and those that failed are due again. The next delivery sends them.
 
-    With ``hides``, someone has just queued a hide, which is pushed even if the review is refused or waits for a lock.
+    With ``hides``, someone has just queued a hide, which is pushed even if the review is rejected or waits for a lock.
     ``error`` in the result is DynamicsSyncException if the push failed, and MentorBusyError if another run kept it
-    claimed. Raises MentorBusyError if another session kept the mentor locked, the errors of ``refuse_wrong_day``, and
+    claimed. Raises MentorBusyError if another session kept the mentor locked, the errors of ``reject_wrong_day``, and
     StoppedBySignalError after a signal.
     """
     connection, today, stop, zone = job.connection, job.today, job.stop, job.delivery.zone
-    not_reviewed = _why_refused(job, accept_date=accept_date)
+    not_reviewed = _why_rejected(job, accept_date=accept_date)
     if not_reviewed is not None and not hides:
         raise not_reviewed
     report = RunReport(command=command, run_id=job.run_id, today=today)
@@ -116,12 +116,12 @@ def resync(
     return Resync(report=report, before=before, after=after, error=error, not_reviewed=not_reviewed)
 
 
-def _why_refused(job: Job, *, accept_date: date | None) -> ConfigurationError | MentorBusyError | None:
-    """Return why the date is refused, or None."""
+def _why_rejected(job: Job, *, accept_date: date | None) -> ConfigurationError | MentorBusyError | None:
+    """Return why the date is rejected, or None."""
     try:
-        refuse_wrong_day(job.connection, job.today, zone=job.delivery.zone, accept_date=accept_date)
-    except ConfigurationError as refusal:
-        return refusal
+        reject_wrong_day(job.connection, job.today, zone=job.delivery.zone, accept_date=accept_date)
+    except ConfigurationError as rejection:
+        return rejection
     return None
 
 

@@ -19,7 +19,7 @@ from certjob.portal.sync import PortalSyncService
 from certjob.review import plan
 from certjob.review.attention import note_renewal_gaps
 from certjob.review.certification import CertificationManagementService
-from certjob.review.days import looks_at_everybody, refuse_wrong_day, why_wrong_day
+from certjob.review.days import looks_at_everybody, reject_wrong_day, why_wrong_day
 from certjob.review.guards import MassChangeGuard
 from certjob.review.plan import ReviewCounts
 
@@ -49,14 +49,14 @@ def run(
     """Review the due mentors, or on request all mentors, then deliver pushes and mail.
 
     ``organisation`` is a slug and limits the review. ``allow`` is as in ``MassChangeGuard``, ``accept_date`` as in
-    ``refuse_wrong_day``. Raises ConfigurationError for an unknown organisation, the errors of ``refuse_wrong_day``, and
+    ``reject_wrong_day``. Raises ConfigurationError for an unknown organisation, the errors of ``reject_wrong_day``, and
     StoppedBySignalError after a signal. Committed changes stay.
     """
     connection, today = job.connection, job.today
     organisation_id = find_organisation(connection, organisation) if organisation else None
     for slug in allow:
         find_organisation(connection, slug)
-    refuse_wrong_day(connection, today, zone=job.delivery.zone, accept_date=accept_date)
+    reject_wrong_day(connection, today, zone=job.delivery.zone, accept_date=accept_date)
     report = RunReport(command="run", run_id=job.run_id, today=today, dry_run=dry_run)
     if dry_run:
         on_progress = job.progress.phase("Reviewing mentors")  # includes the guard's count

@@ -58,7 +58,7 @@ class DigestMail:
     lease_seconds = LEASE_SECONDS
     lock_due_statement = "lock_due_digests"
     lock_recipient_statement = "lock_digest_and_coordinator"
-    reopen_refused_statement = "reopen_refused_digests"
+    reopen_rejected_statement = "reopen_rejected_digests"
 
     def __init__(
         self,

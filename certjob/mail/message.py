@@ -14,7 +14,7 @@ from typing import Protocol
 from uuid import UUID
 
 from certjob.domain.addresses import MailAddress, parse_address, parse_own_sender
-from certjob.errors import Cause, RecipientRefusedError
+from certjob.errors import Cause, RecipientRejectedError
 from certjob.redaction import one_line
 
 MAX_LINE_CHARACTERS = 78
@@ -68,7 +68,7 @@ class Channel(Protocol):
     async def send(self, message: OutgoingMessage) -> None:
         """Send one message in one attempt, and return when it was accepted.
 
-        Raises RecipientRefusedError, RecipientDeferredError, OutcomeUnknownError or ChannelDownError. Their texts do
+        Raises RecipientRejectedError, RecipientDeferredError, OutcomeUnknownError or ChannelDownError. Their texts do
         not contain the recipient's address or a secret.
         """
 
@@ -83,7 +83,7 @@ def compose(message: OutgoingMessage, *, sender: MailAddress) -> tuple[MailAddre
     """Return the recipient and the mail, with a line feed after each line.
 
     The author is the organisation's own sender, if it has one. The envelope keeps ``sender``, because all bounces go to
-    one mailbox. Raises RecipientRefusedError if the address is invalid, or if a header or a text cannot be written.
+    one mailbox. Raises RecipientRejectedError if the address is invalid, or if a header or a text cannot be written.
 
     It does not use EmailMessage, which damages folded subjects: in a test, 106 of 1,500 lost or gained a space.
     """
@@ -91,7 +91,7 @@ def compose(message: OutgoingMessage, *, sender: MailAddress) -> tuple[MailAddre
         recipient = parse_address(message.to)
     except ValueError as error:
         text = f"the e-mail address {error}"
-        raise RecipientRefusedError(text, next_step="correct it", code=Cause.WRONG_ADDRESS) from None
+        raise RecipientRejectedError(text, next_step="correct it", code=Cause.WRONG_ADDRESS) from None
     author = parse_own_sender(message.sender) or sender
     mail = MIMEMultipart("alternative", boundary=_BOUNDARY)
     try:
@@ -115,7 +115,7 @@ def compose(message: OutgoingMessage, *, sender: MailAddress) -> tuple[MailAddre
         return recipient, mail.as_bytes(policy=_UNFOLDED)
     except (ValueError, MessageError) as error:
         text = "the message has a header or a character that cannot be written"
-        raise RecipientRefusedError(text, next_step="correct the mentor's or the template's") from error
+        raise RecipientRejectedError(text, next_step="correct the mentor's or the template's") from error
 
 
 def _subject_header(text: str) -> str:
@@ -130,7 +130,7 @@ def _subject_header(text: str) -> str:
 
 def _address_header(header: str, name: str, address: str) -> str:
     """Return ``Name <address>`` with a name that arrives unchanged."""
-    quoted = formataddr((name, "a@b")).removesuffix(" <a@b>")  # formataddr refuses a non-ASCII address
+    quoted = formataddr((name, "a@b")).removesuffix(" <a@b>")  # formataddr rejects a non-ASCII address
     written = f"{quoted} <{address}>" if _is_plain(name) and "  " not in name else ""
     if not name or 0 < len(written) <= MAX_LINE_CHARACTERS - len(f"{header}: "):
         return written if name else address

@@ -44,7 +44,7 @@ class ReminderMail:
     lease_seconds = LEASE_SECONDS
     lock_due_statement = "lock_due_reminders"
     lock_recipient_statement = "lock_reminded_mentor"
-    reopen_refused_statement = "reopen_refused_reminders"
+    reopen_rejected_statement = "reopen_rejected_reminders"
 
     def __init__(self, connection: database.Connection, *, today: date, templates: Templates) -> None:
         self.connection = connection

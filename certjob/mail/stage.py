@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic
 
-from certjob.errors import ChannelDownError, NotifyError, OutcomeUnknownError, RecipientRefusedError, StageEnd
+from certjob.errors import ChannelDownError, NotifyError, OutcomeUnknownError, RecipientRejectedError, StageEnd
 from certjob.mail import steps
 from certjob.mail.message import Channel, OutgoingMessage
 from certjob.mail.steps import ClaimedMail, Facts, Item, Mails
@@ -20,7 +20,7 @@ from certjob.stopping import StopFlag
 
 logger = logging.getLogger(__name__)
 
-REFUSALS_IN_A_ROW = 5
+REJECTIONS_IN_A_ROW = 5
 UNKNOWN_IN_A_ROW = 3
 CHANNEL_POLICY = RetryPolicy(
     max_attempts=3,
@@ -45,7 +45,7 @@ class MailCounts:
 class _InARow(Generic[Item]):
     """Failures without another outcome between them, which are the mail server's fault if there are many."""
 
-    refused: list[Item] = field(default_factory=list)
+    rejected: list[Item] = field(default_factory=list)
     unknown: int = 0
 
 
@@ -88,7 +88,7 @@ def send_mails(
             on_progress(counts.sent)
             ended = _judge(failures, item, error, answer)
             if ended is not None and ended.code is StageEnd.ALL_REFUSED:
-                _reopen(mails, failures.refused, counts)
+                _reopen(mails, failures.rejected, counts)
     stop.check()  # a signal also ends the attempts, and is then the reason
     return ended
 
@@ -132,8 +132,8 @@ def _settle(mails: Mails[Item, Facts], item: Item, error: NotifyError | None, *,
         return steps.settle(mails, item, Settlement(status="sent"))
     if isinstance(error, ChannelDownError):  # it was not sent; the next stage tries it after the others
         return steps.settle(mails, item, RELEASED)
-    if isinstance(error, RecipientRefusedError) and not item.is_in_doubt:
-        return steps.refuse(mails, item, error, address=address)
+    if isinstance(error, RecipientRejectedError) and not item.is_in_doubt:
+        return steps.reject(mails, item, error, address=address)
     later = Settlement(
         status="pending",
         error=str(error),
@@ -149,22 +149,22 @@ def _count(counts: MailCounts, item: ClaimedMail, error: NotifyError | None, ans
         return
     counts.lost += answer is Answer.LOST
     counts.sent += error is None and answer is Answer.SETTLED
-    counts.failed += isinstance(error, RecipientRefusedError) and not item.is_in_doubt and answer is Answer.SETTLED
+    counts.failed += isinstance(error, RecipientRejectedError) and not item.is_in_doubt and answer is Answer.SETTLED
 
 
 def _judge(failures: _InARow[Item], item: Item, error: NotifyError | None, answer: Answer) -> StageStop | None:
     """Decide from one outcome whether the stage ends because the failures are the mail server's fault."""
     if isinstance(error, ChannelDownError):
         return _stopped(StageEnd.CHANNEL_DOWN, f"{error}; the rest stays pending", fault=str(error))
-    if isinstance(error, RecipientRefusedError):
-        failures.refused += [item] if answer is Answer.SETTLED and not item.delivered_since else []
+    if isinstance(error, RecipientRejectedError):
+        failures.rejected += [item] if answer is Answer.SETTLED and not item.delivered_since else []
     elif isinstance(error, OutcomeUnknownError):
         failures.unknown += 1
     else:
-        failures.refused.clear()
+        failures.rejected.clear()
         failures.unknown = 0
-    if len(failures.refused) >= REFUSALS_IN_A_ROW:
-        many = f"{REFUSALS_IN_A_ROW} messages in a row were refused (last: {error})"
+    if len(failures.rejected) >= REJECTIONS_IN_A_ROW:
+        many = f"{REJECTIONS_IN_A_ROW} messages in a row were rejected (last: {error})"
         return _stopped(StageEnd.ALL_REFUSED, f"{many}; they and the rest stay pending")
     if failures.unknown >= UNKNOWN_IN_A_ROW:
         many = f"the outcome of {UNKNOWN_IN_A_ROW} messages in a row is unknown (last: {error})"
@@ -172,11 +172,11 @@ def _judge(failures: _InARow[Item], item: Item, error: NotifyError | None, answe
     return None
 
 
-def _reopen(mails: Mails[Item, Facts], refused: Sequence[Item], counts: MailCounts) -> None:
-    """Undo refusals that are the mail server's fault. Those in doubt are pending already."""
-    delay_seconds = seconds_to_next_round(max(item.attempts for item in refused))
-    steps.reopen_refused(mails, refused, delay_seconds=delay_seconds)
-    counts.failed -= sum(not item.is_in_doubt for item in refused)
+def _reopen(mails: Mails[Item, Facts], rejected: Sequence[Item], counts: MailCounts) -> None:
+    """Undo rejections that are the mail server's fault. Those in doubt are pending already."""
+    delay_seconds = seconds_to_next_round(max(item.attempts for item in rejected))
+    steps.reopen_rejected(mails, rejected, delay_seconds=delay_seconds)
+    counts.failed -= sum(not item.is_in_doubt for item in rejected)
 
 
 def _stopped(code: StageEnd, reason: str, *, fault: str = "") -> StageStop:

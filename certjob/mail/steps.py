@@ -35,15 +35,15 @@ class ClaimedMail(ClaimedRow):
 
     maybe_sent: bool
     """The outcome of an earlier attempt is unknown, so the message must say that it may be a repeat."""
-    was_refused: bool
-    """A refusal was undone, because five in a row were refused, which is the server's fault."""
+    was_rejected: bool
+    """A rejection was undone, because five in a row were rejected, which is the server's fault."""
     delivered_since: bool
     """Another mail was delivered since."""
 
     @property
     def is_in_doubt(self) -> bool:
-        """Whether the next refusal may be the server's fault again. Otherwise it is about this mail."""
-        return self.was_refused and not self.delivered_since
+        """Whether the next rejection may be the server's fault again. Otherwise it is about this mail."""
+        return self.was_rejected and not self.delivered_since
 
 
 Item = TypeVar("Item", bound=ClaimedMail)
@@ -57,7 +57,7 @@ class Mails(Protocol[Item, Facts]):
     outbox: Outbox[Item]
     lock_due_statement: str
     lock_recipient_statement: str
-    reopen_refused_statement: str
+    reopen_rejected_statement: str
 
     def read(self, item: Item) -> Facts | str | None:
         """Read the facts while the recipient is locked, and return them, or the reason to cancel the mail.
@@ -105,34 +105,34 @@ def settle(mails: Mails[Item, Facts], item: Item, settlement: Settlement) -> Ans
     return _store(mails, partial(Outbox.settle, item=item, settlement=settlement))
 
 
-def refuse(mails: Mails[Item, Facts], item: Item, error: NotifyError, *, address: str) -> Answer:
-    """Mark a refused row as failed if the recipient still has this address, and return SETTLED or LOST.
+def reject(mails: Mails[Item, Facts], item: Item, error: NotifyError, *, address: str) -> Answer:
+    """Mark a rejected row as failed if the recipient still has this address, and return SETTLED or LOST.
 
     Otherwise the row is pending again and the answer is RAISED: the address was corrected, or another session has
     locked the recipient, perhaps to correct it.
     """
-    refused = Settlement(status="failed", error=str(error), code=error.code)
+    rejected = Settlement(status="failed", error=str(error), code=error.code)
 
     def store(outbox: Outbox[Item]) -> Answer:
         try:
             with database.transaction(outbox.connection, lock_timeout_ms=LOCK_TIMEOUT_MS):
                 if _lock_recipient(mails, item, outbox.connection) == address:
-                    return outbox.store(item, refused)
-                answer = outbox.store(item, replace(refused, status="pending", count_attempt=False))
+                    return outbox.store(item, rejected)
+                answer = outbox.store(item, replace(rejected, status="pending", count_attempt=False))
         except database.CONTENTION:
-            answer = outbox.settle(item, replace(refused, status="pending", delay_seconds=LOCKED_DELAY_SECONDS))
+            answer = outbox.settle(item, replace(rejected, status="pending", delay_seconds=LOCKED_DELAY_SECONDS))
         return Answer.RAISED if answer is Answer.SETTLED else answer
 
     return _store(mails, store)
 
 
-def reopen_refused(mails: Mails[Item, Facts], items: Sequence[Item], *, delay_seconds: float) -> None:
-    """Make refused rows pending again, each in its own transaction."""
+def reopen_rejected(mails: Mails[Item, Facts], items: Sequence[Item], *, delay_seconds: float) -> None:
+    """Make rejected rows pending again, each in its own transaction."""
 
     def store(outbox: Outbox[Item]) -> None:
         for item in items:
             row = {"id": item.id, "delay_seconds": delay_seconds}
-            reopen = partial(database.execute, outbox.connection, mails.reopen_refused_statement, row)
+            reopen = partial(database.execute, outbox.connection, mails.reopen_rejected_statement, row)
             persist(outbox.connection, reopen)
 
     _store(mails, store)

@@ -53,7 +53,7 @@ class PushOutcome(Enum):
     """All calls failed. The next round comes later."""
     THROTTLED = "throttled"
     """The portal asked for a longer wait than a round allows. The attempt is not counted."""
-    REFUSED = "refused"
+    REJECTED = "rejected"
     """No push can succeed: the key, the URL or the function is wrong."""
     NOT_TRIED = "not_tried"
     """No call was made, or a signal ended the round early."""
@@ -83,8 +83,8 @@ class Push:
     @property
     def is_answered(self) -> bool:
         """Return whether the portal has answered a call about the event."""
-        refused = self.outcome is PushOutcome.BLOCKED and self.error is not None and self.error.attempts > 0
-        return self.outcome is PushOutcome.DELIVERED or refused
+        rejected = self.outcome is PushOutcome.BLOCKED and self.error is not None and self.error.attempts > 0
+        return self.outcome is PushOutcome.DELIVERED or rejected
 
     @property
     def is_failure(self) -> bool:
@@ -153,7 +153,7 @@ def _failed(event: PortalEvent, cause: PortalCallError, *, calls: int, is_cut_sh
             message = f"{who} cannot be pushed: {cause}"
             step = "add the contact ID in the app, then run the same command again"
     elif isinstance(cause, PortalStageError):
-        outcome, message, step = PushOutcome.REFUSED, f"no push can succeed: {cause.message}", cause.next_step
+        outcome, message, step = PushOutcome.REJECTED, f"no push can succeed: {cause.message}", cause.next_step
     else:
         times = "1 call" if calls == 1 else f"{calls} calls"
         message = f"the push of {who} failed after {times}: {cause}"

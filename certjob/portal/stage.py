@@ -152,7 +152,7 @@ def judge(service: PortalSyncService, push: Push, state: StageState) -> None:
         stage="portal",
         code=code,
         reason=reason,
-        fault=str(cause) if push.outcome is PushOutcome.REFUSED else "",
+        fault=str(cause) if push.outcome is PushOutcome.REJECTED else "",
     )
     try:
         service.record_stage_end(str(state.ended), end=code, correlation_id=cause.correlation_id if cause else None)
@@ -170,7 +170,7 @@ def _why_it_ends(push: Push, state: StageState) -> tuple[StageEnd, str] | None:
     if push.error is None or push.outcome is PushOutcome.BLOCKED:
         return None
     cause = push.error.cause
-    if push.outcome is PushOutcome.REFUSED:
+    if push.outcome is PushOutcome.REJECTED:
         code = StageEnd.KEY_REFUSED if cause.status in {401, 403} else StageEnd.MISCONFIGURED
         return code, f"{cause}; no more pushes were made, and all events stay queued"
     if state.failures_in_a_row >= BREAKER_FAILURES:

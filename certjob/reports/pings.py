@@ -57,7 +57,7 @@ async def _ping(url: str, body: Mapping[str, Any], *, ends_at: float, stop: Stop
         for is_repeat in (False, True):
             seconds = max(ends_at - time.monotonic(), 0.05)
             try:
-                reason = _refusal((await client.request("POST", url, **about, deadline_seconds=seconds)).status_code)
+                reason = _rejection((await client.request("POST", url, **about, deadline_seconds=seconds)).status_code)
             except httpx.TransportError as error:
                 reason = _reason(error)
             if reason is None or is_repeat or stop.is_set() or time.monotonic() + PAUSE_SECONDS > ends_at:
@@ -66,7 +66,7 @@ async def _ping(url: str, body: Mapping[str, Any], *, ends_at: float, stop: Stop
     return reason
 
 
-def _refusal(status_code: int) -> str | None:
+def _rejection(status_code: int) -> str | None:
     if 200 <= status_code < 300:
         return None
     is_no_address = status_code < 500 and status_code != 429

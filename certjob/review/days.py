@@ -15,7 +15,7 @@ def last_run_date(connection: Connection) -> date | None:
     return last
 
 
-def refuse_earlier_date(connection: Connection, today: date) -> None:
+def reject_earlier_date(connection: Connection, today: date) -> None:
     """Raise ConfigurationError after a full run on a later date, even an unfinished one."""
     later: date | None = database.fetch_value(connection, "find_later_full_run", {"today": today})
     if later is not None:
@@ -26,14 +26,14 @@ def refuse_earlier_date(connection: Connection, today: date) -> None:
         )
 
 
-def refuse_wrong_day(connection: Connection, today: date, *, zone: tzinfo, accept_date: date | None) -> None:
+def reject_wrong_day(connection: Connection, today: date, *, zone: tzinfo, accept_date: date | None) -> None:
     """Raise ClocksDisagreeError or, before the day of an earlier full run, ConfigurationError.
 
     With ``accept_date``, a person has confirmed the date. Raises ConfigurationError if it is not today.
     """
     if accept_date is None:
         database.read_clocks(connection).require_same_day(zone)
-        refuse_earlier_date(connection, today)
+        reject_earlier_date(connection, today)
     elif accept_date != today:
         message = f"--accept-date is {accept_date}, but this machine's date is {today}"
         raise ConfigurationError(message, next_step="correct the clock of this machine, or give its date")
@@ -42,7 +42,7 @@ def refuse_wrong_day(connection: Connection, today: date, *, zone: tzinfo, accep
 def why_wrong_day(connection: Connection, today: date, *, zone: tzinfo, accept_date: date | None) -> StageStop | None:
     """Return why only hides may be sent today, or None. Raises ConfigurationError if ``accept_date`` is not today."""
     try:
-        refuse_wrong_day(connection, today, zone=zone, accept_date=accept_date)
+        reject_wrong_day(connection, today, zone=zone, accept_date=accept_date)
     except ConfigurationError as error:
         if accept_date is not None:
             raise

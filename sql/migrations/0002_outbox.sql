@@ -32,7 +32,7 @@ CREATE TABLE certjob.cert_notification_log (
     attempted_on    date,  -- the date of the run that claimed it last; of a sent row the day of the mail
     queued_at       timestamptz NOT NULL DEFAULT now(),
     deferred_since  timestamptz,  -- when the server first asked to try again later, unless that was before queued_at
-    refused_at      timestamptz,  -- of a refusal that was undone, because five in a row were refused
+    rejected_at     timestamptz,  -- of a rejection that was undone, because five in a row were rejected
     sent_at         timestamptz,
     maybe_sent      boolean NOT NULL DEFAULT false,  -- an attempt ended without a known outcome
     last_error      text,
@@ -99,7 +99,7 @@ CREATE TABLE certjob.coordinator_digests (
     sent_at         timestamptz,
     sent_number     integer,  -- the order of the coordinator's sent digests, independent of clocks
     maybe_sent      boolean NOT NULL DEFAULT false,
-    refused_at      timestamptz,
+    rejected_at     timestamptz,
     reported        text[] NOT NULL DEFAULT '{}',  -- the keys of everything on a sent page
     last_error      text,
     failure_code    text  -- null: cancelled, or never failed

@@ -15,7 +15,7 @@ END
 $$;
 
 -- Limits the work of one review. The caller has locked the mentors, so two transactions count one after the other.
-CREATE FUNCTION certjob_private.refuse_too_many_certificates(mentor_ids uuid[]) RETURNS void
+CREATE FUNCTION certjob_private.reject_too_many_certificates(mentor_ids uuid[]) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     crowded CONSTANT uuid := (
@@ -37,7 +37,7 @@ DECLARE
 BEGIN
     PERFORM certjob_private.review_again(mentor_ids);
     IF TG_OP = 'INSERT' THEN
-        PERFORM certjob_private.refuse_too_many_certificates(mentor_ids);
+        PERFORM certjob_private.reject_too_many_certificates(mentor_ids);
     END IF;
     RETURN NULL;
 END
@@ -52,7 +52,7 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     PERFORM certjob_private.review_again(ARRAY[OLD.mentor_id, NEW.mentor_id]);
     IF NEW.mentor_id <> OLD.mentor_id THEN
-        PERFORM certjob_private.refuse_too_many_certificates(ARRAY[NEW.mentor_id]);
+        PERFORM certjob_private.reject_too_many_certificates(ARRAY[NEW.mentor_id]);
     END IF;
     RETURN NULL;
 END
@@ -143,7 +143,7 @@ BEGIN
     IF OLD.email IS DISTINCT FROM NEW.email THEN
         UPDATE certjob.cert_notification_log
         SET status = 'pending', attempts = 0, next_attempt_at = now(), queued_at = now(), claim_token = NULL,
-            refused_at = NULL
+            rejected_at = NULL
         WHERE mentor_id = NEW.id AND status = 'failed';
     END IF;
     RETURN NEW;
@@ -248,7 +248,7 @@ CREATE FUNCTION certjob_private.coordinator_updated() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     UPDATE certjob.coordinator_digests
-    SET status = 'pending', attempts = 0, next_attempt_at = now(), claim_token = NULL, refused_at = NULL
+    SET status = 'pending', attempts = 0, next_attempt_at = now(), claim_token = NULL, rejected_at = NULL
     WHERE coordinator_id = NEW.id AND status = 'failed';
     RETURN NULL;
 END
@@ -306,7 +306,7 @@ CREATE TRIGGER portal_events_truncated BEFORE TRUNCATE ON certjob.portal_sync_ev
     FOR EACH STATEMENT EXECUTE FUNCTION certjob_private.portal_events_truncated();
 
 -- Triggers limit the length of texts, because the error of a CHECK quotes the row (personal data) but not the limit.
-CREATE FUNCTION certjob_private.refuse_long_value() RETURNS trigger
+CREATE FUNCTION certjob_private.reject_long_value() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     RAISE EXCEPTION '%.% is too long, at most % characters are allowed', TG_TABLE_NAME, TG_ARGV[0], TG_ARGV[1]
@@ -331,7 +331,7 @@ BEGIN
     LOOP
         EXECUTE format(
             'CREATE TRIGGER %2$s_length BEFORE INSERT OR UPDATE OF %2$s ON certjob.%1$s FOR EACH ROW'
-            ' WHEN (length(NEW.%2$s::text) > %3$s) EXECUTE FUNCTION certjob_private.refuse_long_value(%2$L, %4$L)',
+            ' WHEN (length(NEW.%2$s::text) > %3$s) EXECUTE FUNCTION certjob_private.reject_long_value(%2$L, %4$L)',
             bounded.of_table, bounded.of_column, bounded.most, to_char(bounded.most, 'FM99,999')
         );
     END LOOP;
@@ -340,7 +340,7 @@ $$;
 
 -- The rules read only whether these columns are set, so a time in the future would take effect at once. The margins
 -- cover clocks that differ, and a day of the programme that has not begun in UTC.
-CREATE FUNCTION certjob_private.refuse_future_time() RETURNS trigger
+CREATE FUNCTION certjob_private.reject_future_time() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF TG_OP = 'INSERT' OR to_jsonb(OLD) -> TG_ARGV[0] IS DISTINCT FROM to_jsonb(NEW) -> TG_ARGV[0] THEN
@@ -353,17 +353,17 @@ END
 $$;
 CREATE TRIGGER lifted_at_future BEFORE INSERT OR UPDATE OF lifted_at ON certjob.mentor_pauses
     FOR EACH ROW WHEN (NEW.lifted_at > now() + interval '1 hour')
-    EXECUTE FUNCTION certjob_private.refuse_future_time('lifted_at');
+    EXECUTE FUNCTION certjob_private.reject_future_time('lifted_at');
 CREATE TRIGGER left_at_future BEFORE INSERT OR UPDATE OF left_at ON certjob.mentors
     FOR EACH ROW WHEN (NEW.left_at > now() + interval '1 day')
-    EXECUTE FUNCTION certjob_private.refuse_future_time('left_at');
+    EXECUTE FUNCTION certjob_private.reject_future_time('left_at');
 CREATE TRIGGER revoked_at_future BEFORE INSERT OR UPDATE OF revoked_at ON certjob.certificates
     FOR EACH ROW WHEN (NEW.revoked_at > now() + interval '1 day')
-    EXECUTE FUNCTION certjob_private.refuse_future_time('revoked_at');
+    EXECUTE FUNCTION certjob_private.reject_future_time('revoked_at');
 
 -- No review would follow such a change, because certjob's own changes cause none. Policies do not apply to
 -- service_role. The condition is evaluated as the caller.
-CREATE FUNCTION certjob_private.refuse_own_name() RETURNS trigger
+CREATE FUNCTION certjob_private.reject_own_name() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     RAISE EXCEPTION 'only the job opens or lifts a pause as certjob'
@@ -372,7 +372,7 @@ END
 $$;
 CREATE TRIGGER opened_as_certjob BEFORE INSERT ON certjob.mentor_pauses
     FOR EACH ROW WHEN (current_user = 'service_role' AND NEW.actor = 'certjob')
-    EXECUTE FUNCTION certjob_private.refuse_own_name();
+    EXECUTE FUNCTION certjob_private.reject_own_name();
 CREATE TRIGGER lifted_as_certjob BEFORE UPDATE OF lifted_by ON certjob.mentor_pauses
     FOR EACH ROW WHEN (current_user = 'service_role' AND NEW.lifted_by = 'certjob')
-    EXECUTE FUNCTION certjob_private.refuse_own_name();
+    EXECUTE FUNCTION certjob_private.reject_own_name();

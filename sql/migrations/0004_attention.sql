@@ -176,7 +176,7 @@ CROSS JOIN LATERAL (
 ) AS m
 WHERE l.status = 'failed';
 
--- The kind waiting_reminders, or failed_reminders if the mail server deferred the reminder for a day, or refused it
+-- The kind waiting_reminders, or failed_reminders if the mail server deferred the reminder for a day, or rejected it
 -- together with others. It is retried until it is outdated. Greylisting ends within a day, a full mailbox may not.
 CREATE VIEW certjob_private.waiting_reminder_alerts WITH (security_invoker = true) AS
 SELECT CASE WHEN deferred.for_a_day THEN 'failed_reminders' ELSE 'waiting_reminders' END AS kind, m.organisation_id,
@@ -194,7 +194,7 @@ FROM certjob.cert_notification_log AS l
 CROSS JOIN LATERAL (
     SELECT o.organisation_id, o.member_no FROM certjob.mentors AS o WHERE o.id = l.mentor_id OFFSET 0
 ) AS m
-CROSS JOIN LATERAL (SELECT l.deferred_since >= l.queued_at OR l.refused_at IS NOT NULL AS for_a_day) AS deferred
+CROSS JOIN LATERAL (SELECT l.deferred_since >= l.queued_at OR l.rejected_at IS NOT NULL AS for_a_day) AS deferred
 WHERE l.status = 'pending'
     -- A delay of more than 25 hours was written by a wrong clock.
     AND (greatest(l.deferred_since, l.queued_at) < now() - interval '1 day'
@@ -428,11 +428,11 @@ FROM certjob.renewal_gaps AS g;
 
 -- The kinds failed_digests and waiting_digests.
 CREATE VIEW certjob_private.digest_alerts WITH (security_invoker = true) AS
-SELECT CASE WHEN d.status = 'failed' OR d.refused_at IS NOT NULL THEN 'failed_digests' ELSE 'waiting_digests' END AS kind,
+SELECT CASE WHEN d.status = 'failed' OR d.rejected_at IS NOT NULL THEN 'failed_digests' ELSE 'waiting_digests' END AS kind,
     c.organisation_id, NULL::uuid AS mentor_id, d.digest_on || ':' || d.id AS subject,
     coalesce(c.full_name, c.email) AS name, d.id AS row_id,
     CASE d.status WHEN 'failed' THEN d.next_attempt_at ELSE least(d.queued_at + interval '1 day', now()) END AS since,
-    CASE WHEN d.status = 'failed' OR d.refused_at IS NOT NULL THEN 'Digest not delivered'
+    CASE WHEN d.status = 'failed' OR d.rejected_at IS NOT NULL THEN 'Digest not delivered'
         ELSE 'Digest has waited for more than a day' END AS sentence,
     coalesce(d.failure_code, 'mail_stopped') AS cause, d.last_error AS error, NULL::integer AS number,
     d.digest_on AS day, md5(concat_ws(' ', d.failure_code, d.id)) AS fingerprint

@@ -59,7 +59,7 @@ def mailbox(environment: dict[str, str]) -> Iterator[Mailbox]:
 
 @pytest.fixture(autouse=True)
 def hostile(facts: Facts, portal: PortalServer) -> None:
-    """Each organisation has a mentor to hide, who is also mailed, and one without an address; the portal refuses."""
+    """Each organisation has a mentor to hide, who is also mailed, and one without an address; the portal rejects."""
     portal.default = error(422, "dynamics_rejected", message=TEXTS["terminal"] + HTML)
     for slug, text in TEXTS.items():
         organisation = facts.organisation(slug)

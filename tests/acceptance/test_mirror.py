@@ -483,23 +483,23 @@ def test_wrong_type_changes_nothing_and_the_corrected_file_may_be_run(app: App, 
     app.rows("ALTER TABLE public.certifications DROP CONSTRAINT certifications_profile_id_fkey")
     app.rows(change)
 
-    with pytest.raises(psycopg.errors.RaiseException) as refused:
+    with pytest.raises(psycopg.errors.RaiseException) as rejected:
         app.owner.execute(MIRROR)
     app.owner.execute("ROLLBACK")
 
-    assert refused.value.diag.message_primary == said
+    assert rejected.value.diag.message_primary == said
     assert app.rows("SELECT to_regnamespace('certjob_mirror') IS NULL") == [(True,)]
     right = MIRROR.replace(b"SELECT p.id,", b"SELECT p.id::uuid,").replace(b"c.passed_on AS", b"c.passed_on::date AS")
     app.owner.execute(right)
 
 
-def test_load_is_refused_because_the_next_copy_would_undo_it(app: App, here: Certjob, tmp_path: Path) -> None:
+def test_load_is_rejected_because_the_next_copy_would_undo_it(app: App, here: Certjob, tmp_path: Path) -> None:
     (tmp_path / "people.csv").write_text("organisation,member_no,email\nhlf,M1,kari@example.org\n")
 
-    refused = here("load", "people.csv")
+    rejected = here("load", "people.csv")
 
-    assert refused.returncode == 2
-    assert refused.stderr == (
+    assert rejected.returncode == 2
+    assert rejected.stderr == (
         "certjob load: certjob_mirror copies the facts from the app, and would undo this load; correct them in the app;"
         " the next `certjob run` copies them\n"
     )

@@ -58,7 +58,7 @@ _NOT_IN = {
     "dropped": "",
     "silent": "",
     "garbage": "",
-    "421": "BODY REPLY QUIT",  # a server that has taken a message does not refuse it
+    "421": "BODY REPLY QUIT",  # a server that has taken a message does not reject it
     "450": "GREETING EHLO BODY REPLY QUIT",
 }
 MAIL_FAULTS = [

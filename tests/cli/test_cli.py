@@ -71,8 +71,8 @@ def test_migrate_lists_new_migrations(here: Certjob, empty_database_url: str) ->
     results = [here(*command.split(), "--json", CERTJOB_DATABASE_URL=empty_database_url) for command in commands]
 
     assert [result.returncode for result in results] == [2, 0, 0]
-    refused, migrated, again = map(document_of, results)
-    assert (refused["error"]["code"], refused["error"]["next_step"]) == ("schema", "run `certjob db migrate`")
+    rejected, migrated, again = map(document_of, results)
+    assert (rejected["error"]["code"], rejected["error"]["next_step"]) == ("schema", "run `certjob db migrate`")
     assert (migrated["applied"][0], again) == ("0001_facts", {"outcome": "ok", "applied": []})
 
 
@@ -162,7 +162,7 @@ WITH_SETTINGS = [
 
 @pytest.mark.parametrize("words", WITH_SETTINGS, ids=" ".join)
 def test_failure_is_one_line_and_one_document(anywhere: Certjob, words: tuple[str, ...]) -> None:
-    """Every command refuses a missing file of settings with the same text in both. `check` continues."""
+    """Every command rejects a missing file of settings with the same text in both. `check` continues."""
     command = [*words, *NEEDED.get(words[-1], "").split(), "--env-file", "missing.env"]
     why = "the settings file missing.env cannot be read: No such file or directory"
     step = "correct --env-file or CERTJOB_ENV_FILE"

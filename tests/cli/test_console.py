@@ -100,7 +100,7 @@ def test_errors_and_tracebacks_do_not_quote_database_rows(facts: Facts) -> None:
         (psycopg.errors.QueryCanceled("canceling statement"), 1, "database", "could not do it now"),
         (psycopg.errors.InsufficientPrivilege("denied"), 2, "configuration", "lacks a right"),
         (psycopg.errors.ReadOnlySqlTransaction("no INSERT"), 1, "database_unavailable", "read-only"),
-        (psycopg.errors.UndefinedColumn("no column"), 1, "database", "refused a statement"),
+        (psycopg.errors.UndefinedColumn("no column"), 1, "database", "rejected a statement"),
         (OSError(28, "No space left on device"), 1, "disk_full", "make room"),
         (ZeroDivisionError("division by zero"), 1, "internal", "run it again with -v"),
     ],
@@ -150,14 +150,14 @@ def test_plan_is_cut_on_a_terminal_only(capsys: pytest.CaptureFixture[str]) -> N
 def test_skipped_and_broken_mentors_are_named() -> None:
     """The first five of each, broken ones with the reason."""
     ids = [UUID(int=number) for number in range(7)]
-    review = ReviewCounts(skipped=ids, broken=dict.fromkeys(ids, "refused"))
+    review = ReviewCounts(skipped=ids, broken=dict.fromkeys(ids, "rejected"))
 
     skipped, broken = RunReport(command="run", today=TODAY, review=review).reasons
 
     assert skipped.startswith("7 mentors were skipped (")
     assert skipped.endswith(" and 2 more")
-    assert f": {ids[0]} (refused), {ids[1]} (refused), " in broken
-    assert broken.endswith(f"{ids[4]} (refused) and 2 more")
+    assert f": {ids[0]} (rejected), {ids[1]} (rejected), " in broken
+    assert broken.endswith(f"{ids[4]} (rejected) and 2 more")
 
 
 def test_rows_are_a_table_on_a_terminal_only(capsys: pytest.CaptureFixture[str]) -> None:

@@ -221,7 +221,7 @@ def test_page_speaks_the_coordinators_language(
     assert "undefined" not in page.text
 
 
-def test_refused_login_and_logout(programme: Programme) -> None:
+def test_rejected_login_and_logout(programme: Programme) -> None:
     """A reload keeps the login; the button ends it."""
     page = programme.browser.open(language="en-GB")
 

@@ -47,7 +47,7 @@ def test_acknowledged_alert_goes_and_returns_when_it_changes(ours: Organisation)
     assert ours.asks(ALERTS) == []
 
 
-def test_alert_that_the_user_has_not_seen_is_refused(ours: Organisation, theirs: Organisation) -> None:
+def test_alert_that_the_user_has_not_seen_is_rejected(ours: Organisation, theirs: Organisation) -> None:
     """One with another fingerprint, one of another organisation, and one that does not exist: the same error."""
     alert, other = failing_hide(ours), failing_hide(theirs)
 

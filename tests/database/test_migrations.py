@@ -102,15 +102,15 @@ def test_migration_soon_gives_up_waiting_for_a_lock(
     assert [each.version for each in migrations.migrate(empty, folder)] == [2]
 
 
-def test_edited_migration_is_refused(empty: database.Connection, tmp_path: Path) -> None:
+def test_edited_migration_is_rejected(empty: database.Connection, tmp_path: Path) -> None:
     """Files after it are not applied."""
     folder = directory(tmp_path / "m", _0001_first=FIRST)
     migrations.migrate(empty, folder)
     directory(folder, _0001_first="CREATE TABLE first (id int)", _0002_second="CREATE TABLE second ()")
 
-    for refused in (migrations.migrate, migrations.status):
+    for rejected in (migrations.migrate, migrations.status):
         with pytest.raises(SchemaError, match=r"0001_first was edited .* restore the file"):
-            refused(empty, folder)
+            rejected(empty, folder)
 
     assert schema_of(empty) == ({"first"}, [1])
 

@@ -56,7 +56,7 @@ def test_stored_value_is_queued_without_an_open_push(ours: Organisation) -> None
 
 
 def test_view_shows_the_request_and_for_which_alerts_it_helps(ours: Organisation) -> None:
-    """A retry helps if the portal was down or has refused the change. After the request there is only waiting."""
+    """A retry helps if the portal was down or has rejected the change. After the request there is only waiting."""
     ours.facts.connection.execute(
         "UPDATE mentors SET portal_visible = false; UPDATE portal_sync_events SET attempts = 3;"
         " UPDATE dynamics_sync_failures SET attempts = 3"
@@ -107,8 +107,8 @@ def test_only_coordinators_of_the_organisation_may_request(ours: Organisation, t
     assert len(said) == 1
     assert open_push(ours, theirs.mentor)[0] == 1
     for role in ("anon", "service_role", "certjob_worker"):
-        refused = pytest.raises(DENIED, match=r"permission denied for (function|schema)")
-        with refused, acting(ours.api, role, sub=ours.coordinator):
+        rejected = pytest.raises(DENIED, match=r"permission denied for (function|schema)")
+        with rejected, acting(ours.api, role, sub=ours.coordinator):
             ours.api.execute(REQUEST.encode(), {"mentor": ours.mentor})
     ours.facts.connection.execute("DELETE FROM coordinators")
     with pytest.raises(DENIED):

@@ -51,7 +51,7 @@ def assert_goes(facts: Facts, labels: str) -> None:
     assert deleted == before.count("goes")
 
 
-def test_invalid_or_short_age_is_refused(connection: Connection) -> None:
+def test_invalid_or_short_age_is_rejected(connection: Connection) -> None:
     """With less than 90 days, a mail could be sent twice."""
     for age, says in (("three years", "give one such as 3y"), ("3.5y", "give one such as 3y"), ("89d", "90 days")):
         with pytest.raises(ConfigurationError, match=says):

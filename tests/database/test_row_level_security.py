@@ -65,7 +65,7 @@ def test_coordinator_changes_facts_of_the_own_organisation(ours: Organisation, t
             assert changed.rowcount == 1, statement
 
 
-REFUSED = (
+REJECTED = (
     "UPDATE mentors SET review_on = 'infinity'",
     "UPDATE certificates SET status = 'valid'",
     "DELETE FROM certificates",
@@ -91,7 +91,7 @@ def test_coordinator_cannot_change_other_rows_or_derived_columns(ours: Organisat
     over = {"reason": "over", "actor": "somebody", "lifted_at": "2026-03-01", "lifted_by": "somebody"}
     ours.facts.insert("mentor_pauses", mentor_id=ours.mentor, **over)
 
-    for statement in REFUSED:
+    for statement in REJECTED:
         with pytest.raises(DENIED):
             ours.asks(statement, other=theirs.mentor)
     for statement in NOT_FOUND:

@@ -283,9 +283,9 @@ def test_mentor_with_open_work_cannot_be_deleted(facts: Facts) -> None:
     ):
         with facts.connection.transaction(force_rollback=True):
             execute(facts.connection, state)
-            with pytest.raises(psycopg.errors.RestrictViolation, match=str(mentor)) as refused:
+            with pytest.raises(psycopg.errors.RestrictViolation, match=str(mentor)) as rejected:
                 execute(facts.connection, "DELETE FROM mentors")
-            assert "set left_at" in (refused.value.diag.message_hint or "")
+            assert "set left_at" in (rejected.value.diag.message_hint or "")
 
 
 def test_mentor_without_open_work_is_deleted_with_all_rows(facts: Facts) -> None:

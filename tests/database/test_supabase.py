@@ -77,10 +77,10 @@ def delete_as_app(ours: Organisation) -> None:
 
 def test_mentor_with_an_unconfirmed_hide_is_not_deleted(unconfirmed: Organisation) -> None:
     """The alert would end with the row, and no one would notice that the person stays visible."""
-    with pytest.raises(psycopg.errors.RestrictViolation, match="a hide is not confirmed") as refused:
+    with pytest.raises(psycopg.errors.RestrictViolation, match="a hide is not confirmed") as rejected:
         delete_as_app(unconfirmed)
 
-    hint = refused.value.diag.message_hint or ""
+    hint = rejected.value.diag.message_hint or ""
     assert hint.startswith(f"set left_at and run `certjob resync {unconfirmed.mentor}`")
     assert "run `certjob acknowledge`, then delete" in hint
 

@@ -224,7 +224,7 @@ def test_load_reads_standard_input(load: Load, here: Certjob, facts: Facts) -> N
 
 
 @pytest.mark.parametrize(("path", "reason"), [("no-such.csv", "No such file or directory"), (".", "Is a directory")])
-def test_load_refuses_a_file_that_cannot_be_read(load: Load, here: Certjob, path: str, reason: str) -> None:
+def test_load_rejects_a_file_that_cannot_be_read(load: Load, here: Certjob, path: str, reason: str) -> None:
     result = here("load", path)
 
     assert result.stderr == f"certjob load: {path} cannot be read ({reason}); check the path and its permissions\n"

@@ -107,7 +107,7 @@ def test_file_of_mentors_alone_adds_no_one(loader: Loader) -> None:
 
 
 def load_contacts(loader: Loader, *contacts: int) -> list[int]:
-    """Load M1, M2, … with these contact IDs; return the lines that were refused."""
+    """Load M1, M2, … with these contact IDs; return the lines that were rejected."""
     lines = [row(f"M{number}", "2026-02-01", str(UUID(int=contact))) for number, contact in enumerate(contacts, 1)]
     report = loader("\n".join([REQUIRED + ",dynamics_contact_id", *lines]))
     assert {problem.reason for problem in report.problems} <= {"another mentor has this contact ID"}
@@ -119,7 +119,7 @@ def contacts(loader: Loader) -> list[int]:
     return [contact.int for _, contact in loader.found(CONTACTS)]
 
 
-def test_contact_id_of_another_mentor_is_refused(loader: Loader, facts: Facts) -> None:
+def test_contact_id_of_another_mentor_is_rejected(loader: Loader, facts: Facts) -> None:
     """In the file, in the database, or in another organisation. The problem does not name the other mentor."""
     facts.mentor(facts.organisation("lhl"), member_no="M0", contact_id=UUID(int=9))
     load_contacts(loader, 1)
@@ -129,7 +129,7 @@ def test_contact_id_of_another_mentor_is_refused(loader: Loader, facts: Facts) -
 
 
 def test_contact_ids_may_be_swapped_in_one_file(loader: Loader) -> None:
-    """If one of the two mentors is refused and keeps the old ID, the other one is refused as well."""
+    """If one of the two mentors is rejected and keeps the old ID, the other one is rejected as well."""
     load_contacts(loader, 1, 2, 3)
 
     assert load_contacts(loader, 3, 1) == [2, 3]
@@ -137,7 +137,7 @@ def test_contact_ids_may_be_swapped_in_one_file(loader: Loader) -> None:
     assert contacts(loader) == [2, 1, 3]
 
 
-def test_value_that_a_constraint_refuses_loads_nothing(loader: Loader) -> None:
+def test_value_that_a_constraint_rejects_loads_nothing(loader: Loader) -> None:
     """The error names the constraint and does not quote the row."""
     loader.connection.execute("ALTER TABLE mentors ADD CONSTRAINT no_such_number CHECK (member_no <> 'forbidden')")
 

@@ -142,14 +142,14 @@ INVALID: dict[str, dict[str, Any]] = {
 }
 
 
-def test_invalid_value_is_refused_and_no_row_written(facts: Facts) -> None:
+def test_invalid_value_is_rejected_and_no_row_written(facts: Facts) -> None:
     """The error names the option."""
     for message, values in INVALID.items():
-        with pytest.raises(ConfigurationError) as refusal:
+        with pytest.raises(ConfigurationError) as rejection:
             change(facts, **values)
 
-        assert message in str(refusal.value)
-        assert refusal.value.exit_code == 2
+        assert message in str(rejection.value)
+        assert rejection.value.exit_code == 2
     assert facts.rows("SELECT FROM organisations") == []
 
 

@@ -180,13 +180,13 @@ def test_stray_quote_costs_its_own_line_only() -> None:
         (b"member_no,kind\rM1,\x00\r", "line 2 is not text in UTF-8"),
     ],
 )
-def test_file_that_cannot_be_read_is_refused(content: bytes, message: str) -> None:
+def test_file_that_cannot_be_read_is_rejected(content: bytes, message: str) -> None:
     """The error does not quote the file, because without a header its first line is about a person."""
-    with pytest.raises(InputError) as refusal:
+    with pytest.raises(InputError) as rejection:
         read(content)
 
-    assert message in str(refusal.value)
-    assert "kari" not in str(refusal.value)
+    assert message in str(rejection.value)
+    assert "kari" not in str(rejection.value)
 
 
 PIECES = st.one_of(
@@ -199,7 +199,7 @@ PIECES = st.one_of(
 @given(pieces=st.lists(PIECES, max_size=30), begins_well=st.booleans())
 @settings(deadline=None, max_examples=50)
 def test_roster_survives_any_bytes(pieces: list[bytes], begins_well: bool) -> None:
-    """Every row is read or has a problem; otherwise the file is refused."""
+    """Every row is read or has a problem; otherwise the file is rejected."""
     try:
         found = read((HEADER.encode() + b"\n" if begins_well else b"") + b"".join(pieces))
     except InputError:

@@ -16,14 +16,14 @@ from tests.support.scene import Scene
 
 DAY = timedelta(days=1)
 ALERT = "hlf:may_be_visible:M1001"
-REFUSED = FlakyPortal(failures=999, error=lambda: PermanentPortalError("404", code=None))
+REJECTED = FlakyPortal(failures=999, error=lambda: PermanentPortalError("404", code=None))
 
 
 @pytest.fixture
 def blocked(scene: Scene) -> Scene:
-    """Dynamics refuses to hide an expired mentor, which is an alert."""
+    """Dynamics rejects the hide of an expired mentor, which is an alert."""
     scene.expired(member_no="M1001")
-    scene.night(REFUSED, channel=None)
+    scene.night(REJECTED, channel=None)
     assert ids(scene) == [ALERT]
     return scene
 
@@ -43,7 +43,7 @@ def test_acknowledged_alert_is_in_no_list_and_no_exit_code(blocked: Scene) -> No
     blocked.run_sql("INSERT INTO coordinators (organisation_id, email) VALUES (%s, 'eva@example.org')", blocked.hlf)
 
     acknowledge_it(blocked)
-    report = blocked.night(REFUSED)
+    report = blocked.night(REJECTED)
 
     assert (report.outcome, report.news, report.to_document()["acknowledged"]) == ("ok", [], 1)
     assert (ids(blocked), ids(blocked, acknowledged=True)) == ([], [ALERT])
@@ -68,10 +68,10 @@ def test_acknowledged_alert_returns_after_its_day_as_a_new_one(blocked: Scene) -
 def test_acknowledged_alert_returns_when_its_cause_changes(blocked: Scene) -> None:
     """A later return of the old cause is reported as well."""
     acknowledge_it(blocked)
-    assert blocked.night(REFUSED).news == []
+    assert blocked.night(REJECTED).news == []
 
     blocked.run_sql("UPDATE dynamics_sync_failures SET failure_code = 'contact_not_found'")
-    report = blocked.night(REFUSED)
+    report = blocked.night(REJECTED)
 
     assert report.news == ["1 mentor may still be visible on the portal; see `certjob alerts`"]
     blocked.run_sql("UPDATE dynamics_sync_failures SET failure_code = 'change_refused'")
@@ -94,7 +94,7 @@ def test_acknowledged_hold_returns_with_another_number(scene: Scene) -> None:
 
 
 def test_acknowledged_mentor_without_a_review_is_in_no_report(scene: Scene) -> None:
-    """The database refuses the pause in each run."""
+    """The database rejects the pause in each run."""
     scene.expired(member_no="M1001")
     scene.run_sql("ALTER TABLE mentor_pauses ADD CONSTRAINT no_pause CHECK (actor <> 'certjob')")
     assert "mentor could not be processed" in scene.night(deliver=False).news[0]
@@ -125,15 +125,15 @@ def test_acknowledgement_without_a_day_ends_with_its_alert(blocked: Scene) -> No
 
 
 def test_acknowledgement_with_a_day_ends_with_its_alert(blocked: Scene) -> None:
-    """The hide is delivered. Later the mentor is shown, then revoked while the portal refuses again."""
+    """The hide is delivered. Later the mentor is shown, then revoked while the portal rejects again."""
     acknowledge_it(blocked, days=31)
-    blocked.run_sql("UPDATE mentors SET dynamics_contact_id = gen_random_uuid()")  # opens the refused push
+    blocked.run_sql("UPDATE mentors SET dynamics_contact_id = gen_random_uuid()")  # opens the rejected push
     assert blocked.night(FlakyPortal()).outcome == "ok"
     blocked.run_sql("UPDATE certificates SET expires_on = %s", TODAY + 300 * DAY)
     assert blocked.night(FlakyPortal()).outcome == "ok"
 
     blocked.run_sql("UPDATE certificates SET revoked_at = now()")
-    report = blocked.night(REFUSED)
+    report = blocked.night(REJECTED)
 
     assert (report.outcome, ids(blocked)) == ("attention", [ALERT])
 

@@ -24,7 +24,7 @@ UNREPORTED = """
 
 
 def test_run_alerts_status_and_digests_have_the_same_alerts(scene: Scene) -> None:
-    """A refused hide, a mentor whom the database refuses to pause, two failed reminders, and a wrong import."""
+    """A rejected hide, a mentor whose pause the database rejects, two failed reminders, and a wrong import."""
     hlf, nhf = scene.facts.organisation("hlf"), scene.facts.organisation("nhf")
     for organisation, address in ((hlf, "eva@hlf.example"), (nhf, "ola@nhf.example")):
         scene.facts.insert("coordinators", organisation_id=organisation, email=address)

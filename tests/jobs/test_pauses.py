@@ -63,7 +63,7 @@ def test_pause_hides_the_mentor_now_and_names_the_person(scene: Scene, shown: UU
     assert scene.night(FlakyPortal()).outcome == "ok"
 
 
-def test_refused_date_stops_the_review_but_not_the_pause_and_its_hide(scene: Scene, shown: UUID) -> None:
+def test_rejected_date_stops_the_review_but_not_the_pause_and_its_hide(scene: Scene, shown: UUID) -> None:
     """A full run was for a later day, so one of the clocks is wrong."""
     scene.run_sql(LATER_RUN, TODAY + timedelta(days=6))
     portal = FlakyPortal()

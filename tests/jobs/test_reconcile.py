@@ -179,7 +179,7 @@ def test_portal_that_lists_no_wanted_mentor_is_held(scene: Scene) -> None:
 
 
 def test_held_portal_is_corrected_with_consent(scene: Scene) -> None:
-    """After it, there is no hold. A mistyped slug is refused."""
+    """After it, there is no hold. A mistyped slug is rejected."""
     reconciled(scene, 21)
     scene.portal.visible.clear()
     assert scene.reconcile().held

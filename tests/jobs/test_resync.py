@@ -58,7 +58,7 @@ def test_resync_queues_reminders_and_sends_no_mail(scene: Scene) -> None:
     assert result.report.to_document()["reminders"]["queued"] == 1
 
 
-def test_resync_pushes_again_after_a_refusal(scene: Scene, expired: UUID) -> None:
+def test_resync_pushes_again_after_a_rejection(scene: Scene, expired: UUID) -> None:
     """Its failure is resolved."""
     scene.night(FlakyPortal(failures=1, error=lambda: NOT_FOUND))
     portal = FlakyPortal()
@@ -129,7 +129,7 @@ def test_push_in_flight_ends_the_resync_after_a_while(scene: Scene, expired: UUI
 
 @pytest.mark.parametrize("becomes", ["delivered", "blocked"])
 def test_resync_waits_for_a_push_in_flight(scene: Scene, expired: UUID, becomes: str) -> None:
-    """A delivered push needs no call. A refused one is tried, and the caller gets the reason."""
+    """A delivered push needs no call. A rejected one is tried, and the caller gets the reason."""
     review(scene.connection)
     (event,) = claim(scene.other)
     portal, results = FlakyPortal(failures=9, error=lambda: NOT_FOUND), list[Resync]()

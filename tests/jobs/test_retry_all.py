@@ -13,7 +13,7 @@ OPEN = "SELECT status, attempts, version FROM portal_sync_events ORDER BY id"
 
 def test_blocked_and_delayed_pushes_are_sent_but_no_mail(scene: Scene) -> None:
     """Their failures are resolved."""
-    refused, failing = scene.backlog(2)
+    rejected, failing = scene.backlog(2)
     scene.facts.certified_mentor(scene.facts.organisation("nhf", portal=None), TODAY)
     scene.portal.then(error(404, "contact_not_found"))
     scene.portal.default = error(503, "dynamics_unavailable")
@@ -23,7 +23,7 @@ def test_blocked_and_delayed_pushes_are_sent_but_no_mail(scene: Scene) -> None:
 
     report = scene.retry_all(scene.portal)
 
-    assert scene.portal.visible == {refused: False, failing: False}
+    assert scene.portal.visible == {rejected: False, failing: False}
     assert scene.rows(OPEN) == [("delivered", 1, 2), ("delivered", 1, 2)]
     assert scene.rows("SELECT count(*) FROM dynamics_sync_failures WHERE resolved_at IS NULL") == [(0,)]
     assert (report.outcome, report.reopened) == ("ok", 2)

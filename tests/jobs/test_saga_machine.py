@@ -197,7 +197,7 @@ class ProgrammeMachine(RuleBasedStateMachine):
         awake = time.clock_gettime
         clock = mock.patch.object(time, "clock_gettime", lambda clock: awake(clock) + self.seconds_asleep)
         self.resources.enter_context(clock)
-        self.refused_contacts: set[UUID] = set()
+        self.rejected_contacts: set[UUID] = set()
         self.edited_contacts: set[UUID] = set()
         """Contacts that someone, or a frozen process, has changed on the portal."""
         self.callable_contacts: set[UUID] = set()
@@ -223,7 +223,7 @@ class ProgrammeMachine(RuleBasedStateMachine):
     @rule(mentor=mentors)
     def contact_becomes_unknown_or_known(self, mentor: UUID) -> None:
         contact_id = self._people()[mentor].contact_id
-        self.refused_contacts ^= {contact_id} if contact_id else set()
+        self.rejected_contacts ^= {contact_id} if contact_id else set()
 
     @rule(mentor=mentors)
     def someone_edits_the_portal(self, mentor: UUID) -> None:
@@ -366,8 +366,8 @@ class ProgrammeMachine(RuleBasedStateMachine):
 
     def _answer(self, request: PortalRequest) -> Behaviour:
         """Return the portal's answer, after the interruptions of the call."""
-        is_refused = request.contact_id in self.refused_contacts
-        behave = error(404, "contact_not_found") if is_refused else PORTAL_STATES[self.portal_state](request.number)
+        is_rejected = request.contact_id in self.rejected_contacts
+        behave = error(404, "contact_not_found") if is_rejected else PORTAL_STATES[self.portal_state](request.number)
         if request.method == "GET":
             self.portal.visible |= dict.fromkeys(self._reachable().keys() - self.portal.visible.keys(), True)
             return behave
@@ -392,7 +392,7 @@ class ProgrammeMachine(RuleBasedStateMachine):
     def _recover(self) -> None:
         """Run with a working portal: only mentors without a contact keep an open push. A second run makes no call."""
         self.portal_state = "up"
-        self.refused_contacts.clear()
+        self.rejected_contacts.clear()
         make_due(self.facts)
         anyone = next(iter(self._people()))
 

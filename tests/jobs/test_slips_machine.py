@@ -243,8 +243,8 @@ class SlipsMachine(RuleBasedStateMachine):
         self.world.portal_state = state
 
     @rule(person=someone_at_hlf)
-    def portal_refuses_or_accepts(self, person: str) -> None:
-        self.world.refused_contacts ^= self.memory.contacts[person]
+    def portal_rejects_or_accepts(self, person: str) -> None:
+        self.world.rejected_contacts ^= self.memory.contacts[person]
 
     @rule(person=someone_at_hlf)
     def portal_is_edited(self, person: str) -> None:
@@ -262,7 +262,9 @@ class SlipsMachine(RuleBasedStateMachine):
 
     @rule(person=people)
     def address_dies_or_works(self, person: str) -> None:
-        self.world.mail.refused ^= {each.address for each in self.mentors() if each.member_no == person if each.address}
+        self.world.mail.rejected ^= {
+            each.address for each in self.mentors() if each.member_no == person if each.address
+        }
 
     @rule(days=st.sampled_from((1, 1, 3)))
     def days_pass(self, days: int) -> None:
@@ -532,14 +534,14 @@ def test_deleted_certificate_lifts_no_pause(slips: SlipsMachine) -> None:
     slips.certjob("run")
 
 
-def test_earlier_last_day_that_the_portal_refuses_is_an_alert(slips: SlipsMachine) -> None:
+def test_earlier_last_day_that_the_portal_rejects_is_an_alert(slips: SlipsMachine) -> None:
     """Without certjob, the portal would show the mentor until the later day."""
     slips.begin(dates=True)
     slips.change("change the last day", "M1", ends_in=400)
     slips.certjob("run")
 
     slips.change("change the last day", "M1", ends_in=100)
-    slips.portal("refuses all")
+    slips.portal("rejects all")
     slips.certjob("run")
 
 

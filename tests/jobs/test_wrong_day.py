@@ -43,7 +43,7 @@ def mentor(facts: Facts) -> UUID:
 
 @pytest.mark.parametrize("arguments", ["run", "resync M1001", "reconcile"])
 @pytest.mark.usefixtures("mentor")
-def test_command_is_refused_when_the_clocks_disagree(
+def test_command_is_rejected_when_the_clocks_disagree(
     command: Command, facts: Facts, portal: PortalServer, tmp_path: Path, arguments: str
 ) -> None:
     """The error has both dates. No guard would hold the changes of such a small organisation."""
@@ -65,11 +65,11 @@ def test_run_after_a_later_date_needs_consent(command: Command, facts: Facts) ->
     ahead = command("run", "--accept-date", later, "--json", wrong_by=300)
     assert json.loads(ahead.stdout)["mentors"]["paused"] == 1
 
-    refused = command("run")
+    rejected = command("run")
     accepted = command("run", "--accept-date", here)
 
     words = (f"today would be {here}, but the last night was run for {later}", f"`certjob run --accept-date {here}`")
-    assert_one_line(refused, *words, code=2)
+    assert_one_line(rejected, *words, code=2)
     assert (accepted.returncode, facts.rows(PAUSES)) == (0, [(0,)])
 
 
@@ -80,9 +80,9 @@ def test_run_that_died_on_a_later_date_counts(command: Command, facts: Facts) ->
     command("run", "--accept-date", str(later), wrong_by=300)
     facts.connection.execute("UPDATE job_runs SET finished_at = NULL, outcome = NULL")
 
-    refused = command("run")
+    rejected = command("run")
 
-    assert_one_line(refused, f"the last night was run for {later}", code=2)
+    assert_one_line(rejected, f"the last night was run for {later}", code=2)
 
 
 @pytest.mark.usefixtures("mentor")

@@ -10,7 +10,7 @@ import pytest
 
 from certjob import database
 from certjob.database import Connection
-from certjob.errors import ChannelDownError, OutcomeUnknownError, RecipientDeferredError, RecipientRefusedError
+from certjob.errors import ChannelDownError, OutcomeUnknownError, RecipientDeferredError, RecipientRejectedError
 from certjob.jobs.report import RunReport
 from certjob.mail import stage
 from certjob.mail.message import Channel, OutgoingMessage
@@ -25,12 +25,12 @@ from tests.support.nights import CollectingChannel, FlakyPortal, night
 
 DOWN = ChannelDownError("gone")
 DEFERRED = RecipientDeferredError("450 greylisted")
-REFUSED = RecipientRefusedError("550 no such user")
+REJECTED = RecipientRejectedError("550 no such user")
 CUT = OutcomeUnknownError("cut")
 
 
-def refuse_reminders(message: OutgoingMessage) -> Exception | None:
-    return REFUSED if message.kind == "reminder" else None
+def reject_reminders(message: OutgoingMessage) -> Exception | None:
+    return REJECTED if message.kind == "reminder" else None
 
 
 Messages = list[OutgoingMessage]

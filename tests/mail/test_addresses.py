@@ -76,7 +76,7 @@ def test_server_text_is_kept_without_addresses_and_secrets() -> None:
     [
         "no mailbox here for Kari.Nordmann",
         "see https://mail.example/why?rcpt=kari.nordmann%40example.org",
-        "<bounce+kari.nordmann=example.org@hlf.example> refused",
+        "<bounce+kari.nordmann=example.org@hlf.example> rejected",
     ],
 )
 def test_server_text_does_not_name_the_recipient(said: str) -> None:

@@ -15,7 +15,7 @@ from certjob.mail import steps
 from certjob.mail.digests import QueuedDigest
 from certjob.reports.alerts import read_alerts
 from tests.mail.channels import digest_mail
-from tests.mail.conftest import CUT, DOWN, REFUSED, Messages, Nights, day, refuse_reminders
+from tests.mail.conftest import CUT, DOWN, REJECTED, Messages, Nights, day, reject_reminders
 from tests.mail.written import breakable
 from tests.support.facts import TODAY
 from tests.support.nights import FlakyPortal, delivery, new_job, night
@@ -77,9 +77,11 @@ def test_open_push_is_news_once_a_week(desk: Nights) -> None:
     desk.ended("Kari")
     desk.certified("Ola", until=2)
     desk.execute("UPDATE coordinators SET locale = 'en'")
-    refusing = FlakyPortal(failures=99, error=lambda: PermanentPortalError("404 contact_not_found"))
+    rejecting = FlakyPortal(failures=99, error=lambda: PermanentPortalError("404 contact_not_found"))
 
-    (first,), nothing, (other_news,), (next_week,) = (desk.digests(number, portal=refusing) for number in (0, 1, 3, 10))
+    (first,), nothing, (other_news,), (next_week,) = (
+        desk.digests(number, portal=rejecting) for number in (0, 1, 3, 10)
+    )
 
     assert first.subject.startswith("Urgent: 1 peer mentor may still be visible on the portal")
     assert "Dynamics did not accept" in first.text
@@ -95,7 +97,7 @@ def test_undelivered_reminder_is_news_once_per_address(desk: Nights) -> None:
 
     (first,), again, (next_threshold,) = (desk.digests(number) for number in (0, 1, 2))
     desk.execute("UPDATE mentors SET email = 'wrong@example.org'")
-    (wrong,) = desk.digests(3, on_send=refuse_reminders)
+    (wrong,) = desk.digests(3, on_send=reject_reminders)
 
     action = "E-postadressen mangler. Legg den inn i appen, så sender vi påminnelsen.\n* Kari (M1001), gjelder"
     assert [action in breakable(page.text) for page in (first, next_threshold, wrong)] == [True, True, False]
@@ -155,9 +157,9 @@ def test_digest_has_everything_since_the_last_one(desk: Nights) -> None:
 
 @pytest.mark.parametrize(
     ("error", "code", "sent"),
-    [pytest.param(REFUSED, "all_refused", 1, id="refused"), pytest.param(DOWN, "channel_down", 0, id="down")],
+    [pytest.param(REJECTED, "all_refused", 1, id="rejected"), pytest.param(DOWN, "channel_down", 0, id="down")],
 )
-def test_five_refused_reminders_do_not_stop_the_digests(desk: Nights, error: Exception, code: str, sent: int) -> None:
+def test_five_rejected_reminders_do_not_stop_the_digests(desk: Nights, error: Exception, code: str, sent: int) -> None:
     """A server that is down stops both."""
     desk.execute("UPDATE organisations SET reminder_thresholds = '{30}'")
     for _ in range(5):
@@ -255,10 +257,10 @@ def test_coordinator_who_was_deleted_after_the_claim_gets_no_digest(desk: Nights
     assert steps.prepare(digest_mail(desk.connection), claimed) is None
 
 
-def test_refused_digest_is_an_alert_until_the_next_day(desk: Nights) -> None:
+def test_rejected_digest_is_an_alert_until_the_next_day(desk: Nights) -> None:
     """The next day's digest reports the same."""
     desk.ended("Kari")
-    desk.digests(on_send=lambda _message: REFUSED)
+    desk.digests(on_send=lambda _message: REJECTED)
     assert "1 digest was not delivered; see `certjob alerts`" in desk.report.reasons
     assert len(read_alerts(desk.connection, today=TODAY)) == 1
 
@@ -267,10 +269,10 @@ def test_refused_digest_is_an_alert_until_the_next_day(desk: Nights) -> None:
     assert read_alerts(desk.connection, today=TODAY) == []
 
 
-def test_corrected_address_gets_the_refused_digest_at_once(desk: Nights) -> None:
+def test_corrected_address_gets_the_rejected_digest_at_once(desk: Nights) -> None:
     """Another change of the coordinator does not send it."""
     desk.ended("Kari")
-    desk.digests(on_send=lambda _message: REFUSED)
+    desk.digests(on_send=lambda _message: REJECTED)
     desk.execute("UPDATE coordinators SET full_name = 'Berit Bakke'")
     assert deliver(desk) == []
 

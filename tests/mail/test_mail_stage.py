@@ -18,7 +18,7 @@ from certjob.outbox.retry import seconds_to_next_round
 from certjob.reports.alerts import read_alerts
 from certjob.stopping import StopFlag
 from tests.mail.channels import reminder_mail, smtp_channel
-from tests.mail.conftest import CUT, DEFERRED, DOWN, REFUSED, Nights, day
+from tests.mail.conftest import CUT, DEFERRED, DOWN, REJECTED, Nights, day
 from tests.support.facts import Facts
 from tests.support.nights import expire_leases
 from tests.support.smtp_server import ScriptedServer, ServerFault
@@ -104,36 +104,36 @@ def test_outcome_is_stored_although_the_session_ended(
     assert log(nights, "status, attempts")[1] == ("pending", 0)
 
 
-def test_refused_mail_is_stored_although_the_session_ended(
+def test_rejected_mail_is_stored_although_the_session_ended(
     nights: Nights, database_url: str, other: Connection
 ) -> None:
     """It has failed, and is not sent again."""
     queue(nights, 1)
 
-    def refuse(_message: OutgoingMessage) -> Exception:
+    def reject(_message: OutgoingMessage) -> Exception:
         other.execute("SELECT pg_terminate_backend(%s, 5000)", [lost.info.backend_pid])
-        return REFUSED
+        return REJECTED
 
     with database.connect(database_url) as lost, pytest.raises(psycopg.OperationalError):
-        nights.stage(mails=reminder_mail(lost), on_send=refuse)
+        nights.stage(mails=reminder_mail(lost), on_send=reject)
 
     assert log(nights, "status, attempts, claim_token") == [("failed", 1, None)]
 
 
-def test_refusals_of_the_server_are_undone_although_the_session_ended(
+def test_rejections_of_the_server_are_undone_although_the_session_ended(
     nights: Nights, database_url: str, other: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The session ends after the fifth refusal has been stored."""
+    """The session ends after the fifth rejection has been stored."""
     queue(nights, 5)
-    reopen = steps.reopen_refused
+    reopen = steps.reopen_rejected
 
     def end_the_session(*arguments: Any, **options: Any) -> None:
         other.execute("SELECT pg_terminate_backend(%s, 5000)", [lost.info.backend_pid])
         reopen(*arguments, **options)
 
-    monkeypatch.setattr(steps, "reopen_refused", end_the_session)
+    monkeypatch.setattr(steps, "reopen_rejected", end_the_session)
     with database.connect(database_url) as lost, pytest.raises(psycopg.OperationalError):
-        nights.stage(*[REFUSED] * 5, mails=reminder_mail(lost))
+        nights.stage(*[REJECTED] * 5, mails=reminder_mail(lost))
 
     assert set(log(nights, "status")) == {("pending",)}
 
@@ -144,8 +144,8 @@ OUTCOMES = {
         "stopped": "outcomes_unknown: the outcome of 3 messages in a row",
         "became": {"untouched": 2, "sent": 1, "pending": 8},
     },
-    "four refusals, then another outcome": {
-        "outcomes": [REFUSED] * 4 + [None] + [REFUSED] * 4 + [DEFERRED] + [REFUSED] * 4,
+    "four rejections, then another outcome": {
+        "outcomes": [REJECTED] * 4 + [None] + [REJECTED] * 4 + [DEFERRED] + [REJECTED] * 4,
         "became": {"sent": 3, "failed": 12, "pending": 1},
     },
     "third attempt fails": {
@@ -158,7 +158,7 @@ OUTCOMES = {
 
 @pytest.mark.parametrize("case", OUTCOMES.values(), ids=OUTCOMES)
 def test_failures_of_one_kind_in_a_row_end_the_stage(nights: Nights, case: dict[str, Any]) -> None:
-    """Messages that were certainly not sent stay untouched, and four refusals are failures of these four messages."""
+    """Messages that were certainly not sent stay untouched, and four rejections are failures of these four messages."""
     stopped, became = case.get("stopped", "None"), case["became"]
     queue(nights, sum(became.values()))
 
@@ -174,7 +174,7 @@ def test_each_outcome_is_stored(nights: Nights) -> None:
     nights.execute("UPDATE mentors SET email = 'nowhere' WHERE email = 'm0@example.org'")
     nights.execute("UPDATE cert_notification_log SET attempts = 1 WHERE mentor_id = %s", UUID(int=4))  # comes last
 
-    nights.stage(None, REFUSED, CUT, DEFERRED)
+    nights.stage(None, REJECTED, CUT, DEFERRED)
 
     row = "status, attempts, maybe_sent, last_error, failure_code, claim_token"
     delay = "ceil(extract(epoch FROM next_attempt_at - now()) / 60) = 15 * attempts"
@@ -188,43 +188,43 @@ def test_each_outcome_is_stored(nights: Nights) -> None:
     assert [seconds_to_next_round(attempts) / 60 for attempts in (1, 2, 3, 5, 6, 99)] == [15, 30, 60, 240, 360, 360]
 
 
-def refuse_five(message: OutgoingMessage) -> Exception | None:
-    """Refuse the reminders for m0 to m4."""
-    return REFUSED if "m" < message.to < "m5" else None
+def reject_five(message: OutgoingMessage) -> Exception | None:
+    """Reject the reminders for m0 to m4."""
+    return REJECTED if "m" < message.to < "m5" else None
 
 
-def test_five_refusals_in_a_row_are_undone(nights: Nights) -> None:
+def test_five_rejections_in_a_row_are_undone(nights: Nights) -> None:
     """They are retried with a growing delay, and undone again until another mail was delivered."""
     queue(nights, 5)
     delayed = "attempts, ceil(extract(epoch FROM next_attempt_at - now()) / 60)"
 
     for attempts, minutes in ((1, 15), (2, 30)):
-        assert str(nights.stage(on_send=refuse_five)).startswith("all_refused: 5 messages in a row were refused")
+        assert str(nights.stage(on_send=reject_five)).startswith("all_refused: 5 messages in a row were rejected")
         assert (nights.sent, nights.counts) == ([], MailCounts())
         assert log(nights, delayed) == [(attempts, minutes)] * 5
         nights.make_due()
 
 
 @pytest.mark.parametrize("other", ["reminder", "digest"])
-def test_refusal_stands_after_another_mail_was_delivered(nights: Nights, other: str) -> None:
+def test_rejection_stands_after_another_mail_was_delivered(nights: Nights, other: str) -> None:
     """So five wrong addresses are not pending for ever. They are alerts, each with its own reason."""
     queue(nights, 7 if other == "reminder" else 5)
     if other == "digest":
         nights.coordinator()
-    nights.night(on_send=refuse_five)
+    nights.night(on_send=reject_five)
     nights.make_due()
 
-    nights.night(on_send=refuse_five)
+    nights.night(on_send=reject_five)
 
     assert log(nights, "status, last_error")[:5] == [("failed", "550 no such user")] * 5
     assert [reason for reason in nights.report.reasons if "in a row" in reason] == []
     assert [alert.kind for alert in read_alerts(nights.connection, today=day(0))] == ["failed_reminders"] * 5
 
 
-def test_undone_refusal_is_an_alert_with_its_own_reason_after_a_day(nights: Nights) -> None:
+def test_undone_rejection_is_an_alert_with_its_own_reason_after_a_day(nights: Nights) -> None:
     """Not with the reason of the stage, which is another one's."""
     queue(nights, 5)
-    nights.night(on_send=refuse_five)
+    nights.night(on_send=reject_five)
     nights.execute("UPDATE cert_notification_log SET queued_at = queued_at - interval '25 hours'")
 
     alerts = read_alerts(nights.connection, today=day(0))
@@ -286,7 +286,7 @@ def test_no_attempt_starts_that_could_outlast_the_lease(nights: Nights, monkeypa
     assert len(tries) == 1
 
 
-@pytest.mark.parametrize("outcome", [None, REFUSED, CUT], ids=["sent", "refused", "unknown"])
+@pytest.mark.parametrize("outcome", [None, REJECTED, CUT], ids=["sent", "rejected", "unknown"])
 def test_outcome_of_a_lost_lease_changes_nothing(nights: Nights, other: Connection, outcome: Exception | None) -> None:
     """Another process has claimed the reminder during the call. The report counts it."""
     queue(nights, 1)

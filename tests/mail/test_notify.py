@@ -18,7 +18,7 @@ from certjob.errors import (
     NotifyError,
     OutcomeUnknownError,
     RecipientDeferredError,
-    RecipientRefusedError,
+    RecipientRejectedError,
 )
 from certjob.mail.channels.maildir import MaildirChannel
 from certjob.mail.channels.notify import open_channel
@@ -169,12 +169,12 @@ def test_webhook_gets_the_documented_fields() -> None:
 
 
 ERRORS: dict[int, type[NotifyError]] = {
-    **dict.fromkeys((400, 422), RecipientRefusedError),
+    **dict.fromkeys((400, 422), RecipientRejectedError),
     **dict.fromkeys((408, 409, 425), RecipientDeferredError),
     **dict.fromkeys((500, 504), OutcomeUnknownError),
     **dict.fromkeys((429, 503, 301, 401, 403, 404), ChannelDownError),
 }
-REASONS = {301: "redirects", 401: "refused the key", 403: "refused the key", 404: "is not there"}
+REASONS = {301: "redirects", 401: "rejected the key", 403: "rejected the key", 404: "is not there"}
 
 
 @pytest.mark.parametrize(("status", "expected"), ERRORS.items())

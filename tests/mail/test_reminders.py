@@ -15,7 +15,7 @@ from certjob.outbox.claims import Answer, Settlement
 from certjob.reports.alerts import read_alerts
 from tests.conftest import Certjob
 from tests.mail.channels import reminder_mail
-from tests.mail.conftest import REFUSED, Nights, day
+from tests.mail.conftest import REJECTED, Nights, day
 from tests.support.command_line import today
 from tests.support.facts import TODAY, Facts
 
@@ -260,18 +260,18 @@ def test_corrected_address_sends_the_reminder(nights: Nights, email: str, reason
 
 @pytest.mark.usefixtures("kari")
 @pytest.mark.parametrize("committed", [True, False], ids=["committed before", "committed after"])
-def test_address_corrected_during_a_refusal_is_tried(nights: Nights, app: App, committed: bool) -> None:
-    """Also if the refusal is stored before the correction is committed."""
+def test_address_corrected_during_a_rejection_is_tried(nights: Nights, app: App, committed: bool) -> None:
+    """Also if the rejection is stored before the correction is committed."""
     nights.review()
 
-    def refuse(message: OutgoingMessage) -> None:
+    def reject(message: OutgoingMessage) -> None:
         if message.to == "kari@example.org":
             app.execute("UPDATE mentors SET email = 'new@example.org'")
             if committed:
                 app.commit()
-            raise REFUSED
+            raise REJECTED
 
-    nights.stage(on_send=refuse)
+    nights.stage(on_send=reject)
     assert nights.counts.failed == 0
     if not committed:
         app.commit()
@@ -295,7 +295,7 @@ def test_failed_reminder_is_an_alert_for_14_days_after_queueing(nights: Nights) 
 
 
 @pytest.mark.usefixtures("kari")
-def test_deferred_reminder_is_an_alert_a_day_after_the_first_refusal(nights: Nights) -> None:
+def test_deferred_reminder_is_an_alert_a_day_after_the_first_rejection(nights: Nights) -> None:
     """It is in one digest, and an alert until the mail arrives."""
     full = RecipientDeferredError("the mail server deferred the recipient (452 4.2.2 mailbox full)")
 
@@ -442,7 +442,7 @@ def test_failed_reminder_that_no_longer_applies_is_cancelled_by_the_review(
     nights: Nights, change: str, reason: str
 ) -> None:
     """No one has to correct an address for it, so the alert ends."""
-    nights.night(on_send=lambda _message: REFUSED)
+    nights.night(on_send=lambda _message: REJECTED)
     assert [alert.kind for alert in read_alerts(nights.connection, today=TODAY)] == ["failed_reminders"]
 
     nights.execute(change)
@@ -455,7 +455,7 @@ def test_failed_reminder_that_no_longer_applies_is_cancelled_by_the_review(
 @pytest.mark.usefixtures("kari")
 def test_failed_reminder_that_applies_stays_failed(nights: Nights) -> None:
     """A review that has another reason changes nothing about it."""
-    nights.night(on_send=lambda _message: REFUSED)
+    nights.night(on_send=lambda _message: REJECTED)
     nights.execute("UPDATE mentors SET dynamics_contact_id = gen_random_uuid()")
 
     nights.review(1)
@@ -464,7 +464,7 @@ def test_failed_reminder_that_applies_stays_failed(nights: Nights) -> None:
 
 
 def test_resync_makes_failed_reminders_due(here: Certjob, facts: Facts) -> None:
-    """The refusal may have been the mail server's fault."""
+    """The rejection may have been the mail server's fault."""
     expires_on = today() + timedelta(days=5)
     facts.certified_mentor(facts.organisation(portal=None), expires_on, member_no="M1", email="nowhere")
     here("run", CERTJOB_MAIL_FROM="certjob@example.org", CERTJOB_NOTIFY_URL="smtp://127.0.0.1:1")

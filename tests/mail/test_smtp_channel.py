@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from certjob.errors import Cause, ChannelDownError, OutcomeUnknownError, RecipientDeferredError, RecipientRefusedError
+from certjob.errors import Cause, ChannelDownError, OutcomeUnknownError, RecipientDeferredError, RecipientRejectedError
 from certjob.mail.channels import smtp
 from tests.mail.channels import smtp_channel
 from tests.mail.written import MESSAGE
@@ -92,14 +92,14 @@ NOT_THESE: Answers = {"EHLO": b"250-test\r\n250 SMTPUTF8", "MAIL": b"550 5.6.7 n
         ({}, {"subject": "Hei\r\nBcc: ola@example.org"}, "cannot be written"),
         ({}, {"text": "\udc80"}, "cannot be written"),
     ],
-    ids=["no SMTPUTF8", "server refuses letters", "two addresses", "line end in a header", "half a character"],
+    ids=["no SMTPUTF8", "server rejects letters", "two addresses", "line end in a header", "half a character"],
 )
 def test_message_that_cannot_be_written_concerns_only_itself(
     answers: Answers, fields: dict[str, Any], said: str
 ) -> None:
     """The error does not repeat the address, and the next message is sent."""
     with talk(answers) as (server, channel):
-        with pytest.raises(RecipientRefusedError, match=said) as caught:
+        with pytest.raises(RecipientRejectedError, match=said) as caught:
             channel.send(replace(MESSAGE, **fields))
         server.answers = {}
         channel.send(MESSAGE)
@@ -119,7 +119,7 @@ NO_SMTP = b"HTTP/1.1 400 Bad Request"
         ("MAIL", b"550 no", ChannelDownError),
         *((stage, b"421 closing", ChannelDownError) for stage in ("RCPT", "DATA", "END")),
         *((stage, b"450 not now", RecipientDeferredError) for stage in ("RCPT", "DATA", "END")),
-        *((stage, b"550 no KARI.Nordmann@example.org", RecipientRefusedError) for stage in ("RCPT", "DATA", "END")),
+        *((stage, b"550 no KARI.Nordmann@example.org", RecipientRejectedError) for stage in ("RCPT", "DATA", "END")),
         ("RCPT", b"530 log in", ChannelDownError),
         ("RCPT", NO_SMTP, ChannelDownError),
         ("DATA", ServerFault.CUT, ChannelDownError),
@@ -142,7 +142,7 @@ def test_failure_concerns_one_message_or_all(
         said = str(caught.value)
         assert type(caught.value) is expected
         assert ("may have arrived" in said) == (expected is OutcomeUnknownError)
-        assert ("550 no <recipient>" in said) == (expected is RecipientRefusedError)
+        assert ("550 no <recipient>" in said) == (expected is RecipientRejectedError)
         assert (server.connections, "QUIT" in server.commands) == (2, False)
 
 
@@ -150,9 +150,9 @@ def test_failure_concerns_one_message_or_all(
     ("stage", "cause"),
     [("RCPT", Cause.WRONG_ADDRESS), ("DATA", Cause.MAIL_STOPPED), ("END", Cause.MAIL_STOPPED)],
 )
-def test_refused_recipient_is_a_wrong_address(stage: str, cause: Cause) -> None:
-    """After the recipient was accepted, the server refuses the mail itself."""
-    with talk({stage: b"550 no"}) as (_, channel), pytest.raises(RecipientRefusedError) as caught:
+def test_rejected_recipient_is_a_wrong_address(stage: str, cause: Cause) -> None:
+    """After the recipient was accepted, the server rejects the mail itself."""
+    with talk({stage: b"550 no"}) as (_, channel), pytest.raises(RecipientRejectedError) as caught:
         channel.send(MESSAGE)
 
     assert caught.value.code is cause
@@ -165,8 +165,8 @@ def test_refused_recipient_is_a_wrong_address(stage: str, cause: Cause) -> None:
         (b"552 5.2.2 mailbox full", RecipientDeferredError),
         (b"550-5.2.2 The email account is over quota\r\n550 5.2.2 try later", RecipientDeferredError),
         (b"552 storage allocation exceeded", RecipientDeferredError),
-        (b"552 5.3.4 message too big", RecipientRefusedError),
-        (b"550 5.1.1 no such user, ask 5.2.2.1", RecipientRefusedError),
+        (b"552 5.3.4 message too big", RecipientRejectedError),
+        (b"550 5.1.1 no such user, ask 5.2.2.1", RecipientRejectedError),
     ],
 )
 def test_full_mailbox_is_retried(stage: str, answer: bytes, expected: type[Exception]) -> None:
@@ -269,7 +269,7 @@ def test_client_greets_with_a_full_name(monkeypatch: pytest.MonkeyPatch, name: s
     assert server.commands[0] == greeting
 
 
-@pytest.mark.parametrize(("host", "said"), [(HOST, "refused; check CERTJOB_NOTIFY_URL"), ("ø" * 70, "idna")])
+@pytest.mark.parametrize(("host", "said"), [(HOST, "rejected; check CERTJOB_NOTIFY_URL"), ("ø" * 70, "idna")])
 def test_unreachable_server_concerns_all_messages(port_of_nobody: int, host: str, said: str) -> None:
     """A closed port, or a name that DNS cannot have."""
     with channel_to(port_of_nobody, host=host) as channel, pytest.raises(ChannelDownError, match=said):
@@ -317,7 +317,7 @@ STARTTLS = {"tls_context": server_tls(), "auth_required": True}
 def test_remote_server_needs_a_trusted_certificate_and_takes_a_login(
     options: dict[str, Any], *, implicit_tls: bool
 ) -> None:
-    """A password may have any letters. The error after a refused login names the settings, but not the password."""
+    """A password may have any letters. The error after a rejected login names the settings, but not the password."""
     mailbox = Mailbox()
     with real_server(mailbox, authenticator=mailbox.authenticate, **options) as server:
 
@@ -329,8 +329,8 @@ def test_remote_server_needs_a_trusted_certificate_and_takes_a_login(
         send(**LOGIN)
         with pytest.raises(ChannelDownError, match="certificate is not trusted"):
             send()
-        refused = r"refused the login \(535 .*correct CERTJOB_NOTIFY_USER and CERTJOB_NOTIFY_PASSWORD$"
-        with pytest.raises(ChannelDownError, match=refused) as caught:
+        rejected = r"rejected the login \(535 .*correct CERTJOB_NOTIFY_USER and CERTJOB_NOTIFY_PASSWORD$"
+        with pytest.raises(ChannelDownError, match=rejected) as caught:
             send(**(LOGIN | {"password": SecretStr("hemmelig-7")}))
 
     assert (len(mailbox.envelopes), mailbox.logins) == (2, [("post", "blåbær-9"), ("post", "hemmelig-7")])

@@ -20,7 +20,7 @@ def response(status: int, content: Any = None, *, retry_after: str = "") -> Resp
     return Response(json.dumps(content) if content else "", status, headers, content_type="application/json")
 
 
-def refusal(status: int, code: str, *, retry_after: str = "") -> Response:
+def rejection(status: int, code: str, *, retry_after: str = "") -> Response:
     """Return an error in Dataverse's own format."""
     return response(status, {"error": {"code": code, "message": f"contact of {PERSON}"}}, retry_after=retry_after)
 
@@ -64,7 +64,7 @@ class FakeDynamics:
         assert request.headers["If-Match"] == "*"  # otherwise Dataverse would create the contact
         contact_id, values = UUID(request.path[-37:-1]), request.get_json()
         if contact_id not in self.contacts:
-            return refusal(404, "0x80040217")
+            return rejection(404, "0x80040217")
         if self.fault is not None:
             return self.fault
         self.contacts[contact_id], self.days[contact_id] = values[FIELD], values[DAY_FIELD]

@@ -16,7 +16,7 @@ from deno import find_deno_bin
 
 from tests.conftest import Certjob
 from tests.portal.edge_function import FUNCTION, OFFLINE, deno_environment, edge_function
-from tests.portal.fake_dynamics import CLIENT_SECRET, PERSON, TOKEN, FakeDynamics, refusal
+from tests.portal.fake_dynamics import CLIENT_SECRET, PERSON, TOKEN, FakeDynamics, rejection
 from tests.support.command_line import today
 from tests.support.facts import Facts
 
@@ -101,7 +101,7 @@ def test_failure_in_dynamics_is_recorded_without_names_and_secrets(
     ((kind, attempts, error, correlation_id),) = facts.rows(FAILURES)
     assert (kind, attempts) == ("permanent", 1)
     assert error == "the portal answered 404 contact_not_found (Dynamics has no contact with this id)"
-    dynamics.fault = refusal(429, "0x80072321", retry_after="1900")
+    dynamics.fault = rejection(429, "0x80072321", retry_after="1900")
     outputs.append(certjob("resync", "M1", "-v"))
     assert "429 throttled" in outputs[-1].stderr
 

@@ -73,7 +73,7 @@ def test_push_is_one_post_of_the_contract(visible: bool, portal: PortalServer, s
 
 
 def test_call_without_an_answer_names_the_reason(portal: PortalServer, port_of_nobody: int) -> None:
-    """The server refuses the connection, or does not answer, or the deadline passes before the connection."""
+    """The server rejects the connection, or does not answer, or the deadline passes before the connection."""
     portal.then(hang())
     for url, deadline_seconds, said in (
         (f"http://127.0.0.1:{port_of_nobody}/", 30, "no connection to the portal: Connection refused"),

@@ -21,7 +21,7 @@ FAR, NEAR = date(2095, 1, 1), date(2090, 1, 1)
 """The database compares them with the real date."""
 ALERTS = "SELECT kind, cause, action, day FROM alerts"
 EVENT = "SELECT restricts, moved_from, status FROM portal_sync_events ORDER BY id DESC LIMIT 1"
-DOWN, REFUSED = error(503, "dynamics_unavailable"), error(422, "dynamics_rejected")
+DOWN, REJECTED = error(503, "dynamics_unavailable"), error(422, "dynamics_rejected")
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_delivered_event_keeps_what_the_portal_has_confirmed(scene: Scene, shown
     assert scene.rows(confirmed) == [(None, False)]
 
 
-@pytest.mark.parametrize(("answer", "action"), [(DOWN, "retry"), (REFUSED, "check_contact")], ids=["503", "422"])
+@pytest.mark.parametrize(("answer", "action"), [(DOWN, "retry"), (REJECTED, "check_contact")], ids=["503", "422"])
 def test_earlier_last_day_that_fails_is_an_alert(scene: Scene, shown: UUID, answer: Behaviour, action: str) -> None:
     """Without certjob, the portal would show the mentor until the later day."""
     move(scene, NEAR)
@@ -71,7 +71,7 @@ def test_earlier_day_of_a_mentor_whom_certjob_never_pushed_is_an_alert(scene: Sc
     scene.reconcile()
     assert scene.rows(EVENT) == []
     move(scene, NEAR)
-    scene.portal.default = REFUSED
+    scene.portal.default = REJECTED
 
     scene.night(scene.portal)
 

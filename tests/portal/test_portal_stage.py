@@ -19,7 +19,7 @@ from tests.support.nights import FlakyPortal, delivery, in_background, night, qu
 from tests.support.portal_answers import Behaviour, PortalRequest, delay, error, hang, ok
 from tests.support.scene import Scene
 
-DEAD, REFUSED = error(500, "dynamics_unavailable"), error(404, "contact_not_found")
+DEAD, REJECTED = error(500, "dynamics_unavailable"), error(404, "contact_not_found")
 UNTOUCHED = "SELECT count(*) FROM portal_sync_events WHERE status = 'pending' AND attempts = 0 AND claim_token IS NULL"
 CLAIMED = "SELECT count(*) FROM portal_sync_events WHERE claim_token IS NOT NULL AND next_attempt_at > now()"
 FAILURES = "SELECT kind, count(*) FROM dynamics_sync_failures GROUP BY kind ORDER BY kind"
@@ -85,7 +85,7 @@ def test_dead_portal_ends_the_stage(scene: Scene) -> None:
     assert scene.rows(FAILURES) == [("stage", 20 - failed), ("transient", failed)]
 
 
-@pytest.mark.parametrize("fifth", [ok(), REFUSED], ids=["delivered", "refused"])
+@pytest.mark.parametrize("fifth", [ok(), REJECTED], ids=["delivered", "rejected"])
 def test_answer_of_the_portal_resets_the_count_of_failures(scene: Scene, fifth: Behaviour) -> None:
     """Four pushes fail, the fifth is answered, four fail."""
     contacts = scene.backlog(9)
@@ -97,7 +97,7 @@ def test_answer_of_the_portal_resets_the_count_of_failures(scene: Scene, fifth: 
 
 
 def test_wrong_key_ends_the_stage_and_blocks_no_one(scene: Scene) -> None:
-    """No attempt is counted. The open hides are alerts with the correlation ID of the refused call."""
+    """No attempt is counted. The open hides are alerts with the correlation ID of the rejected call."""
     first, *_ = scene.backlog(30)
     scene.backlog(3, visible=True)
     scene.portal.decide = lambda request: ok() if request.contact_id == first else error(401, "unauthorized")

@@ -14,7 +14,7 @@ from tests.support.nights import FlakyPortal, review
 from tests.support.scene import NEXT_YEAR, Scene
 
 RESET = TransientPortalError("reset")
-REFUSED = PermanentPortalError("404 contact_not_found")
+REJECTED = PermanentPortalError("404 contact_not_found")
 
 EVENT = "SELECT visible, version, status, attempts FROM portal_sync_events"
 STATUS = "SELECT status FROM portal_sync_events ORDER BY id"
@@ -59,7 +59,7 @@ def test_settle_after_the_lease_changes_nothing(scene: Scene) -> None:
     scene.expire_leases()
     scene.queue(mentor, visible=True)
 
-    assert scene.push(REFUSED, event=event) is Answer.LOST
+    assert scene.push(REJECTED, event=event) is Answer.LOST
 
     assert scene.counts == PortalCounts(lost=1)
     assert (scene.rows(EVENT), scene.rows(FAILURE)) == ([(True, 2, "pending", 0)], [])
@@ -83,7 +83,7 @@ def test_settle_of_a_locked_row_leaves_the_event_to_its_lease(scene: Scene) -> N
     assert scene.rows(FAILURE) == [("transient", 3, "reset", True)]
 
 
-@pytest.mark.parametrize("error", [None, RESET, REFUSED], ids=["delivered", "failed", "refused"])
+@pytest.mark.parametrize("error", [None, RESET, REJECTED], ids=["delivered", "failed", "rejected"])
 def test_opposite_value_during_a_call_is_pushed_next(scene: Scene, error: PortalCallError | None) -> None:
     """The same run pushes it, with another key. A failure of the old value is not recorded."""
     expired = scene.expired()
@@ -158,7 +158,7 @@ def test_mentor_without_a_contact_is_blocked_until_someone_acts(scene: Scene) ->
 def test_lost_portal_withdraws_open_pushes(scene: Scene) -> None:
     """The review in the next ``deliver`` does so, without a call. Someone must hide the mentor by hand."""
     scene.expired()
-    scene.night(FlakyPortal(failures=1, error=lambda: REFUSED))
+    scene.night(FlakyPortal(failures=1, error=lambda: REJECTED))
     scene.run_sql("UPDATE organisations SET portal = NULL")
     portal = FlakyPortal()
 
@@ -217,7 +217,7 @@ def test_new_last_day_is_an_alert_a_week_before_the_old_one(
     """Until the old last day the portal shows the mentor, although the push of the new one has failed."""
     scene.backlog(1, visible=True)
     scene.run_sql("UPDATE portal_sync_events SET moved_from = current_date + %s", days_left)
-    scene.push(REFUSED)
+    scene.push(REJECTED)
 
     assert scene.rows("SELECT kind FROM alerts") == alerts
 

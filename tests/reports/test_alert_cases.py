@@ -28,7 +28,7 @@ def alerts(scene: Scene) -> list[Alert]:
 # The portal.
 
 
-def test_refused_key_becomes_the_cause_of_a_push_that_failed_before(scene: Scene) -> None:
+def test_rejected_key_becomes_the_cause_of_a_push_that_failed_before(scene: Scene) -> None:
     """The outage is no longer the cause. A push that the portal rejected keeps its own cause."""
     scene.expired(member_no="rejected")
     scene.night(REJECTED, channel=None)

@@ -231,7 +231,7 @@ def test_member_of_certjob_worker_has_the_rights_of_the_last_migrate(
     ],
 )
 def test_difference_of_the_clocks_is_a_warning_and_another_day_fails(seconds: int, said: str) -> None:
-    """`run` refuses another day as well."""
+    """`run` rejects another day as well."""
     noon = datetime(2026, 3, 10, 12, 0, tzinfo=UTC)
 
     finding = in_database.check_clocks(Clocks(machine_at=noon, server_at=noon + timedelta(seconds=seconds)), zone=UTC)
@@ -288,7 +288,7 @@ def test_mail_server_is_tested_up_to_the_login(check: Check) -> None:
         wrong = check(**smtp(server.port, CERTJOB_NOTIFY_PASSWORD=SECRET, **user))
 
     assert right.returncode == 0
-    assert_problem(wrong, "fail  mail: the mail server refused the login", code=2)
+    assert_problem(wrong, "fail  mail: the mail server rejected the login", code=2)
     assert "correct CERTJOB_NOTIFY_USER and CERTJOB_NOTIFY_PASSWORD" in wrong.stdout
     assert mailbox.envelopes == []
 
@@ -296,9 +296,9 @@ def test_mail_server_is_tested_up_to_the_login(check: Check) -> None:
 def test_answer_of_the_mail_server_is_quoted(check: Check) -> None:
     """A server that is away is out of reach; one that takes no commands is the wrong one."""
     with ScriptedServer({"GREETING": b"554 go away"}) as away, ScriptedServer({"NOOP": b"500 what?"}) as wrong:
-        refused, useless = check(**smtp(away.port)), check(**smtp(wrong.port))
+        rejected, useless = check(**smtp(away.port)), check(**smtp(wrong.port))
 
-    assert (refused.returncode, "554 go away" in refused.stdout) == (1, True)
+    assert (rejected.returncode, "554 go away" in rejected.stdout) == (1, True)
     assert (useless.returncode, "takes no commands (500 what?)" in useless.stdout) == (2, True)
 
 
@@ -316,10 +316,10 @@ def test_test_message_goes_to_the_given_address(check: Check) -> None:
 def test_test_message_that_cannot_be_sent_is_a_failure(check: Check) -> None:
     to = ("--send-test", "drift@example.org")
     with ScriptedServer({"NOOP": b"250 fine", "RCPT": b"550 no such user"}) as scripted:
-        refused = check(*to, **smtp(scripted.port))
+        rejected = check(*to, **smtp(scripted.port))
     without_server = check(*to, CERTJOB_NOTIFY_URL="")
 
-    assert (refused.returncode, "550 no such user" in refused.stdout) == (2, True)
+    assert (rejected.returncode, "550 no such user" in rejected.stdout) == (2, True)
     assert "fail  test message: CERTJOB_NOTIFY_URL is not set" in without_server.stdout
 
 

@@ -100,10 +100,10 @@ def test_doubtful_dates_are_marked_on_the_page(facts: Facts) -> None:
 
     run(facts)
     assert "nightly run was" not in page(facts, mentor, TODAY + DAY)
-    assert "The last nightly run was for 10 March;" in page(facts, mentor, TODAY + 2 * DAY)
+    assert "The last run was on 10 March;" in page(facts, mentor, TODAY + 2 * DAY)
 
     run(facts, TODAY + 30 * DAY)
-    assert "A run today is refused, because the last nightly run was for 9 April. " in page(facts, mentor)
+    assert "certjob rejects a run today, because an earlier run had the date 9 April. " in page(facts, mentor)
     assert coming(facts, mentor).when == "today, when `certjob run` runs"  # everyone is reviewed again
 
 
@@ -153,8 +153,8 @@ def test_push_that_no_run_can_make_has_no_date(facts: Facts) -> None:
     """A blocked push has a command, and a missing contact ID a warning."""
     organisation = facts.organisation()
     blocked = facts.certified_mentor(organisation, TODAY - 100 * DAY)
-    refusal = PermanentPortalError("the portal answered 404 contact_not_found", code=Cause.CONTACT_NOT_FOUND)
-    run(facts, portal=FlakyPortal(failures=9, error=lambda: refusal))
+    rejection = PermanentPortalError("the portal answered 404 contact_not_found", code=Cause.CONTACT_NOT_FOUND)
+    run(facts, portal=FlakyPortal(failures=9, error=lambda: rejection))
     missing = facts.certified_mentor(organisation, YESTERDAY, contact_id=None)
     run(facts)
 

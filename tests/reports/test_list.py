@@ -133,7 +133,7 @@ def test_spreadsheet_computes_no_text_of_the_csv(text: str, written: str) -> Non
 
 
 def test_list_within_days_has_none_that_have_ended(here: Certjob, facts: Facts) -> None:
-    """--within N is today and the next N days, also with --from and --to. A mistaken order is refused."""
+    """--within N is today and the next N days, also with --from and --to. A mistaken order is rejected."""
     organisation, now = facts.organisation(), today()
     for days in (-1, 0, 3, 4):
         facts.certified_mentor(organisation, now + days * DAY, member_no=f"M{days}")

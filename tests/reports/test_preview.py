@@ -9,7 +9,7 @@ from uuid import UUID
 
 import pytest
 
-from certjob.errors import ConfigurationError, RecipientRefusedError
+from certjob.errors import ConfigurationError, RecipientRejectedError
 from certjob.mail.messages.templates import OUR_TEMPLATES
 from certjob.reports.preview import Preview, preview_reminder
 from tests.conftest import Certjob
@@ -90,13 +90,13 @@ def test_explanation_says_why_a_reminder_will_not_be_sent(facts: Facts) -> None:
     hlf = facts.organisation()
     sent = facts.certified_mentor(hlf, IN_20_DAYS)
     night(facts.connection, channel=CollectingChannel())
-    refused = facts.certified_mentor(hlf, IN_20_DAYS)
-    refusal = RecipientRefusedError("the mail server refused the recipient (550 gone)")
-    night(facts.connection, channel=CollectingChannel(on_send=lambda _message: refusal))
+    rejected = facts.certified_mentor(hlf, IN_20_DAYS)
+    rejection = RecipientRejectedError("the mail server rejected the recipient (550 gone)")
+    night(facts.connection, channel=CollectingChannel(on_send=lambda _message: rejection))
 
     for mentor_id, threshold, phrase in (
         (sent, 30, "it has been sent"),
-        (refused, None, "could not be delivered: the mail server refused"),
+        (rejected, None, "could not be delivered: the mail server rejected"),
         (facts.certified_mentor(hlf, IN_20_DAYS, email=None), None, "no e-mail address"),
         (facts.certified_mentor(hlf, TODAY - 400 * DAY), -1, "its day was 2025-02-04"),
     ):
@@ -117,9 +117,9 @@ def test_missing_reminder_has_a_reason(facts: Facts) -> None:
         (over, 31, "hlf has no threshold 31, but 60,30,14,7,1,-1"),
         (revoked, 30, "renewed or revoked"),
     ):
-        with pytest.raises(ConfigurationError) as refusal:
+        with pytest.raises(ConfigurationError) as rejection:
             preview(facts, mentor_id, threshold)
-        assert phrase in str(refusal.value)
+        assert phrase in str(rejection.value)
 
 
 @pytest.fixture

@@ -31,10 +31,10 @@ def apply_due(scene: Scene, **options: Any) -> ReviewCounts:
 
 
 def break_writes(scene: Scene, table: str, column: str, *, when: str = "true") -> None:
-    """Let the database refuse changes of a column."""
-    scene.run_sql("CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'it is broken'; END $$")
-    trigger = f"CREATE TRIGGER refuse BEFORE UPDATE OF {column} ON {table} FOR EACH ROW WHEN ({when})"
-    scene.run_sql(f"{trigger} EXECUTE FUNCTION refuse()")
+    """Let the database reject changes of a column."""
+    scene.run_sql("CREATE FUNCTION reject() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'it is broken'; END $$")
+    trigger = f"CREATE TRIGGER reject BEFORE UPDATE OF {column} ON {table} FOR EACH ROW WHEN ({when})"
+    scene.run_sql(f"{trigger} EXECUTE FUNCTION reject()")
 
 
 def due(scene: Scene) -> list[UUID]:
@@ -65,7 +65,7 @@ def test_broken_mentor_is_named_and_the_others_are_reviewed(scene: Scene) -> Non
     assert str(mentors[1]) in report.reasons[0]
     scene.night(deliver=False, organisation="nhf")
     assert scene.rows(PROBLEMS) == [(mentors[1], "RaiseException: it is broken")]
-    scene.run_sql("DROP TRIGGER refuse ON certificates")
+    scene.run_sql("DROP TRIGGER reject ON certificates")
     scene.night(deliver=False)
     assert scene.rows(PROBLEMS) == []
 

@@ -312,7 +312,7 @@ def test_more_changes_than_permitted_are_held_during_the_run(scene: Scene, monke
     assert held(report) == ["hlf: 2 mentors would be paused or hidden after 3 in the last 20 hours"]
 
 
-def test_permission_for_an_unknown_organisation_is_refused(scene: Scene) -> None:
+def test_permission_for_an_unknown_organisation_is_rejected(scene: Scene) -> None:
     with pytest.raises(ConfigurationError, match="hfl"):
         scene.night(allow=Counter(hfl=60))
 

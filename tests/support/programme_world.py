@@ -34,14 +34,14 @@ from tests.support.smtp_server import Answer, ScriptedServer, ServerFault
 
 PORTAL_STATES: Mapping[str, Behaviour] = {
     "confirms": ok(),
-    "refuses all": error(422, "dynamics_rejected"),
+    "rejects all": error(422, "dynamics_rejected"),
     "is down": error(503, "dynamics_unavailable"),
     "loses answers": cut(),
     "is misconfigured": error(500, "misconfigured"),
 }
 MAIL_ANSWERS: Mapping[str, Mapping[str, Answer]] = {
     "accepts": {},
-    "refuses": {"RCPT": b"550 5.1.1 no such user"},
+    "rejects": {"RCPT": b"550 5.1.1 no such user"},
     "defers": {"RCPT": b"450 4.2.0 later"},
     "loses the answer": {"END": ServerFault.CUT},
     "is down": {"GREETING": b"421 closing"},
@@ -149,12 +149,12 @@ class MailServer(ScriptedServer):
     def __init__(self) -> None:
         super().__init__()
         self.letters: list[Letter] = []
-        self.refused: set[str] = set()
+        self.rejected: set[str] = set()
         """Addresses that no longer exist."""
 
     def answer(self, stage: str) -> Answer:
-        if stage == "RCPT" and any(f"<{address}>" in self.commands[-1] for address in self.refused):
-            return MAIL_ANSWERS["refuses"]["RCPT"]
+        if stage == "RCPT" and any(f"<{address}>" in self.commands[-1] for address in self.rejected):
+            return MAIL_ANSWERS["rejects"]["RCPT"]
         return super().answer(stage)
 
     def end_message(self, body: bytes, *, to: str) -> Answer:
@@ -172,7 +172,7 @@ class World:
         self.owner, self._api = (
             resources.enter_context(Connection.connect(url, autocommit=True, prepare_threshold=None)) for _ in range(2)
         )
-        self.portal_state, self.refused_contacts = "confirms", set[UUID]()
+        self.portal_state, self.rejected_contacts = "confirms", set[UUID]()
         self.portal = resources.enter_context(PortalServer(self._answer, key=SECRET))
         self.mail = resources.enter_context(MailServer())
         self.has_mirror, self.folder = has_mirror, folder
@@ -281,7 +281,7 @@ class World:
             yield f"UPDATE {schema}.{table} SET {', '.join(moves)}"
 
     def _answer(self, request: PortalRequest) -> Behaviour:
-        if request.contact_id in self.refused_contacts:
+        if request.contact_id in self.rejected_contacts:
             return error(404, "contact_not_found")
         if self.portal_state == "loses answers" and request.method == "GET":
             return error(503, "dynamics_unavailable")

@@ -74,14 +74,14 @@ def _warnings(explained: Explanation) -> Iterator[str]:
     """Yield the reasons why the date of the next change is doubtful, and the held changes."""
     last, today = explained.last_run_on, explained.today
     if last is None:
-        yield "There has been no nightly run yet; the date below needs `certjob run` every night."
+        yield "There has been no nightly run yet; the date below assumes `certjob run` every night."
     elif last > today:
         yield (
-            f"A run today is refused, because the last nightly run was for {day_words(last, today)}. The date below is "
-            "right once the clock is corrected, or with --accept-date."
+            f"certjob rejects a run today, because an earlier run had the date {day_words(last, today)}. Correct the "
+            "clock or use --accept-date; then the date below is right."
         )
     elif (today - last).days > 1:
-        yield f"The last nightly run was for {day_words(last, today)}; the date below needs `certjob run` every night."
+        yield f"The last run was on {day_words(last, today)}; the date below assumes `certjob run` every night."
     for held in explained.held:
         yield f"A guard holds changes: {held}"
 

@@ -24,7 +24,7 @@ from certjob.errors import (
     NotifyError,
     OutcomeUnknownError,
     RecipientDeferredError,
-    RecipientRefusedError,
+    RecipientRejectedError,
 )
 from certjob.mail.channels.server_text import is_mailbox_full, readable
 from certjob.mail.message import OutgoingMessage, compose
@@ -187,7 +187,7 @@ class SmtpChannel:
             secrets = [*(code.decode("ascii") for code in coded), user, password]
             message, next_step = "the mail server cannot take the login now", None
             if 500 <= error.code < 600:
-                message = "the mail server refused the login"
+                message = "the mail server rejected the login"
                 next_step = "correct CERTJOB_NOTIFY_USER and CERTJOB_NOTIFY_PASSWORD"
             message = f"{message} ({error.code} {readable(error.message, secrets=secrets)})"
             raise ChannelDownError(message, next_step=next_step) from None  # the answer may contain the password
@@ -202,10 +202,10 @@ class SmtpChannel:
         if recipient.international:
             if not client.supports_extension("smtputf8"):
                 message = "the mail server takes no address with letters beyond ASCII before the @"
-                raise RecipientRefusedError(message, next_step="correct the address", code=Cause.WRONG_ADDRESS)
+                raise RecipientRejectedError(message, next_step="correct the address", code=Cause.WRONG_ADDRESS)
             options = [b"SMTPUTF8"]
         steps = (
-            # With SMTPUTF8, a refusal may be due to the recipient's letters. The next message will show it.
+            # With SMTPUTF8, a rejection may be due to the recipient's letters. The next message will show it.
             ("recipient" if options else "sender", [b"MAIL", sender, *options], range(200, 300)),
             ("recipient", [b"RCPT", f"TO:<{recipient.specification}>".encode()], range(200, 300)),
             ("message", [b"DATA"], range(354, 355)),
@@ -214,7 +214,7 @@ class SmtpChannel:
             for what, command, success in steps:
                 code, text = await wire.execute_command(*command)
                 if code not in success:
-                    raise _refusal(code, text, recipient=recipient, what=what)
+                    raise _rejection(code, text, recipient=recipient, what=what)
         return wire
 
     async def _hand_over(self, wire: SMTPProtocol, data: bytes, *, recipient: MailAddress) -> None:
@@ -224,7 +224,7 @@ class SmtpChannel:
             wire.write(_as_sent(data))
             code, text = await wire.read_response()
         if 400 <= code < 600:
-            raise _refusal(code, text, recipient=recipient, what="message")
+            raise _rejection(code, text, recipient=recipient, what="message")
         if not 200 <= code < 300:
             message = "the answer after the message was handed over is not SMTP, so it may have arrived"
             raise OutcomeUnknownError(message)
@@ -264,19 +264,19 @@ def _as_sent(data: bytes) -> bytes:
     return re.sub(rb"(?m)^\.", b"..", lines) + b".\r\n"
 
 
-def _refusal(code: int, text: str, *, recipient: MailAddress, what: str) -> NotifyError:
+def _rejection(code: int, text: str, *, recipient: MailAddress, what: str) -> NotifyError:
     """Return the error for an answer that is not a success."""
     said = f"{code} {readable(text, recipient=recipient)}"
     if code in CODES_FOR_ALL:
         return ChannelDownError(f"the mail server takes no messages ({said})")
     if what == "sender":
         next_step = "check CERTJOB_MAIL_FROM (or CERTJOB_BOUNCE_ADDRESS)"
-        return ChannelDownError(f"the mail server refused the sender ({said})", next_step=next_step)
+        return ChannelDownError(f"the mail server rejected the sender ({said})", next_step=next_step)
     if 400 <= code < 500 or (500 <= code < 600 and is_mailbox_full(f"{code} {text}")):
         return RecipientDeferredError(f"the mail server deferred the {what} ({said})")
     if 500 <= code < 600:
         why = Cause.WRONG_ADDRESS if what == "recipient" else Cause.MAIL_STOPPED
-        return RecipientRefusedError(f"the mail server refused the {what} ({said})", code=why)
+        return RecipientRejectedError(f"the mail server rejected the {what} ({said})", code=why)
     return ChannelDownError(f"the server's answer about the {what} is not SMTP", next_step="check CERTJOB_NOTIFY_URL")
 
 

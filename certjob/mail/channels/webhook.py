@@ -12,14 +12,14 @@ from certjob.errors import (
     NotifyError,
     OutcomeUnknownError,
     RecipientDeferredError,
-    RecipientRefusedError,
+    RecipientRejectedError,
 )
 from certjob.mail.channels.server_text import readable
 from certjob.mail.message import OutgoingMessage
 from certjob.outbox.http_client import SURELY_NOT_SENT, HttpClient
 from certjob.outbox.retry import parse_retry_after
 
-REFUSED_CODES = frozenset({400, 422})
+REJECTED_CODES = frozenset({400, 422})
 """The receiver rejects this message permanently."""
 
 DEFERRED_CODES = frozenset({408, 409, 425})
@@ -71,7 +71,7 @@ class WebhookChannel:
             raise OutcomeUnknownError(text) from error
         if not 200 <= answer.status_code < 300:
             asked = parse_retry_after(answer.headers.get("Retry-After"), now=datetime.now(UTC))
-            raise _refusal(answer.status_code, retry_after_seconds=asked)
+            raise _rejection(answer.status_code, retry_after_seconds=asked)
 
     async def probe(self) -> str:
         """Return the scheme; see ``Channel.probe``. Only a message can test a webhook."""
@@ -85,10 +85,10 @@ class WebhookChannel:
         self._client = None
 
 
-def _refusal(code: int, *, retry_after_seconds: float | None) -> NotifyError:
+def _rejection(code: int, *, retry_after_seconds: float | None) -> NotifyError:
     """Return the error for this status."""
-    if code in REFUSED_CODES:
-        return RecipientRefusedError(f"the webhook refused the message ({code})")
+    if code in REJECTED_CODES:
+        return RecipientRejectedError(f"the webhook rejected the message ({code})")
     if code in DEFERRED_CODES:
         return RecipientDeferredError(f"the webhook deferred the message ({code})")
     if code == 429 or (code == 503 and retry_after_seconds is not None):
@@ -98,7 +98,7 @@ def _refusal(code: int, *, retry_after_seconds: float | None) -> NotifyError:
         return OutcomeUnknownError(f"the webhook failed ({code}), so the message may have arrived")
     message, next_step = f"the webhook is not there or does not take messages ({code})", "check CERTJOB_NOTIFY_URL"
     if code in {401, 403}:
-        message, next_step = f"the webhook refused the key ({code})", "correct CERTJOB_NOTIFY_PASSWORD"
+        message, next_step = f"the webhook rejected the key ({code})", "correct CERTJOB_NOTIFY_PASSWORD"
     if 300 <= code < 400:
         message = f"the webhook redirects ({code}), which is not followed"
         next_step = "put the final address into CERTJOB_NOTIFY_URL"

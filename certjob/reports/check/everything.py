@@ -14,7 +14,7 @@ import psycopg
 
 from certjob import database
 from certjob.database import embedded
-from certjob.database.connection_errors import explain_late_refusal
+from certjob.database.connection_errors import explain_late_rejection
 from certjob.domain.explanations import number
 from certjob.errors import CertjobError, ChannelDownError, ConfigurationError, TemplateError, TransientPortalError
 from certjob.mail.channels.notify import open_channel, send_alone
@@ -100,11 +100,11 @@ def _check_database(settings: Settings) -> Generator[Finding, None, list[str] | 
         except CertjobError as error:
             yield failed_with("database", error)
         except psycopg.Error as error:
-            refusal = explain_late_refusal(error) if isinstance(error, psycopg.OperationalError) else None
+            rejection = explain_late_rejection(error) if isinstance(error, psycopg.OperationalError) else None
             said = " ".join((error.diag.message_primary or str(error)).split())
             step = "see whether another session holds a table for long, and the server's log"
             failed = fail("database", f"a query failed ({said})", next_step=step, exit_code=1)
-            yield failed_with("database", refusal) if refusal else failed
+            yield failed_with("database", rejection) if rejection else failed
     return None
 
 

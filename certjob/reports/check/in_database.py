@@ -13,7 +13,7 @@ from certjob.hours import DailyHours
 from certjob.outbox.open_work import MAIL_KINDS, read_open_work
 from certjob.reports.check.findings import Finding, fail, failed_with, ok, warn
 from certjob.review.attention import read_attention
-from certjob.review.days import refuse_earlier_date
+from certjob.review.days import reject_earlier_date
 
 OLDEST_VERSION, NEWEST_VERSION = 15, 18
 """The tested versions of PostgreSQL. Older ones lack features that certjob uses."""
@@ -131,7 +131,7 @@ def _some(names: Sequence[str]) -> str:
 def _check_last_run(connection: Connection, *, today: date, may_read_alerts: bool) -> Iterator[Finding]:
     found: list[Finding] = []
     try:
-        refuse_earlier_date(connection, today)
+        reject_earlier_date(connection, today)
     except ConfigurationError as error:
         found.append(failed_with("last run", error))
     count, latest_at = database.fetch(connection, "read_runs_in_the_future")[0]

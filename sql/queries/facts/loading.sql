@@ -42,9 +42,9 @@ SET mentor_id = m.id
 FROM mentors AS m
 WHERE l.mentor_id IS NULL AND m.organisation_id = l.organisation_id AND m.member_no = l.member_no
 
--- name: refuse_load_mentors
--- Checks that need the database. A refused mentor keeps the old contact ID, which may conflict with another mentor. The
--- caller therefore repeats the statement until it refuses none.
+-- name: reject_load_mentors
+-- Checks that need the database. A rejected mentor keeps the old contact ID, which may conflict with another mentor. The
+-- caller therefore repeats the statement until it rejects none.
 WITH contacts AS (
     SELECT l.line, nullif(coalesce(l.dynamics_contact_id, m.dynamics_contact_id),
             '00000000-0000-0000-0000-000000000000') AS contact_id,
@@ -57,7 +57,7 @@ WITH contacts AS (
     FROM pg_temp.load_mentors AS wanted
     JOIN mentors AS m ON m.dynamics_contact_id = wanted.dynamics_contact_id
     WHERE NOT EXISTS (SELECT FROM pg_temp.load_mentors AS l WHERE l.mentor_id = m.id)
-), refused AS (
+), rejected AS (
     SELECT line, 'dynamics_contact_id' AS column_name, 'another mentor has this contact ID' AS reason
     FROM (SELECT line, is_new, count(*) OVER (PARTITION BY contact_id) AS holders FROM contacts) AS held
     WHERE is_new AND holders > 1
@@ -74,9 +74,9 @@ WITH contacts AS (
     GROUP BY l.line, l.mentor_id
     HAVING count(*) + (SELECT count(*) FROM certificates AS old WHERE old.mentor_id = l.mentor_id) > 200
 ), deleted AS (
-    DELETE FROM pg_temp.load_mentors AS l USING refused WHERE l.line = refused.line
+    DELETE FROM pg_temp.load_mentors AS l USING rejected WHERE l.line = rejected.line
 )
-SELECT line, column_name, reason FROM refused
+SELECT line, column_name, reason FROM rejected
 
 -- name: list_known_kinds
 -- The kinds of the file's organisations before the load.

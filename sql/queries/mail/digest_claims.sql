@@ -18,13 +18,13 @@ SET claim_token = %(token)s,
     maybe_sent = d.maybe_sent OR d.claim_token IS NOT NULL
 WHERE d.id = ANY (%(ids)s::bigint[])
 RETURNING d.id, d.attempts, d.claim_token, d.maybe_sent,
-    d.refused_at IS NOT NULL AS was_refused,
+    d.rejected_at IS NOT NULL AS was_rejected,
     CASE
-        WHEN d.refused_at IS NULL THEN false
+        WHEN d.rejected_at IS NULL THEN false
         ELSE EXISTS (
-            SELECT FROM cert_notification_log AS s WHERE s.status = 'sent' AND s.sent_at > d.refused_at
+            SELECT FROM cert_notification_log AS s WHERE s.status = 'sent' AND s.sent_at > d.rejected_at
         ) OR EXISTS (
-            SELECT FROM coordinator_digests AS s WHERE s.status = 'sent' AND s.sent_at > d.refused_at
+            SELECT FROM coordinator_digests AS s WHERE s.status = 'sent' AND s.sent_at > d.rejected_at
         )
     END AS delivered_since
 
@@ -106,8 +106,8 @@ SET status = %(status)s,
 WHERE d.id = %(id)s AND d.claim_token = %(token)s
 RETURNING true AS unchanged
 
--- name: reopen_refused_digests
--- Many refusals in a row are due to the server.
+-- name: reopen_rejected_digests
+-- Many rejections in a row are due to the server.
 UPDATE coordinator_digests
-SET status = 'pending', next_attempt_at = now() + make_interval(secs => %(delay_seconds)s), refused_at = now()
+SET status = 'pending', next_attempt_at = now() + make_interval(secs => %(delay_seconds)s), rejected_at = now()
 WHERE id = %(id)s AND status = 'failed'

@@ -1,5 +1,5 @@
 -- name: lock_due_reminders
--- Untried reminders first, then the oldest, because repeated refusals must not delay the others. If a threshold is reached
+-- Untried reminders first, then the oldest, because repeated rejections must not delay the others. If a threshold is reached
 -- tomorrow, a run of tomorrow has queued the reminder, and sends it.
 WITH untried AS MATERIALIZED (
     SELECT id
@@ -34,13 +34,13 @@ SET claim_token = %(token)s,
     maybe_sent = l.maybe_sent OR l.claim_token IS NOT NULL
 WHERE l.id = ANY (%(ids)b::bigint[])
 RETURNING l.id, l.mentor_id, l.threshold_days, l.expires_on, l.attempts, l.claim_token, l.maybe_sent,
-    l.refused_at IS NOT NULL AS was_refused,
+    l.rejected_at IS NOT NULL AS was_rejected,
     CASE
-        WHEN l.refused_at IS NULL THEN false
+        WHEN l.rejected_at IS NULL THEN false
         ELSE EXISTS (
-            SELECT FROM cert_notification_log AS s WHERE s.status = 'sent' AND s.sent_at > l.refused_at
+            SELECT FROM cert_notification_log AS s WHERE s.status = 'sent' AND s.sent_at > l.rejected_at
         ) OR EXISTS (
-            SELECT FROM coordinator_digests AS s WHERE s.status = 'sent' AND s.sent_at > l.refused_at
+            SELECT FROM coordinator_digests AS s WHERE s.status = 'sent' AND s.sent_at > l.rejected_at
         )
     END AS delivered_since
 
@@ -88,10 +88,10 @@ SET status = %(status)s,
 WHERE l.id = %(id)s AND l.claim_token = %(token)s
 RETURNING true AS unchanged
 
--- name: reopen_refused_reminders
--- Many refusals in a row are due to the server. The reminders are retried after the others.
+-- name: reopen_rejected_reminders
+-- Many rejections in a row are due to the server. The reminders are retried after the others.
 UPDATE cert_notification_log
-SET status = 'pending', next_attempt_at = now() + make_interval(secs => %(delay_seconds)s), refused_at = now()
+SET status = 'pending', next_attempt_at = now() + make_interval(secs => %(delay_seconds)s), rejected_at = now()
 WHERE id = %(id)s AND status = 'failed'
 
 -- name: review_mentor

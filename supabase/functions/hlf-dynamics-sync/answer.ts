@@ -1,6 +1,6 @@
 /** The answers of the contract, with their headers. */
 
-import type { Refusal } from "./refusal.ts";
+import type { Rejection } from "./rejection.ts";
 
 /** Return a success. */
 export function success(content: Record<string, unknown>, correlationId: string): Response {
@@ -8,12 +8,12 @@ export function success(content: Record<string, unknown>, correlationId: string)
 }
 
 /** Return the error envelope. */
-export function refused(refusal: Refusal, correlationId: string): Response {
+export function rejected(rejection: Rejection, correlationId: string): Response {
   const headers: Record<string, string> = { "X-Correlation-Id": correlationId };
-  if (refusal.retryAfterSeconds !== undefined) headers["Retry-After"] = String(refusal.retryAfterSeconds);
-  if (refusal.code === "unauthorized") headers["WWW-Authenticate"] = "Bearer";
-  if (refusal.code === "method_not_allowed") headers["Allow"] = "GET, POST";
-  return json(refusal.status, { error: { code: refusal.code, message: refusal.message } }, headers);
+  if (rejection.retryAfterSeconds !== undefined) headers["Retry-After"] = String(rejection.retryAfterSeconds);
+  if (rejection.code === "unauthorized") headers["WWW-Authenticate"] = "Bearer";
+  if (rejection.code === "method_not_allowed") headers["Allow"] = "GET, POST";
+  return json(rejection.status, { error: { code: rejection.code, message: rejection.message } }, headers);
 }
 
 function json(status: number, content: Record<string, unknown>, headers: Record<string, string>): Response {

@@ -1,7 +1,7 @@
 /**
  * The two calls to Dataverse: change a contact's visibility, and read a page of the visible contacts.
  *
- *     Dataverse's answer to a change                           refusal
+ *     Dataverse's answer to a change                           rejection
  *     200 with the contact                                     none
  *     401                                                      a new token, once; then misconfigured
  *     404 "does not exist"                                     contact_not_found
@@ -25,7 +25,7 @@ import { columns, noContacts, readContactId, readVisibleUntil } from "./contact.
 import { misconfigured, readError } from "./dataverse_error.ts";
 import { judgePage, type Page, pageUrl } from "./page.ts";
 import type { Push } from "./push.ts";
-import { Refusal } from "./refusal.ts";
+import { Rejection } from "./rejection.ts";
 import { withRepeats } from "./retry.ts";
 import type { Deadline, Limits, Runtime } from "./runtime.ts";
 import type { TokenSource } from "./token.ts";
@@ -53,7 +53,7 @@ export class Dataverse {
     private readonly limits: Limits,
   ) {}
 
-  /** Show or hide the contact; return the values that Dataverse has stored. Raises Refusal. */
+  /** Show or hide the contact; return the values that Dataverse has stored. Raises Rejection. */
   async setVisible(push: Push, deadline: Deadline, caller: AbortSignal): Promise<Push> {
     const { dynamicsUrl, visibilityField, visibleUntilField } = this.services;
     const select = columns(visibilityField, visibleUntilField);
@@ -74,7 +74,7 @@ export class Dataverse {
     }, (answer) => judge(answer, push.contactId, this.services));
   }
 
-  /** Return a page of the visible contacts; `after` is the cursor of the previous page. Raises Refusal. */
+  /** Return a page of the visible contacts; `after` is the cursor of the previous page. Raises Rejection. */
   async readVisible(after: string | null, deadline: Deadline, caller: AbortSignal): Promise<Page> {
     const url = pageUrl(this.services, after);
     const headers = { "Prefer": "odata.maxpagesize=5000" };
@@ -86,7 +86,7 @@ export class Dataverse {
     );
   }
 
-  /** Send with a token, once more with a new one if Dataverse refuses it, and retry repeatable errors. */
+  /** Send with a token, once more with a new one if Dataverse rejects it, and retry repeatable errors. */
   async #ask<T>(
     deadline: Deadline,
     caller: AbortSignal,
@@ -135,10 +135,10 @@ export class Dataverse {
 
 /** Raise if the caller has disconnected, because it may have sent a newer value since. */
 function checkThere(caller: AbortSignal): void {
-  if (caller.aborted) throw new Refusal("request_timeout", "the caller has gone");
+  if (caller.aborted) throw new Rejection("request_timeout", "the caller has gone");
 }
 
-/** Return the stored values of a success. Raises the Refusal of the table at the top. */
+/** Return the stored values of a success. Raises the Rejection of the table at the top. */
 function judge(answer: Answer, contactId: string, services: Services): Push {
   const { status, retryAfterSeconds } = answer;
   if (status === 200) return readStored(answer, contactId, services);
@@ -150,10 +150,10 @@ function judge(answer: Answer, contactId: string, services: Services): Push {
     throw unavailable(`Dataverse does not work (${said})`, { upstream, retryAfterSeconds, repeatable: true });
   }
   if (status === 404 && isOurs && isAboutContact(code, message, contactId)) {
-    throw new Refusal("contact_not_found", "Dynamics has no contact with this id", { upstream });
+    throw new Rejection("contact_not_found", "Dynamics has no contact with this id", { upstream });
   }
   if (code === PLUGIN_ABORTED) {
-    throw rejected(`a plug-in or workflow in Dynamics refused this contact (${said})`, upstream);
+    throw rejected(`a plug-in or workflow in Dynamics rejected this contact (${said})`, upstream);
   }
   if (status === 404 && code === OBJECT_DOES_NOT_EXIST) {
     throw rejected(`something that belongs to this contact is missing in Dynamics (${said})`, upstream);
@@ -163,7 +163,7 @@ function judge(answer: Answer, contactId: string, services: Services): Push {
   }
   if (status === 403) throw misconfigured(`the application user may not write contacts (${said})`, upstream);
   if (status === 400 && isOurs) {
-    throw rejected(`Dynamics refused the change of this contact (${said})`, upstream);
+    throw rejected(`Dynamics rejected the change of this contact (${said})`, upstream);
   }
   if (status < 400 || status === 400 || status === 404) {
     throw misconfigured(`what answers is not Dataverse's contacts (${said}); check DYNAMICS_URL`, upstream);
@@ -190,12 +190,12 @@ function isAboutContact(code: string, message: string, contactId: string): boole
   return code === "" && text.includes(contactId) && text.includes("does not exist");
 }
 
-function rejected(message: string, upstream: string): Refusal {
-  return new Refusal("dynamics_rejected", message, { upstream });
+function rejected(message: string, upstream: string): Rejection {
+  return new Rejection("dynamics_rejected", message, { upstream });
 }
 
-function unknown(message: string, upstream: string, retryAfterSeconds?: number): Refusal {
-  return new Refusal("outcome_unknown", `${message}; it may be done, or be done later`, {
+function unknown(message: string, upstream: string, retryAfterSeconds?: number): Rejection {
+  return new Rejection("outcome_unknown", `${message}; it may be done, or be done later`, {
     upstream,
     retryAfterSeconds,
   });
@@ -204,6 +204,6 @@ function unknown(message: string, upstream: string, retryAfterSeconds?: number):
 function unavailable(
   message: string,
   details: { upstream: string; retryAfterSeconds?: number | undefined; repeatable?: boolean },
-): Refusal {
-  return new Refusal("dynamics_unavailable", message, details);
+): Rejection {
+  return new Rejection("dynamics_unavailable", message, details);
 }

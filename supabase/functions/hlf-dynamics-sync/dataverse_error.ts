@@ -1,6 +1,6 @@
 /** Read an error of Dataverse, for both calls. */
 
-import { Refusal } from "./refusal.ts";
+import { Rejection } from "./rejection.ts";
 import { type Answer, isObject } from "./upstream.ts";
 
 const USUAL_RETRY_AFTER_SECONDS = 10;
@@ -26,7 +26,7 @@ export interface DataverseError {
   readonly upstream: string;
 }
 
-/** Return the parts of the error. Raises Refusal for an error that affects every contact in both calls. */
+/** Return the parts of the error. Raises Rejection for an error that affects every contact in both calls. */
 export function readError(answer: Answer): DataverseError {
   const { status, content } = answer;
   const error = isObject(content?.error) && typeof content.error.code === "string" ? content.error : undefined;
@@ -36,7 +36,7 @@ export function readError(answer: Answer): DataverseError {
   const upstream = `dataverse ${said}`;
   if (status === 429) {
     const retryAfterSeconds = answer.retryAfterSeconds ?? USUAL_RETRY_AFTER_SECONDS;
-    throw new Refusal("throttled", "Dataverse asks to wait", { retryAfterSeconds, upstream });
+    throw new Rejection("throttled", "Dataverse asks to wait", { retryAfterSeconds, upstream });
   }
   if (status === 401) {
     throw misconfigured(`Dataverse does not take the token (${said}); is the application user there?`, upstream);
@@ -55,6 +55,6 @@ function isAboutPayload(code: string, message: string): boolean {
   return WRONG_FOR_ALL.has(code) || (SAYS_NOTHING.has(code) && WRONG_FOR_ALL_IN_WORDS.test(message));
 }
 
-export function misconfigured(message: string, upstream: string): Refusal {
-  return new Refusal("misconfigured", message, { upstream });
+export function misconfigured(message: string, upstream: string): Rejection {
+  return new Rejection("misconfigured", message, { upstream });
 }

@@ -1,13 +1,13 @@
 /** Handle one request: check key, method and settings, read the request, call Dataverse, answer, write the log line. */
 
-import { refused, success } from "./answer.ts";
+import { rejected, success } from "./answer.ts";
 import type { Config } from "./config.ts";
 import { Dataverse } from "./dataverse.ts";
 import { isAuthorized } from "./key.ts";
 import { logProblems, originOf, RequestLog } from "./log.ts";
 import { readCursor } from "./page.ts";
 import { readPush } from "./push.ts";
-import { Refusal } from "./refusal.ts";
+import { Rejection } from "./rejection.ts";
 import { Deadline, LIMITS, type Limits, RUNTIME, type Runtime } from "./runtime.ts";
 import { TokenSource } from "./token.ts";
 
@@ -25,11 +25,11 @@ export function makeHandler(config: Config, runtime: Runtime = RUNTIME, limits: 
   const dataverse = services && new Dataverse(services, new TokenSource(services, runtime, limits), runtime, limits);
 
   async function work(request: Request, deadline: Deadline): Promise<Record<string, unknown>> {
-    if (!await isAuthorized(request, config.keys)) throw new Refusal("unauthorized", "the key is missing or wrong");
+    if (!await isAuthorized(request, config.keys)) throw new Rejection("unauthorized", "the key is missing or wrong");
     if (request.method !== "GET" && request.method !== "POST") {
-      throw new Refusal("method_not_allowed", "POST a value, or GET to look what is visible");
+      throw new Rejection("method_not_allowed", "POST a value, or GET to look what is visible");
     }
-    if (dataverse === null) throw new Refusal("misconfigured", problems.join("; "));
+    if (dataverse === null) throw new Rejection("misconfigured", problems.join("; "));
     if (request.method === "GET") {
       const query = new URL(request.url).searchParams;
       if (query.size === 0) return { ok: true, ...settings };
@@ -44,7 +44,7 @@ export function makeHandler(config: Config, runtime: Runtime = RUNTIME, limits: 
     const correlationId = crypto.randomUUID();
     const beganAt = runtime.now();
     let response: Response;
-    let refusal: Refusal | undefined;
+    let rejection: Rejection | undefined;
     let origin: string | undefined;
     let listed: number | undefined;
     try {
@@ -52,15 +52,15 @@ export function makeHandler(config: Config, runtime: Runtime = RUNTIME, limits: 
       if (Array.isArray(content.contacts)) listed = content.contacts.length;
       response = success(content, correlationId);
     } catch (error) {
-      if (error instanceof Refusal) refusal = error;
+      if (error instanceof Rejection) rejection = error;
       else {
-        refusal = new Refusal("internal_error", "the function failed; its log has the place");
+        rejection = new Rejection("internal_error", "the function failed; its log has the place");
         origin = originOf(error);
       }
-      response = refused(refusal, correlationId);
+      response = rejected(rejection, correlationId);
     }
     const milliseconds = runtime.now() - beganAt;
-    log.write({ correlationId, request, status: response.status, refusal, milliseconds, listed, origin });
+    log.write({ correlationId, request, status: response.status, rejection, milliseconds, listed, origin });
     return response;
   };
 }

@@ -1,6 +1,6 @@
 /** Log one line of JSON for each request with the key: enough to find the request, and no data about a person. */
 
-import type { Refusal } from "./refusal.ts";
+import type { Rejection } from "./rejection.ts";
 import type { Runtime } from "./runtime.ts";
 
 const KNOWN_METHODS = new Set(["GET", "POST", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS"]);
@@ -12,7 +12,7 @@ export interface Outcome {
   readonly correlationId: string;
   readonly request: Request;
   readonly status: number;
-  readonly refusal: Refusal | undefined;
+  readonly rejection: Rejection | undefined;
   readonly milliseconds: number;
   /** The number of contacts in the answer; undefined for any other answer. */
   readonly listed: number | undefined;
@@ -48,8 +48,8 @@ export class RequestLog {
       idempotency_key: idempotencyKey(outcome),
       method: KNOWN_METHODS.has(outcome.request.method) ? outcome.request.method : "other",
       status: outcome.status,
-      code: outcome.refusal?.code,
-      upstream: outcome.refusal?.upstream,
+      code: outcome.rejection?.code,
+      upstream: outcome.rejection?.upstream,
       origin: outcome.origin,
       listed: outcome.listed,
       milliseconds: Math.round(outcome.milliseconds),

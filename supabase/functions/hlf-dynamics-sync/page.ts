@@ -1,7 +1,7 @@
 /**
  * Read a page of the contacts that the portal shows.
  *
- *     Dataverse's answer                                       refusal
+ *     Dataverse's answer                                       rejection
  *     200 with contacts                                        none
  *     429                                                      throttled, with its Retry-After
  *     400 to a cursor, unless it is about the column           invalid_request
@@ -16,7 +16,7 @@
 import type { Services } from "./config.ts";
 import { columns, noContacts, readContactId, readVisibleUntil } from "./contact.ts";
 import { misconfigured, readError } from "./dataverse_error.ts";
-import { Refusal } from "./refusal.ts";
+import { Rejection } from "./rejection.ts";
 import type { Answer } from "./upstream.ts";
 
 const LONGEST_CURSOR = 4096;
@@ -29,12 +29,12 @@ export interface Page {
   readonly next: string | null;
 }
 
-/** Return the cursor of a request; null for the first page. Raises Refusal if the function did not make it. */
+/** Return the cursor of a request; null for the first page. Raises Rejection if the function did not make it. */
 export function readCursor(query: URLSearchParams): string | null {
   const names = [...query.keys()];
   const isKnown = names.every((name) => name === "visible" || name === "after") && new Set(names).size === names.length;
   if (!isKnown || query.get("visible") !== "true") {
-    throw new Refusal("invalid_request", "expected ?visible=true, and &after=<cursor> of the page before");
+    throw new Rejection("invalid_request", "expected ?visible=true, and &after=<cursor> of the page before");
   }
   const cursor = query.get("after");
   if (cursor !== null) skipToken(cursor);
@@ -49,23 +49,23 @@ export function pageUrl(services: Services, after: string | null): string {
   return after === null ? url : `${url}&$skiptoken=${skipToken(after)}`;
 }
 
-/** Return the page. Raises the Refusal of the table at the top. */
+/** Return the page. Raises the Rejection of the table at the top. */
 export function judgePage(answer: Answer, after: string | null, services: Services): Page {
   const { status, content } = answer;
   if (status === 200) return readPage(content, services);
   const { said, upstream } = readError(answer);
   if (status === 403) throw misconfigured(`the application user may not read contacts (${said})`, upstream);
   if (status === 400 && after !== null) {
-    throw new Refusal("invalid_request", `Dataverse does not take this cursor (${said}); begin anew`, { upstream });
+    throw new Rejection("invalid_request", `Dataverse does not take this cursor (${said}); begin anew`, { upstream });
   }
   if (status === 400) {
-    throw misconfigured(`Dataverse refused to list contacts (${said}); check the names of the columns`, upstream);
+    throw misconfigured(`Dataverse did not list the contacts (${said}); check the names of the columns`, upstream);
   }
   if (status < 400 || status === 404) {
     throw misconfigured(`what answers is not Dataverse's contacts (${said}); check DYNAMICS_URL`, upstream);
   }
   const details = { upstream, retryAfterSeconds: answer.retryAfterSeconds, repeatable: true };
-  throw new Refusal("dynamics_unavailable", `Dataverse could not list contacts (${said})`, details);
+  throw new Rejection("dynamics_unavailable", `Dataverse could not list contacts (${said})`, details);
 }
 
 function readPage(content: Record<string, unknown> | undefined, services: Services): Page {
@@ -97,7 +97,7 @@ function skipToken(cursor: string): string {
     const token = atob(cursor.replaceAll("-", "+").replaceAll("_", "/"));
     if (/^[\x21-\x7e]+$/.test(token) && !/[&#]/.test(token)) return token;
   }
-  throw new Refusal("invalid_request", "after is not a cursor of this function");
+  throw new Rejection("invalid_request", "after is not a cursor of this function");
 }
 
 function decoded(text: string): string {

@@ -1,7 +1,7 @@
 /** Read the body of a POST, and validate it. */
 
 import { readText } from "./body.ts";
-import { Refusal } from "./refusal.ts";
+import { Rejection } from "./rejection.ts";
 import { parseObject } from "./upstream.ts";
 
 const LONGEST_BODY_BYTES = 10_000;
@@ -17,20 +17,20 @@ export interface Push {
   readonly visibleUntil: string | null;
 }
 
-/** Read a POST's body. Raises Refusal: invalid_request, too_large or request_timeout. */
+/** Read a POST's body. Raises Rejection: invalid_request, too_large or request_timeout. */
 export async function readPush(request: Request, milliseconds: number): Promise<Push> {
   const type = request.headers.get("Content-Type")?.split(";")[0]?.trim().toLowerCase();
-  if (type !== "application/json") throw new Refusal("invalid_request", "Content-Type must be application/json");
+  if (type !== "application/json") throw new Rejection("invalid_request", "Content-Type must be application/json");
   const { text, isCut } = await readBody(request, milliseconds);
-  if (isCut) throw new Refusal("too_large", `at most ${LONGEST_BODY_BYTES} bytes`);
+  if (isCut) throw new Rejection("too_large", `at most ${LONGEST_BODY_BYTES} bytes`);
   const content = parseObject(text);
   const contactId = typeof content?.contact_id === "string" ? content.contact_id.toLowerCase() : "";
   const visible = content?.visible;
   const visibleUntil = content?.visible_until;
-  if (!UUID.test(contactId)) throw new Refusal("invalid_request", "contact_id is not a UUID");
+  if (!UUID.test(contactId)) throw new Rejection("invalid_request", "contact_id is not a UUID");
   if (visible === true && isDay(visibleUntil)) return { contactId, visible, visibleUntil };
   if (visible === false && visibleUntil === null) return { contactId, visible, visibleUntil };
-  throw new Refusal(
+  throw new Rejection(
     "invalid_request",
     'expected "visible": true and "visible_until": "2027-03-10" (a day up to 2099), or false and null',
   );
@@ -48,6 +48,6 @@ async function readBody(request: Request, milliseconds: number): Promise<{ text:
     return await readText(request.body, { bytes: LONGEST_BODY_BYTES, signal: AbortSignal.timeout(milliseconds) });
   } catch {
     // Not invalid_request, because certjob would block the mentor although the network failed.
-    throw new Refusal("request_timeout", "the body did not arrive");
+    throw new Rejection("request_timeout", "the body did not arrive");
   }
 }

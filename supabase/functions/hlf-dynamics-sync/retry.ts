@@ -1,6 +1,6 @@
 /** Retry calls after temporary errors. */
 
-import { Refusal } from "./refusal.ts";
+import { Rejection } from "./rejection.ts";
 import type { Deadline, Runtime } from "./runtime.ts";
 
 const FIRST_WAIT_MILLISECONDS = 250;
@@ -16,13 +16,13 @@ export interface Repeats {
   caller?: AbortSignal;
 }
 
-/** Make the call, and retry it after repeatable Refusals. Raises the last Refusal. */
+/** Make the call, and retry it after repeatable Rejections. Raises the last Rejection. */
 export async function withRepeats<T>(call: () => Promise<T>, repeats: Repeats): Promise<T> {
   for (let number = 1;; number++) {
     try {
       return await call();
     } catch (error) {
-      if (!(error instanceof Refusal) || !error.repeatable || number > repeats.most) throw error;
+      if (!(error instanceof Rejection) || !error.repeatable || number > repeats.most) throw error;
       const wait = waitMilliseconds(number, error.retryAfterSeconds);
       if (wait + SHORTEST_CALL_MILLISECONDS > repeats.deadline.left) throw error;
       await repeats.runtime.sleep(wait);

@@ -1,7 +1,7 @@
 /**
  * Get the token for Dataverse from Entra (client credentials). Requests share it while it is valid.
  *
- *     Entra's answer                                   refusal
+ *     Entra's answer                                   rejection
  *     200 with a token                                 none
  *     no connection, 5xx                               repeated once; then token_unavailable
  *     429, 408, temporarily_unavailable, no answer     token_unavailable
@@ -12,7 +12,7 @@
  */
 
 import type { Services } from "./config.ts";
-import { Refusal } from "./refusal.ts";
+import { Rejection } from "./rejection.ts";
 import { withRepeats } from "./retry.ts";
 import { Deadline, type Limits, type Runtime } from "./runtime.ts";
 import { type Answer, call, Unreachable } from "./upstream.ts";
@@ -55,12 +55,12 @@ export class TokenSource {
   ) {}
 
   /**
-   * Return a valid token that is not the `refused` one. Raises Refusal.
+   * Return a valid token that is not the `rejected` one. Raises Rejection.
    *
    * All requests that need a new token wait for the same answer, each until its own deadline.
    */
-  async get(deadline: Deadline, refused?: string): Promise<string> {
-    const last = this.#token?.value === refused ? undefined : this.#token;
+  async get(deadline: Deadline, rejected?: string): Promise<string> {
+    const last = this.#token?.value === rejected ? undefined : this.#token;
     return last && this.runtime.now() < last.freshUntil ? last.value : await this.#renew(deadline);
   }
 
@@ -81,7 +81,7 @@ export class TokenSource {
       this.#hold = undefined;
       return this.#token.value;
     } catch (error) {
-      if (!(error instanceof Refusal) || error.code !== "token_unavailable") throw error;
+      if (!(error instanceof Rejection) || error.code !== "token_unavailable") throw error;
       // More calls would prolong throttling, and an outage would cost each caller seconds.
       const seconds = error.retryAfterSeconds ?? USUAL_RETRY_AFTER_SECONDS;
       this.#hold = { until: this.runtime.now() + seconds * 1000, upstream: error.upstream };
@@ -109,7 +109,7 @@ export class TokenSource {
   }
 }
 
-/** Return the token of an answer. Raises the Refusal of the table at the top. */
+/** Return the token of an answer. Raises the Rejection of the table at the top. */
 function read(answer: Answer, askedAt: number): Token {
   const { status, content } = answer;
   const value = content?.access_token;
@@ -126,7 +126,7 @@ function read(answer: Answer, askedAt: number): Token {
   }
   const hint = HINTS[number ?? 0] ?? "check AZURE_TENANT_ID, AZURE_CLIENT_ID, AZURE_CLIENT_SECRET and AZURE_AUTHORITY";
   const what = number === undefined ? `${status}` : `${status} AADSTS${number}`;
-  throw new Refusal("misconfigured", `Entra gives no token (${what}); ${hint}`, { upstream });
+  throw new Rejection("misconfigured", `Entra gives no token (${what}); ${hint}`, { upstream });
 }
 
 /** Return `expires_in` in seconds, or NaN. Some versions of Entra send a string. */
@@ -142,8 +142,8 @@ function firstNumber(codes: unknown): number | undefined {
 
 function unavailable(
   details: { upstream: string | undefined; retryAfterSeconds?: number | undefined; repeatable?: boolean },
-): Refusal {
-  return new Refusal("token_unavailable", "Entra gives no token right now", details);
+): Rejection {
+  return new Rejection("token_unavailable", "Entra gives no token right now", details);
 }
 
 /** Wait for the shared request until this request's own deadline. */

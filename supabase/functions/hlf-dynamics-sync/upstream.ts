@@ -4,7 +4,7 @@ import { readText } from "./body.ts";
 
 const LONGEST_ANSWER_BYTES = 65_536;
 const LONGEST_RETRY_AFTER_SECONDS = 86_400;
-/** Deno's error without a connection (DNS, refusal, TLS). After other errors, the request may have been sent. */
+/** Deno's error without a connection (DNS, rejection, TLS). After other errors, the request may have been sent. */
 const NOT_CONNECTED = /client error \(Connect\)/;
 
 export interface Answer {

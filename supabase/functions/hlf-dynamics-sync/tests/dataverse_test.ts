@@ -88,14 +88,21 @@ for (
     ["an address without contacts", dataverseError(404, "0x8006088a"), 500, "misconfigured", null, 1],
     ["a page that was not found", says(404, "<html>"), 500, "misconfigured", null, 1],
     ["no page at all", says(404), 500, "misconfigured", null, 1],
-    ["a value that a rule refuses", dataverseError(400, "0x80040203"), 422, "dynamics_rejected", null, 1],
+    ["a value that a rule rejects", dataverseError(400, "0x80040203"), 422, "dynamics_rejected", null, 1],
     ["a plug-in that says no", dataverseError(400, "0x80040265"), 422, "dynamics_rejected", null, 1],
     ["a plug-in that says no with 403", dataverseError(403, "0x80040265"), 422, "dynamics_rejected", null, 1],
     ["a plug-in that says no with 500", dataverseError(500, "0x80040265"), 422, "dynamics_rejected", null, 1],
     ["a column that is not there", dataverseError(400, "0x80048d19"), 500, "misconfigured", null, 1],
     ["the same without a code", dataverseError(400, "0x0", unknownColumn), 500, "misconfigured", null, 1],
     ["the same in older words", dataverseError(400, "", badPayload), 500, "misconfigured", null, 1],
-    ["a refusal without a code", dataverseError(400, "", "This contact is locked"), 422, "dynamics_rejected", null, 1],
+    [
+      "a rejection without a code",
+      dataverseError(400, "", "This contact is locked"),
+      422,
+      "dynamics_rejected",
+      null,
+      1,
+    ],
     ["a gateway's 400", says(400, "<html>"), 500, "misconfigured", null, 1],
     ["no right to write", dataverseError(403, "0x80040220"), 500, "misconfigured", null, 1],
     ["no right to this one contact", dataverseError(403, "0x80048306"), 422, "dynamics_rejected", null, 1],
@@ -231,7 +238,7 @@ Deno.test("slow services and a new token take at most the deadline", async () =>
   assert.ok(took < 4000, `${took} ms`); // without a deadline it would be 5300
 });
 
-Deno.test("a Dataverse that refuses connections is unavailable", async () => {
+Deno.test("a Dataverse that rejects connections is unavailable", async () => {
   using nowhere = await Nowhere.find();
   await using stage = new Stage({ DYNAMICS_URL: nowhere.url });
 

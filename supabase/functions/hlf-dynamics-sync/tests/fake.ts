@@ -52,7 +52,7 @@ export class Fake implements AsyncDisposable {
   }
 }
 
-/** A port that refuses connections and that no other process can take, because an open connection uses it. */
+/** A port that rejects connections and that no other process can take, because an open connection uses it. */
 export class Nowhere implements Disposable {
   private constructor(readonly listener: Deno.TcpListener, readonly connection: Deno.TcpConn) {}
 

@@ -205,7 +205,7 @@ for (
     ["too many requests, without a time", says(429), 429, "throttled", "10", 1],
     ["a column that is not there", dataverseError(400, "0x80060888", unknownColumn), 500, "misconfigured", null, 1],
     ["the same without a code", dataverseError(400, "", unknownColumn), 500, "misconfigured", null, 1],
-    ["a filter that is refused", dataverseError(400, "0x80040203"), 500, "misconfigured", null, 1],
+    ["a filter that is rejected", dataverseError(400, "0x80040203"), 500, "misconfigured", null, 1],
     ["no right to read", dataverseError(403, "0x80040220"), 500, "misconfigured", null, 1],
     ["an address without contacts", says(404), 500, "misconfigured", null, 1],
     ["a redirect", says(302, "", { Location: "http://127.0.0.1:9/" }), 500, "misconfigured", null, 1],

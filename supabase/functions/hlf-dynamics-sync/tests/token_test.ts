@@ -75,8 +75,8 @@ Deno.test("fifty requests with a rejected token cause one token request", async 
   await using stage = new Stage();
   await stage.push();
   stage.dataverse.otherwise = (request, signal) => {
-    const isRefused = request.headers.get("Authorization")?.endsWith("-1");
-    return isRefused ? new Response(null, { status: 401 }) : stores(request, signal);
+    const isRejected = request.headers.get("Authorization")?.endsWith("-1");
+    return isRejected ? new Response(null, { status: 401 }) : stores(request, signal);
   };
 
   const answers = await Promise.all(Array.from({ length: 50 }, () => stage.push()));
@@ -161,7 +161,7 @@ Deno.test("a connection that Entra closed is retried at once", async () => {
   assert.equal(stage.clock.sleeps.length, 1);
 });
 
-Deno.test("an Entra that refuses connections is token_unavailable", async () => {
+Deno.test("an Entra that rejects connections is token_unavailable", async () => {
   using nowhere = await Nowhere.find();
   await using stage = new Stage({ AZURE_AUTHORITY: nowhere.url });
 
@@ -199,7 +199,7 @@ for (
 
 for (
   const [what, behaviour, code, calls] of [
-    ["refuses", entraError(401, "invalid_client", 7000222), "misconfigured", 1],
+    ["rejects", entraError(401, "invalid_client", 7000222), "misconfigured", 1],
     ["throttles", says(429, {}, { "Retry-After": "60" }), "token_unavailable", 1],
     ["is down", says(503), "token_unavailable", 2],
   ] as [string, Behaviour, string, number][]

@@ -27,9 +27,9 @@ interface Details {
   repeatable?: boolean;
 }
 
-/** Every failure becomes a Refusal. The caller gets the message, so it has no secret and no personal data. */
-export class Refusal extends Error {
-  override readonly name = "Refusal";
+/** Every failure becomes a Rejection. The caller gets the message, so it has no secret and no personal data. */
+export class Rejection extends Error {
+  override readonly name = "Rejection";
   readonly status: number;
   readonly retryAfterSeconds: number | undefined;
   readonly upstream: string | undefined;
