@@ -157,7 +157,7 @@ def _of_the_database(error: "psycopg.Error") -> CertjobError:
     from certjob.database.connection_errors import explain_late_rejection
 
     cause = without_people(error.diag.message_primary or str(error))
-    step = "what was committed is kept, run it again"
+    step = "committed work is kept; run it again"
     if isinstance(error, psycopg.errors.InsufficientPrivilege):
         right = "grant it or use another user"
         return ConfigurationError(f"the database user lacks a right: {cause}", next_step=right)

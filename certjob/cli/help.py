@@ -6,7 +6,7 @@ from typing import Any, Final
 from typer.core import TyperCommand, TyperGroup
 
 EVERY_NIGHT: Final = "Every night"
-LOOKING: Final = "Looking"
+REPORTS: Final = "Reports"
 DATA: Final = "Data"
 SETTING_UP: Final = "Setting up"
 

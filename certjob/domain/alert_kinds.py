@@ -38,7 +38,7 @@ class KindWords:
     """The section of a coordinator's digest, or None if only an operator can act."""
 
 
-_NOT_SENT: Final = "It was not sent: the mail server does not accept it, or `certjob deliver` does not run."
+_NOT_SENT: Final = "They were not sent: the mail server does not accept it, or `certjob deliver` does not run."
 
 WORDS: Final[Mapping[Kind, KindWords]] = {
     Kind.NO_FULL_RUN: KindWords(
@@ -48,8 +48,8 @@ WORDS: Final[Mapping[Kind, KindWords]] = {
         section="not_run",
     ),
     Kind.HELD: KindWords(
-        one="guard holds changes",
-        many="guards hold changes",
+        one="guard holds changes back",
+        many="guards hold changes back",
         meaning="certjob does not make these changes until someone decides.",
         section="held",
     ),
@@ -90,7 +90,7 @@ WORDS: Final[Mapping[Kind, KindWords]] = {
     Kind.MAY_BE_HIDDEN: KindWords(
         one="mentor may still be hidden on the portal",
         many="mentors may still be hidden on the portal",
-        meaning="{mentors} may meet people again, but the portal has not confirmed that it shows them.",
+        meaning="{mentors} should be visible, but the portal has not confirmed that it shows them.",
         section="hidden",
     ),
     Kind.FAILED_REMINDERS: KindWords(

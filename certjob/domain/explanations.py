@@ -1,4 +1,4 @@
-"""Explain the rules in words: the status of a certificate, the kinds that a mentor holds, and coming changes."""
+"""Explain the rules in words: the status of a certificate, the kinds that a mentor has had, and coming changes."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -50,15 +50,15 @@ def why_status(certificate: Certificate, mentor: Mentor, today: date, *, revoked
             return f"it begins on {day_words(first_day, today)}, {distance_words(first_day, today)}"
         case Status.RENEWED:
             later = _span(rules.replacement(certificate, mentor, today), today)
-            return f"the later one of its kind{later} counts instead"
+            return f"it was replaced by a later certificate{later}"
         case Status.EXPIRED:
             return f"its last day was {last_day}"
     thresholds = mentor.organisation.reminder_thresholds
     if not thresholds:
         slug = mentor.organisation.slug
         return f"its last day is {last_day}; {slug} has no reminder thresholds, so no certificate counts as expiring"
-    place = "inside" if status is Status.EXPIRING else "beyond"
-    return f"its last day is {last_day}, {place} the largest reminder threshold, {number(max(thresholds), 'day')}"
+    place = "within" if status is Status.EXPIRING else "before"
+    return f"its last day is {last_day}, {place} the {max(thresholds):,}-day reminder period"
 
 
 def why_certified(mentor: Mentor, today: date) -> Iterator[str]:
@@ -80,7 +80,7 @@ def why_certified(mentor: Mentor, today: date) -> Iterator[str]:
         else:
             ended_on = lapsed[kind].expires_on
             text = f"{kind} ended on {day_words(ended_on, today)}, {distance_words(ended_on, today)}"
-        yield text + (" (optional: it pauses no one)" if kind in mentor.organisation.optional_kinds else "")
+        yield text + (" (optional: its expiry causes no pause)" if kind in mentor.organisation.optional_kinds else "")
     stored = {kind for pause in mentor.open_pauses for kind in pause.lapsed_kinds}
     for kind in sorted(stored - last_days.keys() - lapsed.keys() - mentor.organisation.optional_kinds):
         yield f"{kind} had lapsed, and its certificate was deleted or moved; certjob's pause ends with a new one"
@@ -100,16 +100,17 @@ def why_no_reminder(certificate: Certificate, mentor: Mentor, today: date) -> st
 
 def reminder_name(reminder: Reminder, today: date) -> str:
     """Return the name of a reminder: its threshold and the last day."""
-    return f"reminder {threshold_words(reminder.threshold_days)} the last day ({day_words(reminder.expires_on, today)})"
+    return f"reminder {threshold_words(reminder.threshold_days)} ({day_words(reminder.expires_on, today)})"
 
 
 def threshold_words(days: int) -> str:
     """Return a threshold in words.
 
     >>> threshold_words(30), threshold_words(0), threshold_words(-1)
-    ('30 days before', 'on', '1 day after')
+    ('30 days before the last day', 'on the last day', '1 day after the last day')
     """
-    return "on" if days == 0 else f"{number(abs(days), 'day')} {'before' if days > 0 else 'after'}"
+    distance = "on" if days == 0 else f"{number(abs(days), 'day')} {'before' if days > 0 else 'after'}"
+    return f"{distance} the last day"
 
 
 def transition_words(change: Transition, certificate: Certificate, today: date) -> str:
@@ -128,7 +129,7 @@ def reason_words(reason: str) -> str:
 def _span(certificate: Certificate | None, today: date) -> str:
     if certificate is None:
         return ""
-    return f", {day_words(certificate.issued_on, today)} to {day_words(certificate.expires_on, today)},"
+    return f" ({day_words(certificate.issued_on, today)} to {day_words(certificate.expires_on, today)})"
 
 
 def number(count: int, noun: str) -> str:

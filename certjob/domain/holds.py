@@ -95,7 +95,7 @@ def held_kinds(
             reasons[kind] = f"{_would(kind, counts)}{after}, the limit is {limit.of(certified):,}{of_certified}"
     if reasons and is_after_gap and counts[REMINDED] and Change.REMINDER not in reasons:
         mentors = number(counts[REMINDED], "mentor")
-        reasons[Change.REMINDER] = f"{mentors} would get a reminder while changes after a gap are held"
+        reasons[Change.REMINDER] = f"{mentors} would get a reminder while changes after a gap are held back"
     return reasons
 
 

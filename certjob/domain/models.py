@@ -198,6 +198,6 @@ class Decision:
     """The previous last visible day, if only that day changes."""
     surprise: Surprise
     without_certificate: bool
-    """Whether the mentor is active, but has never held a kind that counts."""
+    """Whether the mentor is active, but has never had a kind that counts."""
     review_on: date | None
     """The next day on which a decision can differ if no fact changes; None: never."""

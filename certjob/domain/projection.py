@@ -1,4 +1,4 @@
-"""Project the coming nights of one mentor: the rules, applied review after review, while no fact changes."""
+"""Project the coming runs of one mentor: the rules, applied review after review, while no fact changes."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -13,30 +13,30 @@ _COMING_PAUSE = OpenPause(id=UUID(int=0), reason=OWN_PAUSE_REASON)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ComingNight:
-    """A night with a review of the mentor."""
+class ComingRun:
+    """A run that reviews the mentor."""
 
     day: date
     decision: Decision
     reminders: tuple[Reminder, ...]
-    """Reminders due on this night and on no earlier one. The log may have them already."""
+    """Reminders due in this run and in no earlier one. The log may have them already."""
 
     @property
     def does_something(self) -> bool:
-        """Whether the night changes the mentor or has a new reminder."""
+        """Whether the run changes the mentor or has a new reminder."""
         decision = self.decision
         return bool(decision.transitions or decision.pause or decision.push or self.reminders)
 
 
-def coming_nights(mentor: Mentor, *, first: date, until: date | None = None) -> Iterator[ComingNight]:
-    """Yield the nights that review this mentor: ``first``, and then each ``review_on`` of the decision before."""
+def coming_runs(mentor: Mentor, *, first: date, until: date | None = None) -> Iterator[ComingRun]:
+    """Yield the runs that review this mentor: ``first``, and then each ``review_on`` of the decision before."""
     known: set[Reminder] = set()
     day: date | None = first
     while day is not None and (until is None or day <= until):
         decision = rules.decide(mentor, day)
         reminders = tuple(reminder for reminder in decision.reminders if reminder not in known)
         known.update(reminders)
-        yield ComingNight(day=day, decision=decision, reminders=reminders)
+        yield ComingRun(day=day, decision=decision, reminders=reminders)
         mentor = after(mentor, decision)
         day = decision.review_on
 

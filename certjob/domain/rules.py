@@ -61,7 +61,7 @@ def decide(mentor: Mentor, today: date) -> Decision:
         review_days += _review_days(certificate, status, mentor, reminded=reminded)
 
     last_day = certified_until(mentor, today)
-    never_certified = last_day < today and holds_nothing(mentor, today)
+    never_certified = last_day < today and has_had_no_kind(mentor, today)
     own_pause = next((pause for pause in mentor.open_pauses if pause.reason == OWN_PAUSE_REASON), None)
     pause, lapsed_kinds = _pause_change(mentor, own_pause, today, must_pause=last_day < today and not never_certified)
     stays_paused = own_pause is not None and pause is not PauseChange.LIFT
@@ -104,8 +104,8 @@ def decide(mentor: Mentor, today: date) -> Decision:
 def certified_until(mentor: Mentor, today: date) -> date:
     """Return the last day on which the mentor is certified if no fact changes, whether the mentor is paused or not.
 
-    A mentor is certified while a kind that counts is in force, and each held kind that counts is in force. Returns
-    NOT_CERTIFIED if the mentor is not certified today.
+    A mentor is certified while a kind that counts is in force, and so is each kind that counts and that the mentor has
+    had. Returns NOT_CERTIFIED if the mentor is not certified today.
     """
     last_days: list[date] = []
     in_force = False
@@ -188,21 +188,21 @@ def continuation(certificate: Certificate, mentor: Mentor) -> Certificate | None
 
 
 def lapsed_certificates(mentor: Mentor, today: date) -> list[Certificate]:
-    """Return the certificates that explain why a mentor is paused, one for each held kind that is not in force.
+    """Return the certificates that explain why a mentor is paused, one for each kind not in force.
 
     It is the last one of its kind, and a revoked one only if all are revoked.
     """
     lapsed = []
     for _, certificates in sorted(_counting_kinds(mentor).items()):
         status = {certificate: status_of(certificate, mentor, today) for certificate in certificates}
-        held = [certificate for certificate in certificates if status[certificate] is not Status.UPCOMING]
-        if held and IN_FORCE.isdisjoint(status.values()):
-            lapsed.append(max(held, key=lambda c: (not c.revoked, _order(c))))
+        begun = [certificate for certificate in certificates if status[certificate] is not Status.UPCOMING]
+        if begun and IN_FORCE.isdisjoint(status.values()):
+            lapsed.append(max(begun, key=lambda c: (not c.revoked, _order(c))))
     return lapsed
 
 
-def holds_nothing(mentor: Mentor, today: date) -> bool:
-    """Return whether the mentor has never held a kind that counts."""
+def has_had_no_kind(mentor: Mentor, today: date) -> bool:
+    """Return whether the mentor has never had a kind that counts."""
     certificates = (each for kind in _counting_kinds(mentor).values() for each in kind)
     return not any(each.revoked or each.issued_on <= today for each in certificates)
 

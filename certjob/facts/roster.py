@@ -175,17 +175,17 @@ def _split(text: str) -> Iterator[tuple[int, list[str], str]]:
         width = width or len(texts)
         fits = len(texts) >= width and not any(texts[width:])
         if any(texts):
-            yield line, texts, "" if fits else f"{len(texts):,} cells where the first line has {width:,}"
+            yield line, texts, "" if fits else f"{len(texts):,} cells, but the header has {width:,}"
 
 
 def _required_columns(names: Sequence[str]) -> Sequence[str]:
     """Return the columns that must not be empty. Raises InputError if one is not named, or named twice."""
     required = (*IDENTITY, *CERTIFICATE) if {*CERTIFICATE, "revoked_on"} & {*names} else IDENTITY
     if missing := [name for name in required if name not in names]:
-        message = f"the first line does not name the column {', '.join(missing)}"
+        message = f"the header lacks the column {', '.join(missing)}"
         raise InputError(message, next_step=f"the columns are {', '.join(COLUMNS)}")
     if repeated := [name for name in COLUMNS if names.count(name) > 1]:
-        message = f"the first line names the column {', '.join(repeated)} twice"
+        message = f"the header names the column {', '.join(repeated)} twice"
         raise InputError(message, next_step="remove one of them")
     return required
 

@@ -1,4 +1,4 @@
-"""Acknowledge an alert: lists, exit codes and digests leave it out up to a day."""
+"""Acknowledge an alert: mute it in lists, exit codes and digests until a date."""
 
 import os
 from datetime import date, timedelta
@@ -19,7 +19,7 @@ def acknowledge(connection: Connection, alert_id: str, *, because: str, until: d
     Raises UsageError for an unknown alert, an empty reason, or a day outside the limits.
     """
     if not because.strip():
-        message = "--because has no text"
+        message = "--because is required"
         raise UsageError(message, next_step="say why no one has to act now")
     found = database.fetch(connection, "read_alert_cause", {"today": today, "alert_id": alert_id})
     if not found:
@@ -30,7 +30,7 @@ def acknowledge(connection: Connection, alert_id: str, *, because: str, until: d
         message = "--until is missing"
         raise UsageError(message, next_step=f"give a day up to {last}")
     if until is not None and not today <= until <= last:
-        message = f"{until} is not a day from {today} to {last}"
+        message = f"--until {until} must be between {today} and {last}"
         raise UsageError(message, next_step="acknowledge the alert again when that day is over")
     who = os.environ.get("LOGNAME") or os.environ.get("USER") or f"user {os.geteuid()}"
     parameters = {"today": today, "alert_id": alert_id, "until": until, "because": because.strip()[:1000], "who": who}

@@ -286,7 +286,7 @@ class RunReport:
             "mentors": {
                 "reviewed": review.reviewed,
                 "paused": review.paused,
-                "resumed": review.resumed,
+                "resumed": review.reinstated,
                 "skipped": len(review.skipped),
                 "without_certificate": review.without_certificate,
             },

@@ -121,7 +121,7 @@ def read_digest_for(connection: Connection, coordinator: DigestRecipient, *, tod
     sections = {
         **is_open,
         "paused": [row | {"lapses": _lapses(mentors.get(row["id"]), today=today)} for row in paused],
-        "returned": read("read_returned_mentors"),
+        "returned": read("read_reinstated_mentors"),
         "corrected": read("read_corrected_mentors"),
         "uncertified": read("read_uncertified_mentors"),
         "expiring": sorted(_expiring(expiring, mentors, today=today), key=lambda row: tuple(row.values())),

@@ -151,7 +151,7 @@ def _hold_shows(differences: Sequence[Difference], *, wanted: int, allow: Mappin
     if wanted <= MOST_SHOWS:
         return []
     shows = Counter((each.organisation, each.organisation_id) for each in differences if not each.restricts)
-    reason = f"the portal lists none of the {wanted:,} mentors who should be visible; no one was shown, hides went on"
+    reason = f"the portal lists none of the {wanted:,} mentors who should be visible; no one was shown, hides continue"
     return [
         Hold(
             organisation_id=organisation_id,

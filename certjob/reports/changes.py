@@ -45,7 +45,7 @@ _SENTENCES = {
     "shown": "{certified}",
     "moved": "{certified}, before {former_day}",
     "renewed": "{kind}{until_day}",
-    "reminder_sent": "{threshold} {day}, the last day of {kind}",
+    "reminder_sent": "{threshold} of {kind}, {day}",
 }
 """Why, for each kind of change. certjob lifts its pause because the mentor is certified."""
 
@@ -76,7 +76,7 @@ def find_beginning(connection: Connection, *, since: date | None, today: date, z
     """Return the beginning of a day or, without one, of the first full run of the newest date; otherwise of today."""
     first: datetime | None = None
     if since is None:
-        first = database.fetch_value(connection, "find_first_run_of_last_night", {"today": today})
+        first = database.fetch_value(connection, "find_first_run_of_newest_date", {"today": today})
     return first or datetime.combine(since or today, time(), tzinfo=zone)
 
 

@@ -13,7 +13,7 @@ from certjob import database
 from certjob.database import Connection
 from certjob.domain import explanations, rules
 from certjob.domain.models import Mentor, PauseChange, Status
-from certjob.domain.projection import ComingNight, coming_nights
+from certjob.domain.projection import ComingRun, coming_runs
 from certjob.errors import BrokenMentorError, UnknownMentorError
 from certjob.facts import reading
 from certjob.mail.reminders import find_new_reminders
@@ -172,7 +172,7 @@ def explain(connection: Connection, mentor_id: UUID, *, today: date, zone: tzinf
             occasions.append(Next(on=today, at=None, when=_TODAY, what=what))
         if not any(each.on == today for each in occasions):  # a run today replaces or delivers the queued work
             occasions += _find_deliveries(mentor, portal, reminders, today=today, now=now.astimezone(zone))
-        without_certificate = rules.holds_nothing(mentor, today)
+        without_certificate = rules.has_had_no_kind(mentor, today)
         return Explanation(
             today=today,
             now=now,
@@ -222,16 +222,16 @@ def _ask_guard(connection: Connection, mentor: Mentor, *, today: date, everybody
     return held.line if held else None, reminders.line if reminders else None
 
 
-def _find_next_run(connection: Connection, mentor: Mentor, *, today: date, first: date | None) -> ComingNight | None:
+def _find_next_run(connection: Connection, mentor: Mentor, *, today: date, first: date | None) -> ComingRun | None:
     """Return the first run with a change, without the reminders that are in the log already."""
-    runs = list(coming_nights(mentor, first=first)) if first else []
+    runs = list(coming_runs(mentor, first=first)) if first else []
     decisions = [replace(run.decision, reminders=run.reminders) for run in runs]
     new = {reminder for _, reminder in find_new_reminders(connection, decisions, today=today)}
     told = (replace(run, reminders=tuple(reminder for reminder in run.reminders if reminder in new)) for run in runs)
     return next((run for run in told if run.does_something), None)
 
 
-def _run_words(run: ComingNight, *, mentor: Mentor, today: date, held: _Held) -> Iterator[str]:
+def _run_words(run: ComingRun, *, mentor: Mentor, today: date, held: _Held) -> Iterator[str]:
     """Yield the changes of a run, in its order."""
     certificates, decision = {certificate.id: certificate for certificate in mentor.certificates}, run.decision
     changes = [

@@ -11,7 +11,7 @@ from uuid import UUID
 from certjob import database
 from certjob.database import Connection
 from certjob.domain.models import Decision, Mentor, PauseChange, Reminder, Status
-from certjob.domain.projection import coming_nights
+from certjob.domain.projection import coming_runs
 from certjob.facts import reading
 from certjob.mail.reminders import find_new_reminders
 from certjob.review.days import looks_at_everybody
@@ -94,7 +94,7 @@ def _find_changes(
     decisions: list[Decision] = []
     for mentor in mentors:
         try:
-            nights = list(coming_nights(mentor, first=today, until=until))
+            nights = list(coming_runs(mentor, first=today, until=until))
         except Exception as error:  # noqa: BLE001 - one mentor must not prevent the forecast
             broken[mentor.id] = why_broken(error)
             continue

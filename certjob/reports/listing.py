@@ -110,7 +110,7 @@ def _rows(
     mentor: Mentor, person: ListedPerson, revoked: Mapping[UUID, date], *, today: date, wanted: Filter
 ) -> Iterator[ListedCertificate]:
     active = not (mentor.left or mentor.open_pauses)
-    if wanted.without_certificate and not (active and rules.holds_nothing(mentor, today)):
+    if wanted.without_certificate and not (active and rules.has_had_no_kind(mentor, today)):
         return
     statuses = rules.statuses(mentor, today)
     listed = partial(

@@ -145,7 +145,7 @@ def _choose(mentor: Mentor, log: _Log, *, today: date, threshold: int | None) ->
     elif threshold is None:
         message, step = f"{who} has no upcoming reminder", "use --threshold to preview a past one"
     elif threshold not in thresholds:
-        message = f"{slug} has no threshold {threshold}, but {','.join(map(str, thresholds))}"
+        message = f"{slug} has no threshold {threshold}; its thresholds are {', '.join(map(str, thresholds))}"
     else:
         message = f"{who} gets no reminder for the threshold {threshold}: the certificates are renewed or revoked"
     raise ConfigurationError(message, next_step=step)

@@ -79,7 +79,7 @@ class SystemStatus:
     overdue: str
     """The alert that no full run has finished for 26 hours, or empty."""
     without_certificate: int
-    """The number of active mentors who have never held a certificate that counts."""
+    """The number of active mentors who have never had a certificate that counts."""
     first_without_certificate: Sequence[str]
     """At most five of them, for example ``hlf M1042``."""
     exposure: Exposure

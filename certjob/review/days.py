@@ -19,7 +19,7 @@ def reject_earlier_date(connection: Connection, today: date) -> None:
     """Raise ConfigurationError after a full run on a later date, even an unfinished one."""
     later: date | None = database.fetch_value(connection, "find_later_full_run", {"today": today})
     if later is not None:
-        message = f"today would be {today}, but the last night was run for {later}"
+        message = f"the date is {today}, but an earlier run used {later}"
         raise ConfigurationError(
             message,
             next_step=f"correct the clock, or if {today} is right, `certjob run --accept-date {today}`",

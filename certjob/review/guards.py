@@ -193,7 +193,7 @@ class MassChangeGuard:
                 organisation_id=organisation_id,
                 organisation=slug,
                 what=what,
-                reason=f"{reason}; everything else goes on",
+                reason=f"{reason}; all other changes proceed",
                 mentors=pending[what] or pending[REMINDED],
                 allow=(pending[what] or pending[REMINDED]) if is_reminder else pending[MENTORS],
                 after_gap=organisation_id in self._after_gap,

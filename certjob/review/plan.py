@@ -51,7 +51,7 @@ class ReviewCounts:
 
     reviewed: int = 0
     paused: int = 0
-    resumed: int = 0
+    reinstated: int = 0
     without_certificate: int = 0
     transitions: Counter[Status] = field(default_factory=Counter)
     """Transitions by their new status."""
@@ -67,7 +67,7 @@ class ReviewCounts:
         self.reviewed += len(decisions)
         pauses = [d.pause for d in decisions]
         self.paused += pauses.count(PauseChange.OPEN)
-        self.resumed += pauses.count(PauseChange.LIFT)
+        self.reinstated += pauses.count(PauseChange.LIFT)
         self.without_certificate += sum(d.without_certificate for d in decisions)
         self.portal_queued += sum(d.push for d in decisions)
         self.transitions.update(change.to_status for d in decisions for change in d.transitions)

@@ -85,7 +85,7 @@ JOIN certjob.mentors AS m ON m.id = h.mentor_id;
 -- rows. LIMIT 1 and OFFSET 0 make the planner look up mentors by index; it has no statistics for such small tables.
 CREATE VIEW certjob_private.held_alerts WITH (security_invoker = true) AS
 SELECT 'held' AS kind, h.organisation_id, NULL::uuid AS mentor_id, h.what AS subject, NULL::bigint AS row_id, h.since,
-    NULL::date AS until, 'Too many changes at once, held until someone decides' AS sentence, h.what AS cause,
+    NULL::date AS until, 'Too many changes at once, held back until someone decides' AS sentence, h.what AS cause,
     'check_data' AS action, h.reason AS error, 'stopped' AS state, NULL::timestamptz AS next_attempt_at,
     NULL::timestamptz AS last_failed_at, NULL::integer AS calls, h.allow AS number, NULL::date AS day,
     md5(coalesce(extract(epoch FROM newest.at), h.allow)::text) AS fingerprint

@@ -128,7 +128,7 @@ def test_two_years_of_a_mentor_are_as_the_diary_says(facts: Facts, portal: Porta
             on=on,
             statuses={str(name): str(status) for name, status in facts.rows(CHANGED_STATUSES, on)},
             pauses=report.review.paused,
-            resumes=report.review.resumed,
+            resumes=report.review.reinstated,
             shown=pushed[0] if pushed else None,
             mails=[(message.threshold_days, str(message.expires_on)) for message in channel.sent[mails:]],
         )

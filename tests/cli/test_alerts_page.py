@@ -116,7 +116,7 @@ def test_alerts_page_has_the_most_harmful_first_then_the_oldest() -> None:
         "Per: since 21 November 08:00, 4 days",
         "Pål: since 23 November 08:00, 2 days Last failure today 08:00: 503",
         HIDDEN,
-        "1 mentor may meet people again",
+        "1 mentor should be visible",
         "Shown: since 29 January 08:00, 300 days",
         "1 reminder was not delivered",
         "There is no e-mail address. What to do: Enter it in the app",

@@ -136,7 +136,9 @@ def test_plan_is_cut_on_a_terminal_only(capsys: pytest.CaptureFixture[str]) -> N
     cut = flat(shown.getvalue())
 
     first, *_, last, _ = whole.splitlines()
-    assert first == "hlf M1001: certificates: valid; pause: ends; portal: show (held: would be shown or reinstated)"
+    assert (
+        first == "hlf M1001: certificates: valid; pause: ends; portal: show (held back: would be shown or reinstated)"
+    )
     assert last == "hlf N9: certificates: expired; pause: starts; reminder: 1 d after; portal: hide"
     assert whole.count("hlf N") == 59
     assert "Nordmann" not in whole

@@ -106,7 +106,7 @@ def test_terminal_shows_progress_and_totals(environment: dict[str, str], facts: 
         return text
 
     night = shown("run")
-    for phrase in ("Reviewing mentors", "Pushing to the portal", "Sending reminders", "Night of "):
+    for phrase in ("Reviewing mentors", "Pushing to the portal", "Sending reminders", "Run of "):
         assert phrase in night
     assert "\x1b[2K" in night, "the progress is removed at the end"
     assert re.search(r"portal\s+1 delivered; 1 new", without_escapes(night))

@@ -169,7 +169,7 @@ def test_unusual_times_stop_neither_run_nor_explain(
         organisation.asks(pause, time=paused_at)
 
         story = here("explain", f"{organisation.mentor}", CERTJOB_DATABASE_URL=supabase_url)
-        assert (story.returncode, story.stderr, "Has left" in story.stdout) == (0, "", True)
+        assert (story.returncode, story.stderr, "Left on" in story.stdout) == (0, "", True)
 
     assert here("run", CERTJOB_DATABASE_URL=supabase_url).returncode == 3  # the pushes are alerts
     assert ours.facts.rows("SELECT status FROM certificates") == [("revoked",)] * 2

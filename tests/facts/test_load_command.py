@@ -137,7 +137,7 @@ def test_load_announces_held_renewals_with_the_command_that_permits_them(load: L
     (foreseen, held) = load(file).stderr.splitlines()
 
     assert foreseen == "certjob load: the next run will pause 0 mentors, reinstate 0 and queue 0 reminders"
-    assert held.startswith("certjob load: the next run will hold hlf: 24 mentors would be shown or")
+    assert held.startswith("certjob load: the next run will hold back hlf: 24 mentors would be shown or")
     assert held.endswith("then `certjob run --allow hlf=24`")
 
 
@@ -151,7 +151,7 @@ def test_dry_run_says_how_many_mentors_the_next_run_would_pause(load: Load, fact
 
     first, held, last = result.stderr.splitlines()
     assert first == "certjob load: the next run will pause 0 mentors, reinstate 0 and queue 0 reminders"
-    assert held.startswith("certjob load: the next run will hold hlf: 21 mentors would be paused or hidden")
+    assert held.startswith("certjob load: the next run will hold back hlf: 21 mentors would be paused or hidden")
     assert held.endswith("then `certjob run --allow hlf=21`")
     assert last == "certjob load: --dry-run: nothing was loaded"
     numbers = ["0", "1", *map(str, range(10, 20)), "2", "20", *map(str, range(3, 9))]  # as texts
@@ -161,8 +161,8 @@ def test_dry_run_says_how_many_mentors_the_next_run_would_pause(load: Load, fact
         "certificates changed\t21",
         *(f"{mentor}: likeperson of 2024-02-01: expires_on: 2036-02-01 → 2025-02-01" for mentor in mentors),
         "… and 1 more: expires_on",
-        f"next run: 21 paused (held): {', '.join(mentors)}, … and 1 more",
-        f"next run: 21 hidden (held): {', '.join(mentors)}, … and 1 more",
+        f"next run: 21 paused (held back): {', '.join(mentors)}, … and 1 more",
+        f"next run: 21 hidden (held back): {', '.join(mentors)}, … and 1 more",
     ]
     assert result.returncode == 0
     assert facts.rows("SELECT FROM certificates WHERE expires_on = '2025-02-01'") == []

@@ -199,7 +199,7 @@ def test_portal_none_reports_the_open_hides(here: Certjob, facts: Facts) -> None
 
     result = here("organisation", "set", "hlf", "--portal", "none")
 
-    said = "hlf: hides that the portal has not confirmed: 2; hide these mentors by hand"
+    said = "hlf: hides that the portal has not confirmed: 2; hide these mentors by hand, see `certjob alerts`"
     assert (result.returncode, result.stderr) == (3, f"certjob organisation set: {said}\n")
     assert change(facts, name="HLF Norge").open_hides == 0
 

@@ -80,7 +80,7 @@ def test_name_and_contact_id_are_read_in_any_form() -> None:
         ({"revoked_on": "2026-11-27"}, "revoked_on", IN_FUTURE),
         ({"left_on": "2026-11-27"}, "left_on", IN_FUTURE),
         ({"left_on": "0001-01-01"}, "left_on", "not a day on which this can have happened"),
-        ({"left_on": ",more"}, "line", "12 cells where the first line has 11"),
+        ({"left_on": ",more"}, "line", "12 cells, but the header has 11"),
     ],
 )
 def test_bad_row_is_named_by_line_and_column(changes: dict[str, str], column: str, reason: str) -> None:
@@ -172,9 +172,9 @@ def test_stray_quote_costs_its_own_line_only() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"organisation,member_no,email,revoked_on", "does not name the column kind, issued_on, expires_on"),
-        (b"M0,kari@example.org", "does not name the column"),
-        (f"{REQUIRED},KIND".encode(), "the first line names the column kind twice; remove one of them"),
+        (b"organisation,member_no,email,revoked_on", "the header lacks the column kind, issued_on, expires_on"),
+        (b"M0,kari@example.org", "the header lacks the column"),
+        (f"{REQUIRED},KIND".encode(), "the header names the column kind twice; remove one of them"),
         (REQUIRED.encode("utf-16"), "line 1 is not text in UTF-8; save the file as 'CSV UTF-8' and load it again"),
         (b"\xef\xbb\xbfmember_no,kind\r\nM1,a\r\nM2,K\xe5re\r\n", "line 3 is not text in UTF-8"),
         (b"member_no,kind\rM1,\x00\r", "line 2 is not text in UTF-8"),

@@ -181,9 +181,9 @@ def test_two_reminders_of_one_mentor_are_two_alerts(scene: Scene) -> None:
 @pytest.mark.parametrize(
     ("mistake", "message"),
     [
-        pytest.param({"because": " "}, "--because has no text", id="no_reason"),
+        pytest.param({"because": " "}, "--because is required", id="no_reason"),
         pytest.param({"days": None}, "--until is missing", id="no_day"),
-        pytest.param({"days": 32}, "is not a day from", id="too_long"),
+        pytest.param({"days": 32}, "must be between", id="too_long"),
     ],
 )
 def test_incomplete_acknowledgement_is_rejected(blocked: Scene, mistake: dict[str, object], message: str) -> None:

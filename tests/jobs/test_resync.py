@@ -32,7 +32,7 @@ def test_resync_returns_the_state_before_and_after(scene: Scene, expired: UUID) 
     assert before.certificates == ["likeperson recorded until 2026-03-09"]
     assert (after.desired, after.acknowledged, after.open_push) == (False, False, None)
     assert after.pauses == ["certification_expired"]
-    assert after.certificates == ["likeperson expired until 2026-03-09"]
+    assert after.certificates == ["likeperson expired on 2026-03-09"]
 
 
 def test_resync_pushes_this_mentor_even_if_unchanged(scene: Scene, expired: UUID) -> None:

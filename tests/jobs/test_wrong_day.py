@@ -68,7 +68,7 @@ def test_run_after_a_later_date_needs_consent(command: Command, facts: Facts) ->
     rejected = command("run")
     accepted = command("run", "--accept-date", here)
 
-    words = (f"today would be {here}, but the last night was run for {later}", f"`certjob run --accept-date {here}`")
+    words = (f"the date is {here}, but an earlier run used {later}", f"`certjob run --accept-date {here}`")
     assert_one_line(rejected, *words, code=2)
     assert (accepted.returncode, facts.rows(PAUSES)) == (0, [(0,)])
 
@@ -82,7 +82,7 @@ def test_run_that_died_on_a_later_date_counts(command: Command, facts: Facts) ->
 
     rejected = command("run")
 
-    assert_one_line(rejected, f"the last night was run for {later}", code=2)
+    assert_one_line(rejected, f"an earlier run used {later}", code=2)
 
 
 @pytest.mark.usefixtures("mentor")

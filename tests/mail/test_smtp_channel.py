@@ -86,7 +86,7 @@ NOT_THESE: Answers = {"EHLO": b"250-test\r\n250 SMTPUTF8", "MAIL": b"550 5.6.7 n
 @pytest.mark.parametrize(
     ("answers", "fields", "said"),
     [
-        ({}, {"to": "pål@example.org"}, "beyond ASCII"),
+        ({}, {"to": "pål@example.org"}, "non-ASCII"),
         (NOT_THESE, {"to": "pål@example.org"}, r"550 5\.6\.7 not these"),
         ({}, {"to": "kari@example.org,ola@example.org"}, "is not an address"),
         ({}, {"subject": "Hei\r\nBcc: ola@example.org"}, "cannot be written"),
@@ -269,7 +269,7 @@ def test_client_greets_with_a_full_name(monkeypatch: pytest.MonkeyPatch, name: s
     assert server.commands[0] == greeting
 
 
-@pytest.mark.parametrize(("host", "said"), [(HOST, "rejected; check CERTJOB_NOTIFY_URL"), ("ø" * 70, "idna")])
+@pytest.mark.parametrize(("host", "said"), [(HOST, "refused; check CERTJOB_NOTIFY_URL"), ("ø" * 70, "idna")])
 def test_unreachable_server_concerns_all_messages(port_of_nobody: int, host: str, said: str) -> None:
     """A closed port, or a name that DNS cannot have."""
     with channel_to(port_of_nobody, host=host) as channel, pytest.raises(ChannelDownError, match=said):

@@ -94,7 +94,7 @@ def test_morning_after_tells_every_change_and_why(scene: Scene) -> None:
                 ("hidden", "ill", "pause by eva: illness"),
                 ("moved", "renewed", "certified until 10 March 2027, before 10 March"),
                 ("renewed", "renewed", "likeperson is valid until 10 March 2027"),
-                ("reminder_sent", "reminded", "30 days before 10 April, the last day of likeperson"),
+                ("reminder_sent", "reminded", "30 days before the last day of likeperson, 10 April"),
             ]
         ).items()
     )

@@ -78,10 +78,10 @@ def test_next_goes_from_reminder_to_expiry_to_nothing(facts: Facts) -> None:
     run(facts)
     assert_in_order(
         page(facts, mentor),
-        "Kari Nordmann (M1001), HLF\nActive: no pause is open. Certified: likeperson is in force until 19 April.",
+        "Kari Nordmann (M1001), HLF\nActive: not paused. Certified: likeperson is in force until 19 April.",
         "Next: on 20 March, in 10 days: likeperson until 19 April: valid → expiring; reminder 30 days before",
         "Certificates\n- likeperson, 1 January 2024 to 19 April 2026: valid\nits last day is 19 April, in 40 days",
-        "Pauses\n- none is open",
+        "Pauses\n- no open pauses",
         "Portal\n- wanted: visible until 19 April\n- the portal has not confirmed a push yet",
     )
 
@@ -90,7 +90,7 @@ def test_next_goes_from_reminder_to_expiry_to_nothing(facts: Facts) -> None:
     assert (expiry.on, len(expiry.what)) == (TODAY + 41 * DAY, 4)
 
     run(facts, expiry.on)
-    assert "Next: no change, unless a fact changes." in page(facts, mentor, expiry.on)
+    assert "Next: no change, unless the data changes." in page(facts, mentor, expiry.on)
 
 
 def test_doubtful_dates_are_marked_on_the_page(facts: Facts) -> None:
@@ -118,7 +118,7 @@ def test_held_changes_are_named_with_the_guards_line(facts: Facts, monkeypatch: 
     (line,) = night(facts.connection, dry_run=True, organisation="hlf").held
     status, reminder = coming(facts, reminded).what
 
-    assert_in_order(page(facts, ended), f"A guard holds changes: {line}", "held back: certjob pauses the mentor")
+    assert_in_order(page(facts, ended), f"A guard holds changes back: {line}", "held back: certjob pauses the mentor")
     assert (status.startswith("held back: "), reminder.startswith("held back: ")) == (False, True)
 
 
@@ -197,15 +197,15 @@ def test_every_outcome_of_a_reminder_is_on_the_page(facts: Facts) -> None:
     review(facts.connection)
     facts.certificate(renewed, IN_700_DAYS, issued_on=TODAY + DAY)
     facts.connection.execute("UPDATE certificates SET expires_on = expires_on - 6 WHERE mentor_id = %s", (replaced,))
-    assert "30 days before: queued " in page(facts, kept)
+    assert "30 days before the last day: queued " in page(facts, kept)
 
     run(facts)
 
-    assert "30 days before: sent " in page(facts, kept)
-    continued = "no reminder, because the next one, 11 March to 8 February 2028, continues it without a gap"
-    assert_in_order(page(facts, renewed), "30 days before: cancelled: renewed", continued)
+    assert "30 days before the last day: sent " in page(facts, kept)
+    continued = "no reminder, because the next one (11 March to 8 February 2028) continues it without a gap"
+    assert_in_order(page(facts, renewed), "30 days before the last day: cancelled: renewed", continued)
     assert_in_order(page(facts, homeless), "What to do: Enter it in the app", "not delivered (no address)")
-    assert "30 days before: never sent: a more urgent one took its place" in page(facts, replaced)
+    assert "30 days before the last day: never sent: a more urgent one took its place" in page(facts, replaced)
 
 
 # Who, and why.
@@ -229,20 +229,20 @@ def test_page_names_who_opened_a_pause_and_what_lifts_it(facts: Facts) -> None:
     )
 
 
-def test_mentor_who_has_left_is_neither_reminded_nor_resumed(facts: Facts) -> None:
+def test_mentor_who_has_left_is_neither_reminded_nor_reinstated(facts: Facts) -> None:
     left = facts.certified_mentor(facts.organisation(portal=None), TODAY - 5 * DAY)
     run(facts)
 
     facts.connection.execute("UPDATE mentors SET left_at = '2026-03-09 12:00+01' WHERE id = %s", (left,))
 
-    assert_in_order(page(facts, left), "Has left, on 9 March.", "it stays as it is while the mentor has left")
+    assert_in_order(page(facts, left), "Left on 9 March.", "it stays as it is while the mentor has left")
     assert "likeperson until 5 March: no reminder, because the mentor has left" in page(facts, left)
 
 
 def test_mentor_without_a_certificate_is_hidden_but_not_paused(facts: Facts) -> None:
     """An upcoming certificate does not count."""
     bare = facts.mentor(facts.organisation())
-    assert_in_order(page(facts, bare), "Active: no pause is open. Has never held", "They are hidden on the portal.")
+    assert_in_order(page(facts, bare), "Active: not paused. Has never had", "They are hidden on the portal.")
 
     facts.certificate(bare, date(2028, 3, 20), issued_on=date(2026, 3, 20))
 

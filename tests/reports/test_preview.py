@@ -114,7 +114,7 @@ def test_missing_reminder_has_a_reason(facts: Facts) -> None:
         (facts.certified_mentor(hlf, IN_20_DAYS, left_at=LONG_AGO), None, "has left"),
         (facts.certified_mentor(nhf, IN_20_DAYS), None, "nhf sends no reminders; `certjob organisation set nhf --thr"),
         (over, None, "no upcoming reminder; use --threshold"),
-        (over, 31, "hlf has no threshold 31, but 60,30,14,7,1,-1"),
+        (over, 31, "hlf has no threshold 31; its thresholds are 60, 30, 14, 7, 1, -1"),
         (revoked, 30, "renewed or revoked"),
     ):
         with pytest.raises(ConfigurationError) as rejection:

@@ -37,7 +37,7 @@ def test_status_is_stale_until_the_first_full_run(here: Certjob, facts: Facts) -
     """A completed run with an alert is a good run, but the exit code is 3."""
     facts.certified_mentor(facts.organisation(), date(2025, 1, 1))
     before = here("status")
-    assert (before.returncode, before.stdout.partition("\n")[0]) == (3, "last good night: never")
+    assert (before.returncode, before.stdout.partition("\n")[0]) == (3, "last good run: never")
     assert before.stderr.startswith("certjob status: no nightly run has finished yet; run `certjob run`, and check")
 
     report = night(facts.connection)
@@ -56,12 +56,12 @@ def test_status_is_stale_if_the_last_full_run_is_old(here: Certjob, facts: Facts
     ran(facts, organisation="hlf")
     ran(facts, command="deliver")
     ran(facts, -20 * DAY)
-    assert here("status").stdout.startswith("last good night: never\n")
+    assert here("status").stdout.startswith("last good run: never\n")
 
     for ago, arguments, code, said in (
         (26 * HOUR + MINUTE, ["--max-age", "40h"], 3, "No full run since "),
         (26 * HOUR - MINUTE, [], 0, ""),
-        (3 * MINUTE, ["--max-age", "2m"], 3, "the last good night ended "),
+        (3 * MINUTE, ["--max-age", "2m"], 3, "the last good run ended "),
     ):
         ran(facts, ago)
         result = here("status", "-q", *arguments)
@@ -167,7 +167,7 @@ def test_status_counts_mentors_without_a_certificate_by_the_rules(connection: Co
     counts = [read_status(connection, today=day, max_age=DAY).without_certificate for day in days]
 
     assert counts == [
-        sum(rules.holds_nothing(each, day) and not each.left and not each.open_pauses for each in mentors)
+        sum(rules.has_had_no_kind(each, day) and not each.left and not each.open_pauses for each in mentors)
         for day in days
     ]
     assert len(set(counts)) > 2

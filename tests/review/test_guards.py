@@ -131,8 +131,8 @@ def test_import_that_would_hide_many_is_held(scene: Scene, statement: str) -> No
     report = run(scene)
 
     assert report.held == [
-        "hlf: 3 mentors would be paused or hidden, the limit is 2 (of 6 certified); everything else goes on. Check the "
-        "clock and the last import (`certjob run --dry-run` lists the mentors), then `certjob run --allow hlf=3`"
+        "hlf: 3 mentors would be paused or hidden, the limit is 2 (of 6 certified); all other changes proceed. Check "
+        "the clock and the last import (`certjob run --dry-run` lists the mentors), then `certjob run --allow hlf=3`"
     ]
     assert (hidden(scene), scene.rows(HOLDS)) == (set(), [("pauses", 3, 3)])
     assert (report.outcome, report.to_document()["mentors"]["skipped"]) == ("attention", 0)

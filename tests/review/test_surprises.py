@@ -284,8 +284,8 @@ def test_reminders_wait_while_changes_after_a_gap_are_held(scene: Scene) -> None
 
     assert held(report) == [
         "nhf: 3 mentors would change after more than two days without a run",
-        "nhf: 2 mentors would get a reminder while changes after a gap are held; everything else goes on. Check the"
-        " last import (`certjob run --dry-run` lists the mentors)",
+        "nhf: 2 mentors would get a reminder while changes after a gap are held back; all other changes proceed. Check "
+        "the last import (`certjob run --dry-run` lists the mentors)",
     ]
     assert scene.rows("SELECT count(*) FROM cert_notification_log") == sent
     permitted = scene.night(today=LAST_DAY + 3 * DAY, deliver=False, allow=Counter(nhf=3))

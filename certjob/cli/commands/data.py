@@ -58,7 +58,7 @@ def load(
 
     An empty cell leaves the value unchanged, except with --exact. If a line is bad, its mentor is skipped, the others
     are loaded, and the command exits with 3. A file without certificate columns corrects known mentors. The command
-    prints whom the next run pauses, and which changes it will hold.
+    prints whom the next run pauses, and which changes it will hold back.
     """
     from certjob.cli.pages import load as page
     from certjob.jobs.load import load as load_file
@@ -185,7 +185,8 @@ def organisation_set(
         opened.output.line(f"{slug}: the next run will queue {number(reminders, 'reminder')}")
     if not done.open_hides:
         return 0
-    call.attention(f"{slug}: hides that the portal has not confirmed: {done.open_hides:,}; hide these mentors by hand")
+    step = "hide these mentors by hand, see `certjob alerts`"
+    call.attention(f"{slug}: hides that the portal has not confirmed: {done.open_hides:,}; {step}")
     return 3
 
 

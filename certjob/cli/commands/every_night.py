@@ -36,6 +36,14 @@ app = Commands(group=EVERY_NIGHT)
 TRY_LATER = 75
 """EX_TEMPFAIL of sysexits.h: the mail server keeps the report and retries later."""
 
+_RESULTS = {
+    "bounced": "the mail came back, see `certjob alerts`",
+    "not_failed": "a report about no failure",
+    "not_ours": "a report about no open mail of certjob",
+    "unreadable": "not a readable delivery report",
+}
+"""The words of ``ReportResult`` for `certjob bounces`."""
+
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan only, without writes, locks or calls.")]
 AsOf = Annotated[
     date | None,
@@ -238,7 +246,7 @@ def reconcile(
 
     Run it every night after `certjob run`. If the portal lists none of more than 20 mentors who should be visible, it
     shows no one. It reports visible contacts of no mentor until they are hidden or acknowledged. Exits with 3 if a
-    change was held or someone has to act.
+    change was held back or someone has to act.
     """
     from certjob.jobs import reconcile as reconciling
 
@@ -284,12 +292,12 @@ def bounces(
     if call.json:
         plain.print_json({"outcome": "ok", "report": verdict})
     else:
-        opened.output.line(f"the report: {verdict.replace('_', ' ')}")
+        opened.output.line(_RESULTS[verdict])
     return 0
 
 
 @app.command(
-    short_help="Leave one alert out of lists, exit codes and digests.",
+    short_help="Mute one alert until a date.",
     examples=("certjob acknowledge hlf:held:pauses --because import --until 2027-01-15",),
 )
 def acknowledge(
@@ -307,7 +315,7 @@ def acknowledge(
     quiet: Quiet = False,
     env_file: EnvFile = None,
 ) -> int:
-    """Leave one alert out of lists, exit codes and digests until a day, or until its cause changes.
+    """Mute one alert in lists, exit codes and digests until a date, or until its cause changes.
 
     --until may be omitted for a contact of no mentor, and for a hide that certjob can no longer make.
     """

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from certjob.cli.help import LOOKING
+from certjob.cli.help import REPORTS
 from certjob.cli.options import (
     Csv,
     EnvFile,
@@ -26,7 +26,7 @@ from certjob.errors import Outcome, UsageError
 if TYPE_CHECKING:
     pass
 
-app = Commands(group=LOOKING)
+app = Commands(group=REPORTS)
 
 
 @app.command(
@@ -127,7 +127,7 @@ def alerts(
 
 
 @app.command(
-    short_help="Show who was changed last night, and why.",
+    short_help="Show who was changed by the last run, and why.",
     examples=("certjob changes", "certjob changes --since 2027-03-01 --organisation hlf --csv > changes.csv"),
 )
 def changes(
@@ -275,7 +275,8 @@ def list_(
         bool, typer.Option("--without-address", help="Only mentors without an e-mail address.")
     ] = False,
     without_certificate: Annotated[
-        bool, typer.Option("--without-certificate", help="Only active mentors who hold no certificate that counts.")
+        bool,
+        typer.Option("--without-certificate", help="Only active mentors who have never had a certificate that counts."),
     ] = False,
     csv: Csv = False,
     json: Json = False,
@@ -325,7 +326,7 @@ def forecast(
     context: typer.Context,
     *,
     days: Annotated[
-        int, typer.Option(metavar="DAYS", help="The number of nights, including today.", min=1, max=3650)
+        int, typer.Option(metavar="DAYS", help="The number of days, including today.", min=1, max=3650)
     ] = 90,
     organisation: OrganisationSlug = None,
     json: Json = False,

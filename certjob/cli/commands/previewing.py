@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from certjob.cli.help import LOOKING
+from certjob.cli.help import REPORTS
 from certjob.cli.options import EnvFile, Json, Locale, OptionalMentor, OrganisationSlug, Verbose
 from certjob.cli.session import Call, Commands
 from certjob.cli.terminal import plain
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from certjob.reports.preview import Preview
     from certjob.settings import Settings
 
-app = Commands(group=LOOKING)
+app = Commands(group=REPORTS)
 
 
 @app.command(

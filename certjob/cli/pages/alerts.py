@@ -116,7 +116,7 @@ def _held_parts(mentors: Sequence[HeldMentor]) -> Iterator[PagePart]:
         head = f"{mentor.organisation} {mentor.member_no}{name}"
         yield PagePart(
             lines=[PageLine(head=head, text=f": {reason}", bullet="- ", indent=4)],
-            plain=[f"Held change: {mentor.alert_id}, {mentor.member_no}{name}: {reason}"],
+            plain=[f"Held back: {mentor.alert_id}, {mentor.member_no}{name}: {reason}"],
         )
     if len(mentors) > MOST_HELD:
         more = f"… and more; `certjob alerts --json` lists all mentors of {mentors[0].alert_id}"

@@ -36,7 +36,7 @@ def page_lines(explained: Explanation, *, zone: tzinfo) -> Iterator[PageLine]:
     for warning in _warnings(explained):
         yield PageLine(text=warning, bullet="warning: ", bullet_style=WARNING_STYLE)
     yield PageLine(text="")
-    text = f"{coming.when}: {'; '.join(coming.what)}." if coming else "no change, unless a fact changes."
+    text = f"{coming.when}: {'; '.join(coming.what)}." if coming else "no change, unless the data changes."
     yield PageLine(head="Next: ", text=text)
     if explained.alerts:
         yield PageLine(text="")
@@ -56,9 +56,9 @@ def page_lines(explained: Explanation, *, zone: tzinfo) -> Iterator[PageLine]:
 
 def _activity(explained: Explanation, *, zone: tzinfo) -> str:
     if explained.mentor.left_at is not None:
-        return f"Has left, on {day_words(explained.mentor.left_at.astimezone(zone).date(), explained.today)}."
+        return f"Left on {day_words(explained.mentor.left_at.astimezone(zone).date(), explained.today)}."
     reasons = sorted(reason_words(pause.reason) for pause in explained.pauses if pause.lifted_at is None)
-    return f"Paused: {', '.join(reasons)}." if reasons else "Active: no pause is open."
+    return f"Paused: {', '.join(reasons)}." if reasons else "Active: not paused."
 
 
 def _certification(explained: Explanation) -> str:
@@ -67,7 +67,7 @@ def _certification(explained: Explanation) -> str:
         return f"{'Certified' if explained.certified else 'Not certified'}: {why}."
     hidden = " They are hidden on the portal." if explained.portal and explained.portal.has_portal else ""
     kinds = f" ({why})" if why else ""
-    return f"Has never held a certificate that counts{kinds}, so certjob does not pause or remind them.{hidden}"
+    return f"Has never had a certificate that counts{kinds}, so certjob does not pause or remind them.{hidden}"
 
 
 def _warnings(explained: Explanation) -> Iterator[str]:
@@ -83,7 +83,7 @@ def _warnings(explained: Explanation) -> Iterator[str]:
     elif (today - last).days > 1:
         yield f"The last run was on {day_words(last, today)}; the date below assumes `certjob run` every night."
     for held in explained.held:
-        yield f"A guard holds changes: {held}"
+        yield f"A guard holds changes back: {held}"
 
 
 def _certificate_lines(explained: Explanation) -> Iterator[PageLine]:
@@ -106,7 +106,7 @@ def _stored(each: ExplainedCertificate, *, today: date) -> str:
 
 def _pause_lines(explained: Explanation, moment: _Moment) -> Iterator[PageLine]:
     if all(pause.lifted_at for pause in explained.pauses):
-        yield _item(text="none is open")
+        yield _item(text="no open pauses")
     for pause in explained.pauses:
         reason, since = reason_words(pause.reason), f"by {pause.actor} since {moment(pause.paused_at)}"
         if pause.lifted_at is None:

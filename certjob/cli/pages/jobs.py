@@ -17,7 +17,7 @@ from certjob.portal.comparison import Difference
 
 MOST_PLANNED_ROWS: Final = 50
 """Mentors of a plan on a terminal. --json has all of them."""
-_TITLES: Final = {"run": "Night", "reconcile": "Comparison with the portal"}
+_TITLES: Final = {"run": "Run", "reconcile": "Comparison with the portal"}
 
 FindNames = Callable[[Sequence[UUID]], Mapping[UUID, MentorName]]
 """Called on a terminal only, because plain lines have no names."""
@@ -62,7 +62,7 @@ def _show_changes(output: Output, report: RunReport, find_names: FindNames) -> N
         cells = _planned_cells(change).values()
         rows.append([decision.member_no, name and name.full_name, *cells, *held, *organisation])
     headings = ["=No.", "~Name", "Certificates", "=Pause", "Reminder", "=Portal"]
-    headings += (["Held"] if has_holds else []) + (["~Org"] if others else [])
+    headings += (["Held back"] if has_holds else []) + (["~Org"] if others else [])
     title = f"What `certjob run` would do on {report.today}" + ("" if others else f" for {slug}")
     output.show_rows(headings, rows, title=title, plain=map(_planned_line, report.changes))
     _show_more(output, len(report.changes), most=max(len(shown), MOST_PLANNED_ROWS))
@@ -98,7 +98,7 @@ def _planned_line(change: PlannedChange) -> str:
     cells = "; ".join(f"{name}: {cell}" for name, cell in _planned_cells(change).items() if cell)
     decision = change.decision
     return f"{decision.organisation.slug} {decision.member_no}: {cells}" + (
-        f" (held: {_held_words(change)})" if change.is_held else ""
+        f" (held back: {_held_words(change)})" if change.is_held else ""
     )
 
 
@@ -115,7 +115,7 @@ def _planned_cells(change: PlannedChange) -> dict[str, str]:
     if reminders and not change.has_address:
         reminders += ", no address"
     if reminders and change.reminders_are_held and not change.is_held:
-        reminders += " (held)"
+        reminders += " (held back)"
     return {
         "certificates": ", ".join(words if count == 1 else f"{count} {words}" for words, count in transitions.items()),
         "pause": {PauseChange.OPEN: "starts", PauseChange.LIFT: "ends", None: ""}[decision.pause],

@@ -97,7 +97,7 @@ def _groups(changes: Iterable[PlannedChange]) -> Iterator[str]:
     groups: dict[str, list[str]] = defaultdict(list)
     numbers: Counter[str] = Counter()
     for effect in itertools.chain.from_iterable(map(_effects, changes)):
-        name = effect["what"] + (" (held)" if effect["held"] else "")
+        name = effect["what"] + (" (held back)" if effect["held"] else "")
         numbers[name] += 1
         if numbers[name] <= MOST_LINES:
             groups[name].append(f"{effect['organisation']} {effect['member_no']}")
@@ -129,7 +129,7 @@ def _foreseen(next_run: RunReport, *, always: bool) -> Iterator[str]:
     if paused or next_run.held or always:
         reminders = number(numbers["reminders_next_run"], "reminder")
         yield f"the next run will pause {number(paused, 'mentor')}, reinstate {back:,} and queue {reminders}"
-    yield from (f"the next run will hold {line}" for line in next_run.held)
+    yield from (f"the next run will hold back {line}" for line in next_run.held)
 
 
 def _next_run(next_run: RunReport) -> dict[str, Any]:

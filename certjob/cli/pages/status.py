@@ -22,7 +22,7 @@ _OTHER_LINES = 13
 def show_status(output: Output, status: SystemStatus, *, zone: tzinfo) -> None:
     """Print a screen on a terminal, otherwise a line for each fact, with more of the last runs."""
     figures = list(_figures(status, zone))
-    _show_facts(output, [("Last good night", _last_good(status, zone))])
+    _show_facts(output, [("Last good run", _last_good(status, zone))])
     output.gap()
     backlog = [(_SORTS[name], work) for name, work in status.backlog.items()]
     output.show_rows(
@@ -73,7 +73,7 @@ def _why_stale(status: SystemStatus, *, zone: tzinfo) -> str:
         return "no nightly run has finished yet; run `certjob run`, and check that cron does so"
     age, limit = duration_words(good.age_seconds), duration_words(status.max_age_seconds)
     return (
-        f"the last good night ended {age} ago ({_moment(good.finished_at, zone)}), more than {limit}; "
+        f"the last good run ended {age} ago ({_moment(good.finished_at, zone)}), more than {limit}; "
         "see how the last runs ended, whether cron runs, and `certjob check`"
     )
 
@@ -111,7 +111,7 @@ def _run_cells(run: Run, zone: tzinfo) -> tuple[str, str, str, str, str]:
 def _figures(status: SystemStatus, zone: tzinfo) -> Iterator[tuple[str, str]]:
     """Yield the name and the text of each fact below the tables."""
     tonight, coming = status.coming[0].mentors, sum(night.mentors for night in status.coming)
-    yield "Mentors to review", f"{tonight:,} today, {coming:,} within {len(status.coming)} nights"
+    yield "Mentors to review", f"{tonight:,} today, {coming:,} within {len(status.coming)} days"
     if status.without_certificate:
         mentors = number(status.without_certificate, "active mentor")
         names = ", ".join(status.first_without_certificate)

@@ -201,7 +201,7 @@ class SmtpChannel:
         sender, options = f"FROM:<{(self.bounce_address or self.sender).specification}>".encode(), []
         if recipient.international:
             if not client.supports_extension("smtputf8"):
-                message = "the mail server takes no address with letters beyond ASCII before the @"
+                message = "the mail server does not accept non-ASCII addresses"
                 raise RecipientRejectedError(message, next_step="correct the address", code=Cause.WRONG_ADDRESS)
             options = [b"SMTPUTF8"]
         steps = (

@@ -6,7 +6,10 @@ SELECT m.member_no, o.portal IS NOT NULL AS has_portal, m.portal_visible AS desi
         FROM (SELECT left(reason, 201) AS reason FROM mentor_pauses WHERE mentor_id = m.id AND lifted_at IS NULL LIMIT 201) AS p
     ), '{}') AS pauses,
     coalesce((
-        SELECT array_agg(c.kind || ' ' || c.status || ' until ' || c.expires_on ORDER BY c.kind, c.expires_on, c.issued_on)
+        SELECT array_agg(
+            c.kind || ' ' || c.status || CASE WHEN c.status = 'expired' THEN ' on ' ELSE ' until ' END || c.expires_on
+            ORDER BY c.kind, c.expires_on, c.issued_on
+        )
         FROM (
             SELECT left(kind, 201) AS kind, status, issued_on, expires_on FROM certificates WHERE mentor_id = m.id LIMIT 200
         ) AS c

@@ -18,7 +18,7 @@ WHERE p.reason = 'certification_expired'
     AND m.organisation_id = %(organisation_id)s
 ORDER BY name, m.member_no
 
--- name: read_returned_mentors
+-- name: read_reinstated_mentors
 -- The last pause of a mentor that certjob has lifted, if it has not opened another one.
 SELECT m.id, coalesce(m.full_name, m.member_no) AS name, m.member_no,
     EXISTS (SELECT FROM mentor_pauses AS o WHERE o.mentor_id = m.id AND o.lifted_at IS NULL) AS still_paused,
@@ -144,7 +144,7 @@ WHERE kind = 'facts_missing'
 ORDER BY cause
 
 -- name: read_uncertified_mentors
--- Active mentors who have never held a certificate of a kind that counts. They are hidden and get no reminders.
+-- Active mentors who have never had a certificate of a kind that counts. They are hidden and get no reminders.
 SELECT coalesce(m.full_name, m.member_no) AS name, m.member_no, 'uncertified:' || m.id AS key
 FROM mentors AS m
 JOIN organisations AS o ON o.id = m.organisation_id

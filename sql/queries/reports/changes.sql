@@ -1,4 +1,4 @@
--- name: find_first_run_of_last_night
+-- name: find_first_run_of_newest_date
 -- When the first full run of the newest date began: cron starts three a night. A later date was written by a wrong clock.
 SELECT min(started_at)
 FROM job_runs

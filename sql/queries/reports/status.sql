@@ -30,7 +30,7 @@ LIMIT 1
 SELECT DISTINCT kind FROM organisations AS o CROSS JOIN LATERAL unnest(o.optional_kinds) AS kind
 
 -- name: find_without_certificate
--- The first five active mentors who have never held a certificate that counts, and the number of all. Few of a million
+-- The first five active mentors who have never had a certificate that counts, and the number of all. Few of a million
 -- mentors are candidates: mentors who are due or never will be, and holders of a certificate that has not begun or is of
 -- a kind that is optional somewhere. All others have a later review, which only a certificate that counts can cause. The
 -- optional kinds are a parameter, because the planner can then estimate the number of these certificates.
