@@ -7,7 +7,6 @@ certificate or pause that another session has locked; it skips the mentor. Each 
 import gc
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from datetime import date
 from functools import partial
 from uuid import UUID
@@ -203,9 +202,7 @@ class CertificationManagementService:
         decisions, broken = decide_each(read, self._today)
         self.counts.broken |= broken
         admitted = self._guard.admit(decisions)
-        held = {d.mentor_id for d in decisions} - {d.mentor_id for d in admitted}
-        written = write_decisions(self._connection, admitted, today=self._today, run_id=self._run_id, guard=self._guard)
-        return replace(written, staying_due=written.staying_due | held)
+        return write_decisions(self._connection, admitted, today=self._today, run_id=self._run_id)
 
     def _count(self, written: Written) -> None:
         """Count a committed transaction and store the new holds."""

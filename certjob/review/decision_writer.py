@@ -10,7 +10,7 @@ from certjob.database import Connection
 from certjob.domain.models import Decision
 from certjob.mail.reminders import CertificationReminderService, cancel_failed_reminders
 from certjob.portal.sync import PortalSyncService, Wish
-from certjob.review.guards import MassChangeGuard
+from certjob.review.guards import Admitted
 from certjob.review.pauses import PauseManagementService
 
 
@@ -20,21 +20,17 @@ class Written:
 
     decisions: Sequence[Decision]
     staying_due: frozenset[UUID] = frozenset()
+    """Mentors with held changes or reminders."""
     queued: int = 0
     """Queued reminders."""
 
 
-def write_decisions(
-    connection: Connection, decisions: Sequence[Decision], *, today: date, run_id: UUID, guard: MassChangeGuard
-) -> Written:
-    """Write decisions about mentors that the transaction has locked, with the rows of mentors last.
-
-    New reminders that the guard holds are not written.
-    """
+def write_decisions(connection: Connection, admitted: Admitted, *, today: date, run_id: UUID) -> Written:
+    """Write decisions about mentors that the transaction has locked, with the rows of mentors last."""
+    decisions, held = admitted.decisions, admitted.without_reminders
     if not decisions:
-        return Written(decisions=())
+        return Written(decisions=(), staying_due=admitted.staying_due)
     portal = PortalSyncService(connection, run_id=run_id)
-    held = guard.hold_reminders(decisions)
     _write_certificates(connection, decisions, staying_due=held, today=today, run_id=run_id)
     PauseManagementService(connection).apply(decisions)
     reminded = [d for d in decisions if d.reminders and d.mentor_id not in held]
@@ -53,7 +49,7 @@ def write_decisions(
         "withdrawn": [d.mentor_id in withdrawn for d in decisions],
     }
     database.execute(connection, "update_mentors", columns)
-    return Written(decisions=decisions, staying_due=held, queued=len(queued))
+    return Written(decisions=decisions, staying_due=admitted.staying_due, queued=len(queued))
 
 
 def _write_certificates(

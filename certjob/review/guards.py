@@ -1,12 +1,13 @@
 """The guards against a wrong clock or a wrong import: they hold surprising changes.
 
-A change is surprising if the last review did not foresee it. A mentor who is due by the calendar has only foreseen
-changes, so a few mentors with changed facts need no closer look. Otherwise the decisions about all due mentors are
-counted before the first chunk. A chunk adds only what has changed since. ``holds.held_kinds`` is the rule.
+A change is surprising if the last review did not foresee it. ``holds.held_kinds`` is the rule. Before the first chunk,
+``examine`` counts the due mentors with changed facts, because all other changes are foreseen. If these could exceed a
+limit, it counts the decisions about all due mentors. During the run, ``admit`` counts the changes of each chunk.
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date
 from functools import cached_property, partial
 from uuid import UUID
@@ -21,9 +22,23 @@ from certjob.domain.models import Change, Decision, Effect, Organisation, Remind
 from certjob.mail.reminders import find_new_reminders
 from certjob.review import plan
 
+_NewReminders = frozenset[tuple[UUID, Reminder]]
+"""Reminders that are not queued yet, each with its mentor."""
+
 
 class CountedElsewhereError(psycopg.errors.LockNotAvailable):
     """Another run counts the changes of the organisation for longer than the lock timeout."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admitted:
+    """The decisions of a chunk that may be written."""
+
+    decisions: Sequence[Decision]
+    without_reminders: frozenset[UUID] = frozenset()
+    """Mentors among them whose new reminders are held."""
+    staying_due: frozenset[UUID] = frozenset()
+    """These mentors, and those whose changes are held."""
 
 
 class MassChangeGuard:
@@ -38,9 +53,10 @@ class MassChangeGuard:
         allow: Mapping[str, int] = Counter(),
         everybody: bool = False,
     ) -> None:
-        """``allow`` has the permitted number of changes by slug, and must return 0 for a missing slug.
+        """``allow`` is the permitted number of changes by slug, and returns 0 for a missing slug.
 
-        ``run_id``: None if the changes are not made. ``everybody``: the plan reviews all mentors, not only due ones.
+        ``run_id`` is None for a plan, which makes no changes. With ``everybody``, the plan reviews mentors who are not
+        due, too.
         """
         self._connection = connection
         self._today = today
@@ -59,46 +75,34 @@ class MassChangeGuard:
             "organisation_id": organisation_id,
             "minimum": min(limit.minimum for limit in LIMITS.values()),
         }
-        for due_id, slug, due, changed in database.fetch(self._connection, "count_due_mentors", asked):
+        rows = database.fetch(self._connection, "count_due_mentors", asked)
+        past = self._read_past([row[0] for row in rows])
+        for due_id, slug, due, changed in rows:
             surprising = due if due_id in self._after_gap else changed
             at_most = Counter(dict.fromkeys([*Change, MENTORS, REMINDED], surprising))
-            if self._judge(due_id, slug, at_most, past=self._read_past(due_id)):
-                self._hold(due_id, slug)
+            if self._judge(due_id, slug, at_most, past=past[due_id]):
+                self._hold(due_id, slug, past=past[due_id])
 
-    def admit(self, decisions: Sequence[Decision]) -> list[Decision]:
-        """Return the decisions that may be applied; a mentor with a held change stays due.
+    def admit(self, decisions: Sequence[Decision]) -> Admitted:
+        """Return the decisions that may be written; a mentor with a held change or reminder stays due.
 
-        The surprising ones are counted in the transaction that applies them.
+        Surprising changes and new reminders are counted in the transaction that writes them.
         """
-        self._lock(decisions)
-        for organisation, group in _by_organisation(d for d in decisions if self._kinds(d)):
-            if counts := self._count(d for d in group if self.hold_of(d) is None):
-                is_permitted = self._find_holds(organisation, counts)
-                admitted = self._count(d for d in group if self.hold_of(d) is None)
-                self._insert(organisation, admitted, is_permitted=is_permitted)
-            for decision in group:
-                self._note_held(organisation.id, decision.mentor_id, self._kinds(decision), decision.surprise.effect)
-        return [decision for decision in decisions if self.hold_of(decision) is None]
+        groups = _by_organisation(d for d in decisions if self._kinds(d) or d.surprise.reminders)
+        past = self._lock(groups)
+        new = self._find_new(d for _, group in groups for d in group if d.surprise.reminders)
+        counted: list[tuple[UUID, bool, Counter[str]]] = []
+        for organisation, group in groups:
+            for count in (self._count, partial(self._count_reminders, new=new)):
+                is_permitted = self._find_holds(organisation, count(self._passing(group)), past=past[organisation.id])
+                counted.append((organisation.id, is_permitted, count(self._passing(group))))
+        self._insert(counted)
+        return self._without_held(decisions) if self.held else Admitted(decisions=decisions)
 
     def hold_of(self, decision: Decision) -> Hold | None:
         """Return the first hold of this decision."""
         held = (self.held.get((decision.organisation.id, kind)) for kind in self._kinds(decision))
         return next((hold for hold in held if hold is not None), None)
-
-    def hold_reminders(self, decisions: Sequence[Decision]) -> frozenset[UUID]:
-        """Return the mentors with held new reminders; they stay due. Other new reminders are counted."""
-        for organisation, group in _by_organisation(d for d in decisions if d.surprise.reminders):
-            new = self._find_new(group)
-            counts = Counter({str(Change.REMINDER): sum(map(partial(_is_surprising, new=new), group))})
-            if counts.total() and (organisation.id, Change.REMINDER) not in self.held:
-                is_permitted = self._find_holds(organisation, counts)
-                if (organisation.id, Change.REMINDER) not in self.held:
-                    self._insert(organisation, counts, is_permitted=is_permitted)
-        in_question = [d for d in decisions if d.reminders and (d.organisation.id, Change.REMINDER) in self.held]
-        new = self._find_new(in_question)
-        waiting = [d.mentor_id for d in in_question if self.hold_of_reminders(d, new[d.mentor_id]) is not None]
-        self.held_mentors |= {(mentor_id, Change.REMINDER): Effect.REMINDER for mentor_id in waiting}
-        return frozenset(waiting)
 
     def hold_of_reminders(self, decision: Decision, new: Collection[Reminder]) -> Hold | None:
         """Return the hold of the mentor's new reminders. While changes after a gap are held, all of them wait."""
@@ -124,49 +128,66 @@ class MassChangeGuard:
             return surprise.kinds
         return surprise.kinds_after_gap
 
+    def _passing(self, decisions: Iterable[Decision]) -> list[Decision]:
+        return [decision for decision in decisions if self.hold_of(decision) is None]
+
     def _count(self, decisions: Iterable[Decision]) -> Counter[str]:
-        """Count decisions by kind, by effect and as MENTORS, without their reminders."""
-        counts = Counter[str]()
-        for decision in decisions:
-            if kinds := self._kinds(decision):
-                counts.update([*kinds, decision.surprise.effect, MENTORS])
-        return counts
+        """Count surprising decisions by kind, by effect and as MENTORS, without their reminders."""
+        surprising = ((self._kinds(each), each.surprise.effect) for each in decisions if self._kinds(each))
+        return Counter(what for kinds, effect in surprising for what in (*kinds, effect, MENTORS))
+
+    def _count_reminders(self, decisions: Iterable[Decision], *, new: _NewReminders) -> Counter[str]:
+        """Count the mentors with new reminders about certificates that no review has seen, unless these are held."""
+        free = (each for each in decisions if (each.organisation.id, Change.REMINDER) not in self.held)
+        return Counter(Change.REMINDER for each in free if _is_surprising(each, new=new))
+
+    def _without_held(self, decisions: Sequence[Decision]) -> Admitted:
+        """Note the held changes and reminders, and return the decisions without them."""
+        for each in decisions:
+            self._note_held(each.organisation.id, each.mentor_id, self._kinds(each), each.surprise.effect)
+        passing = self._passing(decisions)
+        reminded = [d for d in passing if d.reminders and (d.organisation.id, Change.REMINDER) in self.held]
+        new = self._find_new(reminded)
+        waiting = frozenset(d.mentor_id for d in reminded if self.hold_of_reminders(d, _new_of(d, new)) is not None)
+        self.held_mentors |= {(mentor_id, Change.REMINDER): Effect.REMINDER for mentor_id in waiting}
+        held = frozenset(d.mentor_id for d in decisions) - {d.mentor_id for d in passing}
+        return Admitted(decisions=passing, without_reminders=waiting, staying_due=held | waiting)
 
     def _note_held(self, organisation_id: UUID, mentor_id: UUID, kinds: Iterable[Change], effect: Effect) -> None:
         for kind in kinds:
             if (organisation_id, kind) in self.held:
                 self.held_mentors[mentor_id, kind] = Effect.NEW_CONTACT if kind is Change.CONTACT else effect
 
-    def _find_new(self, decisions: Sequence[Decision]) -> dict[UUID, list[Reminder]]:
-        """Return the new reminders of decisions by mentor."""
-        new: dict[UUID, list[Reminder]] = defaultdict(list)
-        for mentor_id, reminder in find_new_reminders(self._connection, decisions, today=self._today):
-            new[mentor_id].append(reminder)
-        return new
+    def _find_new(self, decisions: Iterable[Decision]) -> _NewReminders:
+        return frozenset(find_new_reminders(self._connection, decisions, today=self._today))
 
-    def _lock(self, decisions: Sequence[Decision]) -> None:
-        """Lock the organisations whose changes and reminders must be counted, in one order for all runs.
+    def _lock(self, groups: Sequence[tuple[Organisation, Sequence[Decision]]]) -> dict[UUID, Past]:
+        """Lock the organisations, and return what has been counted for each.
 
-        A permission is for this run only, so the changes of other runs do not matter then.
+        Changes that a person has permitted need no lock, because a permission applies to one run.
         """
-        counted = [each for each in decisions if self._kinds(each) or each.surprise.reminders]
-        for organisation, group in _by_organisation(counted):
+        ids = [organisation.id for organisation, _ in groups]
+        past = self._read_past(ids)
+        contended: list[UUID] = []
+        for organisation, group in groups:
             at_most = self._count(group)
             at_most[Change.REMINDER] = sum(bool(decision.surprise.reminders) for decision in group)
-            past = self._read_past(organisation.id)
-            if not holds.is_permitted(at_most, past=past, allow=self._allow[organisation.slug]):
-                try:
-                    database.execute(self._connection, "lock_counted_organisation", {"id": organisation.id})
-                except CONTENTION as error:
-                    raise CountedElsewhereError from error
+            if not holds.is_permitted(at_most, past=past[organisation.id], allow=self._allow[organisation.slug]):
+                contended.append(organisation.id)
+        if not contended:
+            return past
+        try:
+            database.execute(self._connection, "lock_counted_organisations", {"ids": contended})
+        except CONTENTION as error:
+            raise CountedElsewhereError from error
+        return self._read_past(ids)
 
-    def _find_holds(self, organisation: Organisation, counts: Counter[str]) -> bool:
+    def _find_holds(self, organisation: Organisation, counts: Counter[str], *, past: Past) -> bool:
         """Hold the kinds that exceed their limits with these new changes. Return whether a person permits them all."""
-        past = self._read_past(organisation.id)
         if holds.is_permitted(counts, past=past, allow=self._allow[organisation.slug]):
             return True
         if self._judge(organisation.id, organisation.slug, counts, past=past):
-            self._hold(organisation.id, organisation.slug)
+            self._hold(organisation.id, organisation.slug, past=past)
         return False
 
     def _judge(self, organisation_id: UUID, slug: str, counts: Counter[str], *, past: Past) -> dict[Change, str]:
@@ -175,7 +196,7 @@ class MassChangeGuard:
         judged = partial(holds.held_kinds, counts, past=past, allow=self._allow[slug], is_after_gap=is_after_gap)
         return judged(certified=0) and judged(certified=self._certified[organisation_id])
 
-    def _hold(self, organisation_id: UUID, slug: str) -> None:
+    def _hold(self, organisation_id: UUID, slug: str, *, past: Past) -> None:
         """Count the changes of all due mentors of the organisation, and hold the kinds that exceed their limits."""
         pending = Counter[str]()
         surprising: list[tuple[UUID, tuple[Change, ...], Effect]] = []
@@ -184,10 +205,10 @@ class MassChangeGuard:
         ):
             pending += self._count(decisions)
             new = self._find_new(decisions)
-            pending[REMINDED] += sum(bool(new.get(d.mentor_id)) and not self._kinds(d) for d in decisions)
+            pending[REMINDED] += sum(bool(_new_of(d, new)) and not self._kinds(d) for d in decisions)
             pending[Change.REMINDER] += sum(map(partial(_is_surprising, new=new), decisions))
             surprising += [(d.mentor_id, self._kinds(d), d.surprise.effect) for d in decisions if self._kinds(d)]
-        for what, reason in self._judge(organisation_id, slug, pending, past=self._read_past(organisation_id)).items():
+        for what, reason in self._judge(organisation_id, slug, pending, past=past).items():
             is_reminder = what is Change.REMINDER
             hold = Hold(
                 organisation_id=organisation_id,
@@ -202,30 +223,37 @@ class MassChangeGuard:
         for mentor_id, kinds, effect in surprising:
             self._note_held(organisation_id, mentor_id, kinds, effect)
 
-    def _read_past(self, organisation_id: UUID) -> Past:
-        past = Past()
-        asked = {"organisation_id": organisation_id, "run_id": self._run_id}
-        for what, is_permitted, number in database.fetch(self._connection, "read_guard_counts", asked):
-            (past.permitted if is_permitted else past.counted)[what] = number
+    def _read_past(self, organisation_ids: Sequence[UUID]) -> dict[UUID, Past]:
+        past = {organisation_id: Past() for organisation_id in organisation_ids}
+        asked = {"organisation_ids": organisation_ids, "run_id": self._run_id}
+        rows = database.fetch(self._connection, "read_guard_counts", asked) if past else ()
+        for organisation_id, what, is_permitted, number in rows:
+            each = past[organisation_id]
+            (each.permitted if is_permitted else each.counted)[what] = number
         return past
 
-    def _insert(self, organisation: Organisation, counts: Counter[str], *, is_permitted: bool) -> None:
-        """Count changes for later chunks and runs; permitted ones only for those of this run."""
-        counted = {what: counts[what] for what in [*Change, MENTORS] if counts[what]}
-        rows = {
-            "organisation_id": organisation.id,
-            "whats": list(counted),
-            "numbers": list(counted.values()),
-            "permitted_in": self._run_id if is_permitted else None,
-        }
-        if counted:
-            database.execute(self._connection, "insert_guard_counts", rows)
+    def _insert(self, counted: Sequence[tuple[UUID, bool, Counter[str]]]) -> None:
+        """Count changes for later chunks and runs; permitted ones only for later chunks of this run."""
+        rows = [
+            (organisation_id, what, counts[what], is_permitted)
+            for organisation_id, is_permitted, counts in counted
+            for what in [*Change, MENTORS]
+            if counts[what]
+        ]
+        if rows:
+            names = ("organisation_ids", "whats", "numbers", "permitted")
+            columns = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+            database.execute(self._connection, "insert_guard_counts", columns | {"run_id": self._run_id})
 
 
-def _is_surprising(decision: Decision, *, new: Mapping[UUID, Sequence[Reminder]]) -> bool:
+def _new_of(decision: Decision, new: _NewReminders) -> list[Reminder]:
+    """Return the new reminders of a decision."""
+    return [each for each in decision.reminders if (decision.mentor_id, each) in new]
+
+
+def _is_surprising(decision: Decision, *, new: _NewReminders) -> bool:
     """Return whether one of the new reminders is about a certificate that no review has seen."""
-    reminders = decision.surprise.reminders
-    return bool(reminders) and not set(reminders).isdisjoint(new.get(decision.mentor_id, ()))
+    return any((decision.mentor_id, each) in new for each in decision.surprise.reminders)
 
 
 def _by_organisation(decisions: Iterable[Decision]) -> list[tuple[Organisation, list[Decision]]]:

@@ -35,25 +35,27 @@ WHERE m.left_at IS NULL
 GROUP BY m.organisation_id
 
 -- name: read_guard_counts
--- The surprising changes of an organisation in the last 20 hours by kind, and those that this run has made with a
+-- The surprising changes of organisations in the last 20 hours by kind, and those that this run has made with a
 -- permission. A time of a few hours in the future counts, because the clock may have been set back. A later one is
 -- ignored, because it comes from a wrong clock.
-SELECT what, permitted_in IS NOT NULL AS is_permitted, sum(number)::integer
+SELECT organisation_id, what, permitted_in IS NOT NULL AS is_permitted, sum(number)::integer
 FROM guard_counts
-WHERE organisation_id = %(organisation_id)s
+WHERE organisation_id = ANY (%(organisation_ids)b::uuid[])
     AND at BETWEEN now() - interval '20 hours' AND now() + interval '20 hours'
     AND (permitted_in IS NULL OR permitted_in = %(run_id)s)
-GROUP BY what, permitted_in IS NOT NULL
+GROUP BY organisation_id, what, permitted_in IS NOT NULL
 
--- name: lock_counted_organisation
--- Parallel runs count one after the other. Otherwise each could apply as many changes as the limit allows.
-SELECT FROM organisations WHERE id = %(id)s FOR NO KEY UPDATE
+-- name: lock_counted_organisations
+-- Parallel runs count one after the other. Otherwise each could apply as many changes as the limit allows. The order
+-- prevents deadlocks.
+SELECT FROM organisations WHERE id = ANY (%(ids)b::uuid[]) ORDER BY id FOR NO KEY UPDATE
 
 -- name: insert_guard_counts
 -- The surprising changes of one chunk, in its transaction.
 INSERT INTO guard_counts (organisation_id, what, number, permitted_in)
-SELECT %(organisation_id)s, n.what, n.number, %(permitted_in)s
-FROM unnest(%(whats)b::text[], %(numbers)b::int[]) AS n (what, number)
+SELECT n.organisation_id, n.what, n.number, CASE WHEN n.is_permitted THEN %(run_id)s::uuid END
+FROM unnest(%(organisation_ids)b::uuid[], %(whats)b::text[], %(numbers)b::int[], %(permitted)b::boolean[])
+    AS n (organisation_id, what, number, is_permitted)
 
 -- name: forget_guard_counts
 -- read_guard_counts ignores these rows.
