@@ -16,17 +16,17 @@ TIMES_SET_BASED = 2.0
 MEMORY_MB = 120
 
 _STATE = {
-    "mentors": "id, portal_visible, certified_until, review_on",
-    "certificates": "id, mentor_id, kind, issued_on, expires_on, revoked_at, status",
-    "mentor_pauses": "mentor_id, reason, actor, lifted_at IS NOT NULL, lifted_by",
+    "mentors": "id, portal_visible, certified_until, review_on, reviewed_contact_id",
+    "certificates": "id, mentor_id, kind, issued_on, expires_on, revoked_at, status, unseen_since IS NULL",
+    "mentor_pauses": "mentor_id, reason, actor, lifted_at IS NOT NULL, lifted_by, lapsed_kinds",
     "certificate_transitions": "certificate_id, mentor_id, from_status, to_status, as_of, run_id IS NULL",
     "cert_notification_log": (
-        "mentor_id, threshold_days, cert_id, expires_on, status, attempts, next_attempt_at > now(),"
-        " claim_token IS NULL, sent_at IS NULL, maybe_sent, last_error, history, run_id IS NULL"
+        "mentor_id, threshold_days, cert_id, kind, expires_on, status, attempts, next_attempt_at > now(),"
+        " claim_token IS NULL, sent_at IS NULL, maybe_sent, last_error, failure_code, history, run_id IS NULL"
     ),
     "portal_sync_events": (
-        "mentor_id, visible, version, status, attempts, next_attempt_at > now(), claim_token IS NULL,"
-        " claim_contact_id IS NULL, delivered_at IS NULL, last_error, run_id IS NULL"
+        "mentor_id, visible, visible_until, moved_from, restricts, version, status, attempts, next_attempt_at > now(),"
+        " claim_token IS NULL, claim_contact_id IS NULL, delivered_at IS NULL, last_error, failure_code, run_id IS NULL"
     ),
 }
 """Everything that a night writes, without times and runs, which always differ."""

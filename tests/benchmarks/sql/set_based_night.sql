@@ -5,6 +5,7 @@
 CREATE TEMPORARY TABLE judged ON COMMIT DROP AS
 WITH owned AS (
     SELECT c.id, c.mentor_id, c.kind, c.issued_on, c.expires_on, c.status AS old_status, c.revoked_at IS NOT NULL AS revoked,
+        c.unseen_since IS NOT NULL AS unseen,
         m.left_at IS NOT NULL AS has_left, o.reminder_thresholds AS thresholds, o.optional_kinds,
         (c.expires_on - date '0001-01-01')::bigint * 4000000 + (c.issued_on - date '0001-01-01') AS place
     FROM mentors AS m
@@ -30,7 +31,8 @@ WITH owned AS (
         END AS new_status
     FROM placed
 )
-SELECT id, mentor_id, kind, issued_on, expires_on, revoked, old_status, new_status, kind = ANY (optional_kinds) AS optional,
+SELECT id, mentor_id, kind, issued_on, expires_on, revoked, unseen, old_status, new_status,
+    kind = ANY (optional_kinds) AS optional,
     CASE WHEN NOT has_left AND NOT coalesce(continued, false) AND new_status IN ('valid', 'expiring', 'expired') THEN (
         SELECT t FROM (SELECT min(t) AS t FROM unnest(thresholds) AS t WHERE expires_on - %(today)s <= t) AS reached
         WHERE CASE WHEN t >= 0 THEN expires_on >= %(today)s ELSE t - (expires_on - %(today)s) <= 14 END
@@ -66,6 +68,7 @@ WITH kinds AS (
     GROUP BY mentor_id, kind
 ), states AS (
     SELECT mentor_id, min(review_on) AS review_on, bool_or(lapsed) AS uncertified,
+        array_agg(kind ORDER BY kind) FILTER (WHERE lapsed) AS lapsed_kinds,
         CASE WHEN bool_or(in_force) AND NOT bool_or(lapsed) THEN min(certified_until) ELSE '0001-01-01' END
             AS certified_until
     FROM kinds
@@ -79,7 +82,7 @@ WITH kinds AS (
 SELECT m.id AS mentor_id, coalesce(s.review_on, 'infinity') AS review_on,
     m.left_at IS NULL AND coalesce(s.uncertified, false) AND NOT coalesce(p.own, false) AS opens,
     m.left_at IS NULL AND coalesce(p.own, false) AND NOT coalesce(s.uncertified, false) AS lifts,
-    o.portal IS NOT NULL AS has_portal, m.portal_visible,
+    coalesce(s.lapsed_kinds, '{}') AS lapsed_kinds, o.portal IS NOT NULL AS has_portal, m.portal_visible,
     coalesce(s.certified_until, '0001-01-01') AS certified_until,
     m.left_at IS NULL AND coalesce(s.certified_until >= %(today)s, false) AND NOT coalesce(p.others, false) AS visible
 FROM mentors AS m
@@ -90,7 +93,10 @@ WHERE m.review_on <= %(today)s;
 
 ANALYZE decided;
 
-UPDATE certificates AS c SET status = j.new_status FROM judged AS j WHERE c.id = j.id AND j.new_status <> j.old_status;
+UPDATE certificates AS c
+SET status = j.new_status, unseen_since = NULL
+FROM judged AS j
+WHERE c.id = j.id AND (j.new_status <> j.old_status OR j.unseen);
 
 INSERT INTO certificate_transitions (certificate_id, mentor_id, from_status, to_status, as_of, run_id)
 SELECT id, mentor_id, old_status, new_status, %(today)s, %(run_id)s FROM judged WHERE new_status <> old_status;
@@ -101,14 +107,15 @@ SET lifted_at = now(), lifted_by = 'certjob'
 FROM decided AS d
 WHERE d.lifts AND p.mentor_id = d.mentor_id AND p.reason = 'certification_expired' AND p.lifted_at IS NULL;
 
-INSERT INTO mentor_pauses (mentor_id, reason, actor)
-SELECT mentor_id, 'certification_expired', 'certjob' FROM decided WHERE opens;
+INSERT INTO mentor_pauses (mentor_id, reason, actor, lapsed_kinds)
+SELECT mentor_id, 'certification_expired', 'certjob', lapsed_kinds FROM decided WHERE opens;
 
 WITH queued AS (
-    INSERT INTO cert_notification_log AS l (mentor_id, threshold_days, cert_id, expires_on, run_id)
-    SELECT mentor_id, threshold_days, id, expires_on, %(run_id)s FROM judged WHERE threshold_days IS NOT NULL
+    INSERT INTO cert_notification_log AS l (mentor_id, threshold_days, cert_id, kind, expires_on, run_id)
+    SELECT mentor_id, threshold_days, id, kind, expires_on, %(run_id)s FROM judged WHERE threshold_days IS NOT NULL
     ON CONFLICT (mentor_id, threshold_days, cert_id) DO UPDATE
     SET expires_on = excluded.expires_on,
+        kind = excluded.kind,
         status = 'pending',
         attempts = 0,
         next_attempt_at = now(),
@@ -131,10 +138,13 @@ FROM queued AS q
 WHERE l.mentor_id = q.mentor_id AND l.cert_id = q.cert_id AND l.threshold_days > q.threshold_days
     AND l.status IN ('pending', 'failed');
 
-INSERT INTO portal_sync_events AS e (mentor_id, visible, run_id)
-SELECT mentor_id, visible, %(run_id)s FROM decided WHERE has_portal AND portal_visible IS DISTINCT FROM visible
+INSERT INTO portal_sync_events AS e (mentor_id, visible, visible_until, run_id)
+SELECT mentor_id, visible, CASE WHEN visible THEN least(certified_until, '2099-12-31') END, %(run_id)s
+FROM decided
+WHERE has_portal AND portal_visible IS DISTINCT FROM visible
 ON CONFLICT (mentor_id) WHERE status IN ('pending', 'blocked') DO UPDATE
 SET visible = excluded.visible,
+    visible_until = excluded.visible_until,
     version = e.version + 1,
     status = 'pending',
     attempts = 0,
@@ -150,6 +160,7 @@ WHERE NOT d.has_portal AND e.mentor_id = d.mentor_id AND e.status IN ('pending',
 UPDATE mentors AS m
 SET review_on = d.review_on,
     certified_until = d.certified_until,
+    reviewed_contact_id = coalesce(m.dynamics_contact_id, m.reviewed_contact_id),
     portal_visible = CASE WHEN d.has_portal THEN d.visible ELSE m.portal_visible END
 FROM decided AS d
 WHERE m.id = d.mentor_id;
