@@ -44,6 +44,7 @@ def decide(mentor: Mentor, today: date) -> Decision:
     """Return the changes that this mentor needs on ``today``, and the day of the next review."""
     organisation = mentor.organisation
     transitions: list[Transition] = []
+    seen_ids: list[UUID] = []
     reminders: list[Reminder] = []
     review_days: list[int] = []
     for certificate in mentor.certificates:
@@ -52,13 +53,17 @@ def decide(mentor: Mentor, today: date) -> Decision:
             transitions.append(
                 Transition(certificate_id=certificate.id, from_status=certificate.status, to_status=status)
             )
+        elif certificate.unseen:
+            seen_ids.append(certificate.id)
+        if status is Status.REVOKED or status is Status.RENEWED:
+            continue  # only a changed fact ends these
         reminded = not (mentor.left or any(_following(certificate, mentor)))
         threshold = _due_threshold(certificate, status, mentor, today) if reminded else None
         if threshold is not None:
             reminders.append(
                 Reminder(cert_id=certificate.id, threshold_days=threshold, expires_on=certificate.expires_on)
             )
-        review_days += _review_days(certificate, status, mentor, reminded=reminded)
+        review_days += _review_days(certificate, mentor, reminded=reminded)
 
     last_day = certified_until(mentor, today)
     never_certified = last_day < today and has_had_no_kind(mentor, today)
@@ -83,10 +88,10 @@ def decide(mentor: Mentor, today: date) -> Decision:
         member_no=mentor.member_no,
         organisation=organisation,
         transitions=tuple(sorted(transitions, key=lambda transition: transition.certificate_id)),
+        seen_ids=tuple(seen_ids),
         pause=pause,
         own_pause_id=own_pause.id if own_pause else None,
         lapsed_kinds=lapsed_kinds,
-        unseen_ids=frozenset([each.id for each in unseen]) if unseen else frozenset(),
         reminders=due,
         certified_until=last_day,
         visible=visible,
@@ -117,7 +122,7 @@ def certified_until(mentor: Mentor, today: date) -> date:
             return NOT_CERTIFIED
         in_force = in_force or begun
         last_day = coming[0].expires_on
-        for each in coming:
+        for each in coming[1:]:
             if (each.issued_on - last_day).days <= 1:
                 last_day = max(last_day, each.expires_on)
         last_days.append(last_day)
@@ -232,13 +237,15 @@ def _following(certificate: Certificate, mentor: Mentor) -> Iterator[Certificate
 
 
 def _later(certificate: Certificate, mentor: Mentor) -> Iterator[Certificate]:
-    """Yield the later certificates of the same kind that are not revoked."""
-    if len(mentor.certificates) == 1:
-        return
-    order = _order(certificate)
-    for other in mentor.certificates:
-        if other.kind == certificate.kind and _order(other) > order and not other.revoked:
-            yield other
+    """Return the later certificates of the same kind that are not revoked."""
+    return (
+        other
+        for other in mentor.certificates
+        if other is not certificate
+        and other.kind == certificate.kind
+        and _order(other) > _order(certificate)
+        and not other.revoked
+    )
 
 
 def _order(certificate: Certificate) -> tuple[date, date]:
@@ -256,7 +263,7 @@ def _counting_kinds(mentor: Mentor) -> dict[str, list[Certificate]]:
 
 def _due_threshold(certificate: Certificate, status: Status, mentor: Mentor, today: date) -> int | None:
     """Return the due threshold, for a mentor who has not left and a certificate without a continuation."""
-    if status not in (Status.VALID, Status.EXPIRING, Status.EXPIRED):
+    if status is not Status.EXPIRING and status is not Status.EXPIRED:  # a valid one has reached no threshold
         return None
     days_left = (certificate.expires_on - today).days
     threshold = min((t for t in mentor.organisation.reminder_thresholds if days_left <= t), default=None)
@@ -268,10 +275,8 @@ def _is_in_time(threshold: int, days_left: int) -> bool:
     return days_left >= 0 if threshold >= 0 else threshold - days_left <= LATEST_AFTER_EXPIRY_DAYS
 
 
-def _review_days(certificate: Certificate, status: Status, mentor: Mentor, *, reminded: bool) -> list[int]:
+def _review_days(certificate: Certificate, mentor: Mentor, *, reminded: bool) -> list[int]:
     """Return the days, as ordinals, on which this certificate can change a decision. Some may be in the past."""
-    if status is Status.REVOKED or status is Status.RENEWED:  # only a changed fact ends these
-        return []
     last_day = certificate.expires_on.toordinal()
     thresholds = mentor.organisation.reminder_thresholds
     if thresholds and not reminded:

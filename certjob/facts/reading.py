@@ -1,6 +1,5 @@
 """Read mentors with all facts that a decision needs: without locks for the plan, with locks for apply."""
 
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -34,16 +33,18 @@ def read(connection: database.Connection, ids: Sequence[UUID], *, lock: bool) ->
     has locked are left out. The caller must have locked the mentors in an earlier statement.
     """
     rows = {row[0]: row for row in database.fetch(connection, "read_mentors", {"ids": list(ids)})}
-    broken = {mentor_id: reason for mentor_id, *_, reason in rows.values() if reason is not None}
     by_id = organisations(connection, {row[2] for row in rows.values()})
-    readable = {"ids": [mentor_id for mentor_id in rows if mentor_id not in broken]}
-    left_out = set(broken)
-    certificates: dict[UUID, list[Certificate]] = defaultdict(list)
+    broken = {row[0]: row[-1] for row in rows.values() if row[-1] is not None}
+    for mentor_id in broken:
+        del rows[mentor_id]
+    readable = {"ids": list(rows)}
+    locked_elsewhere: set[UUID] = set()
+    certificates: dict[UUID, list[Certificate]] = {}
     for mentor_id, row_id, kind, issued_on, expires_on, revoked, status, unseen in database.fetch(
         connection, "lock_certificates" if lock else "read_certificates", readable
     ):
         if row_id is None:
-            left_out.add(mentor_id)
+            locked_elsewhere.add(mentor_id)
             continue
         certificate = Certificate(
             id=row_id,
@@ -54,15 +55,18 @@ def read(connection: database.Connection, ids: Sequence[UUID], *, lock: bool) ->
             status=_STATUSES[status],
             unseen=unseen,
         )
-        certificates[mentor_id].append(certificate)
-    pauses: dict[UUID, list[OpenPause]] = defaultdict(list)
+        certificates.setdefault(mentor_id, []).append(certificate)
+    pauses: dict[UUID, list[OpenPause]] = {}
     for mentor_id, row_id, reason, lapsed_kinds in database.fetch(
         connection, "lock_open_pauses" if lock else "read_open_pauses", readable
     ):
         if row_id is None:
-            left_out.add(mentor_id)
+            locked_elsewhere.add(mentor_id)
         else:
-            pauses[mentor_id].append(OpenPause(id=row_id, reason=reason, lapsed_kinds=frozenset(lapsed_kinds)))
+            pause = OpenPause(id=row_id, reason=reason, lapsed_kinds=frozenset(lapsed_kinds))
+            pauses.setdefault(mentor_id, []).append(pause)
+    for mentor_id in locked_elsewhere:
+        del rows[mentor_id]
     mentors = [
         Mentor(
             id=row[0],
@@ -74,10 +78,11 @@ def read(connection: database.Connection, ids: Sequence[UUID], *, lock: bool) ->
             contact_replaced=row[6],
             certified_until=row[7],
             due_by_calendar=row[8],
-            certificates=tuple(certificates[row[0]]),
-            open_pauses=tuple(pauses[row[0]]),
+            certificates=tuple(certificates.get(row[0], ())),
+            open_pauses=tuple(pauses.get(row[0], ())),
         )
-        for row in (rows[each] for each in ids if each in rows and each not in left_out)
+        for row in map(rows.get, ids)
+        if row is not None
     ]
     return FactsRead(mentors=mentors, broken=broken)
 

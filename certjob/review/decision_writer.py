@@ -56,23 +56,21 @@ def _write_certificates(
     connection: Connection, decisions: Sequence[Decision], *, staying_due: Set[UUID], today: date, run_id: UUID
 ) -> None:
     changes = [(d.mentor_id, change) for d in decisions for change in d.transitions]
-    statuses: dict[UUID, tuple[str | None, bool]] = {
-        cert_id: (None, False) for d in decisions if d.mentor_id not in staying_due for cert_id in d.unseen_ids
-    }
-    statuses |= {change.certificate_id: (change.to_status, mentor_id in staying_due) for mentor_id, change in changes}
-    if statuses:
+    seen = [cert_id for d in decisions if d.seen_ids and d.mentor_id not in staying_due for cert_id in d.seen_ids]
+    if changes or seen:
         columns: dict[str, object] = {
-            "ids": list(statuses),
-            "statuses": [status for status, _ in statuses.values()],
-            "stays_due": [stays_due for _, stays_due in statuses.values()],
+            "ids": [*(change.certificate_id for _, change in changes), *seen],
+            "statuses": [*(change.to_status for _, change in changes), *[None] * len(seen)],
+            "stays_due": [*(mentor_id in staying_due for mentor_id, _ in changes), *[False] * len(seen)],
         }
         database.execute(connection, "update_certificates", columns)
-    if not changes:
-        return
-    columns = {
-        "certificate_ids": [change.certificate_id for _, change in changes],
-        "mentor_ids": [mentor_id for mentor_id, _ in changes],
-        "from_statuses": [change.from_status for _, change in changes],
-        "to_statuses": [change.to_status for _, change in changes],
-    }
-    database.execute(connection, "insert_transitions", columns | {"today": today, "run_id": run_id})
+    if changes:
+        columns = {
+            "certificate_ids": [change.certificate_id for _, change in changes],
+            "mentor_ids": [mentor_id for mentor_id, _ in changes],
+            "from_statuses": [change.from_status for _, change in changes],
+            "to_statuses": [change.to_status for _, change in changes],
+            "today": today,
+            "run_id": run_id,
+        }
+        database.execute(connection, "insert_transitions", columns)
