@@ -88,7 +88,7 @@ def decide(mentor: Mentor, today: date) -> Decision:
         member_no=mentor.member_no,
         organisation=organisation,
         transitions=tuple(sorted(transitions, key=lambda transition: transition.certificate_id)),
-        seen_ids=tuple(seen_ids),
+        seen_ids=tuple(sorted(seen_ids)),
         pause=pause,
         own_pause_id=own_pause.id if own_pause else None,
         lapsed_kinds=lapsed_kinds,
