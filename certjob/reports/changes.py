@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from datetime import date, datetime, time, tzinfo
 from typing import Any, Final
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 from certjob import database
 from certjob.database import Connection
-from certjob.domain.explanations import day_words, threshold_words
+from certjob.domain.explanations import day_words, moment_words, threshold_words
 from certjob.domain.models import NOT_CERTIFIED, OWN_PAUSE_REASON
 
 WORDS: Final = {
@@ -29,10 +30,11 @@ WORDS: Final = {
 ALL: Final = 2**31 - 1
 """More changes than there can be."""
 _DAYS = ("day", "former_day", "certified_until")
+_TIMES = ("failed_since", "failed_until")
 _CAUSES = {"differs": "shown again after the portal had confirmed the hide", "held": "the change is held back"}
 """Why someone was exposed, if no push failed."""
 _SENTENCES = {
-    "exposed": "{hide}{cause}",
+    "exposed": "{hide}{cause}{failed}",
     "corrected hidden": "differed on the portal, hidden again: {hide}",
     "corrected visible": "differed on the portal, shown again",
     "corrected last_day": "visible until a wrong day on the portal, {certified}",
@@ -43,7 +45,7 @@ _SENTENCES = {
     "hidden": "{hide}",
     "pause_lifted": "{reason}, lifted by {person}",
     "shown": "{certified}",
-    "moved": "{certified}, before {former_day}",
+    "moved": "{certified}, formerly until {former_day}",
     "renewed": "{kind}{until_day}",
     "reminder_sent": "{threshold} of {kind}, {day}",
 }
@@ -93,8 +95,9 @@ def read_changes(
     asked = {"since": since, "zone": zone, "organisation_id": organisation_id, "most": most, "order": list(WORDS)}
     for row in database.stream(connection, "read_changes", asked, into=dict):
         days = {name: _in_words(row[name], today) for name in _DAYS}
+        times = {name: row[name] and moment_words(row[name].astimezone(ZoneInfo(zone)), today) for name in _TIMES}
         yield ListedChange(
-            why=_why(row | days),
+            why=_why(row | days | times),
             **{name: row[name] for name in ListedChange.__slots__ if name in row},
         )
 
@@ -104,7 +107,7 @@ def _in_words(day: date | None, today: date) -> str:
 
 
 def _why(row: dict[str, Any]) -> str:
-    """Return the reason of a change, from a row whose days are words."""
+    """Return the reason of a change, from a row whose days and times are words."""
     what, cause = row["what"], row["cause"]
     if what == "corrected":
         what += f" {row['reason'] if row['reason'] in ('last_day', 'visible') else 'hidden'}"
@@ -118,6 +121,7 @@ def _why(row: dict[str, Any]) -> str:
         "person": row["person"] or "no one known",
         "threshold": threshold_words(row["threshold_days"]) if row["threshold_days"] is not None else "",
         "cause": f"; {_CAUSES.get(cause, cause.replace('_', ' '))}" if cause else "",
+        "failed": f" since {row['failed_since']}, last try {row['failed_until']}" if row["failed_since"] else "",
         "certified": f"certified until {row['certified_until']}" if row["certified_until"] else "no longer certified",
         "hide": _why_hidden(row),
         "pause": _why_paused(row),

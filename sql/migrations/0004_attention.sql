@@ -26,7 +26,7 @@ SELECT e.id AS event_id, e.mentor_id, m.organisation_id, e.visible, moved.from_d
         AS since,
     (f.id IS NOT NULL OR e.wanted_at < now() - interval '1 hour' OR e.wanted_at > now() + interval '1 hour')
         AND NOT (e.visible AND NOT e.restricts AND m.review_on <= current_date)
-        AND (moved.from_day IS NULL OR moved.from_day - interval '7 days' <= now())
+        AND (moved.from_day IS NULL OR (moved.from_day - interval '7 days' <= now() AND moved.hides_alone))
         AND NOT (NOT e.visible AND m.dynamics_contact_id IS NULL
             AND certjob_private.contact_is_taken(e.mentor_id)) AS is_alert,
     claim.is_live AS is_claimed,
@@ -51,7 +51,12 @@ JOIN certjob.mentors AS m ON m.id = e.mentor_id
 JOIN certjob.organisations AS o ON o.id = m.organisation_id
 LEFT JOIN certjob.dynamics_sync_failures AS f ON f.mentor_id = e.mentor_id AND f.resolved_at IS NULL
 CROSS JOIN LATERAL (SELECT e.claim_token IS NOT NULL AND e.next_attempt_at > now() AS is_live) AS claim
-CROSS JOIN LATERAL (SELECT CASE WHEN NOT e.restricts THEN e.moved_from END AS from_day) AS moved
+CROSS JOIN LATERAL (
+    SELECT CASE WHEN NOT e.restricts THEN e.moved_from END AS from_day,
+        -- Without a column for the last visible day, the portal still shows the mentor after that day.
+        (SELECT d.dates FROM certjob.portal_sync_events AS d WHERE d.mentor_id = e.mentor_id AND d.status = 'delivered'
+            ORDER BY d.id DESC LIMIT 1) IS NOT FALSE AS hides_alone
+) AS moved
 -- Until the last certified day has passed, the mentor may be visible.
 CROSS JOIN LATERAL (SELECT e.restricts AND m.certified_until >= current_date AS for_now) AS is_later
 CROSS JOIN LATERAL (

@@ -222,6 +222,22 @@ def test_new_last_day_is_an_alert_a_week_before_the_old_one(
     assert scene.rows("SELECT kind FROM alerts") == alerts
 
 
+@pytest.mark.parametrize(("dates", "alerts"), [(False, []), (True, [("may_be_hidden",)])])
+def test_later_last_day_is_no_alert_if_the_portal_hides_no_one_by_date(
+    scene: Scene, dates: bool, alerts: list[tuple[str]]
+) -> None:
+    """Without a column for the last visible day, the mentor stays visible without the push."""
+    scene.backlog(1, visible=True)
+    scene.run_sql("UPDATE portal_sync_events SET status = 'delivered', delivered_at = now(), dates = %s", dates)
+    scene.run_sql(
+        "INSERT INTO portal_sync_events (mentor_id, visible, moved_from)"
+        " SELECT mentor_id, true, current_date FROM portal_sync_events"
+    )
+    scene.push(REJECTED)
+
+    assert scene.rows("SELECT kind FROM alerts") == alerts
+
+
 def test_push_moves_a_last_day_only_if_nothing_else_is_open(scene: Scene) -> None:
     """A later hide replaces the move. A show that was not delivered stays a show when its day moves."""
     mentor, other = scene.mentor(), scene.mentor()

@@ -92,7 +92,7 @@ def test_morning_after_tells_every_change_and_why(scene: Scene) -> None:
                 ("hidden", "ended", "likeperson ended on 10 March"),
                 ("hidden", "revoked", "likeperson was revoked on 11 March"),
                 ("hidden", "ill", "pause by eva: illness"),
-                ("moved", "renewed", "certified until 10 March 2027, before 10 March"),
+                ("moved", "renewed", "certified until 10 March 2027, formerly until 10 March"),
                 ("renewed", "renewed", "likeperson is valid until 10 March 2027"),
                 ("reminder_sent", "reminded", "30 days before the last day of likeperson, 10 April"),
             ]
@@ -116,12 +116,19 @@ def test_exposures_have_their_end_their_proof_and_their_cause(scene: Scene) -> N
             scene.facts.insert("held_mentors", mentor_id=mentor, kind="pauses", reason="revoked")
         else:
             failure = {"visible": False, "kind": "transient", "error": "", "failure_code": "portal_down"}
-            scene.facts.insert("dynamics_sync_failures", mentor_id=mentor, **failure, created_at=began)
+            tries = {"created_at": began, "last_failed_at": began + timedelta(hours=5)}
+            scene.facts.insert("dynamics_sync_failures", mentor_id=mentor, **failure, **tries)
 
     found = [each for each in changed(scene, since=since) if each.what == "exposed"]
 
     assert [(each.member_no, each.at, each.ended_at, each.is_proven, each.why) for each in found] == [
-        ("failed", began, since + timedelta(hours=2), True, "pause by eva: ill; portal down"),
+        (
+            "failed",
+            began,
+            since + timedelta(hours=2),
+            True,
+            "pause by eva: ill; portal down since today 00:00, last try today 05:00",
+        ),
         ("held", began, None, False, "pause by eva: ill; the change is held back"),
     ]
 

@@ -85,7 +85,8 @@ WITH happened (
 SELECT n.what, n.at, n.ended_at, n.organisation, n.member_no, n.full_name, n.mentor_id, n.is_proven,
     coalesce(n.kind, lapsed.kind) AS kind, coalesce(n.day, lapsed.day) AS day, lapsed.is_revoked, n.former_day,
     coalesce(n.person, hide.actor) AS person, coalesce(n.reason, hide.reason) AS reason, n.threshold_days, n.has_left,
-    n.certified_until, n.number, failed.cause
+    n.certified_until, n.number, failed.since AS failed_since, failed.until AS failed_until,
+    coalesce(failed.cause, confirmed.cause, held.cause) AS cause
 FROM numbered AS n
 -- The pause that explains a hide, or an exposure; a person's pause rather than certjob's own.
 LEFT JOIN LATERAL (
@@ -105,25 +106,23 @@ LEFT JOIN LATERAL (
     ORDER BY c.expires_on DESC, c.kind
     LIMIT 1
 ) AS lapsed ON true
--- Why an exposure lasted: the last failure of the push; otherwise the portal showed a contact that it had hidden.
+-- Why an exposure lasted: the push failed, or the portal showed a contact that it had hidden, or a guard holds the hide.
 LEFT JOIN LATERAL (
-    SELECT coalesce(
-        (
-            SELECT f.failure_code
-            FROM dynamics_sync_failures AS f
-            WHERE f.mentor_id = n.mentor_id AND f.last_failed_at >= n.at AND f.created_at <= n.hidden_until
-            ORDER BY f.last_failed_at DESC
-            LIMIT 1
-        ),
-        (
-            SELECT CASE WHEN NOT e.visible THEN 'differs' END
-            FROM portal_sync_events AS e
-            WHERE e.mentor_id = n.mentor_id AND e.delivered_at <= n.at
-            ORDER BY e.delivered_at DESC, e.id DESC
-            LIMIT 1
-        ),
-        CASE WHEN n.ended_at IS NULL THEN (SELECT 'held' FROM held_mentors AS b WHERE b.mentor_id = n.mentor_id LIMIT 1) END
-    ) AS cause
+    SELECT f.failure_code AS cause, f.created_at AS since, f.last_failed_at AS until
+    FROM dynamics_sync_failures AS f
+    WHERE f.mentor_id = n.mentor_id AND f.last_failed_at >= n.at AND f.created_at <= n.hidden_until
+    ORDER BY f.last_failed_at DESC
+    LIMIT 1
 ) AS failed ON n.what = 'exposed'
+LEFT JOIN LATERAL (
+    SELECT CASE WHEN NOT e.visible THEN 'differs' END AS cause
+    FROM portal_sync_events AS e
+    WHERE e.mentor_id = n.mentor_id AND e.delivered_at <= n.at
+    ORDER BY e.delivered_at DESC, e.id DESC
+    LIMIT 1
+) AS confirmed ON n.what = 'exposed'
+LEFT JOIN LATERAL (
+    SELECT 'held' AS cause FROM held_mentors AS h WHERE h.mentor_id = n.mentor_id LIMIT 1
+) AS held ON n.what = 'exposed' AND n.ended_at IS NULL
 WHERE n.place <= %(most)s
 ORDER BY n.rank, n.place
