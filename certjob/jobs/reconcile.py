@@ -90,6 +90,9 @@ def _read(job: Job, report: RunReport) -> Reading | None:
         reason = f"{error}; the portal was not read to its end, so no contact was compared or changed"
         report.stopped.append(StageStop(stage="portal", code=StageEnd.NOT_READ, reason=reason))
         return None
+    if isinstance(pages[0].secret_until, str):
+        reason = "AZURE_CLIENT_SECRET_UNTIL of the function is not a day such as 2027-03-10; correct it"
+        report.stopped.append(StageStop(stage="client secret", code=StageEnd.MISCONFIGURED, reason=reason))
     return Reading(
         read_at=read_at,
         pages=len(pages),

@@ -64,6 +64,10 @@ MOST_PAGES: Final = 2000
 """Enough for ten million contacts; a longer list is treated as endless."""
 
 
+SecretUntil = date | Literal["unusable"] | None
+"""The last day of the function's client secret, if the function knows it. ``unusable``: its setting is not a day."""
+
+
 class _Success(BaseModel):
     """Base of the successful answers. An answer that also has an ``error`` is not a success."""
 
@@ -87,7 +91,7 @@ class _Contact(BaseModel):
 class _Page(_Success):
     contacts: list[_Contact]
     next: Annotated[str, Field(min_length=1, max_length=4096)] | None
-    secret_until: date | None = None
+    secret_until: SecretUntil = None
 
 
 class _Outdated(BaseModel):
@@ -124,8 +128,7 @@ class VisiblePage:
     """Whether the portal has a column for the day, and hides a contact after it."""
     next: str | None
     """The cursor of the next page."""
-    secret_until: date | None
-    """The last day of the function's client secret, if the function knows it."""
+    secret_until: SecretUntil
 
 
 class HLFDynamicsSyncService:

@@ -283,6 +283,21 @@ def test_last_day_of_the_client_secret_is_an_alert_thirty_days_before(
     assert ("Create a second secret in Entra" in here("alerts").stdout) == bool(number)
 
 
+def test_unusable_last_day_of_the_client_secret_is_named(scene: Scene, here: Certjob) -> None:
+    """Pushes go on. The value is not shown, because it may be the secret."""
+    scene.expired()
+    scene.night(scene.portal)
+    scene.portal.secret_until = "unusable"
+
+    report = scene.reconcile()
+
+    setting = "AZURE_CLIENT_SECRET_UNTIL of the function is not a day"
+    assert report.reasons == [f"client secret: {setting} such as 2027-03-10; correct it"]
+    assert list(scene.portal.visible.values()) == [False]
+    portal = {"CERTJOB_PORTAL_URL": scene.portal.url, "CERTJOB_PORTAL_KEY": scene.portal.key}
+    assert f"warn  client secret: {setting}; set it to a day" in here("check", **portal).stdout
+
+
 def test_acknowledgement_of_a_contact_ends_when_a_mentor_gets_it(scene: Scene) -> None:
     """After the mentor has lost the contact, it is a new alert."""
     contact = uuid4()

@@ -21,7 +21,7 @@ from certjob.mail.channels.notify import open_channel, send_alone
 from certjob.mail.message import OutgoingMessage
 from certjob.mail.messages.checking import check_templates
 from certjob.outbox.calls import run_alone
-from certjob.portal.hlf_dynamics import HLFDynamicsSyncService, VisiblePage
+from certjob.portal.hlf_dynamics import HLFDynamicsSyncService, SecretUntil, VisiblePage
 from certjob.reports.check.findings import Finding, fail, failed_with, ok, skip, warn
 from certjob.reports.check.in_database import check_database
 from certjob.settings import EMBEDDED, Settings
@@ -140,10 +140,13 @@ def _check_portal(settings: Settings, with_portal: list[str] | None) -> Iterator
         yield from _check_secret(page.secret_until, today=settings.today)
 
 
-def _check_secret(until: date | None, *, today: date) -> Iterator[Finding]:
+def _check_secret(until: SecretUntil, *, today: date) -> Iterator[Finding]:
     """Warn 30 days before the last day of the function's client secret, as an alert does."""
     if until is None:
         yield ok("client secret", "its last day is unknown; AZURE_CLIENT_SECRET_UNTIL of the function is not set")
+    elif until == "unusable":
+        step = "set it to a day such as 2027-03-10"
+        yield warn("client secret", "AZURE_CLIENT_SECRET_UNTIL of the function is not a day", next_step=step)
     elif until - timedelta(days=30) <= today:
         step = "create a second one: docs/edge-function.md, Changing the keys without a gap"
         yield warn("client secret", f"its last day is {until}", next_step=step)

@@ -11,7 +11,7 @@ export interface Services {
   readonly visibilityField: string;
   /** The contact's date column with the last visible day; null if the portal has none. */
   readonly visibleUntilField: string | null;
-  /** The last day of the client secret, so that certjob can remind people of a new one; null if it is not set. */
+  /** The last day of the client secret, `unusable`, or null if it is not set. A wrong one must not stop the pushes. */
   readonly secretUntil: string | null;
 }
 
@@ -48,6 +48,7 @@ export function readConfig(environment: (name: string) => string | undefined): C
   }
   const tenant = read("AZURE_TENANT_ID", (value) => /^[A-Za-z0-9.-]+$/.test(value)); // an id, or a domain
   const authority = environment("AZURE_AUTHORITY")?.trim() ? read("AZURE_AUTHORITY", isSafeUrl) : USUAL_AUTHORITY;
+  const secretUntil = environment("AZURE_CLIENT_SECRET_UNTIL")?.trim() ?? "";
   const services: Services = {
     tokenUrl: `${withoutSlash(authority)}/${tenant}/oauth2/v2.0/token`,
     clientId: read("AZURE_CLIENT_ID"),
@@ -57,7 +58,7 @@ export function readConfig(environment: (name: string) => string | undefined): C
     visibleUntilField: environment("DYNAMICS_VISIBLE_UNTIL_FIELD")?.trim()
       ? read("DYNAMICS_VISIBLE_UNTIL_FIELD", isCustomColumn)
       : null,
-    secretUntil: environment("AZURE_CLIENT_SECRET_UNTIL")?.trim() ? read("AZURE_CLIENT_SECRET_UNTIL", isDay) : null,
+    secretUntil: secretUntil === "" || isDay(secretUntil) ? secretUntil || null : "unusable",
   };
   return { keys, services: problems.length === 0 ? services : null, problems };
 }

@@ -46,7 +46,6 @@ for (
     DYNAMICS_URL: ["", "http://hlf.example", "ftp://127.0.0.1", "hlf.example", "https://hlf.example/main.aspx"],
     DYNAMICS_VISIBILITY_FIELD: ["", "a.b", "a@odata.bind", "1st", "a b"],
     DYNAMICS_VISIBLE_UNTIL_FIELD: ["a_b.c", "birthdate", "1_st", "hlf_"],
-    AZURE_CLIENT_SECRET_UNTIL: ["soon", "2027-02-30", "10.3.2027", "2027-03-10T00:00Z"],
   })
 ) {
   for (const value of values) {
@@ -63,6 +62,21 @@ Deno.test("the column for the last visible day is optional", () => {
   assert.equal(configOf().services?.visibleUntilField, null);
   assert.equal(configOf({ DYNAMICS_VISIBLE_UNTIL_FIELD: " " }).services?.visibleUntilField, null);
   assert.equal(configOf(WITH_DATES).services?.visibleUntilField, "hlf_visibleuntil");
+});
+
+for (const value of ["soon", "2027-02-30", "10.3.2027", "2027-03-10T00:00Z"]) {
+  Deno.test(`a last day of the secret that is ${JSON.stringify(value)} stops no push, and is not shown`, async () => {
+    await using stage = new Stage({ AZURE_CLIENT_SECRET_UNTIL: value });
+
+    assert.equal((await stage.push()).status, 200);
+    const answer = JSON.parse((await stage.push({ method: "GET" })).text);
+    assert.deepEqual(answer, { ok: true, dates: false, secret_until: "unusable" });
+  });
+}
+
+Deno.test("the last day of the secret is optional", () => {
+  assert.equal(configOf().services?.secretUntil, null);
+  assert.equal(configOf({ AZURE_CLIENT_SECRET_UNTIL: " " }).services?.secretUntil, null);
 });
 
 for (const keys of ["", " , "]) {
