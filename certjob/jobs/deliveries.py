@@ -15,7 +15,7 @@ import psycopg
 from certjob import database
 from certjob.database import CONTENTION, Connection, is_lost
 from certjob.errors import ConfigurationError, DatabaseUnavailableError, StageEnd, StoppedBySignalError
-from certjob.jobs.report import RunReport
+from certjob.jobs.report import MailResult, Report
 from certjob.mail.digests import DigestMail, queue_digests
 from certjob.mail.message import Channel
 from certjob.mail.messages.templates import Templates
@@ -122,7 +122,7 @@ class Deliveries:
     def __init__(
         self,
         job: Job,
-        report: RunReport,
+        report: Report,
         *,
         organisation_id: UUID | None = None,
         after_review: bool = False,
@@ -145,14 +145,14 @@ class Deliveries:
         if wrong_day is not None:
             report.stopped.append(wrong_day)
 
-    def deliver(self) -> None:
-        """Push, then send reminders, then digests. Raises StoppedBySignalError after a signal."""
+    def deliver(self, mail: MailResult) -> None:
+        """Push, then send reminders, then digests, and count them in ``mail``. Raises StoppedBySignalError."""
         ends_at = time.monotonic() + self._delivery.deadline_seconds
         try:
             with Calls(self._stop) as calls:
                 self._push(calls, seconds=self._delivery.deadline_seconds * PORTAL_SHARE)
                 if self._wrong_day is None:
-                    self._send_mail(calls, ends_at=ends_at)
+                    self._send_mail(calls, mail, ends_at=ends_at)
         except StoppedBySignalError:
             # The next run may be stopped, too, so the digests about this one are queued now.
             with contextlib.suppress(psycopg.Error, DatabaseUnavailableError):
@@ -255,7 +255,7 @@ class Deliveries:
         self._service.record_stage_end(reason, end=StageEnd.NO_URL)
         return StageStop(stage="portal", code=StageEnd.NO_URL, reason=f"{reason}; the pushes stay pending")
 
-    def _send_mail(self, calls: Calls, *, ends_at: float) -> None:
+    def _send_mail(self, calls: Calls, mail: MailResult, *, ends_at: float) -> None:
         """Send reminders, then digests, because a digest reports the latest failures."""
         connection, report, delivery = self._connection, self._report, self._delivery
         channel = delivery.channel
@@ -277,19 +277,19 @@ class Deliveries:
         )
         try:
             with self.stage("mail") as first:
-                first.ended = self._send(reminders, report.reminders, "reminders", channel, calls, ends_at=ends_at)
+                first.ended = self._send(reminders, mail.reminders, "reminders", channel, calls, ends_at=ends_at)
             with self.stage("mail"):
                 self.queue_digests()
             if first.ended is None or first.ended.code in ABOUT_REMINDERS_ALONE:
                 with self.stage("mail") as second:
-                    second.ended = self._send(digests, report.digests, "digests", channel, calls, ends_at=ends_at)
+                    second.ended = self._send(digests, mail.digests, "digests", channel, calls, ends_at=ends_at)
         finally:
             calls.make(channel.close())
         if (problem := templates.problem()) is not None:
             report.stopped.append(problem)
-        report.mail_waits_until = delivery.mail_waits_until()
-        if report.mail_waits_until is not None:
-            logger.info("mail waits until %s", report.mail_waits_until, extra={"event": "mail_waits"})
+        mail.waits_until = delivery.mail_waits_until()
+        if mail.waits_until is not None:
+            logger.info("mail waits until %s", mail.waits_until, extra={"event": "mail_waits"})
 
     def _send(
         self, mails: Mails[Any, Any], counts: MailCounts, kind: str, channel: Channel, calls: Calls, *, ends_at: float

@@ -17,7 +17,7 @@ from certjob.database import Connection
 from certjob.domain.alert_kinds import Kind
 from certjob.errors import CertjobError, DatabaseUnavailableError, Outcome, StageEnd
 from certjob.jobs.deliveries import Job
-from certjob.jobs.report import RunReport, Told
+from certjob.jobs.report import DeliverReport, Report, RunReport, Told
 from certjob.outbox.claims import StageStop
 from certjob.outbox.open_work import read_open_work
 from certjob.portal.exposures import note_exposures, read_exposure
@@ -65,7 +65,7 @@ class Heartbeat:
 @contextmanager
 def recorded(
     job: Job,
-    report: RunReport,
+    report: Report,
     *,
     organisation: str | None = None,
     organisation_id: UUID | None = None,
@@ -80,7 +80,7 @@ def recorded(
     row = begun | {"id": report.run_id, "organisation": organisation, "version": __version__}
     try:
         with database.transaction(connection, lock_timeout_ms=_LOCK_TIMEOUT_MS):
-            everybody = everybody or (report.command == "run" and looks_at_everybody(connection, report.today))
+            everybody = everybody or (isinstance(report, RunReport) and looks_at_everybody(connection, report.today))
             database.execute(connection, "start_job_run", row)
             if everybody:
                 make_everybody_due(connection, organisation_id)
@@ -91,7 +91,7 @@ def recorded(
             message = "all mentors must be reviewed, but another session has locked some of them"
         raise DatabaseUnavailableError(message, next_step="end that session and run again") from error
     logger.info("the run has begun", extra={"event": "run_began"} | begun)
-    if report.command == "deliver":
+    if isinstance(report, DeliverReport):
         report.told = Told(stops=stops)
     try:
         measure_exposures(job, report)
@@ -100,9 +100,9 @@ def recorded(
         try:
             with database.transaction(connection, lock_timeout_ms=_LOCK_TIMEOUT_MS):
                 report.open_work = read_open_work(connection)
-                if report.command == "run":
+                if isinstance(report, RunReport):
                     _read_alerts(connection, report, organisation=organisation, stops=stops)
-                elif report.command == "deliver":
+                elif isinstance(report, DeliverReport):
                     _read_overdue(connection, report)
         except database.CONTENTION:
             report.stopped.append(StageStop(stage="alerts", code=StageEnd.LOCKED, reason=_NOT_READ))
@@ -117,7 +117,7 @@ def recorded(
     database.persist(connection, lambda: _record_end(connection, report, report.outcome, lines=report.lines()))
 
 
-def measure_exposures(job: Job, report: RunReport, *, after_reading: bool = False) -> None:
+def measure_exposures(job: Job, report: Report, *, after_reading: bool = False) -> None:
     """Note exposures. An unexpected error is reported and does not end the run, because it must not prevent a hide."""
     try:
         note_exposures(job.connection, today=report.today, zone=job.delivery.zone, after_reading=after_reading)
@@ -130,7 +130,7 @@ def measure_exposures(job: Job, report: RunReport, *, after_reading: bool = Fals
         report.stopped += [] if stopped in report.stopped else [stopped]
 
 
-def _read_overdue(connection: Connection, report: RunReport) -> None:
+def _read_overdue(connection: Connection, report: DeliverReport) -> None:
     """Add the overdue run to the first report of a delivery on this day."""
     attention = read_attention(connection, today=report.today)
     report.new_alerts = attention.counts[Kind.NO_FULL_RUN].new
@@ -152,7 +152,7 @@ def _read_alerts(connection: Connection, report: RunReport, *, organisation: str
     report.new_alerts = [alert for count in report.attention.counts.values() for alert in count.new]
 
 
-def _record_end(connection: Connection, report: RunReport, outcome: Outcome, *, lines: Sequence[str]) -> None:
+def _record_end(connection: Connection, report: Report, outcome: Outcome, *, lines: Sequence[str]) -> None:
     counts = report.to_counts()
     stored = dict(counts)
     stored |= {f"{stop.stage}_stop": stop.reason for stop in report.stopped if stop.stage in ("portal", "mail")}
@@ -163,7 +163,7 @@ def _record_end(connection: Connection, report: RunReport, outcome: Outcome, *, 
     logger.info("the run has ended", extra={"event": "run_ended"} | about | counts)
 
 
-def note_told(connection: Connection, report: RunReport) -> None:
+def note_told(connection: Connection, report: Report) -> None:
     """Record that the lines of a run were printed. Later runs of the day do not repeat them."""
     ids, fingerprints = ([alert[number] for alert in report.new_alerts] for number in (0, 1))
     told = {"today": report.today, "alert_ids": ids, "fingerprints": fingerprints}

@@ -18,7 +18,7 @@ def differing(comparison: Comparison) -> list[str]:
     return lines + _listed([each.member_no for each in comparison.locked], f"mentor is {again}", f"mentors are {again}")
 
 
-def named(review: ReviewCounts, *, known: Set[UUID]) -> list[str]:
+def named(review: ReviewCounts, *, known: Set[UUID] = frozenset()) -> list[str]:
     """Return the skipped and the broken mentors by id, without acknowledged ones (``known``).
 
     Each line has the first five ids, because the JSON document has all of them.

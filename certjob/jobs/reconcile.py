@@ -10,7 +10,7 @@ from certjob.errors import ConfigurationError, PortalCallError, StageEnd
 from certjob.facts.lookup import find_organisation
 from certjob.jobs.deliveries import Deliveries, Job
 from certjob.jobs.job_runs import measure_exposures, recorded
-from certjob.jobs.report import RunReport
+from certjob.jobs.report import ReconcileReport
 from certjob.outbox.calls import Calls
 from certjob.outbox.claims import StageStop
 from certjob.outbox.open_work import read_open_work
@@ -27,7 +27,7 @@ def reconcile(
     dry_run: bool = False,
     allow: Mapping[str, int] = Counter(),
     accept_date: date | None = None,
-) -> RunReport:
+) -> ReconcileReport:
     """Read the portal, compare it with the database, queue a push for each difference, and push.
 
     If a page cannot be read, no contact is changed and the report has the reason. A dry run only reads. Raises
@@ -38,7 +38,7 @@ def reconcile(
     for slug in allow:
         find_organisation(connection, slug)
     reject_wrong_day(connection, today, zone=job.delivery.zone, accept_date=accept_date)
-    report = RunReport(command="reconcile", run_id=run_id, today=today, dry_run=dry_run)
+    report = ReconcileReport(run_id=run_id, today=today, dry_run=dry_run)
 
     def compare(job: Job) -> Comparison | None:
         reading = _read(job, report)
@@ -63,7 +63,7 @@ def reconcile(
     return report
 
 
-def _read(job: Job, report: RunReport) -> Reading | None:
+def _read(job: Job, report: ReconcileReport) -> Reading | None:
     """Read all pages, or return None and add the reason to the report."""
     make_portal, policy, stop = job.delivery.make_portal, job.delivery.policy, job.stop
     if make_portal is None:

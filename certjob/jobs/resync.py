@@ -12,7 +12,7 @@ from certjob.domain.models import Decision
 from certjob.errors import ConfigurationError, DynamicsSyncException, MentorBusyError, StageEnd, UnknownMentorError
 from certjob.jobs.deliveries import Deliveries, Job
 from certjob.jobs.job_runs import recorded
-from certjob.jobs.report import RunReport
+from certjob.jobs.report import ResyncReport
 from certjob.mail.reminders import reopen_failed_reminders
 from certjob.outbox.calls import Calls
 from certjob.outbox.claims import Answer, StageStop
@@ -48,7 +48,7 @@ class MentorState:
 class Resync:
     """The result of a resync."""
 
-    report: RunReport
+    report: ResyncReport
     before: MentorState
     after: MentorState
     error: DynamicsSyncException | MentorBusyError | None
@@ -79,13 +79,13 @@ def resync(
     not_reviewed = _why_rejected(job, accept_date=accept_date)
     if not_reviewed is not None and not hides:
         raise not_reviewed
-    report = RunReport(command=command, run_id=job.run_id, today=today)
     before = describe(connection, mentor_id)
     error: DynamicsSyncException | MentorBusyError | None = None
     portal = PortalSyncService(connection, run_id=job.run_id)
     allow = defaultdict[str, int](lambda: 1)  # a person asked for this mentor
     guard = MassChangeGuard(connection, today=today, run_id=job.run_id, allow=allow)
     service = CertificationManagementService(connection, today=today, run_id=job.run_id, guard=guard, stop=stop)
+    report = ResyncReport(command=command, run_id=job.run_id, today=today, review=service.counts)
     queued = 0
 
     def queue(decision: Decision) -> None:
@@ -94,7 +94,6 @@ def resync(
         queued = portal.queue([Wish.of(decision)] if has_value else [])
 
     with recorded(job, report) as beating:
-        report.review = service.counts
         give_up_at = time.monotonic() + lock_wait_seconds
         while not_reviewed is None and not service.review_one(mentor_id, then=queue):
             if time.monotonic() > give_up_at:
@@ -126,7 +125,7 @@ def _why_rejected(job: Job, *, accept_date: date | None) -> ConfigurationError |
 
 
 def _push(
-    job: Job, report: RunReport, service: PortalSyncService, mentor_id: UUID, *, flight_wait_seconds: float
+    job: Job, report: ResyncReport, service: PortalSyncService, mentor_id: UUID, *, flight_wait_seconds: float
 ) -> DynamicsSyncException | MentorBusyError | None:
     """Push the mentor's open value, even before its retry time, and return why this failed, or None."""
     delivery, stop, counts = job.delivery, job.stop, report.portal

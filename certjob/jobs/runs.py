@@ -12,7 +12,7 @@ from certjob.facts.lookup import find_organisation
 from certjob.jobs.deliveries import Deliveries, Job
 from certjob.jobs.job_runs import recorded
 from certjob.jobs.mirror import copy_facts
-from certjob.jobs.report import PlannedChange, RunReport
+from certjob.jobs.report import DeliverReport, RetryReport, RunReport
 from certjob.mail.reminders import find_new_reminders, find_without_address
 from certjob.outbox.open_work import read_open_work
 from certjob.portal.sync import PortalSyncService
@@ -21,18 +21,18 @@ from certjob.review.attention import note_renewal_gaps
 from certjob.review.certification import CertificationManagementService
 from certjob.review.days import looks_at_everybody, reject_wrong_day, why_wrong_day
 from certjob.review.guards import MassChangeGuard
-from certjob.review.plan import ReviewCounts
+from certjob.review.plan import PlannedChange, ReviewCounts
 
 
-def deliver(job: Job, *, accept_date: date | None = None) -> RunReport:
+def deliver(job: Job, *, accept_date: date | None = None) -> DeliverReport:
     """Deliver due pushes and mail.
 
     If today's date is not trusted (see ``why_wrong_day``), send hides only.
     """
-    report = RunReport(command="deliver", run_id=job.run_id, today=job.today)
+    report = DeliverReport(run_id=job.run_id, today=job.today)
     wrong_day = why_wrong_day(job.connection, job.today, zone=job.delivery.zone, accept_date=accept_date)
     with recorded(job, report) as beating:
-        Deliveries(beating, report, wrong_day=wrong_day).deliver()
+        Deliveries(beating, report, wrong_day=wrong_day).deliver(report.mail)
     return report
 
 
@@ -57,7 +57,7 @@ def run(
     for slug in allow:
         find_organisation(connection, slug)
     reject_wrong_day(connection, today, zone=job.delivery.zone, accept_date=accept_date)
-    report = RunReport(command="run", run_id=job.run_id, today=today, dry_run=dry_run)
+    report = RunReport(run_id=job.run_id, today=today, dry_run=dry_run)
     if dry_run:
         on_progress = job.progress.phase("Reviewing mentors")  # includes the guard's count
         plan_run(
@@ -86,18 +86,18 @@ def run(
             note_renewal_gaps(connection, today=today)
         deliveries = Deliveries(beating, report, organisation_id=organisation_id, after_review=True)
         if deliver:
-            deliveries.deliver()
+            deliveries.deliver(report.mail)
         else:
             deliveries.queue_digests()
     return report
 
 
-def retry_all(job: Job) -> RunReport:
+def retry_all(job: Job) -> RetryReport:
     """Make all open pushes due, also blocked ones, and push. No mail is sent.
 
     If today's date is not trusted, send hides only, as ``deliver`` does.
     """
-    report = RunReport(command="alerts", run_id=job.run_id, today=job.today)
+    report = RetryReport(run_id=job.run_id, today=job.today)
     wrong_day = why_wrong_day(job.connection, job.today, zone=job.delivery.zone, accept_date=None)
     with recorded(job, report) as beating:
         report.reopened = PortalSyncService(job.connection, run_id=job.run_id).reopen_all()
@@ -107,7 +107,7 @@ def retry_all(job: Job) -> RunReport:
 
 def plan_next_run(connection: Connection, *, today: date, organisation_id: UUID | None = None) -> RunReport:
     """Return the plan of a run of everyone, or of one organisation, with the guards of a run without --allow."""
-    report = RunReport(command="run", today=today, dry_run=True)
+    report = RunReport(today=today, dry_run=True)
     plan_run(connection, report, organisation_id=organisation_id)
     return report
 

@@ -4,11 +4,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
+from typing import Any
 from uuid import UUID
 
 from certjob import database
 from certjob.domain import rules
-from certjob.domain.models import Decision, PauseChange, Status
+from certjob.domain.models import Decision, Effect, PauseChange, Reminder, Status
 from certjob.facts import reading
 
 
@@ -76,3 +77,60 @@ class ReviewCounts:
     def problems(self) -> list[tuple[UUID, str]]:
         """Skipped and broken mentors, each with the reason."""
         return [*((mentor_id, LOCKED) for mentor_id in self.skipped), *self.broken.items()]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedChange:
+    """The changes that a run would make for one mentor."""
+
+    decision: Decision
+    new_reminders: tuple[Reminder, ...]
+    has_address: bool = True
+    """Whether the new reminders, if there are any, can be sent."""
+    held_because: Effect | None = None
+    """The effect for which a guard holds the whole decision."""
+    reminders_are_held: bool = False
+
+    @property
+    def is_held(self) -> bool:
+        """Whether a guard holds the whole decision."""
+        return self.held_because is not None
+
+    def sort_key(self) -> tuple[str, int, bool, bool, bool, str]:
+        """Sort by organisation: held changes by their harm, pauses, returns, reminders, changes of a status only."""
+        pause, effects = self.decision.pause, list(Effect)
+        return (
+            self.decision.organisation.slug,
+            effects.index(self.held_because) if self.held_because else len(effects),
+            pause is not PauseChange.OPEN,
+            pause is not PauseChange.LIFT,
+            not self.new_reminders,
+            self.decision.member_no,
+        )
+
+    def to_document(self) -> dict[str, Any]:
+        """Return the entry of ``changes``."""
+        decision = self.decision
+        return {
+            "mentor_id": str(decision.mentor_id),
+            "member_no": decision.member_no,
+            "organisation": decision.organisation.slug,
+            "transitions": [
+                {"certificate_id": str(t.certificate_id), "from": str(t.from_status), "to": str(t.to_status)}
+                for t in decision.transitions
+            ],
+            "pause": str(decision.pause) if decision.pause else None,
+            "reminders": [
+                {
+                    "certificate_id": str(r.cert_id),
+                    "threshold_days": r.threshold_days,
+                    "expires_on": r.expires_on.isoformat(),
+                    "has_address": self.has_address,
+                    "held": self.reminders_are_held,
+                }
+                for r in self.new_reminders
+            ],
+            "portal": decision.visible if decision.push else None,
+            "held": self.is_held,
+            "held_because": str(self.held_because) if self.held_because else None,
+        }

@@ -438,7 +438,7 @@ def test_profile_that_is_no_mentor_for_some_nights_gets_no_mail_twice(app: App, 
     (profile,) = app.profiles("M1", ends_in_days=7)
     mentor = "certjob.mentors WHERE member_no ^@ 'M1'"
     app.change(profile, email="kari@example.org")
-    assert app.run().reminders.sent == 1
+    assert app.run().mail.reminders.sent == 1
     sent = app.rows("SELECT id, sent_at FROM certjob.cert_notification_log")
 
     app.change(profile, is_mentor=False)
@@ -452,7 +452,7 @@ def test_profile_that_is_no_mentor_for_some_nights_gets_no_mail_twice(app: App, 
     assert app.rows(f"SELECT xmin::text FROM {mentor}") == quiet
 
     app.change(profile, is_mentor=True)
-    assert app.run().reminders.sent == 0
+    assert app.run().mail.reminders.sent == 0
     assert app.rows(KNOWN) == app.rows(EXPECTED)
     assert app.rows("SELECT id, sent_at FROM certjob.cert_notification_log") == sent
 

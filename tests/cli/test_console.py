@@ -18,9 +18,9 @@ from certjob.cli.terminal.plain import print_error, print_json
 from certjob.domain import rules
 from certjob.domain.models import Effect, Status
 from certjob.facts.lookup import MentorName
-from certjob.jobs.report import PlannedChange, RunReport
+from certjob.jobs.report import RunReport
 from certjob.redaction import harmless
-from certjob.review.plan import ReviewCounts
+from certjob.review.plan import PlannedChange, ReviewCounts
 from tests.support.command_line import flat, terminal
 from tests.support.facts import TODAY, Facts
 from tests.support.people import certificate, expiring_in, mentor, own_pause
@@ -121,7 +121,7 @@ def test_plan_is_cut_on_a_terminal_only(capsys: pytest.CaptureFixture[str]) -> N
     back = mentor(renewed, pauses=[own_pause()], portal_visible=False)
     ended = [replace(mentor(expiring_in(-1)), member_no=f"N{number}") for number in range(2, 61)]
     decisions = [rules.decide(person, TODAY) for person in (back, *ended)]
-    report = RunReport(command="run", today=TODAY, dry_run=True)
+    report = RunReport(today=TODAY, dry_run=True)
     for each in decisions:  # the report sorts them: the held one, then pauses by member number
         held_because = Effect.REINSTATED if each is decisions[0] else None
         report.changes.append(PlannedChange(decision=each, new_reminders=each.reminders, held_because=held_because))
@@ -154,7 +154,7 @@ def test_skipped_and_broken_mentors_are_named() -> None:
     ids = [UUID(int=number) for number in range(7)]
     review = ReviewCounts(skipped=ids, broken=dict.fromkeys(ids, "rejected"))
 
-    skipped, broken = RunReport(command="run", today=TODAY, review=review).reasons
+    skipped, broken = RunReport(today=TODAY, review=review).reasons
 
     assert skipped.startswith("7 mentors were skipped (")
     assert skipped.endswith(" and 2 more")

@@ -50,9 +50,9 @@ def test_crash_of_the_portal_stage_does_not_stop_the_mail(due: Scene) -> None:
     assert (report.outcome, mailed(due)) == ("failed", ["reminder", "digest"])
     assert due.rows("SELECT failure_code FROM dynamics_sync_failures") == [("portal_stopped",)]
     due.expire_leases()
-    report = due.deliver(portal, channel=due.channel)
-    assert "LookupError" in " ".join(report.reasons)
-    assert "LookupError" in report.to_document()["error"]["message"]
+    delivered = due.deliver(portal, channel=due.channel)
+    assert "LookupError" in " ".join(delivered.reasons)
+    assert "LookupError" in delivered.to_document()["error"]["message"]
 
 
 def test_locked_table_ends_the_portal_stage_and_not_the_mail(due: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,7 +94,7 @@ def test_run_that_cannot_read_the_alerts_needs_attention(due: Scene, monkeypatch
     report = due.night(FlakyPortal())
     due.app.rollback()
 
-    assert (report.outcome, report.reminders.sent) == ("attention", 1)
+    assert (report.outcome, report.mail.reminders.sent) == ("attention", 1)
     assert ("alerts", "locked") in [(stop.stage, stop.code) for stop in report.stopped]
     assert due.rows("SELECT outcome FROM job_runs WHERE id = %s", report.run_id) == [("attention",)]
 

@@ -95,7 +95,7 @@ def test_long_run_reports_that_it_is_alive(
 ) -> None:
     """At most every 15 seconds, and not inside a transaction. A lost database does not end the run."""
     job, clock = new_job(connection, ways_out=delivery()), time.monotonic()
-    report = RunReport(command="run", today=TODAY, run_id=job.run_id)
+    report = RunReport(today=TODAY, run_id=job.run_id)
     app.autocommit = True
 
     def seen_at(later: float) -> Any:

@@ -16,7 +16,7 @@ from certjob.errors import PortalCallError
 from certjob.jobs import runs
 from certjob.jobs.job_runs import note_told
 from certjob.jobs.reconcile import reconcile
-from certjob.jobs.report import RunReport
+from certjob.jobs.report import DeliverReport, ReconcileReport, RetryReport, RunReport
 from certjob.jobs.resync import Resync, resync
 from certjob.mail.message import Channel
 from certjob.outbox.calls import Calls, run_alone
@@ -121,13 +121,13 @@ class Scene:
         options = {"portal": portal, "channel": self.channel} | options
         return nights.night(connection or self.connection, today, **options)
 
-    def deliver(self, portal: Portal, *, today: date = TODAY, **options: Any) -> RunReport:
+    def deliver(self, portal: Portal, *, today: date = TODAY, **options: Any) -> DeliverReport:
         """Run ``deliver``, as cron does between the nights, with the options of ``nights.delivery``."""
         report = runs.deliver(new_job(self.connection, today, ways_out=delivery(portal=portal, **options)))
         note_told(self.connection, report)
         return report
 
-    def retry_all(self, portal: Portal) -> RunReport:
+    def retry_all(self, portal: Portal) -> RetryReport:
         """Start ``alerts --retry-all``."""
         return runs.retry_all(new_job(self.connection, ways_out=delivery(portal=portal, channel=self.channel)))
 
@@ -138,7 +138,7 @@ class Scene:
         job = new_job(self.connection, ways_out=delivery(portal=portal, channel=channel))
         return resync(job, mentor_id, **{"lock_wait_seconds": 30.0, "flight_wait_seconds": 30.0} | options)
 
-    def reconcile(self, *, stop: StopFlag | None = None, **options: Any) -> RunReport:
+    def reconcile(self, *, stop: StopFlag | None = None, **options: Any) -> ReconcileReport:
         job = new_job(self.connection, ways_out=delivery(portal=self.portal), stop=stop)
         return reconcile(job, accept_date=TODAY, **options)
 

@@ -28,7 +28,7 @@ from certjob.errors import UsageError
 
 if TYPE_CHECKING:
     from certjob.jobs.pauses import PauseResult
-    from certjob.jobs.report import RunReport
+    from certjob.jobs.report import Report
     from certjob.jobs.resync import Resync
 
 app = Commands(group=EVERY_NIGHT)
@@ -357,7 +357,7 @@ def _report_on_one(
     return 3 if errors else call.end(result.report.outcome, result.report.reasons)
 
 
-def _report_on(call: Call, opened: Session, report: "RunReport") -> int:
+def _report_on(call: Call, opened: Session, report: "Report") -> int:
     """Print a run's report and return its exit code."""
     from certjob.cli.documents import add_names
     from certjob.cli.pages import jobs

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import Final
 from uuid import UUID
 
@@ -11,9 +12,10 @@ from certjob.domain.causes import HELD_REASONS
 from certjob.domain.explanations import number, reason_words
 from certjob.domain.models import Decision, PauseChange
 from certjob.facts.lookup import MentorName
-from certjob.jobs.report import PlannedChange, RunReport
+from certjob.jobs.report import ReconcileReport, Report, RunReport
 from certjob.jobs.resync import MentorState
 from certjob.portal.comparison import Difference
+from certjob.review.plan import PlannedChange
 
 MOST_PLANNED_ROWS: Final = 50
 """Mentors of a plan on a terminal. --json has all of them."""
@@ -23,18 +25,18 @@ FindNames = Callable[[Sequence[UUID]], Mapping[UUID, MentorName]]
 """Called on a terminal only, because plain lines have no names."""
 
 
-def show_report(output: Output, report: RunReport, *, find_names: FindNames) -> None:
+def show_report(output: Output, report: Report, *, find_names: FindNames) -> None:
     """Print the changes that a dry run would make, mentor by mentor, then the totals of any run."""
-    if report.changes:
+    if isinstance(report, RunReport) and report.changes:
         _show_changes(output, report, find_names)
-    if report.comparison is not None:
+    if isinstance(report, ReconcileReport) and report.comparison is not None:
         _show_differences(output, report.corrections, find_names, dry_run=report.dry_run)
         for contact_id in report.comparison.unknown[:MOST_PLANNED_ROWS]:
             text = f"contact {contact_id}: visible on the portal, belongs to no mentor"
             output.show_lines([PageLine(text=text, bullet="- " if output.on_terminal else "")])
     totals = list(_totals(report))
     if output.on_terminal:
-        what = "Plan" if report.dry_run and report.command == "run" else _TITLES.get(report.command, "Delivery")
+        what = "Plan" if report.dry_run and isinstance(report, RunReport) else _TITLES.get(report.command, "Delivery")
         output.show_table(("=", ""), totals, title=f"{what} of {report.today}", header=False)
     else:
         output.result("; ".join(f"{name}: {figures}" for name, figures in totals))
@@ -151,7 +153,7 @@ def _difference_words(difference: Difference, *, dry_run: bool) -> str:
             return f"visible on the portal, {'would be hidden' if dry_run else 'a hide was pushed'}"
 
 
-def correction_words(report: RunReport) -> str | None:
+def correction_words(report: Report) -> str | None:
     """Return the corrections of a reading in one line, or None."""
     counts = Counter[str](difference.what for difference in report.corrections)
     words = (("hidden", "hidden"), ("shown", "shown"), ("last_day", "with another last day"))
@@ -159,7 +161,7 @@ def correction_words(report: RunReport) -> str | None:
     return f"corrected {number(counts.total(), 'difference')} on the portal: {parts}" if parts else None
 
 
-def _totals(report: RunReport) -> Iterator[tuple[str, str]]:
+def _totals(report: Report) -> Iterator[tuple[str, str]]:
     """Yield the parts of a report with their figures. Digests are left out if there are none."""
     document = report.to_document()
     for part in ("mentors", "certificates", "reminders", "read", "differences", "portal", "digests"):
@@ -169,8 +171,8 @@ def _totals(report: RunReport) -> Iterator[tuple[str, str]]:
             yield part, words or "nothing"
     if document.get("acknowledged"):
         yield "acknowledged", f"{document['acknowledged']:,} of the alerts"
-    if document.get("mail_waits_until"):
-        yield "mail", f"waits until {report.mail_waits_until:%H:%M} (CERTJOB_MAIL_HOURS)"
+    if waits := document.get("mail_waits_until"):
+        yield "mail", f"waits until {datetime.fromisoformat(waits):%H:%M} (CERTJOB_MAIL_HOURS)"
 
 
 def _figures(figures: Mapping[str, int]) -> str:

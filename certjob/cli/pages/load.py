@@ -13,7 +13,8 @@ from certjob.domain.models import PauseChange
 from certjob.facts.loading import FactChange
 from certjob.facts.roster import Problem
 from certjob.jobs.load import Loaded
-from certjob.jobs.report import PlannedChange, RunReport
+from certjob.jobs.report import RunReport
+from certjob.review.plan import PlannedChange
 
 COMMAND = "certjob load"
 MOST_LINES: Final = 20
