@@ -1,4 +1,4 @@
-"""The pictures in docs/pictures: mails as on a phone, and the terminal during the demo.
+"""The pictures in docs/pictures: mails as on a phone, the coordinators' page, and the terminal during the demo.
 
 Each picture stores a hash of the files that it was drawn from, so that a test can say when they differ.
 """
@@ -6,6 +6,7 @@ Each picture stores a hash of the files that it was drawn from, so that a test c
 import hashlib
 import html
 import io
+import json
 import os
 import re
 import struct
@@ -25,16 +26,18 @@ from tests.support.command_line import on_terminal
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "docs" / "pictures"
-MESSAGES, PAGES = "certjob/mail/messages", "certjob/cli/pages"
+MESSAGES, PAGES, DASHBOARD = "certjob/mail/messages", "certjob/cli/pages", "docs/examples/dashboard"
 LAYOUT = [f"{MESSAGES}/layout.html", f"{MESSAGES}/parts.html"]
 SOURCES = {
     "reminder": [*LAYOUT, f"{MESSAGES}/reminder.html", f"{MESSAGES}/reminder.nb.words"],
     "digest": [*LAYOUT, f"{MESSAGES}/digest.html", f"{MESSAGES}/digest.nb.words"],
     "alerts": [f"{PAGES}/alerts.py", "demo/demo.py"],
     "dry-run": [f"{PAGES}/jobs.py", "demo/demo.py"],
+    "page": (BROWSER_PAGE := [f"{DASHBOARD}/{name}" for name in ("index.html", "dashboard.js", "words.json")]),
+    "page-phone": BROWSER_PAGE,
 }
 """The files that each picture shows."""
-PHONE, TERMINAL = 375, 860
+PHONE, TERMINAL, DESKTOP = 375, 860, 785
 """Widths in CSS pixels. The window is wider than a phone, because Chromium's cannot be that narrow."""
 WINDOW = 500
 KEYWORD = b"Sources"
@@ -44,6 +47,26 @@ KARI, OLA, LIV = (
 )
 IN_DIGEST = {"visible": KARI, "paused": KARI, "returned": OLA, "expiring": LIV}
 """The sections of the digest in the picture, with one person each."""
+VISIBLE, SINCE = "Dynamics sync pending — mentor may still be visible on portal", "2026-03-10T02:10:00Z"
+ALERTS = [
+    {"alert_id": name, "full_name": name, "member_no": number, "mentor_id": number, "kind": kind, "sentence": VISIBLE}
+    | {"cause": cause, "action": action, "state": "waiting", "since": SINCE, "next_attempt_at": "2026-03-10T02:25:00Z"}
+    for name, number, kind, cause, action in (
+        ("Kari Nordmann", "M1001", "may_be_visible", "contact_not_found", "correct_contact_id"),
+        ("Ola Hansen", "M1002", "may_be_visible", "portal_down", "retry"),
+        ("Per Lien", "M1003", "may_be_hidden", "portal_down", "retry"),
+    )
+]
+CLIENT = """
+    const rows = { alerts: ALERTS, coordinators: { locale: "nb" } };
+    const query = (data) => ({ data, count: data?.length, select: () => query(data), order: () => query(data),
+        eq: () => query(data), maybeSingle: () => query(data) });
+    const channel = { on: () => channel, subscribe: () => {} };
+    const auth = { onAuthStateChange: (tell) => tell("", { user: { id: "1", email: "eva@hlf.example" } }) };
+    globalThis.fetch = async () => ({ json: async () => (WORDS) });
+    globalThis.supabase = { createClient: () => ({ auth, channel: () => channel, from: (name) => query(rows[name]) }) };
+"""
+"""Supabase's client, for a user who has logged in."""
 ERASED = re.compile(r"[^\n]*\n\x1b\[\?25h\r\x1b\[1A\x1b\[2K")
 """The last state of a progress bar, which Rich erases."""
 
@@ -70,10 +93,9 @@ def draw(browser: str) -> None:
     """Draw all pictures anew."""
     FOLDER.mkdir(exist_ok=True)
     for name, page in mail_pages().items():
-        fit = "this.style.height = this.contentDocument.documentElement.scrollHeight + 'px'"
-        frame = f'<iframe srcdoc="{html.escape(page)}" onload="{fit}" style="border: 0; width: {PHONE}px"></iframe>'
-        style = "margin: 16px; background: #d5dae1; text-align: center"
-        screenshot(browser, name, f'<body style="{style}">{frame}', WINDOW)
+        screenshot(browser, name, on_phone(page), WINDOW)
+    screenshot(browser, "page", coordinators_page(), DESKTOP)
+    screenshot(browser, "page-phone", on_phone(coordinators_page()), WINDOW, dark=True)
     for name, shown in demo_screens().items():
         console = Console(record=True, width=100, file=io.StringIO())
         console.print(Text.from_ansi(shown))
@@ -82,6 +104,22 @@ def draw(browser: str) -> None:
             theme=MONOKAI, inline_styles=True, code_format=f'<pre style="{style}">{{code}}</pre>'
         )
         screenshot(browser, name, f'<body style="margin: 0; background: #0c0c0c; color: #d9d9d9">{screen}', TERMINAL)
+
+
+def on_phone(page: str) -> str:
+    """Return a page that shows another one as wide as on a phone."""
+    fit = "setTimeout(() => this.style.height = this.contentDocument.documentElement.scrollHeight + 'px', 100)"
+    frame = f'<iframe srcdoc="{html.escape(page)}" onload="{fit}" style="border: 0; width: {PHONE}px"></iframe>'
+    return f'<body style="margin: 16px; background: #d5dae1; text-align: center">{frame}'
+
+
+def coordinators_page() -> str:
+    """Return the coordinators' page in one file, with three alerts instead of Supabase's client."""
+    page, script, words = ((ROOT / file).read_text(encoding="utf-8") for file in BROWSER_PAGE)
+    client = CLIENT.replace("ALERTS", json.dumps(ALERTS)).replace("WORDS", words)
+    page = re.sub(r'<meta http-equiv="Content-Security.*?>', "", page, flags=re.DOTALL)
+    page = re.sub(r'<script src="supabase.js".*?</script>', lambda _: f"<script>{client}</script>", page)
+    return re.sub(r' src="dashboard.js"(.*?)>', lambda found: f"{found[1]}>{script}", page)
 
 
 def mail_pages() -> dict[str, str]:
@@ -112,17 +150,18 @@ def _screen(shown: str, command: str) -> str:
     return ERASED.sub("", found[0]).rstrip()
 
 
-def screenshot(browser: str, name: str, page: str, width: int) -> None:
+def screenshot(browser: str, name: str, page: str, width: int, *, dark: bool = False) -> None:
     """Draw a page as high as it is."""
     with tempfile.TemporaryDirectory() as scratch:
         document, picture = Path(scratch, "page.html"), FOLDER / f"{name}.png"
         measure = "<script>onload=()=>setTimeout(()=>document.title=document.documentElement.scrollHeight,300)</script>"
         options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--virtual-time-budget=2000"]
-        options += [f"--user-data-dir={scratch}/profile"]
+        options += [f"--user-data-dir={scratch}/profile", f"--blink-settings=preferredColorScheme={0 if dark else 1}"]
 
         def chromium(*more: str) -> str:
             call = [browser, *options, *more, document.as_uri()]
-            return subprocess.run(call, check=True, capture_output=True, text=True, timeout=120).stdout
+            environment = os.environ | {"TZ": "Europe/Oslo"}
+            return subprocess.run(call, check=True, capture_output=True, text=True, timeout=120, env=environment).stdout
 
         document.write_text(f"<!doctype html><meta charset=utf-8>{page}{measure}", encoding="utf-8")
         dom = chromium(f"--window-size={width},200", "--dump-dom")
