@@ -43,9 +43,10 @@ def note_exposures(connection: Connection, *, today: date, zone: tzinfo, after_r
     now = {"today": today, "zone": str(zone)}
     with suppress(*database.CONTENTION), database.transaction(connection, lock_timeout_ms=_LOCK_TIMEOUT_MS):
         database.execute(connection, "end_exposures", now)
-        database.execute(connection, "open_exposures", now)
-        database.execute(connection, "open_edited_exposures", {"after_reading": after_reading})
-        database.execute(connection, "end_exposures", now)
+        opened = database.execute(connection, "open_exposures", now)
+        opened += database.execute(connection, "open_edited_exposures", {"after_reading": after_reading})
+        if opened:
+            database.execute(connection, "end_exposures", now)
 
 
 def read_exposure(connection: Connection) -> Exposure:

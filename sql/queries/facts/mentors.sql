@@ -54,32 +54,29 @@ LIMIT %(limit)s
 
 -- name: read_mentors
 -- The columns of mentors, and the reason if certificates or pauses exceed a limit. Triggers prevent such rows, but a
--- superuser or an earlier schema may have written them.
+-- superuser or an earlier schema may have written them. OFFSET 0 makes the planner look up each mentor.
 SELECT m.id, m.member_no, m.organisation_id, m.left_at IS NOT NULL AS "left", m.portal_visible,
     m.dynamics_contact_id IS NOT NULL AS has_contact,
     coalesce(m.dynamics_contact_id <> m.reviewed_contact_id, false) AS contact_replaced, m.certified_until,
     m.review_on > '-infinity' AS due_by_calendar,
-    coalesce(
-        (
-            SELECT CASE
-                WHEN count(*) > 200 THEN 'more than 200 certificates; delete some of them'
-                WHEN max(length(c.kind)) > 200 THEN 'a certificate kind of more than 200 characters; shorten it'
-            END
-            FROM (SELECT kind FROM certificates WHERE mentor_id = m.id LIMIT 201) AS c
-        ),
-        (
-            SELECT CASE
-                WHEN count(*) > 200 THEN 'more than 200 open pauses; delete some of them'
-                WHEN max(length(p.reason)) > 200 THEN 'a pause reason of more than 200 characters; shorten it'
-            END
-            FROM (
-                SELECT reason
-                FROM mentor_pauses
-                WHERE mentor_id = m.id AND lifted_at IS NULL AND reason <> 'certification_expired'
-                LIMIT 201
-            ) AS p
-        )
-    ) AS beyond_bounds
+    CASE
+        WHEN EXISTS (SELECT FROM certificates AS c WHERE c.mentor_id = m.id OFFSET 200)
+            THEN 'more than 200 certificates; delete some of them'
+        WHEN EXISTS (SELECT FROM certificates AS c WHERE c.mentor_id = m.id AND length(c.kind) > 200 OFFSET 0)
+            THEN 'a certificate kind of more than 200 characters; shorten it'
+        WHEN EXISTS (
+            SELECT
+            FROM mentor_pauses AS p
+            WHERE p.mentor_id = m.id AND p.lifted_at IS NULL AND p.reason <> 'certification_expired'
+            OFFSET 200
+        ) THEN 'more than 200 open pauses; delete some of them'
+        WHEN EXISTS (
+            SELECT
+            FROM mentor_pauses AS p
+            WHERE p.mentor_id = m.id AND p.lifted_at IS NULL AND length(p.reason) > 200
+            OFFSET 0
+        ) THEN 'a pause reason of more than 200 characters; shorten it'
+    END AS beyond_bounds
 FROM mentors AS m
 WHERE m.id = ANY (%(ids)b::uuid[])
 
