@@ -1,13 +1,13 @@
-"""Nothing slips past: random facts, portals, mail servers and days, against an oracle from docs/rules.md.
+"""Random facts, portals, mail servers and days, checked by an oracle that was written from docs/rules.md.
 
-After each command the machine checks four invariants:
+The machine checks four invariants after each command:
 
-1. whoever is visible and must not be is named by `certjob alerts`, or was acknowledged as this alert;
-2. whoever must be visible and is not, likewise, or is held;
-3. each due reminder is sent, waits for less than a day, or is an alert; it is cancelled only for a true reason; no mail
-   comes twice unless it says that it may be a repeat;
-4. exit code 3 means an alert or a printed stop, exit code 0 means neither, and each alert is printed once. Reminders
-   that were not delivered make a run exit with 3 once in seven days.
+1. If a mentor is visible and must not be, `certjob alerts` names the mentor, or someone has acknowledged this alert.
+2. If a mentor must be visible and is not, the same is true, or the change is held.
+3. Each due reminder is sent, waits for less than a day, or is an alert. It is cancelled only for a true reason. A
+   second mail says that it may be a repeat.
+4. Exit code 3 means an alert or a printed stop, and 0 means neither. Each alert is printed once. Undelivered reminders
+   make a run exit with 3 once in seven days.
 """
 
 import json
@@ -40,10 +40,11 @@ from tests.support.programme_world import (
 )
 
 AT_HLF, AT_NHF = ("M1", "M2", "M3", "M4", "M5", "M6"), ("M7", "M8", "M9")
-"""HLF has a portal, NHF has none."""
+"""At first, HLF has a portal and NHF has none."""
 ORGANISATIONS = dict.fromkeys(AT_HLF, "hlf") | dict.fromkeys(AT_NHF, "nhf")
-ROLES = ("authenticated", "service_role", "owner", "load")
+ROLES = ("authenticated", "service_role", "owner", "command")
 THRESHOLDS = ("60,30,14,7,1,-1", "60,28", "30,-2")
+PAUSING = {"pause": ("pause", "--because"), "lift the pause": ("unpause", "--reason")}
 COMMANDS = ("run", "run", "run", "deliver", "reconcile", "resync")
 LAST_DAYS = (-16, -2, -1, 0, 1, 2, 7, 14, 30, 61, 300)
 people, someone_at_hlf = st.sampled_from((*AT_HLF, *AT_NHF)), st.sampled_from(AT_HLF)
@@ -69,47 +70,53 @@ WAITING = (
 
 @dataclass(slots=True, kw_only=True)
 class Memory:
-    """What the machine remembers of earlier commands."""
+    """The machine's record of earlier commands."""
 
     contacts: dict[str, set[UUID]] = field(default_factory=dict)
-    """The true contacts of each person, whatever the facts say."""
+    """Each person's true contacts, also if the facts have others."""
     coordinators: dict[str, UUID] = field(default_factory=dict)
     pauses: dict[UUID, tuple[UUID, set[str]]] = field(default_factory=dict)
-    """Of each mentor, certjob's pause and its kinds."""
+    """By mentor: certjob's pause and its kinds."""
     edited: set[UUID] = field(default_factory=set)
     """Contacts that someone has changed on the portal by hand, until the next reading."""
     mails: dict[Due, list[int]] = field(default_factory=dict)
-    """The days on which a reminder arrived."""
+    """The days on which each reminder arrived."""
     told: set[Any] = field(default_factory=set)
     """The alerts that a run has printed, by day."""
     last_alerts: Any = None
     """The alerts of the last run with their causes, if it was today."""
     acknowledged: dict[str, Any] = field(default_factory=dict)
-    """What a person has seen of each acknowledged alert."""
+    """The content of each acknowledged alert."""
+    unhidden: set[str] = field(default_factory=set)
+    """The people with an open hide. It stays an alert if their organisation has no portal from now on."""
     forgiven: set[UUID] = field(default_factory=set)
-    """Contacts of deleted mentors whose alert was acknowledged."""
+    """Contacts of deleted mentors who had no portal, or whose alert was acknowledged."""
     is_fresh: bool = False
     """Whether a run has seen the present facts of this day."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class After:
-    """What is known after a command."""
+    """The state after a command."""
 
     mentors: list[Mentor]
     alerts: list[Any]
     known: list[Any]
-    """Acknowledged alerts that are what the person has seen."""
+    """Acknowledged alerts with unchanged content."""
     document: Any
     said: str
     exit_code: int
 
+    def people(self, *kinds: str) -> Iterator[str]:
+        """Yield the people whom the alerts of these kinds name, also acknowledged ones."""
+        for each in (*self.alerts, *self.known):
+            if each["kind"] in kinds and each["member_no"]:
+                yield each["member_no"].partition(" (")[0]  # the mirror changes the number of a deleted mentor
+
     def names(self, person: str, *kinds: str, contact: UUID | None = None) -> bool:
         """Return whether an alert names the person: one of these kinds, a hold, or an unknown contact."""
-        return any(
-            (str(each["member_no"]).partition(" (")[0] == person and each["kind"] in (*kinds, "never_reviewed"))
-            or (each["kind"] == "unknown_contacts" and str(contact) in each["alert_id"])
-            or person in each["held"]
+        return person in self.people(*kinds, "never_reviewed") or any(
+            (each["kind"] == "unknown_contacts" and str(contact) in each["alert_id"]) or person in each["held"]
             for each in (*self.alerts, *self.known)
         )
 
@@ -171,18 +178,22 @@ class SlipsMachine(RuleBasedStateMachine):
         ends_in: int = 300,
     ) -> None:
         """Write a fact, if the database accepts it."""
-        world, memory, slug = self.world, self.memory, ORGANISATIONS[person]
-        mentor = self.mentor(person)
+        world, memory = self.world, self.memory
+        mentor, row = self.mentor(person), self.row(person)
         if (mentor is None) is not (what == "enter the mentor again"):
             return
-        first = world.date_of((world.day + begins_in) // 7 * 7)  # one weekday, so that days that move do not collide
+        slug = row.organisation if row else ORGANISATIONS[person]
+        first = world.date_of((world.day + begins_in) // 7 * 7)  # always the same weekday, so moved days do not collide
         last = max(first, world.date_of(world.day + ends_in))
         contact = uuid4() if what == "set the contact" else min(memory.contacts[person], key=str)
         address = f"{person.lower()}.{world.day}@example.org"
-        is_acknowledged = what == "delete the mentor" and any(
-            each["member_no"] == person and self.is_what_was_seen(each) for each in self.alerts("--acknowledged")
+        is_forgiven = what == "delete the mentor" and (
+            (row and not row.has_portal)
+            or any(each["member_no"] == person and self.is_known(each) for each in self.alerts("--acknowledged"))
         )
-        if role == "load" and what in LOADED and not world.has_mirror:
+        if role == "command" and what in PAUSING:
+            is_written = self.pauses_or_unpauses(person, *PAUSING[what])
+        elif role == "command" and what in LOADED and not world.has_mirror:
             line = {"organisation": slug, "member_no": person, "kind": kind, "issued_on": first, "expires_on": last}
             line |= {"revoked_on": world.first_date, "left_on": world.first_date, "email": address}
             is_written = world.load(LOADED[what], [line | {"dynamics_contact_id": contact}])
@@ -190,17 +201,29 @@ class SlipsMachine(RuleBasedStateMachine):
             values = {"person": person, "slug": slug, "mentor": mentor, "kind": kind, "first": first, "last": last}
             values |= {"contact": contact, "address": address, "today": world.first_date}
             statement = {**COORDINATORS_FACTS, **SERVERS_FACTS}.get(what, ENTER_MENTOR)
-            role = role if what in COORDINATORS_FACTS and role != "load" else "service_role"
+            role = role if what in COORDINATORS_FACTS and role != "command" else "service_role"
             is_written = world.write(statement, values | {"user": memory.coordinators[slug]}, role=role)
         if is_written:
             memory.is_fresh = False
+            memory.unhidden -= set() if what == "move to the other organisation" else {person}
             if what == "set the contact":
                 memory.contacts[person].add(contact)
                 world.portal.visible[contact] = person in AT_HLF
             if what == "enter the mentor again":  # certjob assumes that the portal shows a new contact
                 memory.edited.add(contact)
-            if is_acknowledged:
+                memory.forgiven.discard(contact)
+            if is_forgiven:
                 memory.forgiven |= memory.contacts[person]
+
+    def pauses_or_unpauses(self, person: str, command: str, option: str) -> bool:
+        """Pause or unpause by the command, and check that a successful pause has hidden the mentor."""
+        edited = set(self.memory.edited)
+        result = self.command(command, person, option, "illness")
+        assert result.returncode in (0, 2, 3), result
+        row = self.row(person)
+        if row and row.contact and row.has_portal and (command, result.returncode) == ("pause", 0):
+            assert row.contact in edited or not self.is_shown(row.contact), f"{person} is paused and visible"
+        return result.returncode != 2
 
     @rule(by=st.integers(1, 3), role=st.sampled_from(ROLES))
     def contacts_are_shifted(self, by: int = 1, role: str = "service_role") -> None:
@@ -212,28 +235,33 @@ class SlipsMachine(RuleBasedStateMachine):
 
     @rule(role=st.sampled_from(ROLES))
     def contacts_are_corrected(self, role: str = "service_role") -> None:
-        wrong = [each.member_no for each in self.mentors() if not self.has_right_contact(each)]
-        self.set_contacts({person: min(self.memory.contacts[person], key=str) for person in wrong}, role)
+        contacts = self.memory.contacts
+        self.set_contacts({person: min(contacts[person], key=str) for person in self.wrong_contacts()}, role)
 
     def set_contacts(self, contacts: dict[str, UUID], role: str) -> None:
-        if role == "load" and not self.world.has_mirror:
+        if role == "command" and not self.world.has_mirror:
             about = [
-                {"organisation": ORGANISATIONS[person], "member_no": person, "dynamics_contact_id": contact}
-                for person, contact in contacts.items()
+                {"organisation": each.organisation, "member_no": each.member_no, "dynamics_contact_id": contact}
+                for each in self.mentors()
+                if (contact := contacts.get(each.member_no))
             ]
             self.world.load(["dynamics_contact_id"], about)
         else:
             values = {"people": [*contacts], "contacts": [*contacts.values()]}
             self.world.write(SET_CONTACTS, values, role="service_role")
         self.memory.is_fresh = False
+        self.memory.unhidden -= contacts.keys()
 
     @rule(
         slug=st.sampled_from(("hlf", "nhf")),
         thresholds=st.sampled_from(THRESHOLDS),
         kind=st.sampled_from(("course", "first aid")),
+        portal=st.sampled_from(((), (), ("--portal", "none"), ("--portal", "dynamics"))),
     )
-    def organisation_changes(self, slug: str, thresholds: str, kind: str) -> None:
-        self.ok("organisation", "set", slug, "--thresholds", thresholds, "--optional-kind", kind)
+    def organisation_changes(self, slug: str, thresholds: str, kind: str, portal: tuple[str, ...]) -> None:
+        rules = ("--thresholds", thresholds, "--optional-kind", kind, *portal)
+        result = self.command("organisation", "set", slug, *rules)
+        assert result.returncode in (0, 3 if "none" in portal else 0), result
         self.memory.is_fresh = False
 
     # The portal, the mail server and the calendar.
@@ -284,10 +312,10 @@ class SlipsMachine(RuleBasedStateMachine):
     def starts(self, command: str, person: str) -> None:
         if command != "resync":
             self.certjob(command)
-        elif all(self.has_right_contact(each) for each in self.mentors()) and (mentor := self.mentor(person)):
-            self.world.certjob("resync", str(mentor))  # it permits what is held
+        elif not self.wrong_contacts() and (mentor := self.mentor(person)):
+            self.command("resync", str(mentor))  # it permits a held change
 
-    @precondition(lambda self: all(map(self.has_right_contact, self.mentors())))
+    @precondition(lambda self: not self.wrong_contacts())
     @rule()
     def changes_are_permitted(self) -> None:
         """Someone has checked the facts, which are right."""
@@ -311,17 +339,22 @@ class SlipsMachine(RuleBasedStateMachine):
         result = self.world.certjob(*arguments)
         assert result.returncode == 0, result
 
-    def certjob(self, *arguments: str) -> None:
-        """Run a command, and check what it has left behind."""
-        world, memory = self.world, self.memory
-        cancelled = {row[0] for row in world.rows(CANCELLED)}
-        letters, requests = len(world.mail.letters), len(world.portal.requests)
-        result = world.certjob(*arguments, "--json")
+    def command(self, *arguments: str) -> Finished:
+        """Run a command. Its pushes overwrite edits by hand."""
+        requests = len(self.world.portal.requests)
+        result = self.world.certjob(*arguments)
         if result.returncode == 2 and "--accept-date" in result.stderr:
-            result = world.certjob(*arguments, "--json", "--accept-date", str(world.first_date))
+            result = self.world.certjob(*arguments, "--accept-date", str(self.world.first_date))
+        self.memory.edited -= {each.contact_id for each in self.world.portal.requests[requests:] if each.contact_id}
+        return result
+
+    def certjob(self, *arguments: str) -> None:
+        """Run a command, and check its results."""
+        world, memory, letters = self.world, self.memory, len(self.world.mail.letters)
+        cancelled = {row[0] for row in world.rows(CANCELLED)}
+        result = self.command(*arguments, "--json")
         assert result.returncode in (0, 3), result
         after = self.look(result, alerts=arguments[0] in ("run", "reconcile"))
-        memory.edited -= {each.contact_id for each in world.portal.requests[requests:] if each.contact_id}
         self.remember_pauses(after.mentors)
         memory.is_fresh |= arguments[0] == "run"
         if arguments[0] == "reconcile" and after.document["read"] and memory.is_fresh:
@@ -332,13 +365,16 @@ class SlipsMachine(RuleBasedStateMachine):
         if arguments[0] == "run":
             complaints += [*self.missing_mails(after), *self.wrong_exit(after)]
         assert not complaints, "\n".join([f"after {result.args[0]}:", *complaints, result.stderr])
+        if after.alerts or arguments[0] in ("run", "reconcile"):
+            active = {each.member_no for each in after.mentors if each.must_be_active(world.day)}
+            memory.unhidden = set(after.people("may_be_visible")) - active
 
     def look(self, result: Finished, *, alerts: bool) -> After:
         acknowledged = self.alerts("--acknowledged") if alerts and self.memory.acknowledged else []
         return After(
             mentors=self.mentors(),
             alerts=self.alerts() if alerts else [],
-            known=[each for each in acknowledged if self.is_what_was_seen(each)],
+            known=[each for each in acknowledged if self.is_known(each)],
             document=json.loads(result.stdout),
             said=result.stderr,
             exit_code=result.returncode,
@@ -347,14 +383,16 @@ class SlipsMachine(RuleBasedStateMachine):
     # The invariants.
 
     def wrong_on_portal(self, after: After) -> Iterator[str]:
-        """Invariants 1 and 2 at HLF."""
+        """Invariants 1 and 2 in an organisation with a portal."""
         day, portal, memory = self.world.day, self.world.portal, self.memory
-        for person in AT_HLF:
+        for person, true_contacts in memory.contacts.items():
             rows = [each for each in after.mentors if each.member_no == person]
-            must = [each for each in rows if each.must_be_visible(day)]
-            contacts = memory.contacts[person] - memory.edited
-            shown = {each for each in contacts if self.is_shown(each)}
-            for contact in set[UUID]() if must else shown - memory.forgiven:
+            must = [each for each in rows if each.has_portal and each.must_be_visible(day)]
+            # Without a portal, certjob hides no one, but an open hide stays an alert.
+            has_no_hide = person not in memory.unhidden or any(each.must_be_active(day) for each in rows)
+            is_left_alone = has_no_hide and rows and not any(each.has_portal for each in rows)
+            shown = {each for each in true_contacts - memory.edited if self.is_shown(each)}
+            for contact in set[UUID]() if must or is_left_alone else shown - memory.forgiven:
                 if not after.names(person, "may_be_visible", contact=contact):
                     yield f"1: {person} is visible and must not be, and no alert says so"
             for each in must:
@@ -367,10 +405,10 @@ class SlipsMachine(RuleBasedStateMachine):
                     yield f"1: {person} will be visible until {until}, and no alert says so"
 
     def wrong_in_app(self, after: After) -> Iterator[str]:
-        """Invariants 1 and 2 at NHF, whose app shows everyone who is not paused and has not left."""
+        """Invariants 1 and 2 without a portal: the app shows mentors who have neither left nor an open pause."""
         for each in after.mentors:
             is_active = not (each.has_left or each.has_pause or each.own_pause)
-            is_right = each.member_no in AT_HLF or is_active is each.must_be_visible(self.world.day)
+            is_right = each.has_portal or is_active is each.must_be_active(self.world.day)
             if not is_right and not after.names(each.member_no):
                 yield f"{1 if is_active else 2}: {each.member_no} is active: {is_active}, and no alert says so"
 
@@ -394,7 +432,8 @@ class SlipsMachine(RuleBasedStateMachine):
 
     def missing_mails(self, after: After) -> Iterator[str]:
         """Invariant 3: due reminders that were not sent, do not wait, and are no alert."""
-        named = {each["member_no"] for each in (*after.alerts, *after.known) if each["kind"].endswith("reminders")}
+        named = {*after.people("failed_reminders", "waiting_reminders")}
+        organisations = {each.member_no: each.organisation for each in after.mentors}
         held = {each["organisation"] for each in (*after.alerts, *after.known) if each["kind"] == "held"}
         waiting = {(*row[:2], self.world.day_of(row[2])) for row in self.world.rows(WAITING)}
         for due in self.all_due(after):
@@ -404,7 +443,7 @@ class SlipsMachine(RuleBasedStateMachine):
                 for each, days in self.memory.mails.items()
             )
             is_waiting = (due.member_no, due.threshold, due.last) in waiting
-            is_held = ORGANISATIONS[due.member_no] in held or after.names(due.member_no)
+            is_held = organisations[due.member_no] in held or after.names(due.member_no)
             if not (is_sent or is_waiting or is_held or due.member_no in named):
                 yield f"3: never sent, and no alert says so: {due}"
 
@@ -427,10 +466,10 @@ class SlipsMachine(RuleBasedStateMachine):
         self.memory.told |= told
         self.memory.last_alerts = seen, causes
 
-    # What the machine looks at.
+    # Readings.
 
     def seen(self, alert: Any) -> dict[str, Any]:
-        """Return what a person sees in an alert."""
+        """Return the content of an alert."""
         pushed = self.world.rows(
             "SELECT extract(epoch FROM e.wanted_at) + 86400 * %s, m.dynamics_contact_id::text"
             " FROM portal_sync_events AS e JOIN mentors AS m ON m.id = e.mentor_id WHERE e.id = %s",
@@ -439,12 +478,12 @@ class SlipsMachine(RuleBasedStateMachine):
         )
         return {"row_id": alert["row_id"], "pushed": pushed, "held": alert["held"]}
 
-    def is_what_was_seen(self, alert: Any) -> bool:
+    def is_known(self, alert: Any) -> bool:
         seen, now = self.memory.acknowledged.get(alert["alert_id"]), self.seen(alert)
         return seen is not None and now["held"] <= seen["held"] and now == seen | {"held": now["held"]}
 
     def alerts(self, *options: str) -> list[Any]:
-        """Return the alerts, each with the people whom it holds."""
+        """Return the alerts, each with the held people."""
         result = self.world.certjob("alerts", "--json", *options)
         document = json.loads(result.stdout)
         alerts: list[Any] = document["alerts"]
@@ -463,8 +502,15 @@ class SlipsMachine(RuleBasedStateMachine):
         found = self.world.rows(f"SELECT id FROM {table} = %s", person)
         return found[0][0] if found else None
 
-    def has_right_contact(self, mentor: Mentor) -> bool:
-        return mentor.contact is None or mentor.contact in self.memory.contacts[mentor.member_no]
+    def row(self, person: str) -> Mentor | None:
+        """Return the mentor as certjob has it, without one whom the app has deleted."""
+        return next((each for each in self.mentors() if each.member_no == person and each.is_in_app), None)
+
+    def wrong_contacts(self) -> set[str]:
+        """Return the people with another person's contact, in certjob or in the app."""
+        in_app = " UNION ALL SELECT member_number, crm_contact FROM public.profiles" if self.world.has_mirror else ""
+        given = self.world.rows(f"SELECT split_part(member_no, ' ', 1), dynamics_contact_id FROM mentors{in_app}")
+        return {person for person, contact in given if contact and contact not in self.memory.contacts[person]}
 
     def is_shown(self, contact: UUID) -> bool:
         portal = self.world.portal
@@ -475,7 +521,7 @@ class SlipsMachine(RuleBasedStateMachine):
         return {due for mentor in after.mentors for due in mentor.reminders(self.world.day)}
 
     def due_of(self, mentors: list[Mentor], row_id: int) -> Due | None:
-        """Return what a row of the reminders is about, or None if its certificate is gone."""
+        """Return the reminder of a row, or None if its certificate was deleted."""
         kinds = {each.id: (mentor, each.kind) for mentor in mentors for each in mentor.certificates}
         ((certificate, threshold, last),) = self.world.rows(
             "SELECT cert_id, threshold_days, expires_on FROM cert_notification_log WHERE id = %s", row_id
@@ -577,7 +623,7 @@ def test_failing_show_that_becomes_a_hide_is_printed(slips: SlipsMachine) -> Non
 
 
 def test_mentor_with_an_open_hide_is_not_deleted(slips: SlipsMachine) -> None:
-    """The hide has no contact any more, and the portal still shows the removed one."""
+    """Its contact was removed, and the portal still shows this contact."""
     slips.begin()
     slips.change("remove the contact", "M1")
     slips.change("change the last day", "M1", ends_in=-1)

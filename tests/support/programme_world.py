@@ -95,9 +95,11 @@ SERVERS_FACTS: Mapping[str, str] = {
     " INSERT INTO certjob.certificates (mentor_id, kind, issued_on, expires_on, revoked_at) SELECT * FROM old",
     "give a certificate a new id": f"UPDATE certjob.certificates SET id = gen_random_uuid() WHERE {_ONE}",
     "lift certjob's pause": f"{_LIFT} AND reason <> 'illness'",
+    "move to the other organisation": "UPDATE certjob.mentors AS m SET organisation_id = o.id"
+    " FROM certjob.organisations AS o WHERE m.id = %(mentor)s AND o.id <> m.organisation_id",
     "delete the mentor": "DELETE FROM certjob.mentors WHERE id = %(mentor)s",
 }
-"""What the app's server writes, and coordinators cannot."""
+"""Facts that the app's server writes, and coordinators cannot."""
 ENTER_MENTOR = (
     "INSERT INTO certjob.mentors (organisation_id, member_no, email, locale, dynamics_contact_id)"
     " SELECT id, %(person)s, %(address)s, 'en', %(contact)s FROM certjob.organisations WHERE slug = %(slug)s"
