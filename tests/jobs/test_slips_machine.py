@@ -114,9 +114,13 @@ class After:
                 yield each["member_no"].partition(" (")[0]  # the mirror changes the number of a deleted mentor
 
     def names(self, person: str, *kinds: str, contact: UUID | None = None) -> bool:
-        """Return whether an alert names the person: one of these kinds, a hold, or an unknown contact."""
+        """Return whether an alert names the person: one of these kinds, a hold, or an unknown contact.
+
+        A hold may also name another mentor who has the person's contact now.
+        """
+        people = {person} | {each.member_no for each in self.mentors if contact and each.contact == contact}
         return person in self.people(*kinds, "never_reviewed") or any(
-            (each["kind"] == "unknown_contacts" and str(contact) in each["alert_id"]) or person in each["held"]
+            (each["kind"] == "unknown_contacts" and str(contact) in each["alert_id"]) or people & each["held"]
             for each in (*self.alerts, *self.known)
         )
 
@@ -180,7 +184,8 @@ class SlipsMachine(RuleBasedStateMachine):
         """Write a fact, if the database accepts it."""
         world, memory = self.world, self.memory
         mentor, row = self.mentor(person), self.row(person)
-        if (mentor is None) is not (what == "enter the mentor again"):
+        is_unchecked = what == "move to the other organisation" and self.wrong_contacts()  # as for a new portal
+        if is_unchecked or (mentor is None) is not (what == "enter the mentor again"):
             return
         slug = row.organisation if row else ORGANISATIONS[person]
         first = world.date_of((world.day + begins_in) // 7 * 7)  # always the same weekday, so moved days do not collide
@@ -259,7 +264,8 @@ class SlipsMachine(RuleBasedStateMachine):
         portal=st.sampled_from(((), (), ("--portal", "none"), ("--portal", "dynamics"))),
     )
     def organisation_changes(self, slug: str, thresholds: str, kind: str, portal: tuple[str, ...]) -> None:
-        rules = ("--thresholds", thresholds, "--optional-kind", kind, *portal)
+        # Someone checks the contacts first, because the guards do not count a new portal.
+        rules = ("--thresholds", thresholds, "--optional-kind", kind, *(() if self.wrong_contacts() else portal))
         result = self.command("organisation", "set", slug, *rules)
         assert result.returncode in (0, 3 if "none" in portal else 0), result
         self.memory.is_fresh = False
