@@ -93,6 +93,22 @@ def test_acknowledged_hold_returns_with_another_number(scene: Scene) -> None:
     assert report.news[0].startswith("hlf: ")
 
 
+def test_acknowledged_hold_returns_when_a_held_mentor_is_revoked(scene: Scene) -> None:
+    """The number of held mentors stays the same."""
+    for _ in range(21):
+        scene.certified()
+    scene.night(deliver=False)
+    scene.run_sql("UPDATE certificates SET expires_on = %s", TODAY + 20 * DAY)
+    scene.night(deliver=False)
+    acknowledge_it(scene, alert_id="hlf:held:pauses")
+    assert scene.night(deliver=False).outcome == "ok"
+
+    scene.run_sql("UPDATE certificates SET revoked_at = now() WHERE id = (SELECT id FROM certificates LIMIT 1)")
+    report = scene.night(deliver=False)
+
+    assert (report.outcome, ids(scene)) == ("attention", ["hlf:held:pauses"])
+
+
 def test_acknowledged_mentor_without_a_review_is_in_no_report(scene: Scene) -> None:
     """The database rejects the pause in each run."""
     scene.expired(member_no="M1001")

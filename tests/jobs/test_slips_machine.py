@@ -120,7 +120,7 @@ class After:
         """
         people = {person} | {each.member_no for each in self.mentors if contact and each.contact == contact}
         return person in self.people(*kinds, "never_reviewed") or any(
-            (each["kind"] == "unknown_contacts" and str(contact) in each["alert_id"]) or people & each["held"]
+            (each["kind"] == "unknown_contacts" and str(contact) in each["alert_id"]) or people & each["held"].keys()
             for each in (*self.alerts, *self.known)
         )
 
@@ -486,7 +486,7 @@ class SlipsMachine(RuleBasedStateMachine):
 
     def is_known(self, alert: Any) -> bool:
         seen, now = self.memory.acknowledged.get(alert["alert_id"]), self.seen(alert)
-        return seen is not None and now["held"] <= seen["held"] and now == seen | {"held": now["held"]}
+        return seen is not None and now["held"].items() <= seen["held"].items() and now == seen | {"held": now["held"]}
 
     def alerts(self, *options: str) -> list[Any]:
         """Return the alerts, each with the held people."""
@@ -495,7 +495,8 @@ class SlipsMachine(RuleBasedStateMachine):
         alerts: list[Any] = document["alerts"]
         for alert in alerts:
             held = [each for each in document["held_mentors"] if each["alert_id"] == alert["alert_id"]]
-            alert["held"] = {each["member_no"].partition(" (")[0] for each in held if each["reason"] != "reminder"}
+            people = {each["member_no"].partition(" (")[0]: each["reason"] for each in held}
+            alert["held"] = {person: reason for person, reason in people.items() if reason != "reminder"}
         assert result.returncode == (3 if alerts and not options else 0), result
         return alerts
 
