@@ -233,6 +233,7 @@ def store(connection: Connection, comparison: Comparison, *, run_id: UUID) -> No
     contacts = {"read_at": reading.read_at, "contacts": [*comparison.unknown, *comparison.acknowledged]}
 
     def write() -> None:
+        database.execute(connection, "renew_edited_hides", parameters)
         database.execute(connection, "store_portal_reading", parameters)
         database.execute(connection, "store_unknown_contacts", contacts)
         if not comparison.held:

@@ -221,7 +221,11 @@ def test_invalid_value_is_rejected_by_a_named_constraint(facts: Facts) -> None:
         assert rejected.value.diag.constraint_name, statement
 
 
-PLANNED_ENDS = {
+PLANNED_TIMES = {
+    "paused_at": (
+        "mentor_pauses",
+        "INSERT INTO mentor_pauses (mentor_id, reason, actor, paused_at) SELECT id, 'x', 'y', ",
+    ),
     "lifted_at": (
         "mentor_pauses",
         "INSERT INTO mentor_pauses (mentor_id, reason, actor, lifted_at) SELECT id, 'x', 'y', ",
@@ -235,12 +239,12 @@ PLANNED_ENDS = {
 }
 
 
-@pytest.mark.parametrize("column", PLANNED_ENDS)
-def test_end_in_the_future_is_rejected_with_a_hint(facts: Facts, column: str) -> None:
+@pytest.mark.parametrize("column", PLANNED_TIMES)
+def test_time_in_the_future_is_rejected_with_a_hint(facts: Facts, column: str) -> None:
     """It would take effect at once. The clock of the writer may be ahead by a little, and a value may be repeated."""
     furnish(facts.connection, "hlf", api=facts.connection)
-    table, insert = PLANNED_ENDS[column]
-    most = "1 hour" if column == "lifted_at" else "1 day"
+    table, insert = PLANNED_TIMES[column]
+    most = "1 hour" if table == "mentor_pauses" else "1 day"
 
     for statement in (f"UPDATE {table} SET {column} = ", insert):
         source = "" if statement.startswith("UPDATE") else " FROM mentors"

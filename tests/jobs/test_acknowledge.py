@@ -78,6 +78,20 @@ def test_acknowledged_alert_returns_when_its_cause_changes(blocked: Scene) -> No
     assert ids(blocked) == [ALERT]
 
 
+def test_acknowledged_hide_returns_when_the_contact_is_shown_again(blocked: Scene) -> None:
+    """Someone hid it by hand and acknowledged the alert, and later someone shows it by hand."""
+    ((contact,),) = blocked.rows("SELECT dynamics_contact_id FROM mentors")
+    acknowledge_it(blocked)
+    blocked.portal.visible[contact] = False
+    blocked.reconcile()
+    assert ids(blocked) == []
+
+    blocked.portal.visible[contact] = True
+    blocked.reconcile()
+
+    assert (blocked.night(REFUSED).outcome, ids(blocked)) == ("attention", [ALERT])
+
+
 def test_acknowledged_hold_returns_with_another_number(scene: Scene) -> None:
     """Someone acknowledged 21 held mentors; now there are 22."""
     for _ in range(21):

@@ -161,6 +161,22 @@ def test_manual_show_is_possible_since_the_last_reading_and_proven_from_this_one
     assert (proven[0], proven[1] is not None, proven[2]) == (read_at, True, True)
 
 
+def test_contact_that_is_hidden_and_shown_by_hand_is_visible_again(scene: Scene, shown: UUID) -> None:
+    """certjob cannot hide it. The second time begins with the reading that lists the contact."""
+    leave(scene, shown)
+    (contact,) = scene.portal.visible
+    scene.portal.decide = lambda request: DOWN if request.method == "POST" else ok()
+    scene.night(scene.portal)
+    for is_visible in (False, True):
+        scene.portal.visible[contact] = is_visible
+        scene.reconcile()
+
+    ((hidden_at, shown_at),) = scene.rows("SELECT previous_at, read_at FROM portal_last_reading")
+    first, possible, proven = scene.rows(ROWS)
+    assert first[1:] == (hidden_at, True)
+    assert (possible[0], proven[0] >= shown_at, proven[1:]) == (hidden_at, True, (None, True))
+
+
 def test_status_sums_up_the_exposures(scene: Scene, shown: UUID, here: Certjob) -> None:
     """The longest one has its mentor and the last failure."""
     leave(scene, shown)

@@ -75,6 +75,17 @@ WHERE o.portal IS NOT NULL AND m.portal_visible AND m.dynamics_contact_id IS NOT
 -- a newer snapshot.
 SELECT id FROM mentors WHERE id = ANY (%(ids)b::uuid[]) ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
 
+-- name: renew_edited_hides
+-- Someone has shown a contact by hand, although its hide is open and the last reading did not list it. This is a new
+-- alert, also if someone has acknowledged the old one after hiding the contact by hand.
+UPDATE portal_sync_events AS e
+SET wanted_at = now()
+FROM mentors AS m
+CROSS JOIN portal_last_reading AS r
+WHERE e.mentor_id = m.id AND e.status IN ('pending', 'blocked') AND NOT e.visible
+    AND m.dynamics_contact_id = ANY (%(visible)b::uuid[])
+    AND NOT r.held AND r.read_at > e.wanted_at AND m.dynamics_contact_id <> ALL (r.visible)
+
 -- name: store_portal_reading
 -- Keep the reading that began last, even if another one ends later. A stored time in the future is from a wrong
 -- clock.

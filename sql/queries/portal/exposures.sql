@@ -66,8 +66,8 @@ ORDER BY m.id
 ON CONFLICT (mentor_id) WHERE ended_at IS NULL DO NOTHING
 
 -- name: open_edited_exposures
--- Contacts that the last reading listed although the portal had confirmed the hide: someone has edited the portal. That
--- is possible since the reading before, and proven from this reading on, or since a later hide was wanted.
+-- Contacts that the last reading listed although the portal had hidden them: someone has edited the portal. That is
+-- possible since the reading before, and proven from this reading on, or since a later hide was wanted.
 -- Only a new reading is compared with all mentors, because otherwise only an open hide can be news.
 WITH candidate AS MATERIALIZED (
     SELECT e.mentor_id AS id FROM portal_sync_events AS e WHERE e.status IN ('pending', 'blocked') AND NOT e.visible
@@ -90,7 +90,11 @@ WITH candidate AS MATERIALIZED (
         LIMIT 1
     ) AS d
     LEFT JOIN portal_sync_events AS o ON o.mentor_id = m.id AND o.status IN ('pending', 'blocked')
-    WHERE NOT d.visible AND d.delivered_at < r.read_at
+    WHERE d.delivered_at < r.read_at
+        AND (NOT d.visible OR EXISTS (  -- an earlier reading has not listed it
+            SELECT FROM exposures AS x
+            WHERE x.mentor_id = m.id AND x.contact_id = m.dynamics_contact_id AND x.ended_at > d.delivered_at
+        ))
         AND NOT EXISTS (
             SELECT FROM exposures AS x
             WHERE x.mentor_id = m.id AND (x.ended_at IS NULL OR x.ended_at >= r.read_at)
