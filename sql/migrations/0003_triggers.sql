@@ -120,13 +120,6 @@ BEGIN
             SELECT NOT e.visible AND e.status = 'delivered' AND e.claim_contact_id = OLD.dynamics_contact_id
             FROM certjob.portal_sync_events AS e WHERE e.mentor_id = NEW.id ORDER BY e.id DESC LIMIT 1
         ) THEN false END;
-        -- An open push now goes to the new contact. A call in flight for the old contact keeps its lease, but cannot
-        -- settle the row, because the version is newer.
-        UPDATE certjob.portal_sync_events
-        SET version = version + 1, status = 'pending', attempts = 0, moved_from = NULL, restricts = false,
-            claim_token = CASE WHEN next_attempt_at > now() THEN claim_token END,
-            next_attempt_at = CASE WHEN claim_token IS NULL THEN now() ELSE greatest(next_attempt_at, now()) END
-        WHERE mentor_id = NEW.id AND status IN ('pending', 'blocked') AND NEW.dynamics_contact_id IS NOT NULL;
         -- certjob cannot hide the old contact any more. The next reading of the portal without it ends the alert.
         INSERT INTO certjob.portal_unknown_contacts AS u (contact_id)
         SELECT OLD.dynamics_contact_id
@@ -135,10 +128,22 @@ BEGIN
             FROM certjob.portal_sync_events AS e
             WHERE e.mentor_id = NEW.id AND e.status = 'delivered' AND e.claim_contact_id = OLD.dynamics_contact_id
             ORDER BY e.id DESC LIMIT 1
+        ) OR EXISTS (  -- a call is in flight, or its outcome is unknown
+            SELECT FROM certjob.portal_sync_events AS e
+            WHERE e.mentor_id = NEW.id AND e.claim_contact_id = OLD.dynamics_contact_id AND e.claim_token IS NOT NULL
         )
         ON CONFLICT (contact_id) DO UPDATE
         SET first_seen_at = CASE WHEN u.gone_at IS NULL THEN u.first_seen_at ELSE now() END, last_seen_at = now(),
             gone_at = NULL;
+        -- An open push now goes to the new contact. A call in flight for the old contact keeps its lease, but cannot
+        -- settle the row, because the version is newer.
+        UPDATE certjob.portal_sync_events
+        SET version = version + 1, status = 'pending', attempts = 0, moved_from = NULL, restricts = false,
+            claim_token = CASE WHEN next_attempt_at > now() THEN claim_token END,
+            next_attempt_at = CASE WHEN claim_token IS NULL THEN now() ELSE greatest(next_attempt_at, now()) END
+        WHERE mentor_id = NEW.id AND status IN ('pending', 'blocked') AND NEW.dynamics_contact_id IS NOT NULL;
+    ELSIF OLD.organisation_id IS DISTINCT FROM NEW.organisation_id AND NEW.dynamics_contact_id IS NOT NULL THEN
+        NEW.portal_visible := NULL;  -- unknown, because one of the organisations may have no portal
     END IF;
     IF OLD.email IS DISTINCT FROM NEW.email THEN
         UPDATE certjob.cert_notification_log

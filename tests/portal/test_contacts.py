@@ -67,6 +67,22 @@ def test_correction_during_a_claim_is_not_lost(scene: Scene) -> None:
     assert scene.rows("SELECT status, version FROM portal_sync_events") == [("pending", 2)]
 
 
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_contact_replaced_during_its_show_is_an_alert(scene: Scene, is_killed: bool) -> None:
+    """The portal may show it, and it belongs to no mentor now. After a kill, the outcome is unknown."""
+    mentor = scene.certified(contact_id=(contact := uuid4()))
+    scene.queue(mentor, visible=True)
+    (event,) = scene.claim()
+    if is_killed:
+        scene.expire_leases()
+
+    scene.run_sql(CORRECT_ALL, uuid4())
+    if not is_killed:
+        scene.service.settle(Push(event=event, outcome=PushOutcome.DELIVERED), PortalCounts())
+
+    assert scene.rows("SELECT alert_id FROM current_alerts(current_date)") == [(f"all:unknown_contacts:{contact}",)]
+
+
 def test_contact_with_a_call_in_flight_gets_no_second_call(scene: Scene) -> None:
     """During a show, the contact moves to a mentor who must be hidden. The hide comes after the show."""
     first, second = scene.certified(contact_id=(contact := uuid4())), scene.expired()

@@ -185,6 +185,17 @@ def test_withdrawn_hide_is_pushed_when_the_mentor_returns(scene: Scene) -> None:
     assert portal.values == [False]
 
 
+def test_mentor_who_moves_to_an_organisation_with_a_portal_is_shown(scene: Scene) -> None:
+    """certjob does not know whether the portal shows the contact, so it pushes in any case."""
+    scene.facts.certified_mentor(scene.facts.organisation("nhf", portal=None), NEXT_YEAR, contact_id=uuid4())
+    scene.night(portal := FlakyPortal())
+
+    scene.run_sql("UPDATE mentors SET organisation_id = %s", scene.hlf)
+    scene.night(portal)
+
+    assert portal.values == [True]
+
+
 def test_early_end_of_a_stage_is_the_reason_of_every_open_hide(scene: Scene) -> None:
     """Event 1 is of an organisation without a portal, and event 2 is a show. A later reason replaces an earlier one."""
     scene.hidden()
