@@ -72,7 +72,7 @@ def run(
     with recorded(
         job, report, organisation=organisation, organisation_id=organisation_id, everybody=everybody
     ) as beating:
-        report.stopped += copy_facts(connection)
+        report.stopped += copy_facts(connection, today=today)
         on_progress = beating.progress.phase("Reviewing mentors")  # includes the guard's count
         guard = MassChangeGuard(connection, today=today, run_id=job.run_id, allow=allow)
         guard.examine(organisation_id)

@@ -309,6 +309,21 @@ def test_copy_that_fails_is_an_alert_until_one_succeeds(app: App) -> None:
     assert app.rows(ALERTS) == []
 
 
+def test_acknowledged_copy_is_in_no_exit_code_until_another_fact_is_missing(app: App) -> None:
+    app.profiles("")
+    app.run()
+    app.rows(
+        "INSERT INTO certjob.acknowledgements (alert_id, fingerprint, until, because, acknowledged_by)"
+        " SELECT alert_id, fingerprint, current_date + 9, 'known', 'anna' FROM certjob.current_alerts(current_date)"
+        " RETURNING 1"
+    )
+    assert (app.run().outcome, app.run().stopped) == ("ok", [])
+
+    app.profiles("")
+
+    assert app.run().outcome == "attention"
+
+
 def test_removed_mirror_has_no_alert(app: App) -> None:
     app.profiles("")
     app.run()
