@@ -89,7 +89,7 @@ def test_acknowledged_hide_returns_when_the_contact_is_shown_again(blocked: Scen
     blocked.portal.visible[contact] = True
     blocked.reconcile()
 
-    assert (blocked.night(REFUSED).outcome, ids(blocked)) == ("attention", [ALERT])
+    assert (blocked.night(REJECTED).outcome, ids(blocked)) == ("attention", [ALERT])
 
 
 def test_acknowledged_hold_returns_with_another_number(scene: Scene) -> None:
