@@ -358,7 +358,7 @@ END
 $$;
 CREATE TRIGGER paused_at_future BEFORE INSERT OR UPDATE OF paused_at ON certjob.mentor_pauses
     FOR EACH ROW WHEN (NEW.paused_at > now() + interval '1 hour')
-    EXECUTE FUNCTION certjob_private.refuse_future_time('paused_at');
+    EXECUTE FUNCTION certjob_private.reject_future_time('paused_at');
 CREATE TRIGGER lifted_at_future BEFORE INSERT OR UPDATE OF lifted_at ON certjob.mentor_pauses
     FOR EACH ROW WHEN (NEW.lifted_at > now() + interval '1 hour')
     EXECUTE FUNCTION certjob_private.reject_future_time('lifted_at');
