@@ -161,7 +161,7 @@ def test_unusual_times_stop_neither_run_nor_explain(
 ) -> None:
     """The app can write times such as infinity, which Python cannot represent."""
     long_ago = "0044-03-15 BC"
-    for organisation, time, paused_at in ((ours, "-infinity", "infinity"), (theirs, long_ago, long_ago)):
+    for organisation, time, paused_at in ((ours, "-infinity", "-infinity"), (theirs, long_ago, long_ago)):
         organisation.asks("UPDATE mentor_pauses SET lifted_at = %(time)s, lifted_by = %(me)s", time=time)
         organisation.asks("UPDATE mentors SET left_at = %(time)s", time=time)
         organisation.asks("UPDATE certificates SET revoked_at = %(time)s", time=time)
