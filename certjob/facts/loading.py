@@ -1,6 +1,6 @@
 """Load mentors and certificates from a CSV file in one transaction."""
 
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from uuid import UUID
@@ -87,15 +87,16 @@ def load_file(
     organisation_ids = dict(database.fetch(connection, "list_organisation_ids"))
     roster = read_roster(content, organisation_ids=organisation_ids, today=today)
 
+    slugs = {organisation_id: slug for slug, organisation_id in organisation_ids.items()}
+
     def write() -> LoadReport:
         with database.transaction(connection, force_rollback=dry_run):
-            rejected = _stage(connection, roster, exact=exact)
+            found = _stage(connection, roster, today=today, exact=exact)
             changes: Sequence[FactChange] = ()
             if dry_run or exact:
                 asked = {"most": most_changes, "stays": exact and "kind" in roster.columns}
                 changes = database.fetch(connection, "read_load_changes", asked, into=FactChange)
-            report = _write(connection, roster, rejected, slugs={each: slug for slug, each in organisation_ids.items()})
-            report = replace(report, changes=changes)
+            report = _write(connection, roster, found, changes=changes, slugs=slugs)
             if dry_run:
                 before_rollback()
             return report
@@ -111,8 +112,11 @@ def load_file(
         raise InputError(message, next_step="correct the file and load it again") from None
 
 
-def _stage(connection: Connection, roster: Roster, *, exact: bool) -> list[Problem]:
-    """Copy the file into temporary tables, without the mentors that the database rejects. Return the reasons."""
+def _stage(connection: Connection, roster: Roster, *, today: date, exact: bool) -> list[Problem]:
+    """Copy the file into temporary tables, without the mentors that the database rejects.
+
+    Returns the reasons, and warnings about probable typing errors.
+    """
     cleared = {name: value for name, value in _CLEARED.items() if exact and name in roster.columns}
     not_revoked = date.min if exact and "revoked_on" in roster.columns else None
     database.execute(connection, "create_load_tables")
@@ -125,42 +129,46 @@ def _stage(connection: Connection, roster: Roster, *, exact: bool) -> list[Probl
                 dates = (issued_on, expires_on, revoked_on or not_revoked)
                 copy.write_row((roster.mentors[key]["line"], kind, *dates))
     database.execute(connection, "find_load_mentors")
+    found: list[tuple[int, str, str, bool]] = []
+    while rejected := database.fetch(connection, "reject_load_mentors"):
+        found += rejected
+    found += database.fetch(connection, "find_load_doubts", {"today": today})
     by_line = {mentor["line"]: key for key, mentor in roster.mentors.items()}
-    rejected: list[Problem] = []
-    while found := database.fetch(connection, "reject_load_mentors"):
-        rejected += [Problem(line=line, mentor=by_line[line], column=column, reason=why) for line, column, why in found]
-    return rejected
+    return [
+        Problem(line=line, mentor=by_line[line], column=column, reason=reason, is_warning=is_warning)
+        for line, column, reason, is_warning in found
+    ]
 
 
 def _write(
-    connection: Connection, roster: Roster, rejected: Sequence[Problem], *, slugs: Mapping[UUID, str]
+    connection: Connection,
+    roster: Roster,
+    found: Sequence[Problem],
+    *,
+    changes: Sequence[FactChange],
+    slugs: Mapping[UUID, str],
 ) -> LoadReport:
     """Write the staged mentors and certificates."""
-    lines = {problem.line for problem in rejected}
     new_kinds, similar = find_new_kinds(connection, roster, slugs=slugs)
     mentors_added = database.execute(connection, "insert_loaded_mentors")
     database.execute(connection, "find_load_mentors")
     ((certificates_added, certificates_changed),) = database.fetch(connection, "upsert_loaded_certificates")
     mentors_changed = database.execute(connection, "update_loaded_mentors")
+    rejected = {problem.mentor for problem in found if not problem.is_warning}
+    loaded = roster.mentors.keys() - rejected
+    problems = [
+        # A warning without a mentor is about the whole file.
+        replace(each, loaded=each.is_warning if each.mentor is None else each.mentor in loaded)
+        for each in sorted((*roster.problems, *found, *similar), key=lambda problem: problem.line)
+    ]
     return LoadReport(
         rows=roster.rows,
-        skipped=roster.skipped + sum(mentor["rows"] for mentor in roster.mentors.values() if mentor["line"] in lines),
+        skipped=roster.skipped + sum(mentor["rows"] for key, mentor in roster.mentors.items() if key in rejected),
         mentors_added=mentors_added,
         mentors_changed=mentors_changed,
         certificates_added=certificates_added,
         certificates_changed=certificates_changed,
         new_kinds=new_kinds,
-        changes=(),
-        problems=sorted(
-            (replace(each, loaded=_is_loaded(each, roster, lines)) for each in (*roster.problems, *rejected, *similar)),
-            key=lambda each: each.line,
-        ),
+        changes=changes,
+        problems=problems,
     )
-
-
-def _is_loaded(problem: Problem, roster: Roster, rejected_lines: Set[int]) -> bool:
-    """Return whether the mentor of the line was loaded; a warning without a mentor is about the whole file."""
-    if problem.mentor is None:
-        return problem.is_warning
-    mentor = roster.mentors.get(problem.mentor)
-    return mentor is not None and mentor["line"] not in rejected_lines

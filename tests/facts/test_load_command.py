@@ -99,6 +99,34 @@ def test_load_warns_of_a_new_kind_that_is_similar_to_a_known_one(load: Load, fac
     assert (result.returncode, again.stderr) == (0, "")
 
 
+def test_load_warns_of_a_revocation_that_misses_its_certificate(load: Load) -> None:
+    """With another first day it adds a certificate, and the mentor stays certified. A hit is no reason to warn."""
+    load(HEADER + GOOD.format(1) + GOOD.format(2))
+    header = "organisation;member_no;kind;issued_on;expires_on;revoked_on\n"
+    first_day, last_day = "2024-02-01", "2036-02-01"
+    missed = date.fromisoformat(first_day) + timedelta(days=1)
+
+    result = load(f"{header}hlf;M1;likeperson;{missed};{last_day};{today()}\n")
+    hit = load(f"{header}hlf;M2;likeperson;{first_day};{last_day};{today()}\n")
+
+    reason = "a new certificate that is already revoked, but another one of this kind is in force (loaded)"
+    assert (result.returncode, result.stderr.splitlines()[0]) == (
+        0,
+        f"certjob load: warning: line 2: M1: issued_on: {reason}",
+    )
+    assert "warning" not in hit.stderr
+
+
+def test_load_warns_of_a_member_number_in_other_letters(load: Load) -> None:
+    """It adds a second mentor."""
+    load(HEADER + GOOD.format(1))
+
+    result = load(HEADER + GOOD.format(2) + GOOD.format(1).replace("M1", "m1"))
+
+    reason = "a new mentor, but a known one has this number in other letters (loaded)"
+    assert result.stderr == f"certjob load: warning: line 3: m1: member_no: {reason}\n"
+
+
 def test_rarer_of_two_new_similar_kinds_is_named(load: Load) -> None:
     """In the first load of an organisation."""
     result = load(HEADER + GOOD.format(1).replace("likeperson", "Likperson") + GOOD.format(2) + GOOD.format(3))

@@ -61,11 +61,11 @@ def load(
     prints whom the next run pauses, and which changes it will hold back.
     """
     from certjob.cli.pages import load as page
-    from certjob.jobs.load import load as load_file
+    from certjob.jobs import load as job
 
     call = Call(context=context, json=json, verbose=verbose, quiet=quiet, env_file=env_file)
     with call.session(interruptible=True) as opened:
-        loaded = load_file(
+        report, next_run = job.load(
             opened.connection,
             _read(file),
             today=opened.settings.today,
@@ -73,8 +73,8 @@ def load(
             exact=exact,
             most_changes=None if json or exact else page.MOST_LINES + 1,
         )
-    page.show_load(opened.output, loaded, json=call.json, dry_run=dry_run)
-    return 3 if loaded.report.skipped else 0
+    page.show_load(opened.output, report, next_run, json=call.json, dry_run=dry_run)
+    return 3 if report.skipped else 0
 
 
 def _read(file: Path) -> bytes:

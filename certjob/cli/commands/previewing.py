@@ -43,9 +43,9 @@ def preview(
     verbose: Verbose = False,
     env_file: EnvFile = None,
 ) -> int:
-    """Show one mentor's reminder as it will be sent: the one that is due today, otherwise the next.
+    """Show one mentor's reminder before certjob sends it: today's, otherwise the next.
 
-    With --digest, show a coordinator's digest. Nothing is sent or stored. Exits with 2 if no message matches.
+    With --digest, show a coordinator's digest. certjob sends and stores nothing. Exits with 2 if no message matches.
     """
     from certjob.cli.documents import add_names
 
@@ -57,11 +57,7 @@ def preview(
         clash = "preview takes a mentor, with --threshold or --locale if wanted, or --digest ADDRESS"
         raise UsageError(clash, next_step="see `certjob preview --help`")
     with call.session(interruptible=True) as opened:
-        shown = (
-            _preview_digest(opened, digest, organisation)
-            if digest is not None
-            else _preview_reminder(opened, mentor or "", organisation, threshold=threshold, locale=locale)
-        )
+        shown = _preview(opened, mentor or "", digest, organisation, threshold_days=threshold, locale=locale)
         message, headers = shown.message, _headers(opened.settings, shown.message)
         if call.json:
             names = ("mentor_id", "threshold_days", "expires_on", "locale", "repeat", "text", "html")
@@ -81,34 +77,33 @@ def preview(
     return 0
 
 
-def _preview_reminder(
-    opened: "Session", mentor: str, organisation: str | None, *, threshold: int | None, locale: str | None
+def _preview(
+    opened: "Session",
+    mentor: str,
+    digest: str | None,
+    organisation: str | None,
+    *,
+    threshold_days: int | None,
+    locale: str | None,
 ) -> "Preview":
+    """Return the digest of this coordinator or, without one, the reminder of this mentor."""
     from certjob.facts.lookup import find_mentor
     from certjob.mail.messages.checking import open_templates
-    from certjob.reports.preview import preview_reminder
+    from certjob.reports.preview import preview_digest, preview_reminder
 
-    return preview_reminder(
-        opened.connection,
-        find_mentor(opened.connection, mentor, organisation=organisation),
-        today=opened.settings.today,
-        threshold_days=threshold,
-        locale=locale,
-        templates=open_templates(opened.settings.templates_dir),
-    )
-
-
-def _preview_digest(opened: "Session", address: str, organisation: str | None) -> "Preview":
-    from certjob.mail.messages.checking import open_templates
-    from certjob.reports.preview import preview_digest
-
-    settings = opened.settings
+    connection, settings = opened.connection, opened.settings
+    today, templates = settings.today, open_templates(settings.templates_dir)
+    if digest is None:
+        mentor_id = find_mentor(connection, mentor, organisation=organisation)
+        return preview_reminder(
+            connection, mentor_id, today=today, threshold_days=threshold_days, locale=locale, templates=templates
+        )
     return preview_digest(
-        opened.connection,
-        address,
+        connection,
+        digest,
         organisation=organisation,
-        today=settings.today,
-        templates=open_templates(settings.templates_dir),
+        today=today,
+        templates=templates,
         zone=settings.zone,
         app_url=settings.app_url or "",
         operator_address=settings.operator_address or "",

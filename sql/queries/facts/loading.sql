@@ -76,7 +76,28 @@ WITH contacts AS (
 ), deleted AS (
     DELETE FROM pg_temp.load_mentors AS l USING rejected WHERE l.line = rejected.line
 )
-SELECT line, column_name, reason FROM rejected
+SELECT line, column_name, reason, false AS is_warning FROM rejected
+
+-- name: find_load_doubts
+-- Probable typing errors in a key, before the load: the file would add a row instead of changing the known one.
+SELECT l.line, 'member_no' AS column_name, 'a new mentor, but a known one has this number in other letters' AS reason,
+    true AS is_warning
+FROM pg_temp.load_mentors AS l
+JOIN mentors AS m ON m.organisation_id = l.organisation_id AND lower(m.member_no) = lower(l.member_no)
+WHERE l.mentor_id IS NULL
+UNION
+SELECT l.line, 'issued_on', 'a new certificate that is already revoked, but another one of this kind is in force', true
+FROM pg_temp.load_mentors AS l
+JOIN pg_temp.load_certificates AS n ON n.line = l.line AND n.revoked_on > '0001-01-01'
+JOIN certificates AS c ON c.mentor_id = l.mentor_id AND c.kind = n.kind
+    AND c.revoked_at IS NULL AND %(today)s BETWEEN c.issued_on AND c.expires_on
+WHERE NOT EXISTS (
+        SELECT FROM certificates AS k WHERE k.mentor_id = l.mentor_id AND k.kind = n.kind AND k.issued_on = n.issued_on
+    )
+    AND NOT EXISTS (
+        SELECT FROM pg_temp.load_certificates AS f
+        WHERE f.line = l.line AND f.kind = c.kind AND f.issued_on = c.issued_on AND f.revoked_on > '0001-01-01'
+    )
 
 -- name: list_known_kinds
 -- The kinds of the file's organisations before the load.

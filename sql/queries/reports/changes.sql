@@ -10,7 +10,7 @@ WHERE command = 'run' AND organisation IS NULL AND as_of = (
 -- The changes since a moment, the most harmful first, at most `most` of each. number: how many there are of this one.
 -- person, reason, kind, day and former_day say why; certjob/reports/changes.py has the words. ended_at is that of an
 -- exposure: it overlaps with the time since the moment. A contact of no mentor belongs to no organisation. OFFSET 0 makes
--- the planner look up each mentor by index.
+-- the planner look up each mentor by index, and the reasons after the sort, so that the first row comes early.
 WITH happened (
     what, at, mentor_id, kind, day, former_day, person, reason, threshold_days, ended_at, is_proven, hidden_until
 ) AS (
@@ -87,7 +87,7 @@ SELECT n.what, n.at, n.ended_at, n.organisation, n.member_no, n.full_name, n.men
     coalesce(n.person, hide.actor) AS person, coalesce(n.reason, hide.reason) AS reason, n.threshold_days, n.has_left,
     n.certified_until, n.number, failed.since AS failed_since, failed.until AS failed_until,
     coalesce(failed.cause, confirmed.cause, held.cause) AS cause
-FROM numbered AS n
+FROM (SELECT s.* FROM numbered AS s WHERE s.place <= %(most)s ORDER BY s.rank, s.place OFFSET 0) AS n
 -- The pause that explains a hide, or an exposure; a person's pause rather than certjob's own.
 LEFT JOIN LATERAL (
     SELECT p.actor, p.reason
@@ -124,5 +124,4 @@ LEFT JOIN LATERAL (
 LEFT JOIN LATERAL (
     SELECT 'held' AS cause FROM held_mentors AS h WHERE h.mentor_id = n.mentor_id LIMIT 1
 ) AS held ON n.what = 'exposed' AND n.ended_at IS NULL
-WHERE n.place <= %(most)s
 ORDER BY n.rank, n.place
