@@ -120,13 +120,9 @@ CROSS JOIN LATERAL (
     WHERE o.id = p.mentor_id AND o.review_on <= p.as_of OFFSET 0
 ) AS m;
 
--- The kinds may_be_visible and may_be_hidden.
-CREATE VIEW certjob_private.push_alerts WITH (security_invoker = true) AS
-SELECT CASE WHEN p.visible AND NOT p.restricts THEN 'may_be_hidden' ELSE 'may_be_visible' END AS kind,
-    p.organisation_id, p.mentor_id, NULL::text AS subject, p.event_id AS row_id, p.since, NULL::date AS until,
-    CASE WHEN p.visible AND NOT p.restricts THEN 'Dynamics sync pending — mentor may still be hidden on portal'
-        ELSE 'Dynamics sync pending — mentor may still be visible on portal' END AS sentence,
-    p.cause,
+-- Open pushes that are alerts, for the next two views.
+CREATE VIEW certjob_private.late_pushes WITH (security_invoker = true) AS
+SELECT p.visible AND NOT p.restricts AS is_show, p.organisation_id, p.mentor_id, p.event_id, p.since, p.cause,
     CASE
         WHEN p.cause <> 'later_day_on_portal' OR p.failure = 'portal_stopped' THEN 'tell_operator'
         WHEN p.status = 'blocked' THEN 'check_contact'
@@ -140,70 +136,98 @@ SELECT CASE WHEN p.visible AND NOT p.restricts THEN 'may_be_hidden' ELSE 'may_be
         WHEN p.next_attempt_at <= now() THEN 'due'
         ELSE 'waiting'
     END AS state,
-    p.next_attempt_at, p.last_failed_at, p.calls, NULL::integer AS number, p.portal_until AS day, p.fingerprint
+    p.next_attempt_at, p.last_failed_at, p.calls, p.portal_until, p.fingerprint
 FROM certjob.open_pushes AS p
 WHERE p.is_alert;
 
--- The kind may_be_visible again: a hide was withdrawn because the mentor's organisation has no portal now. Someone must
--- hide the mentor manually, unless there is a later push or the pause has ended.
-CREATE VIEW certjob_private.withdrawn_hide_alerts WITH (security_invoker = true) AS
-SELECT 'may_be_visible' AS kind, m.organisation_id, e.mentor_id, NULL::text AS subject, e.id AS row_id,
-    e.wanted_at AS since, NULL::date AS until,
-    'Dynamics sync pending — mentor may still be visible on portal' AS sentence, 'hide_by_hand' AS cause,
-    'tell_operator' AS action, e.last_error AS error, 'stopped' AS state, NULL::timestamptz AS next_attempt_at,
-    NULL::timestamptz AS last_failed_at, NULL::integer AS calls, NULL::integer AS number, NULL::date AS day,
-    md5(concat_ws(' ', e.id, extract(epoch FROM e.wanted_at), m.dynamics_contact_id)) AS fingerprint
-FROM certjob.portal_sync_events AS e
-CROSS JOIN LATERAL (
-    SELECT o.organisation_id, o.dynamics_contact_id FROM certjob.mentors AS o
-    WHERE o.id = e.mentor_id AND (o.left_at IS NOT NULL OR o.certified_until < current_date
-        OR EXISTS (SELECT FROM certjob.mentor_pauses AS p WHERE p.mentor_id = o.id AND p.lifted_at IS NULL))
-    OFFSET 0
-) AS m
-WHERE e.status = 'withdrawn' AND NOT e.visible
-    AND NOT EXISTS (
-        SELECT FROM certjob.portal_sync_events AS later WHERE later.mentor_id = e.mentor_id AND later.id > e.id
-    );
+CREATE VIEW certjob_private.may_be_hidden_alerts WITH (security_invoker = true) AS
+SELECT 'may_be_hidden' AS kind, p.organisation_id, p.mentor_id, NULL::text AS subject, p.event_id AS row_id, p.since,
+    NULL::date AS until, 'Dynamics sync pending — mentor may still be hidden on portal' AS sentence, p.cause, p.action,
+    p.error, p.state, p.next_attempt_at, p.last_failed_at, p.calls, NULL::integer AS number, p.portal_until AS day,
+    p.fingerprint
+FROM certjob_private.late_pushes AS p
+WHERE p.is_show;
 
--- A failed reminder is an alert for 14 days from its threshold, or from queueing if that is later, as after an import.
-CREATE VIEW certjob_private.failed_reminder_alerts WITH (security_invoker = true) AS
-SELECT 'failed_reminders' AS kind, m.organisation_id, l.mentor_id, m.member_no || ':' || l.id AS subject,
-    l.id AS row_id,
-    l.next_attempt_at AS since, greatest(l.expires_on - l.threshold_days, l.queued_at::date) + 14 AS until,
-    'Reminder not delivered' AS sentence, l.failure_code AS cause, 'tell_operator' AS action, l.last_error AS error,
-    'stopped' AS state, NULL::timestamptz AS next_attempt_at, NULL::timestamptz AS last_failed_at,
-    NULL::integer AS calls, NULL::integer AS number, l.expires_on AS day,
-    md5(concat_ws(' ', l.failure_code, l.expires_on - date '2000-01-01', extract(epoch FROM l.next_attempt_at)))
-        AS fingerprint
-FROM certjob.cert_notification_log AS l
-CROSS JOIN LATERAL (
-    SELECT o.organisation_id, o.member_no FROM certjob.mentors AS o WHERE o.id = l.mentor_id OFFSET 0
-) AS m
-WHERE l.status = 'failed';
+-- Also a hide that was withdrawn, because the mentor's organisation has no portal now. Someone must hide the mentor
+-- manually, unless there is a later push or the pause has ended.
+CREATE VIEW certjob_private.may_be_visible_alerts WITH (security_invoker = true) AS
+SELECT 'may_be_visible' AS kind, a.organisation_id, a.mentor_id, NULL::text AS subject, a.row_id, a.since,
+    NULL::date AS until, 'Dynamics sync pending — mentor may still be visible on portal' AS sentence, a.cause, a.action,
+    a.error, a.state, a.next_attempt_at, a.last_failed_at, a.calls, NULL::integer AS number, a.day, a.fingerprint
+FROM (
+    SELECT p.organisation_id, p.mentor_id, p.event_id AS row_id, p.since, p.cause, p.action, p.error, p.state,
+        p.next_attempt_at, p.last_failed_at, p.calls, p.portal_until AS day, p.fingerprint
+    FROM certjob_private.late_pushes AS p
+    WHERE NOT p.is_show
+    UNION ALL
+    SELECT m.organisation_id, e.mentor_id, e.id AS row_id, e.wanted_at AS since, 'hide_by_hand' AS cause,
+        'tell_operator' AS action, e.last_error AS error, 'stopped' AS state, NULL::timestamptz AS next_attempt_at,
+        NULL::timestamptz AS last_failed_at, NULL::integer AS calls, NULL::date AS day,
+        md5(concat_ws(' ', e.id, extract(epoch FROM e.wanted_at), m.dynamics_contact_id)) AS fingerprint
+    FROM certjob.portal_sync_events AS e
+    CROSS JOIN LATERAL (
+        SELECT o.organisation_id, o.dynamics_contact_id FROM certjob.mentors AS o
+        WHERE o.id = e.mentor_id AND (o.left_at IS NOT NULL OR o.certified_until < current_date
+            OR EXISTS (SELECT FROM certjob.mentor_pauses AS p WHERE p.mentor_id = o.id AND p.lifted_at IS NULL))
+        OFFSET 0
+    ) AS m
+    WHERE e.status = 'withdrawn' AND NOT e.visible
+        AND NOT EXISTS (
+            SELECT FROM certjob.portal_sync_events AS later WHERE later.mentor_id = e.mentor_id AND later.id > e.id
+        )
+) AS a;
 
--- The kind waiting_reminders, or failed_reminders if the mail server deferred the reminder for a day, or rejected it
--- together with others. It is retried until it is outdated. Greylisting ends within a day, a full mailbox may not.
-CREATE VIEW certjob_private.waiting_reminder_alerts WITH (security_invoker = true) AS
-SELECT CASE WHEN deferred.for_a_day THEN 'failed_reminders' ELSE 'waiting_reminders' END AS kind, m.organisation_id,
-    l.mentor_id, m.member_no || ':' || l.id AS subject, l.id AS row_id,
-    least(greatest(l.deferred_since, l.queued_at) + interval '1 day', now()) AS since, NULL::date AS until,
-    CASE WHEN deferred.for_a_day THEN 'Reminder not delivered' ELSE 'Reminder has waited for more than a day' END
-        AS sentence,
-    coalesce(l.failure_code, 'mail_stopped') AS cause, 'tell_operator' AS action, l.last_error AS error,
+-- Reminders that have waited for more than a day, for the next two views. They are retried until they are outdated. A
+-- delay of more than 25 hours was written by a wrong clock.
+--   for_a_day  the mail server deferred it for a day, or rejected it together with others. Greylisting ends within a
+--              day, a full mailbox may not. It counts as failed.
+CREATE VIEW certjob_private.late_reminders WITH (security_invoker = true) AS
+SELECT l.deferred_since >= l.queued_at OR l.rejected_at IS NOT NULL AS for_a_day, l.mentor_id, l.id AS row_id,
+    least(greatest(l.deferred_since, l.queued_at) + interval '1 day', now()) AS since,
+    coalesce(l.failure_code, 'mail_stopped') AS cause, l.last_error AS error,
     CASE WHEN l.claim_token IS NOT NULL AND l.next_attempt_at > now() THEN 'being_sent' ELSE 'waiting' END AS state,
-    l.next_attempt_at, NULL::timestamptz AS last_failed_at, NULL::integer AS calls, NULL::integer AS number,
-    l.expires_on AS day,
+    l.next_attempt_at, l.expires_on AS day,
     md5(concat_ws(' ', l.failure_code, l.expires_on - date '2000-01-01', extract(epoch FROM l.deferred_since)))
         AS fingerprint
 FROM certjob.cert_notification_log AS l
-CROSS JOIN LATERAL (
-    SELECT o.organisation_id, o.member_no FROM certjob.mentors AS o WHERE o.id = l.mentor_id OFFSET 0
-) AS m
-CROSS JOIN LATERAL (SELECT l.deferred_since >= l.queued_at OR l.rejected_at IS NOT NULL AS for_a_day) AS deferred
 WHERE l.status = 'pending'
-    -- A delay of more than 25 hours was written by a wrong clock.
     AND (greatest(l.deferred_since, l.queued_at) < now() - interval '1 day'
         OR l.next_attempt_at > now() + interval '25 hours');
+
+-- A failed reminder is an alert for 14 days from its threshold, or from queueing if that is later, as after an import.
+CREATE VIEW certjob_private.failed_reminder_alerts WITH (security_invoker = true) AS
+SELECT 'failed_reminders' AS kind, m.organisation_id, a.mentor_id, m.member_no || ':' || a.row_id AS subject, a.row_id,
+    a.since, a.until, 'Reminder not delivered' AS sentence, a.cause, 'tell_operator' AS action, a.error, a.state,
+    a.next_attempt_at, NULL::timestamptz AS last_failed_at, NULL::integer AS calls, NULL::integer AS number, a.day,
+    a.fingerprint
+FROM (
+    SELECT l.mentor_id, l.id AS row_id, l.next_attempt_at AS since,
+        greatest(l.expires_on - l.threshold_days, l.queued_at::date) + 14 AS until, l.failure_code AS cause,
+        l.last_error AS error, 'stopped' AS state, NULL::timestamptz AS next_attempt_at, l.expires_on AS day,
+        md5(concat_ws(' ', l.failure_code, l.expires_on - date '2000-01-01', extract(epoch FROM l.next_attempt_at)))
+            AS fingerprint
+    FROM certjob.cert_notification_log AS l
+    WHERE l.status = 'failed'
+    UNION ALL
+    SELECT r.mentor_id, r.row_id, r.since, NULL::date AS until, r.cause, r.error, r.state, r.next_attempt_at, r.day,
+        r.fingerprint
+    FROM certjob_private.late_reminders AS r
+    WHERE r.for_a_day
+) AS a
+CROSS JOIN LATERAL (
+    SELECT o.organisation_id, o.member_no FROM certjob.mentors AS o WHERE o.id = a.mentor_id OFFSET 0
+) AS m;
+
+CREATE VIEW certjob_private.waiting_reminder_alerts WITH (security_invoker = true) AS
+SELECT 'waiting_reminders' AS kind, m.organisation_id, r.mentor_id, m.member_no || ':' || r.row_id AS subject, r.row_id,
+    r.since, NULL::date AS until, 'Reminder has waited for more than a day' AS sentence, r.cause,
+    'tell_operator' AS action, r.error, r.state, r.next_attempt_at, NULL::timestamptz AS last_failed_at,
+    NULL::integer AS calls, NULL::integer AS number, r.day, r.fingerprint
+FROM certjob_private.late_reminders AS r
+CROSS JOIN LATERAL (
+    SELECT o.organisation_id, o.member_no FROM certjob.mentors AS o WHERE o.id = r.mentor_id OFFSET 0
+) AS m
+WHERE r.for_a_day IS NOT TRUE;
 
 -- Alerts that a coordinator can act on, also acknowledged ones and those past their last day (`until`).
 --   action  request_portal_resync helps for retry and check_contact. With docs/examples/mirror.sql, coordinators correct
@@ -236,11 +260,11 @@ FROM (
     UNION ALL
     SELECT kind, organisation_id, mentor_id, subject, row_id, since, until, sentence, cause, action, error, state,
         next_attempt_at, last_failed_at, calls, number, day, fingerprint
-    FROM certjob_private.push_alerts
+    FROM certjob_private.may_be_visible_alerts
     UNION ALL
     SELECT kind, organisation_id, mentor_id, subject, row_id, since, until, sentence, cause, action, error, state,
         next_attempt_at, last_failed_at, calls, number, day, fingerprint
-    FROM certjob_private.withdrawn_hide_alerts
+    FROM certjob_private.may_be_hidden_alerts
     UNION ALL
     SELECT kind, organisation_id, mentor_id, subject, row_id, since, until, sentence, cause, action, error, state,
         next_attempt_at, last_failed_at, calls, number, day, fingerprint
@@ -340,15 +364,18 @@ CREATE FUNCTION certjob_private.no_full_run_alert(today date) RETURNS TABLE (
     sentence text, cause text, error text, number integer, day date, fingerprint text
 )
 LANGUAGE sql STABLE AS $$
-    SELECT 'no_full_run', NULL::uuid, NULL::uuid, coalesce(last_run.as_of::text, 'never'), NULL, NULL::bigint,
-        coalesce(last_run.finished_at, first_run.finished_at) + interval '26 hours', 'No full run', 'not_run',
+    SELECT 'no_full_run' AS kind, NULL::uuid AS organisation_id, NULL::uuid AS mentor_id,
+        coalesce(last_run.as_of::text, 'never') AS subject, NULL AS name, NULL::bigint AS row_id,
+        coalesce(last_run.finished_at, first_run.finished_at) + interval '26 hours' AS since,
+        'No full run' AS sentence, 'not_run' AS cause,
         coalesce('No full run since ' || to_char(last_run.as_of, 'FMDD FMMonth YYYY'), 'No full run has finished')
             || CASE unhidden.number
                 WHEN 0 THEN ''
                 WHEN 1 THEN '; 1 mentor who must not be visible may still be visible'
                 ELSE format('; %s mentors who must not be visible may still be visible', unhidden.number)
-            END,
-        unhidden.number, last_run.as_of, md5(concat_ws(' ', last_run.as_of, extract(epoch FROM unhidden.newest)))
+            END AS error,
+        unhidden.number, last_run.as_of AS day,
+        md5(concat_ws(' ', last_run.as_of, extract(epoch FROM unhidden.newest))) AS fingerprint
     FROM (SELECT min(r.finished_at) AS finished_at FROM certjob.job_runs AS r) AS first_run
     LEFT JOIN LATERAL (
         SELECT r.as_of, r.finished_at FROM certjob.job_runs AS r
@@ -401,16 +428,25 @@ CROSS JOIN LATERAL (
 WHERE coalesce(last_reading.at, first_push.at) < now() - interval '3 days'
     AND EXISTS (SELECT FROM certjob.organisations AS o WHERE o.portal IS NOT NULL);
 
--- certjob_mirror.sync() has failed or left out facts, in the last run that called it.
-CREATE VIEW certjob_private.facts_not_copied_alerts WITH (security_invoker = true) AS
-SELECT 'facts_missing' AS kind, NULL::uuid AS organisation_id, NULL::uuid AS mentor_id, 'not_copied' AS subject,
-    NULL::text AS name, NULL::bigint AS row_id, c.failing_since AS since, 'Facts of the app not copied' AS sentence,
-    'not_copied' AS cause, c.problem AS error, NULL::integer AS number, NULL::date AS day, md5(c.problem) AS fingerprint
-FROM certjob.facts_last_copy AS c
-WHERE c.failing_since IS NOT NULL AND EXISTS (
-    SELECT FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace
-    WHERE n.nspname = 'certjob_mirror' AND p.proname = 'sync'
-);
+-- certjob_mirror.sync() has failed or left out facts, in the last run that called it. Or renewals that no one enters
+-- look like expiries.
+CREATE VIEW certjob_private.facts_missing_alerts WITH (security_invoker = true) AS
+SELECT 'facts_missing' AS kind, a.organisation_id, NULL::uuid AS mentor_id, a.cause AS subject, NULL::text AS name,
+    NULL::bigint AS row_id, a.since, a.sentence, a.cause, a.error, a.number, NULL::date AS day, a.fingerprint
+FROM (
+    SELECT NULL::uuid AS organisation_id, c.failing_since AS since, 'Facts of the app not copied' AS sentence,
+        'not_copied' AS cause, c.problem AS error, NULL::integer AS number, md5(c.problem) AS fingerprint
+    FROM certjob.facts_last_copy AS c
+    WHERE c.failing_since IS NOT NULL AND EXISTS (
+        SELECT FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace
+        WHERE n.nspname = 'certjob_mirror' AND p.proname = 'sync'
+    )
+    UNION ALL
+    SELECT g.organisation_id, g.since, 'No renewals entered' AS sentence, 'no_renewals' AS cause,
+        format('No renewal has been entered for 30 days, while %s certificates have ended', g.ended) AS error,
+        g.ended AS number, md5(extract(epoch FROM g.since)::text) AS fingerprint
+    FROM certjob.renewal_gaps AS g
+) AS a;
 
 -- Without a valid client secret, the function can hide no one.
 CREATE VIEW certjob_private.secret_ends_alerts WITH (security_invoker = true) AS
@@ -423,28 +459,27 @@ SELECT 'secret_ends' AS kind, NULL::uuid AS organisation_id, NULL::uuid AS mento
 FROM certjob.portal_last_reading AS r
 WHERE r.secret_until - 30 <= current_date;
 
--- Renewals that no one enters look like expiries.
-CREATE VIEW certjob_private.no_renewals_alerts WITH (security_invoker = true) AS
-SELECT 'facts_missing' AS kind, g.organisation_id, NULL::uuid AS mentor_id, 'no_renewals' AS subject,
-    NULL::text AS name, NULL::bigint AS row_id, g.since, 'No renewals entered' AS sentence, 'no_renewals' AS cause,
-    format('No renewal has been entered for 30 days, while %s certificates have ended', g.ended) AS error,
-    g.ended AS number, NULL::date AS day, md5(extract(epoch FROM g.since)::text) AS fingerprint
-FROM certjob.renewal_gaps AS g;
-
--- The kinds failed_digests and waiting_digests.
-CREATE VIEW certjob_private.digest_alerts WITH (security_invoker = true) AS
-SELECT CASE WHEN d.status = 'failed' OR d.rejected_at IS NOT NULL THEN 'failed_digests' ELSE 'waiting_digests' END AS kind,
-    c.organisation_id, NULL::uuid AS mentor_id, d.digest_on || ':' || d.id AS subject,
+CREATE VIEW certjob_private.failed_digest_alerts WITH (security_invoker = true) AS
+SELECT 'failed_digests' AS kind, c.organisation_id, NULL::uuid AS mentor_id, d.digest_on || ':' || d.id AS subject,
     coalesce(c.full_name, c.email) AS name, d.id AS row_id,
     CASE d.status WHEN 'failed' THEN d.next_attempt_at ELSE least(d.queued_at + interval '1 day', now()) END AS since,
-    CASE WHEN d.status = 'failed' OR d.rejected_at IS NOT NULL THEN 'Digest not delivered'
-        ELSE 'Digest has waited for more than a day' END AS sentence,
-    coalesce(d.failure_code, 'mail_stopped') AS cause, d.last_error AS error, NULL::integer AS number,
-    d.digest_on AS day, md5(concat_ws(' ', d.failure_code, d.id)) AS fingerprint
+    'Digest not delivered' AS sentence, coalesce(d.failure_code, 'mail_stopped') AS cause, d.last_error AS error,
+    NULL::integer AS number, d.digest_on AS day, md5(concat_ws(' ', d.failure_code, d.id)) AS fingerprint
 FROM certjob.coordinator_digests AS d
 JOIN certjob.coordinators AS c ON c.id = d.coordinator_id
-WHERE d.status = 'failed' OR (d.status = 'pending'
+WHERE d.status = 'failed' OR (d.status = 'pending' AND d.rejected_at IS NOT NULL
     AND (d.queued_at < now() - interval '1 day' OR d.next_attempt_at > now() + interval '25 hours'));
+
+CREATE VIEW certjob_private.waiting_digest_alerts WITH (security_invoker = true) AS
+SELECT 'waiting_digests' AS kind, c.organisation_id, NULL::uuid AS mentor_id, d.digest_on || ':' || d.id AS subject,
+    coalesce(c.full_name, c.email) AS name, d.id AS row_id, least(d.queued_at + interval '1 day', now()) AS since,
+    'Digest has waited for more than a day' AS sentence, coalesce(d.failure_code, 'mail_stopped') AS cause,
+    d.last_error AS error, NULL::integer AS number, d.digest_on AS day,
+    md5(concat_ws(' ', d.failure_code, d.id)) AS fingerprint
+FROM certjob.coordinator_digests AS d
+JOIN certjob.coordinators AS c ON c.id = d.coordinator_id
+WHERE d.status = 'pending' AND d.rejected_at IS NULL
+    AND (d.queued_at < now() - interval '1 day' OR d.next_attempt_at > now() + interval '25 hours');
 
 -- All alerts of a day: those of the view, and those that only an operator can act on.
 --   number  also the number of mentors who must not be visible and may still be, while no full run has finished
@@ -471,7 +506,7 @@ LANGUAGE sql STABLE AS $$
         UNION ALL
         SELECT kind, organisation_id, mentor_id, subject, name, row_id, since, sentence, cause, error, number, day,
             fingerprint
-        FROM certjob_private.facts_not_copied_alerts
+        FROM certjob_private.facts_missing_alerts
         UNION ALL
         SELECT kind, organisation_id, mentor_id, subject, name, row_id, since, sentence, cause, error, number, day,
             fingerprint
@@ -479,11 +514,11 @@ LANGUAGE sql STABLE AS $$
         UNION ALL
         SELECT kind, organisation_id, mentor_id, subject, name, row_id, since, sentence, cause, error, number, day,
             fingerprint
-        FROM certjob_private.no_renewals_alerts
+        FROM certjob_private.failed_digest_alerts
         UNION ALL
         SELECT kind, organisation_id, mentor_id, subject, name, row_id, since, sentence, cause, error, number, day,
             fingerprint
-        FROM certjob_private.digest_alerts
+        FROM certjob_private.waiting_digest_alerts
     ), mail_stop AS (
         -- Why the mail stage stopped, unless a later run has sent mail.
         SELECT r.counts ->> 'mail_stop' AS reason

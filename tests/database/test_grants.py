@@ -7,8 +7,8 @@ WORKER, COORDINATOR, SERVER = "certjob_worker", "authenticated", "service_role"
 READ_BY_COORDINATORS = (
     "acknowledgements alerts all_alerts cert_notification_log certificate_transitions certificates coordinators"
     " dynamics_sync_failures held_mentors held_reviews mentor_pauses mentors open_pushes organisations"
-    " portal_sync_events review_problems held_alerts never_reviewed_alerts push_alerts withdrawn_hide_alerts"
-    " failed_reminder_alerts waiting_reminder_alerts"
+    " portal_sync_events review_problems held_alerts never_reviewed_alerts late_pushes may_be_visible_alerts"
+    " may_be_hidden_alerts late_reminders failed_reminder_alerts waiting_reminder_alerts"
 )
 """Relations that coordinators may read. The worker may read all."""
 
