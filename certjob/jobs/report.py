@@ -109,10 +109,6 @@ class Report:
         """Return the seconds since the start of the run."""
         return round(time.monotonic() - self._started, 3)
 
-    def to_ping(self) -> dict[str, Any]:
-        """Return the body of a ping: the number of alerts of each kind, the exposures, and the keys of the stops."""
-        return {"alerts": {}, "exposure": None, "stopped": [stop.key for stop in self.stopped]}
-
     def to_counts(self) -> dict[str, Any]:
         """Return the numbers of the JSON document, the keys of the stops, and the stages that did something.
 
@@ -217,9 +213,13 @@ class RunReport(Report):
         return [*lines, f"{number:,} acknowledged; see `certjob alerts --acknowledged`"] if lines and number else lines
 
     def to_ping(self) -> dict[str, Any]:
+        """Return the body of a ping: the number of alerts of each kind, the exposures, and the keys of the stops."""
         numbers = self.attention.numbers if self.attention is not None else {}
-        alerts = {kind: number for kind, number in numbers.items() if number}
-        return Report.to_ping(self) | {"alerts": alerts, "exposure": self.exposure and self.exposure.numbers()}
+        return {
+            "alerts": {kind: number for kind, number in numbers.items() if number},
+            "exposure": self.exposure and self.exposure.numbers(),
+            "stopped": [stop.key for stop in self.stopped],
+        }
 
     def to_document(self) -> dict[str, Any]:
         """Return the JSON document, in a dry run with the planned changes."""

@@ -24,11 +24,6 @@ from certjob.mail.steps import LEASE_SECONDS, ClaimedMail
 from certjob.outbox.claims import Outbox
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QueuedDigest(ClaimedMail):
-    """A claimed row of ``coordinator_digests``."""
-
-
 def queue_digests(connection: database.Connection, *, today: date, organisation_id: UUID | None = None) -> int:
     """Queue today's digest for each coordinator who may have news, of one organisation or of all; commit.
 
@@ -48,7 +43,7 @@ def queue_digests(connection: database.Connection, *, today: date, organisation_
 class DigestFacts:
     """What a digest says, read while the coordinator was locked."""
 
-    item: QueuedDigest
+    item: ClaimedMail
     digest: Digest
 
 
@@ -75,7 +70,7 @@ class DigestMail:
         self.today = today
         self.outbox = Outbox(
             connection=connection,
-            item=QueuedDigest,
+            item=ClaimedMail,
             claim_statement="claim_digests",
             settle_statement="settle_digests",
             lease_seconds=self.lease_seconds,
@@ -83,7 +78,7 @@ class DigestMail:
         self._setting = {"zone": zone, "app_url": app_url, "operator_address": operator_address}
         self._templates = templates
 
-    def read(self, item: QueuedDigest) -> DigestFacts | str | None:
+    def read(self, item: ClaimedMail) -> DigestFacts | str | None:
         """Read the current contents and store their keys, with which the next digest is compared; see ``Mails.read``.
 
         A run that queues the row again waits until this is committed.

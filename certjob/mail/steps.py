@@ -90,7 +90,9 @@ def prepare(mails: Mails[Item, Facts], item: Item) -> OutgoingMessage | Settleme
             facts = mails.read(item) if address is not None else None
             if address is None or facts is None:
                 return None
-            unsent = _cancelled(facts) if isinstance(facts, str) else _unsendable(address)
+            unsent = _unsendable(address)
+            if isinstance(facts, str):
+                unsent = Settlement(status="cancelled", error=facts, count_attempt=False)
             if unsent is not None:
                 return unsent if mails.outbox.store(item, unsent) is Answer.SETTLED else None
     except database.CONTENTION:
@@ -152,10 +154,6 @@ def _lock_recipient(mails: Mails[Item, Facts], item: Item, connection: Connectio
     """Return the recipient's address, "" without one, or None if the row was deleted."""
     address: str | None = database.fetch_value(connection, mails.lock_recipient_statement, {"id": item.id})
     return address
-
-
-def _cancelled(reason: str) -> Settlement:
-    return Settlement(status="cancelled", error=reason, count_attempt=False)
 
 
 def _unsendable(address: str) -> Settlement | None:

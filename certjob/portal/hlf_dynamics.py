@@ -134,7 +134,7 @@ class VisiblePage:
 class HLFDynamicsSyncService:
     """Shows or hides contacts on HLF's portal, one call at a time; retries and the order of calls are up to the caller.
 
-    Connections are kept open until ``close`` and belong to one event loop.
+    Connections are kept open until the end of the block, and belong to one event loop.
     """
 
     def __init__(self, url: str, key: str, *, deadline_seconds: float = 30) -> None:
@@ -156,7 +156,6 @@ class HLFDynamicsSyncService:
         """Show the contact until a day, or hide it (None), with exactly one call; return when the portal confirms.
 
         Returns whether the portal has a column for the day, and hides the contact after it.
-
 
         Raises PermanentPortalError, PortalStageError or TransientPortalError (see the table at the top of the module).
         The change may have been made despite an error, because the answer can be lost.
@@ -189,7 +188,7 @@ class HLFDynamicsSyncService:
         cursors: set[str] = set()
         cursor: str | None = None
         while True:
-            page = await policy.call(self._read_page, cursor)
+            page = await policy.call(self.read_page, cursor)
             yield page
             cursor = page.next
             if cursor is None:
@@ -199,11 +198,8 @@ class HLFDynamicsSyncService:
                 raise PortalStageError(message)
             cursors.add(cursor)
 
-    async def read_first_page(self) -> VisiblePage:
-        """Return the first page of visible contacts, to check that the function can list them."""
-        return await self._read_page(None)
-
-    async def _read_page(self, after: str | None) -> VisiblePage:
+    async def read_page(self, after: str | None = None) -> VisiblePage:
+        """Return the page with this cursor, or the first one. Raises the same errors."""
         query = {"visible": "true"} | ({} if after is None else {"after": after})
         with self._translated():
             answer = await self._client.request(
@@ -262,15 +258,11 @@ class HLFDynamicsSyncService:
     def _printable(self, text: str) -> str:
         return foreign_line(text, secrets=[self._key], longest=LONGEST_TEXT)
 
-    async def close(self) -> None:
-        """Close the connections."""
-        await self._client.close()
-
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self.close()
+        await self._client.close()
 
 
 def _judge(status: int, code: str | None) -> tuple[type[PortalCallError], str, str | None]:

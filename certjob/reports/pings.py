@@ -52,31 +52,29 @@ def ping(
 
 async def _ping(url: str, body: Mapping[str, Any], *, ends_at: float, stop: StopFlag) -> str | None:
     """Post the ping, and repeat it once if it fails and time is left. Return why it failed."""
-    about: dict[str, Any] = {"headers": {"User-Agent": f"certjob/{__version__}"}, "json": body, "max_body_bytes": 0}
     async with HttpClient() as client:
-        for is_repeat in (False, True):
-            seconds = max(ends_at - time.monotonic(), 0.05)
-            try:
-                reason = _rejection((await client.request("POST", url, **about, deadline_seconds=seconds)).status_code)
-            except httpx.TransportError as error:
-                reason = _reason(error)
-            if reason is None or is_repeat or stop.is_set() or time.monotonic() + PAUSE_SECONDS > ends_at:
-                break
+        reason = await _post(client, url, body, ends_at=ends_at)
+        if reason is not None and not stop.is_set() and time.monotonic() + PAUSE_SECONDS <= ends_at:
             await asyncio.sleep(PAUSE_SECONDS)
+            reason = await _post(client, url, body, ends_at=ends_at)
     return reason
 
 
-def _rejection(status_code: int) -> str | None:
-    if 200 <= status_code < 300:
-        return None
-    is_no_address = status_code < 500 and status_code != 429
-    return f"its host answered {status_code}{', so it is not a ping address' if is_no_address else ''}"
-
-
-def _reason(error: httpx.TransportError) -> str:
-    """Return the reason without the text of the error, which contains the host."""
-    if isinstance(error, httpx.TimeoutException):
+async def _post(client: HttpClient, url: str, body: Mapping[str, Any], *, ends_at: float) -> str | None:
+    """Return why one ping failed, without the text of an error, because it contains the host."""
+    headers, seconds = {"User-Agent": f"certjob/{__version__}"}, max(ends_at - time.monotonic(), 0.05)
+    try:
+        answer = await client.request(
+            "POST", url, headers=headers, json=body, max_body_bytes=0, deadline_seconds=seconds
+        )
+    except httpx.TimeoutException:
         return "its host did not answer in time"
-    if "CERTIFICATE_VERIFY_FAILED" in str(error):
-        return "its host's certificate is not trusted"
-    return "its host cannot be reached" if isinstance(error, httpx.ConnectError) else "the connection to its host broke"
+    except httpx.TransportError as error:
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            return "its host's certificate is not trusted"
+        is_refused = isinstance(error, httpx.ConnectError)
+        return "its host cannot be reached" if is_refused else "the connection to its host broke"
+    status = answer.status_code
+    if 200 <= status < 300:
+        return None
+    return f"its host answered {status}" + ("" if status >= 500 or status == 429 else ", so it is not a ping address")

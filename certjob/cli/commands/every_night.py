@@ -103,6 +103,7 @@ def run(
                 accept_date=as_of or accept_date,
                 everybody=everybody,
             )
+        opened.ping_body.update(report.to_ping())
         return _report_on(call, opened, report)
 
 
@@ -365,7 +366,6 @@ def _report_on(call: Call, opened: Session, report: "Report") -> int:
     from certjob.facts.lookup import name_mentors
     from certjob.jobs.job_runs import note_told
 
-    opened.ping_body.update(report.to_ping())
     if call.json:
         document = report.to_document()
         add_names(opened.connection, document.get("problems", ()))

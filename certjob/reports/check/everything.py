@@ -156,7 +156,7 @@ def _check_secret(until: SecretUntil, *, today: date) -> Iterator[Finding]:
 
 async def _read_portal(url: str, key: str) -> VisiblePage:
     async with HLFDynamicsSyncService(url, key, deadline_seconds=PORTAL_SECONDS) as service:
-        return await service.read_first_page()
+        return await service.read_page()
 
 
 def _check_mail(settings: Settings) -> Finding:
