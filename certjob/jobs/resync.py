@@ -69,16 +69,19 @@ def resync(
     """Review one mentor and push the desired visibility, changed or not.
 
     Reminders are queued, and those that failed are due again. The next delivery sends them.
-
     With ``hides``, someone has just queued a hide, which is pushed even if the review is rejected or waits for a lock.
     ``error`` in the result is DynamicsSyncException if the push failed, and MentorBusyError if another run kept it
     claimed. Raises MentorBusyError if another session kept the mentor locked, the errors of ``reject_wrong_day``, and
     StoppedBySignalError after a signal.
     """
     connection, today, stop, zone = job.connection, job.today, job.stop, job.delivery.zone
-    not_reviewed = _why_rejected(job, accept_date=accept_date)
-    if not_reviewed is not None and not hides:
-        raise not_reviewed
+    not_reviewed: ConfigurationError | MentorBusyError | None = None
+    try:
+        reject_wrong_day(connection, today, zone=zone, accept_date=accept_date)
+    except ConfigurationError as rejection:
+        if not hides:
+            raise
+        not_reviewed = rejection
     before = describe(connection, mentor_id)
     error: DynamicsSyncException | MentorBusyError | None = None
     portal = PortalSyncService(connection, run_id=job.run_id)
@@ -113,15 +116,6 @@ def resync(
     if error is not None and error.next_step is None and after.next_try_at is not None:
         error.next_step = f"it is tried again at {after.next_try_at.astimezone(zone):%Y-%m-%d %H:%M %Z}"
     return Resync(report=report, before=before, after=after, error=error, not_reviewed=not_reviewed)
-
-
-def _why_rejected(job: Job, *, accept_date: date | None) -> ConfigurationError | MentorBusyError | None:
-    """Return why the date is rejected, or None."""
-    try:
-        reject_wrong_day(job.connection, job.today, zone=job.delivery.zone, accept_date=accept_date)
-    except ConfigurationError as rejection:
-        return rejection
-    return None
 
 
 def _push(

@@ -12,7 +12,7 @@ from certjob.database import statements
 from certjob.errors import PermanentPortalError
 from certjob.jobs import runs
 from certjob.mail import steps
-from certjob.mail.digests import QueuedDigest
+from certjob.mail.steps import ClaimedMail
 from certjob.reports.alerts import read_alerts
 from tests.mail.channels import digest_mail
 from tests.mail.conftest import CUT, DOWN, REJECTED, Messages, Nights, day, reject_reminders
@@ -227,7 +227,7 @@ def test_digest_sent_with_a_wrong_clock_hides_nothing(desk: Nights) -> None:
     assert (named(desk.digests(1)), desk.digests(2)) == (["Ola"], [])
 
 
-def claim(desk: Nights) -> QueuedDigest:
+def claim(desk: Nights) -> ClaimedMail:
     claimed, _ = steps.claim(digest_mail(desk.connection))
     assert claimed is not None
     return claimed
