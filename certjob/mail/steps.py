@@ -98,6 +98,10 @@ def prepare(mails: Mails[Item, Facts], item: Item) -> OutgoingMessage | Settleme
     except database.CONTENTION:
         settle(mails, item, replace(RELEASED, delay_seconds=LOCKED_DELAY_SECONDS))
         return None
+    except psycopg.Error as error:
+        if database.is_lost(error):  # the mail was not sent, so its repeat must not say that it may have been
+            settle(mails, item, RELEASED)
+        raise
     assert not isinstance(facts, str)  # noqa: S101 - a cancelled mail is settled above
     return mails.write(facts)
 

@@ -134,7 +134,7 @@ class VisiblePage:
 class HLFDynamicsSyncService:
     """Shows or hides contacts on HLF's portal, one call at a time; retries and the order of calls are up to the caller.
 
-    Connections are kept open until the end of the block, and belong to one event loop.
+    Connections are kept open until ``close``, and belong to one event loop.
     """
 
     def __init__(self, url: str, key: str, *, deadline_seconds: float = 30) -> None:
@@ -258,11 +258,15 @@ class HLFDynamicsSyncService:
     def _printable(self, text: str) -> str:
         return foreign_line(text, secrets=[self._key], longest=LONGEST_TEXT)
 
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.close()
+
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._client.close()
+        await self.close()
 
 
 def _judge(status: int, code: str | None) -> tuple[type[PortalCallError], str, str | None]:

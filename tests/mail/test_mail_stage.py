@@ -120,6 +120,25 @@ def test_rejected_mail_is_stored_although_the_session_ended(
     assert log(nights, "status, attempts, claim_token") == [("failed", 1, None)]
 
 
+def test_mail_that_was_not_sent_is_released_although_the_session_ended(
+    nights: Nights, database_url: str, other: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The session ends while the facts are read. The mail is due at once, and no repeat."""
+    queue(nights, 1)
+
+    def read(_item: object) -> None:
+        other.execute("SELECT pg_terminate_backend(%s, 5000)", [lost.info.backend_pid])
+        lost.execute("SELECT 1")
+
+    with database.connect(database_url) as lost:
+        mails = reminder_mail(lost)
+        monkeypatch.setattr(mails, "read", read)
+        with pytest.raises(psycopg.OperationalError):
+            nights.stage(mails=mails)
+
+    assert log(nights, "status, attempts, claim_token, next_attempt_at <= now()") == [("pending", 0, None, True)]
+
+
 def test_rejections_of_the_server_are_undone_although_the_session_ended(
     nights: Nights, database_url: str, other: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
