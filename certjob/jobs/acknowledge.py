@@ -8,6 +8,8 @@ from certjob.database import Connection, persist
 from certjob.errors import UsageError
 
 LONGEST_DAYS = 31
+_LONGEST_NAME = 196
+"""Characters. With ``cli:`` before it, a pause has room for 200."""
 
 _WITHOUT_END = {"hide_by_hand", "unknown_contact"}
 """Causes that certjob cannot end. Their acknowledgement may last until the alert ends."""
@@ -32,7 +34,13 @@ def acknowledge(connection: Connection, alert_id: str, *, because: str, until: d
     if until is not None and not today <= until <= last:
         message = f"--until {until} must be between {today} and {last}"
         raise UsageError(message, next_step="acknowledge the alert again when that day is over")
-    who = os.environ.get("LOGNAME") or os.environ.get("USER") or f"user {os.geteuid()}"
+    who = user_name()
     parameters = {"today": today, "alert_id": alert_id, "until": until, "because": because.strip()[:1000], "who": who}
     persist(connection, lambda: database.execute(connection, "acknowledge_alert", parameters))
     return who
+
+
+def user_name() -> str:
+    """Return the name of the person at this machine, also under sudo, as far as the schema has room for it."""
+    names = (os.environ.get(name) for name in ("SUDO_USER", "LOGNAME", "USER"))
+    return next(filter(None, names), f"user {os.geteuid()}")[:_LONGEST_NAME]

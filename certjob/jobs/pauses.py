@@ -1,6 +1,5 @@
 """``certjob pause`` and ``certjob unpause``: a person's pause of one mentor, with an immediate push."""
 
-import os
 from dataclasses import dataclass, replace
 from datetime import date, datetime
 from uuid import UUID
@@ -11,13 +10,14 @@ from certjob.domain import explanations, rules
 from certjob.domain.models import OWN_PAUSE_REASON, PauseChange
 from certjob.errors import BrokenMentorError, UsageError
 from certjob.facts import reading
+from certjob.jobs.acknowledge import user_name
 from certjob.jobs.deliveries import Job
 from certjob.jobs.resync import MentorState, Resync, describe, resync
 from certjob.portal.sync import PortalSyncService, Wish
 from certjob.review.days import reject_wrong_day
 
 _LONGEST_REASON = 200
-"""Characters, as in the schema; also of the name of a person."""
+"""Characters, as in the schema."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,12 +91,6 @@ def unpause(job: Job, mentor_id: UUID, *, reason: str | None = None, accept_date
     lifted = database.persist(connection, write)
     done = resync(job, mentor_id, command="unpause", accept_date=accept_date)
     return PauseResult(before=before, reason=lifted.reason, by=f"cli:{who}", is_new=True, resync=done)
-
-
-def user_name() -> str:
-    """Return the name of the person at this machine, also under sudo."""
-    names = (os.environ.get(name) for name in ("SUDO_USER", "LOGNAME", "USER"))
-    return next(filter(None, names), f"user {os.geteuid()}")[: _LONGEST_REASON - len("cli:")]
 
 
 def _choose(connection: Connection, member_no: str, mentor_id: UUID, *, reason: str | None) -> _OpenPause:

@@ -236,3 +236,14 @@ def test_alerts_command_lists_acknowledged_alerts_on_request(blocked: Scene, her
     assert (listed.returncode, f", acknowledged until {until}: on leave: " in listed.stdout) == (0, True)
     unknown = here("acknowledge", "hlf:held:x", "--because", "x")
     assert_one_line(unknown, "no alert has the id 'hlf:held:x'", code=2, command="certjob acknowledge")
+
+
+def test_acknowledgement_has_the_name_of_the_person_also_under_sudo(
+    blocked: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a pause has."""
+    monkeypatch.setenv("SUDO_USER", "eva")
+
+    who = acknowledge(blocked.connection, ALERT, because="the office", until=TODAY, today=TODAY)
+
+    assert (who, blocked.rows("SELECT acknowledged_by FROM acknowledgements")) == ("eva", [("eva",)])
