@@ -36,9 +36,9 @@ class Admitted:
 
     decisions: Sequence[Decision]
     without_reminders: frozenset[UUID] = frozenset()
-    """Mentors among them whose new reminders are held."""
+    """Mentors with held new reminders."""
     staying_due: frozenset[UUID] = frozenset()
-    """These mentors, and those whose changes are held."""
+    """These mentors, and those with held changes."""
 
 
 class MassChangeGuard:
@@ -55,8 +55,7 @@ class MassChangeGuard:
     ) -> None:
         """``allow`` is the permitted number of changes by slug, and returns 0 for a missing slug.
 
-        ``run_id`` is None for a plan, which makes no changes. With ``everybody``, the plan reviews mentors who are not
-        due, too.
+        ``run_id`` is None for a plan. Only a plan of all mentors sets ``everybody``.
         """
         self._connection = connection
         self._today = today
@@ -84,9 +83,9 @@ class MassChangeGuard:
                 self._hold(due_id, slug, past=past[due_id])
 
     def admit(self, decisions: Sequence[Decision]) -> Admitted:
-        """Return the decisions that may be written; a mentor with a held change or reminder stays due.
+        """Return the decisions that may be written, and count them in the caller's transaction.
 
-        Surprising changes and new reminders are counted in the transaction that writes them.
+        A mentor with a held change or reminder stays due.
         """
         groups = _by_organisation(d for d in decisions if self._kinds(d) or d.surprise.reminders)
         past = self._lock(groups)
@@ -118,15 +117,14 @@ class MassChangeGuard:
 
     @cached_property
     def _after_gap(self) -> frozenset[UUID]:
-        """Organisations without a run in the last two days. Their last reviews foresaw nothing."""
+        """Organisations without a run in the last two days. All their changes are surprising."""
         rows = database.fetch(self._connection, "find_organisations_after_gap", {"today": self._today})
         return frozenset(row[0] for row in rows)
 
     def _kinds(self, decision: Decision) -> tuple[Change, ...]:
         surprise = decision.surprise
-        if surprise.kinds == surprise.kinds_after_gap or decision.organisation.id not in self._after_gap:
-            return surprise.kinds
-        return surprise.kinds_after_gap
+        is_after_gap = surprise.kinds_after_gap and decision.organisation.id in self._after_gap
+        return surprise.kinds_after_gap if is_after_gap else surprise.kinds
 
     def _passing(self, decisions: Iterable[Decision]) -> list[Decision]:
         return [decision for decision in decisions if self.hold_of(decision) is None]
@@ -138,8 +136,12 @@ class MassChangeGuard:
 
     def _count_reminders(self, decisions: Iterable[Decision], *, new: _NewReminders) -> Counter[str]:
         """Count the mentors with new reminders about certificates that no review has seen, unless these are held."""
-        free = (each for each in decisions if (each.organisation.id, Change.REMINDER) not in self.held)
-        return Counter(Change.REMINDER for each in free if _is_surprising(each, new=new))
+        return Counter(
+            Change.REMINDER
+            for each in decisions
+            if any((each.mentor_id, reminder) in new for reminder in each.surprise.reminders)
+            and (each.organisation.id, Change.REMINDER) not in self.held
+        )
 
     def _without_held(self, decisions: Sequence[Decision]) -> Admitted:
         """Note the held changes and reminders, and return the decisions without them."""
@@ -162,7 +164,7 @@ class MassChangeGuard:
         return frozenset(find_new_reminders(self._connection, decisions, today=self._today))
 
     def _lock(self, groups: Sequence[tuple[Organisation, Sequence[Decision]]]) -> dict[UUID, Past]:
-        """Lock the organisations, and return what has been counted for each.
+        """Lock organisations and return their earlier changes.
 
         Changes that a person has permitted need no lock, because a permission applies to one run.
         """
@@ -203,10 +205,9 @@ class MassChangeGuard:
         for decisions, _broken in plan.due_decisions(
             self._connection, today=self._today, organisation_id=organisation_id, everybody=self._everybody
         ):
-            pending += self._count(decisions)
             new = self._find_new(decisions)
+            pending += self._count(decisions) + self._count_reminders(decisions, new=new)
             pending[REMINDED] += sum(bool(_new_of(d, new)) and not self._kinds(d) for d in decisions)
-            pending[Change.REMINDER] += sum(map(partial(_is_surprising, new=new), decisions))
             surprising += [(d.mentor_id, self._kinds(d), d.surprise.effect) for d in decisions if self._kinds(d)]
         for what, reason in self._judge(organisation_id, slug, pending, past=past).items():
             is_reminder = what is Change.REMINDER
@@ -249,11 +250,6 @@ class MassChangeGuard:
 def _new_of(decision: Decision, new: _NewReminders) -> list[Reminder]:
     """Return the new reminders of a decision."""
     return [each for each in decision.reminders if (decision.mentor_id, each) in new]
-
-
-def _is_surprising(decision: Decision, *, new: _NewReminders) -> bool:
-    """Return whether one of the new reminders is about a certificate that no review has seen."""
-    return any((decision.mentor_id, each) in new for each in decision.surprise.reminders)
 
 
 def _by_organisation(decisions: Iterable[Decision]) -> list[tuple[Organisation, list[Decision]]]:

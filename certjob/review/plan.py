@@ -33,9 +33,9 @@ def why_broken(error: Exception) -> str:
 def due_decisions(
     connection: database.Connection, *, today: date, organisation_id: UUID | None, everybody: bool = False
 ) -> Iterator[tuple[list[Decision], dict[UUID, str]]]:
-    """Yield the results of ``decide_each`` for the due mentors, or for all, in chunks and without locks.
+    """Yield the results of ``decide_each`` for due mentors, or for all, in chunks and without locks.
 
-    A run makes all mentors due before it reviews everybody, so none of them is due by the calendar then.
+    A run of all mentors makes them due first, so none is due by the calendar.
     """
     due_by = None if everybody else today
     for read in reading.read_due(connection, due_by=due_by, organisation_id=organisation_id):
