@@ -182,8 +182,9 @@ def test_cohort_three_days_after_the_last_run_is_held(scene: Scene, cohort: list
     assert (report.held, hidden(scene), scene.rows(HOLDS)) == ([], set(cohort), [])
 
 
-def test_hourly_slices_of_a_wrong_import_stop_at_the_limit(scene: Scene) -> None:
-    """Changes count for 20 hours."""
+@pytest.mark.parametrize("direction", ["-", "+"], ids=["earlier", "clock set back"])
+def test_hourly_slices_of_a_wrong_import_stop_at_the_limit(scene: Scene, direction: str) -> None:
+    """Changes count for 20 hours, and are then forgotten."""
     mentors = join(scene, scene.hlf, valid=10)
     run(scene)
 
@@ -194,10 +195,12 @@ def test_hourly_slices_of_a_wrong_import_stop_at_the_limit(scene: Scene) -> None
 
     assert (held(first), hidden(scene)) == ([], set(mentors[:2]))
     assert held(second) == ["hlf: 2 mentors would be paused or hidden after 2 in the last 20 hours"]
-    scene.run_sql("UPDATE guard_counts SET at = at - interval '19 hours 59 minutes'")
-    assert (held(run(scene)), hidden(scene)) == (held(second), set(mentors[:2]))
-    scene.run_sql("UPDATE guard_counts SET at = at - interval '1 minute'")
+    scene.run_sql(f"UPDATE guard_counts SET at = at {direction} interval '19 hours 59 minutes'")
+    for _ in range(2):
+        assert (held(run(scene)), hidden(scene)) == (held(second), set(mentors[:2]))
+    scene.run_sql(f"UPDATE guard_counts SET at = at {direction} interval '2 minutes'")
     assert (run(scene).held, hidden(scene)) == ([], set(mentors[:4]))
+    assert scene.rows("SELECT number FROM guard_counts WHERE what = 'pauses'") == [(2,)]
 
 
 def test_parallel_runs_share_one_limit(scene: Scene) -> None:

@@ -9,11 +9,7 @@ WHERE m.review_on <= coalesce(%(due_by)s::date, 'infinity')
     AND (%(organisation_id)s::uuid IS NULL OR m.organisation_id = %(organisation_id)s)
 GROUP BY o.id
 HAVING count(*) > %(minimum)s
-    OR EXISTS (
-        SELECT
-        FROM guard_counts AS g
-        WHERE g.organisation_id = o.id AND g.at BETWEEN now() - interval '20 hours' AND now() + interval '20 hours'
-    )
+    OR EXISTS (SELECT FROM guard_counts AS g WHERE g.organisation_id = o.id)
 
 -- name: count_certified_mentors
 -- Mentors of each organisation who were certified at their last review and have not left. For a mentor who was never
