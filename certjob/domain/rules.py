@@ -287,7 +287,7 @@ def _review_days(certificate: Certificate, mentor: Mentor, *, reminded: bool) ->
 def _moved_from(mentor: Mentor, last_day: date) -> date | None:
     """Return the previous last visible day, if the mentor stays visible until another day.
 
-    Returns None at the first review, because `certjob reconcile` sends the days to an existing portal.
+    Returns None at the first review, because it pushes the mentor in any case.
     """
     previous = mentor.certified_until
     if mentor.portal_visible is not True or not mentor.has_contact or previous in (None, NOT_CERTIFIED):

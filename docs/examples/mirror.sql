@@ -294,12 +294,11 @@ BEGIN
         ORDER BY id
     LOOP
         BEGIN
-            -- A portal_visible of null makes certjob tell the portal, because the state of the contact is unknown.
             INSERT INTO certjob.mentors AS m (
-                id, organisation_id, member_no, full_name, email, locale, dynamics_contact_id, left_at, portal_visible
+                id, organisation_id, member_no, full_name, email, locale, dynamics_contact_id, left_at
             ) VALUES (
                 app.id, app.organisation_id, app.member_no, app.full_name, app.email, app.locale,
-                app.dynamics_contact_id, app.left_at, CASE WHEN app.dynamics_contact_id IS NULL THEN true END
+                app.dynamics_contact_id, app.left_at
             )
             ON CONFLICT (id) DO UPDATE
             SET organisation_id = excluded.organisation_id, member_no = excluded.member_no,

@@ -42,7 +42,7 @@ CREATE TABLE certjob.mentors (
     dynamics_contact_id uuid UNIQUE DEFERRABLE INITIALLY IMMEDIATE,
     left_at             timestamptz,
     -- Derived columns.
-    portal_visible      boolean DEFAULT true,  -- the last value queued for the portal; null: queue the next one anyway
+    portal_visible      boolean,  -- the last value queued for the portal; null: queue the next one anyway
     certified_until     date,  -- the last certified day if no fact changes; 0001-01-01: not certified; null: unknown
     review_on           date NOT NULL DEFAULT '-infinity',  -- the next review; -infinity: now, infinity: never
     reviewed_contact_id uuid,  -- the last contact ID that a review has seen

@@ -110,6 +110,18 @@ CREATE TRIGGER pause_updated AFTER UPDATE OF mentor_id, reason, lifted_at ON cer
 CREATE TRIGGER pause_deleted AFTER DELETE ON certjob.mentor_pauses
     FOR EACH ROW WHEN (OLD.lifted_at IS NULL) EXECUTE FUNCTION certjob_private.pause_changed();
 
+-- The state of a new contact is unknown (null). Without a contact, there is nothing to show or to hide.
+CREATE FUNCTION certjob_private.mentor_inserted() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    NEW.portal_visible := true;
+    RETURN NEW;
+END
+$$;
+CREATE TRIGGER mentor_inserted BEFORE INSERT ON certjob.mentors
+    FOR EACH ROW WHEN (NEW.portal_visible IS NULL AND NEW.dynamics_contact_id IS NULL)
+    EXECUTE FUNCTION certjob_private.mentor_inserted();
+
 CREATE FUNCTION certjob_private.mentor_updated() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN

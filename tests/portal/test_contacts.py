@@ -19,6 +19,18 @@ CORRECT_ALL = "UPDATE mentors SET dynamics_contact_id = %s"
 CORRECT = f"{CORRECT_ALL} WHERE id = %s"
 
 
+def test_run_shows_a_new_mentor_with_a_contact(scene: Scene) -> None:
+    """The state of a new contact is unknown, so it is pushed. Without a contact, no one can be shown."""
+    contact = uuid4()
+    with_contact = scene.certified(contact_id=contact, portal_visible=None)
+    scene.certified(contact_id=None, portal_visible=None)
+
+    report = scene.night(scene.portal)
+
+    assert (scene.portal.visible, report.reasons) == ({contact: True}, [])
+    assert scene.rows("SELECT mentor_id FROM portal_sync_events") == [(with_contact,)]
+
+
 @pytest.mark.parametrize("error", [PermanentPortalError("404"), TransientPortalError("503")], ids=["blocked", "failed"])
 def test_open_push_goes_to_a_corrected_contact_at_once(scene: Scene, error: PortalCallError) -> None:
     """It has another key, because a portal that knows the old key might ignore the push."""

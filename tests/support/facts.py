@@ -44,8 +44,13 @@ class Facts:
         locale: str = "nb",
         contact_id: UUID | str | None = "",
         left_at: datetime | None = None,
+        portal_visible: bool | None = True,
     ) -> UUID:
-        """Insert a mentor, with an address and a contact unless they are None."""
+        """Insert a mentor, with an address and a contact unless they are None.
+
+        The portal is taken to show the mentor already. With ``portal_visible=None`` its state is unknown, as it is for
+        every mentor whom an app or `certjob load` enters.
+        """
         number = member_no or f"M{next(self._numbers)}"
         mentor_id = self.insert(
             "mentors",
@@ -56,6 +61,7 @@ class Facts:
             locale=locale,
             dynamics_contact_id=uuid4() if contact_id == "" else contact_id,
             left_at=left_at,
+            portal_visible=portal_visible,
         )
         return UUID(mentor_id)
 

@@ -8,9 +8,9 @@ INSERT INTO organisations (slug, name, portal)
 SELECT 'org' || number, 'Organisation ' || number, CASE WHEN number = 1 THEN 'dynamics' END
 FROM generate_series(1, 5) AS number;
 
-INSERT INTO mentors (organisation_id, member_no, full_name, email, dynamics_contact_id, left_at)
+INSERT INTO mentors (organisation_id, member_no, full_name, email, dynamics_contact_id, portal_visible, left_at)
 SELECT o.id, 'M' || n, 'Mentor ' || n, 'm' || n || '@example.org',
-    CASE WHEN o.portal IS NOT NULL THEN gen_random_uuid() END,
+    CASE WHEN o.portal IS NOT NULL THEN gen_random_uuid() END, true,
     CASE WHEN n %% 100 = 7 THEN now() - interval '90 days' END
 FROM generate_series(1, %(mentors)s) AS n
 JOIN organisations AS o ON o.slug = 'org' || (n %% 5 + 1)
