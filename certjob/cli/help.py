@@ -1,6 +1,7 @@
 """The parts of --help other than the options: commands in groups, examples, settings, exit codes."""
 
 import re
+from importlib.metadata import metadata
 from typing import Any, Final
 
 from typer.core import TyperCommand, TyperGroup
@@ -52,6 +53,13 @@ class GroupedHelp(TyperGroup):
         for heading, commands in groups.items():
             with formatter.section(heading):
                 formatter.write_dl(commands)
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """Write the epilog, and the address of the documents at the end."""
+        super().format_epilog(ctx, formatter)
+        for url in metadata("certjob").get_all("Project-URL") or ():
+            if url.startswith("Documentation, "):
+                formatter.write(f"\n  Documents: {url.partition(', ')[2]}\n")
 
 
 class PlainHelp(TyperCommand):

@@ -10,7 +10,10 @@ from typing import Final, Literal
 
 from certjob.errors import Cause
 
-_ADDRESS: Final = {"reminder": "in the app", "digest": "in the app or with `certjob organisation set`"}
+_ADDRESS: Final = {
+    "reminder": "in the app or with `certjob load`",
+    "digest": "in the app or with `certjob organisation set`",
+}
 """Where to correct the address of a message's recipient."""
 
 
@@ -69,13 +72,15 @@ _ADVICE: Final[Mapping[str, Advice]] = {
         Advice(
             cause=Cause.NO_CONTACT_ID,
             why="The app has no contact ID.",
-            action="Enter the ID from Dynamics in the app; the next `certjob deliver` updates the portal.",
+            action="Enter the ID from Dynamics in the app or with `certjob load`; the next `certjob deliver` updates "
+            "the portal.",
             says_all=True,
         ),
         Advice(
             cause=Cause.CONTACT_NOT_FOUND,
             why="Dynamics has no contact with this ID.",
-            action="Correct the contact ID in the app; the next `certjob deliver` updates the portal.",
+            action="Correct the contact ID in the app or with `certjob load`; the next `certjob deliver` updates the "
+            "portal.",
         ),
         Advice(
             cause=Cause.CHANGE_REFUSED,

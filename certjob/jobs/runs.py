@@ -145,7 +145,10 @@ def plan_run(
                     held_because=decision.surprise.effect if hold else None,
                     reminders_are_held=hold is not None or guard.hold_of_reminders(decision, reminders) is not None,
                 )
-                if not change.reminders_are_held:
+                counts.held_back += change.is_held
+                if change.reminders_are_held:
+                    counts.reminders_held_back += len(change.new_reminders)
+                else:
                     counts.reminders_queued += len(change.new_reminders)
                 if decision.transitions or decision.pause or decision.push or change.new_reminders:
                     report.changes.append(change)

@@ -6,7 +6,7 @@ All values come from one snapshot, without locks. docs/json.md describes the fie
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import date, datetime, tzinfo
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 from certjob import database
@@ -207,6 +207,8 @@ def _explain_certificates(
         )
 
 
+HELD_BACK: Final = "held back: "
+"""The beginning of the text about a change that a guard holds back."""
 _TODAY = "today, when `certjob run` runs"
 _Held = tuple[str | None, str | None]
 """Why a run today holds the changes of this mentor, and the new reminders."""
@@ -245,10 +247,10 @@ def _run_words(run: ComingRun, *, mentor: Mentor, today: date, held: _Held) -> I
     elif decision.push:
         changes.append(f"the portal is asked to {'show' if decision.visible else 'hide'} the mentor")
     for text in changes:
-        yield f"held back: {text}" if held[0] else text
+        yield f"{HELD_BACK}{text}" if held[0] else text
     for reminder in run.reminders:
         text = explanations.reminder_name(reminder, today)
-        yield f"held back: {text}" if any(held) else text
+        yield f"{HELD_BACK}{text}" if any(held) else text
 
 
 def _find_deliveries(

@@ -64,6 +64,8 @@ class CertificationManagementService:
         self._on_progress = on_progress
         self._staying_due: set[UUID] = set()
         """Mentors who stay due because the guard holds their changes or reminders."""
+        self._held_back: set[UUID] = set()
+        """Mentors whose changes the guard holds back."""
         self._stored: set[Hold] = set()
         self._stored_mentors = 0
         self.counts = ReviewCounts()
@@ -202,6 +204,8 @@ class CertificationManagementService:
         decisions, broken = decide_each(read, self._today)
         self.counts.broken |= broken
         admitted = self._guard.admit(decisions)
+        self._held_back |= admitted.staying_due - admitted.without_reminders
+        self.counts.held_back = len(self._held_back)
         return write_decisions(self._connection, admitted, today=self._today, run_id=self._run_id)
 
     def _count(self, written: Written) -> None:

@@ -56,7 +56,10 @@ class ReviewCounts:
     without_certificate: int = 0
     transitions: Counter[Status] = field(default_factory=Counter)
     """Transitions by their new status."""
+    held_back: int = 0
+    """Mentors whose changes a guard holds back."""
     reminders_queued: int = 0
+    reminders_held_back: int = 0
     portal_queued: int = 0
     skipped: list[UUID] = field(default_factory=list)
     """Mentors who were still due at the end."""

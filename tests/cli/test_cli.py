@@ -153,7 +153,7 @@ def test_help_describes_every_option_in_80_columns(anywhere: Certjob, words: tup
 
 
 NEEDED = {"resync": "M1", "preview": "M1", "explain": "M1", "set": "hlf", "show": "hlf", "load": "x.csv"}
-NEEDED |= {"acknowledge": "hlf:held:pauses", "prune": "--older-than=3y"}
+NEEDED |= {"acknowledge": "hlf:held:pauses --because=import", "prune": "--older-than=3y"}
 NEEDED |= {"pause": "M1 --because=complaint", "unpause": "M1"}
 WITH_SETTINGS = [
     words for words, command in ALL_COMMANDS.items() if "env_file" in {each.name for each in command.params}

@@ -42,9 +42,9 @@ def test_load_names_every_problem_and_loads_the_other_mentors(load: Load, facts:
     result = load(HEADER + GOOD.format(1) + bad + GOOD.format(3).replace("hlf", "nhf"))
 
     assert result.stderr.splitlines() == [
-        "certjob load: line 3: M2: issued_on: not a date such as 2026-12-31 or 31.12.2026 (skipped)",
-        "certjob load: line 3: M2: email: not a valid e-mail address (skipped)",
-        "certjob load: line 4: organisation: no such organisation; create it with `certjob organisation set` (skipped)",
+        "certjob load: line 3 skipped: M2: issued_on: not a date such as 2026-12-31 or 31.12.2026",
+        "certjob load: line 3 skipped: M2: email: not a valid e-mail address",
+        "certjob load: line 4 skipped: organisation: no such organisation; create it with `certjob organisation set`",
         "certjob load: 2 of 3 rows were skipped, 1 loaded",
     ]
     assert (result.returncode, result.stdout) == (3, "")
@@ -54,8 +54,8 @@ def test_load_names_every_problem_and_loads_the_other_mentors(load: Load, facts:
 def test_load_warns_of_an_implausible_date_with_exit_code_0(load: Load, facts: Facts) -> None:
     result = load(HEADER + GOOD.format(1).replace("2036", "2206"))
 
-    said = "before 1950 or more than 15 years ahead; correct it if it is a typing error (loaded)"
-    assert result.stderr == f"certjob load: warning: line 2: M1: expires_on: {said}\n"
+    said = "before 1950 or more than 15 years ahead; correct it if it is a typing error"
+    assert result.stderr == f"certjob load: warning: line 2 loaded: M1: expires_on: {said}\n"
     assert result.returncode == 0
     assert facts.rows("SELECT expires_on::text FROM certificates") == [("2206-02-01",)]
 
@@ -67,15 +67,17 @@ def test_load_prints_20_lines_of_each_kind_of_problem_and_the_number_of_the_othe
     result = load(HEADER + bad + late)
 
     lines = result.stderr.splitlines()
-    reason = "not a valid e-mail address (skipped)"
+    reason = "not a valid e-mail address"
     too_late = "before 1950 or more than 15 years ahead; correct it if it is a typing error"
-    assert lines[:20] == [f"certjob load: line {1 + number}: M{number}: email: {reason}" for number in range(1, 21)]
+    assert lines[:20] == [
+        f"certjob load: line {1 + number} skipped: M{number}: email: {reason}" for number in range(1, 21)
+    ]
     assert lines[20:] == [
-        f"certjob load: warning: line 3002: M2999: expires_on: {too_late} (skipped)",
-        f"certjob load: warning: line 3003: M3000: expires_on: {too_late} (skipped)",
-        f"certjob load: warning: line 3004: M3001: expires_on: {too_late} (loaded)",
-        f"certjob load: warning: line 3005: M3002: expires_on: {too_late} (loaded)",
-        f"certjob load: … and 2,980 more: email: {reason}",
+        f"certjob load: warning: line 3002 skipped: M2999: expires_on: {too_late}",
+        f"certjob load: warning: line 3003 skipped: M3000: expires_on: {too_late}",
+        f"certjob load: warning: line 3004 loaded: M3001: expires_on: {too_late}",
+        f"certjob load: warning: line 3005 loaded: M3002: expires_on: {too_late}",
+        f"certjob load: … and 2,980 more skipped: email: {reason}",
         "certjob load: 3,002 of 3,004 rows were skipped, 2 loaded",
     ]
     assert result.returncode == 3
@@ -94,8 +96,8 @@ def test_load_warns_of_a_new_kind_that_is_similar_to_a_known_one(load: Load, fac
     result = load(HEADER + "".join(lines))
     again = load(HEADER + "".join(lines))
 
-    reason = "'Likeperson' is a new kind, similar to 'likeperson'; correct it if it is a typing error (loaded)"
-    assert result.stderr == f"certjob load: warning: line 3: M3: kind: {reason}\n"
+    reason = "'Likeperson' is a new kind, similar to 'likeperson'; correct it if it is a typing error"
+    assert result.stderr == f"certjob load: warning: line 3 loaded: M3: kind: {reason}\n"
     assert (result.returncode, again.stderr) == (0, "")
 
 
@@ -109,10 +111,10 @@ def test_load_warns_of_a_revocation_that_misses_its_certificate(load: Load) -> N
     result = load(f"{header}hlf;M1;likeperson;{missed};{last_day};{today()}\n")
     hit = load(f"{header}hlf;M2;likeperson;{first_day};{last_day};{today()}\n")
 
-    reason = "a new certificate that is already revoked, but another one of this kind is in force (loaded)"
+    reason = "a new certificate that is already revoked, but another one of this kind is in force"
     assert (result.returncode, result.stderr.splitlines()[0]) == (
         0,
-        f"certjob load: warning: line 2: M1: issued_on: {reason}",
+        f"certjob load: warning: line 2 loaded: M1: issued_on: {reason}",
     )
     assert "warning" not in hit.stderr
 
@@ -123,15 +125,15 @@ def test_load_warns_of_a_member_number_in_other_letters(load: Load) -> None:
 
     result = load(HEADER + GOOD.format(2) + GOOD.format(1).replace("M1", "m1"))
 
-    reason = "a new mentor, but a known one has this number in other letters (loaded)"
-    assert result.stderr == f"certjob load: warning: line 3: m1: member_no: {reason}\n"
+    reason = "a new mentor, but a known one has this number in other letters"
+    assert result.stderr == f"certjob load: warning: line 3 loaded: m1: member_no: {reason}\n"
 
 
 def test_rarer_of_two_new_similar_kinds_is_named(load: Load) -> None:
     """In the first load of an organisation."""
     result = load(HEADER + GOOD.format(1).replace("likeperson", "Likperson") + GOOD.format(2) + GOOD.format(3))
 
-    assert "line 2: M1: kind: 'Likperson' is a new kind, similar to 'likeperson'" in result.stderr
+    assert "line 2 loaded: M1: kind: 'Likperson' is a new kind, similar to 'likeperson'" in result.stderr
 
 
 def test_load_foresees_what_the_next_run_does_with_everyone(load: Load, facts: Facts) -> None:

@@ -118,7 +118,9 @@ def test_held_changes_are_named_with_the_guards_line(facts: Facts, monkeypatch: 
     (line,) = night(facts.connection, dry_run=True, organisation="hlf").held
     status, reminder = coming(facts, reminded).what
 
-    assert_in_order(page(facts, ended), f"A guard holds changes back: {line}", "held back: certjob pauses the mentor")
+    assert_in_order(
+        page(facts, ended), f"A guard holds changes back: {line}", "held back by a guard: ", "certjob pauses the mentor"
+    )
     assert (status.startswith("held back: "), reminder.startswith("held back: ")) == (False, True)
 
 
@@ -159,7 +161,7 @@ def test_push_that_no_run_can_make_has_no_date(facts: Facts) -> None:
     run(facts)
 
     assert (explained(facts, blocked).next, explained(facts, missing).next) == (None, None)
-    step = "What to do: Correct the contact ID in the app; the next `certjob deliver` updates the portal."
+    step = "What to do: Correct the contact ID in the app or with `certjob load`; the next `certjob deliver` "
     assert_in_order(page(facts, blocked), "Dynamics has no contact with this ID.", step)
     assert "no contact ID, so certjob makes no pushes; add it" in page(facts, missing)
 

@@ -307,9 +307,12 @@ def acknowledge(
         str, typer.Argument(metavar="ALERT", help="Its id, as `certjob alerts` prints it.", show_default=False)
     ],
     *,
-    because: Annotated[str, typer.Option(metavar="TEXT", help="Why no one has to act now.", show_default=False)] = "",
+    because: Annotated[str, typer.Option(metavar="TEXT", help="Why no one has to act now.", show_default=False)],
     until: Annotated[
-        date | None, typer.Option(parser=parse_day, metavar="DATE", help="The last day, at most 31 days ahead.")
+        date | None,
+        typer.Option(
+            parser=parse_day, metavar="DATE", help="The last day, at most 31 days ahead; required, but see above."
+        ),
     ] = None,
     json: Json = False,
     verbose: Verbose = False,

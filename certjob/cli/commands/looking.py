@@ -63,12 +63,12 @@ def status(
         zone, waits_until = opened.settings.zone, opened.settings.mail_waits_until
         age, today = timedelta(seconds=max_age), opened.settings.today
         found = read_status(opened.connection, today=today, max_age=age, mail_waits_until=waits_until)
+    if reason := page.why_attention(found, zone=zone):
+        call.attention(reason)
     if call.json:
         plain.print_json(found.to_document())
     elif not call.quiet:
         page.show_status(opened.output, found, zone=zone)
-    if reason := page.closing_line(found, zone=zone):
-        call.attention(reason)
     return found.exit_code
 
 

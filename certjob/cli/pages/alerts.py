@@ -1,7 +1,7 @@
 """The page of `certjob alerts`, the most harmful first. ``now`` has the time zone of the printed times."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from itertools import groupby
 from operator import attrgetter
 from typing import Final
@@ -109,14 +109,14 @@ def _group(group: Sequence[Alert], *, now: datetime) -> Iterator[PagePart]:
 
 
 def _held_parts(mentors: Sequence[HeldMentor]) -> Iterator[PagePart]:
-    """Yield a line for each mentor of a hold."""
-    for mentor in mentors[:MOST_HELD]:
-        name = f", {mentor.full_name}" if mentor.full_name != mentor.member_no else ""
-        reason = HELD_REASONS.get(mentor.reason, mentor.reason)
-        head = f"{mentor.organisation} {mentor.member_no}{name}"
+    """Yield a paragraph for each reason, and a plain line for each mentor of a hold."""
+    for reason, group in groupby(mentors[:MOST_HELD], key=lambda each: HELD_REASONS.get(each.reason, each.reason)):
+        same = [(each, each.full_name if each.full_name != each.member_no else "") for each in group]
+        names = ", ".join(f"{name} ({each.member_no})" if name else each.member_no for each, name in same)
+        about = [(each.alert_id, ", ".join(filter(None, [each.member_no, name]))) for each, name in same]
         yield PagePart(
-            lines=[PageLine(head=head, text=f": {reason}", bullet="- ", indent=4)],
-            plain=[f"Held back: {mentor.alert_id}, {mentor.member_no}{name}: {reason}"],
+            lines=[PageLine(text=f"{reason}: {names}", bullet="- ", indent=4)],
+            plain=[f"Held back: {alert_id}, {who}: {reason}" for alert_id, who in about],
         )
     if len(mentors) > MOST_HELD:
         more = f"… and more; `certjob alerts --json` lists all mentors of {mentors[0].alert_id}"
@@ -125,8 +125,18 @@ def _held_parts(mentors: Sequence[HeldMentor]) -> Iterator[PagePart]:
 
 def _alert_lines(alert: Alert, *, now: datetime, with_reason: bool) -> list[PageLine]:
     """Return the lines of one alert on a terminal."""
-    since = f"since {moment_words(alert.since.astimezone(now.tzinfo), now.date())}, {_duration(now, alert.since)}"
-    lines = [PageLine(head=_who(alert), text=f": {_about(alert) or since}", bullet="- ", indent=4)]
+    since, day = alert.since.astimezone(now.tzinfo), alert.day
+    about = (
+        _about(alert, f"{day.day} {day:%b} {day.year:04}" if day else "")
+        .removeprefix("certificate ")
+        .removesuffix(", which has no portal")
+    )
+    if not about:
+        year = "" if since.year == now.year else f" {since.year:04}"
+        about = f"since {since:%H:%M}" if since.date() == now.date() else f"since {since.day} {since:%b}{year}"
+    who = alert.full_name or ("" if alert.kind is Kind.UNKNOWN_CONTACTS else alert.organisation) or ""
+    row = f"{', '.join(filter(None, [who, about]))}  {alert.alert_id}"
+    lines = [PageLine(text=row, bullet="- ", indent=4)]
     if acknowledged := _acknowledged(alert):
         lines.append(PageLine(text=acknowledged, indent=6))
     return [*lines, *(_technical([alert], now=now, indent=6) if with_reason else ())]
@@ -136,7 +146,8 @@ def _plain_line(alert: Alert, *, now: datetime) -> str:
     """Return the line of one alert for programs and logs."""
     since = f"since {alert.since.astimezone(now.tzinfo):%Y-%m-%d %H:%M}"
     calls = number(alert.calls, "call") if alert.calls else ""
-    parts = [_who(alert), _about(alert), since, calls, _acknowledged(alert)]
+    day = f"{alert.day.day} {alert.day:%B} {alert.day.year:04}" if alert.day else ""
+    parts = [_who(alert), _about(alert, day), since, calls, _acknowledged(alert)]
     line, advice = f"{alert.sentence}: {', '.join(filter(None, parts))}", alert.advice
     if not advice.is_for_all:
         line += f": {(_technical_reason(alert) or advice.why).removesuffix('.')}"
@@ -168,8 +179,8 @@ def _who(alert: Alert) -> str:
     return alert.alert_id + (f", {alert.full_name}" if alert.full_name not in (None, alert.member_no) else "")
 
 
-def _about(alert: Alert) -> str:
-    day = f"{alert.day.day} {alert.day:%B} {alert.day.year:04}" if alert.day else ""
+def _about(alert: Alert, day: str) -> str:
+    """Return the certificate, digest or mentor of the alert, with its day in words."""
     match alert.kind:
         case Kind.FAILED_REMINDERS | Kind.WAITING_REMINDERS:
             return f"certificate until {day}"
@@ -196,18 +207,3 @@ def next_try(at: datetime, *, now: datetime) -> str:
     local = at.astimezone(now.tzinfo)
     on = "" if local.date() == now.date() else f"on {day_words(local.date(), now.date())} "
     return f"{on}at {local:%H:%M}, or soon after"
-
-
-def _duration(now: datetime, since: datetime) -> str:
-    """Return the time since then in its largest unit, rounded down.
-
-    >>> _duration(datetime(2026, 3, 10, tzinfo=UTC), datetime(2026, 3, 8, 1, tzinfo=UTC))
-    '1 day'
-    """
-    elapsed = now.astimezone(UTC) - since.astimezone(
-        UTC
-    )  # in UTC, because within one zone Python ignores changes of the clocks
-    for unit, length in (("day", timedelta(days=1)), ("hour", timedelta(hours=1)), ("minute", timedelta(minutes=1))):
-        if elapsed >= length:
-            return number(elapsed // length, unit)
-    return "just now"

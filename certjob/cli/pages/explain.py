@@ -10,7 +10,7 @@ from certjob.cli.terminal.output import Output
 from certjob.cli.terminal.plain import WARNING_STYLE
 from certjob.domain.explanations import day_words, moment_words, number, reason_words, threshold_words
 from certjob.domain.models import OWN_PAUSE_REASON, Status
-from certjob.reports.explain import ExplainedCertificate, Explanation, Pause
+from certjob.reports.explain import HELD_BACK, ExplainedCertificate, Explanation, Next, Pause
 from certjob.reports.logged_reminders import LoggedReminder
 
 _Moment = Callable[[datetime], str]
@@ -36,8 +36,7 @@ def page_lines(explained: Explanation, *, zone: tzinfo) -> Iterator[PageLine]:
     for warning in _warnings(explained):
         yield PageLine(text=warning, bullet="warning: ", bullet_style=WARNING_STYLE)
     yield PageLine(text="")
-    text = f"{coming.when}: {'; '.join(coming.what)}." if coming else "no change, unless the data changes."
-    yield PageLine(head="Next: ", text=text)
+    yield PageLine(head="Next: ", text=_next_words(coming) if coming else "no change, unless the data changes.")
     if explained.alerts:
         yield PageLine(text="")
         for part in alerts.page_parts(explained.alerts, now=explained.now.astimezone(zone)):
@@ -52,6 +51,16 @@ def page_lines(explained: Explanation, *, zone: tzinfo) -> Iterator[PageLine]:
             if not place:
                 yield from (PageLine(text=""), PageLine(text=heading, style="bold"))
             yield line
+
+
+def _next_words(coming: Next) -> str:
+    """Return a sentence about the changes, and one about those that a guard holds back."""
+    made = [text for text in coming.what if not text.startswith(HELD_BACK)]
+    held = [text.removeprefix(HELD_BACK) for text in coming.what if text.startswith(HELD_BACK)]
+    words = [f"{coming.when}: {'; '.join(made)}."] if made else []
+    if held:
+        words.append(f"{'Held back' if made else f'{coming.when}, held back'} by a guard: {'; '.join(held)}.")
+    return " ".join(words)
 
 
 def _activity(explained: Explanation, *, zone: tzinfo) -> str:

@@ -37,6 +37,8 @@ def show_report(output: Output, report: Report, *, find_names: FindNames) -> Non
     totals = list(_totals(report))
     if output.on_terminal:
         what = "Plan" if report.dry_run and isinstance(report, RunReport) else _TITLES.get(report.command, "Delivery")
+        if isinstance(report, RunReport) and report.changes:
+            output.gap()
         output.show_table(("=", ""), totals, title=f"{what} of {report.today}", header=False)
     else:
         output.result("; ".join(f"{name}: {figures}" for name, figures in totals))
@@ -59,7 +61,7 @@ def _show_changes(output: Output, report: RunReport, find_names: FindNames) -> N
     rows = []
     for change in shown:
         decision, name = change.decision, names.get(change.decision.mentor_id)
-        held = [_held_words(change)] if has_holds else []
+        held = [(change.held_because or "").replace("_", " ")] if has_holds else []
         organisation = [decision.organisation.slug] if others else []
         cells = _planned_cells(change).values()
         rows.append([decision.member_no, name and name.full_name, *cells, *held, *organisation])
@@ -99,14 +101,8 @@ def _show_more(output: Output, count: int, *, most: int = MOST_PLANNED_ROWS) -> 
 def _planned_line(change: PlannedChange) -> str:
     cells = "; ".join(f"{name}: {cell}" for name, cell in _planned_cells(change).items() if cell)
     decision = change.decision
-    return f"{decision.organisation.slug} {decision.member_no}: {cells}" + (
-        f" (held back: {_held_words(change)})" if change.is_held else ""
-    )
-
-
-def _held_words(change: PlannedChange) -> str:
-    """Return why a guard holds the change of this mentor."""
-    return HELD_REASONS[change.held_because] if change.held_because else ""
+    held = f" (held back: {HELD_REASONS[change.held_because]})" if change.held_because else ""
+    return f"{decision.organisation.slug} {decision.member_no}: {cells}{held}"
 
 
 def _planned_cells(change: PlannedChange) -> dict[str, str]:
@@ -163,10 +159,13 @@ def correction_words(report: Report) -> str | None:
 
 def _totals(report: Report) -> Iterator[tuple[str, str]]:
     """Yield the parts of a report with their figures. Digests are left out if there are none."""
-    document = report.to_document()
+    document, held = report.to_document(), dict[str, int]()
+    if isinstance(report, RunReport):
+        held = {"mentors": report.review.held_back, "reminders": report.review.reminders_held_back}
     for part in ("mentors", "certificates", "reminders", "read", "differences", "portal", "digests"):
         figures = document.get(part) or {}
-        words = _figures(figures)
+        held_back = f"{held[part]:,} held back" if held.get(part) else ""
+        words = "; ".join(filter(None, [_figures(figures), held_back]))
         if words or (figures and part != "digests"):
             yield part, words or "nothing"
     if document.get("acknowledged"):
@@ -176,21 +175,24 @@ def _totals(report: Report) -> Iterator[tuple[str, str]]:
 
 
 def _figures(figures: Mapping[str, int]) -> str:
-    """Return the figures that are not 0. Each push and mail is counted once: failed pushes include blocked ones.
+    """Return the figures that are not 0: what was done, what is new, and what is open at the end, from any run.
 
-    >>> _figures({"queued": 19, "delivered": 16, "failed": 3, "blocked": 3}), _figures({"queued": 2, "sent": 0})
-    ('16 delivered, 3 failed (3 blocked); 19 new', '2 queued')
+    >>> _figures({"queued": 19, "delivered": 16, "failed": 3, "blocked": 2, "pending": 1}), _figures({"queued": 2})
+    ('16 delivered, 3 failed; 19 new; 3 open, of these 2 blocked', '2 new')
     """
     counts = {name: value for name, value in figures.items() if value}
-    new, blocked = counts.pop("queued", 0), counts.pop("blocked", 0)
-    parts = []
+    new, blocked, pending = (counts.pop(name, 0) for name in ("queued", "blocked", "pending"))
+    done = []
     for name, count in counts.items():
-        words = name.replace("_", " ")
-        failed = f" ({blocked:,} blocked)" if blocked and name == "failed" else ""
-        parts.append(f"{count:,} {words.removesuffix('s') if count == 1 else words}{failed}")
-    if not parts:
-        return f"{new:,} queued" if new else ""
-    return ", ".join(parts) + (f"; {new:,} new" if new else "")
+        words = {"resumed": "reinstated"}.get(name, name).replace("_", " ")
+        done.append(f"{count:,} {words.removesuffix('s') if count == 1 else words}")
+    of_these = f", of these {blocked:,} blocked" if blocked else ""
+    parts = [
+        ", ".join(done),
+        f"{new:,} new" if new else "",
+        f"{pending + blocked:,} open{of_these}" if pending + blocked else "",
+    ]
+    return "; ".join(filter(None, parts))
 
 
 def _state_line(state: MentorState) -> str:

@@ -134,14 +134,14 @@ def _show_problems(problems: Sequence[Problem]) -> None:
     """Print the first lines of each kind of problem, then the number of the others."""
     shown: Counter[tuple[str, bool]] = Counter()
     for problem in problems:
-        text = f"{problem.column}: {problem.reason} ({'loaded' if problem.loaded else 'skipped'})"
+        text = problem.reason if problem.column == "line" else f"{problem.column}: {problem.reason}"
         shown[text, problem.loaded] += 1
         if shown[text, problem.loaded] <= MOST_LINES:
-            where = ": ".join(filter(None, [f"line {problem.line}", _member_no(problem)]))
-            _say(problem.is_warning, f"{where}: {text}")
+            line = f"line {problem.line} {'loaded' if problem.loaded else 'skipped'}"
+            _say(problem.is_warning, ": ".join(filter(None, [line, _member_no(problem), text])))
     for (text, loaded), count in shown.items():
         if count > MOST_LINES:
-            _say(loaded, f"… and {count - MOST_LINES:,} more: {text}")
+            _say(loaded, f"… and {count - MOST_LINES:,} more {'loaded' if loaded else 'skipped'}: {text}")
 
 
 def _say(is_warning: bool, text: str) -> None:

@@ -54,12 +54,12 @@ def _show_facts(output: Output, facts: Iterable[tuple[str, str]]) -> None:
 def _most_runs(output: Output, status: SystemStatus, figures: Iterable[tuple[str, str]], zone: tzinfo) -> int:
     """Return the number of runs that fit on the screen."""
     below = [PageLine(head=f"{name}: ", text=text) for name, text in figures]
-    if closing := closing_line(status, zone=zone):
-        below.append(PageLine(text=f"certjob status: {closing}"))
+    if above := why_attention(status, zone=zone):
+        below.append(PageLine(text=f"certjob status: warning: {above}"))
     return max(_FEWEST_RUNS, min(_MOST_RUNS, output.out.height - _OTHER_LINES - len(list(wrap(output.out, below)))))
 
 
-def closing_line(status: SystemStatus, *, zone: tzinfo) -> str | None:
+def why_attention(status: SystemStatus, *, zone: tzinfo) -> str | None:
     """Return why the command exits with 3, or None."""
     summary = summarize({kind: number for kind, number in status.alerts.items() if kind != Kind.NO_FULL_RUN})
     alerts = f"{summary}; see `certjob alerts`" if summary else ""

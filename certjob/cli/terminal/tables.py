@@ -13,6 +13,8 @@ _GAP: Final = "  "
 _LONGEST_WORD: Final = 24
 """A longer word may be cut, to leave space for other columns."""
 _READABLE: Final = 8
+_COMFORTABLE: Final = 16
+"""Cells of a name before texts are wrapped."""
 _NARROWEST: Final = 3
 _PARTS: Final = re.compile(r"\s+|(?<=[^\W\d_]-)(?=[^\W\d_])")
 """The places for a line break: between words, and after a hyphen between letters."""
@@ -56,11 +58,11 @@ def _place(piece: str, kind: str, width: int) -> str:
 
 
 def _widths(columns: Sequence[Sequence[str]], kinds: Sequence[str], *, width: int) -> list[int]:
-    """Return widths that fit: narrow first names and slugs, then texts to their longest words, then both again."""
+    """Return widths that fit: narrow first names and slugs a little, then both these and texts, then both again."""
     widths = [max(map(cell_len, cells)) for cells in columns]
     too_wide = sum(widths) + len(_GAP) * (len(widths) - 1) - width
     words = [max(cell_len(word) for cell in cells for word in _PARTS.split(cell)) for cells in columns]
-    names = [_READABLE if kind == CUT else fitted for kind, fitted in zip(kinds, widths, strict=True)]
+    names = [_COMFORTABLE if kind == CUT else fitted for kind, fitted in zip(kinds, widths, strict=True)]
     texts = [_READABLE if kind == CUT else min(word, _LONGEST_WORD) for kind, word in zip(kinds, words, strict=True)]
     short = [_NARROWEST if kind == CUT else word for kind, word in zip(kinds, texts, strict=True)]
     for least in (names, texts, short, [_NARROWEST] * len(widths)):
