@@ -315,7 +315,8 @@ LEFT JOIN certjob.acknowledgements AS k ON k.alert_id = a.alert_id
 WHERE (a.until IS NULL OR a.until >= current_date) AND (k.alert_id IS NULL OR k.ended_at IS NOT NULL
     OR k.until < current_date OR k.fingerprint <> a.fingerprint);
 
--- Mentors who must not be visible on their portal, without a confirmation that they are hidden, and since when.
+-- Mentors who must not be visible on their portal, without a confirmation that they are hidden, and since when; null: no
+-- fact says it, because their certificates were deleted, have not begun, or have become optional.
 -- A mentor whose facts have changed, or whose certificate has ended, is due for a review; the others have an open hide.
 -- A portal with a date column hides a mentor after the confirmed day. Joins and groups instead of a look-up for each
 -- mentor, because everyone may be due.
@@ -331,7 +332,7 @@ LANGUAGE sql STABLE AS $$
             SELECT by_kind.mentor_id, by_kind.organisation_id, by_kind.dynamics_contact_id,
                 least(by_kind.left_at, min(by_kind.paused_at), min(by_kind.ended_at)) AS since
             FROM (
-                SELECT m.id AS mentor_id, m.organisation_id, m.dynamics_contact_id, m.left_at,
+                SELECT m.id AS mentor_id, m.organisation_id, m.dynamics_contact_id, m.left_at, c.kind,
                     min(p.paused_at) AS paused_at,
                     CASE WHEN NOT bool_or(c.revoked_at IS NULL AND c.expires_on >= today)
                         THEN max(least(c.revoked_at, (c.expires_on + 1)::timestamp AT TIME ZONE 'UTC')) END AS ended_at
@@ -350,6 +351,7 @@ LANGUAGE sql STABLE AS $$
             ) AS by_kind
             GROUP BY by_kind.mentor_id, by_kind.organisation_id, by_kind.dynamics_contact_id, by_kind.left_at
             HAVING least(by_kind.left_at, min(by_kind.paused_at), min(by_kind.ended_at)) IS NOT NULL
+                OR min(by_kind.kind) IS NULL
         ) AS must_hide
         LEFT JOIN certjob.portal_sync_events AS e
             ON e.mentor_id = must_hide.mentor_id AND e.status = 'delivered'

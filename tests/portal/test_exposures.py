@@ -105,6 +105,31 @@ def test_expiry_counts_from_the_end_of_the_last_day_in_the_zone_of_the_organisat
     assert scene.rows(ROWS) == [(datetime(2026, 3, 9, 23, 0, tzinfo=UTC), None, False)]
 
 
+@pytest.mark.parametrize(
+    "fact",
+    [
+        "DELETE FROM certificates",
+        "UPDATE certificates SET issued_on = '2026-12-01'",
+        "UPDATE organisations SET optional_kinds = '{likeperson}'",
+    ],
+    ids=["deleted", "moved into the future", "optional"],
+)
+def test_mentor_who_has_no_certificate_now_is_exposed_since_the_run_that_found_it(
+    scene: Scene, shown: UUID, fact: str
+) -> None:
+    """No fact has a time, and the portal does not answer."""
+    scene.run_sql(fact)
+    scene.portal.default = DOWN
+    ((before,),) = scene.rows("SELECT clock_timestamp()")
+
+    scene.night(scene.portal)
+
+    ((began_at, ended_at, is_proven),) = scene.rows(ROWS)
+    assert (began_at >= before, ended_at, is_proven) == (True, None, True)
+    overdue = "SELECT mentor_id, since FROM certjob_private.unhidden_mentors(%s)"
+    assert scene.rows(overdue, TODAY) == [(shown, None)]
+
+
 def test_portal_that_hides_on_time_exposes_no_one(scene: Scene) -> None:
     """The confirmed day ends with the certificate."""
     scene.portal.until = {}
