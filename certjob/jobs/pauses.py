@@ -46,8 +46,8 @@ def pause(
 ) -> PauseResult:
     """Open a pause and queue the hide in one commit, then review the mentor and push.
 
-    Neither a rejected date nor a lock prevents the pause and the push of its hide; ``resync.not_reviewed`` has the
-    reason. Raises UsageError for a reason that no person may give.
+    No error of the review prevents the push of the hide; ``resync.not_reviewed`` has it. Raises UsageError for a reason
+    that no person may give.
     """
     connection, who, reason = job.connection, user_name(), " ".join(because.split())
     if not 0 < len(reason) <= _LONGEST_REASON or reason == OWN_PAUSE_REASON:

@@ -2,14 +2,25 @@
 
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date, datetime
 from uuid import UUID
 
+import psycopg
+
 from certjob import database
 from certjob.database import Connection
 from certjob.domain.models import Decision
-from certjob.errors import ConfigurationError, DynamicsSyncException, MentorBusyError, StageEnd, UnknownMentorError
+from certjob.errors import (
+    BrokenMentorError,
+    CertjobError,
+    DatabaseError,
+    DynamicsSyncException,
+    MentorBusyError,
+    StageEnd,
+    UnknownMentorError,
+)
 from certjob.jobs.deliveries import Deliveries, Job
 from certjob.jobs.job_runs import recorded
 from certjob.jobs.report import ResyncReport
@@ -19,6 +30,7 @@ from certjob.outbox.claims import Answer, StageStop
 from certjob.portal.push import push_once
 from certjob.portal.stage import StageState, finish, judge, settle, settled_again
 from certjob.portal.sync import LEASE_SECONDS, PortalSyncService, Wish
+from certjob.redaction import without_people
 from certjob.review.certification import CertificationManagementService
 from certjob.review.days import reject_wrong_day
 from certjob.review.guards import MassChangeGuard
@@ -52,8 +64,8 @@ class Resync:
     before: MentorState
     after: MentorState
     error: DynamicsSyncException | MentorBusyError | None
-    not_reviewed: ConfigurationError | MentorBusyError | None = None
-    """Why the mentor was not reviewed, if ``hides`` is set."""
+    not_reviewed: CertjobError | None = None
+    """Why the mentor was not reviewed after a pause."""
 
 
 def resync(
@@ -69,21 +81,18 @@ def resync(
     """Review one mentor and push the desired visibility, changed or not.
 
     Reminders are queued, and those that failed are due again. The next delivery sends them.
-    With ``hides``, someone has just queued a hide, which is pushed even if the review is rejected or waits for a lock.
-    ``error`` in the result is DynamicsSyncException if the push failed, and MentorBusyError if another run kept it
-    claimed. Raises MentorBusyError if another session kept the mentor locked, the errors of ``reject_wrong_day``, and
-    StoppedBySignalError after a signal.
+
+    With ``hides``, someone has just queued a hide. An error of the review is kept in the result, and the hide is pushed
+    in any case. ``error`` in the result is DynamicsSyncException if the push failed, and MentorBusyError if another run
+    kept it claimed. Raises MentorBusyError if another session kept the mentor locked, the errors of
+    ``reject_wrong_day``, and StoppedBySignalError after a signal.
     """
     connection, today, stop, zone = job.connection, job.today, job.stop, job.delivery.zone
-    not_reviewed: ConfigurationError | MentorBusyError | None = None
-    try:
+    if not hides:
         reject_wrong_day(connection, today, zone=zone, accept_date=accept_date)
-    except ConfigurationError as rejection:
-        if not hides:
-            raise
-        not_reviewed = rejection
     before = describe(connection, mentor_id)
     error: DynamicsSyncException | MentorBusyError | None = None
+    not_reviewed: CertjobError | None = None
     portal = PortalSyncService(connection, run_id=job.run_id)
     allow = defaultdict[str, int](lambda: 1)  # a person asked for this mentor
     guard = MassChangeGuard(connection, today=today, run_id=job.run_id, allow=allow)
@@ -97,17 +106,18 @@ def resync(
         queued = portal.queue([Wish.of(decision)] if has_value else [])
 
     with recorded(job, report) as beating:
-        give_up_at = time.monotonic() + lock_wait_seconds
-        while not_reviewed is None and not service.review_one(mentor_id, then=queue):
-            if time.monotonic() > give_up_at:
-                message = f"mentor {mentor_id} is locked by another session (waited {lock_wait_seconds:g} s)"
-                step = "the next run reviews the mentor" if hides else "try again; the mentor was not changed"
-                not_reviewed = MentorBusyError(message, next_step=step)
-                if not hides:
-                    raise not_reviewed
-            stop.sleep(_POLL_SECONDS)
-        reopen_failed_reminders(connection, mentor_id)
-        if queued or (not_reviewed is not None and before.has_portal and before.open_push):
+        try:
+            if hides:
+                reject_wrong_day(connection, today, zone=zone, accept_date=accept_date)
+            _review(job, service, mentor_id, then=queue, lock_wait_seconds=lock_wait_seconds)
+            if hides and mentor_id in service.counts.broken:
+                message = f"mentor {mentor_id} could not be processed: {service.counts.broken[mentor_id]}"
+                not_reviewed = BrokenMentorError(message)
+        except (CertjobError, psycopg.Error) as failure:
+            if not hides or stop.is_set() or (isinstance(failure, psycopg.Error) and database.is_lost(failure)):
+                raise
+            not_reviewed = _kept(failure)
+        if queued or (hides and before.has_portal and before.open_push):
             error = _push(beating, report, portal, mentor_id, flight_wait_seconds=flight_wait_seconds)
         if isinstance(error, MentorBusyError):
             report.stopped.append(StageStop(stage="portal", code=StageEnd.IN_FLIGHT, reason=error.message))
@@ -116,6 +126,36 @@ def resync(
     if error is not None and error.next_step is None and after.next_try_at is not None:
         error.next_step = f"it is tried again at {after.next_try_at.astimezone(zone):%Y-%m-%d %H:%M %Z}"
     return Resync(report=report, before=before, after=after, error=error, not_reviewed=not_reviewed)
+
+
+def _review(
+    job: Job,
+    service: CertificationManagementService,
+    mentor_id: UUID,
+    *,
+    then: Callable[[Decision], None],
+    lock_wait_seconds: float,
+) -> None:
+    """Review the mentor, and make failed reminders due again. Raises MentorBusyError after the wait for a lock."""
+    give_up_at = time.monotonic() + lock_wait_seconds
+    while not service.review_one(mentor_id, then=then):
+        if time.monotonic() > give_up_at:
+            message = f"mentor {mentor_id} is locked by another session (waited {lock_wait_seconds:g} s)"
+            raise MentorBusyError(message, next_step="try again; the mentor was not changed")
+        job.stop.sleep(_POLL_SECONDS)
+    reopen_failed_reminders(job.connection, mentor_id)
+
+
+def _kept(failure: CertjobError | psycopg.Error) -> CertjobError:
+    """Return an error of the review as one of certjob's own, without data about people."""
+    if isinstance(failure, CertjobError):
+        if isinstance(failure, MentorBusyError):
+            failure.next_step = "the next run reviews the mentor"
+        return failure
+    text = without_people(failure.diag.message_primary or type(failure).__name__)
+    return DatabaseError(
+        f"the database rejected a statement: {text}", next_step="the next run reviews the mentor again"
+    )
 
 
 def _push(

@@ -7,7 +7,14 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from certjob.errors import ConfigurationError, MentorBusyError, UsageError
+from certjob.errors import (
+    BrokenMentorError,
+    CertjobError,
+    ConfigurationError,
+    DatabaseError,
+    MentorBusyError,
+    UsageError,
+)
 from certjob.jobs import pauses
 from certjob.jobs.pauses import PauseResult
 from tests.conftest import Certjob
@@ -22,6 +29,20 @@ PAUSES = "SELECT reason, actor, lifted_at IS NULL, lifted_by FROM mentor_pauses 
 LATER_RUN = (
     "INSERT INTO job_runs (id, command, as_of, host, version) VALUES (gen_random_uuid(), 'run', %s, 'test', '1')"
 )
+TOO_MANY_CERTIFICATES = """
+    SET LOCAL session_replication_role = replica;  -- without the trigger that rejects them
+    INSERT INTO certificates (mentor_id, kind, issued_on, expires_on)
+    SELECT id, 'kurs' || n, '2024-01-01', '2099-01-01' FROM mentors, generate_series(1, 201) AS n;
+"""
+CONSTRAINT_OF_THE_APP = """
+    UPDATE certificates SET expires_on = '2026-03-09';
+    ALTER TABLE certificates ADD CONSTRAINT nothing_expires CHECK (status <> 'expired') NOT VALID;
+"""
+TRIGGER_OF_THE_APP = """
+    CREATE FUNCTION reject() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN RAISE insufficient_privilege USING MESSAGE = 'not by kari@example.org'; END $$;
+    CREATE TRIGGER reject BEFORE UPDATE OF certified_until ON mentors FOR EACH ROW EXECUTE FUNCTION reject();
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -86,7 +107,32 @@ def test_lock_stops_the_review_but_not_the_pause_and_its_hide(scene: Scene, show
     result = pause(scene, shown, portal, lock_wait_seconds=0.1)
 
     assert isinstance(result.resync.not_reviewed, MentorBusyError)
+    assert str(result.resync.not_reviewed).endswith("(waited 0.1 s); the next run reviews the mentor")
     assert (portal.visible, result.resync.after.pauses) == ({CONTACT: False}, ["complaint"])
+
+
+@pytest.mark.parametrize(
+    ("obstacle", "expected"),
+    [
+        pytest.param(TOO_MANY_CERTIFICATES, BrokenMentorError("more than 200 certificates"), id="broken"),
+        pytest.param(CONSTRAINT_OF_THE_APP, DatabaseError("nothing_expires"), id="constraint"),
+        pytest.param(TRIGGER_OF_THE_APP, DatabaseError("not by <address>; the next run"), id="trigger"),
+    ],
+)
+def test_failed_review_does_not_stop_the_hide(scene: Scene, shown: UUID, obstacle: str, expected: CertjobError) -> None:
+    """The data of the mentor, or the app's own constraints, prevent the review. The result has both errors."""
+    with scene.connection.transaction():
+        scene.connection.execute(obstacle.encode())
+    portal = FlakyPortal()
+
+    result = pause(scene, shown, portal)
+    failed = pause(scene, shown, FlakyPortal(failures=9))
+
+    assert type(result.resync.not_reviewed) is type(expected)
+    assert str(expected) in str(result.resync.not_reviewed)
+    assert (portal.visible, result.resync.error) == ({CONTACT: False}, None)
+    assert result.resync.after.pauses == ["complaint"]
+    assert (failed.resync.not_reviewed is None, failed.resync.error is None) == (False, False)
 
 
 def test_failed_hide_of_a_pause_is_retried(scene: Scene, shown: UUID) -> None:

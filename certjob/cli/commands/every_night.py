@@ -179,8 +179,8 @@ def pause(
 ) -> int:
     """Pause one mentor as a person, review the mentor, and hide the mentor on the portal at once.
 
-    certjob never lifts this pause; `certjob unpause` or the app does. A wrong date stops the review, but not the pause
-    and its hide. Exits with 3 if the push fails, or if the mentor was not reviewed.
+    certjob never lifts this pause; `certjob unpause` or the app does. An error of the review, such as
+    a wrong date, does not stop the hide. Exits with 3 if the push fails, or if the mentor was not reviewed.
     """
     from certjob.facts.lookup import find_mentor
     from certjob.jobs import pauses
