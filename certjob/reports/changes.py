@@ -132,12 +132,12 @@ def _why(row: dict[str, Any]) -> str:
 def _why_hidden(row: dict[str, Any]) -> str:
     if row["has_left"]:
         return "has left"
-    return _why_paused(row) if row["reason"] else "not certified"
+    return _why_paused(row) if row["reason"] or row["kind"] else "not certified"
 
 
 def _why_paused(row: dict[str, Any]) -> str:
     """Return the certificate that lapsed, or a person and the reason that the person gave."""
-    if row["reason"] != OWN_PAUSE_REASON:
+    if row["reason"] not in (None, OWN_PAUSE_REASON):
         return f"pause by {row['person']}: {row['reason']}"
     if row["kind"] is None:
         return "no valid certificate"

@@ -2,7 +2,6 @@
 
 import subprocess
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 
@@ -141,14 +140,14 @@ def test_deliver_prints_only_new_reasons_of_stages(scene: Scene) -> None:
     assert is_printed(other)
 
 
-def test_lines_lost_on_a_full_disk_are_printed_by_the_next_run(
-    scene: Scene, environment: dict[str, str], here: Certjob
+@pytest.mark.parametrize("redirection", ["2>/dev/full", "2>&-"], ids=["full disk", "closed"])
+def test_lost_lines_are_printed_by_the_next_run(
+    scene: Scene, environment: dict[str, str], here: Certjob, redirection: str
 ) -> None:
     """A crontab appends the output to a log."""
     scene.expired()
-    with Path("/dev/full").open("w") as full:
-        command = [str(installed_command()), "run"]
-        subprocess.run(command, env=environment, stderr=full, check=False, timeout=60)
+    command = ["/bin/sh", "-c", f"exec {installed_command()} run {redirection}"]
+    subprocess.run(command, env=environment, check=False, timeout=60)
 
     outputs = [here("run").stderr for _ in range(2)]
 

@@ -133,6 +133,46 @@ def test_exposures_have_their_end_their_proof_and_their_cause(scene: Scene) -> N
     ]
 
 
+def test_pause_names_the_certificate_that_lapsed_last(scene: Scene) -> None:
+    """Not an older revoked one, which has a later last day or whose kind is in force. A renewal does not change it."""
+    hlf, yesterday = scene.facts.organisation(thresholds=[]), today() - timedelta(days=1)
+    mentor = scene.facts.certified_mentor(hlf, yesterday, member_no="M1")
+    long_ago = datetime(2024, 3, 1, tzinfo=UTC)
+    for kind in ("kurs", "likeperson"):
+        scene.facts.certificate(mentor, NEXT_YEAR, kind=kind, issued_on=date(2024, 2, 1), revoked_at=long_ago)
+    scene.facts.certificate(mentor, NEXT_YEAR, kind="kurs", issued_on=date(2025, 2, 1))
+    scene.night(scene.portal, today=today())
+    scene.facts.certificate(mentor, today() + timedelta(days=300), issued_on=today())
+    scene.night(scene.portal, today=today())
+
+    words = f"likeperson ended on {yesterday.day} {yesterday:%B}"
+    for what in ("exposed", "paused", "hidden"):
+        assert {why for kind, _, why in told(scene) if kind == what} == {words.replace(" 2026", "")}
+
+
+def test_exposure_that_began_before_a_pause_is_not_explained_by_it(scene: Scene) -> None:
+    """The certificate had ended before someone paused the mentor."""
+    began = datetime.combine(today() - timedelta(days=14), datetime.min.time(), tzinfo=OSLO)
+    mentor = scene.certified(began.date() - timedelta(days=1), member_no="M1")
+    scene.facts.pause(mentor, reason="complaint", actor="eva")
+    about = {"mentor_id": mentor, "contact_id": uuid4(), "is_proven": True}
+    scene.facts.insert("exposures", **about, began_at=began, ended_at=datetime.now(UTC))
+
+    ((_, _, why),) = [row for row in told(scene) if row[0] == "exposed"]
+
+    assert why.startswith("likeperson ended on ")
+
+
+def test_mail_about_a_former_last_day_was_sent_too(scene: Scene) -> None:
+    """The reminder was queued again for the new day."""
+    mentor, now = scene.certified(NEXT_YEAR, member_no="M1"), datetime.now(UTC)
+    sent = [{"expires_on": "2026-04-09", "status": "sent", "sent_at": now.isoformat()}]
+    about = {"mentor_id": mentor, "threshold_days": 30, "cert_id": uuid4(), "kind": "likeperson"}
+    scene.facts.insert("cert_notification_log", **about, expires_on=NEXT_YEAR, history=Json(sent))
+
+    assert ("reminder_sent", "M1", "30 days before the last day of likeperson, 9 April") in told(scene)
+
+
 def test_end_of_a_pause_and_departures_have_their_reasons(scene: Scene) -> None:
     """A person has lifted one pause, certjob its own after a renewal, and someone has left."""
     hlf = scene.facts.organisation(thresholds=[])

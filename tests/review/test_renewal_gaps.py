@@ -85,6 +85,25 @@ def test_an_entry_counts_for_30_days(scene: Scene) -> None:
     assert [alert.cause for alert in alerts(scene)] == ["no_renewals"]
 
 
+@pytest.mark.parametrize(
+    "cause",
+    [
+        "UPDATE organisations SET optional_kinds = '{kurs}'",
+        "UPDATE mentors SET left_at = now() WHERE member_no = 'new'",
+    ],
+    ids=["optional kind", "has left"],
+)
+def test_a_certificate_that_cannot_renew_is_no_renewal(scene: Scene, cause: str) -> None:
+    ended(scene, 6)
+    mentor = scene.certified(LATER + 300 * DAY, member_no="new")
+    scene.run_sql("UPDATE certificates SET kind = 'kurs' WHERE mentor_id = %s", mentor)
+    scene.run_sql(cause)
+
+    scene.night(today=LATER, deliver=False, allow=EVERYTHING)
+
+    assert [alert.cause for alert in alerts(scene)] == ["no_renewals"]
+
+
 def test_optional_kinds_and_mentors_who_have_left_do_not_count(scene: Scene) -> None:
     mentors = ended(scene, 6)
     scene.run_sql("UPDATE mentors SET left_at = now() WHERE id = %s", mentors[0])

@@ -30,9 +30,9 @@ _lost: list[OSError] = []
 
 
 def stderr_is_complete() -> bool:
-    """Return whether every line on standard error was written."""
+    """Return whether every line on standard error was written. ``main`` replaces a closed stream by /dev/null."""
     sys.stderr.flush()
-    return not _lost
+    return not _lost and getattr(sys.stderr, "name", "") != os.devnull
 
 
 def forgiving(stream: Any) -> io.TextIOWrapper:

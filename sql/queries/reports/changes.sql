@@ -12,7 +12,8 @@ WHERE command = 'run' AND organisation IS NULL AND as_of = (
 -- exposure: it overlaps with the time since the moment. A contact of no mentor belongs to no organisation. OFFSET 0 makes
 -- the planner look up each mentor by index, and the reasons after the sort, so that the first row comes early.
 WITH happened (
-    what, at, mentor_id, kind, day, former_day, person, reason, threshold_days, ended_at, is_proven, hidden_until
+    what, at, mentor_id, kind, day, former_day, person, reason, threshold_days, ended_at, is_proven, hidden_until,
+    lapsed_kinds
 ) AS (
     SELECT t.to_status, t.at, t.mentor_id, c.kind,
         CASE t.to_status
@@ -24,16 +25,19 @@ WITH happened (
             )
             ELSE c.expires_on
         END,
-        NULL::date, NULL, NULL, NULL::integer, NULL::timestamptz, NULL::boolean, NULL::timestamptz
+        NULL::date, NULL, NULL, NULL::integer, NULL::timestamptz, NULL::boolean, NULL::timestamptz,
+        NULL::text[]
     FROM certificate_transitions AS t
     LEFT JOIN certificates AS c ON c.id = t.certificate_id
     WHERE t.at >= %(since)s AND t.to_status IN ('expired', 'renewed', 'revoked')
     UNION ALL
-    SELECT 'paused', p.paused_at, p.mentor_id, NULL, NULL, NULL, p.actor, p.reason, NULL, NULL, NULL, NULL
+    SELECT 'paused', p.paused_at, p.mentor_id, NULL, NULL, NULL, p.actor, p.reason, NULL, NULL, NULL, p.paused_at,
+        p.lapsed_kinds
     FROM mentor_pauses AS p
     WHERE p.paused_at >= %(since)s
     UNION ALL
-    SELECT 'pause_lifted', p.lifted_at, p.mentor_id, NULL, NULL, NULL, p.lifted_by, p.reason, NULL, NULL, NULL, NULL
+    SELECT 'pause_lifted', p.lifted_at, p.mentor_id, NULL, NULL, NULL, p.lifted_by, p.reason, NULL, NULL, NULL, NULL,
+        NULL
     FROM mentor_pauses AS p
     WHERE p.lifted_at >= %(since)s
     UNION ALL
@@ -48,26 +52,34 @@ WITH happened (
         CASE
             WHEN r.counts #> '{corrected,last_day}' ? e.mentor_id::text THEN 'last_day'
             WHEN e.visible THEN 'visible'
-        END, NULL, NULL, NULL, CASE WHEN NOT e.visible THEN e.delivered_at END
+        END, NULL, NULL, NULL, CASE WHEN NOT e.visible THEN e.delivered_at END, NULL
     FROM portal_sync_events AS e
     LEFT JOIN job_runs AS r ON r.id = e.run_id
     WHERE e.status = 'delivered' AND e.delivered_at >= %(since)s
     UNION ALL
     SELECT 'exposed', x.began_at, x.mentor_id, NULL, NULL, NULL, NULL, NULL, NULL, x.ended_at, x.is_proven,
-        coalesce(x.ended_at, now())
+        coalesce(x.ended_at, now()), NULL
     FROM exposures AS x
     WHERE x.ended_at >= %(since)s OR x.ended_at IS NULL
     UNION ALL
     SELECT 'reminder_sent', l.sent_at, l.mentor_id, l.kind, l.expires_on, NULL, NULL, NULL, l.threshold_days, NULL, NULL,
-        NULL
+        NULL, NULL
     FROM cert_notification_log AS l
     WHERE l.status = 'sent' AND l.sent_at >= %(since)s
     UNION ALL
-    SELECT 'unknown_contact', u.first_seen_at, NULL, NULL, NULL, NULL, NULL, u.contact_id::text, NULL, NULL, NULL, NULL
+    -- The last day has changed, so the reminder was queued again.
+    SELECT 'reminder_sent', (h ->> 'sent_at')::timestamptz, l.mentor_id, l.kind, (h ->> 'expires_on')::date, NULL, NULL,
+        NULL, l.threshold_days, NULL, NULL, NULL, NULL
+    FROM cert_notification_log AS l
+    CROSS JOIN LATERAL jsonb_array_elements(l.history) AS h
+    WHERE l.history <> '[]' AND h ->> 'status' = 'sent' AND (h ->> 'sent_at')::timestamptz >= %(since)s
+    UNION ALL
+    SELECT 'unknown_contact', u.first_seen_at, NULL, NULL, NULL, NULL, NULL, u.contact_id::text, NULL, NULL, NULL, NULL,
+        NULL
     FROM portal_unknown_contacts AS u
     WHERE u.first_seen_at >= %(since)s AND u.gone_at IS NULL AND %(organisation_id)s::uuid IS NULL
 ), numbered AS (
-    SELECT h.*, o.slug AS organisation, m.member_no, m.full_name, m.left_at IS NOT NULL AS has_left, m.certified_until,
+    SELECT h.*, o.slug AS organisation, m.member_no, m.full_name, m.left_at <= h.at AS has_left, m.certified_until,
         o.optional_kinds,
         array_position(%(order)s::text[], h.what) AS rank,
         row_number() OVER (PARTITION BY h.what ORDER BY h.at, m.member_no, h.mentor_id, h.is_proven) AS place,
@@ -88,24 +100,39 @@ SELECT n.what, n.at, n.ended_at, n.organisation, n.member_no, n.full_name, n.men
     n.certified_until, n.number, failed.since AS failed_since, failed.until AS failed_until,
     coalesce(failed.cause, confirmed.cause, held.cause) AS cause
 FROM (SELECT s.* FROM numbered AS s WHERE s.place <= %(most)s ORDER BY s.rank, s.place OFFSET 0) AS n
--- The pause that explains a hide, or an exposure; a person's pause rather than certjob's own.
+-- The pause that explains a hide or an exposure: a person's that was open when it began, otherwise certjob's own.
 LEFT JOIN LATERAL (
-    SELECT p.actor, p.reason
+    SELECT p.actor, p.reason, p.lapsed_kinds
     FROM mentor_pauses AS p
-    WHERE p.mentor_id = n.mentor_id AND p.paused_at <= n.hidden_until AND (p.lifted_at IS NULL OR p.lifted_at > n.at)
+    WHERE p.mentor_id = n.mentor_id AND (p.lifted_at IS NULL OR p.lifted_at > n.at)
+        AND p.paused_at <= CASE p.actor WHEN 'certjob' THEN n.hidden_until ELSE n.at END
     ORDER BY p.actor = 'certjob', p.paused_at DESC
     LIMIT 1
-) AS hide ON n.hidden_until IS NOT NULL
--- The last certificate that lapsed explains certjob's pause and its hide.
+) AS hide ON n.hidden_until IS NOT NULL AND n.reason IS NULL
+-- The last certificate that had lapsed then: of certjob's pause or, without one, of a kind that was not in force.
 LEFT JOIN LATERAL (
-    SELECT c.kind, CASE WHEN c.revoked_at IS NULL THEN c.expires_on
-        ELSE (c.revoked_at AT TIME ZONE %(zone)s)::date END AS day, c.revoked_at IS NOT NULL AS is_revoked
+    SELECT c.kind, CASE WHEN ends.revoked THEN (c.revoked_at AT TIME ZONE %(zone)s)::date ELSE c.expires_on END AS day,
+        ends.revoked AS is_revoked
     FROM certificates AS c
-    WHERE coalesce(n.reason, hide.reason) = 'certification_expired' AND n.what <> 'pause_lifted'
-        AND c.mentor_id = n.mentor_id AND c.status IN ('expired', 'revoked') AND c.kind <> ALL (n.optional_kinds)
-    ORDER BY c.expires_on DESC, c.kind
+    CROSS JOIN LATERAL (
+        SELECT (c.expires_on + 1)::timestamp AT TIME ZONE %(zone)s AS at,
+            coalesce(c.revoked_at < (c.expires_on + 1)::timestamp AT TIME ZONE %(zone)s, false) AS revoked
+    ) AS ends
+    WHERE c.mentor_id = n.mentor_id AND c.kind <> ALL (n.optional_kinds)
+        AND CASE WHEN ends.revoked THEN c.revoked_at ELSE ends.at END <= n.at
+        AND CASE
+            WHEN coalesce(n.lapsed_kinds, hide.lapsed_kinds, '{}') <> '{}'
+                THEN c.kind = ANY (coalesce(n.lapsed_kinds, hide.lapsed_kinds))
+            ELSE NOT EXISTS (
+                SELECT FROM certificates AS f
+                WHERE f.mentor_id = c.mentor_id AND f.kind = c.kind AND (f.revoked_at IS NULL OR f.revoked_at > n.at)
+                    AND (n.at AT TIME ZONE %(zone)s)::date BETWEEN f.issued_on AND f.expires_on
+            )
+        END
+    ORDER BY CASE WHEN ends.revoked THEN c.revoked_at ELSE ends.at END DESC, c.kind
     LIMIT 1
-) AS lapsed ON true
+) AS lapsed ON n.hidden_until IS NOT NULL AND coalesce(n.reason, hide.reason, 'certification_expired')
+    = 'certification_expired'
 -- Why an exposure lasted: the push failed, or the portal showed a contact that it had hidden, or a guard holds the hide.
 LEFT JOIN LATERAL (
     SELECT f.failure_code AS cause, f.created_at AS since, f.last_failed_at AS until

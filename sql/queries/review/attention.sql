@@ -92,8 +92,10 @@ FROM (
 WHERE NOT EXISTS (
         SELECT
         FROM mentors AS m
-        JOIN certificates AS c ON c.mentor_id = m.id
+        JOIN organisations AS o ON o.id = m.organisation_id
+        JOIN certificates AS c ON c.mentor_id = m.id AND c.kind <> ALL (o.optional_kinds)
         WHERE m.organisation_id = ended.organisation_id
+            AND m.left_at IS NULL
             AND c.renewed_at >= %(today)s - 30
             AND c.expires_on >= %(today)s
     )
