@@ -18,12 +18,14 @@ from certjob import database
 from certjob.database import CONTENTION, Connection
 from certjob.domain import holds
 from certjob.domain.holds import LIMITS, MENTORS, REMINDED, Hold, Past
-from certjob.domain.models import Change, Decision, Effect, Organisation, Reminder
+from certjob.domain.models import Change, Decision, Effect, Organisation, PauseChange, Reminder
 from certjob.mail.reminders import find_new_reminders
 from certjob.review import plan
 
 _NewReminders = frozenset[tuple[UUID, Reminder]]
 """Reminders that are not queued yet, each with its mentor."""
+_Effects = tuple[tuple[Change, Effect], ...]
+"""The kinds of a surprising change, each with its effect."""
 
 
 class CountedElsewhereError(psycopg.errors.LockNotAvailable):
@@ -146,7 +148,7 @@ class MassChangeGuard:
     def _without_held(self, decisions: Sequence[Decision]) -> Admitted:
         """Note the held changes and reminders, and return the decisions without them."""
         for each in decisions:
-            self._note_held(each.organisation.id, each.mentor_id, self._kinds(each), each.surprise.effect)
+            self._note_held(each.organisation.id, each.mentor_id, self._effects(each))
         passing = self._passing(decisions)
         reminded = [d for d in passing if d.reminders and (d.organisation.id, Change.REMINDER) in self.held]
         new = self._find_new(reminded)
@@ -155,10 +157,19 @@ class MassChangeGuard:
         held = frozenset(d.mentor_id for d in decisions) - {d.mentor_id for d in passing}
         return Admitted(decisions=passing, without_reminders=waiting, staying_due=held | waiting)
 
-    def _note_held(self, organisation_id: UUID, mentor_id: UUID, kinds: Iterable[Change], effect: Effect) -> None:
-        for kind in kinds:
-            if (organisation_id, kind) in self.held:
-                self.held_mentors[mentor_id, kind] = Effect.NEW_CONTACT if kind is Change.CONTACT else effect
+    def _effects(self, decision: Decision) -> _Effects:
+        """Return the kinds of a decision with the most harmful effect of each.
+
+        With a new contact ID, an end of the certification that is already known does not count.
+        """
+        effect = decision.surprise.effect
+        is_news = effect is Effect.LEFT or decision.pause is PauseChange.OPEN
+        of_contact = effect if is_news else Effect.NEW_CONTACT
+        return tuple((kind, of_contact if kind is Change.CONTACT else effect) for kind in self._kinds(decision))
+
+    def _note_held(self, organisation_id: UUID, mentor_id: UUID, effects: _Effects) -> None:
+        held = ((kind, effect) for kind, effect in effects if (organisation_id, kind) in self.held)
+        self.held_mentors.update(((mentor_id, kind), effect) for kind, effect in held)
 
     def _find_new(self, decisions: Iterable[Decision]) -> _NewReminders:
         return frozenset(find_new_reminders(self._connection, decisions, today=self._today))
@@ -201,14 +212,14 @@ class MassChangeGuard:
     def _hold(self, organisation_id: UUID, slug: str, *, past: Past) -> None:
         """Count the changes of all due mentors of the organisation, and hold the kinds that exceed their limits."""
         pending = Counter[str]()
-        surprising: list[tuple[UUID, tuple[Change, ...], Effect]] = []
+        surprising: list[tuple[UUID, _Effects]] = []
         for decisions, _broken in plan.due_decisions(
             self._connection, today=self._today, organisation_id=organisation_id, everybody=self._everybody
         ):
             new = self._find_new(decisions)
             pending += self._count(decisions) + self._count_reminders(decisions, new=new)
             pending[REMINDED] += sum(bool(_new_of(d, new)) and not self._kinds(d) for d in decisions)
-            surprising += [(d.mentor_id, self._kinds(d), d.surprise.effect) for d in decisions if self._kinds(d)]
+            surprising += [(d.mentor_id, self._effects(d)) for d in decisions if self._kinds(d)]
         for what, reason in self._judge(organisation_id, slug, pending, past=past).items():
             is_reminder = what is Change.REMINDER
             hold = Hold(
@@ -221,8 +232,8 @@ class MassChangeGuard:
                 after_gap=organisation_id in self._after_gap,
             )
             self.held.setdefault((organisation_id, what), hold)
-        for mentor_id, kinds, effect in surprising:
-            self._note_held(organisation_id, mentor_id, kinds, effect)
+        for mentor_id, effects in surprising:
+            self._note_held(organisation_id, mentor_id, effects)
 
     def _read_past(self, organisation_ids: Sequence[UUID]) -> dict[UUID, Past]:
         past = {organisation_id: Past() for organisation_id in organisation_ids}

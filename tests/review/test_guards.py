@@ -474,6 +474,20 @@ def test_locked_mentor_is_named_although_others_are_held(scene: Scene, monkeypat
     assert (hidden(scene), scene.rows(problems)) == ({locked}, [])
 
 
+def test_locked_mentor_of_a_hold_does_not_stop_the_run(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The app is about to delete the mentor. The alert of the hold names the others."""
+    monkeypatch.setattr(certification, "WAIT_FOR_LOCKS_SECONDS", 0.1)
+    locked, *others = mentors = join(scene, scene.hlf, valid=6)
+    run(scene)
+    change(scene, mentors, TWO_YEARS_BACK)
+    scene.app.execute("SELECT FROM mentors WHERE id = %s FOR UPDATE", (locked,))
+
+    report = run(scene)
+
+    assert (report.crashed, held(report)) == (False, ["hlf: 6 mentors would be paused or hidden"])
+    assert {mentor for (mentor,) in scene.rows("SELECT mentor_id FROM held_mentors")} == set(others)
+
+
 # After a run on a wrong, later date.
 
 

@@ -55,6 +55,23 @@ def test_shifted_contact_ids_show_and_hide_no_one(scene: Scene) -> None:
     assert (run(scene).held, scene.rows(HELD_MENTORS)) == ([], [])
 
 
+def test_revocation_and_departure_are_named_in_a_hold_of_contact_ids(scene: Scene) -> None:
+    """They count as news of the hold. The end of the expired mentor was known before."""
+    expired, revoked, left, *others = join(scene, scene.hlf, valid=4, expired=1)
+    run(scene, allow=9)
+    scene.run_sql("UPDATE mentors SET dynamics_contact_id = gen_random_uuid()")
+    run(scene)
+    held_at = scene.rows("SELECT max(since) FROM held_mentors")
+    change(scene, [revoked], "revoked_at = now()")
+    scene.run_sql("UPDATE mentors SET left_at = now() WHERE id = %s", left)
+
+    run(scene)
+
+    reasons = dict(scene.rows("SELECT mentor_id, reason FROM held_mentors WHERE kind = 'contacts'"))
+    assert reasons == dict.fromkeys([expired, *others], "new_contact") | {revoked: "revoked", left: "left"}
+    assert scene.rows("SELECT max(since) FROM held_mentors") > held_at
+
+
 @pytest.mark.parametrize("seen", [pytest.param(True, id="a later one"), pytest.param(False, id="the first one")])
 def test_contact_id_counts_only_if_it_replaces_another(scene: Scene, seen: bool) -> None:
     """Also if a review has seen none in between. A portal for an organisation that had none replaces none either."""

@@ -48,12 +48,14 @@ WHERE (
 
 -- name: store_held_mentors
 -- A repeated hold of a mentor keeps its "since", but another reason is news: an acknowledged hold becomes an alert again
--- if a held mentor is revoked. The order prevents a deadlock of two runs, and the join leaves out deleted mentors.
+-- if a held mentor is revoked. The order prevents a deadlock of two runs. The join leaves out mentors who are deleted or
+-- that another session has locked, because the foreign key would wait for them.
 INSERT INTO held_mentors AS h (mentor_id, kind, reason)
 SELECT n.mentor_id, n.kind, n.reason
 FROM unnest(%(ids)b::uuid[], %(kinds)b::text[], %(reasons)b::text[]) AS n (mentor_id, kind, reason)
 JOIN mentors AS m ON m.id = n.mentor_id
 ORDER BY n.mentor_id, n.kind
+FOR KEY SHARE OF m SKIP LOCKED
 ON CONFLICT (mentor_id, kind) DO UPDATE
 SET reason = excluded.reason, since = excluded.since
 WHERE h.reason <> excluded.reason
