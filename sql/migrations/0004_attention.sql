@@ -113,10 +113,15 @@ SELECT 'never_reviewed' AS kind, m.organisation_id, p.mentor_id, NULL::text AS s
     NULL::date AS until, 'Not reviewed — mentor may still be visible on portal' AS sentence, 'not_reviewed' AS cause,
     'tell_operator' AS action, p.reason AS error, 'waiting' AS state, NULL::timestamptz AS next_attempt_at,
     NULL::timestamptz AS last_failed_at, NULL::integer AS calls, NULL::integer AS number, NULL::date AS day,
-    md5(CASE WHEN m.certified_until >= current_date THEN 'certified' ELSE 'not certified' END) AS fingerprint
+    md5(concat_ws(' ', extract(epoch FROM p.since), m.certified_until >= current_date, extract(epoch FROM m.left_at), (
+        SELECT count(*) FROM certjob.mentor_pauses AS o WHERE o.mentor_id = p.mentor_id AND o.lifted_at IS NULL
+    ), (
+        SELECT count(*) FROM certjob.certificates AS c
+        WHERE c.mentor_id = p.mentor_id AND c.revoked_at IS NULL AND current_date BETWEEN c.issued_on AND c.expires_on
+    ))) AS fingerprint
 FROM certjob.review_problems AS p
 CROSS JOIN LATERAL (
-    SELECT o.organisation_id, o.certified_until FROM certjob.mentors AS o
+    SELECT o.organisation_id, o.certified_until, o.left_at FROM certjob.mentors AS o
     WHERE o.id = p.mentor_id AND o.review_on <= p.as_of OFFSET 0
 ) AS m;
 

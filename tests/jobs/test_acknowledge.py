@@ -181,15 +181,31 @@ def test_next_push_of_a_mentor_is_another_alert(blocked: Scene) -> None:
     assert ids(blocked) == [ALERT]
 
 
-def test_acknowledged_alert_returns_when_its_mentor_is_no_longer_certified(scene: Scene) -> None:
-    """No review has succeeded since the mentor was certified."""
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param("UPDATE mentors SET certified_until = current_date - 1", id="no longer certified"),
+        pytest.param("UPDATE certificates SET revoked_at = now()", id="revoked"),
+        pytest.param("UPDATE mentors SET left_at = now()", id="left"),
+        pytest.param(
+            "INSERT INTO mentor_pauses (mentor_id, reason, actor) SELECT id, 'ill', 'eva' FROM mentors", id="paused"
+        ),
+        pytest.param(
+            "DELETE FROM review_problems; INSERT INTO review_problems (mentor_id, reason, as_of, since)"
+            " SELECT id, 'x', current_date, now() + interval '1 s' FROM mentors",
+            id="reviewed and locked again",
+        ),
+    ],
+)
+def test_acknowledged_mentor_without_a_review_returns_with_another_fact(scene: Scene, change: str) -> None:
+    """No review sees the fact, so the alert must."""
     mentor = scene.certified(member_no="M1001")
     scene.run_sql("INSERT INTO review_problems (mentor_id, reason, as_of) VALUES (%s, 'x', current_date)", mentor)
     scene.run_sql("UPDATE mentors SET review_on = '-infinity', certified_until = current_date")
     acknowledge_it(scene, alert_id="hlf:never_reviewed:M1001")
     assert ids(scene) == []
 
-    scene.run_sql("UPDATE mentors SET certified_until = current_date - 1")
+    scene.run_sql(change)
 
     assert ids(scene) == ["hlf:never_reviewed:M1001"]
 

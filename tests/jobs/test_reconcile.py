@@ -315,6 +315,20 @@ def test_acknowledgement_of_a_contact_ends_when_a_mentor_gets_it(scene: Scene) -
     assert (differences(scene), pushes(scene)) == ({"unknown": 1}, [])
 
 
+def test_acknowledgement_of_a_contact_ends_when_a_reading_does_not_list_it(scene: Scene) -> None:
+    """If the contact is visible again, someone must decide again."""
+    contact = uuid4()
+    scene.portal.visible[contact] = True
+    scene.reconcile()
+    acknowledge(scene.connection, f"all:unknown_contacts:{contact}", because="the office", until=None, today=TODAY)
+    scene.portal.visible[contact] = False
+    scene.reconcile()
+
+    scene.portal.visible[contact] = True
+
+    assert differences(scene) == {"unknown": 1}
+
+
 def test_hide_queued_after_the_comparison_is_not_replaced(scene: Scene) -> None:
     """The mentors are compared again under their locks."""
     reconciled(scene, 2)

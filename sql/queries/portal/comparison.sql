@@ -53,6 +53,9 @@ SELECT shown.contact_id, EXISTS (
         WHERE k.alert_id = 'all:unknown_contacts:' || shown.contact_id
             AND k.ended_at IS NULL
             AND (k.until IS NULL OR k.until >= %(today)s)
+    ) AND NOT EXISTS (  -- the acknowledged alert is over
+        SELECT FROM portal_unknown_contacts AS u
+        WHERE u.contact_id = shown.contact_id AND u.gone_at IS NOT NULL
     ) AS is_known
 FROM unnest(%(shown)b::uuid[]) AS shown (contact_id)
 WHERE NOT EXISTS (
