@@ -237,15 +237,11 @@ def _following(certificate: Certificate, mentor: Mentor) -> Iterator[Certificate
 
 
 def _later(certificate: Certificate, mentor: Mentor) -> Iterator[Certificate]:
-    """Return the later certificates of the same kind that are not revoked."""
-    return (
-        other
-        for other in mentor.certificates
-        if other is not certificate
-        and other.kind == certificate.kind
-        and _order(other) > _order(certificate)
-        and not other.revoked
-    )
+    """Yield the later certificates of the same kind that are not revoked."""
+    for other in mentor.certificates:
+        is_of_kind = other is not certificate and other.kind == certificate.kind
+        if is_of_kind and not other.revoked and _order(other) > _order(certificate):
+            yield other
 
 
 def _order(certificate: Certificate) -> tuple[date, date]:

@@ -183,8 +183,7 @@ class MassChangeGuard:
         past = self._read_past(ids)
         contended: list[UUID] = []
         for organisation, group in groups:
-            at_most = self._count(group)
-            at_most[Change.REMINDER] = sum(bool(decision.surprise.reminders) for decision in group)
+            at_most = self._count(group) + Counter(Change.REMINDER for each in group if each.surprise.reminders)
             if not holds.is_permitted(at_most, past=past[organisation.id], allow=self._allow[organisation.slug]):
                 contended.append(organisation.id)
         if not contended:
