@@ -134,7 +134,7 @@ def run(here: Certjob, worker_url: str, printed: dict[str, Any]) -> Callable[...
 
 
 def add_mentors(facts: Facts) -> None:
-    """Add 21 mentors whose expiry a guard holds, and mentors with a pause, reminders, a push and a digest."""
+    """Add 21 mentors with a held expiry, and mentors with a pause, reminders, a push and a digest."""
     many = facts.organisation("many")
     for _ in range(21):
         facts.certified_mentor(many, today() - timedelta(days=1))
@@ -288,7 +288,7 @@ def test_page_has_every_error_code_and_every_cause() -> None:
 
 
 def test_page_has_the_body_of_the_webhook(run: Callable[..., Any], facts: Facts, httpserver: HTTPServer) -> None:
-    """For a reminder and for a digest, whose coordinator needs a valid address."""
+    """For a reminder, and for a digest to a coordinator with a valid address."""
     add_mentors(facts)
     facts.connection.execute("UPDATE coordinators SET email = 'ola@example.org'")
     httpserver.expect_request("/").respond_with_data("")

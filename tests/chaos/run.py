@@ -54,7 +54,7 @@ class ChaosRun:
     today: date = field(default_factory=today)
     complaints: list[str] = field(default_factory=list)
     output: list[str] = field(default_factory=list)  # of each command
-    missed: list[Fault | MailFault] = field(default_factory=list)  # faults whose place the run did not reach
+    missed: list[Fault | MailFault] = field(default_factory=list)  # faults at places that the run did not reach
     places: list[Counter[Spot]] = field(default_factory=list)  # the events of each command
     people: list[Person] = field(default_factory=list)
     ever_due: set[Reminder] = field(default_factory=set)
@@ -158,7 +158,7 @@ class ChaosRun:
         self.complaints += invariants.result_complaints(command, result, trigger)
 
     def _recover(self) -> None:
-        """Run certjob with healthy servers until it is content. A person permits what a guard holds."""
+        """Run certjob with healthy servers until it succeeds. A person permits the held changes."""
         permitted = Command(words=("run", "--allow", "hlf=1000", "--allow", "lag=1000"), concurrency=2)
         for _ in range(3):
             self._let_time_pass()

@@ -1,6 +1,6 @@
 """The pictures in docs/pictures: mails as on a phone, the coordinators' page, and the terminal during the demo.
 
-Each picture stores a hash of the files that it was drawn from, so that a test can say when they differ.
+Each picture stores a hash of its source files. A test compares it with the present files.
 """
 
 import hashlib
@@ -90,7 +90,7 @@ def store_hash(picture: Path, value: str) -> None:
 
 
 def draw(browser: str) -> None:
-    """Draw all pictures anew."""
+    """Draw all pictures."""
     FOLDER.mkdir(exist_ok=True)
     for name, page in mail_pages().items():
         screenshot(browser, name, on_phone(page), WINDOW)

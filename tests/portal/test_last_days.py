@@ -26,7 +26,7 @@ DOWN, REJECTED = error(503, "dynamics_unavailable"), error(422, "dynamics_reject
 
 @pytest.fixture
 def shown(scene: Scene) -> UUID:
-    """A mentor whom the portal shows until FAR."""
+    """A mentor on the portal until FAR."""
     scene.portal.until = {}
     mentor = scene.certified(FAR, contact_id=CONTACT, member_no="M1042")
     scene.run_sql("UPDATE mentors SET portal_visible = NULL")
@@ -79,7 +79,7 @@ def test_earlier_day_of_a_mentor_whom_certjob_never_pushed_is_an_alert(scene: Sc
 
 
 def test_earlier_day_on_a_read_portal_without_the_column_is_no_alert(scene: Scene) -> None:
-    """Nothing on such a portal hides the mentor by itself."""
+    """Such a portal hides mentors only after a push."""
     scene.certified(FAR, contact_id=CONTACT, member_no="M1042")
     scene.portal.visible = {CONTACT: True}
     review(scene.connection)
@@ -101,7 +101,7 @@ def test_later_last_day_that_fails_is_no_alert(scene: Scene, shown: UUID) -> Non
 
 
 def test_portal_without_the_column_does_not_need_the_earlier_day(scene: Scene, shown: UUID) -> None:
-    """Such a portal hides no one by itself, so no day on it can be wrong."""
+    """Such a portal hides mentors only after a push, so no day on it can be wrong."""
     scene.portal.until = None
     scene.resync(shown, scene.portal)
     move(scene, NEAR)
@@ -169,7 +169,7 @@ def test_later_day_of_a_call_in_flight_is_too_late(scene: Scene, shown: UUID) ->
 
 
 def test_new_values_of_an_open_earlier_day(scene: Scene, shown: UUID) -> None:
-    """A day after that of the portal is a move. A resync of the same value changes nothing, a hide is a hide."""
+    """A day after that of the portal is a move. A resync of the same value makes no change, and a hide stays a hide."""
     move(scene, NEAR)
     scene.portal.default = DOWN
     scene.night(scene.portal)
@@ -225,7 +225,7 @@ def test_stage_that_ends_early_records_the_earlier_day(scene: Scene, shown: UUID
 
 
 def test_command_names_the_day_and_asks_no_one_to_hide(facts: Facts, here: Certjob, portal: PortalServer) -> None:
-    """A mentor whom the portal must hide is counted without it."""
+    """The portal hides the mentor after the later day, so hiding by hand is not suggested."""
     far, near = today() + timedelta(days=400), today() + timedelta(days=100)
     portal.until = {}
     mentor = facts.certified_mentor(facts.organisation(), far, member_no="M1042", contact_id=CONTACT)

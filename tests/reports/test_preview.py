@@ -124,7 +124,7 @@ def test_missing_reminder_has_a_reason(facts: Facts) -> None:
 
 @pytest.fixture
 def mentor(facts: Facts) -> Iterator[str]:
-    """M1042, with 20 days left by the clock of this machine. The database is read-only: nothing is queued or run."""
+    """M1042, with 20 days left by the clock of this machine. The database is read-only."""
     facts.certified_mentor(facts.organisation(), today() + 20 * DAY, member_no="M1042", locale="en")
     name = facts.connection.info.dbname
     facts.connection.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on".encode())
@@ -153,7 +153,7 @@ def test_preview_prints_the_html_part_alone(here: Certjob, mentor: str) -> None:
 
 
 def test_coordinator_gets_the_digest_as_shown(here: Certjob, facts: Facts) -> None:
-    """Nothing is sent or stored. After it was sent, the preview says that there is no news."""
+    """The preview sends and stores no mail. After the digest was sent, it says that there is no news."""
     home = facts.organisation(portal=None, thresholds=())
     facts.insert("coordinators", organisation_id=home, full_name="Berit", email="berit@hlf.example", locale="nb")
     facts.certified_mentor(home, today() - DAY, full_name="Ola Hansen")

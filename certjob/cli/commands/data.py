@@ -92,6 +92,45 @@ def _read(file: Path) -> bytes:
         raise InputError(message, next_step="check the path and its permissions") from error
 
 
+Name = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Its name in messages.  [default: the slug in capitals]")
+]
+Portal = Annotated[
+    Literal["dynamics", "none"] | None,
+    typer.Option(metavar="dynamics|none", help="Whether its mentors are shown on the portal."),
+]
+Thresholds = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DAYS,…",
+        help="Days before the expiry to remind on, negative = after it; none.  [default: 60,30,14,7,1,-1]",
+    ),
+]
+OptionalKinds = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KIND",
+        help="Certificate kind whose expiry does not pause mentors. May be repeated; none clears the list.",
+    ),
+]
+Coordinators = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="'[UUID] NAME <MAIL> [nb|nn|en]'",
+        help="A coordinator; UUID = the app's user id, if known. The language is that of the daily mail.",
+    ),
+]
+RemovedCoordinators = Annotated[
+    list[str] | None, typer.Option(metavar="MAIL|UUID", help="Remove a coordinator. May be repeated.")
+]
+ContactEmail = Annotated[str | None, typer.Option(metavar="ADDRESS", help="Where mentors can write to.")]
+ContactPhone = Annotated[str | None, typer.Option(metavar="NUMBER", help="Where mentors can call.")]
+RenewalUrl = Annotated[str | None, typer.Option(metavar="URL", help="Where mentors renew a certificate.")]
+Sender = Annotated[
+    str | None, typer.Option(metavar="'NAME <MAIL>'", help="The sender of its mails.  [default: CERTJOB_MAIL_FROM]")
+]
+
+
 @organisation.command(
     "set",
     short_help="Create an organisation or change it.",
@@ -104,43 +143,16 @@ def organisation_set(
     context: typer.Context,
     slug: Slug,
     *,
-    name: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Its name in messages.  [default: the slug in capitals]")
-    ] = None,
-    portal: Annotated[
-        Literal["dynamics", "none"] | None,
-        typer.Option(metavar="dynamics|none", help="Whether its mentors are shown on the portal."),
-    ] = None,
-    thresholds: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DAYS,…",
-            help="Days before the expiry to remind on, negative = after it; none.  [default: 60,30,14,7,1,-1]",
-        ),
-    ] = None,
-    optional_kind: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="KIND",
-            help="Certificate kind whose expiry does not pause mentors. May be repeated; none clears the list.",
-        ),
-    ] = None,
-    coordinator: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="'[UUID] NAME <MAIL> [nb|nn|en]'",
-            help="A coordinator; UUID = the app's user id, if known. The language is that of the daily mail.",
-        ),
-    ] = None,
-    remove_coordinator: Annotated[
-        list[str] | None, typer.Option(metavar="MAIL|UUID", help="Remove a coordinator. May be repeated.")
-    ] = None,
-    contact_email: Annotated[str | None, typer.Option(metavar="ADDRESS", help="Where mentors can write to.")] = None,
-    contact_phone: Annotated[str | None, typer.Option(metavar="NUMBER", help="Where mentors can call.")] = None,
-    renewal_url: Annotated[str | None, typer.Option(metavar="URL", help="Where mentors renew a certificate.")] = None,
-    sender: Annotated[
-        str | None, typer.Option(metavar="'NAME <MAIL>'", help="The sender of its mails.  [default: CERTJOB_MAIL_FROM]")
-    ] = None,
+    name: Name = None,
+    portal: Portal = None,
+    thresholds: Thresholds = None,
+    optional_kind: OptionalKinds = None,
+    coordinator: Coordinators = None,
+    remove_coordinator: RemovedCoordinators = None,
+    contact_email: ContactEmail = None,
+    contact_phone: ContactPhone = None,
+    renewal_url: RenewalUrl = None,
+    sender: Sender = None,
     json: Json = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
@@ -157,7 +169,6 @@ def organisation_set(
     from certjob.jobs.runs import plan_next_run
 
     call = Call(context=context, json=json, verbose=verbose, quiet=quiet, env_file=env_file)
-    reminders = 0
     with call.session(interruptible=True) as opened:
         done = organisations.set_organisation(
             opened.connection,
@@ -175,8 +186,8 @@ def organisation_set(
         )
         if thresholds is not None:
             organisation_id = find_organisation(opened.connection, slug)
-            next_run = plan_next_run(opened.connection, today=opened.settings.today, organisation_id=organisation_id)
-            reminders = next_run.to_document()["reminders"]["queued"]
+            plan = plan_next_run(opened.connection, today=opened.settings.today, organisation_id=organisation_id)
+        reminders = plan.review.reminders_queued if thresholds is not None else 0
     if call.json:
         outcome = "attention" if done.open_hides else "ok"
         plain.print_json({"outcome": outcome, "organisation": slug} | asdict(done) | {"coming_reminders": reminders})

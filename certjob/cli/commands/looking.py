@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from datetime import date, datetime, timedelta
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -22,9 +22,6 @@ from certjob.cli.session import Call, Commands
 from certjob.cli.terminal import plain
 from certjob.domain.models import Status
 from certjob.errors import Outcome, UsageError
-
-if TYPE_CHECKING:
-    pass
 
 app = Commands(group=REPORTS)
 
@@ -248,6 +245,15 @@ WithinDays = Annotated[
 ]
 
 
+WithLeft = Annotated[bool, typer.Option("--with-left", help="Include mentors who have left.")]
+Everyone = Annotated[
+    bool,
+    typer.Option(
+        "--everyone", help="Include mentors who have left or have no certificate, as a backup for `certjob load`."
+    ),
+]
+
+
 @app.command(
     "list",
     short_help="List mentors and their certificates.",
@@ -261,13 +267,8 @@ def list_(
     to: LastDay = None,
     within: WithinDays = None,
     organisation: OrganisationSlug = None,
-    with_left: Annotated[bool, typer.Option("--with-left", help="Include mentors who have left.")] = False,
-    everyone: Annotated[
-        bool,
-        typer.Option(
-            "--everyone", help="Include mentors who have left or have no certificate, as a backup for `certjob load`."
-        ),
-    ] = False,
+    with_left: WithLeft = False,
+    everyone: Everyone = False,
     without_contact_id: Annotated[
         bool, typer.Option("--without-contact-id", help="Only portal mentors without a Dynamics contact ID.")
     ] = False,

@@ -45,7 +45,7 @@ def preview(
 ) -> int:
     """Show one mentor's reminder before certjob sends it: today's, otherwise the next.
 
-    With --digest, show a coordinator's digest. certjob sends and stores nothing. Exits with 2 if no message matches.
+    With --digest, show a coordinator's digest. It sends and stores no mail. Exits with 2 if no message matches.
     """
     from certjob.cli.documents import add_names
 

@@ -175,7 +175,7 @@ def _totals(report: Report) -> Iterator[tuple[str, str]]:
 
 
 def _figures(figures: Mapping[str, int]) -> str:
-    """Return the figures that are not 0: what was done, what is new, and what is open at the end, from any run.
+    """Return the figures that are not 0: done by this run, new, and open at the end, from any run.
 
     >>> _figures({"queued": 19, "delivered": 16, "failed": 3, "blocked": 2, "pending": 1}), _figures({"queued": 2})
     ('16 delivered, 3 failed; 19 new; 3 open, of these 2 blocked', '2 new')
