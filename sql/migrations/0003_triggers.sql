@@ -381,18 +381,21 @@ CREATE TRIGGER revoked_at_future BEFORE INSERT OR UPDATE OF revoked_at ON certjo
     FOR EACH ROW WHEN (NEW.revoked_at > now() + interval '1 day')
     EXECUTE FUNCTION certjob_private.reject_future_time('revoked_at');
 
--- No review would follow such a change, because certjob's own changes cause none. Policies do not apply to
--- service_role. The condition is evaluated as the caller.
-CREATE FUNCTION certjob_private.reject_own_name() RETURNS trigger
+-- Only certjob opens, lifts and deletes its own pauses: they keep the kinds that have lapsed, and no review would follow
+-- a change that certjob signed. Policies do not apply to service_role. The condition is evaluated as the caller.
+CREATE FUNCTION certjob_private.reject_own_pause() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    RAISE EXCEPTION 'only the job opens or lifts a pause as certjob'
-        USING ERRCODE = 'insufficient_privilege', HINT = 'write the person''s own name; certjob opens its pause again';
+    RAISE EXCEPTION 'only the job opens, lifts and deletes a pause of certjob' USING ERRCODE = 'insufficient_privilege',
+        HINT = 'write the person''s own name; `certjob unpause` and a certificate lift a pause of certjob';
 END
 $$;
 CREATE TRIGGER opened_as_certjob BEFORE INSERT ON certjob.mentor_pauses
     FOR EACH ROW WHEN (current_user = 'service_role' AND NEW.actor = 'certjob')
-    EXECUTE FUNCTION certjob_private.reject_own_name();
-CREATE TRIGGER lifted_as_certjob BEFORE UPDATE OF lifted_by ON certjob.mentor_pauses
-    FOR EACH ROW WHEN (current_user = 'service_role' AND NEW.lifted_by = 'certjob')
-    EXECUTE FUNCTION certjob_private.reject_own_name();
+    EXECUTE FUNCTION certjob_private.reject_own_pause();
+CREATE TRIGGER lifted_as_certjob BEFORE UPDATE ON certjob.mentor_pauses
+    FOR EACH ROW WHEN (current_user = 'service_role' AND 'certjob' IN (OLD.actor, NEW.lifted_by))
+    EXECUTE FUNCTION certjob_private.reject_own_pause();
+CREATE TRIGGER deleted_as_certjob BEFORE DELETE ON certjob.mentor_pauses
+    FOR EACH ROW WHEN (current_user = 'service_role' AND OLD.actor = 'certjob' AND OLD.lifted_at IS NULL)
+    EXECUTE FUNCTION certjob_private.reject_own_pause();
