@@ -325,7 +325,7 @@ WHERE (a.until IS NULL OR a.until >= current_date) AND (k.alert_id IS NULL OR k.
 -- A mentor whose facts have changed, or whose certificate has ended, is due for a review; the others have an open hide.
 -- A portal with a date column hides a mentor after the confirmed day. Joins and groups instead of a look-up for each
 -- mentor, because everyone may be due.
-CREATE FUNCTION certjob_private.unhidden_mentors(today date) RETURNS TABLE (
+CREATE FUNCTION certjob_private.unhidden_mentors(today date, zone text DEFAULT 'UTC') RETURNS TABLE (
     mentor_id uuid, organisation_id uuid, since timestamptz
 )
 LANGUAGE sql STABLE AS $$
@@ -340,7 +340,7 @@ LANGUAGE sql STABLE AS $$
                 SELECT m.id AS mentor_id, m.organisation_id, m.dynamics_contact_id, m.left_at, c.kind,
                     min(p.paused_at) AS paused_at,
                     CASE WHEN NOT bool_or(c.revoked_at IS NULL AND c.expires_on >= today)
-                        THEN max(least(c.revoked_at, (c.expires_on + 1)::timestamp AT TIME ZONE 'UTC')) END AS ended_at
+                        THEN max(least(c.revoked_at, (c.expires_on + 1)::timestamp AT TIME ZONE zone)) END AS ended_at
                 FROM (
                     SELECT due.id FROM certjob.mentors AS due WHERE due.review_on <= today
                     UNION

@@ -39,14 +39,14 @@ FROM (VALUES
         "certjob.open_pause(uuid, text, text)","certjob.lift_pause(uuid, text)",
         "certjob_private.has_mailed(certjob.cert_notification_log, date, integer, date)",
         "certjob_private.is_mailed(uuid, uuid, date, integer, date)",
-        certjob_private.no_full_run_alert(date),certjob_private.unhidden_mentors(date),
+        certjob_private.no_full_run_alert(date),"certjob_private.unhidden_mentors(date, text)",
         certjob_private.contact_is_taken(uuid)}', NULL),
 
     -- The app's server writes no derived columns. It may set ids and keys, because an upsert names them.
     ('service_role', '{USAGE}', 'SCHEMA', '{certjob,certjob_private}', NULL),
     ('service_role', '{SELECT}', 'ALL TABLES IN SCHEMA', '{certjob,certjob_private}', NULL),
     ('service_role', '{EXECUTE}', 'FUNCTION', '{certjob.current_alerts(date),
-        certjob_private.no_full_run_alert(date),certjob_private.unhidden_mentors(date),
+        certjob_private.no_full_run_alert(date),"certjob_private.unhidden_mentors(date, text)",
         certjob_private.contact_is_taken(uuid)}', NULL),
     ('service_role', '{INSERT,UPDATE,DELETE}', 'TABLE', '{certjob.organisations,certjob.coordinators}', NULL),
     ('service_role', '{INSERT,UPDATE}', 'TABLE', '{certjob.mentors}',

@@ -106,6 +106,27 @@ def test_expiry_counts_from_the_end_of_the_last_day_in_the_zone_of_the_organisat
 
 
 @pytest.mark.parametrize(
+    ("zone", "paused_at", "began_at"),
+    [
+        ("Europe/Oslo", "2026-03-09 23:40", "2026-03-09 23:00"),
+        ("America/New_York", "2026-03-10 01:00", "2026-03-10 01:00"),
+        ("Pacific/Auckland", "2026-03-09 14:00", "2026-03-09 11:00"),
+    ],
+)
+def test_earliest_fact_counts_also_if_a_pause_is_near_midnight(
+    scene: Scene, zone: str, paused_at: str, began_at: str
+) -> None:
+    """The last day ends at midnight of the zone, not of UTC."""
+    mentor = scene.certified(TODAY - timedelta(days=1))
+    pause = "INSERT INTO mentor_pauses (mentor_id, reason, actor, paused_at) VALUES (%s, 'ill', 'eva', %s)"
+    scene.run_sql(pause, mentor, f"{paused_at}Z")
+
+    note_exposures(scene.connection, today=TODAY, zone=ZoneInfo(zone))
+
+    assert scene.rows(ROWS) == [(datetime.fromisoformat(f"{began_at}Z"), None, False)]
+
+
+@pytest.mark.parametrize(
     "fact",
     [
         "DELETE FROM certificates",

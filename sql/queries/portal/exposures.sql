@@ -35,22 +35,18 @@ CROSS JOIN LATERAL (
 WHERE o.ended_at IS NULL AND known.at IS NOT NULL AND x.id = o.id
 
 -- name: open_exposures
--- Mentors who must not be visible and may be, since the fact that says so, or else since the review that found it. The
--- database's function counts days in UTC. It is proven if the portal showed the contact before, by its last
--- confirmation or a later reading.
+-- Mentors who must not be visible and may be, since the fact that says so, or else since the review that found it. It
+-- is proven if the portal showed the contact before, by its last confirmation or a later reading.
 INSERT INTO exposures (mentor_id, contact_id, began_at, is_proven)
 SELECT m.id, m.dynamics_contact_id, began.at, coalesce(
         CASE WHEN r.read_at > coalesce(d.delivered_at, '-infinity') THEN m.dynamics_contact_id = ANY (r.visible)
             ELSE d.visible END,
         false
     )
-FROM certjob_private.unhidden_mentors(%(today)s) AS u
+FROM certjob_private.unhidden_mentors(%(today)s, %(zone)s) AS u
 JOIN mentors AS m ON m.id = u.mentor_id AND m.dynamics_contact_id IS NOT NULL
 LEFT JOIN portal_sync_events AS o ON o.mentor_id = m.id AND o.status IN ('pending', 'blocked') AND NOT o.visible
-CROSS JOIN LATERAL (
-    SELECT CASE WHEN u.since = date_trunc('day', u.since, 'UTC') THEN u.since AT TIME ZONE 'UTC' AT TIME ZONE %(zone)s
-        ELSE coalesce(u.since, o.wanted_at, now()) END AS at
-) AS began
+CROSS JOIN LATERAL (SELECT coalesce(u.since, o.wanted_at, now()) AS at) AS began
 LEFT JOIN portal_last_reading AS r ON r.read_at < began.at
 LEFT JOIN LATERAL (
     SELECT e.visible, e.delivered_at
