@@ -123,7 +123,8 @@ def _stage(connection: Connection, roster: Roster, *, today: date, exact: bool) 
     with connection.cursor() as cursor:
         with cursor.copy(database.query("copy_load_mentors")) as copy:
             for key, mentor in roster.mentors.items():
-                copy.write_row((mentor["line"], *key, *(mentor.get(name, cleared.get(name)) for name in MENTOR)))
+                values = (mentor.get(name, cleared.get(name)) for name in MENTOR)
+                copy.write_row((mentor["line"], *key, *values, mentor.get("mentor_id")))
         with cursor.copy(database.query("copy_load_certificates")) as copy:
             for (key, kind, issued_on), (expires_on, revoked_on) in roster.certificates.items():
                 dates = (issued_on, expires_on, revoked_on or not_revoked)

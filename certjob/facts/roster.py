@@ -25,7 +25,7 @@ CERTIFICATE = ("kind", "issued_on", "expires_on")
 MENTOR = ("full_name", "email", "locale", "dynamics_contact_id", "left_on")
 COLUMNS = (*IDENTITY, *CERTIFICATE, "revoked_on", *MENTOR)
 OF_LIST = ("status", "days_left", "pauses", "left", "mentor_id", "certificate_id")
-"""The other columns of `certjob list --csv`, which are not read."""
+"""The other columns of `certjob list --csv`. Of these only ``mentor_id`` is read."""
 
 NEVER = date(9999, 12, 31)
 """The last day of a certificate that never expires."""
@@ -96,6 +96,8 @@ def read_roster(content: bytes, *, organisation_ids: Mapping[str, UUID], today: 
     required = _required_columns(names)
     readers: Readers = {**_READERS, "organisation": partial(cells.read_organisation, ids=organisation_ids)}
     is_list = {*OF_LIST} <= {*names}
+    if is_list:
+        readers = {**readers, "mentor_id": UUID}
     known = (*COLUMNS, *OF_LIST) if is_list else COLUMNS
     unknown = ", ".join(repr(name[:40]) for name in names if name and name not in known)
     problems = [Problem(line=1, column="line", reason=f"not read: {unknown[:200]}", is_warning=True)] if unknown else []
@@ -121,7 +123,7 @@ def read_roster(content: bytes, *, organisation_ids: Mapping[str, UUID], today: 
             continue
         mentor = mentors.setdefault(key, {"line": line, "rows": 0})
         mentor["rows"] += 1
-        mentor |= {name: values[name] for name in MENTOR if name in values}
+        mentor |= {name: values[name] for name in (*MENTOR, "mentor_id") if name in values}
         if "dynamics_contact_id" in values:
             mentor["line"] = line
         if "kind" in values:

@@ -53,6 +53,20 @@ def test_export_is_loaded_without_a_change(here: Certjob, facts: Facts, tmp_path
     assert len({row["mentor_id"] for row in rows}) == 61
 
 
+def test_number_that_a_file_cannot_have_adds_no_second_mentor(here: Certjob, facts: Facts, tmp_path: Path) -> None:
+    """An app wrote it. A second mentor would get each mail again."""
+    hlf = facts.organisation()
+    for member_no in ("M  1", "M2 ", "'-10", "M4"):
+        facts.certified_mentor(hlf, today() + timedelta(days=300), member_no=member_no, email=None, contact_id=None)
+    export(here, tmp_path)
+
+    loaded = here("load", "before.csv", "--exact")
+
+    assert facts.rows("SELECT count(*) FROM mentors") == [(4,)]
+    assert loaded.returncode == 3
+    assert loaded.stderr.count("member_no: the mentor with this mentor_id has another number") == 3
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_exact_load_of_an_export_restores_what_a_load_has_changed(
     here: Certjob, facts: Facts, tmp_path: Path, seed: int

@@ -16,6 +16,7 @@ CREATE TEMPORARY TABLE load_mentors (
     locale              text,
     dynamics_contact_id uuid,
     left_on             date,
+    listed_id           uuid,
     mentor_id           uuid
 ) ON COMMIT DROP;
 CREATE TEMPORARY TABLE load_certificates (
@@ -28,7 +29,7 @@ CREATE TEMPORARY TABLE load_certificates (
 
 -- name: copy_load_mentors
 COPY pg_temp.load_mentors (
-    line, organisation_id, member_no, full_name, email, locale, dynamics_contact_id, left_on
+    line, organisation_id, member_no, full_name, email, locale, dynamics_contact_id, left_on, listed_id
 ) FROM STDIN
 
 -- name: copy_load_certificates
@@ -61,6 +62,11 @@ WITH contacts AS (
     SELECT line, 'dynamics_contact_id' AS column_name, 'another mentor has this contact ID' AS reason
     FROM (SELECT line, is_new, count(*) OVER (PARTITION BY contact_id) AS holders FROM contacts) AS held
     WHERE is_new AND holders > 1
+    UNION ALL
+    -- An app may write numbers that a file cannot have. A new mentor would get each mail twice.
+    SELECT l.line, 'member_no', 'the mentor with this mentor_id has another number'
+    FROM pg_temp.load_mentors AS l
+    JOIN mentors AS m ON m.id = l.listed_id AND m.id IS DISTINCT FROM l.mentor_id
     UNION ALL
     SELECT l.line, 'member_no', 'no such mentor; a new mentor needs a certificate'
     FROM pg_temp.load_mentors AS l
