@@ -42,7 +42,8 @@ def note_exposures(connection: Connection, *, today: date, zone: tzinfo, after_r
     """
     now = {"today": today, "zone": str(zone)}
     with suppress(*database.CONTENTION), database.transaction(connection, lock_timeout_ms=_LOCK_TIMEOUT_MS):
-        database.execute(connection, "end_exposures", now)
+        if database.fetch_value(connection, "has_open_exposures"):
+            database.execute(connection, "end_exposures", now)
         opened = database.execute(connection, "open_exposures", now)
         opened += database.execute(connection, "open_edited_exposures", {"after_reading": after_reading})
         if opened:

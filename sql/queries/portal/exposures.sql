@@ -1,3 +1,7 @@
+-- name: has_open_exposures
+-- Planning the next statement takes longer than this one, and most runs have nothing to end.
+SELECT EXISTS (SELECT FROM exposures WHERE ended_at IS NULL)
+
 -- name: end_exposures
 -- An exposure ends with the first of these: the portal confirmed the hide, a reading did not list the contact, the last
 -- day that the portal had confirmed has passed, or the mentor may be visible again.
