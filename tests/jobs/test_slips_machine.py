@@ -214,8 +214,7 @@ class SlipsMachine(RuleBasedStateMachine):
             if what == "set the contact":
                 memory.contacts[person].add(contact)
                 world.portal.visible[contact] = person in AT_HLF
-            if what == "enter the mentor again":  # certjob assumes that the portal shows a new contact
-                memory.edited.add(contact)
+            if what == "enter the mentor again":
                 memory.forgiven.discard(contact)
             if is_forgiven:
                 memory.forgiven |= memory.contacts[person]

@@ -222,7 +222,7 @@ def test_digest_sent_with_a_wrong_clock_hides_nothing(desk: Nights) -> None:
     desk.certified("Ola", until=0)
     desk.digests()
     desk.execute("UPDATE coordinator_digests SET digest_on = '2130-01-01', sent_at = '2130-01-01'")
-    desk.execute("UPDATE mentor_pauses SET paused_at = '2130-01-01'")
+    desk.execute("SET session_replication_role = replica; UPDATE mentor_pauses SET paused_at = '2130-01-01'; RESET ALL")
 
     assert (named(desk.digests(1)), desk.digests(2)) == (["Ola"], [])
 
