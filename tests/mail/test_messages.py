@@ -79,9 +79,9 @@ def test_subject_of_a_reminder_says_when(days_left: int, subject: str) -> None:
 @pytest.mark.parametrize(
     ("days_left", "paused", "sentence"),
     [
-        (14, False, "Er det ikke fornyet før det går ut, setter vi deg på pause."),
+        (14, False, "Er sertifikatet ikke fornyet før det går ut, setter vi deg på pause."),
         (14, True, "Du er på pause som likeperson fordi et annet av sertifikatene dine ikke lenger er gyldig."),
-        (0, False, "Blir det ikke fornyet i dag, setter vi deg på pause fra i morgen."),
+        (0, False, "Blir sertifikatet ikke fornyet i dag, setter vi deg på pause fra i morgen."),
         (-1, True, "Derfor har vi satt deg på pause, og du kan dessverre ikke ta oppdrag som likeperson nå."),
         (-1, False, "Uten gyldig sertifikat kan du dessverre ikke ta oppdrag som likeperson."),
     ],
