@@ -1,5 +1,7 @@
 """``certjob pause`` and ``certjob unpause``: a person's pause of one mentor, with an immediate push."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import date, datetime
 from uuid import UUID
@@ -8,7 +10,7 @@ from certjob import database
 from certjob.database import Connection
 from certjob.domain import explanations, rules
 from certjob.domain.models import OWN_PAUSE_REASON, PauseChange
-from certjob.errors import BrokenMentorError, UsageError
+from certjob.errors import BrokenMentorError, MentorBusyError, UsageError
 from certjob.facts import reading
 from certjob.jobs.acknowledge import user_name
 from certjob.jobs.deliveries import Job
@@ -47,7 +49,7 @@ def pause(
     """Open a pause and queue the hide in one commit, then review the mentor and push.
 
     No error of the review prevents the push of the hide; ``resync.not_reviewed`` has it. Raises UsageError for a reason
-    that no person may give.
+    that no person may give, and MentorBusyError, without a pause, if another session kept the mentor locked.
     """
     connection, who, reason = job.connection, user_name(), " ".join(because.split())
     if not 0 < len(reason) <= _LONGEST_REASON or reason == OWN_PAUSE_REASON:
@@ -63,14 +65,23 @@ def pause(
             PortalSyncService(connection, run_id=job.run_id).queue([Wish(mentor_id=mentor_id, visible=False)])
         return is_new
 
-    is_new = database.persist(connection, write)
+    not_done = f"{before.member_no} was NOT paused and may still be visible"
+    with _explained(not_done, next_step="try again; if it is urgent, hide the contact by hand"):
+        is_new = database.persist(connection, write, lock_timeout_ms=int(1_000 * lock_wait_seconds))
     done = resync(
         job, mentor_id, command="pause", hides=True, accept_date=accept_date, lock_wait_seconds=lock_wait_seconds
     )
     return PauseResult(before=before, reason=reason, by=f"cli:{who}", is_new=is_new, resync=done)
 
 
-def unpause(job: Job, mentor_id: UUID, *, reason: str | None = None, accept_date: date | None = None) -> PauseResult:
+def unpause(
+    job: Job,
+    mentor_id: UUID,
+    *,
+    reason: str | None = None,
+    accept_date: date | None = None,
+    lock_wait_seconds: float = 10.0,
+) -> PauseResult:
     """Lift an open pause, then review the mentor and push.
 
     certjob's own pause is lifted only if the rules would not open it again. Raises UsageError if there is no such
@@ -88,9 +99,20 @@ def unpause(job: Job, mentor_id: UUID, *, reason: str | None = None, accept_date
         database.execute(connection, "lift_pause", {"pause_id": chosen.id, "who": who})
         return chosen
 
-    lifted = database.persist(connection, write)
-    done = resync(job, mentor_id, command="unpause", accept_date=accept_date)
+    with _explained(f"the pause of {before.member_no} was not lifted", next_step="try again"):
+        lifted = database.persist(connection, write, lock_timeout_ms=int(1_000 * lock_wait_seconds))
+    done = resync(job, mentor_id, command="unpause", accept_date=accept_date, lock_wait_seconds=lock_wait_seconds)
     return PauseResult(before=before, reason=lifted.reason, by=f"cli:{who}", is_new=True, resync=done)
+
+
+@contextmanager
+def _explained(not_done: str, *, next_step: str) -> Iterator[None]:
+    """Replace the error of a lock by MentorBusyError, which says what was not stored."""
+    try:
+        yield
+    except database.CONTENTION as error:
+        message = f"{not_done}: another session, for example of the app, has locked the mentor"
+        raise MentorBusyError(message, next_step=next_step) from error
 
 
 def _choose(connection: Connection, member_no: str, mentor_id: UUID, *, reason: str | None) -> _OpenPause:

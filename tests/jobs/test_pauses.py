@@ -99,6 +99,24 @@ def test_rejected_date_stops_the_review_but_not_the_pause_and_its_hide(scene: Sc
     assert (portal.values, scene.rows(PAUSES)) == ([False], [("complaint", "cli:eva", True, None)])
 
 
+def test_pause_behind_a_transaction_of_the_app_says_that_the_mentor_is_visible(scene: Scene, shown: UUID) -> None:
+    """A change of a certificate locks the mentor. So the pause cannot be stored, and neither can it be lifted."""
+    scene.facts.pause(shown, reason="illness", actor="kari")
+    scene.app.execute("UPDATE certificates SET expires_on = %s", (NEXT_YEAR + timedelta(days=1),))
+    portal = FlakyPortal()
+
+    with pytest.raises(
+        MentorBusyError, match=r"^M1042 was NOT paused and may still be visible: .*; try again; if .* hide"
+    ):
+        pause(scene, shown, portal, lock_wait_seconds=0.1)
+    with pytest.raises(MentorBusyError, match=r"^the pause of M1042 was not lifted: .*; try again$"):
+        unpause(scene, shown, portal, lock_wait_seconds=0.1)
+
+    assert (portal.values, scene.rows(PAUSES)) == ([], [("illness", "kari", True, None)])
+    scene.app.rollback()
+    assert pause(scene, shown, portal, lock_wait_seconds=0.1).is_new
+
+
 def test_lock_stops_the_review_but_not_the_pause_and_its_hide(scene: Scene, shown: UUID) -> None:
     """The app edits a certificate of the mentor."""
     scene.app.execute("SELECT FROM certificates FOR UPDATE")
