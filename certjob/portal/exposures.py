@@ -46,6 +46,7 @@ def note_exposures(connection: Connection, *, today: date, zone: tzinfo, after_r
             database.execute(connection, "end_exposures", now)
         opened = database.execute(connection, "open_exposures", now)
         opened += database.execute(connection, "open_edited_exposures", {"after_reading": after_reading})
+        opened += database.execute(connection, "prove_exposures")
         if opened:
             database.execute(connection, "end_exposures", now)
 

@@ -320,8 +320,9 @@ LEFT JOIN certjob.acknowledgements AS k ON k.alert_id = a.alert_id
 WHERE (a.until IS NULL OR a.until >= current_date) AND (k.alert_id IS NULL OR k.ended_at IS NOT NULL
     OR k.until < current_date OR k.fingerprint <> a.fingerprint);
 
--- Mentors who must not be visible on their portal, without a confirmation that they are hidden, and since when; null: no
--- fact says it, because their certificates were deleted, have not begun, or have become optional.
+-- Mentors who must not be visible on their portal, without a confirmation that their contact is hidden, and since when;
+-- null: no fact says it, because their certificates were deleted, have not begun, or have become optional, or because
+-- the contact has replaced a hidden one.
 -- A mentor whose facts have changed, or whose certificate has ended, is due for a review; the others have an open hide.
 -- A portal with a date column hides a mentor after the confirmed day. Joins and groups instead of a look-up for each
 -- mentor, because everyone may be due.
@@ -329,10 +330,14 @@ CREATE FUNCTION certjob_private.unhidden_mentors(today date, zone text DEFAULT '
     mentor_id uuid, organisation_id uuid, since timestamptz
 )
 LANGUAGE sql STABLE AS $$
-    SELECT known.mentor_id, known.organisation_id, known.since
+    SELECT known.mentor_id, known.organisation_id,
+        CASE WHEN (known.is_replaced AND known.hidden_at >= known.since) IS NOT TRUE THEN known.since END
     FROM (
         SELECT DISTINCT ON (must_hide.mentor_id) must_hide.mentor_id, must_hide.organisation_id, must_hide.since,
-            must_hide.dynamics_contact_id, e.visible AND (e.visible_until < today AND e.dates) IS NOT TRUE AS visible
+            must_hide.dynamics_contact_id, e.visible, e.claim_contact_id <> must_hide.dynamics_contact_id AS is_replaced,
+            CASE WHEN NOT e.visible THEN e.delivered_at
+                WHEN e.visible_until < today AND e.dates THEN (e.visible_until + 1)::timestamp AT TIME ZONE zone
+            END AS hidden_at
         FROM (
             SELECT by_kind.mentor_id, by_kind.organisation_id, by_kind.dynamics_contact_id,
                 least(by_kind.left_at, min(by_kind.paused_at), min(by_kind.ended_at)) AS since
@@ -362,7 +367,8 @@ LANGUAGE sql STABLE AS $$
             ON e.mentor_id = must_hide.mentor_id AND e.status = 'delivered'
         ORDER BY must_hide.mentor_id, e.id DESC
     ) AS known
-    WHERE CASE WHEN known.visible IS NULL THEN known.dynamics_contact_id IS NOT NULL ELSE known.visible END;
+    WHERE known.is_replaced
+        OR (known.hidden_at IS NULL AND (known.visible OR known.dynamics_contact_id IS NOT NULL));
 $$;
 
 -- The kinds that only an operator can act on. `name` is the person if that is not a mentor.

@@ -2,7 +2,7 @@
 
 import random
 from datetime import UTC, datetime, timedelta
-from uuid import UUID
+from uuid import UUID, uuid4
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -221,6 +221,24 @@ def test_contact_that_is_hidden_and_shown_by_hand_is_visible_again(scene: Scene,
     first, possible, proven = scene.rows(ROWS)
     assert first[1:] == (hidden_at, True)
     assert (possible[0], proven[0] >= shown_at, proven[1:]) == (hidden_at, True, (None, True))
+
+
+def test_new_contact_of_a_hidden_mentor_is_possible_since_the_run_that_found_it(scene: Scene, shown: UUID) -> None:
+    """The confirmed hide is one of the old contact. A reading that lists the new one proves it."""
+    leave(scene, shown)
+    scene.night(scene.portal)
+    scene.run_sql("DELETE FROM exposures")
+    scene.run_sql("UPDATE mentors SET dynamics_contact_id = %s", contact := uuid4())
+    scene.portal.visible[contact] = True
+    scene.portal.decide = lambda request: DOWN if request.method == "POST" else ok()
+    ((before,),) = scene.rows("SELECT clock_timestamp()")
+
+    scene.night(scene.portal)
+    scene.reconcile()
+
+    ((read_at,),) = scene.rows("SELECT read_at FROM portal_last_reading")
+    (possible, proven) = scene.rows(ROWS)
+    assert (possible[0] >= before, possible[1:], proven) == (True, (read_at, False), (read_at, None, True))
 
 
 def test_status_sums_up_the_exposures(scene: Scene, shown: UUID, here: Certjob) -> None:

@@ -39,8 +39,9 @@ CROSS JOIN LATERAL (
 WHERE o.ended_at IS NULL AND known.at IS NOT NULL AND x.id = o.id
 
 -- name: open_exposures
--- Mentors who must not be visible and may be, since the fact that says so, or else since the review that found it. It
--- is proven if the portal showed the contact before, by its last confirmation or a later reading.
+-- Mentors who must not be visible and may be, since the fact that says so, or else since the review that found it, but
+-- not before the exposure of a previous contact has ended. It is proven if the portal showed the contact before, by its
+-- last confirmation or a later reading.
 INSERT INTO exposures (mentor_id, contact_id, began_at, is_proven)
 SELECT m.id, m.dynamics_contact_id, began.at, coalesce(
         CASE WHEN r.read_at > coalesce(d.delivered_at, '-infinity') THEN m.dynamics_contact_id = ANY (r.visible)
@@ -50,7 +51,11 @@ SELECT m.id, m.dynamics_contact_id, began.at, coalesce(
 FROM certjob_private.unhidden_mentors(%(today)s, %(zone)s) AS u
 JOIN mentors AS m ON m.id = u.mentor_id AND m.dynamics_contact_id IS NOT NULL
 LEFT JOIN portal_sync_events AS o ON o.mentor_id = m.id AND o.status IN ('pending', 'blocked') AND NOT o.visible
-CROSS JOIN LATERAL (SELECT coalesce(u.since, o.wanted_at, now()) AS at) AS began
+CROSS JOIN LATERAL (
+    SELECT greatest(coalesce(u.since, o.wanted_at, now()), max(x.ended_at)) AS at
+    FROM exposures AS x
+    WHERE x.mentor_id = m.id AND x.contact_id <> m.dynamics_contact_id
+) AS began
 LEFT JOIN portal_last_reading AS r ON r.read_at < began.at
 LEFT JOIN LATERAL (
     SELECT e.visible, e.delivered_at
@@ -108,6 +113,20 @@ WITH candidate AS MATERIALIZED (
 INSERT INTO exposures (mentor_id, contact_id, began_at, is_proven)
 SELECT id, contact_id, began_at, true FROM edited ORDER BY id
 ON CONFLICT (mentor_id) WHERE ended_at IS NULL DO NOTHING
+
+-- name: prove_exposures
+-- A possible exposure is proven from the first reading that lists the contact.
+WITH proven AS (
+    UPDATE exposures AS x
+    SET ended_at = r.read_at
+    FROM portal_last_reading AS r
+    WHERE x.ended_at IS NULL AND NOT x.is_proven AND x.began_at < r.read_at
+        -- IS TRUE: a hash of the contacts, which is built only if there is a row to compare
+        AND (x.contact_id IN (SELECT unnest(l.visible) FROM portal_last_reading AS l)) IS TRUE
+    RETURNING x.mentor_id, x.contact_id, x.ended_at
+)
+INSERT INTO exposures (mentor_id, contact_id, began_at, is_proven)
+SELECT mentor_id, contact_id, ended_at, true FROM proven
 
 -- name: read_exposure
 -- The exposures of the last %(days)s days: the part of each that lies in them.
