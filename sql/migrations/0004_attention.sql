@@ -324,14 +324,15 @@ WHERE (a.until IS NULL OR a.until >= current_date) AND (k.alert_id IS NULL OR k.
 -- null: no fact says it, because their certificates were deleted, have not begun, or have become optional, or because
 -- the contact has replaced a hidden one.
 -- A mentor whose facts have changed, or whose certificate has ended, is due for a review; the others have an open hide.
--- A portal with a date column hides a mentor after the confirmed day. Joins and groups instead of a look-up for each
--- mentor, because everyone may be due.
+-- A portal with a date column hides a mentor after the confirmed day, unless a later reading lists the contact.
+-- Joins and groups instead of a look-up for each mentor, because everyone may be due.
 CREATE FUNCTION certjob_private.unhidden_mentors(today date, zone text DEFAULT 'UTC') RETURNS TABLE (
     mentor_id uuid, organisation_id uuid, since timestamptz
 )
 LANGUAGE sql STABLE AS $$
     SELECT known.mentor_id, known.organisation_id,
-        CASE WHEN (known.is_replaced AND known.hidden_at >= known.since) IS NOT TRUE THEN known.since END
+        CASE WHEN known.is_replaced IS NOT TRUE THEN greatest(known.since, known.hidden_at)
+            WHEN (known.hidden_at >= known.since) IS NOT TRUE THEN known.since END
     FROM (
         SELECT DISTINCT ON (must_hide.mentor_id) must_hide.mentor_id, must_hide.organisation_id, must_hide.since,
             must_hide.dynamics_contact_id, e.visible, e.claim_contact_id <> must_hide.dynamics_contact_id AS is_replaced,
@@ -368,7 +369,9 @@ LANGUAGE sql STABLE AS $$
         ORDER BY must_hide.mentor_id, e.id DESC
     ) AS known
     WHERE known.is_replaced
-        OR (known.hidden_at IS NULL AND (known.visible OR known.dynamics_contact_id IS NOT NULL));
+        OR CASE WHEN known.hidden_at IS NULL THEN known.visible OR known.dynamics_contact_id IS NOT NULL
+            ELSE known.visible AND known.hidden_at < (SELECT r.read_at FROM certjob.portal_last_reading AS r)
+                AND known.dynamics_contact_id IN (SELECT unnest(r.visible) FROM certjob.portal_last_reading AS r) END;
 $$;
 
 -- The kinds that only an operator can act on. `name` is the person if that is not a mentor.

@@ -12,12 +12,13 @@ from tests.conftest import Certjob
 from tests.support.facts import TODAY
 from tests.support.nights import EVERYTHING
 from tests.support.portal_answers import error, ok
-from tests.support.scene import NEXT_YEAR, Scene
+from tests.support.scene import NEXT_YEAR, YESTERDAY, Scene
 
 DOWN = error(503, "dynamics_unavailable")
 ROWS = "SELECT began_at, ended_at, is_proven FROM exposures ORDER BY began_at, id"
 CLOSED = "SELECT ended_at IS NOT NULL, is_proven FROM exposures ORDER BY began_at, id"
 HOUR = timedelta(hours=1)
+MIDNIGHT = datetime(2026, 3, 10, tzinfo=UTC)
 FACTS = {
     "leave": "UPDATE mentors SET left_at = now() WHERE id = %s AND left_at IS NULL",
     "return": "UPDATE mentors SET left_at = NULL WHERE id = %s",
@@ -45,6 +46,17 @@ def leave(scene: Scene, mentor: UUID) -> datetime:
     left_at = datetime.now(UTC) - HOUR
     scene.run_sql("UPDATE mentors SET left_at = %s WHERE id = %s", left_at, mentor)
     return left_at
+
+
+def let_the_day_pass(scene: Scene, mentor: UUID) -> None:
+    """Let the day before pass, which the portal had confirmed and the certificate had as its last day."""
+    scene.run_sql(
+        "UPDATE portal_sync_events SET dates = true, visible_until = %s, delivered_at = '2026-03-01'"
+        " WHERE mentor_id = %s AND visible AND status = 'delivered'",
+        YESTERDAY,
+        mentor,
+    )
+    scene.run_sql("UPDATE certificates SET expires_on = %s WHERE mentor_id = %s", YESTERDAY, mentor)
 
 
 def test_a_failed_measurement_is_reported_and_prevents_no_hide(scene: Scene, shown: UUID) -> None:
@@ -162,6 +174,18 @@ def test_portal_that_hides_on_time_exposes_no_one(scene: Scene) -> None:
     scene.night(scene.portal, today=TODAY + timedelta(days=1))
 
     assert scene.rows(ROWS) == []
+
+
+def test_reading_after_the_confirmed_day_proves_that_the_contact_is_visible(scene: Scene, shown: UUID) -> None:
+    """Someone has moved the last day on the portal. Before the reading, the exposure is possible."""
+    let_the_day_pass(scene, shown)
+    scene.portal.decide = lambda request: DOWN if request.method == "POST" else ok()
+
+    scene.reconcile()
+    scene.night(scene.portal)
+
+    ((read_at,),) = scene.rows("SELECT read_at FROM portal_last_reading")
+    assert scene.rows(ROWS) == [(MIDNIGHT, read_at, False), (read_at, None, True)]
 
 
 def test_reinstatement_ends_the_exposure(scene: Scene, shown: UUID) -> None:

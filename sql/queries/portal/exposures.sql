@@ -25,6 +25,8 @@ CROSS JOIN LATERAL (
         FROM portal_sync_events AS d
         WHERE d.mentor_id = o.mentor_id AND d.visible AND d.dates AND d.claim_contact_id = o.contact_id
             AND d.delivered_at < o.began_at AND d.visible_until < %(today)s
+            -- otherwise a reading has listed the contact after that day
+            AND (d.visible_until + 1)::timestamp AT TIME ZONE %(zone)s > o.began_at
             AND NOT EXISTS (
                 SELECT FROM portal_sync_events AS l
                 WHERE l.mentor_id = d.mentor_id AND (l.delivered_at, l.id) > (d.delivered_at, d.id)
@@ -44,8 +46,8 @@ WHERE o.ended_at IS NULL AND known.at IS NOT NULL AND x.id = o.id
 -- last confirmation or a later reading.
 INSERT INTO exposures (mentor_id, contact_id, began_at, is_proven)
 SELECT m.id, m.dynamics_contact_id, began.at, coalesce(
-        CASE WHEN r.read_at > coalesce(d.delivered_at, '-infinity') THEN m.dynamics_contact_id = ANY (r.visible)
-            ELSE d.visible END,
+        CASE WHEN r.read_at > coalesce(d.at, '-infinity')
+            THEN m.dynamics_contact_id IN (SELECT unnest(l.visible) FROM portal_last_reading AS l) ELSE d.visible END,
         false
     )
 FROM certjob_private.unhidden_mentors(%(today)s, %(zone)s) AS u
@@ -58,8 +60,10 @@ CROSS JOIN LATERAL (
 ) AS began
 LEFT JOIN portal_last_reading AS r ON r.read_at < began.at
 LEFT JOIN LATERAL (
-    SELECT e.visible, e.delivered_at
+    SELECT e.visible AND confirmed.last_at IS NULL AS visible, coalesce(confirmed.last_at, e.delivered_at) AS at
     FROM portal_sync_events AS e
+    LEFT JOIN LATERAL (SELECT (e.visible_until + 1)::timestamp AT TIME ZONE %(zone)s AS last_at) AS confirmed
+        ON e.dates AND e.visible AND confirmed.last_at <= began.at
     WHERE e.mentor_id = m.id AND e.claim_contact_id = m.dynamics_contact_id AND e.delivered_at < began.at
     ORDER BY e.delivered_at DESC, e.id DESC
     LIMIT 1
