@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import date
 from functools import partial
+from typing import Any
 from uuid import UUID
 
 from certjob import database
@@ -60,18 +61,6 @@ class ListedCertificate:
     locale: str = "nb"
     dynamics_contact_id: UUID | None = None
     left_on: date | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ListedPerson:
-    """The columns of a mentor that the rules do not need."""
-
-    id: UUID
-    full_name: str | None
-    email: str | None
-    locale: str
-    dynamics_contact_id: UUID | None
-    left_on: date | None
     """The day of departure in UTC, as `certjob load` reads it."""
 
 
@@ -90,9 +79,9 @@ def list_certificates(connection: Connection, *, today: date, wanted: Filter) ->
     broken: dict[UUID, str] = {}
     parameters = asdict(wanted) | {"today": today, "limit": reading.CHUNK_SIZE, "after": UUID(int=0)}
     with database.read_only_snapshot(connection):
-        while found := database.fetch(connection, "find_mentors_to_list", parameters, into=ListedPerson):
-            parameters["after"] = found[-1].id
-            people = {person.id: person for person in found}
+        while found := database.fetch(connection, "find_mentors_to_list", parameters, into=dict):
+            people = {row.pop("id"): row for row in found}
+            parameters["after"] = [*people][-1]
             read = reading.read(connection, list(people), lock=False)
             broken |= read.broken
             revoked = dict(database.fetch(connection, "list_revoked_days", {"ids": list(people), "today": today}))
@@ -107,7 +96,7 @@ def _sort_key(row: ListedCertificate) -> tuple[date, str, str, str | None, date 
 
 
 def _rows(
-    mentor: Mentor, person: ListedPerson, revoked: Mapping[UUID, date], *, today: date, wanted: Filter
+    mentor: Mentor, person: Mapping[str, Any], revoked: Mapping[UUID, date], *, today: date, wanted: Filter
 ) -> Iterator[ListedCertificate]:
     active = not (mentor.left or mentor.open_pauses)
     if wanted.without_certificate and not (active and rules.has_had_no_kind(mentor, today)):
@@ -117,14 +106,10 @@ def _rows(
         ListedCertificate,
         organisation=mentor.organisation.slug,
         member_no=mentor.member_no,
-        full_name=person.full_name,
         pauses=tuple(sorted(pause.reason for pause in mentor.open_pauses)),
         left=mentor.left,
         mentor_id=mentor.id,
-        email=person.email,
-        locale=person.locale,
-        dynamics_contact_id=person.dynamics_contact_id,
-        left_on=person.left_on,
+        **person,
     )
     for certificate in mentor.certificates:
         days_left, status = (certificate.expires_on - today).days, statuses[certificate.id]

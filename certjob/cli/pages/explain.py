@@ -145,7 +145,8 @@ def _reminder_lines(explained: Explanation, moment: _Moment) -> Iterator[PageLin
             until = day_words(each.expires_on, today)
             yield _item(text=f"{each.kind} until {until}: no reminder, because {each.no_reminder_because}")
     if explained.mentor.email is None:
-        yield _item(text="the mentor has no e-mail address, so certjob sends no mail; enter one in the app")
+        where = "in the app or with `certjob load`"
+        yield _item(text=f"the mentor has no e-mail address, so certjob sends no mail; enter one {where}")
 
 
 def _outcome(row: LoggedReminder, moment: _Moment) -> str:
@@ -190,6 +191,8 @@ def _portal_lines(explained: Explanation, moment: _Moment) -> Iterator[PageLine]
         saw = "visible" if portal.was_shown else "not visible"
         yield _item(text=f"the portal was last read {moment(portal.read_at)}: the mentor was {saw}")
     if portal.has_portal and explained.mentor.dynamics_contact_id is None:
-        yield _item(text="the mentor has no contact ID, so certjob makes no pushes; add it in the app")
+        yield _item(
+            text="the mentor has no contact ID, so certjob makes no pushes; add it in the app or with `certjob load`"
+        )
     if portal.resolved_failures:
         yield _item(text=f"{number(portal.resolved_failures, 'earlier failure')}, resolved")

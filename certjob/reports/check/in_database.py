@@ -162,7 +162,8 @@ def _check_organisations(connection: Connection) -> Generator[Finding, None, lis
             found.append((f"{slug} has no contact for its mentors' questions", step))
         if has_portal and without_contact_id:
             message = f"the pushes of {number(without_contact_id, 'mentor')} of {slug} are blocked without a contact ID"
-            step = f"add the ID in the app; `certjob list --without-contact-id --organisation {slug}` lists the mentors"
+            step = "add the ID in the app or with `certjob load`; "
+            step += f"`certjob list --without-contact-id --organisation {slug}` lists the mentors"
             found.append((message, step))
     for message, step in found:
         yield warn("organisations", message, next_step=step)
