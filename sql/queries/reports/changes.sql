@@ -104,11 +104,12 @@ FROM (SELECT s.* FROM numbered AS s WHERE s.place <= %(most)s ORDER BY s.rank, s
 LEFT JOIN LATERAL (
     SELECT p.actor, p.reason, p.lapsed_kinds
     FROM mentor_pauses AS p
-    WHERE p.mentor_id = n.mentor_id AND (p.lifted_at IS NULL OR p.lifted_at > n.at)
+    WHERE n.hidden_until IS NOT NULL AND n.reason IS NULL
+        AND p.mentor_id = n.mentor_id AND (p.lifted_at IS NULL OR p.lifted_at > n.at)
         AND p.paused_at <= CASE p.actor WHEN 'certjob' THEN n.hidden_until ELSE n.at END
     ORDER BY p.actor = 'certjob', p.paused_at DESC
     LIMIT 1
-) AS hide ON n.hidden_until IS NOT NULL AND n.reason IS NULL
+) AS hide ON true
 -- The last certificate that had lapsed then: of certjob's pause or, without one, of a kind that was not in force.
 LEFT JOIN LATERAL (
     SELECT c.kind, CASE WHEN ends.revoked THEN (c.revoked_at AT TIME ZONE %(zone)s)::date ELSE c.expires_on END AS day,
@@ -118,7 +119,9 @@ LEFT JOIN LATERAL (
         SELECT (c.expires_on + 1)::timestamp AT TIME ZONE %(zone)s AS at,
             coalesce(c.revoked_at < (c.expires_on + 1)::timestamp AT TIME ZONE %(zone)s, false) AS revoked
     ) AS ends
-    WHERE c.mentor_id = n.mentor_id AND c.kind <> ALL (n.optional_kinds)
+    WHERE n.hidden_until IS NOT NULL
+        AND coalesce(n.reason, hide.reason, 'certification_expired') = 'certification_expired'
+        AND c.mentor_id = n.mentor_id AND c.kind <> ALL (n.optional_kinds)
         AND CASE WHEN ends.revoked THEN c.revoked_at ELSE ends.at END <= n.at
         AND CASE
             WHEN coalesce(n.lapsed_kinds, hide.lapsed_kinds, '{}') <> '{}'
@@ -131,24 +134,26 @@ LEFT JOIN LATERAL (
         END
     ORDER BY CASE WHEN ends.revoked THEN c.revoked_at ELSE ends.at END DESC, c.kind
     LIMIT 1
-) AS lapsed ON n.hidden_until IS NOT NULL AND coalesce(n.reason, hide.reason, 'certification_expired')
-    = 'certification_expired'
+) AS lapsed ON true
 -- Why an exposure lasted: the push failed, or the portal showed a contact that it had hidden, or a guard holds the hide.
 LEFT JOIN LATERAL (
     SELECT f.failure_code AS cause, f.created_at AS since, f.last_failed_at AS until
     FROM dynamics_sync_failures AS f
-    WHERE f.mentor_id = n.mentor_id AND f.last_failed_at >= n.at AND f.created_at <= n.hidden_until
+    WHERE n.what = 'exposed' AND f.mentor_id = n.mentor_id AND f.last_failed_at >= n.at AND f.created_at <= n.hidden_until
     ORDER BY f.last_failed_at DESC
     LIMIT 1
-) AS failed ON n.what = 'exposed'
+) AS failed ON true
 LEFT JOIN LATERAL (
     SELECT CASE WHEN NOT e.visible THEN 'differs' END AS cause
     FROM portal_sync_events AS e
-    WHERE e.mentor_id = n.mentor_id AND e.delivered_at <= n.at
+    WHERE n.what = 'exposed' AND e.mentor_id = n.mentor_id AND e.delivered_at <= n.at
     ORDER BY e.delivered_at DESC, e.id DESC
     LIMIT 1
-) AS confirmed ON n.what = 'exposed'
+) AS confirmed ON true
 LEFT JOIN LATERAL (
-    SELECT 'held' AS cause FROM held_mentors AS h WHERE h.mentor_id = n.mentor_id LIMIT 1
-) AS held ON n.what = 'exposed' AND n.ended_at IS NULL
+    SELECT 'held' AS cause
+    FROM held_mentors AS h
+    WHERE n.what = 'exposed' AND n.ended_at IS NULL AND h.mentor_id = n.mentor_id
+    LIMIT 1
+) AS held ON true
 ORDER BY n.rank, n.place
