@@ -68,9 +68,7 @@ def pause(
     not_done = f"{before.member_no} was NOT paused and may still be visible"
     with _explained(not_done, next_step="try again; if it is urgent, hide the contact by hand"):
         is_new = database.persist(connection, write, lock_timeout_ms=int(1_000 * lock_wait_seconds))
-    done = resync(
-        job, mentor_id, command="pause", hides=True, accept_date=accept_date, lock_wait_seconds=lock_wait_seconds
-    )
+    done = resync(job, mentor_id, command="pause", accept_date=accept_date, lock_wait_seconds=lock_wait_seconds)
     return PauseResult(before=before, reason=reason, by=f"cli:{who}", is_new=is_new, resync=done)
 
 
@@ -85,7 +83,8 @@ def unpause(
     """Lift an open pause, then review the mentor and push.
 
     certjob's own pause is lifted only if the rules would not open it again. Raises UsageError if there is no such
-    pause, several are open and ``reason`` is None, or a certificate is needed, and the errors of ``resync``.
+    pause, several are open and ``reason`` is None, or a certificate is needed, and MentorBusyError if another session
+    kept the mentor locked. An error of the review is in ``resync.not_reviewed``, because the pause is lifted then.
     """
     connection, who = job.connection, user_name()
     reject_wrong_day(connection, job.today, zone=job.delivery.zone, accept_date=accept_date)

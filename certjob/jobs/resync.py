@@ -65,7 +65,7 @@ class Resync:
     after: MentorState
     error: DynamicsSyncException | MentorBusyError | None
     not_reviewed: CertjobError | None = None
-    """Why the mentor was not reviewed after a pause."""
+    """Why the mentor was not reviewed after a pause was opened or lifted."""
 
 
 def resync(
@@ -73,7 +73,6 @@ def resync(
     mentor_id: UUID,
     *,
     command: str = "resync",
-    hides: bool = False,
     accept_date: date | None = None,
     lock_wait_seconds: float = 10.0,
     flight_wait_seconds: float = 60.0,
@@ -82,13 +81,14 @@ def resync(
 
     Reminders are queued, and those that failed are due again. The next delivery sends them.
 
-    With ``hides``, someone has just queued a hide. An error of the review is kept in the result, and the hide is pushed
-    in any case. ``error`` in the result is DynamicsSyncException if the push failed, and MentorBusyError if another run
-    kept it claimed. Raises MentorBusyError if another session kept the mentor locked, the errors of
-    ``reject_wrong_day``, and StoppedBySignalError after a signal.
+    With the ``command`` pause or unpause, someone has just stored this change. So an error of the review is kept in the
+    result, and the hide of a pause is pushed in any case. ``error`` in the result is DynamicsSyncException if the push
+    failed, and MentorBusyError if another run kept it claimed. Raises MentorBusyError if another session kept the
+    mentor locked, the errors of ``reject_wrong_day``, and StoppedBySignalError after a signal.
     """
     connection, today, stop, zone = job.connection, job.today, job.stop, job.delivery.zone
-    if not hides:
+    is_stored = command != "resync"
+    if not is_stored:
         reject_wrong_day(connection, today, zone=zone, accept_date=accept_date)
     before = describe(connection, mentor_id)
     error: DynamicsSyncException | MentorBusyError | None = None
@@ -107,17 +107,17 @@ def resync(
 
     with recorded(job, report) as beating:
         try:
-            if hides:
+            if is_stored:
                 reject_wrong_day(connection, today, zone=zone, accept_date=accept_date)
             _review(job, service, mentor_id, then=queue, lock_wait_seconds=lock_wait_seconds)
-            if hides and mentor_id in service.counts.broken:
+            if is_stored and mentor_id in service.counts.broken:
                 message = f"mentor {mentor_id} could not be processed: {service.counts.broken[mentor_id]}"
                 not_reviewed = BrokenMentorError(message)
         except (CertjobError, psycopg.Error) as failure:
-            if not hides or stop.is_set() or (isinstance(failure, psycopg.Error) and database.is_lost(failure)):
+            if not is_stored or stop.is_set() or (isinstance(failure, psycopg.Error) and database.is_lost(failure)):
                 raise
             not_reviewed = _kept(failure)
-        if queued or (hides and before.has_portal and before.open_push):
+        if queued or (command == "pause" and before.has_portal and before.open_push):
             error = _push(beating, report, portal, mentor_id, flight_wait_seconds=flight_wait_seconds)
         if isinstance(error, MentorBusyError):
             report.stopped.append(StageStop(stage="portal", code=StageEnd.IN_FLIGHT, reason=error.message))

@@ -146,12 +146,13 @@ async def push_once(
 
 def _failed(event: PortalEvent, cause: PortalCallError, *, calls: int, is_cut_short: bool, policy: RetryPolicy) -> Push:
     who, step = f"mentor {event.member_no} ({event.mentor_id})", None
+    then = f"then run `certjob resync {event.member_no}`"
     if isinstance(cause, PermanentPortalError):
         outcome, message = PushOutcome.BLOCKED, f"the portal rejected {who}: {cause}"
-        step = "check the contact ID in the app and the contact in Dynamics, then run the same command again"
+        step = f"check the contact ID in the app and the contact in Dynamics, {then}"
         if not calls:
             message = f"{who} cannot be pushed: {cause}"
-            step = "add the contact ID in the app, then run the same command again"
+            step = f"add the contact ID in the app, {then}"
     elif isinstance(cause, PortalStageError):
         outcome, message, step = PushOutcome.REJECTED, f"no push can succeed: {cause.message}", cause.next_step
     else:

@@ -60,7 +60,7 @@ def test_failed_push_makes_commands_exit_with_3(here: Certjob, facts: Facts, por
     assert run["outcome"] == alerts["outcome"] == resync["outcome"] == "attention"
     assert (run["mentors"]["reviewed"], run["mentors"]["paused"]) == (2, 1)
     assert (run["reminders"]["sent"], run["portal"]["failed"]) == (1, 1)
-    step = "check the contact ID in the app and the contact in Dynamics, then run the same command again"
+    step = "check the contact ID in the app and the contact in Dynamics, then run `certjob resync M1`"
     assert (resync["error"]["code"], resync["error"]["next_step"]) == ("dynamics_sync", step)
 
 

@@ -195,6 +195,22 @@ def test_unpause_lifts_the_only_pause_and_shows_the_mentor(scene: Scene, shown: 
         unpause(scene, shown, portal)
 
 
+def test_lifted_pause_is_reported_although_the_mentor_is_locked(scene: Scene, shown: UUID) -> None:
+    """The lift is committed, so "the mentor was not changed" would be wrong. The next run shows the mentor."""
+    scene.facts.pause(shown, reason="illness", actor="kari")
+    scene.night(FlakyPortal())
+    scene.app.execute("SELECT FROM certificates FOR UPDATE")
+    portal = FlakyPortal()
+
+    result = unpause(scene, shown, portal, lock_wait_seconds=0.1)
+
+    assert str(result.resync.not_reviewed).endswith("(waited 0.1 s); the next run reviews the mentor")
+    assert (portal.values, result.resync.after.pauses) == ([], [])
+    scene.app.rollback()
+    scene.night(portal)
+    assert portal.visible == {CONTACT: True}
+
+
 def test_one_of_several_pauses_must_be_named(scene: Scene, shown: UUID) -> None:
     """The message lists them."""
     for reason in ("illness", "complaint"):

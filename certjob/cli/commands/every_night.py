@@ -213,7 +213,8 @@ def unpause(
     """Lift an open pause, review the mentor, and push the visibility at once.
 
     certjob's own pause is lifted only if certjob would not open it again, for example after a certificate was entered
-    by mistake and deleted. Otherwise, enter a certificate. Exits with 3 if the push fails.
+    by mistake and deleted. Otherwise, enter a certificate. Exits with 3 if the push fails, or if the mentor was not
+    reviewed.
     """
     from certjob.facts.lookup import find_mentor
     from certjob.jobs import pauses
@@ -355,7 +356,8 @@ def _report_on_one(
     elif not call.quiet:
         jobs.show_resync(opened.output, pause.before if pause is not None else result.before, result.after)
     if result.not_reviewed is not None:
-        call.attention(f"the pause is stored, but the mentor was not reviewed: {result.not_reviewed}")
+        done = "lifted" if result.report.command == "unpause" else "stored"
+        call.attention(f"the pause is {done}, but the mentor was not reviewed: {result.not_reviewed}")
     if result.error is not None:
         call.attention(str(result.error))
     return 3 if errors else call.end(result.report.outcome, result.report.reasons)
