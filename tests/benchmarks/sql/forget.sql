@@ -12,7 +12,7 @@ DELETE FROM cert_notification_log WHERE mentor_id IN (SELECT id FROM forgotten);
 DELETE FROM portal_sync_events WHERE mentor_id IN (SELECT id FROM forgotten);
 UPDATE certificates SET status = 'recorded', unseen_since = now() WHERE mentor_id IN (SELECT id FROM forgotten);
 UPDATE mentors
-SET review_on = '-infinity', portal_visible = true, certified_until = NULL, reviewed_contact_id = NULL
+SET review_on = '-infinity', portal_visible = NULL, certified_until = NULL, reviewed_contact_id = NULL
 WHERE id IN (SELECT id FROM forgotten);
 
 ALTER TABLE mentor_pauses ENABLE TRIGGER USER;
