@@ -19,15 +19,21 @@ ROWS = "SELECT began_at, ended_at, is_proven FROM exposures ORDER BY began_at, i
 CLOSED = "SELECT ended_at IS NOT NULL, is_proven FROM exposures ORDER BY began_at, id"
 HOUR = timedelta(hours=1)
 MIDNIGHT = datetime(2026, 3, 10, tzinfo=UTC)
+OSLO, OSLO_MIDNIGHT = ZoneInfo("Europe/Oslo"), MIDNIGHT - HOUR
 FACTS = {
     "leave": "UPDATE mentors SET left_at = now() WHERE id = %s AND left_at IS NULL",
     "return": "UPDATE mentors SET left_at = NULL WHERE id = %s",
     "pause": "INSERT INTO mentor_pauses (mentor_id, reason, actor) VALUES (%s, 'ill', 'eva') ON CONFLICT DO NOTHING",
     "lift": "UPDATE mentor_pauses SET lifted_at = now(), lifted_by = 'eva' WHERE mentor_id = %s AND lifted_at IS NULL",
+    "delete": "DELETE FROM certificates WHERE mentor_id = %s",
+    "enter": "INSERT INTO certificates (mentor_id, kind, issued_on, expires_on) VALUES (%s, 'likeperson', '2024-01-01',"
+    " '2027-01-01') ON CONFLICT (mentor_id, kind, issued_on) DO UPDATE SET expires_on = excluded.expires_on",
+    "replace": "UPDATE mentors SET dynamics_contact_id = gen_random_uuid() WHERE id = %s",
 }
 MUST_HIDE = """
     SELECT id FROM mentors AS m WHERE left_at IS NOT NULL
         OR EXISTS (SELECT FROM mentor_pauses WHERE mentor_id = m.id AND lifted_at IS NULL)
+        OR NOT EXISTS (SELECT FROM certificates WHERE mentor_id = m.id AND expires_on >= %s)
 """
 
 
@@ -112,9 +118,9 @@ def test_expiry_counts_from_the_end_of_the_last_day_in_the_zone_of_the_organisat
     """Unknown before: the portal has confirmed nothing, so it is possible and not proven."""
     scene.certified(TODAY - timedelta(days=1))
 
-    note_exposures(scene.connection, today=TODAY, zone=ZoneInfo("Europe/Oslo"))
+    note_exposures(scene.connection, today=TODAY, zone=OSLO)
 
-    assert scene.rows(ROWS) == [(datetime(2026, 3, 9, 23, 0, tzinfo=UTC), None, False)]
+    assert scene.rows(ROWS) == [(OSLO_MIDNIGHT, None, False)]
 
 
 @pytest.mark.parametrize(
@@ -291,15 +297,39 @@ def test_prune_deletes_old_exposures(scene: Scene, shown: UUID) -> None:
     assert scene.rows("SELECT ended_at FROM exposures") == [(None,)]
 
 
+def end_the_certificate(scene: Scene, mentor: UUID, *, moved: bool) -> None:
+    """Let the last day pass before the first command, with a pause after midnight in Oslo and before midnight in UTC.
+
+    With ``moved``, the portal had confirmed this day, and someone has moved it there.
+    """
+    scene.run_sql("UPDATE certificates SET expires_on = %s WHERE mentor_id = %s", YESTERDAY, mentor)
+    if moved:
+        let_the_day_pass(scene, mentor)
+    else:
+        late = "INSERT INTO mentor_pauses (mentor_id, reason, actor, paused_at) VALUES (%s, 'ill', 'eva', %s)"
+        scene.run_sql(late, mentor, OSLO_MIDNIGHT + timedelta(minutes=40))
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_record_of_the_portal_lies_inside_the_exposures(scene: Scene, seed: int) -> None:
-    """Random facts, runs, outages and manual shows. The portal's record also contains every proven exposure."""
+    """Random facts, runs, outages, manual shows and new contacts. The record also contains every proven exposure."""
     chance, portal = random.Random(seed), scene.portal
     mentors = [scene.certified(NEXT_YEAR) for _ in range(4)]
-    contacts = dict(scene.rows("SELECT id, dynamics_contact_id FROM mentors"))
     scene.run_sql("UPDATE mentors SET portal_visible = NULL")
     scene.night(portal, allow=EVERYTHING)
-    seen: list[tuple[datetime, set[UUID]]] = []
+    contacts = {who: [contact] for who, contact in scene.rows("SELECT id, dynamics_contact_id FROM mentors")}
+    seen: list[tuple[datetime, set[UUID], set[UUID]]] = []
+    """The time, the mentors who are visible and must not be, and those of them or of their old contacts."""
+
+    end_the_certificate(scene, mentors[0], moved=seed % 2 == 1)
+    portal.decide = lambda request: DOWN if request.method == "POST" else ok()
+    if seed % 2 == 1:
+        scene.reconcile()
+    note_exposures(scene.connection, today=TODAY, zone=OSLO)
+    scene.night(portal, allow=EVERYTHING)
+    portal.decide = None
+    soon_after = OSLO_MIDNIGHT + timedelta(hours=2 if seed % 2 else 0, minutes=1)
+    seen.append((soon_after, {mentors[0]}, {mentors[0]}))
 
     for step in range(14):
         mentor = chance.choice(mentors)
@@ -307,23 +337,28 @@ def test_record_of_the_portal_lies_inside_the_exposures(scene: Scene, seed: int)
         fact = chance.choice([*FACTS, "edit"])
         scene.make_due()
         if fact == "edit":
-            portal.default, portal.visible[contacts[mentor]] = ok(), True
+            portal.default, portal.visible[contacts[mentor][-1]] = ok(), True
             scene.reconcile()
         else:
             scene.run_sql(FACTS[fact], mentor)
+            if fact == "replace":
+                contacts[mentor] += scene.rows("SELECT dynamics_contact_id FROM mentors WHERE id = %s", mentor)[0]
+                portal.visible[contacts[mentor][-1]] = True
             if step == 13 or chance.random() < 0.6:
                 scene.night(portal, allow=EVERYTHING)
             else:
                 scene.deliver(portal)
-        must_hide = {row[0] for row in scene.rows(MUST_HIDE)}
+        must_hide = {row[0] for row in scene.rows(MUST_HIDE, TODAY)}
         now = scene.rows("SELECT clock_timestamp()")[0][0]
-        seen.append((now, {each for each in must_hide if portal.visible.get(contacts[each])}))
+        visible = {who: [portal.visible.get(each, False) for each in contacts[who]] for who in must_hide}
+        wrong, any_contact = ({who for who in visible if test(visible[who])} for test in (lambda each: each[-1], any))
+        seen.append((now, wrong, any_contact))
 
     exposures = scene.rows(
         "SELECT mentor_id, began_at, coalesce(ended_at, now() + interval '1 day'), is_proven FROM exposures"
     )
-    for at, wrong in seen:
+    for at, wrong, wrong_or_old in seen:
         during = {row[0] for row in exposures if row[1] <= at <= row[2]}
         proven = {row[0] for row in exposures if row[1] < at < row[2] and row[3]}
         assert wrong <= during, (at, exposures)
-        assert proven <= wrong, (at, exposures)
+        assert proven <= wrong_or_old, (at, exposures)
