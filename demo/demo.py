@@ -130,7 +130,10 @@ def show(demo: Demo, rows: list[Row]) -> None:
 
     tell("Set up", f"A temporary PostgreSQL, one organisation with {len(rows)} mentors, and a portal that shows all.")
     demo.certjob("db migrate")
-    demo.certjob("organisation set hlf --portal dynamics --contact-email likeperson@hlf.example")
+    demo.certjob(
+        "organisation set hlf --portal dynamics --contact-email likeperson@hlf.example"
+        " --renewal-url https://hlf.example/course"
+    )
     demo.load(*rows)
 
     tell("A good night", "The certificate of M1001 ended yesterday. The one of M1002 ends in a week. First the plan:")
