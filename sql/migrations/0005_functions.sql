@@ -21,6 +21,9 @@ $$;
 CREATE FUNCTION certjob.open_pause(of_mentor uuid, because text, who text) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
+    IF coalesce(btrim(who), '') = '' THEN
+        RAISE EXCEPTION 'a pause needs the name of a person' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
     INSERT INTO certjob.mentor_pauses (mentor_id, reason, actor) VALUES (of_mentor, because, 'cli:' || who)
     ON CONFLICT (mentor_id, reason) WHERE lifted_at IS NULL DO NOTHING;
     RETURN FOUND;
@@ -30,6 +33,9 @@ $$;
 CREATE FUNCTION certjob.lift_pause(pause uuid, who text) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
+    IF coalesce(btrim(who), '') = '' THEN
+        RAISE EXCEPTION 'a pause needs the name of a person' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
     UPDATE certjob.mentor_pauses SET lifted_at = now(), lifted_by = 'cli:' || who
     WHERE id = pause AND lifted_at IS NULL;
     RETURN FOUND;

@@ -263,3 +263,16 @@ def test_commands_work_as_the_worker(here: Certjob, scene: Scene, portal: Portal
         scene.connection.execute(
             "INSERT INTO mentor_pauses (mentor_id, reason, actor) SELECT id, 'x', 'cli:eva' FROM mentors"
         )
+
+
+@pytest.mark.parametrize("who", [None, "", " "])
+def test_pause_needs_a_signature(scene: Scene, shown: UUID, who: str | None) -> None:
+    """Also from a program that calls the functions with the rights of the worker."""
+    scene.facts.pause(shown, reason="illness", actor="kari")
+    scene.connection.execute("SET ROLE certjob_worker")
+
+    for call in ("lift_pause(id, %s) FROM mentor_pauses", "open_pause(id, 'complaint', %s) FROM mentors"):
+        with pytest.raises(psycopg.errors.InvalidParameterValue):
+            scene.run_sql(f"SELECT {call}", who)
+
+    assert scene.rows(PAUSES) == [("illness", "kari", True, None)]
