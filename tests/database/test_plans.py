@@ -132,7 +132,9 @@ def test_run_without_due_mentors_reads_few_blocks(connection: Connection) -> Non
         " SELECT id, false, 'delivered', now() FROM mentors;"
         "INSERT INTO mentor_pauses (mentor_id, reason, actor)"
         " SELECT id, 'certification_expired', 'certjob' FROM mentors WHERE right(member_no, 1) < '5';"
-        "UPDATE mentors SET review_on = '2030-01-01'"
+        "UPDATE mentors SET review_on = '2030-01-01';"
+        "INSERT INTO portal_last_reading (read_at, pages, visible, dates)"
+        " SELECT now(), 1, array_agg(gen_random_uuid()), true FROM generate_series(1, 10000)"
     )
     connection.execute("VACUUM ANALYZE")
     everybody: dict[str, object] = {"today": today(), "organisation_id": None, "held": []}
@@ -145,6 +147,10 @@ def test_run_without_due_mentors_reads_few_blocks(connection: Connection) -> Non
         "forget_held_reviews": everybody | {"whats": []},
         "forget_review_problems": everybody | {"found": []},
         "count_attention": everybody,
+        "end_exposures": everybody | {"zone": "UTC"},
+        "open_exposures": everybody | {"zone": "UTC"},
+        "open_edited_exposures": {"after_reading": False},
+        "prove_exposures": {},
     }
     for name, parameters in nobody_due.items():
         plan = run_of(connection, name, parameters)
