@@ -285,6 +285,15 @@ def test_status_sums_up_the_exposures(scene: Scene, shown: UUID, here: Certjob) 
     assert (exposure.mentors, exposure.open, exposure.proven_seconds) == (1, 1, exposure.seconds)
 
 
+def test_status_says_how_much_is_only_possible(scene: Scene, here: Certjob) -> None:
+    """The first run knows nothing about the portal, and the certificate ended months ago."""
+    scene.expired()
+
+    scene.night(scene.portal)
+
+    assert " of it only possible, the longest " in here("status").stdout
+
+
 def test_prune_deletes_old_exposures(scene: Scene, shown: UUID) -> None:
     """Open ones stay."""
     row = "INSERT INTO exposures (mentor_id, contact_id, began_at, ended_at, is_proven)"

@@ -130,6 +130,8 @@ def _figures(status: SystemStatus, zone: tzinfo) -> Iterator[tuple[str, str]]:
 def _exposure_words(exposure: Exposure) -> str:
     """Return how long someone was visible who must not be, in the last days."""
     words = f"{number(exposure.mentors, 'mentor')}, {duration_words(exposure.seconds)} in all"
+    if possible := exposure.seconds - exposure.proven_seconds:
+        words += f", {duration_words(possible)} of it only possible"
     if exposure.longest is not None and exposure.longest_seconds is not None:
         cause = f", {exposure.cause.replace('_', ' ')}" if exposure.cause else ""
         words += f", the longest {duration_words(exposure.longest_seconds)}: {exposure.longest}{cause}"
