@@ -81,6 +81,11 @@ def harmless(text: object) -> str:
     )
 
 
+def printed_line(text: str) -> str:
+    """Return a person's text as it is printed, also without spaces that are not needed."""
+    return " ".join(harmless(text).split())
+
+
 def spreadsheet_text(text: str) -> str:
     """Return the text as one line, with an apostrophe before each part that could be a formula.
 

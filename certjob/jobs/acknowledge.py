@@ -6,6 +6,7 @@ from datetime import date, timedelta
 from certjob import database
 from certjob.database import Connection, persist
 from certjob.errors import UsageError
+from certjob.redaction import printed_line
 
 LONGEST_DAYS = 31
 _LONGEST_NAME = 196
@@ -42,5 +43,5 @@ def acknowledge(connection: Connection, alert_id: str, *, because: str, until: d
 
 def user_name() -> str:
     """Return the name of the person at this machine, also under sudo, as far as the schema has room for it."""
-    names = (os.environ.get(name) for name in ("SUDO_USER", "LOGNAME", "USER"))
+    names = (printed_line(os.environ.get(name, "")) for name in ("SUDO_USER", "LOGNAME", "USER"))
     return next(filter(None, names), f"user {os.geteuid()}")[:_LONGEST_NAME]

@@ -21,7 +21,7 @@ from certjob.jobs.report import DeliverReport, Report, RunReport, Told
 from certjob.outbox.claims import StageStop
 from certjob.outbox.open_work import read_open_work
 from certjob.portal.exposures import note_exposures, read_exposure
-from certjob.redaction import harmless, without_secrets
+from certjob.redaction import printed_line, without_secrets
 from certjob.review.attention import read_attention
 from certjob.review.days import looks_at_everybody, make_everybody_due
 
@@ -156,7 +156,7 @@ def _record_end(connection: Connection, report: Report, outcome: Outcome, *, lin
     counts = report.to_counts()
     stored = dict(counts)
     stored |= {f"{stop.stage}_stop": stop.reason for stop in report.stopped if stop.stage in ("portal", "mail")}
-    safe_lines = [without_secrets(" ".join(harmless(line).split())) for line in lines]
+    safe_lines = [without_secrets(printed_line(line)) for line in lines]
     parameters = {"id": report.run_id, "outcome": outcome, "counts": json.dumps(stored), "lines": safe_lines}
     database.execute(connection, "finish_job_run", parameters)
     about = {"outcome": str(outcome), "duration_seconds": report.duration_seconds}

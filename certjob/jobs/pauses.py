@@ -16,6 +16,7 @@ from certjob.jobs.acknowledge import user_name
 from certjob.jobs.deliveries import Job
 from certjob.jobs.resync import MentorState, Resync, describe, resync
 from certjob.portal.sync import PortalSyncService, Wish
+from certjob.redaction import printed_line
 from certjob.review.days import reject_wrong_day
 
 _LONGEST_REASON = 200
@@ -51,7 +52,7 @@ def pause(
     No error of the review prevents the push of the hide; ``resync.not_reviewed`` has it. Raises UsageError for a reason
     that no person may give, and MentorBusyError, without a pause, if another session kept the mentor locked.
     """
-    connection, who, reason = job.connection, user_name(), " ".join(because.split())
+    connection, who, reason = job.connection, user_name(), printed_line(because)
     if not 0 < len(reason) <= _LONGEST_REASON or reason == OWN_PAUSE_REASON:
         message = f"--because is not a text of at most {_LONGEST_REASON} characters, or is certjob's own reason"
         raise UsageError(message, next_step="say why the mentor may not take assignments")
@@ -115,9 +116,10 @@ def _explained(not_done: str, *, next_step: str) -> Iterator[None]:
 
 
 def _choose(connection: Connection, member_no: str, mentor_id: UUID, *, reason: str | None) -> _OpenPause:
-    """Return the open pause with this reason, or the only one. Raises UsageError, which lists the open pauses."""
+    """Return the open pause with this reason, also as it is printed, or the only one. Raises UsageError with a list."""
     found = database.fetch(connection, "list_open_pauses", {"mentor_id": mentor_id}, into=_OpenPause)
-    chosen = [each for each in found if reason in (None, each.reason)]
+    exact = [each for each in found if reason in (None, each.reason)]
+    chosen = exact or [each for each in found if printed_line(each.reason) == printed_line(reason or "")]
     if len(chosen) == 1:
         return chosen[0]
     if not found:

@@ -225,6 +225,32 @@ def test_one_of_several_pauses_must_be_named(scene: Scene, shown: UUID) -> None:
     assert result.resync.after.pauses == ["complaint"]
 
 
+def test_pause_is_chosen_by_its_reason_as_it_is_printed(scene: Scene, shown: UUID) -> None:
+    """The app stored two spaces and a line end."""
+    for reason in ("a  b\nc", "complaint"):
+        scene.facts.pause(shown, reason=reason, actor="kari")
+
+    with pytest.raises(UsageError, match=r"several open pauses: a  b\nc \(by kari since "):
+        unpause(scene, shown, FlakyPortal())
+
+    assert unpause(scene, shown, FlakyPortal(), reason="a b c").resync.after.pauses == ["complaint"]
+
+
+def test_name_and_reason_with_strange_bytes_are_stored_as_one_line(
+    scene: Scene, shown: UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name in Latin-1 must not prevent the pause."""
+    monkeypatch.setenv("SUDO_USER", "j\udcf8rn\nx")
+
+    result = pause(scene, shown, FlakyPortal(), because="bad\x1b[2J  \udcff")
+
+    assert (result.by, result.reason) == (
+        "cli:j\N{REPLACEMENT CHARACTER}rn x",
+        "bad\N{REPLACEMENT CHARACTER}[2J \N{REPLACEMENT CHARACTER}",
+    )
+    assert scene.rows("SELECT actor, reason FROM mentor_pauses") == [(result.by, result.reason)]
+
+
 def test_own_pause_is_lifted_only_if_certjob_would_not_open_it_again(scene: Scene) -> None:
     """Otherwise the next run would, and the message says what helps. A certificate of someone else was deleted here."""
     mentor = scene.expired(contact_id=CONTACT, member_no="M1042")

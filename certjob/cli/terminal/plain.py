@@ -9,7 +9,7 @@ from datetime import UTC, date, datetime
 from typing import Final
 
 from certjob.cli.terminal.logs import traceback_lines, writes_json
-from certjob.redaction import harmless, without_secrets
+from certjob.redaction import printed_line, without_secrets
 
 _UNSEEN = re.compile("[\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb]")
 """Invisible characters and terminal commands that json.dumps does not escape."""
@@ -69,7 +69,7 @@ def print_note(command: str, message: str) -> None:
 
 
 def _say(level: int, command: str, message: str, *, event: str, error: BaseException | None = None) -> None:
-    line = without_secrets(" ".join(harmless(message).split()))
+    line = without_secrets(printed_line(message))
     if writes_json():
         logger = logging.getLogger("certjob")
         trace = (type(error), error, error.__traceback__) if error is not None else None
