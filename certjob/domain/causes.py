@@ -209,7 +209,6 @@ HELD_REASONS: Final[Mapping[str, str]] = {
     "ends_soon": "would end soon",
     "ends_earlier": "would end earlier",
     "new_contact": "has a new contact ID",
-    "returns": "would be shown or reinstated",
     "reinstated": "would be shown or reinstated",
     "reminder": "would get a reminder",
 }

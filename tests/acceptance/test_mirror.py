@@ -398,6 +398,23 @@ def test_value_that_cannot_be_read_is_named_without_the_value_and_stops_no_one_e
     assert value not in str(app.rows("SELECT lines, counts FROM certjob.job_runs"))
 
 
+def test_mentor_who_cannot_be_read_keeps_the_contact(app: App) -> None:
+    """Another mentor should get it. It stays with the mentor whom the portal shows, so a hide still reaches it."""
+    app.rows("DROP SCHEMA certjob_mirror CASCADE")
+    app.rows("ALTER TABLE public.profiles ALTER deactivated_at TYPE text")
+    app.owner.execute(MIRROR)
+    first, second = app.profiles("M1", "M2")
+    assert app.sync() == []
+    before = app.rows(KNOWN)
+    ((contact,),) = app.rows("SELECT crm_contact FROM public.profiles WHERE id = %s", first)
+    app.change(first, deactivated_at="in May", crm_contact=uuid4())
+    app.change(second, crm_contact=contact)
+
+    assert {profile for profile, *_ in app.sync()} == {first, second}
+
+    assert app.rows(KNOWN) == before
+
+
 def test_failed_copy_is_reported_without_a_value_of_the_app(app: App) -> None:
     """An app that casts in the view stops the copy of everyone, and PostgreSQL's message quotes the value."""
     app.profiles("M1")
