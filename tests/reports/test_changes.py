@@ -316,7 +316,7 @@ def test_page_groups_by_what_and_says_how_many_more(width: int, capsys: pytest.C
 
     assert max(map(len, text.splitlines())) <= width
     assert flat(text).startswith("Changes since today 05:05 Wrongly visible in hlf (2) At No. Name Why")
-    assert "until 03-10 07:05 (possible): pause by eva: complaint" in flat(text)
+    assert "until today 07:05 (possible): pause by eva: complaint" in flat(text)
     assert "lasts (proven): pause by eva: complaint" in flat(text)
     assert "Expired (60) At No. Name Why Org" in flat(text)
     assert "03-10 05:05 M2 Kari Nordmann likeperson ended nhf" in flat(text)

@@ -29,7 +29,7 @@ def show_changes(
         shown, is_empty = list(group), False
         others = len({each.organisation for each in shown}) > 1
         rows = [
-            [_at(each.at, today, zone), each.member_no, each.full_name, _why(each, today, zone)]
+            [f"{each.at.astimezone(zone):%Y-%m-%d %H:%M}", each.member_no, each.full_name, _why(each, today, zone)]
             + ([each.organisation] if others else [])
             for each in shown
         ]
@@ -47,20 +47,8 @@ def _why(change: ListedChange, today: date, zone: tzinfo) -> str:
     """Return the reason, and for an exposure also its end."""
     if change.is_proven is None:
         return change.why
-    until = f"until {_at(change.ended_at, today, zone)}" if change.ended_at else "lasts"
+    until = f"until {moment_words(change.ended_at.astimezone(zone), today)}" if change.ended_at else "lasts"
     return f"{until} ({'proven' if change.is_proven else 'possible'}): {change.why}"
-
-
-def _at(at: datetime, today: date, zone: tzinfo) -> str:
-    """Return a local time, without the current year.
-
-    >>> _at(datetime(2026, 3, 9, 4, 5, tzinfo=UTC), date(2026, 3, 10), UTC)
-    '03-09 04:05'
-    >>> _at(datetime(2025, 3, 9, 4, 5, tzinfo=UTC), date(2026, 3, 10), UTC)
-    '2025-03-09 04:05'
-    """
-    local = at.astimezone(zone)
-    return f"{local:%m-%d %H:%M}" if local.year == today.year else f"{local:%Y-%m-%d %H:%M}"
 
 
 def print_changes_csv(changes: Iterable[ListedChange]) -> None:

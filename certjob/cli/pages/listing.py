@@ -72,7 +72,7 @@ def to_document(connection: Connection, listing: Listing, *, today: date) -> dic
 
 def _status(row: ListedCertificate) -> str:
     """Return the status, and why the mentor is not active."""
-    pauses = ("paused" if reason == OWN_PAUSE_REASON else reason_words(reason) for reason in row.pauses)
+    pauses = ("paused" if each == OWN_PAUSE_REASON else f"paused: {reason_words(each)}" for each in row.pauses)
     return harmless(", ".join([str(row.status or "none"), *pauses, *(["has left"] if row.left else [])]))
 
 
