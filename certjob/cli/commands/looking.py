@@ -124,7 +124,7 @@ def alerts(
 
 
 @app.command(
-    short_help="Show who was changed by the last run, and why.",
+    short_help="Show who was changed since last night's first run, and why.",
     examples=("certjob changes", "certjob changes --since 2027-03-01 --organisation hlf --csv > changes.csv"),
 )
 def changes(
