@@ -13,7 +13,7 @@ LONGEST_BAR: Final = 9
 
 
 def show_forecast(output: Output, forecast: Forecast) -> None:
-    """Print a table on a terminal, with a bar beside the expiries; otherwise tab-separated lines."""
+    """Print a table on a terminal, with a bar for the expiries; otherwise tab-separated lines."""
     rows = [asdict(week) for week in forecast.weeks]
     if not output.on_terminal:
         output.show_rows((), ([*row.values()] for row in rows))
