@@ -16,9 +16,9 @@ _WITHOUT_VALUES = frozenset(["0A", "21", "42", "53", "55", "57"])
 
 
 def copy_facts(connection: Connection, *, today: date) -> list[StageStop]:
-    """Call ``certjob_mirror.sync()``; return and store why it failed, or which facts it did not copy.
+    """Call ``certjob_mirror.sync()``; store and return the reason of a failure, or the facts that were not copied.
 
-    Returns nothing if someone has acknowledged the alert about the same problem.
+    An acknowledged problem is not returned again.
     """
     has_right_owner = database.fetch_value(connection, "find_mirror")
     if has_right_owner is None:

@@ -36,7 +36,7 @@ class Exposure:
 
 
 def note_exposures(connection: Connection, *, today: date, zone: tzinfo, after_reading: bool = False) -> None:
-    """End and open exposures by what is known now; ``after_reading``: a new reading of the portal was stored.
+    """End and open exposures. ``after_reading`` says that a new reading of the portal was stored.
 
     Leaves them to the next command if another session has locked one of the mentors.
     """

@@ -11,7 +11,7 @@ from certjob.redaction import foreign_line
 def readable(text: str, *, recipient: MailAddress | None = None, secrets: Iterable[str] = ()) -> str:
     """Return the text as ``foreign_line`` does, with ``<recipient>`` instead of the recipient's address.
 
-    Servers repeat what they received, and not always in UTF-8.
+    A server repeats the received text, sometimes in another encoding than UTF-8.
     """
     text = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     for form in _forms(recipient) if recipient is not None else ():
