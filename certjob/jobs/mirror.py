@@ -24,7 +24,7 @@ def copy_facts(connection: Connection, *, today: date) -> list[StageStop]:
     if has_right_owner is None:
         return []
     stops = _copy(connection, has_right_owner=has_right_owner)
-    copy = {"problem": stops[0].reason if stops else None, "today": today}
+    copy = {"problem": stops[0].fault if stops else None, "today": today}
     is_known = database.persist(connection, lambda: database.fetch_value(connection, "note_copy", copy))
     return [] if is_known else stops
 
@@ -43,7 +43,8 @@ def _copy(connection: Connection, *, has_right_owner: bool) -> list[StageStop]:
         return []
     listed = [": ".join(filter(None, [member or str(profile or ""), what])) for profile, member, what in problems]
     more = [f"and {len(listed) - _MOST_PROBLEMS:,} more"] if len(listed) > _MOST_PROBLEMS else []
-    return [_stop("; ".join(["some facts of the app were not copied", *listed[:_MOST_PROBLEMS], *more]))]
+    what = "some facts of the app were not copied"
+    return [_stop("; ".join([what, *listed[:_MOST_PROBLEMS], *more]), everything="; ".join([what, *listed]))]
 
 
 def _name(error: psycopg.Error) -> str:
@@ -53,5 +54,6 @@ def _name(error: psycopg.Error) -> str:
     return f"{told or ' in '.join(filter(None, [type(error).__name__, where]))} ({error.sqlstate})"
 
 
-def _stop(reason: str) -> StageStop:
-    return StageStop(stage="mirror", code=StageEnd.NOT_COPIED, reason=f"certjob_mirror.sync(): {reason}", fault=reason)
+def _stop(reason: str, *, everything: str | None = None) -> StageStop:
+    texts = {"reason": f"certjob_mirror.sync(): {reason}", "fault": f"certjob_mirror.sync(): {everything or reason}"}
+    return StageStop(stage="mirror", code=StageEnd.NOT_COPIED, **texts)

@@ -143,6 +143,7 @@ BEGIN
         ) OR EXISTS (  -- a call is in flight, or its outcome is unknown
             SELECT FROM certjob.portal_sync_events AS e
             WHERE e.mentor_id = NEW.id AND e.claim_contact_id = OLD.dynamics_contact_id AND e.claim_token IS NOT NULL
+                AND e.next_attempt_at > now() - interval '1 day'
         )
         ON CONFLICT (contact_id) DO UPDATE
         SET first_seen_at = CASE WHEN u.gone_at IS NULL THEN u.first_seen_at ELSE now() END, last_seen_at = now(),

@@ -16,7 +16,8 @@ AS $$ SELECT EXISTS (
 --   is_alert  true if the push failed or is an hour old, or if its time is in the future because a wrong clock wrote
 --             it. Exceptions: a show of a mentor who waits for a review, because the review comes first, and a hide
 --             without a contact ID if the contact of the last call belongs to another mentor now. A push that only
---             moves the last visible day to a later one becomes an alert seven days before the previous day.
+--             moves the last visible day to a later one becomes an alert seven days before the previous day, and on a
+--             portal without that day only if the portal rejects it.
 --   restricts  the portal shows the mentor until moved_from, which is later than the last certified day
 --   fingerprint  what a person sees in the alert. It stays the same while the push is queued again.
 CREATE VIEW certjob.open_pushes WITH (security_invoker = true) AS
@@ -26,7 +27,8 @@ SELECT e.id AS event_id, e.mentor_id, m.organisation_id, e.visible, moved.from_d
         AS since,
     (f.id IS NOT NULL OR e.wanted_at < now() - interval '1 hour' OR e.wanted_at > now() + interval '1 hour')
         AND NOT (e.visible AND NOT e.restricts AND m.review_on <= current_date)
-        AND (moved.from_day IS NULL OR (moved.from_day - interval '7 days' <= now() AND moved.hides_alone))
+        AND (moved.from_day IS NULL
+            OR (moved.from_day - interval '7 days' <= now() AND (moved.hides_alone OR f.kind = 'permanent')))
         AND NOT (NOT e.visible AND m.dynamics_contact_id IS NULL
             AND certjob_private.contact_is_taken(e.mentor_id)) AS is_alert,
     claim.is_live AS is_claimed,
@@ -451,7 +453,8 @@ SELECT 'facts_missing' AS kind, a.organisation_id, NULL::uuid AS mentor_id, a.ca
     NULL::bigint AS row_id, a.since, a.sentence, a.cause, a.error, a.number, NULL::date AS day, a.fingerprint
 FROM (
     SELECT NULL::uuid AS organisation_id, c.failing_since AS since, 'Facts of the app not copied' AS sentence,
-        'not_copied' AS cause, c.problem AS error, NULL::integer AS number, md5(c.problem) AS fingerprint
+        'not_copied' AS cause, CASE WHEN length(c.problem) > 1000 THEN left(c.problem, 1000) || ' …' ELSE c.problem END
+            AS error, NULL::integer AS number, md5(c.problem) AS fingerprint
     FROM certjob.facts_last_copy AS c
     WHERE c.failing_since IS NOT NULL AND EXISTS (
         SELECT FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace

@@ -233,18 +233,22 @@ def test_new_last_day_is_an_alert_a_week_before_the_old_one(
     assert scene.rows("SELECT kind FROM alerts") == alerts
 
 
-@pytest.mark.parametrize(("dates", "alerts"), [(False, []), (True, [("may_be_hidden",)])])
+@pytest.mark.parametrize(
+    ("dates", "error", "alerts"),
+    [(False, RESET, []), (False, REJECTED, [("may_be_hidden",)]), (True, RESET, [("may_be_hidden",)])],
+    ids=["no column", "no column, rejected", "column"],
+)
 def test_later_last_day_is_no_alert_if_the_portal_hides_no_one_by_date(
-    scene: Scene, dates: bool, alerts: list[tuple[str]]
+    scene: Scene, dates: bool, error: PortalCallError, alerts: list[tuple[str]]
 ) -> None:
-    """Without a column for the last visible day, the mentor stays visible without the push."""
+    """Without a column, the mentor stays visible without the push, but a rejected contact may be gone."""
     scene.backlog(1, visible=True)
     scene.run_sql("UPDATE portal_sync_events SET status = 'delivered', delivered_at = now(), dates = %s", dates)
     scene.run_sql(
         "INSERT INTO portal_sync_events (mentor_id, visible, moved_from)"
         " SELECT mentor_id, true, current_date FROM portal_sync_events"
     )
-    scene.push(REJECTED)
+    scene.push(error)
 
     assert scene.rows("SELECT kind FROM alerts") == alerts
 

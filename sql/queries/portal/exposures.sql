@@ -34,7 +34,7 @@ CROSS JOIN LATERAL (
         UNION ALL
         SELECT now()
         WHERE m.portal_visible
-            AND NOT EXISTS (SELECT FROM certjob_private.unhidden_mentors(%(today)s) AS u WHERE u.mentor_id = m.id)
+            AND NOT EXISTS (SELECT FROM certjob_private.unhidden_mentors(%(today)s, %(zone)s) AS u WHERE u.mentor_id = m.id)
     ) AS e (at)
     WHERE e.at <= now()
 ) AS known
