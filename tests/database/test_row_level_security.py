@@ -156,7 +156,7 @@ def test_hide_of_a_given_away_contact_is_no_alert_for_coordinators(ours: Organis
     assert ours.asks("SELECT is_alert FROM open_pushes") == [(True,)]
 
 
-def test_unusual_times_stop_neither_run_nor_explain(
+def test_unusual_times_stop_no_command(
     here: Certjob, ours: Organisation, theirs: Organisation, supabase_url: str
 ) -> None:
     """The app can write times such as infinity, which Python cannot represent."""
@@ -172,6 +172,8 @@ def test_unusual_times_stop_neither_run_nor_explain(
         assert (story.returncode, story.stderr, "Left on" in story.stdout) == (0, "", True)
 
     assert here("run", CERTJOB_DATABASE_URL=supabase_url).returncode == 3  # the pushes are alerts
+    changes = here("changes", "--csv", CERTJOB_DATABASE_URL=supabase_url)
+    assert (changes.returncode, changes.stderr, changes.stdout.count("revoked,")) == (0, "", 2)
     assert ours.facts.rows("SELECT status FROM certificates") == [("revoked",)] * 2
 
 

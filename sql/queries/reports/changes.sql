@@ -94,8 +94,8 @@ WITH happened (
     LEFT JOIN organisations AS o ON o.id = m.organisation_id
     WHERE %(organisation_id)s::uuid IS NULL OR m.organisation_id = %(organisation_id)s
 )
-SELECT n.what, n.at, n.ended_at, n.organisation, n.member_no, n.full_name, n.mentor_id, n.is_proven,
-    coalesce(n.kind, lapsed.kind) AS kind, coalesce(n.day, lapsed.day) AS day, lapsed.is_revoked, n.former_day,
+SELECT n.what, greatest(n.at, '0001-01-02Z') AS at, n.ended_at, n.organisation, n.member_no, n.full_name, n.mentor_id, n.is_proven,
+    coalesce(n.kind, lapsed.kind) AS kind, told.day, lapsed.is_revoked, n.former_day,
     coalesce(n.person, hide.actor) AS person, coalesce(n.reason, hide.reason) AS reason, n.threshold_days, n.has_left,
     n.certified_until, n.number, failed.since AS failed_since, failed.until AS failed_until,
     coalesce(failed.cause, confirmed.cause, held.cause) AS cause
@@ -135,6 +135,12 @@ LEFT JOIN LATERAL (
     ORDER BY CASE WHEN ends.revoked THEN c.revoked_at ELSE ends.at END DESC, c.kind
     LIMIT 1
 ) AS lapsed ON true
+-- The app can write days that Python cannot represent.
+LEFT JOIN LATERAL (
+    SELECT greatest(least(known.day, '9999-12-31'), '0001-01-02') AS day
+    FROM (VALUES (coalesce(n.day, lapsed.day))) AS known (day)
+    WHERE known.day IS NOT NULL
+) AS told ON true
 -- Why an exposure lasted: the push failed, or the portal showed a contact that it had hidden, or a guard holds the hide.
 LEFT JOIN LATERAL (
     SELECT f.failure_code AS cause, f.created_at AS since, f.last_failed_at AS until
