@@ -9,7 +9,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
-from itertools import count
 from uuid import UUID
 
 from certjob.domain import holds, rules
@@ -100,7 +99,7 @@ class Programme:
         self.portal: dict[int, bool] = {}
         self.mailed: set[Mailed] = set()
         self.coming: dict[date, list[tuple[Callable[..., None], tuple[object, ...]]]] = defaultdict(list)
-        self._numbers = count(1)
+        self._numbers = iter(range(1, 1_000_000))  # unlike count, it can be pickled in Python 3.14
         self._renewed_on: dict[date, list[tuple[Person, str]]] = defaultdict(list)
         self._runs: list[date] = []
         self._gap_is_open = False
