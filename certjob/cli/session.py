@@ -19,9 +19,9 @@ from certjob.cli.terminal.logs import log_configuration
 from certjob.errors import EXIT_CODES, ConfigurationError, Outcome
 
 if TYPE_CHECKING:
-    from certjob.cli.terminal.output import Output
+    from certjob.cli.terminal.output import Output, Phases
     from certjob.database import Connection
-    from certjob.jobs.deliveries import Job, Progress
+    from certjob.jobs.job import Job
     from certjob.settings import Settings
     from certjob.stopping import StopFlag
 
@@ -76,13 +76,13 @@ class Session:
     ping_body: dict[str, Any]
     """The content of the final ping, in addition to the exit code."""
 
-    def job(self, progress: "Progress | None" = None, *, seconds: float | None = None) -> "Job":
+    def job(self, progress: "Phases | None" = None, *, seconds: float | None = None) -> "Job":
         """Prepare a job, whose deliveries take at most ``seconds``, without connecting. Raises ConfigurationError.
 
         A job that starts again gets the rest of the time. A wrong setting about mail or a broken template does not stop
         it: it sends no mail, or certjob's own template, and reports it.
         """
-        from certjob.jobs.deliveries import DELIVER_SECONDS, Delivery, Job, NoProgress
+        from certjob.jobs.job import DELIVER_SECONDS, Job, show_nothing
         from certjob.mail.channels.notify import open_channel
         from certjob.portal.push import CALL_DEADLINE_SECONDS
 
@@ -101,7 +101,10 @@ class Session:
         except ConfigurationError as error:
             mail_problem = error
         rest = (seconds or DELIVER_SECONDS) - (time.monotonic() - self.began_at)
-        delivery = Delivery(
+        return Job(
+            connection=self.connection,
+            today=settings.today,
+            stop=self.stop,
             make_portal=make_portal,
             channel=channel,
             mail_problem=mail_problem,
@@ -110,15 +113,9 @@ class Session:
             operator_address=settings.operator_address or "",
             templates_dir=settings.templates_dir,
             zone=settings.zone,
-            today=lambda: settings.today,
+            present_day=lambda: settings.today,
             deadline_seconds=max(rest, _LEAST_SECONDS),
-        )
-        return Job(
-            connection=self.connection,
-            today=settings.today,
-            delivery=delivery,
-            stop=self.stop,
-            progress=progress or NoProgress(),
+            phase=progress.phase if progress is not None else show_nothing,
             run_id=self.run_id,
         )
 

@@ -16,7 +16,7 @@ from certjob import __version__, database
 from certjob.database import Connection
 from certjob.domain.alert_kinds import Kind
 from certjob.errors import CertjobError, DatabaseUnavailableError, Outcome, StageEnd
-from certjob.jobs.deliveries import Job
+from certjob.jobs.job import Advance, Job
 from certjob.jobs.report import DeliverReport, Report, RunReport, Told
 from certjob.outbox.claims import StageStop
 from certjob.outbox.open_work import read_open_work
@@ -34,15 +34,15 @@ _NOT_READ = "a table or a row is locked by another database session; end that se
 
 
 class Heartbeat:
-    """A progress that also records in the row that the run is alive, every 15 seconds."""
+    """Shows phases, and records in the row that the run is alive, every 15 seconds."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
         self._next_at = 0.0
 
-    def phase(self, name: str, *, count: Callable[[], int] | None = None) -> Callable[[int], None]:
-        """Begin a phase; see ``Progress``."""
-        show = self._job.progress.phase(name, count=count)
+    def phase(self, name: str, *, count: Callable[[], int] | None = None) -> Advance:
+        """Begin a phase; see ``Job.phase``."""
+        show = self._job.phase(name, count=count)
         logger.info("%s", name, extra={"event": "phase"})
         self._next_at = 0.0
         self._beat()
@@ -95,7 +95,7 @@ def recorded(
         report.told = Told(stops=stops)
     try:
         measure_exposures(job, report)
-        yield replace(job, progress=Heartbeat(job))
+        yield replace(job, phase=Heartbeat(job).phase)
         measure_exposures(job, report)
         try:
             with database.transaction(connection, lock_timeout_ms=_LOCK_TIMEOUT_MS):
@@ -120,7 +120,7 @@ def recorded(
 def measure_exposures(job: Job, report: Report, *, after_reading: bool = False) -> None:
     """Note exposures. An unexpected error is reported and does not end the run, because it must not prevent a hide."""
     try:
-        note_exposures(job.connection, today=report.today, zone=job.delivery.zone, after_reading=after_reading)
+        note_exposures(job.connection, today=report.today, zone=job.zone, after_reading=after_reading)
     except psycopg.Error as error:
         if database.is_lost(error):
             raise

@@ -13,7 +13,7 @@ from certjob.domain.models import OWN_PAUSE_REASON, PauseChange
 from certjob.errors import BrokenMentorError, MentorBusyError, UsageError
 from certjob.facts import reading
 from certjob.jobs.acknowledge import user_name
-from certjob.jobs.deliveries import Job
+from certjob.jobs.job import Job
 from certjob.jobs.resync import MentorState, Resync, describe, resync
 from certjob.portal.sync import PortalSyncService, Wish
 from certjob.redaction import printed_line
@@ -88,7 +88,7 @@ def unpause(
     kept the mentor locked. An error of the review is in ``resync.not_reviewed``, because the pause is lifted then.
     """
     connection, who = job.connection, user_name()
-    reject_wrong_day(connection, job.today, zone=job.delivery.zone, accept_date=accept_date)
+    reject_wrong_day(connection, job.today, zone=job.zone, accept_date=accept_date)
     before = describe(connection, mentor_id)
 
     def write() -> _OpenPause:

@@ -8,9 +8,10 @@ from uuid import UUID
 from certjob import database
 from certjob.errors import ConfigurationError, PortalCallError, StageEnd
 from certjob.facts.lookup import find_organisation
-from certjob.jobs.deliveries import Deliveries, Job
+from certjob.jobs.job import Job
 from certjob.jobs.job_runs import measure_exposures, recorded
 from certjob.jobs.report import ReconcileReport
+from certjob.jobs.runs import push
 from certjob.outbox.calls import Calls
 from certjob.outbox.claims import StageStop
 from certjob.outbox.open_work import read_open_work
@@ -37,7 +38,7 @@ def reconcile(
     connection, today, run_id = job.connection, job.today, job.run_id
     for slug in allow:
         find_organisation(connection, slug)
-    reject_wrong_day(connection, today, zone=job.delivery.zone, accept_date=accept_date)
+    reject_wrong_day(connection, today, zone=job.zone, accept_date=accept_date)
     report = ReconcileReport(run_id=run_id, today=today, dry_run=dry_run)
 
     def compare(job: Job) -> Comparison | None:
@@ -59,18 +60,18 @@ def reconcile(
             measure_exposures(job, report, after_reading=True)
             store_portal_holds(connection, found.held, today=today, run_id=run_id)
             comparison.raise_events(connection, found, today=today, run_id=run_id, stop=job.stop)
-            Deliveries(beating, report).push()
+            push(beating, report, seconds=job.deadline_seconds)
     return report
 
 
 def _read(job: Job, report: ReconcileReport) -> Reading | None:
     """Read all pages, or return None and add the reason to the report."""
-    make_portal, policy, stop = job.delivery.make_portal, job.delivery.policy, job.stop
+    make_portal, policy, stop = job.make_portal, job.policy, job.stop
     if make_portal is None:
         message = "CERTJOB_PORTAL_URL is not set, so certjob cannot read the portal"
         raise ConfigurationError(message)
     read_at = database.clock(job.connection)
-    advance = job.progress.phase("Reading the portal")
+    advance = job.phase("Reading the portal")
     pages: list[VisiblePage] = []
     days: dict[UUID, date | None] = {}
 

@@ -8,10 +8,9 @@ from datetime import date, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
-from certjob.domain.alert_kinds import Kind
+from certjob.domain.alert_kinds import Kind, count_in_words
 from certjob.domain.models import Status
 from certjob.errors import Outcome, StageEnd
-from certjob.jobs.reasons import counted, differing, named
 from certjob.mail.stage import MailCounts
 from certjob.outbox.claims import StageStop
 from certjob.outbox.open_work import NO_WORK, OpenWork
@@ -19,7 +18,7 @@ from certjob.portal.comparison import Comparison, Difference
 from certjob.portal.exposures import Exposure
 from certjob.portal.sync import PortalCounts
 from certjob.review.attention import Attention
-from certjob.review.plan import PlannedChange, ReviewCounts
+from certjob.review.plan import LOCKED, PlannedChange, ReviewCounts
 from certjob.sorting import SortedRows
 
 
@@ -35,6 +34,7 @@ class Told:
 
 NOTHING = Told()
 SEE_ALERTS = "; see `certjob alerts`"
+_MOST_NAMES = 5
 
 
 @dataclass(slots=True, kw_only=True)
@@ -54,7 +54,6 @@ class MailResult:
         return {"digests": digests, "mail_waits_until": waits and waits.isoformat()}
 
 
-NO_MAIL = MailResult()
 NO_PARTS: Mapping[str, Any] = {}
 
 
@@ -66,7 +65,9 @@ class Report:
     today: date
     dry_run: bool = False
     run_id: UUID = field(default_factory=uuid4)
+    review: ReviewCounts = field(default_factory=ReviewCounts)
     portal: PortalCounts = field(default_factory=PortalCounts)
+    mail: MailResult = field(default_factory=MailResult)
     open_work: Mapping[str, OpenWork] = field(default_factory=lambda: NO_WORK)
     """The open work at the end of the run."""
     held: list[str] = field(default_factory=list)
@@ -82,7 +83,7 @@ class Report:
 
     def lines(self, told: Told = NOTHING) -> list[str]:
         """Return one line for each reason for attention, without those that have been told."""
-        raise NotImplementedError
+        return [*self.held, *self._stops(told), *_named(self.review), *self._failed(), *self._lost()]
 
     @property
     def reasons(self) -> list[str]:
@@ -162,13 +163,13 @@ class Report:
     def _stops(self, told: Told) -> list[str]:
         return [str(stop) for stop in self.stopped if stop.code is StageEnd.CRASH or stop.key not in told.stops]
 
-    def _failed(self, *, pushes: int | None = None, mail: MailResult = NO_MAIL, see: str = SEE_ALERTS) -> list[str]:
+    def _failed(self, *, pushes: int | None = None, see: str = SEE_ALERTS) -> list[str]:
         """Return the numbers of failures; of ``pushes`` instead of all failed ones, if given."""
         pushes = self.portal.failed if pushes is None else pushes
-        return _tally(f"failed{see}", f"failed{see}", pushes, mail.reminders.failed, mail.digests.failed)
+        return _tally(f"failed{see}", f"failed{see}", pushes, self.mail.reminders.failed, self.mail.digests.failed)
 
-    def _lost(self, mail: MailResult = NO_MAIL) -> list[str]:
-        numbers = self.portal.lost, mail.reminders.lost, mail.digests.lost
+    def _lost(self) -> list[str]:
+        numbers = self.portal.lost, self.mail.reminders.lost, self.mail.digests.lost
         return _tally("lost its lease", "lost their lease", *numbers)
 
 
@@ -177,8 +178,6 @@ class RunReport(Report):
     """The report of ``run``, also of a dry run."""
 
     command: str = "run"
-    review: ReviewCounts = field(default_factory=ReviewCounts)
-    mail: MailResult = field(default_factory=MailResult)
     attention: Attention | None = None
     """All alerts at the end of the run, or None if it has not read them."""
     exposure: Exposure | None = None
@@ -191,8 +190,7 @@ class RunReport(Report):
         """Return the lines. Each reason has one: alerts follow only where no line of this run says the same."""
         review, attention = self.review, self.attention
         if attention is None:
-            failures = [] if self.dry_run else [*self._failed(mail=self.mail), *self._lost(self.mail)]
-            return [*self.held, *self._stops(told), *named(review), *failures]
+            return Report.lines(self, told)
         kinds = {kind for kind, count in attention.counts.items() if count.new or not told.old_alerts}
         said = {Kind.HELD} | {Kind.FACTS_MISSING for stop in self.stopped if stop.stage == "mirror"}
         if attention.counts[Kind.NEVER_REVIEWED].number <= len(review.skipped) + len(review.broken):
@@ -200,9 +198,9 @@ class RunReport(Report):
         return [
             *(attention.held if Kind.HELD in kinds else ()),
             *self._stops(told),
-            *(named(review, known=attention.known_mentors) if Kind.NEVER_REVIEWED in kinds else ()),
+            *(_named(review, known=attention.known_mentors) if Kind.NEVER_REVIEWED in kinds else ()),
             *(line for kind, line in attention.lines(only_new=told.old_alerts).items() if kind not in said),
-            *self._lost(self.mail),
+            *self._lost(),
         ]
 
     @property
@@ -240,15 +238,14 @@ class DeliverReport(Report):
     """The report of ``deliver``. It leaves out what has been told, because cron starts one every 15 minutes."""
 
     command: str = "deliver"
-    mail: MailResult = field(default_factory=MailResult)
     overdue: str = ""
     """The alert of an overdue full run, unless another delivery of this day has reported it."""
     told: Told = NOTHING
 
     def lines(self, told: Told = NOTHING) -> list[str]:
         """Return the lines; of the failed pushes only those that are news."""
-        failures = [*self._failed(pushes=self.portal.news, mail=self.mail), *self._lost(self.mail)]
-        return [*filter(None, [self.overdue]), *self.held, *self._stops(told), *failures]
+        failed = self._failed(pushes=self.portal.news)
+        return [*filter(None, [self.overdue]), *self.held, *self._stops(told), *failed, *self._lost()]
 
     @property
     def reasons(self) -> list[str]:
@@ -281,11 +278,6 @@ class RetryReport(Report):
 class ResyncReport(Report):
     """The report of ``resync``, ``pause`` and ``unpause``."""
 
-    review: ReviewCounts
-
-    def lines(self, told: Told = NOTHING) -> list[str]:
-        return [*self._stops(told), *named(self.review), *self._failed(), *self._lost()]
-
     def to_document(self) -> dict[str, Any]:
         reminders = {"queued": self.review.reminders_queued, "pending": self.open_work["reminders"].pending}
         before, portal = _reviewed(self.review) | {"reminders": reminders}, {"queued": self.review.portal_queued}
@@ -302,9 +294,8 @@ class ReconcileReport(Report):
 
     def lines(self, told: Told = NOTHING) -> list[str]:
         """Return the lines, in a dry run only those about the reading."""
-        differences = differing(self.comparison) if self.comparison is not None else []
-        failures = [] if self.dry_run else [*differences, *self._failed(), *self._lost()]
-        return [*self.held, *self._stops(told), *failures]
+        differences = [] if self.comparison is None or self.dry_run else _differing(self.comparison)
+        return [*self.held, *self._stops(told), *differences, *self._failed(), *self._lost()]
 
     @property
     def corrections(self) -> Sequence[Difference]:
@@ -326,13 +317,43 @@ class ReconcileReport(Report):
         return document | {"unknown_contacts": unknown, "changes": changes}
 
 
+def _differing(comparison: Comparison) -> list[str]:
+    """Return the unknown contacts and the locked mentors of a comparison with the portal."""
+    unknown = len(comparison.unknown)
+    again = "locked by another session and not corrected, run `certjob reconcile` again"
+    lines = [f"{count_in_words(Kind.UNKNOWN_CONTACTS, unknown)}; see `certjob alerts`"] if unknown else []
+    return lines + _listed([each.member_no for each in comparison.locked], f"mentor is {again}", f"mentors are {again}")
+
+
+def _named(review: ReviewCounts, *, known: Set[UUID] = frozenset()) -> list[str]:
+    """Return the skipped and the broken mentors by id, without acknowledged ones (``known``).
+
+    Each line has the first five ids, because the JSON document has all of them.
+    """
+    broken = [f"{mentor_id} ({reason})" for mentor_id, reason in review.broken.items() if mentor_id not in known]
+    skipped = [mentor_id for mentor_id in review.skipped if mentor_id not in known]
+    lines = _listed(skipped, f"mentor was skipped ({LOCKED})", f"mentors were skipped ({LOCKED})")
+    return lines + _listed(broken, "mentor could not be processed", "mentors could not be processed")
+
+
+def _counted(number: int, singular: str, plural: str) -> list[str]:
+    """Return one line with the number, or no line for 0."""
+    return [f"{number:,} {singular if number == 1 else plural}"] if number else []
+
+
+def _listed(names: Sequence[object], singular: str, plural: str) -> list[str]:
+    few = ", ".join(map(str, names[:_MOST_NAMES]))
+    more = f" and {len(names) - _MOST_NAMES:,} more" if len(names) > _MOST_NAMES else ""
+    return [f"{count}: {few}{more}" for count in _counted(len(names), singular, plural)]
+
+
 def _tally(singular: str, plural: str, *numbers: int) -> list[str]:
     """Return a line for the pushes, the reminders and the digests of these numbers."""
     names = ("portal push", "portal pushes"), ("reminder", "reminders"), ("digest", "digests")
     return [
         line
         for (one, many), number in zip(names, numbers, strict=True)
-        for line in counted(number, f"{one} {singular}", f"{many} {plural}")
+        for line in _counted(number, f"{one} {singular}", f"{many} {plural}")
     ]
 
 

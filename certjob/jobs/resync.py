@@ -21,9 +21,10 @@ from certjob.errors import (
     StageEnd,
     UnknownMentorError,
 )
-from certjob.jobs.deliveries import Deliveries, Job
+from certjob.jobs.job import Job
 from certjob.jobs.job_runs import recorded
 from certjob.jobs.report import ResyncReport
+from certjob.jobs.runs import missing_portal, stage
 from certjob.mail.reminders import reopen_failed_reminders
 from certjob.outbox.calls import Calls
 from certjob.outbox.claims import Answer, StageStop
@@ -86,7 +87,7 @@ def resync(
     failed, and MentorBusyError if another run kept it claimed. Raises MentorBusyError if another session kept the
     mentor locked, the errors of ``reject_wrong_day``, and StoppedBySignalError after a signal.
     """
-    connection, today, stop, zone = job.connection, job.today, job.stop, job.delivery.zone
+    connection, today, stop, zone = job.connection, job.today, job.stop, job.zone
     is_stored = command != "resync"
     if not is_stored:
         reject_wrong_day(connection, today, zone=zone, accept_date=accept_date)
@@ -162,26 +163,25 @@ def _push(
     job: Job, report: ResyncReport, service: PortalSyncService, mentor_id: UUID, *, flight_wait_seconds: float
 ) -> DynamicsSyncException | MentorBusyError | None:
     """Push the mentor's open value, even before its retry time, and return why this failed, or None."""
-    delivery, stop, counts = job.delivery, job.stop, report.portal
+    stop, counts = job.stop, report.portal
     state = StageState(deadline_at=time.monotonic() + LEASE_SECONDS, longest_pause_seconds=0.0)
     give_up_at = time.monotonic() + flight_wait_seconds
     error: DynamicsSyncException | None = None
     is_tried = False
-    deliveries = Deliveries(job, report)
-    with deliveries.stage("portal") as stage:
-        if delivery.make_portal is None:
-            stage.ended = deliveries.missing_portal()
+    with stage(job, report, "portal") as begun:
+        if job.make_portal is None:
+            begun.ended = missing_portal(job)
             return None
-        job.progress.phase("Pushing to the portal")
+        job.phase("Pushing to the portal")
         service.take_back()
         with (
             Calls(stop) as calls,
             settled_again(service, counts, state),
-            calls.opened(delivery.make_portal()) as portal,
+            calls.opened(job.make_portal()) as portal,
         ):
             while not (is_tried or state.ended or state.crash or stop.is_set()):
                 # Claim the push. While another run has claimed it, wait.
-                claimed = service.claim_mentor(mentor_id, today=max(job.today, delivery.today()))
+                claimed = service.claim_mentor(mentor_id, today=max(job.today, job.present_day()))
                 if not claimed:
                     mentor = describe(job.connection, mentor_id)
                     if not (mentor.has_portal and mentor.open_push):
@@ -190,10 +190,10 @@ def _push(
                         return _busy(flight_wait_seconds)
                     stop.sleep(_POLL_SECONDS)
                     continue
-                ((event, lease),) = claimed
+                (event,) = claimed
 
                 # Push, settle and judge it. A newer value that was queued during the call is claimed next.
-                call = push_once(event, lease, portal=portal, policy=delivery.policy, stopped=calls.stopped)
+                call = push_once(event, portal=portal, policy=job.policy, stopped=calls.stopped)
                 push = calls.make(call)
                 answer = settle(service, push, counts, state)
                 if answer is not None and not stop.is_set():
@@ -201,7 +201,7 @@ def _push(
                 if push.is_tried and answer is not Answer.LOST:
                     error = push.error
                     is_tried = error is not None or answer is not Answer.RAISED
-        stage.ended = finish(state, stop=stop)
+        begun.ended = finish(state, stop=stop)
     return error
 
 

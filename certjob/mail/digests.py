@@ -4,7 +4,6 @@ A digest is queued if something may have happened since the last sent one, and w
 nights without a mail server, the coordinator gets one digest. If a run dies before it queues, the next run queues.
 """
 
-from dataclasses import asdict, dataclass
 from datetime import date, tzinfo
 from typing import Any
 from uuid import UUID
@@ -19,9 +18,8 @@ from certjob.mail.digest_contents import (
     read_digest,
 )
 from certjob.mail.message import OutgoingMessage, key_hash
-from certjob.mail.messages.templates import Templates
-from certjob.mail.steps import LEASE_SECONDS, ClaimedMail
-from certjob.outbox.claims import Outbox
+from certjob.mail.messages.templates import Draft, Templates
+from certjob.mail.steps import ClaimedMail, Mails
 
 
 def queue_digests(connection: database.Connection, *, today: date, organisation_id: UUID | None = None) -> int:
@@ -39,20 +37,14 @@ def queue_digests(connection: database.Connection, *, today: date, organisation_
     return persist(connection, lambda: database.execute(connection, "queue_digests", parameters))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DigestFacts:
-    """What a digest says, read while the coordinator was locked."""
+class DigestMail(Mails[ClaimedMail]):
+    """Digests for the mail stage."""
 
-    item: ClaimedMail
-    digest: Digest
-
-
-class DigestMail:
-    """Digests for the mail stage; see ``Mails``."""
-
-    lease_seconds = LEASE_SECONDS
+    item = ClaimedMail
     lock_due_statement = "lock_due_digests"
+    claim_statement = "claim_digests"
     lock_recipient_statement = "lock_digest_and_coordinator"
+    settle_statement = "settle_digests"
     reopen_rejected_statement = "reopen_rejected_digests"
 
     def __init__(
@@ -60,26 +52,17 @@ class DigestMail:
         connection: database.Connection,
         *,
         today: date,
+        templates: Templates,
         zone: tzinfo,
         app_url: str = "",
         operator_address: str = "",
-        templates: Templates,
     ) -> None:
         """Digests show times in ``zone``, link to ``app_url`` and name the operators' address."""
-        self.connection = connection
-        self.today = today
-        self.outbox = Outbox(
-            connection=connection,
-            item=ClaimedMail,
-            claim_statement="claim_digests",
-            settle_statement="settle_digests",
-            lease_seconds=self.lease_seconds,
-        )
+        super().__init__(connection, today=today, templates=templates)
         self._setting = {"zone": zone, "app_url": app_url, "operator_address": operator_address}
-        self._templates = templates
 
-    def read(self, item: ClaimedMail) -> DigestFacts | str | None:
-        """Read the current contents and store their keys, with which the next digest is compared; see ``Mails.read``.
+    def draft(self, item: ClaimedMail) -> Draft | str | None:
+        """Read the current contents and store their keys, with which the next digest is compared; see ``Mails.draft``.
 
         A run that queues the row again waits until this is committed.
         """
@@ -91,21 +74,15 @@ class DigestMail:
         reported = {"id": item.id, "token": item.claim_token, "keys": sorted(digest.keys)}
         if not database.execute(self.connection, "note_reported", reported):
             return None
-        return DigestFacts(item=item, digest=digest)
-
-    def write(self, facts: DigestFacts) -> OutgoingMessage:
-        """Return the mail; see ``Mails.write``."""
-        item, coordinator = facts.item, facts.digest.coordinator
+        coordinator = digest.coordinator
         key = digest_key(item.id, item.attempts, coordinator_id=coordinator.id, digest_on=coordinator.digest_on)
-        return digest_message(facts.digest, key=key, repeat=item.maybe_sent, templates=self._templates, **self._setting)
+        return draft_digest(digest, key=key, repeat=item.maybe_sent, **self._setting)
 
 
-def digest_message(digest: Digest, *, key: str, repeat: bool, templates: Templates, **setting: Any) -> OutgoingMessage:
+def draft_digest(digest: Digest, *, key: str, repeat: bool, **setting: Any) -> Draft:
     """Return a digest as a mail. ``setting``: the time zone and the addresses; see ``digest_words``."""
     coordinator = digest.coordinator
-    words = digest.words(repeat=repeat, **setting)
-    return OutgoingMessage(
-        **asdict(templates.render("digest", slug=coordinator.organisation_slug, words=words)),
+    message = OutgoingMessage(
         to=coordinator.email,
         to_name=coordinator.full_name,
         idempotency_key=key,
@@ -116,6 +93,7 @@ def digest_message(digest: Digest, *, key: str, repeat: bool, templates: Templat
         reply_to=coordinator.contact_email,
         list_name=f"digest.{coordinator.organisation_slug}",
     )
+    return Draft(message=message, slug=coordinator.organisation_slug, words=digest.words(repeat=repeat, **setting))
 
 
 def digest_key(digest_id: int, attempts: int, *, coordinator_id: UUID, digest_on: date) -> str:

@@ -30,14 +30,15 @@ _UNFOLDED = compat32.clone(max_line_length=None)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutgoingMessage:
-    """One rendered message for one recipient."""
+    """One message for one recipient."""
 
     to: str
     """The address in the database, unchecked."""
     to_name: str | None = None
-    subject: str
-    text: str
-    html: str
+    subject: str = ""
+    """Empty in a draft, as are the text and the page."""
+    text: str = ""
+    html: str = ""
     idempotency_key: str
     """The same on every repeat. The receiver of a webhook can use it to drop repeats. Part of the Message-ID."""
     locale: str

@@ -1,6 +1,6 @@
 """Reminders as mails, checked and written with the current facts."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import date, timedelta
 from uuid import UUID
 
@@ -10,10 +10,9 @@ from certjob.domain.models import OWN_PAUSE_REASON, Reminder
 from certjob.facts import reading
 from certjob.mail.message import OutgoingMessage, key_hash
 from certjob.mail.messages.content import Recipient, reminder_words
-from certjob.mail.messages.templates import Templates
+from certjob.mail.messages.templates import Draft
 from certjob.mail.reminders import adopt_reminders
-from certjob.mail.steps import LEASE_SECONDS, ClaimedMail
-from certjob.outbox.claims import Outbox
+from certjob.mail.steps import ClaimedMail, Mails
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,37 +28,18 @@ class QueuedReminder(ClaimedMail):
         return Reminder(cert_id=cert_id, threshold_days=self.threshold_days, expires_on=self.expires_on)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReminderFacts:
-    """What a reminder says, read while the mentor was locked."""
+class ReminderMail(Mails[QueuedReminder]):
+    """Reminders for the mail stage."""
 
-    item: QueuedReminder
-    due: Reminder
-    recipient: Recipient
-
-
-class ReminderMail:
-    """Reminders for the mail stage; see ``Mails``."""
-
-    lease_seconds = LEASE_SECONDS
+    item = QueuedReminder
     lock_due_statement = "lock_due_reminders"
+    claim_statement = "claim_reminders"
     lock_recipient_statement = "lock_reminded_mentor"
+    settle_statement = "settle_reminders"
     reopen_rejected_statement = "reopen_rejected_reminders"
 
-    def __init__(self, connection: database.Connection, *, today: date, templates: Templates) -> None:
-        self.connection = connection
-        self.today = today
-        self.outbox = Outbox(
-            connection=connection,
-            item=QueuedReminder,
-            claim_statement="claim_reminders",
-            settle_statement="settle_reminders",
-            lease_seconds=self.lease_seconds,
-        )
-        self._templates = templates
-
-    def read(self, item: QueuedReminder) -> ReminderFacts | str | None:
-        """Apply the rules again; see ``Mails.read``."""
+    def draft(self, item: QueuedReminder) -> Draft | str | None:
+        """Apply the rules again; see ``Mails.draft``."""
         row = {"id": item.id, "token": item.claim_token, "today": self.today}
         recipient = read_recipient(self.connection, item.mentor_id)
         found = database.fetch(self.connection, "read_reminded_certificate", row)
@@ -74,21 +54,14 @@ class ReminderMail:
         due = item.reminder(cert_id)
         reason = rules.cancel_reason(due, recipient.mentor, self.today) or ("mailed already" if is_mailed else None)
         if reason is None:
-            return ReminderFacts(item=item, due=due, recipient=recipient)
+            key = reminder_key(
+                item.id, mentor_id=item.mentor_id, threshold_days=due.threshold_days, expires_on=due.expires_on
+            )
+            return draft_reminder(due, recipient, key=key, repeat=item.maybe_sent, today=self.today)
         if reason == "not due" or due.expires_on - timedelta(days=due.threshold_days) > self.today:
             # A run of a later day has queued it, and put off the next review to a later day still.
             database.execute(self.connection, "review_mentor", {"id": item.mentor_id})
         return reason
-
-    def write(self, facts: ReminderFacts) -> OutgoingMessage:
-        """Return the mail; see ``Mails.write``."""
-        item, due = facts.item, facts.due
-        key = reminder_key(
-            item.id, mentor_id=item.mentor_id, threshold_days=due.threshold_days, expires_on=due.expires_on
-        )
-        return reminder_message(
-            due, facts.recipient, key=key, repeat=item.maybe_sent, today=self.today, templates=self._templates
-        )
 
 
 def read_recipient(connection: database.Connection, mentor_id: UUID) -> Recipient | None:
@@ -101,13 +74,9 @@ def read_recipient(connection: database.Connection, mentor_id: UUID) -> Recipien
     return Recipient(mentor=mentors[0], paused=paused, **rows[0])
 
 
-def reminder_message(
-    due: Reminder, recipient: Recipient, *, key: str, repeat: bool, today: date, templates: Templates
-) -> OutgoingMessage:
+def draft_reminder(due: Reminder, recipient: Recipient, *, key: str, repeat: bool, today: date) -> Draft:
     """Return the reminder with the days left on ``today``. ``key`` is the same on every repeat."""
-    words = reminder_words(due, recipient, today=today, repeat=repeat)
-    return OutgoingMessage(
-        **asdict(templates.render("reminder", slug=recipient.mentor.organisation.slug, words=words)),
+    message = OutgoingMessage(
         to=recipient.email or "",
         to_name=recipient.full_name,
         idempotency_key=key,
@@ -120,6 +89,8 @@ def reminder_message(
         reply_to=recipient.contact_email,
         sender=recipient.sender,
     )
+    words = reminder_words(due, recipient, today=today, repeat=repeat)
+    return Draft(message=message, slug=recipient.mentor.organisation.slug, words=words)
 
 
 def reminder_key(log_id: int, *, mentor_id: UUID, threshold_days: int, expires_on: date) -> str:

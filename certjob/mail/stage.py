@@ -12,7 +12,7 @@ from typing import Generic
 from certjob.errors import ChannelDownError, NotifyError, OutcomeUnknownError, RecipientRejectedError, StageEnd
 from certjob.mail import steps
 from certjob.mail.message import Channel, OutgoingMessage
-from certjob.mail.steps import ClaimedMail, Facts, Item, Mails
+from certjob.mail.steps import ClaimedMail, Item, Mails
 from certjob.outbox.calls import Calls
 from certjob.outbox.claims import RELEASED, Answer, Lease, Settlement, StageStop
 from certjob.outbox.retry import RetryPolicy, exponential, seconds_to_next_round
@@ -50,7 +50,7 @@ class _InARow(Generic[Item]):
 
 
 def send_mails(
-    mails: Mails[Item, Facts],
+    mails: Mails[Item],
     *,
     channel: Channel,
     calls: Calls,
@@ -73,7 +73,7 @@ def send_mails(
         stop.check()
         if not is_open():
             return None
-        item, lease = steps.claim(mails)
+        item = steps.claim(mails)
         if item is None:
             return None
         message = _prepare(mails, item, counts)
@@ -82,7 +82,7 @@ def send_mails(
                 steps.settle(mails, item, RELEASED)
             ended = _stopped(StageEnd.DEADLINE, "the time for deliveries is over; the rest stays pending")
         elif message is not None:
-            error = _send(message, lease, channel=channel, calls=calls)
+            error = _send(message, item.lease, channel=channel, calls=calls)
             answer = _settle(mails, item, error, address=message.to)
             _count(counts, item, error, answer)
             on_progress(counts.sent)
@@ -93,7 +93,7 @@ def send_mails(
     return ended
 
 
-def _prepare(mails: Mails[Item, Facts], item: Item, counts: MailCounts) -> OutgoingMessage | None:
+def _prepare(mails: Mails[Item], item: Item, counts: MailCounts) -> OutgoingMessage | None:
     """Return the message. If there is none, its row is settled or released."""
     message = steps.prepare(mails, item)
     if not isinstance(message, Settlement):
@@ -126,7 +126,7 @@ def _send(message: OutgoingMessage, lease: Lease, *, channel: Channel, calls: Ca
     return None
 
 
-def _settle(mails: Mails[Item, Facts], item: Item, error: NotifyError | None, *, address: str) -> Answer:
+def _settle(mails: Mails[Item], item: Item, error: NotifyError | None, *, address: str) -> Answer:
     """Store the outcome of one message."""
     if error is None:
         return steps.settle(mails, item, Settlement(status="sent"))
@@ -172,7 +172,7 @@ def _judge(failures: _InARow[Item], item: Item, error: NotifyError | None, answe
     return None
 
 
-def _reopen(mails: Mails[Item, Facts], rejected: Sequence[Item], counts: MailCounts) -> None:
+def _reopen(mails: Mails[Item], rejected: Sequence[Item], counts: MailCounts) -> None:
     """Undo rejections that are the mail server's fault. Those in doubt are pending already."""
     delay_seconds = seconds_to_next_round(max(item.attempts for item in rejected))
     steps.reopen_rejected(mails, rejected, delay_seconds=delay_seconds)

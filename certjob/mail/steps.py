@@ -1,13 +1,13 @@
 """The steps of one mail: claimed, written from the current facts, settled. Each function commits before it returns.
 
-``Mails`` is what differs between reminders and digests.
+``Mails`` has what differs between reminders and digests.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 import psycopg
 
@@ -16,7 +16,8 @@ from certjob.database import Connection, persist
 from certjob.domain.addresses import parse_address
 from certjob.errors import Cause, NotifyError
 from certjob.mail.message import OutgoingMessage
-from certjob.outbox.claims import RELEASED, Answer, ClaimedRow, Lease, Outbox, Settlement, store_again
+from certjob.mail.messages.templates import Draft, Templates
+from certjob.outbox.claims import RELEASED, Answer, ClaimedRow, Outbox, Settlement, store_again
 
 LEASE_SECONDS = 900.0
 """Of a claimed mail. No channel takes longer for one attempt."""
@@ -25,7 +26,6 @@ LOCK_TIMEOUT_MS = 500
 LOCKED_DELAY_SECONDS = 60.0
 """Delay of a mail after another session has locked the recipient, perhaps to change the facts."""
 
-Facts = TypeVar("Facts")
 Result = TypeVar("Result")
 
 
@@ -49,50 +49,62 @@ class ClaimedMail(ClaimedRow):
 Item = TypeVar("Item", bound=ClaimedMail)
 
 
-class Mails(Protocol[Item, Facts]):
-    """Reminders or digests: their statements, their facts and their text."""
+class Mails(Generic[Item]):
+    """Reminders or digests: their statements, and the drafts of their texts."""
 
-    connection: Connection
-    today: date
-    outbox: Outbox[Item]
-    lock_due_statement: str
-    lock_recipient_statement: str
-    reopen_rejected_statement: str
+    item: type[Item]
+    lock_due_statement: ClassVar[str]
+    claim_statement: ClassVar[str]
+    lock_recipient_statement: ClassVar[str]
+    settle_statement: ClassVar[str]
+    reopen_rejected_statement: ClassVar[str]
+    lease_seconds = LEASE_SECONDS
 
-    def read(self, item: Item) -> Facts | str | None:
-        """Read the facts while the recipient is locked, and return them, or the reason to cancel the mail.
+    def __init__(self, connection: Connection, *, today: date, templates: Templates) -> None:
+        self.connection = connection
+        self.today = today
+        self.templates = templates
+        self.outbox = Outbox(
+            connection=connection,
+            item=self.item,
+            claim_statement=self.claim_statement,
+            settle_statement=self.settle_statement,
+            lease_seconds=self.lease_seconds,
+        )
+
+    def draft(self, item: Item) -> Draft | str | None:
+        """Read the facts while the recipient is locked, and return a draft, or the reason to cancel the mail.
 
         Returns None if the row was deleted or another process has claimed it.
         """
-
-    def write(self, facts: Facts) -> OutgoingMessage:
-        """Return the mail. No lock is held, because templates can be slow."""
+        raise NotImplementedError
 
 
-def claim(mails: Mails[Item, Facts]) -> tuple[Item | None, Lease]:
+def claim(mails: Mails[Item]) -> Item | None:
     """Claim one due row, untried rows first, then the oldest. Rows that a later day's run has queued are left out.
 
     A lease covers only one message, because two runs share the work.
     """
-    items, lease = mails.outbox.claim(mails.lock_due_statement, {"today": mails.today})
-    return (items[0] if items else None), lease
+    items = mails.outbox.claim(mails.lock_due_statement, {"today": mails.today})
+    return items[0] if items else None
 
 
-def prepare(mails: Mails[Item, Facts], item: Item) -> OutgoingMessage | Settlement | None:
+def prepare(mails: Mails[Item], item: Item) -> OutgoingMessage | Settlement | None:
     """Return the mail. If it must not be sent, settle the row and return the settlement.
 
     Returns None if another session has locked the recipient, or if the row was deleted or claimed again. The recipient
-    is locked while the facts are read. A review or a correction is committed before that, or sees the outcome.
+    is locked while the facts are read. A review or a correction is committed before that, or sees the outcome. No lock
+    is held while the text is written, because templates can be slow.
     """
     try:
         with database.transaction(mails.connection, lock_timeout_ms=LOCK_TIMEOUT_MS):
             address = _lock_recipient(mails, item, mails.connection)
-            facts = mails.read(item) if address is not None else None
-            if address is None or facts is None:
+            draft = mails.draft(item) if address is not None else None
+            if address is None or draft is None:
                 return None
             unsent = _unsendable(address)
-            if isinstance(facts, str):
-                unsent = Settlement(status="cancelled", error=facts, count_attempt=False)
+            if isinstance(draft, str):
+                unsent = Settlement(status="cancelled", error=draft, count_attempt=False)
             if unsent is not None:
                 return unsent if mails.outbox.store(item, unsent) is Answer.SETTLED else None
     except database.CONTENTION:
@@ -102,16 +114,16 @@ def prepare(mails: Mails[Item, Facts], item: Item) -> OutgoingMessage | Settleme
         if database.is_lost(error):  # the mail was not sent, so its repeat must not say that it may have been
             settle(mails, item, RELEASED)
         raise
-    assert not isinstance(facts, str)  # noqa: S101 - a cancelled mail is settled above
-    return mails.write(facts)
+    assert isinstance(draft, Draft)  # noqa: S101 - a cancelled mail is settled above
+    return draft.write(mails.templates)
 
 
-def settle(mails: Mails[Item, Facts], item: Item, settlement: Settlement) -> Answer:
+def settle(mails: Mails[Item], item: Item, settlement: Settlement) -> Answer:
     """Store the outcome of a mail, with retries, and return SETTLED or LOST."""
     return _store(mails, partial(Outbox.settle, item=item, settlement=settlement))
 
 
-def reject(mails: Mails[Item, Facts], item: Item, error: NotifyError, *, address: str) -> Answer:
+def reject(mails: Mails[Item], item: Item, error: NotifyError, *, address: str) -> Answer:
     """Mark a rejected row as failed if the recipient still has this address, and return SETTLED or LOST.
 
     Otherwise the row is pending again and the answer is RAISED: the address was corrected, or another session has
@@ -132,7 +144,7 @@ def reject(mails: Mails[Item, Facts], item: Item, error: NotifyError, *, address
     return _store(mails, store)
 
 
-def reopen_rejected(mails: Mails[Item, Facts], items: Sequence[Item], *, delay_seconds: float) -> None:
+def reopen_rejected(mails: Mails[Item], items: Sequence[Item], *, delay_seconds: float) -> None:
     """Make rejected rows pending again, each in its own transaction."""
 
     def store(outbox: Outbox[Item]) -> None:
@@ -144,7 +156,7 @@ def reopen_rejected(mails: Mails[Item, Facts], items: Sequence[Item], *, delay_s
     _store(mails, store)
 
 
-def _store(mails: Mails[Item, Facts], store: Callable[[Outbox[Item]], Result]) -> Result:
+def _store(mails: Mails[Item], store: Callable[[Outbox[Item]], Result]) -> Result:
     """Store an outcome. If the connection to the database is lost, store it over a new one and then raise the error."""
     try:
         return store(mails.outbox)
@@ -154,7 +166,7 @@ def _store(mails: Mails[Item, Facts], store: Callable[[Outbox[Item]], Result]) -
         raise
 
 
-def _lock_recipient(mails: Mails[Item, Facts], item: Item, connection: Connection) -> str | None:
+def _lock_recipient(mails: Mails[Item], item: Item, connection: Connection) -> str | None:
     """Return the recipient's address, "" without one, or None if the row was deleted."""
     address: str | None = database.fetch_value(connection, mails.lock_recipient_statement, {"id": item.id})
     return address

@@ -53,6 +53,7 @@ class ClaimedRow:
     attempts: int
     """Claims that led to an attempt, including this one."""
     claim_token: UUID
+    lease: Lease
 
 
 Item = TypeVar("Item", bound=ClaimedRow)
@@ -100,7 +101,7 @@ class Outbox(Generic[Item]):
     settle_statement: str
     lease_seconds: float
 
-    def claim(self, lock: str, parameters: dict[str, object]) -> tuple[list[Item], Lease]:
+    def claim(self, lock: str, parameters: dict[str, object]) -> list[Item]:
         """Claim the rows that the statement ``lock`` returns, in its order and with a new token, and commit.
 
         ``lock`` only locks rows. ``claim_statement`` then reads the rest, such as the contact, in a newer snapshot,
@@ -112,10 +113,10 @@ class Outbox(Generic[Item]):
             with database.transaction(self.connection, lock_timeout_ms=_CLAIM_LOCK_TIMEOUT_MS, by_index=True):
                 ids = [row[0] for row in database.fetch(self.connection, lock, parameters)]
                 claim = parameters | {"ids": ids, "token": uuid4(), "lease_seconds": self.lease_seconds}
-                items = database.fetch(self.connection, self.claim_statement, claim, into=self.item) if ids else []
-            if items or not ids:
+                rows = database.fetch(self.connection, self.claim_statement, claim, into=dict) if ids else []
+            if rows or not ids:
                 break
-        return sorted(items, key=lambda item: ids.index(item.id)), lease
+        return sorted((self.item(lease=lease, **row) for row in rows), key=lambda item: ids.index(item.id))
 
     def store(self, item: Item, settlement: Settlement, **columns: object) -> Answer:
         """Store the outcome of a claimed row, and columns of its table, in the caller's transaction."""

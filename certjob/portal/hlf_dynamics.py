@@ -21,8 +21,8 @@ reconcile` reads what the portal shows. Reading the visible contacts raises the 
 
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from functools import cached_property
 from typing import Annotated, Final, Literal, Self, TypeVar
 from uuid import UUID
 
@@ -74,7 +74,7 @@ class _Success(BaseModel):
     model_config = ConfigDict(strict=True)
     error: None = None
     dates: bool
-    """Whether the portal has a column for the last visible day."""
+    """Whether the portal has a column for the last visible day, and hides a contact after it."""
 
 
 class _Confirmed(_Success):
@@ -88,10 +88,18 @@ class _Contact(BaseModel):
     visible_until: date | None
 
 
-class _Page(_Success):
+class VisiblePage(_Success):
+    """One page of the visible contacts."""
+
     contacts: list[_Contact]
     next: Annotated[str, Field(min_length=1, max_length=4096)] | None
+    """The cursor of the next page."""
     secret_until: SecretUntil = None
+
+    @cached_property
+    def visible_until(self) -> Mapping[UUID, date | None]:
+        """The last visible day of each contact; None if the column is empty or does not exist."""
+        return {contact.contact_id: contact.visible_until for contact in self.contacts}
 
 
 class _Outdated(BaseModel):
@@ -116,19 +124,6 @@ class _Envelope(BaseModel):
 
 
 Form = TypeVar("Form", bound=BaseModel)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VisiblePage:
-    """One page of the visible contacts."""
-
-    visible_until: Mapping[UUID, date | None]
-    """The last visible day of each contact; None if the column is empty or does not exist."""
-    dates: bool
-    """Whether the portal has a column for the day, and hides a contact after it."""
-    next: str | None
-    """The cursor of the next page."""
-    secret_until: SecretUntil
 
 
 class HLFDynamicsSyncService:
@@ -209,11 +204,10 @@ class HLFDynamicsSyncService:
                 deadline_seconds=self.deadline_seconds,
                 max_body_bytes=LONGEST_PAGE_BYTES,
             )
-        page = _success(answer, _Page)
+        page = _success(answer, VisiblePage)
         if page is None:
             raise self._error_for(answer)
-        days = {contact.contact_id: contact.visible_until for contact in page.contacts}
-        return VisiblePage(visible_until=days, dates=page.dates, next=page.next, secret_until=page.secret_until)
+        return page
 
     def _error_for(self, answer: HttpAnswer) -> PortalCallError:
         status, envelope = answer.status_code, _parse(answer, _Envelope)

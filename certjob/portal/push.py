@@ -15,7 +15,7 @@ from certjob.errors import (
     PortalStageError,
     TransientPortalError,
 )
-from certjob.outbox.claims import ClaimedRow, Lease
+from certjob.outbox.claims import ClaimedRow
 from certjob.outbox.retry import RetryPolicy, full_jitter
 
 if TYPE_CHECKING:
@@ -109,13 +109,13 @@ PORTAL_POLICY = RetryPolicy(
 
 
 async def push_once(
-    event: PortalEvent, lease: Lease, *, portal: "HLFDynamicsSyncService", policy: RetryPolicy, stopped: asyncio.Event
+    event: PortalEvent, *, portal: "HLFDynamicsSyncService", policy: RetryPolicy, stopped: asyncio.Event
 ) -> Push:
     """Make the calls of one round for an event, and return their outcome.
 
     A call is repeated only if the repeat is certain to finish within the lease, and not after a signal.
     """
-    if not lease.fits(policy.worst_case_seconds(CALL_DEADLINE_SECONDS)):  # the process was suspended
+    if not event.lease.fits(policy.worst_case_seconds(CALL_DEADLINE_SECONDS)):  # the process was suspended
         return Push(event=event, outcome=PushOutcome.NOT_TRIED)
     errors: list[PortalCallError] = []  # one for each call
 
@@ -123,7 +123,7 @@ async def push_once(
         if event.contact_id is None:
             missing = "no contact ID"
             raise PermanentPortalError(missing, code=Cause.NO_CONTACT_ID)
-        if errors and not lease.fits(CALL_DEADLINE_SECONDS):
+        if errors and not event.lease.fits(CALL_DEADLINE_SECONDS):
             raise errors[-1]
         try:
             return await portal.update_portal_visibility(

@@ -17,7 +17,7 @@ import psycopg
 from certjob.database import is_lost
 from certjob.errors import StageEnd
 from certjob.outbox.calls import Calls
-from certjob.outbox.claims import Answer, Lease, StageStop
+from certjob.outbox.claims import Answer, StageStop
 from certjob.outbox.retry import RetryPolicy
 from certjob.portal.push import PortalEvent, Push, PushOutcome, push_once
 from certjob.portal.sync import PortalCounts, PortalSyncService
@@ -79,15 +79,15 @@ def deliver_pushes(
             # Claim an event for each free slot, and begin its push.
             may_begin = not (stop.is_set() or state.ended or state.crash)
             pause_seconds = state.begin_at - time.monotonic()
-            claimed, landed = list[tuple[PortalEvent, Lease]](), list[Push]()
+            claimed, landed = list[PortalEvent](), list[Push]()
             if may_begin and pause_seconds <= 0 and len(flying) < concurrency:
                 claimed = _claim(service, state, concurrency - len(flying), today=today)
             is_too_late = stop.is_set() or time.monotonic() >= state.deadline_at
-            for event, lease in claimed:
+            for event in claimed:
                 if is_too_late:
                     landed.append(Push(event=event, outcome=PushOutcome.NOT_TRIED))
                 else:
-                    call = push_once(event, lease, portal=portal, policy=policy, stopped=calls.stopped)
+                    call = push_once(event, portal=portal, policy=policy, stopped=calls.stopped)
                     flying.add(calls.begin(call))
 
             # Wait until a push has ended, or until the next one may begin.
@@ -108,7 +108,7 @@ def deliver_pushes(
 
 def _claim(
     service: PortalSyncService, state: StageState, limit: int, *, today: Callable[[], date | None]
-) -> list[tuple[PortalEvent, Lease]]:
+) -> list[PortalEvent]:
     try:
         return service.claim(limit, today=today())
     except psycopg.Error as error:

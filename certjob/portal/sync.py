@@ -15,7 +15,7 @@ from certjob import database
 from certjob.database import persist
 from certjob.domain.models import LAST_PORTAL_DAY, Decision
 from certjob.errors import StageEnd
-from certjob.outbox.claims import Answer, Lease, Outbox, Settlement, store_again
+from certjob.outbox.claims import Answer, Outbox, Settlement, store_again
 from certjob.outbox.retry import seconds_to_next_round
 from certjob.portal.push import PortalEvent, Push, PushOutcome
 
@@ -111,18 +111,16 @@ class PortalSyncService:
         """Clear the expired claims of processes that died, without counting their attempts; return their number."""
         return persist(self._connection, lambda: database.execute(self._connection, "take_back_portal_claims"))
 
-    def claim(self, limit: int, *, today: date | None) -> list[tuple[PortalEvent, Lease]]:
+    def claim(self, limit: int, *, today: date | None) -> list[PortalEvent]:
         """Claim due events: untried hides, untried shows, retried hides, retried shows, later last days.
 
         A show is claimed only if the mentor's next review is later than ``today``, and never without a day.
         """
-        events, lease = self._outbox.claim("lock_due_portal_events", {"limit": limit, "today": today})
-        return [(event, lease) for event in events]
+        return self._outbox.claim("lock_due_portal_events", {"limit": limit, "today": today})
 
-    def claim_mentor(self, mentor_id: UUID, *, today: date | None) -> list[tuple[PortalEvent, Lease]]:
+    def claim_mentor(self, mentor_id: UUID, *, today: date | None) -> list[PortalEvent]:
         """Claim one mentor's open event before its retry time, unless another run has claimed it."""
-        events, lease = self._outbox.claim("lock_portal_event", {"mentor_id": mentor_id, "today": today})
-        return [(event, lease) for event in events]
+        return self._outbox.claim("lock_portal_event", {"mentor_id": mentor_id, "today": today})
 
     def settle(self, push: Push, counts: PortalCounts) -> Answer:
         """Store and count the outcome of one claimed event; record or resolve its failure in the same transaction.

@@ -13,10 +13,10 @@ from certjob.domain.models import OWN_PAUSE_REASON, Mentor, Reminder
 from certjob.domain.projection import after
 from certjob.errors import ConfigurationError, UnknownMentorError
 from certjob.mail.digest_contents import read_digests_by_mail
-from certjob.mail.digests import digest_message
+from certjob.mail.digests import draft_digest
 from certjob.mail.message import OutgoingMessage
 from certjob.mail.messages.templates import Templates
-from certjob.mail.reminder_mail import read_recipient, reminder_message
+from certjob.mail.reminder_mail import draft_reminder, read_recipient
 from certjob.reports.logged_reminders import LoggedReminder, read_logged_reminders
 
 _Log = Mapping[tuple[UUID, int], LoggedReminder]
@@ -60,14 +60,13 @@ def preview_reminder(
     current = row if row is not None and row.reminder == reminder else None
     reviewed = after(mentor, rules.decide(mentor, day))  # a run reviews before it sends
     paused = any(pause.reason == OWN_PAUSE_REASON for pause in reviewed.open_pauses)
-    message = reminder_message(
+    message = draft_reminder(
         reminder,
         replace(recipient, paused=paused, locale=locale or recipient.locale),
         key="preview",
         repeat=current is not None and current.status != "sent" and current.maybe_sent,
         today=day,
-        templates=templates,
-    )
+    ).write(templates)
     if templates.broken is not None:
         raise templates.broken
     threshold = f"for the threshold {reminder.threshold_days}"
@@ -93,7 +92,7 @@ def preview_digest(
     templates: Templates,
     **setting: Any,
 ) -> Preview:
-    """Return the digest that this coordinator would get now. ``setting``: see ``digest_message``.
+    """Return the digest that this coordinator would get now. ``setting``: see ``draft_digest``.
 
     Raises TemplateError, and ConfigurationError if no coordinator or several have this address.
     """
@@ -105,7 +104,7 @@ def preview_digest(
         step = "name one with --organisation" if found else "see `certjob organisation show SLUG`"
         raise ConfigurationError(text, next_step=step)
     (digest,) = found
-    message = digest_message(digest, key="preview", repeat=False, templates=templates, **setting)
+    message = draft_digest(digest, key="preview", repeat=False, **setting).write(templates)
     if templates.broken is not None:
         raise templates.broken
     last = digest.coordinator.last_digest_on

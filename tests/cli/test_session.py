@@ -28,6 +28,6 @@ def test_job_that_starts_again_gets_the_rest_of_its_time(connection: Connection,
         ping_body={},
     )
 
-    seconds = opened.job(seconds=40 * 60).delivery.deadline_seconds
+    seconds = opened.job(seconds=40 * 60).deadline_seconds
 
     assert seconds == pytest.approx(rest * 60, abs=5)

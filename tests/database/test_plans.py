@@ -102,12 +102,12 @@ def test_claim_and_settle_read_only_their_batch(connection: Connection, plans: d
         plans.clear()
         with connection.transaction(force_rollback=True):
             events = PortalSyncService(connection, run_id=TOKEN).claim(50, today=today())
-            reminder, _ = steps.claim(reminder_mail(connection, today=today()))
+            reminder = steps.claim(reminder_mail(connection, today=today()))
             assert len(events) == 50
             assert reminder is not None
         with connection.transaction(force_rollback=True):
-            database.execute(connection, "settle_portal_events", settled(events[0][0].id, status="delivered"))
-            database.execute(connection, "settle_reminders", settled(events[0][0].id, status="sent"))
+            database.execute(connection, "settle_portal_events", settled(events[0].id, status="delivered"))
+            database.execute(connection, "settle_reminders", settled(events[0].id, status="sent"))
             database.execute(connection, "resolve_sync_failures", {"mentor_ids": mentors})
 
         assert {"claim_portal_events", "claim_reminders"} <= plans.keys()

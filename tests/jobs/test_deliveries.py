@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 
 from certjob.database import statements
-from certjob.jobs import deliveries, job_runs
+from certjob.jobs import job_runs, runs
 from certjob.outbox import claims
 from certjob.portal.sync import PortalSyncService
 from tests.conftest import Certjob, installed_command
@@ -82,7 +82,7 @@ def test_crash_of_the_reminders_does_not_stop_the_digests(due: Scene) -> None:
 def test_run_that_cannot_read_the_alerts_needs_attention(due: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """It keeps its report, because its work is done."""
     monkeypatch.setattr(job_runs, "_LOCK_TIMEOUT_MS", 100)
-    monkeypatch.setattr(deliveries, "_LOCK_TIMEOUT_MS", 100)
+    monkeypatch.setattr(runs, "_LOCK_TIMEOUT_MS", 100)
     monkeypatch.setattr(statements, "LOCK_TIMEOUT_MS", 100)
 
     def lock(_message: object) -> None:

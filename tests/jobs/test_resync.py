@@ -113,7 +113,7 @@ def test_push_in_flight_ends_the_resync_after_a_while(scene: Scene, expired: UUI
     """The version is raised, so the other run pushes the new value next. It may have died: this mentor is an alert."""
     scene.backlog(1)
     review(scene.connection)
-    ((theirs, _),) = PortalSyncService(scene.other, run_id=uuid4()).claim_mentor(expired, today=TODAY)
+    (theirs,) = PortalSyncService(scene.other, run_id=uuid4()).claim_mentor(expired, today=TODAY)
     scene.run_sql("UPDATE mentors SET left_at = now() WHERE id = %s", expired)
     portal = FlakyPortal()
 

@@ -19,7 +19,6 @@ from psycopg.pq import TransactionStatus
 from certjob import database
 from certjob.errors import StoppedBySignalError
 from certjob.jobs import runs
-from certjob.jobs.deliveries import Delivery
 from certjob.jobs.reconcile import reconcile
 from certjob.jobs.report import Report, ResyncReport, RunReport
 from certjob.jobs.resync import Resync, resync
@@ -346,12 +345,12 @@ class ProgrammeMachine(RuleBasedStateMachine):
         return result
 
     def _call(self, command: str, mentor: UUID, process: Process) -> Report | Resync:
-        delivery = Delivery(
-            make_portal=lambda: InterruptedClient(self.portal, process),
-            policy=quick_policy(),
-            concurrency=process.concurrency,
-        )
-        job = new_job(process.connection, self.today, ways_out=delivery, stop=process.stop)
+        ways_out = {
+            "make_portal": lambda: InterruptedClient(self.portal, process),
+            "policy": quick_policy(),
+            "concurrency": process.concurrency,
+        }
+        job = new_job(process.connection, self.today, ways_out=ways_out, stop=process.stop)
         match command:
             case "run":
                 return runs.run(job, accept_date=self.today)

@@ -1,12 +1,11 @@
 """A queued push is sent only while it is still true."""
 
-from dataclasses import replace
 from datetime import timedelta
 from uuid import UUID
 
 import pytest
 
-from certjob.jobs import deliveries, job_runs
+from certjob.jobs import job_runs, runs
 from certjob.review import certification
 from tests.support import nights
 from tests.support.facts import TODAY
@@ -65,7 +64,7 @@ def test_locked_table_does_not_stop_the_deliveries(scene: Scene, monkeypatch: py
     """The review gives up, the pushes go on, and the report has the reason."""
     monkeypatch.setattr(certification, "WAIT_FOR_LOCKS_SECONDS", 0.0)
     monkeypatch.setattr(certification, "LOCK_TIMEOUT_MS", 50)
-    monkeypatch.setattr(deliveries, "_LOCK_TIMEOUT_MS", 100)
+    monkeypatch.setattr(runs, "_LOCK_TIMEOUT_MS", 100)
     monkeypatch.setattr(job_runs, "_LOCK_TIMEOUT_MS", 100)
     scene.run_sql(PAUSE, queue_show(scene))
     scene.queue(scene.expired(), visible=False)
@@ -102,7 +101,7 @@ def test_run_sends_no_show_of_yesterday_after_midnight(scene: Scene) -> None:
     """The certificate ends with the day on which the run began."""
     scene.run_sql("UPDATE mentors SET portal_visible = false WHERE id = %s", scene.certified(TODAY))
     portal = FlakyPortal()
-    after_midnight = replace(delivery(portal=portal), today=lambda: TODAY + timedelta(days=1))
+    after_midnight = delivery(portal=portal, present_day=lambda: TODAY + timedelta(days=1))
 
     scene.night(portal, ways_out=after_midnight)
 

@@ -99,7 +99,7 @@ class Nights:
         self,
         *outcomes: Exception | None,
         number: int = 0,
-        mails: Mails[Any, Any] | None = None,
+        mails: Mails[Any] | None = None,
         channel: Channel | None = None,
         on_send: Callable[[OutgoingMessage], object] | None = None,
         stop: StopFlag | None = None,

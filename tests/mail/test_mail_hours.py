@@ -1,6 +1,5 @@
 """CERTJOB_MAIL_HOURS: outside them only mail waits."""
 
-import dataclasses
 import json
 from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo
@@ -36,8 +35,9 @@ def test_outside_mail_hours_only_mail_waits(
     for number in (5, 5, 5, -40):
         desk.certified(until=number)
     portal, channel = FlakyPortal(), desk.channel
-    ways_out = dataclasses.replace(
-        delivery(channel=channel, portal=portal),
+    ways_out = delivery(
+        channel=channel,
+        portal=portal,
         mail_waits_until=lambda: MORNING if len(channel.sent) >= close_after else None,
     )
 

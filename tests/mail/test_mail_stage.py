@@ -132,7 +132,7 @@ def test_mail_that_was_not_sent_is_released_although_the_session_ended(
 
     with database.connect(database_url) as lost:
         mails = reminder_mail(lost)
-        monkeypatch.setattr(mails, "read", read)
+        monkeypatch.setattr(mails, "draft", read)
         with pytest.raises(psycopg.OperationalError):
             nights.stage(mails=mails)
 

@@ -32,7 +32,7 @@ def kari(nights: Nights) -> UUID:
 
 
 def claim(nights: Nights) -> QueuedReminder:
-    reminder, _ = steps.claim(reminder_mail(nights.connection))
+    reminder = steps.claim(reminder_mail(nights.connection))
     assert reminder is not None
     return reminder
 

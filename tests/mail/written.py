@@ -11,7 +11,7 @@ from certjob.domain.models import Reminder
 from certjob.mail.message import OutgoingMessage
 from certjob.mail.messages.content import Recipient
 from certjob.mail.messages.templates import OUR_TEMPLATES, Templates
-from certjob.mail.reminder_mail import reminder_message
+from certjob.mail.reminder_mail import draft_reminder
 from tests.support import people
 from tests.support.facts import TODAY
 
@@ -56,14 +56,13 @@ def written_reminder(
         "renewal_url": "https://hlf.example/forny?a=1&b=2",
         "sender": None,
     }
-    return reminder_message(
+    return draft_reminder(
         Reminder(cert_id=held.id, threshold_days=days_left, expires_on=last_day),
         Recipient(mentor=mentor, **words | recipient),
         key="reminder-1-0",
         repeat=repeat,
         today=TODAY,
-        templates=templates,
-    )
+    ).write(templates)
 
 
 def breakable(text: str) -> str:

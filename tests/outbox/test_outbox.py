@@ -83,7 +83,7 @@ def test_lease_begins_before_the_claim_is_sent(outbox: Outbox[PortalEvent], monk
     clock = iter([50.0, 150.0])
     monkeypatch.setattr(claims, "lease_clock", lambda: next(clock))
 
-    _, lease = outbox.claim("lock_due_portal_events", {"limit": 1, "today": TODAY})
+    (event,) = outbox.claim("lock_due_portal_events", {"limit": 1, "today": TODAY})
 
-    assert lease.claimed_at == 50.0
-    assert not lease.fits(20)
+    assert event.lease.claimed_at == 50.0
+    assert not event.lease.fits(20)

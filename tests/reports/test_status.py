@@ -104,7 +104,7 @@ def test_long_run_reports_that_it_is_alive(
         return app.execute("SELECT last_seen_at FROM job_runs WHERE id = %s", (report.run_id,)).fetchall()
 
     with suppress(ZeroDivisionError), job_runs.recorded(job, report) as beating:
-        advance = beating.progress.phase("Reviewing mentors")
+        advance = beating.phase("Reviewing mentors")
         start = seen_at(0)
         assert seen_at(job_runs.BEAT_SECONDS - 10) == start
         with connection.transaction():

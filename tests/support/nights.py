@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 from certjob.database import Connection
 from certjob.errors import PortalCallError, TransientPortalError
 from certjob.jobs import runs
-from certjob.jobs.deliveries import Delivery, Job
+from certjob.jobs.job import Job
 from certjob.jobs.job_runs import note_told
 from certjob.jobs.report import RunReport
 from certjob.mail.message import Channel, OutgoingMessage
@@ -122,8 +122,12 @@ def quick_policy() -> RetryPolicy:
     return dataclasses.replace(PORTAL_POLICY, backoff=lambda _attempt: 0.0)
 
 
-def delivery(*, portal: Portal = None, channel: Channel | None = None, **options: Any) -> Delivery:
-    """Return a delivery to a double, or over real HTTP to a PortalServer, with one call at a time."""
+WaysOut = dict[str, Any]
+"""The portal, the mail channel and the settings of a job."""
+
+
+def delivery(*, portal: Portal = None, channel: Channel | None = None, **options: Any) -> WaysOut:
+    """Return the ways to a double, or over real HTTP to a PortalServer, with one call at a time."""
 
     def make_portal() -> HLFDynamicsSyncService:
         if isinstance(portal, PortalServer):
@@ -132,12 +136,12 @@ def delivery(*, portal: Portal = None, channel: Channel | None = None, **options
         return portal
 
     given: dict[str, Any] = {"policy": quick_policy(), "concurrency": 1, "deadline_seconds": 60.0} | options
-    return Delivery(make_portal=make_portal if portal is not None else None, channel=channel, **given)
+    return {"make_portal": make_portal if portal is not None else None, "channel": channel, **given}
 
 
-def new_job(connection: Connection, today: date = TODAY, *, ways_out: Delivery, stop: StopFlag | None = None) -> Job:
+def new_job(connection: Connection, today: date = TODAY, *, ways_out: WaysOut, stop: StopFlag | None = None) -> Job:
     """Return the arguments of a job without a signal and without progress."""
-    return Job(connection=connection, today=today, delivery=ways_out, stop=stop or StopFlag())
+    return Job(connection=connection, today=today, stop=stop or StopFlag(), **ways_out)
 
 
 def night(
@@ -146,7 +150,7 @@ def night(
     *,
     portal: Portal = None,
     channel: Channel | None = None,
-    ways_out: Delivery | None = None,
+    ways_out: WaysOut | None = None,
     **options: Any,
 ) -> RunReport:
     """Run one night with the options of ``runs.run``, and note that its lines were printed."""
@@ -168,7 +172,7 @@ def in_background(work: Callable[[], object]) -> Iterator[None]:
 
 def claim(connection: Connection) -> list[PortalEvent]:
     """Claim the due pushes, as another run does."""
-    return [event for event, _ in PortalSyncService(connection, run_id=uuid4()).claim(100, today=TODAY)]
+    return PortalSyncService(connection, run_id=uuid4()).claim(100, today=TODAY)
 
 
 def backlog(facts: Facts, count: int, *, visible: bool = False) -> list[UUID]:

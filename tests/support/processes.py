@@ -21,7 +21,7 @@ from typing import Any
 
 from certjob import database
 from certjob.cli import entry
-from certjob.jobs import deliveries
+from certjob.jobs.job import Job
 from certjob.mail.channels.maildir import MaildirChannel
 from certjob.mail.channels.smtp import SmtpChannel
 from certjob.mail.reminder_mail import ReminderMail
@@ -34,7 +34,7 @@ def run_altered(alterations: Mapping[str, Any]) -> None:
         _set_defaults(sync.PortalSyncService.__init__, lease_seconds=alterations["portal_lease"])
         _set_everywhere("CALL_DEADLINE_SECONDS", alterations["call"])
         policy = replace(push.PORTAL_POLICY, deadline_seconds=alterations["round"])
-        _set_defaults(deliveries.Delivery.__init__, policy=policy)
+        _set_defaults(Job.__init__, policy=policy)
     if "mail_lease" in alterations:
         ReminderMail.lease_seconds = alterations["mail_lease"]
         _set_everywhere("QUIT_SECONDS", 0.0)
@@ -42,7 +42,7 @@ def run_altered(alterations: Mapping[str, Any]) -> None:
         SmtpChannel.answer_seconds = MaildirChannel.worst_case_seconds = alterations["message"]
     if "attempts" in alterations:
         policy = replace(push.PORTAL_POLICY, max_attempts=alterations["attempts"])
-        _set_defaults(deliveries.Delivery.__init__, policy=policy, concurrency=alterations["at_once"])
+        _set_defaults(Job.__init__, policy=policy, concurrency=alterations["at_once"])
     if "grace" in alterations:
         _set_everywhere("GRACE_SECONDS", alterations["grace"])
     if "restart_pause" in alterations:

@@ -21,7 +21,7 @@ from psycopg.conninfo import make_conninfo
 
 from certjob.database import Connection
 from certjob.domain import holds
-from certjob.jobs.deliveries import Delivery
+from certjob.jobs.job import Job
 from certjob.mail import stage
 from tests.database.supabase import acting
 from tests.support import command_line
@@ -183,7 +183,7 @@ class World:
         settings |= {"PORTAL_URL": self.portal.url, "PORTAL_KEY": SECRET}
         settings |= {"NOTIFY_URL": f"smtp://127.0.0.1:{self.mail.port}", "MAIL_FROM": "post@hlf.example"}
         self._environment = {"HOME": str(folder)} | {f"CERTJOB_{name}": value for name, value in settings.items()}
-        resources.enter_context(mock.patch.dict(Delivery.__init__.__kwdefaults__, policy=quick_policy()))
+        resources.enter_context(mock.patch.dict(Job.__init__.__kwdefaults__, policy=quick_policy()))
         no_waits = replace(stage.CHANNEL_POLICY, backoff=lambda _attempt: 0.0)
         resources.enter_context(mock.patch.object(stage, "CHANNEL_POLICY", no_waits))
 

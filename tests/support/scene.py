@@ -20,7 +20,7 @@ from certjob.jobs.report import DeliverReport, ReconcileReport, RetryReport, Run
 from certjob.jobs.resync import Resync, resync
 from certjob.mail.message import Channel
 from certjob.outbox.calls import Calls, run_alone
-from certjob.outbox.claims import Answer, Lease, lease_clock
+from certjob.outbox.claims import Answer
 from certjob.portal import push as pushing
 from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
 from certjob.portal.push import PortalEvent, Push
@@ -37,8 +37,7 @@ YESTERDAY, NEXT_YEAR = TODAY - timedelta(days=1), TODAY + timedelta(days=365)
 
 def push_once(event: PortalEvent, portal: HLFDynamicsSyncService) -> Push:
     """Push one event without a stage."""
-    lease = Lease(claimed_at=lease_clock(), seconds=300)
-    return run_alone(pushing.push_once(event, lease, portal=portal, policy=quick_policy(), stopped=asyncio.Event()))
+    return run_alone(pushing.push_once(event, portal=portal, policy=quick_policy(), stopped=asyncio.Event()))
 
 
 class Scene:
@@ -154,7 +153,7 @@ class Scene:
         """Run a portal stage; return the code of an early end."""
         stop, counts = stop or StopFlag(), PortalCounts()
         service = service or PortalSyncService(self.connection, run_id=uuid4())
-        make_portal = delivery(portal=target or self.portal).make_portal
+        make_portal = delivery(portal=target or self.portal)["make_portal"]
         self.counts = counts
         with Calls(stop) as calls:
             given: dict[str, Any] = {"make_portal": make_portal, "policy": quick_policy(), "concurrency": 1, **options}

@@ -61,11 +61,11 @@ def load(
     prints whom the next run pauses, and which changes it will hold back.
     """
     from certjob.cli.pages import load as page
-    from certjob.jobs import load as job
+    from certjob.jobs import planning
 
     call = Call(context=context, json=json, verbose=verbose, quiet=quiet, env_file=env_file)
     with call.session(interruptible=True) as opened:
-        report, next_run = job.load(
+        report, next_run = planning.load(
             opened.connection,
             _read(file),
             today=opened.settings.today,
@@ -166,7 +166,7 @@ def organisation_set(
     from certjob.domain.explanations import number
     from certjob.facts import organisations
     from certjob.facts.lookup import find_organisation
-    from certjob.jobs.runs import plan_next_run
+    from certjob.jobs.planning import plan_next_run
 
     call = Call(context=context, json=json, verbose=verbose, quiet=quiet, env_file=env_file)
     with call.session(interruptible=True) as opened:

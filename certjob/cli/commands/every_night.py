@@ -83,7 +83,7 @@ def run(
     pushes and mails. Exits with 3 while there is any alert; an undelivered reminder counts once in seven days.
     """
     from certjob.jobs import runs
-    from certjob.jobs.deliveries import RUN_SECONDS
+    from certjob.jobs.job import RUN_SECONDS
 
     call = Call(context=context, json=json, verbose=verbose, quiet=quiet, env_file=env_file)
     if as_of is not None and not dry_run:

@@ -6,6 +6,7 @@ import re
 import traceback
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jinja2 import (
@@ -20,7 +21,8 @@ from jinja2 import (
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from certjob.errors import StageEnd, TemplateError
-from certjob.mail.messages.content import RenderedMessage
+from certjob.mail.message import OutgoingMessage
+from certjob.mail.messages.content import RenderedMessage, Words
 from certjob.outbox.claims import StageStop
 
 OUR_FOLDER = Path(__file__).parent
@@ -145,6 +147,21 @@ class Templates:
 
 OUR_TEMPLATES = Templates()
 """Only certjob's own templates."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """A message before its text is written."""
+
+    message: OutgoingMessage
+    slug: str
+    """The organisation whose templates are used."""
+    words: Words
+
+    def write(self, templates: Templates) -> OutgoingMessage:
+        """Return the message with its subject, text and page."""
+        written = templates.render(self.message.kind, slug=self.slug, words=self.words)
+        return replace(self.message, subject=written.subject, text=written.text, html=written.html)
 
 
 def _place(error: Exception) -> tuple[Path, int] | None:

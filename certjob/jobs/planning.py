@@ -1,0 +1,90 @@
+"""Plan the next run: for a dry run, and for a file that is loaded."""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping
+from datetime import date
+from typing import Any
+from uuid import UUID
+
+from certjob import database
+from certjob.database import Connection
+from certjob.domain.models import Reminder
+from certjob.facts.loading import LoadReport, load_file
+from certjob.jobs.report import RunReport
+from certjob.mail.reminders import find_new_reminders, find_without_address
+from certjob.outbox.open_work import read_open_work
+from certjob.review import plan
+from certjob.review.days import looks_at_everybody
+from certjob.review.guards import MassChangeGuard
+from certjob.review.plan import PlannedChange, ReviewCounts
+
+
+def load(
+    connection: Connection, content: bytes, *, today: date, dry_run: bool, **options: Any
+) -> tuple[LoadReport, RunReport]:
+    """Load a file as ``load_file`` does. Return the result, and the plan of the next run, also of a dry run.
+
+    The plan has all due mentors with the facts after the load, and the guards of a run without --allow.
+    """
+    plans: list[RunReport] = []
+
+    def plan() -> None:
+        plans.append(plan_next_run(connection, today=today))
+
+    report = load_file(connection, content, today=today, dry_run=dry_run, before_rollback=plan, **options)
+    if not dry_run:
+        plan()
+    return report, plans[-1]
+
+
+def plan_next_run(connection: Connection, *, today: date, organisation_id: UUID | None = None) -> RunReport:
+    """Return the plan of a run of everyone, or of one organisation, with the guards of a run without --allow."""
+    report = RunReport(today=today, dry_run=True)
+    plan_run(connection, report, organisation_id=organisation_id)
+    return report
+
+
+def plan_run(
+    connection: Connection,
+    report: RunReport,
+    *,
+    organisation_id: UUID | None = None,
+    allow: Mapping[str, int] = Counter(),
+    everybody: bool = False,
+    on_progress: Callable[[int], None] = lambda _: None,
+) -> None:
+    """Fill the report of a dry run from one read-only snapshot, without locks and calls."""
+    today, counts = report.today, ReviewCounts()
+    with database.read_only_snapshot(connection):
+        everybody = everybody or looks_at_everybody(connection, today)
+        guard = MassChangeGuard(connection, today=today, run_id=None, allow=allow, everybody=everybody)
+        guard.examine(organisation_id)
+        for decisions, broken in plan.due_decisions(
+            connection, today=today, organisation_id=organisation_id, everybody=everybody
+        ):
+            counts.broken |= broken
+            new: dict[UUID, list[Reminder]] = defaultdict(list)
+            for mentor_id, reminder in find_new_reminders(connection, decisions, today=today):
+                new[mentor_id].append(reminder)
+            unreachable = find_without_address(connection, new)
+            counts.add([decision for decision in decisions if guard.hold_of(decision) is None])
+            for decision in decisions:
+                hold, reminders = guard.hold_of(decision), new[decision.mentor_id]
+                change = PlannedChange(
+                    decision=decision,
+                    new_reminders=tuple(reminders),
+                    has_address=decision.mentor_id not in unreachable,
+                    held_because=decision.surprise.effect if hold else None,
+                    reminders_are_held=hold is not None or guard.hold_of_reminders(decision, reminders) is not None,
+                )
+                counts.held_back += change.is_held
+                if change.reminders_are_held:
+                    counts.reminders_held_back += len(change.new_reminders)
+                else:
+                    counts.reminders_queued += len(change.new_reminders)
+                if decision.transitions or decision.pause or decision.push or change.new_reminders:
+                    report.changes.append(change)
+            on_progress(counts.reviewed)
+        report.review = counts
+        report.held = [hold.line for hold in guard.held.values()]
+        report.open_work = read_open_work(connection)
