@@ -20,7 +20,6 @@ from certjob.jobs.job import Advance, Job
 from certjob.jobs.report import DeliverReport, Report, RunReport, Told
 from certjob.outbox.claims import StageStop
 from certjob.outbox.open_work import read_open_work
-from certjob.portal.exposures import note_exposures, read_exposure
 from certjob.redaction import printed_line, without_secrets
 from certjob.review.attention import read_attention
 from certjob.review.days import looks_at_everybody, make_everybody_due
@@ -94,9 +93,7 @@ def recorded(
     if isinstance(report, DeliverReport):
         report.told = Told(stops=stops)
     try:
-        measure_exposures(job, report)
         yield replace(job, phase=Heartbeat(job).phase)
-        measure_exposures(job, report)
         try:
             with database.transaction(connection, lock_timeout_ms=_LOCK_TIMEOUT_MS):
                 report.open_work = read_open_work(connection)
@@ -117,19 +114,6 @@ def recorded(
     database.persist(connection, lambda: _record_end(connection, report, report.outcome, lines=report.lines()))
 
 
-def measure_exposures(job: Job, report: Report, *, after_reading: bool = False) -> None:
-    """Note exposures. An unexpected error is reported and does not end the run, because it must not prevent a hide."""
-    try:
-        note_exposures(job.connection, today=report.today, zone=job.zone, after_reading=after_reading)
-    except psycopg.Error as error:
-        if database.is_lost(error):
-            raise
-        report.crashed = True
-        reason = f"unforeseen {type(error).__name__}"
-        stopped = StageStop(stage="exposures", code=StageEnd.CRASH, reason=reason)
-        report.stopped += [] if stopped in report.stopped else [stopped]
-
-
 def _read_overdue(connection: Connection, report: DeliverReport) -> None:
     """Add the overdue run to the first report of a delivery on this day."""
     attention = read_attention(connection, today=report.today)
@@ -142,13 +126,15 @@ def _read_alerts(connection: Connection, report: RunReport, *, organisation: str
     this_day = {"today": report.today, "organisation": organisation}
     if not database.fetch_value(connection, "is_first_report", this_day):
         report.told = Told(stops=stops, old_alerts=True)
-    database.execute(connection, "end_acknowledgements", {"today": report.today})
+    acknowledgements = database.fetch(connection, "list_acknowledgements")
+    if acknowledgements:
+        database.execute(connection, "end_acknowledgements", {"today": report.today})
     report.acknowledged_in_app = {
         alert_id: f"{alert_id}: user {who} has acknowledged it until {until}; see `certjob alerts --acknowledged`"
-        for alert_id, who, until in database.fetch(connection, "list_untold_acknowledgements")
+        for alert_id, who, until, is_told in acknowledgements
+        if not is_told
     }
     report.attention = read_attention(connection, today=report.today)
-    report.exposure = read_exposure(connection)
     report.new_alerts = [alert for count in report.attention.counts.values() for alert in count.new]
 
 

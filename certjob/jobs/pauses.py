@@ -52,7 +52,7 @@ def pause(
     No error of the review prevents the push of the hide; ``resync.not_reviewed`` has it. Raises UsageError for a reason
     that no person may give, and MentorBusyError, without a pause, if another session kept the mentor locked.
     """
-    connection, who, reason = job.connection, user_name(), printed_line(because)
+    connection, by, reason = job.connection, f"cli:{user_name()}", printed_line(because)
     if not 0 < len(reason) <= _LONGEST_REASON or reason == OWN_PAUSE_REASON:
         message = f"--because is not a text of at most {_LONGEST_REASON} characters, or is certjob's own reason"
         raise UsageError(message, next_step="say why the mentor may not take assignments")
@@ -60,8 +60,8 @@ def pause(
 
     def write() -> bool:
         database.execute(connection, "lock_mentor", {"id": mentor_id})
-        opened = {"mentor_id": mentor_id, "because": reason, "who": who}
-        is_new = database.fetch_value(connection, "open_pause", opened) is not None
+        opened = {"mentor_id": mentor_id, "because": reason, "by": by}
+        is_new = database.execute(connection, "open_pause", opened) == 1
         if database.execute(connection, "want_hidden", {"mentor_id": mentor_id}):
             PortalSyncService(connection, run_id=job.run_id).queue([Wish(mentor_id=mentor_id, visible=False)])
         return is_new
@@ -70,7 +70,7 @@ def pause(
     with _explained(not_done, next_step="try again; if it is urgent, hide the contact by hand"):
         is_new = database.persist(connection, write, lock_timeout_ms=int(1_000 * lock_wait_seconds))
     done = resync(job, mentor_id, command="pause", accept_date=accept_date, lock_wait_seconds=lock_wait_seconds)
-    return PauseResult(before=before, reason=reason, by=f"cli:{who}", is_new=is_new, resync=done)
+    return PauseResult(before=before, reason=reason, by=by, is_new=is_new, resync=done)
 
 
 def unpause(
@@ -87,7 +87,7 @@ def unpause(
     pause, several are open and ``reason`` is None, or a certificate is needed, and MentorBusyError if another session
     kept the mentor locked. An error of the review is in ``resync.not_reviewed``, because the pause is lifted then.
     """
-    connection, who = job.connection, user_name()
+    connection, by = job.connection, f"cli:{user_name()}"
     reject_wrong_day(connection, job.today, zone=job.zone, accept_date=accept_date)
     before = describe(connection, mentor_id)
 
@@ -96,13 +96,13 @@ def unpause(
         chosen = _choose(connection, before.member_no, mentor_id, reason=reason)
         if chosen.reason == OWN_PAUSE_REASON:
             _require_certificates(connection, mentor_id, today=job.today)
-        database.execute(connection, "lift_pause", {"pause_id": chosen.id, "who": who})
+        database.execute(connection, "lift_pause", {"pause_id": chosen.id, "by": by})
         return chosen
 
     with _explained(f"the pause of {before.member_no} was not lifted", next_step="try again"):
         lifted = database.persist(connection, write, lock_timeout_ms=int(1_000 * lock_wait_seconds))
     done = resync(job, mentor_id, command="unpause", accept_date=accept_date, lock_wait_seconds=lock_wait_seconds)
-    return PauseResult(before=before, reason=lifted.reason, by=f"cli:{who}", is_new=True, resync=done)
+    return PauseResult(before=before, reason=lifted.reason, by=by, is_new=True, resync=done)
 
 
 @contextmanager

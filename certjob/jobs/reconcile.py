@@ -9,7 +9,7 @@ from certjob import database
 from certjob.errors import ConfigurationError, PortalCallError, StageEnd
 from certjob.facts.lookup import find_organisation
 from certjob.jobs.job import Job
-from certjob.jobs.job_runs import measure_exposures, recorded
+from certjob.jobs.job_runs import recorded
 from certjob.jobs.report import ReconcileReport
 from certjob.jobs.runs import push
 from certjob.outbox.calls import Calls
@@ -57,7 +57,6 @@ def reconcile(
         found = compare(beating)
         if found is not None:
             comparison.store(connection, found, run_id=run_id)
-            measure_exposures(job, report, after_reading=True)
             store_portal_holds(connection, found.held, today=today, run_id=run_id)
             comparison.raise_events(connection, found, today=today, run_id=run_id, stop=job.stop)
             push(beating, report, seconds=job.deadline_seconds)

@@ -15,7 +15,6 @@ from certjob.mail.stage import MailCounts
 from certjob.outbox.claims import StageStop
 from certjob.outbox.open_work import NO_WORK, OpenWork
 from certjob.portal.comparison import Comparison, Difference
-from certjob.portal.exposures import Exposure
 from certjob.portal.sync import PortalCounts
 from certjob.review.attention import Attention
 from certjob.review.plan import LOCKED, PlannedChange, ReviewCounts
@@ -180,8 +179,6 @@ class RunReport(Report):
     command: str = "run"
     attention: Attention | None = None
     """All alerts at the end of the run, or None if it has not read them."""
-    exposure: Exposure | None = None
-    """How long someone was visible who must not be."""
     told: Told = NOTHING
     changes: SortedRows[PlannedChange] = field(default_factory=lambda: SortedRows(PlannedChange.sort_key))
     """The changes that a dry run has planned."""
@@ -211,11 +208,10 @@ class RunReport(Report):
         return [*lines, f"{number:,} acknowledged; see `certjob alerts --acknowledged`"] if lines and number else lines
 
     def to_ping(self) -> dict[str, Any]:
-        """Return the body of a ping: the number of alerts of each kind, the exposures, and the keys of the stops."""
+        """Return the body of a ping: the number of alerts of each kind, and the keys of the stops."""
         numbers = self.attention.numbers if self.attention is not None else {}
         return {
             "alerts": {kind: number for kind, number in numbers.items() if number},
-            "exposure": self.exposure and self.exposure.numbers(),
             "stopped": [stop.key for stop in self.stopped],
         }
 

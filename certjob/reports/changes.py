@@ -31,7 +31,7 @@ ALL: Final = 2**31 - 1
 """More changes than there can be."""
 _DAYS = ("day", "former_day", "certified_until")
 _TIMES = ("failed_since", "failed_until")
-_CAUSES = {"differs": "shown again after the portal had confirmed the hide", "held": "the change is held back"}
+_CAUSES = {"held": "the change is held back"}
 """Why someone was exposed, if no push failed."""
 _SENTENCES = {
     "exposed": "{hide}{cause}{failed}",
@@ -67,8 +67,6 @@ class ListedChange:
     what: str
     """A key of WORDS."""
     why: str
-    is_proven: bool | None
-    """Whether the portal showed the contact for certain, or None if this is no exposure."""
     threshold_days: int | None
     number: int
     """The number of changes of this kind."""
@@ -92,7 +90,8 @@ def read_changes(
     most: int = ALL,
 ) -> Iterator[ListedChange]:
     """Yield the changes, the most harmful kind first, then by time; at most ``most`` of each kind."""
-    asked = {"since": since, "zone": zone, "organisation_id": organisation_id, "most": most, "order": list(WORDS)}
+    asked = {"since": since, "today": today, "zone": zone, "most": most, "order": list(WORDS)}
+    asked |= {"organisation_id": organisation_id}
     for row in database.stream(connection, "read_changes", asked, into=dict):
         days = {name: _in_words(row[name], today) for name in _DAYS}
         times = {name: row[name] and moment_words(row[name].astimezone(ZoneInfo(zone)), today) for name in _TIMES}

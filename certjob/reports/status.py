@@ -2,18 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta, tzinfo
 from typing import Any
 from uuid import UUID
 
 from certjob import database
 from certjob.database import Connection
 from certjob.outbox.open_work import MAIL_KINDS, OpenWork, read_open_work
-from certjob.portal.exposures import Exposure, read_exposure
 from certjob.review.attention import read_attention
 
 RUNS_PER_COMMAND = 5
 COMING_DAYS = 14
+EXPOSURE_DAYS = 30
 
 SILENCE = timedelta(minutes=30)
 """An unfinished run that has not reported for so long has died. The longest legitimate silences are 12 minutes, for an
@@ -60,6 +60,22 @@ class ReviewDay:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Exposure:
+    """How long someone was, or may have been, visible who must not be, in the last EXPOSURE_DAYS days."""
+
+    mentors: int
+    open: int
+    """Exposures that last."""
+    seconds: int
+    """In all, in these days."""
+    longest_seconds: int | None
+    longest: str | None
+    """The mentor of the longest one, such as ``hlf M1003``."""
+    cause: str | None
+    """The last failure of that mentor's push, or None."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SystemStatus:
     """The content of `certjob status`. docs/json.md describes the fields."""
 
@@ -83,7 +99,6 @@ class SystemStatus:
     first_without_certificate: Sequence[str]
     """At most five of them, for example ``hlf M1042``."""
     exposure: Exposure
-    """How long someone was visible who must not be."""
     mail_waits_until: datetime | None
     """When queued mail can be sent by CERTJOB_MAIL_HOURS, or None if no mail waits for that."""
 
@@ -103,7 +118,12 @@ class SystemStatus:
 
 
 def read_status(
-    connection: Connection, *, today: date, max_age: timedelta, mail_waits_until: datetime | None = None
+    connection: Connection,
+    *,
+    today: date,
+    zone: tzinfo = UTC,
+    max_age: timedelta,
+    mail_waits_until: datetime | None = None,
 ) -> SystemStatus:
     """Return the status. Reads one snapshot, also on a read-only server.
 
@@ -121,6 +141,7 @@ def read_status(
         until = {"today": today, "until": today + timedelta(days=COMING_DAYS)}
         reviews = dict(database.fetch(connection, "count_coming_reviews", until))
         limits = {"silence": SILENCE, "limit": RUNS_PER_COMMAND}
+        exposures = {"days": EXPOSURE_DAYS, "today": today, "zone": str(zone)}
         return SystemStatus(
             now=database.clock(connection),
             today=today,
@@ -134,6 +155,6 @@ def read_status(
             overdue=attention.overdue,
             without_certificate=without_certificate[0][1] if without_certificate else 0,
             first_without_certificate=[name for name, _ in without_certificate],
-            exposure=read_exposure(connection),
+            exposure=database.fetch(connection, "read_exposure", exposures, into=Exposure)[0],
             mail_waits_until=mail_waits_until if any(backlog[kind].pending for kind in MAIL_KINDS) else None,
         )

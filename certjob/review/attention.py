@@ -73,22 +73,15 @@ def note_renewal_gaps(connection: Connection, *, today: date) -> None:
 
 def read_attention(connection: Connection, *, today: date) -> Attention:
     """Count the alerts, and find those that no run of this day has printed."""
-    rows = database.fetch(connection, "count_attention", {"today": today})
-    found = {
-        Kind(kind): Count(number=number, new=list(zip(ids or (), fingerprints or (), strict=True)))
-        for kind, number, _, ids, fingerprints in rows
-    }
-    single = database.fetch(connection, "read_single_alerts", {"today": today})
+    rows = database.fetch(connection, "read_attention", {"today": today}, into=dict)
+    found = {Kind(row["kind"]): row for row in rows}
+    counts = {kind: Count(number=row["number"], new=list(map(tuple, row["new"]))) for kind, row in found.items()}
+    single = {kind: row["single"] for kind, row in found.items()}
+    overdue = single.get(Kind.NO_FULL_RUN, ())
     return Attention(
-        counts={kind: found.get(kind, Count()) for kind in Kind},
-        acknowledged=sum(acknowledged for _, _, acknowledged, _, _ in rows),
-        held=[
-            holds.hold_line(what, organisation, error, allow=number)
-            for kind, organisation, what, error, number, _ in single
-            if kind == "held"
-        ],
-        known_mentors=frozenset(mentor_id for kind, *_, mentor_id in single if kind == "never_reviewed"),
-        overdue="".join(
-            f"{error}; run `certjob run`, then check cron" for kind, *_, error, _, _ in single if kind == "no_full_run"
-        ),
+        counts={kind: counts.get(kind, Count()) for kind in Kind},
+        acknowledged=sum(row["acknowledged"] for row in rows),
+        held=[holds.hold_line(**hold) for hold in single.get(Kind.HELD, ())],
+        known_mentors=frozenset(mentor_id for row in rows for mentor_id in row["known_mentors"]),
+        overdue="".join(f"{alert['reason']}; run `certjob run`, then check cron" for alert in overdue),
     )

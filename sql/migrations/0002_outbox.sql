@@ -140,6 +140,8 @@ CREATE INDEX portal_sync_events_due_idx ON certjob.portal_sync_events
     ((moved_from IS NOT NULL AND NOT restricts), (attempts > 0), (visible AND NOT restricts), next_attempt_at)
     WHERE status = 'pending';
 CREATE INDEX portal_sync_events_mentor_id_idx ON certjob.portal_sync_events (mentor_id);
+CREATE INDEX portal_sync_events_hidden_idx ON certjob.portal_sync_events (delivered_at)
+    WHERE status = 'delivered' AND NOT visible;
 CREATE INDEX portal_sync_events_withdrawn_idx ON certjob.portal_sync_events (mentor_id)
     WHERE status = 'withdrawn' AND NOT visible;
 CREATE INDEX portal_sync_events_in_flight_idx ON certjob.portal_sync_events (claim_contact_id)
@@ -169,7 +171,6 @@ CREATE INDEX dynamics_sync_failures_mentor_id_idx ON certjob.dynamics_sync_failu
 CREATE TABLE certjob.portal_last_reading (
     only_one      boolean PRIMARY KEY DEFAULT true CHECK (only_one),
     read_at       timestamptz NOT NULL,  -- when it began; a later event may have changed the portal meanwhile
-    previous_at   timestamptz,  -- read_at of the reading before
     pages         integer NOT NULL,
     visible       uuid[] NOT NULL,  -- the contacts that the portal showed
     dates         boolean NOT NULL,  -- whether the portal has a column for the last visible day
@@ -193,20 +194,6 @@ CREATE TABLE certjob.renewal_gaps (
     since           timestamptz NOT NULL DEFAULT now(),
     ended           integer NOT NULL  -- the number of certificates
 );
-
--- How long someone was, or may have been, visible who must not be: at most one open row for a mentor.
-CREATE TABLE certjob.exposures (
-    id         bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    mentor_id  uuid NOT NULL REFERENCES certjob.mentors (id) ON DELETE CASCADE,
-    contact_id uuid NOT NULL,  -- the visible contact
-    began_at   timestamptz NOT NULL,
-    ended_at   timestamptz,  -- null: it lasts
-    is_proven  boolean NOT NULL,  -- the portal showed the contact before began_at; false: nobody knows
-    CHECK (ended_at >= began_at)
-);
-CREATE UNIQUE INDEX exposures_one_open ON certjob.exposures (mentor_id) WHERE ended_at IS NULL;
-CREATE INDEX exposures_mentor_id_idx ON certjob.exposures (mentor_id);
-CREATE INDEX exposures_ended_at_idx ON certjob.exposures (ended_at);
 
 -- Contacts that the portal shows and that belong to no mentor of an organisation with a portal.
 CREATE TABLE certjob.portal_unknown_contacts (

@@ -82,7 +82,7 @@ SELECT m.organisation_id, h.kind, h.mentor_id, m.member_no, coalesce(m.full_name
 FROM certjob.held_mentors AS h
 JOIN certjob.mentors AS m ON m.id = h.mentor_id;
 
--- One view for each kind of alert; `Kind` in certjob/domain/alert_kinds.py lists the kinds. Their columns:
+-- The kinds of alerts, which `Kind` in certjob/domain/alert_kinds.py lists. All views have the same columns, in this order:
 --   subject  the last part of the alert's id; null: the member number
 --   fingerprint  what a person sees in the alert. An acknowledgement, and what a run or a digest has told, is about an
 --                alert with its fingerprint. extract() makes it independent of the session's time zone.
@@ -127,50 +127,36 @@ CROSS JOIN LATERAL (
     WHERE o.id = p.mentor_id AND o.review_on <= p.as_of OFFSET 0
 ) AS m;
 
--- Open pushes that are alerts, for the next two views.
-CREATE VIEW certjob_private.late_pushes WITH (security_invoker = true) AS
-SELECT p.visible AND NOT p.restricts AS is_show, p.organisation_id, p.mentor_id, p.event_id, p.since, p.cause,
-    CASE
-        WHEN p.cause <> 'later_day_on_portal' OR p.failure = 'portal_stopped' THEN 'tell_operator'
-        WHEN p.status = 'blocked' THEN 'check_contact'
-        WHEN p.is_claimed OR p.next_attempt_at <= now() THEN 'wait'
-        ELSE 'retry'
-    END AS action,
-    p.error,
-    CASE
-        WHEN p.is_claimed THEN 'being_sent'
-        WHEN p.status = 'blocked' THEN 'stopped'
-        WHEN p.next_attempt_at <= now() THEN 'due'
-        ELSE 'waiting'
-    END AS state,
-    p.next_attempt_at, p.last_failed_at, p.calls, p.portal_until, p.fingerprint
-FROM certjob.open_pushes AS p
-WHERE p.is_alert;
-
-CREATE VIEW certjob_private.may_be_hidden_alerts WITH (security_invoker = true) AS
-SELECT 'may_be_hidden' AS kind, p.organisation_id, p.mentor_id, NULL::text AS subject, p.event_id AS row_id, p.since,
-    NULL::date AS until, 'Dynamics sync pending — mentor may still be hidden on portal' AS sentence, p.cause, p.action,
-    p.error, p.state, p.next_attempt_at, p.last_failed_at, p.calls, NULL::integer AS number, p.portal_until AS day,
-    p.fingerprint
-FROM certjob_private.late_pushes AS p
-WHERE p.is_show;
-
--- Also a hide that was withdrawn, because the mentor's organisation has no portal now. Someone must hide the mentor
--- manually, unless there is a later push or the pause has ended.
-CREATE VIEW certjob_private.may_be_visible_alerts WITH (security_invoker = true) AS
-SELECT 'may_be_visible' AS kind, a.organisation_id, a.mentor_id, NULL::text AS subject, a.row_id, a.since,
-    NULL::date AS until, 'Dynamics sync pending — mentor may still be visible on portal' AS sentence, a.cause, a.action,
-    a.error, a.state, a.next_attempt_at, a.last_failed_at, a.calls, NULL::integer AS number, a.day, a.fingerprint
+-- Open pushes, and hides that were withdrawn, because the mentor's organisation has no portal now. Someone must hide such a
+-- mentor manually, unless there is a later push or the pause has ended.
+CREATE VIEW certjob_private.push_alerts WITH (security_invoker = true) AS
+SELECT a.kind, a.organisation_id, a.mentor_id, NULL::text AS subject, a.row_id, a.since, NULL::date AS until,
+    'Dynamics sync pending — ' || CASE a.kind WHEN 'may_be_hidden' THEN 'mentor may still be hidden on portal'
+        ELSE 'mentor may still be visible on portal' END AS sentence, a.cause, a.action, a.error, a.state,
+    a.next_attempt_at, a.last_failed_at, a.calls, NULL::integer AS number, a.day, a.fingerprint
 FROM (
-    SELECT p.organisation_id, p.mentor_id, p.event_id AS row_id, p.since, p.cause, p.action, p.error, p.state,
+    SELECT CASE WHEN p.visible AND NOT p.restricts THEN 'may_be_hidden' ELSE 'may_be_visible' END AS kind,
+        p.organisation_id, p.mentor_id, p.event_id AS row_id, p.since, p.cause,
+        CASE
+            WHEN p.cause <> 'later_day_on_portal' OR p.failure = 'portal_stopped' THEN 'tell_operator'
+            WHEN p.status = 'blocked' THEN 'check_contact'
+            WHEN p.is_claimed OR p.next_attempt_at <= now() THEN 'wait'
+            ELSE 'retry'
+        END AS action,
+        p.error,
+        CASE
+            WHEN p.is_claimed THEN 'being_sent'
+            WHEN p.status = 'blocked' THEN 'stopped'
+            WHEN p.next_attempt_at <= now() THEN 'due'
+            ELSE 'waiting'
+        END AS state,
         p.next_attempt_at, p.last_failed_at, p.calls, p.portal_until AS day, p.fingerprint
-    FROM certjob_private.late_pushes AS p
-    WHERE NOT p.is_show
+    FROM certjob.open_pushes AS p
+    WHERE p.is_alert
     UNION ALL
-    SELECT m.organisation_id, e.mentor_id, e.id AS row_id, e.wanted_at AS since, 'hide_by_hand' AS cause,
-        'tell_operator' AS action, e.last_error AS error, 'stopped' AS state, NULL::timestamptz AS next_attempt_at,
-        NULL::timestamptz AS last_failed_at, NULL::integer AS calls, NULL::date AS day,
-        md5(concat_ws(' ', e.id, extract(epoch FROM e.wanted_at), m.dynamics_contact_id)) AS fingerprint
+    SELECT 'may_be_visible', m.organisation_id, e.mentor_id, e.id, e.wanted_at, 'hide_by_hand', 'tell_operator',
+        e.last_error, 'stopped', NULL, NULL, NULL, NULL,
+        md5(concat_ws(' ', e.id, extract(epoch FROM e.wanted_at), m.dynamics_contact_id))
     FROM certjob.portal_sync_events AS e
     CROSS JOIN LATERAL (
         SELECT o.organisation_id, o.dynamics_contact_id FROM certjob.mentors AS o
@@ -184,57 +170,37 @@ FROM (
         )
 ) AS a;
 
--- Reminders that have waited for more than a day, for the next two views. They are retried until they are outdated. A
--- delay of more than 25 hours was written by a wrong clock.
---   for_a_day  the mail server deferred it for a day, or rejected it together with others. Greylisting ends within a
---              day, a full mailbox may not. It counts as failed.
-CREATE VIEW certjob_private.late_reminders WITH (security_invoker = true) AS
-SELECT l.deferred_since >= l.queued_at OR l.rejected_at IS NOT NULL AS for_a_day, l.mentor_id, l.id AS row_id,
-    least(greatest(l.deferred_since, l.queued_at) + interval '1 day', now()) AS since,
-    coalesce(l.failure_code, 'mail_stopped') AS cause, l.last_error AS error,
-    CASE WHEN l.claim_token IS NOT NULL AND l.next_attempt_at > now() THEN 'being_sent' ELSE 'waiting' END AS state,
-    l.next_attempt_at, l.expires_on AS day,
-    md5(concat_ws(' ', l.failure_code, l.expires_on - date '2000-01-01', extract(epoch FROM l.deferred_since)))
-        AS fingerprint
+-- Reminders that have failed, for 14 days from their threshold, or from queueing if that is later, as after an import. Also
+-- those that have waited for more than a day. They are retried until they are outdated, and count as failed if the mail
+-- server deferred them for a day, or rejected them together with others: greylisting ends within a day, a full mailbox may
+-- not. A delay of more than 25 hours was written by a wrong clock.
+CREATE VIEW certjob_private.reminder_alerts WITH (security_invoker = true) AS
+SELECT CASE WHEN late.failure THEN 'failed_reminders' ELSE 'waiting_reminders' END AS kind, m.organisation_id, l.mentor_id,
+    m.member_no || ':' || l.id AS subject, l.id AS row_id,
+    CASE l.status WHEN 'failed' THEN l.next_attempt_at
+        ELSE least(greatest(l.deferred_since, l.queued_at) + interval '1 day', now()) END AS since,
+    CASE l.status WHEN 'failed' THEN greatest(l.expires_on - l.threshold_days, l.queued_at::date) + 14 END AS until,
+    CASE WHEN late.failure THEN 'Reminder not delivered' ELSE 'Reminder has waited for more than a day' END AS sentence,
+    coalesce(l.failure_code, 'mail_stopped') AS cause, 'tell_operator' AS action, l.last_error AS error,
+    CASE
+        WHEN l.status = 'failed' THEN 'stopped'
+        WHEN l.claim_token IS NOT NULL AND l.next_attempt_at > now() THEN 'being_sent'
+        ELSE 'waiting'
+    END AS state,
+    CASE l.status WHEN 'pending' THEN l.next_attempt_at END AS next_attempt_at, NULL::timestamptz AS last_failed_at,
+    NULL::integer AS calls, NULL::integer AS number, l.expires_on AS day,
+    md5(concat_ws(' ', l.failure_code, l.expires_on - date '2000-01-01',
+        extract(epoch FROM CASE l.status WHEN 'failed' THEN l.next_attempt_at ELSE l.deferred_since END))) AS fingerprint
 FROM certjob.cert_notification_log AS l
-WHERE l.status = 'pending'
-    AND (greatest(l.deferred_since, l.queued_at) < now() - interval '1 day'
-        OR l.next_attempt_at > now() + interval '25 hours');
-
--- A failed reminder is an alert for 14 days from its threshold, or from queueing if that is later, as after an import.
-CREATE VIEW certjob_private.failed_reminder_alerts WITH (security_invoker = true) AS
-SELECT 'failed_reminders' AS kind, m.organisation_id, a.mentor_id, m.member_no || ':' || a.row_id AS subject, a.row_id,
-    a.since, a.until, 'Reminder not delivered' AS sentence, a.cause, 'tell_operator' AS action, a.error, a.state,
-    a.next_attempt_at, NULL::timestamptz AS last_failed_at, NULL::integer AS calls, NULL::integer AS number, a.day,
-    a.fingerprint
-FROM (
-    SELECT l.mentor_id, l.id AS row_id, l.next_attempt_at AS since,
-        greatest(l.expires_on - l.threshold_days, l.queued_at::date) + 14 AS until, l.failure_code AS cause,
-        l.last_error AS error, 'stopped' AS state, NULL::timestamptz AS next_attempt_at, l.expires_on AS day,
-        md5(concat_ws(' ', l.failure_code, l.expires_on - date '2000-01-01', extract(epoch FROM l.next_attempt_at)))
-            AS fingerprint
-    FROM certjob.cert_notification_log AS l
-    WHERE l.status = 'failed'
-    UNION ALL
-    SELECT r.mentor_id, r.row_id, r.since, NULL::date AS until, r.cause, r.error, r.state, r.next_attempt_at, r.day,
-        r.fingerprint
-    FROM certjob_private.late_reminders AS r
-    WHERE r.for_a_day
-) AS a
 CROSS JOIN LATERAL (
-    SELECT o.organisation_id, o.member_no FROM certjob.mentors AS o WHERE o.id = a.mentor_id OFFSET 0
-) AS m;
-
-CREATE VIEW certjob_private.waiting_reminder_alerts WITH (security_invoker = true) AS
-SELECT 'waiting_reminders' AS kind, m.organisation_id, r.mentor_id, m.member_no || ':' || r.row_id AS subject, r.row_id,
-    r.since, NULL::date AS until, 'Reminder has waited for more than a day' AS sentence, r.cause,
-    'tell_operator' AS action, r.error, r.state, r.next_attempt_at, NULL::timestamptz AS last_failed_at,
-    NULL::integer AS calls, NULL::integer AS number, r.day, r.fingerprint
-FROM certjob_private.late_reminders AS r
+    SELECT l.status = 'failed' OR coalesce(l.deferred_since >= l.queued_at, false) OR l.rejected_at IS NOT NULL AS failure
+) AS late
 CROSS JOIN LATERAL (
-    SELECT o.organisation_id, o.member_no FROM certjob.mentors AS o WHERE o.id = r.mentor_id OFFSET 0
+    SELECT o.organisation_id, o.member_no FROM certjob.mentors AS o WHERE o.id = l.mentor_id OFFSET 0
 ) AS m
-WHERE r.for_a_day IS NOT TRUE;
+WHERE l.status = 'failed' OR (l.status = 'pending'
+    AND (greatest(l.deferred_since, l.queued_at) < now() - interval '1 day'
+        OR l.next_attempt_at > now() + interval '25 hours'));
 
 -- Alerts that a coordinator can act on, also acknowledged ones and those past their last day (`until`).
 --   action  request_portal_resync helps for retry and check_contact. With docs/examples/mirror.sql, coordinators correct
@@ -257,29 +223,8 @@ SELECT o.slug || ':' || a.kind || ':' || coalesce(a.subject, m.member_no) AS ale
     END AS action,
     a.error, a.state, a.next_attempt_at, a.last_failed_at, a.calls, a.number, a.day, m.visible_until, a.fingerprint
 FROM (
-    SELECT kind, organisation_id, mentor_id, subject, row_id, since, until, sentence, cause, action, error, state,
-        next_attempt_at, last_failed_at, calls, number, day, fingerprint
-    FROM certjob_private.held_alerts
-    UNION ALL
-    SELECT kind, organisation_id, mentor_id, subject, row_id, since, until, sentence, cause, action, error, state,
-        next_attempt_at, last_failed_at, calls, number, day, fingerprint
-    FROM certjob_private.never_reviewed_alerts
-    UNION ALL
-    SELECT kind, organisation_id, mentor_id, subject, row_id, since, until, sentence, cause, action, error, state,
-        next_attempt_at, last_failed_at, calls, number, day, fingerprint
-    FROM certjob_private.may_be_visible_alerts
-    UNION ALL
-    SELECT kind, organisation_id, mentor_id, subject, row_id, since, until, sentence, cause, action, error, state,
-        next_attempt_at, last_failed_at, calls, number, day, fingerprint
-    FROM certjob_private.may_be_hidden_alerts
-    UNION ALL
-    SELECT kind, organisation_id, mentor_id, subject, row_id, since, until, sentence, cause, action, error, state,
-        next_attempt_at, last_failed_at, calls, number, day, fingerprint
-    FROM certjob_private.failed_reminder_alerts
-    UNION ALL
-    SELECT kind, organisation_id, mentor_id, subject, row_id, since, until, sentence, cause, action, error, state,
-        next_attempt_at, last_failed_at, calls, number, day, fingerprint
-    FROM certjob_private.waiting_reminder_alerts
+    TABLE certjob_private.held_alerts UNION ALL TABLE certjob_private.never_reviewed_alerts
+    UNION ALL TABLE certjob_private.push_alerts UNION ALL TABLE certjob_private.reminder_alerts
 ) AS a
 JOIN certjob.organisations AS o ON o.id = a.organisation_id
 LEFT JOIN LATERAL (
@@ -374,6 +319,58 @@ LANGUAGE sql STABLE AS $$
         OR CASE WHEN known.hidden_at IS NULL THEN known.visible OR known.dynamics_contact_id IS NOT NULL
             ELSE known.visible AND known.hidden_at < (SELECT r.read_at FROM certjob.portal_last_reading AS r)
                 AND known.dynamics_contact_id IN (SELECT unnest(r.visible) FROM certjob.portal_last_reading AS r) END;
+$$;
+
+-- How long mentors were visible who must not be: exposures that have ended after a moment, or that last (`ended_at` is
+-- null). Computed from the pushes, because the confirmed ones are the changes on the portal. One that lasts begins with
+-- the fact or, if no fact has a time, with the open hide. One that has ended begins with the fact that a confirmed hide
+-- followed, or with the hide's request, but not before the show. It ends with the hide, or with the last day that the
+-- portal had confirmed.
+CREATE FUNCTION certjob_private.exposures(after timestamptz, today date, zone text) RETURNS TABLE (
+    mentor_id uuid, began_at timestamptz, ended_at timestamptz
+)
+LANGUAGE sql STABLE AS $$
+    SELECT u.mentor_id, coalesce(u.since, e.wanted_at, now()) AS began_at, NULL::timestamptz AS ended_at
+    FROM certjob_private.unhidden_mentors(today, zone) AS u
+    LEFT JOIN certjob.portal_sync_events AS e
+        ON e.mentor_id = u.mentor_id AND e.status IN ('pending', 'blocked') AND NOT e.visible
+    UNION ALL
+    SELECT hide.mentor_id, span.began_at, span.ended_at
+    FROM certjob.portal_sync_events AS hide
+    JOIN certjob.mentors AS m ON m.id = hide.mentor_id
+    JOIN certjob.organisations AS o ON o.id = m.organisation_id
+    CROSS JOIN LATERAL (
+        SELECT e.visible, e.delivered_at, e.claim_contact_id,
+            CASE WHEN e.dates THEN (e.visible_until + 1)::timestamp AT TIME ZONE zone END AS until
+        FROM certjob.portal_sync_events AS e
+        WHERE e.mentor_id = hide.mentor_id AND e.status = 'delivered' AND e.id < hide.id
+        ORDER BY e.id DESC
+        LIMIT 1
+    ) AS show
+    CROSS JOIN LATERAL (
+        SELECT min(f.at) AS at
+        FROM (
+            SELECT m.left_at
+            UNION ALL
+            SELECT p.paused_at
+            FROM certjob.mentor_pauses AS p
+            WHERE p.mentor_id = hide.mentor_id AND (p.lifted_at IS NULL OR p.lifted_at > hide.wanted_at)
+            UNION ALL
+            SELECT max(least(c.revoked_at, (c.expires_on + 1)::timestamp AT TIME ZONE zone))
+            FROM certjob.certificates AS c
+            WHERE c.mentor_id = hide.mentor_id AND c.kind <> ALL (o.optional_kinds)
+                AND c.issued_on < (hide.wanted_at AT TIME ZONE zone)::date  -- others were entered later
+            GROUP BY c.kind
+        ) AS f (at)
+        WHERE f.at <= hide.wanted_at
+    ) AS fact
+    CROSS JOIN LATERAL (
+        SELECT greatest(least(fact.at, hide.wanted_at), show.delivered_at) AS began_at,
+            least(hide.delivered_at, show.until) AS ended_at
+    ) AS span
+    WHERE hide.status = 'delivered' AND NOT hide.visible AND hide.delivered_at >= after
+        AND show.visible AND show.claim_contact_id = hide.claim_contact_id
+        AND span.ended_at >= after AND span.began_at < span.ended_at;
 $$;
 
 -- The kinds that only an operator can act on. `name` is the person if that is not a mentor.
@@ -478,27 +475,19 @@ SELECT 'secret_ends' AS kind, NULL::uuid AS organisation_id, NULL::uuid AS mento
 FROM certjob.portal_last_reading AS r
 WHERE r.secret_until - 30 <= current_date;
 
-CREATE VIEW certjob_private.failed_digest_alerts WITH (security_invoker = true) AS
-SELECT 'failed_digests' AS kind, c.organisation_id, NULL::uuid AS mentor_id, d.digest_on || ':' || d.id AS subject,
-    coalesce(c.full_name, c.email) AS name, d.id AS row_id,
+-- As for reminders.
+CREATE VIEW certjob_private.digest_alerts WITH (security_invoker = true) AS
+SELECT CASE WHEN late.failure THEN 'failed_digests' ELSE 'waiting_digests' END AS kind, c.organisation_id,
+    NULL::uuid AS mentor_id, d.digest_on || ':' || d.id AS subject, coalesce(c.full_name, c.email) AS name, d.id AS row_id,
     CASE d.status WHEN 'failed' THEN d.next_attempt_at ELSE least(d.queued_at + interval '1 day', now()) END AS since,
-    'Digest not delivered' AS sentence, coalesce(d.failure_code, 'mail_stopped') AS cause, d.last_error AS error,
-    NULL::integer AS number, d.digest_on AS day, md5(concat_ws(' ', d.failure_code, d.id)) AS fingerprint
-FROM certjob.coordinator_digests AS d
-JOIN certjob.coordinators AS c ON c.id = d.coordinator_id
-WHERE d.status = 'failed' OR (d.status = 'pending' AND d.rejected_at IS NOT NULL
-    AND (d.queued_at < now() - interval '1 day' OR d.next_attempt_at > now() + interval '25 hours'));
-
-CREATE VIEW certjob_private.waiting_digest_alerts WITH (security_invoker = true) AS
-SELECT 'waiting_digests' AS kind, c.organisation_id, NULL::uuid AS mentor_id, d.digest_on || ':' || d.id AS subject,
-    coalesce(c.full_name, c.email) AS name, d.id AS row_id, least(d.queued_at + interval '1 day', now()) AS since,
-    'Digest has waited for more than a day' AS sentence, coalesce(d.failure_code, 'mail_stopped') AS cause,
-    d.last_error AS error, NULL::integer AS number, d.digest_on AS day,
+    CASE WHEN late.failure THEN 'Digest not delivered' ELSE 'Digest has waited for more than a day' END AS sentence,
+    coalesce(d.failure_code, 'mail_stopped') AS cause, d.last_error AS error, NULL::integer AS number, d.digest_on AS day,
     md5(concat_ws(' ', d.failure_code, d.id)) AS fingerprint
 FROM certjob.coordinator_digests AS d
 JOIN certjob.coordinators AS c ON c.id = d.coordinator_id
-WHERE d.status = 'pending' AND d.rejected_at IS NULL
-    AND (d.queued_at < now() - interval '1 day' OR d.next_attempt_at > now() + interval '25 hours');
+CROSS JOIN LATERAL (SELECT d.status = 'failed' OR d.rejected_at IS NOT NULL AS failure) AS late
+WHERE d.status = 'failed' OR (d.status = 'pending'
+    AND (d.queued_at < now() - interval '1 day' OR d.next_attempt_at > now() + interval '25 hours'));
 
 -- All alerts of a day: those of the view, and those that only an operator can act on.
 --   number  also the number of mentors who must not be visible and may still be, while no full run has finished
@@ -511,33 +500,10 @@ CREATE FUNCTION certjob.current_alerts(today date) RETURNS TABLE (
 )
 LANGUAGE sql STABLE AS $$
     WITH operator_alerts AS (
-        SELECT kind, organisation_id, mentor_id, subject, name, row_id, since, sentence, cause, error, number, day,
-            fingerprint
-        FROM certjob_private.no_full_run_alert(today)
-        UNION ALL
-        SELECT kind, organisation_id, mentor_id, subject, name, row_id, since, sentence, cause, error, number, day,
-            fingerprint
-        FROM certjob_private.unknown_contact_alerts
-        UNION ALL
-        SELECT kind, organisation_id, mentor_id, subject, name, row_id, since, sentence, cause, error, number, day,
-            fingerprint
-        FROM certjob_private.portal_not_read_alerts
-        UNION ALL
-        SELECT kind, organisation_id, mentor_id, subject, name, row_id, since, sentence, cause, error, number, day,
-            fingerprint
-        FROM certjob_private.facts_missing_alerts
-        UNION ALL
-        SELECT kind, organisation_id, mentor_id, subject, name, row_id, since, sentence, cause, error, number, day,
-            fingerprint
-        FROM certjob_private.secret_ends_alerts
-        UNION ALL
-        SELECT kind, organisation_id, mentor_id, subject, name, row_id, since, sentence, cause, error, number, day,
-            fingerprint
-        FROM certjob_private.failed_digest_alerts
-        UNION ALL
-        SELECT kind, organisation_id, mentor_id, subject, name, row_id, since, sentence, cause, error, number, day,
-            fingerprint
-        FROM certjob_private.waiting_digest_alerts
+        SELECT r.* FROM certjob_private.no_full_run_alert(today) AS r
+        UNION ALL TABLE certjob_private.unknown_contact_alerts UNION ALL TABLE certjob_private.portal_not_read_alerts
+        UNION ALL TABLE certjob_private.facts_missing_alerts UNION ALL TABLE certjob_private.secret_ends_alerts
+        UNION ALL TABLE certjob_private.digest_alerts
     ), mail_stop AS (
         -- Why the mail stage stopped, unless a later run has sent mail.
         SELECT r.counts ->> 'mail_stop' AS reason

@@ -16,32 +16,6 @@ BEGIN
 END
 $$;
 
--- Opens or lifts a person's pause for `certjob pause` and `certjob unpause`. The policies of the worker allow only
--- certjob's own pauses, so these run as their owner. They sign with `cli:` and return whether they changed a row.
-CREATE FUNCTION certjob.open_pause(of_mentor uuid, because text, who text) RETURNS boolean
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-BEGIN
-    IF coalesce(btrim(who), '') = '' THEN
-        RAISE EXCEPTION 'a pause needs the name of a person' USING ERRCODE = 'invalid_parameter_value';
-    END IF;
-    INSERT INTO certjob.mentor_pauses (mentor_id, reason, actor) VALUES (of_mentor, because, 'cli:' || who)
-    ON CONFLICT (mentor_id, reason) WHERE lifted_at IS NULL DO NOTHING;
-    RETURN FOUND;
-END
-$$;
-
-CREATE FUNCTION certjob.lift_pause(pause uuid, who text) RETURNS boolean
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-BEGIN
-    IF coalesce(btrim(who), '') = '' THEN
-        RAISE EXCEPTION 'a pause needs the name of a person' USING ERRCODE = 'invalid_parameter_value';
-    END IF;
-    UPDATE certjob.mentor_pauses SET lifted_at = now(), lifted_by = 'cli:' || who
-    WHERE id = pause AND lifted_at IS NULL;
-    RETURN FOUND;
-END
-$$;
-
 -- The app's "try again now": queues the stored value again, or makes the open push due. A new push counts as tried, and
 -- an open push keeps its attempts, because many requests must not delay the pushes of others.
 CREATE FUNCTION certjob.request_portal_resync(
@@ -206,16 +180,12 @@ BEGIN
                 )
             LIMIT row_limit FOR UPDATE SKIP LOCKED
         )) RETURNING 1
-    ), exposures AS (
-        DELETE FROM certjob.exposures WHERE id = ANY (ARRAY(
-            SELECT x.id FROM certjob.exposures AS x WHERE x.ended_at < before LIMIT row_limit FOR UPDATE SKIP LOCKED
-        )) RETURNING 1
     ), acknowledgements AS (
         DELETE FROM certjob.acknowledgements AS k WHERE k.until < before_on OR k.ended_at < before RETURNING 1
     )
     SELECT count(*) INTO deleted FROM (
         TABLE failures UNION ALL TABLE events UNION ALL TABLE transitions UNION ALL TABLE reminders
-        UNION ALL TABLE digests UNION ALL TABLE runs UNION ALL TABLE exposures UNION ALL TABLE acknowledgements
+        UNION ALL TABLE digests UNION ALL TABLE runs UNION ALL TABLE acknowledgements
     ) AS rows;
     RETURN deleted;
 END

@@ -33,14 +33,13 @@ FROM (VALUES
     ('certjob_worker', '{INSERT,UPDATE,DELETE}', 'TABLE', '{certjob.cert_notification_log,certjob.portal_sync_events,
         certjob.dynamics_sync_failures,certjob.coordinator_digests,certjob.job_runs,certjob.held_reviews,
         certjob.held_mentors,certjob.renewal_gaps,certjob.review_problems,
-        certjob.portal_unknown_contacts,certjob.acknowledgements,certjob.exposures}', NULL),
+        certjob.portal_unknown_contacts,certjob.acknowledgements}', NULL),
     ('certjob_worker', '{INSERT,UPDATE}', 'TABLE', '{certjob.portal_last_reading,certjob.facts_last_copy}', NULL),
     ('certjob_worker', '{EXECUTE}', 'FUNCTION', '{"certjob.prune(timestamptz, integer)",certjob.current_alerts(date),
-        "certjob.open_pause(uuid, text, text)","certjob.lift_pause(uuid, text)",
         "certjob_private.has_mailed(certjob.cert_notification_log, date, integer, date)",
         "certjob_private.is_mailed(uuid, uuid, date, integer, date)",
         certjob_private.no_full_run_alert(date),"certjob_private.unhidden_mentors(date, text)",
-        certjob_private.contact_is_taken(uuid)}', NULL),
+        "certjob_private.exposures(timestamptz, date, text)",certjob_private.contact_is_taken(uuid)}', NULL),
 
     -- The app's server writes no derived columns. It may set ids and keys, because an upsert names them.
     ('service_role', '{USAGE}', 'SCHEMA', '{certjob,certjob_private}', NULL),
@@ -64,9 +63,7 @@ FROM (VALUES
         certjob.portal_sync_events,certjob.dynamics_sync_failures,certjob.held_reviews,certjob.held_mentors,
         certjob.review_problems,certjob.alerts,certjob.all_alerts,certjob.open_pushes}', NULL),
     ('authenticated', '{SELECT}', 'TABLE', '{certjob_private.held_alerts,certjob_private.never_reviewed_alerts,
-        certjob_private.late_pushes,certjob_private.may_be_visible_alerts,certjob_private.may_be_hidden_alerts,
-        certjob_private.late_reminders,certjob_private.failed_reminder_alerts,
-        certjob_private.waiting_reminder_alerts}', NULL),
+        certjob_private.push_alerts,certjob_private.reminder_alerts}', NULL),
     ('authenticated', '{SELECT}', 'TABLE', '{certjob.acknowledgements}', 'alert_id, fingerprint, until, ended_at'),
     ('authenticated', '{UPDATE}', 'TABLE', '{certjob.mentors}',
         'full_name, email, locale, dynamics_contact_id, left_at'),
@@ -176,7 +173,8 @@ BEGIN
 END
 $$;
 
--- The worker sees and writes every row, but opens and lifts only its own pauses and deletes no open rows.
+-- The worker sees and writes every row, but deletes no open rows, opens and lifts only its own pauses, and those of a
+-- person only with that person's signature (`certjob pause` and `certjob unpause`).
 DO $$
 DECLARE
     relation regclass;
@@ -187,10 +185,10 @@ BEGIN
     END LOOP;
 END
 $$;
-CREATE POLICY worker_opens_its_own ON certjob.mentor_pauses AS RESTRICTIVE FOR INSERT TO certjob_worker
-    WITH CHECK (actor = 'certjob');
-CREATE POLICY worker_lifts_its_own ON certjob.mentor_pauses AS RESTRICTIVE FOR UPDATE TO certjob_worker
-    USING (true) WITH CHECK (actor = 'certjob');
+CREATE POLICY worker_signs_pauses ON certjob.mentor_pauses AS RESTRICTIVE FOR INSERT TO certjob_worker
+    WITH CHECK (actor = 'certjob' OR actor ~ '^cli:.*\S');
+CREATE POLICY worker_signs_lifted_pauses ON certjob.mentor_pauses AS RESTRICTIVE FOR UPDATE TO certjob_worker
+    USING (true) WITH CHECK (actor = 'certjob' OR lifted_by ~ '^cli:.*\S');
 CREATE POLICY worker_keeps_open_rows ON certjob.cert_notification_log AS RESTRICTIVE FOR DELETE TO certjob_worker
     USING (status IN ('sent', 'cancelled', 'superseded'));
 CREATE POLICY worker_keeps_open_rows ON certjob.coordinator_digests AS RESTRICTIVE FOR DELETE TO certjob_worker

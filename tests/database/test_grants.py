@@ -7,8 +7,7 @@ WORKER, COORDINATOR, SERVER = "certjob_worker", "authenticated", "service_role"
 READ_BY_COORDINATORS = (
     "acknowledgements alerts all_alerts cert_notification_log certificate_transitions certificates coordinators"
     " dynamics_sync_failures held_mentors held_reviews mentor_pauses mentors open_pushes organisations"
-    " portal_sync_events review_problems held_alerts never_reviewed_alerts late_pushes may_be_visible_alerts"
-    " may_be_hidden_alerts late_reminders failed_reminder_alerts waiting_reminder_alerts"
+    " portal_sync_events review_problems held_alerts never_reviewed_alerts push_alerts reminder_alerts"
 )
 """Relations that coordinators may read. The worker may read all."""
 
@@ -25,27 +24,26 @@ FACTS = {"organisations", "coordinators", "mentors", "certificates", "mentor_pau
 DELETED_BY_WORKER = (
     "acknowledgements coordinators cert_notification_log certificate_transitions coordinator_digests guard_counts"
     " dynamics_sync_failures held_mentors held_reviews job_runs portal_sync_events"
-    " portal_unknown_contacts review_problems told_alerts renewal_gaps exposures"
+    " portal_unknown_contacts review_problems told_alerts renewal_gaps"
 )
 
 CALLABLE = {
     "acknowledge_alert": [COORDINATOR],
     "contact_is_taken": [WORKER, SERVER, COORDINATOR],
     "current_alerts": [WORKER, SERVER],
+    "exposures": [WORKER],
     "no_full_run_alert": [WORKER, SERVER],
     "unhidden_mentors": [WORKER, SERVER],
     "coordinator_organisation_id": [COORDINATOR],
     "has_mailed": [WORKER],
     "is_mailed": [WORKER],
-    "lift_pause": [WORKER],
-    "open_pause": [WORKER],
     "prune": [WORKER],
     "request_portal_resync": [COORDINATOR],
     "user_id": [COORDINATOR],
 }
 """Functions that someone other than their owner may call."""
 
-INLINED = {"current_alerts", "no_full_run_alert", "unhidden_mentors"}
+INLINED = {"current_alerts", "exposures", "no_full_run_alert", "unhidden_mentors"}
 """Functions without a search_path, because it would prevent that the planner inlines them. They name each schema."""
 
 NEEDED_BY_COORDINATORS = {

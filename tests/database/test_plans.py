@@ -146,11 +146,7 @@ def test_run_without_due_mentors_reads_few_blocks(connection: Connection) -> Non
         "find_due_mentors": everybody | {"done": []},
         "forget_held_reviews": everybody | {"whats": []},
         "forget_review_problems": everybody | {"found": []},
-        "count_attention": everybody,
-        "end_exposures": everybody | {"zone": "UTC"},
-        "open_exposures": everybody | {"zone": "UTC"},
-        "open_edited_exposures": {"after_reading": False},
-        "prove_exposures": {},
+        "read_attention": everybody,
     }
     for name, parameters in nobody_due.items():
         plan = run_of(connection, name, parameters)

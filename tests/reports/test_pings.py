@@ -17,10 +17,6 @@ from tests.support.portal_server import PortalServer
 
 LONG_AGO = date(2025, 1, 1)
 WARNING = "certjob run: warning: the ping to CERTJOB_PING_URL failed: {}; the run itself is not affected\n"
-NO_EXPOSURE = dict.fromkeys(("mentors", "open", "seconds", "proven_seconds"), 0)
-MONTH = 30 * 86_400
-ONE_MENTOR = {"mentors": 1, "open": 1, "seconds": MONTH, "proven_seconds": 0}
-"""Someone may have been visible for longer than the 30 days that count."""
 
 
 @pytest.fixture
@@ -53,8 +49,8 @@ def test_ping_of_a_run_that_did_its_work_is_a_success(here: Certjob, facts: Fact
     assert (quiet.returncode, attention.returncode) == (0, 3)
     assert [(ping.what, ping.run_id) for ping in host.pings] == [("", run_id) for run_id in run_ids]
     assert [ping.body for ping in host.pings] == [
-        {"exit_code": 0, "alerts": {}, "exposure": NO_EXPOSURE, "stopped": []},
-        {"exit_code": 3, "alerts": {"may_be_visible": 1}, "exposure": ONE_MENTOR, "stopped": ["portal:no_url"]},
+        {"exit_code": 0, "alerts": {}, "stopped": []},
+        {"exit_code": 3, "alerts": {"may_be_visible": 1}, "stopped": ["portal:no_url"]},
     ]
 
 

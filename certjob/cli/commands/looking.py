@@ -59,7 +59,7 @@ def status(
     with call.session(interruptible=True) as opened:
         zone, waits_until = opened.settings.zone, opened.settings.mail_waits_until
         age, today = timedelta(seconds=max_age), opened.settings.today
-        found = read_status(opened.connection, today=today, max_age=age, mail_waits_until=waits_until)
+        found = read_status(opened.connection, today=today, zone=zone, max_age=age, mail_waits_until=waits_until)
     if reason := page.why_attention(found, zone=zone):
         call.attention(reason)
     if call.json:

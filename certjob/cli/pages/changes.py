@@ -45,10 +45,10 @@ def show_changes(
 
 def _why(change: ListedChange, today: date, zone: tzinfo) -> str:
     """Return the reason, and for an exposure also its end."""
-    if change.is_proven is None:
+    if change.what != "exposed":
         return change.why
     until = f"until {moment_words(change.ended_at.astimezone(zone), today)}" if change.ended_at else "lasts"
-    return f"{until} ({'proven' if change.is_proven else 'possible'}): {change.why}"
+    return f"{until}: {change.why}"
 
 
 def print_changes_csv(changes: Iterable[ListedChange]) -> None:

@@ -8,8 +8,7 @@ from certjob.cli.terminal.output import Output
 from certjob.domain.alert_kinds import Kind, summarize
 from certjob.domain.explanations import number
 from certjob.outbox.open_work import OpenWork
-from certjob.portal.exposures import DAYS, Exposure
-from certjob.reports.status import Run, SystemStatus
+from certjob.reports.status import EXPOSURE_DAYS, Exposure, Run, SystemStatus
 
 _SORTS = {"portal_hides": "hides", "portal_shows": "shows", "reminders": "reminders", "digests": "digests"}
 _STATES = ("open", "due", "later", "busy", "blocked")
@@ -130,13 +129,11 @@ def _figures(status: SystemStatus, zone: tzinfo) -> Iterator[tuple[str, str]]:
 def _exposure_words(exposure: Exposure) -> str:
     """Return how long someone was visible who must not be, in the last days."""
     words = f"{number(exposure.mentors, 'mentor')}, {duration_words(exposure.seconds)} in all"
-    if possible := exposure.seconds - exposure.proven_seconds:
-        words += f", {duration_words(possible)} of it only possible"
     if exposure.longest is not None and exposure.longest_seconds is not None:
         cause = f", {exposure.cause.replace('_', ' ')}" if exposure.cause else ""
         words += f", the longest {duration_words(exposure.longest_seconds)}: {exposure.longest}{cause}"
     still = f"; {exposure.open:,} {'lasts' if exposure.open == 1 else 'last'}" if exposure.open else ""
-    return f"{words} (last {DAYS} days){still}"
+    return f"{words} (last {EXPOSURE_DAYS} days){still}"
 
 
 def _because(run: Run) -> str:

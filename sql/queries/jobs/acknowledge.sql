@@ -11,8 +11,12 @@ ON CONFLICT (alert_id) DO UPDATE
 SET fingerprint = excluded.fingerprint, because = excluded.because, until = excluded.until,
     acknowledged_by = excluded.acknowledged_by, acknowledged_at = now(), is_told = true, ended_at = NULL
 
--- name: list_untold_acknowledgements
-SELECT alert_id, acknowledged_by, until FROM acknowledgements WHERE NOT is_told ORDER BY acknowledged_at, alert_id
+-- name: list_acknowledgements
+-- The open ones, and those that no run has printed.
+SELECT alert_id, acknowledged_by, until, is_told
+FROM acknowledgements
+WHERE ended_at IS NULL OR NOT is_told
+ORDER BY acknowledged_at, alert_id
 
 -- name: note_told_acknowledgements
 UPDATE acknowledgements SET is_told = true WHERE NOT is_told AND alert_id = ANY (%(alert_ids)b)

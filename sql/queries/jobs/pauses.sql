@@ -1,9 +1,11 @@
 -- name: open_pause
 -- No row: the mentor has an open pause with this reason.
-SELECT opened FROM open_pause(%(mentor_id)s, %(because)s, %(who)s) AS opened WHERE opened
+INSERT INTO mentor_pauses (mentor_id, reason, actor)
+VALUES (%(mentor_id)s, %(because)s, %(by)s)
+ON CONFLICT (mentor_id, reason) WHERE lifted_at IS NULL DO NOTHING
 
 -- name: lift_pause
-SELECT lift_pause(%(pause_id)s, %(who)s)
+UPDATE mentor_pauses SET lifted_at = now(), lifted_by = %(by)s WHERE id = %(pause_id)s AND lifted_at IS NULL
 
 -- name: list_open_pauses
 SELECT id, reason, actor, paused_at

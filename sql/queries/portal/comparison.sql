@@ -97,7 +97,7 @@ VALUES (%(read_at)s, %(pages)s, %(visible)b, %(dates)s, %(secret_until)s, %(diff
 ON CONFLICT (only_one) DO UPDATE
 SET read_at = excluded.read_at, pages = excluded.pages, visible = excluded.visible, dates = excluded.dates,
     secret_until = excluded.secret_until, differences = excluded.differences, held = excluded.held,
-    run_id = excluded.run_id, previous_at = l.read_at
+    run_id = excluded.run_id
 WHERE l.read_at < excluded.read_at OR l.read_at > now()
 
 -- name: store_unknown_contacts

@@ -12,8 +12,7 @@ WHERE command = 'run' AND organisation IS NULL AND as_of = (
 -- exposure: it overlaps with the time since the moment. A contact of no mentor belongs to no organisation. OFFSET 0 makes
 -- the planner look up each mentor by index, and the reasons after the sort, so that the first row comes early.
 WITH happened (
-    what, at, mentor_id, kind, day, former_day, person, reason, threshold_days, ended_at, is_proven, hidden_until,
-    lapsed_kinds
+    what, at, mentor_id, kind, day, former_day, person, reason, threshold_days, ended_at, hidden_until, lapsed_kinds
 ) AS (
     SELECT t.to_status, t.at, t.mentor_id, c.kind,
         CASE t.to_status
@@ -25,19 +24,17 @@ WITH happened (
             )
             ELSE c.expires_on
         END,
-        NULL::date, NULL, NULL, NULL::integer, NULL::timestamptz, NULL::boolean, NULL::timestamptz,
-        NULL::text[]
+        NULL::date, NULL, NULL, NULL::integer, NULL::timestamptz, NULL::timestamptz, NULL::text[]
     FROM certificate_transitions AS t
     LEFT JOIN certificates AS c ON c.id = t.certificate_id
     WHERE t.at >= %(since)s AND t.to_status IN ('expired', 'renewed', 'revoked')
     UNION ALL
-    SELECT 'paused', p.paused_at, p.mentor_id, NULL, NULL, NULL, p.actor, p.reason, NULL, NULL, NULL, p.paused_at,
+    SELECT 'paused', p.paused_at, p.mentor_id, NULL, NULL, NULL, p.actor, p.reason, NULL, NULL, p.paused_at,
         p.lapsed_kinds
     FROM mentor_pauses AS p
     WHERE p.paused_at >= %(since)s
     UNION ALL
-    SELECT 'pause_lifted', p.lifted_at, p.mentor_id, NULL, NULL, NULL, p.lifted_by, p.reason, NULL, NULL, NULL, NULL,
-        NULL
+    SELECT 'pause_lifted', p.lifted_at, p.mentor_id, NULL, NULL, NULL, p.lifted_by, p.reason, NULL, NULL, NULL, NULL
     FROM mentor_pauses AS p
     WHERE p.lifted_at >= %(since)s
     UNION ALL
@@ -52,37 +49,35 @@ WITH happened (
         CASE
             WHEN r.counts #> '{corrected,last_day}' ? e.mentor_id::text THEN 'last_day'
             WHEN e.visible THEN 'visible'
-        END, NULL, NULL, NULL, CASE WHEN NOT e.visible THEN e.delivered_at END, NULL
+        END, NULL, NULL, CASE WHEN NOT e.visible THEN e.delivered_at END, NULL
     FROM portal_sync_events AS e
     LEFT JOIN job_runs AS r ON r.id = e.run_id
     WHERE e.status = 'delivered' AND e.delivered_at >= %(since)s
     UNION ALL
-    SELECT 'exposed', x.began_at, x.mentor_id, NULL, NULL, NULL, NULL, NULL, NULL, x.ended_at, x.is_proven,
+    SELECT 'exposed', x.began_at, x.mentor_id, NULL, NULL, NULL, NULL, NULL, NULL, x.ended_at,
         coalesce(x.ended_at, now()), NULL
-    FROM exposures AS x
-    WHERE x.ended_at >= %(since)s OR x.ended_at IS NULL
+    FROM certjob_private.exposures(%(since)s, %(today)s, %(zone)s) AS x
     UNION ALL
     SELECT 'reminder_sent', l.sent_at, l.mentor_id, l.kind, l.expires_on, NULL, NULL, NULL, l.threshold_days, NULL, NULL,
-        NULL, NULL
+        NULL
     FROM cert_notification_log AS l
     WHERE l.status = 'sent' AND l.sent_at >= %(since)s
     UNION ALL
     -- The last day has changed, so the reminder was queued again.
     SELECT 'reminder_sent', (h ->> 'sent_at')::timestamptz, l.mentor_id, l.kind, (h ->> 'expires_on')::date, NULL, NULL,
-        NULL, l.threshold_days, NULL, NULL, NULL, NULL
+        NULL, l.threshold_days, NULL, NULL, NULL
     FROM cert_notification_log AS l
     CROSS JOIN LATERAL jsonb_array_elements(l.history) AS h
     WHERE l.history <> '[]' AND h ->> 'status' = 'sent' AND (h ->> 'sent_at')::timestamptz >= %(since)s
     UNION ALL
-    SELECT 'unknown_contact', u.first_seen_at, NULL, NULL, NULL, NULL, NULL, u.contact_id::text, NULL, NULL, NULL, NULL,
-        NULL
+    SELECT 'unknown_contact', u.first_seen_at, NULL, NULL, NULL, NULL, NULL, u.contact_id::text, NULL, NULL, NULL, NULL
     FROM portal_unknown_contacts AS u
     WHERE u.first_seen_at >= %(since)s AND u.gone_at IS NULL AND %(organisation_id)s::uuid IS NULL
 ), numbered AS (
     SELECT h.*, o.slug AS organisation, m.member_no, m.full_name, m.left_at <= h.at AS has_left, m.certified_until,
         o.optional_kinds,
         array_position(%(order)s::text[], h.what) AS rank,
-        row_number() OVER (PARTITION BY h.what ORDER BY h.at, m.member_no, h.mentor_id, h.is_proven) AS place,
+        row_number() OVER (PARTITION BY h.what ORDER BY h.at, m.member_no, h.mentor_id) AS place,
         count(*) OVER (PARTITION BY h.what) AS number
     FROM happened AS h
     LEFT JOIN LATERAL (
@@ -94,11 +89,11 @@ WITH happened (
     LEFT JOIN organisations AS o ON o.id = m.organisation_id
     WHERE %(organisation_id)s::uuid IS NULL OR m.organisation_id = %(organisation_id)s
 )
-SELECT n.what, greatest(n.at, '0001-01-02Z') AS at, n.ended_at, n.organisation, n.member_no, n.full_name, n.mentor_id, n.is_proven,
+SELECT n.what, greatest(n.at, '0001-01-02Z') AS at, n.ended_at, n.organisation, n.member_no, n.full_name, n.mentor_id,
     coalesce(n.kind, lapsed.kind) AS kind, told.day, lapsed.is_revoked, n.former_day,
     coalesce(n.person, hide.actor) AS person, coalesce(n.reason, hide.reason) AS reason, n.threshold_days, n.has_left,
     n.certified_until, n.number, failed.since AS failed_since, failed.until AS failed_until,
-    coalesce(failed.cause, confirmed.cause, held.cause) AS cause
+    coalesce(failed.cause, held.cause) AS cause
 FROM (SELECT s.* FROM numbered AS s WHERE s.place <= %(most)s ORDER BY s.rank, s.place OFFSET 0) AS n
 -- The pause that explains a hide or an exposure: a person's that was open when it began, otherwise certjob's own.
 LEFT JOIN LATERAL (
@@ -141,7 +136,7 @@ LEFT JOIN LATERAL (
     FROM (VALUES (coalesce(n.day, lapsed.day))) AS known (day)
     WHERE known.day IS NOT NULL
 ) AS told ON true
--- Why an exposure lasted: the push failed, or the portal showed a contact that it had hidden, or a guard holds the hide.
+-- Why an exposure lasted: the push failed, or a guard holds the hide.
 LEFT JOIN LATERAL (
     SELECT f.failure_code AS cause, f.created_at AS since, f.last_failed_at AS until
     FROM dynamics_sync_failures AS f
@@ -149,13 +144,6 @@ LEFT JOIN LATERAL (
     ORDER BY f.last_failed_at DESC
     LIMIT 1
 ) AS failed ON true
-LEFT JOIN LATERAL (
-    SELECT CASE WHEN NOT e.visible THEN 'differs' END AS cause
-    FROM portal_sync_events AS e
-    WHERE n.what = 'exposed' AND e.mentor_id = n.mentor_id AND e.delivered_at <= n.at
-    ORDER BY e.delivered_at DESC, e.id DESC
-    LIMIT 1
-) AS confirmed ON true
 LEFT JOIN LATERAL (
     SELECT 'held' AS cause
     FROM held_mentors AS h

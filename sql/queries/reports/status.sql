@@ -64,3 +64,31 @@ SELECT greatest(review_on, %(today)s::date) AS due_on, count(*) AS mentors
 FROM mentors
 WHERE review_on < %(until)s
 GROUP BY greatest(review_on, %(today)s::date)
+
+-- name: read_exposure
+-- The exposures of the last %(days)s days: the part of each that lies in them.
+WITH recent AS MATERIALIZED (
+    SELECT x.mentor_id, x.began_at, x.ended_at, extract(epoch FROM coalesce(x.ended_at, now())
+        - greatest(x.began_at, now() - make_interval(days => %(days)s))) AS seconds
+    FROM certjob_private.exposures(now() - make_interval(days => %(days)s), %(today)s, %(zone)s) AS x
+)
+SELECT (SELECT count(DISTINCT mentor_id) FROM recent)::integer AS mentors,
+    (SELECT count(*) FROM recent WHERE ended_at IS NULL)::integer AS open,
+    coalesce((SELECT sum(seconds) FROM recent), 0)::bigint AS seconds,
+    longest.seconds AS longest_seconds, longest.who AS longest, longest.cause
+FROM (SELECT) AS one
+LEFT JOIN LATERAL (
+    SELECT x.seconds::bigint AS seconds, o.slug || ' ' || m.member_no AS who, (
+            SELECT f.failure_code
+            FROM dynamics_sync_failures AS f
+            WHERE f.mentor_id = x.mentor_id AND f.last_failed_at >= x.began_at
+                AND f.created_at <= coalesce(x.ended_at, now())
+            ORDER BY f.last_failed_at DESC
+            LIMIT 1
+        ) AS cause
+    FROM recent AS x
+    JOIN mentors AS m ON m.id = x.mentor_id
+    JOIN organisations AS o ON o.id = m.organisation_id
+    ORDER BY x.seconds DESC, x.mentor_id
+    LIMIT 1
+) AS longest ON true

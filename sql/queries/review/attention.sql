@@ -1,10 +1,20 @@
--- name: count_attention
+-- name: read_attention
 -- The number of alerts by kind, the number of acknowledged ones, and the others that no run of this day has printed. Of
--- undelivered reminders, those that no run of the last seven days has printed.
+-- undelivered reminders, those that no run of the last seven days has printed. "single" has the alerts that a run prints
+-- one by one (holds, an overdue full run), and "known_mentors" the acknowledged ones that it does not print at all.
 SELECT a.kind, count(*) FILTER (WHERE NOT a.is_acknowledged) AS number,
     count(*) FILTER (WHERE a.is_acknowledged) AS acknowledged,
-    array_agg(a.alert_id) FILTER (WHERE NOT a.is_acknowledged AND t.day IS NULL) AS new_ids,
-    array_agg(a.fingerprint) FILTER (WHERE NOT a.is_acknowledged AND t.day IS NULL) AS new_fingerprints
+    coalesce(array_agg(ARRAY[a.alert_id, a.fingerprint]) FILTER (WHERE NOT a.is_acknowledged AND t.day IS NULL), '{}')
+        AS new,
+    coalesce(
+        jsonb_agg(
+            jsonb_build_object('organisation', a.organisation, 'what', a.cause, 'reason', a.error, 'allow', a.number)
+            ORDER BY a.since, a.organisation, a.cause
+        ) FILTER (WHERE a.kind IN ('held', 'no_full_run') AND NOT a.is_acknowledged),
+        '[]'
+    ) AS single,
+    coalesce(array_agg(a.mentor_id) FILTER (WHERE a.kind = 'never_reviewed' AND a.is_acknowledged), '{}')
+        AS known_mentors
 FROM current_alerts(%(today)s) AS a
 LEFT JOIN LATERAL (
     SELECT told.day
@@ -14,14 +24,6 @@ LEFT JOIN LATERAL (
     LIMIT 1
 ) AS t ON true
 GROUP BY a.kind
-
--- name: read_single_alerts
--- Alerts that a run prints one by one (holds, an overdue full run), and acknowledged mentors without a review, because
--- a run does not print these.
-SELECT kind, organisation, cause, error, number, mentor_id
-FROM current_alerts(%(today)s)
-WHERE (kind IN ('held', 'no_full_run') AND NOT is_acknowledged) OR (kind = 'never_reviewed' AND is_acknowledged)
-ORDER BY since, organisation, cause
 
 -- name: store_held_review
 -- A repeated hold keeps its "since". xmax is 0 in an inserted row.
