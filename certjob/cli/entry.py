@@ -2,7 +2,6 @@
 
 import errno
 import os
-import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -11,10 +10,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
+from certjob.cli.logs import writes_json
+from certjob.cli.output import discard_results, print_json, say
 from certjob.cli.session import set_up_logs
-from certjob.cli.terminal import plain
-from certjob.cli.terminal.logs import writes_json
-from certjob.cli.terminal.streams import discard_results, forgiving
 from certjob.errors import (
     CertjobError,
     ConfigurationError,
@@ -50,14 +48,13 @@ def main() -> NoReturn:
         _commands().main(prog_name="certjob")
     stop = stop_on_signals()
     for name in ("stdout", "stderr"):
-        stream: Any = getattr(sys, name)  # None: the parent process closed it
-        setattr(sys, name, Path(os.devnull).open("w") if stream is None else forgiving(stream))  # noqa: SIM115
+        stream: Any = getattr(sys, name)
+        if stream is None:  # the parent process closed it
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
+            continue
+        how: dict[str, Any] = {"encoding": stream.encoding, "errors": "backslashreplace", "closefd": False}
+        setattr(sys, name, os.fdopen(stream.fileno(), "w", 1 if name == "stderr" else -1, **how))
     code = run(sys.argv[1:], stop=stop)
-    try:
-        sys.stdout.flush()
-    except OSError as error:
-        discard_results()
-        code = _fail(sys.argv[1:], error)
     for number in STOP_SIGNALS:  # during the shutdown of the interpreter a signal would kill it without a line
         signal.signal(number, signal.SIG_IGN)
     sys.exit(code)
@@ -94,19 +91,19 @@ def _fail(arguments: Sequence[str], error: Exception) -> int:
     if not writes_json():  # the command may have failed before it set up its logs
         set_up_logs(verbose=False)
     ours = to_certjob_error(error, arguments)
+    needs_action = ours.exit_code == 3
     try:
         if "--json" in arguments:
             document = {key: text and without_secrets(text) for key, text in ours.to_document().items()}
-            plain.print_json({"outcome": "attention" if ours.exit_code == 3 else "failed", "error": document})
-        sys.stdout.flush()
+            print_json({"outcome": "attention" if needs_action else "failed", "error": document})
     except OSError:  # stdout is on the full disk, and would fail again at the end
         discard_results()
     command = " ".join(["certjob", *_command_words(arguments)])
-    if ours.exit_code == 3:
-        plain.print_attention(command, str(ours))
+    if needs_action:
+        say(command, str(ours), event="attention")
     else:
         is_traced = isinstance(ours, InternalError) and bool({"-v", "--verbose"} & set(arguments))
-        plain.print_error(command, str(ours), error=error if is_traced else None)
+        say(command, str(ours), event="failed", error=error if is_traced else None)
     return ours.exit_code
 
 
@@ -142,12 +139,8 @@ def to_certjob_error(error: Exception, arguments: Sequence[str]) -> CertjobError
 
 def _usage(error: Exception, arguments: Sequence[str]) -> UsageError:
     step = f"see `{' '.join(['certjob', *_command_words(arguments), '--help'])}`"
-    if type(error).__name__ == "NoArgsIsHelpError":  # its message is the whole help
-        return UsageError("no command was given", next_step=step)
     text = getattr(error, "format_message", lambda: str(error))()
-    text = text.removeprefix("Invalid value: ").replace("Value error, ", "").rstrip(".")
-    text = re.sub(r"Input should (be [^,]*).*", r"it must \1", text)
-    return UsageError(f"{text[:1].lower()}{text[1:]}", next_step=step)
+    return UsageError(text.removeprefix("Invalid value: ").replace("Value error, ", "").rstrip("."), next_step=step)
 
 
 def _of_the_database(error: "psycopg.Error") -> CertjobError:

@@ -66,11 +66,6 @@ def parse_recipient(text: str) -> str:
 
 _DURATION = re.compile(r"(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,6})s?)?")
 
-Json = Annotated[bool, typer.Option("--json", help="Print exactly one JSON document on stdout.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log every step, and the source of an internal error.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print no result on success. Warnings are still printed.")]
-_ENV_FILE_HELP = "Read settings that are not set in the environment from FILE (lines NAME='value')."
-EnvFile = Annotated[str | None, typer.Option(envvar="CERTJOB_ENV_FILE", metavar="FILE", help=_ENV_FILE_HELP)]
 _MENTOR_HELP = "Id, member number, e-mail address or part of a name."
 MentorArgument = Annotated[str, typer.Argument(metavar="MENTOR", help=_MENTOR_HELP, show_default=False)]
 OptionalMentor = Annotated[str | None, typer.Argument(metavar="[MENTOR]", help=_MENTOR_HELP, show_default=False)]

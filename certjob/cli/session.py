@@ -1,32 +1,31 @@
 """Prepare a command: common options, settings, the database, the portal and the mail channel."""
 
 import functools
+import inspect
 import logging.config
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from datetime import tzinfo
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from uuid import UUID, uuid4
 
 import typer
+from typer.core import TyperCommand
 
-from certjob.cli.help import PlainHelp
-from certjob.cli.help import examples as help_examples
-from certjob.cli.terminal import plain
-from certjob.cli.terminal.logs import log_configuration
+from certjob.cli.logs import log_configuration
+from certjob.cli.output import Output, Phases, print_json, say
 from certjob.errors import EXIT_CODES, ConfigurationError, Outcome
 
 if TYPE_CHECKING:
-    from certjob.cli.terminal.output import Output, Phases
     from certjob.database import Connection
     from certjob.jobs.job import Job
+    from certjob.page import Page
     from certjob.settings import Settings
     from certjob.stopping import StopFlag
 
 Function = TypeVar("Function", bound=Callable[..., int])
-_BEGAN_AT = "certjob.began_at"
 
 _LEAST_SECONDS = 120.0
 """For the deliveries of a job that starts again when the time for them is nearly over."""
@@ -35,46 +34,158 @@ logger = logging.getLogger(__name__)
 
 
 class Commands(typer.Typer):
-    """Commands under one heading of --help. Each function takes the context first, and makes a Call of it."""
+    """Commands under one heading of --help. Each function takes a Call first, and returns the exit code."""
 
     def __init__(self, *, group: str | None = None, **options: Any) -> None:
         super().__init__(**options)
         self._group = group
 
     def command(  # type: ignore[override]
-        self, name: str | None = None, *, short_help: str | None = None, examples: tuple[str, ...] = ()
+        self, name: str | None = None, *, examples: tuple[str, ...] = ()
     ) -> Callable[[Function], Function]:
-        """Register a function with Typer."""
-        epilog = help_examples(*examples) if examples else None
-        return super().command(name, cls=PlainHelp, rich_help_panel=self._group, short_help=short_help, epilog=epilog)
+        """Register a function with Typer, whose docstring is the help."""
+        epilog = "\n".join(("\b", "Examples:", *(f"  {line}" for line in examples))) if examples else None
+
+        def register(function: Function) -> Function:
+            paragraphs = (inspect.getdoc(function) or "").split("\n\n")
+            text = "\n\n".join(" ".join(each.split()) for each in paragraphs)
+            options: dict[str, Any] = {"cls": _Command, "rich_help_panel": self._group, "help": text, "epilog": epilog}
+            return super(Commands, self).command(name, **options)(function)
+
+        return register
 
 
 def start_again(command: Callable[..., int]) -> Callable[..., int]:
     """Run a command again if the database connection is lost."""
 
     @functools.wraps(command)
-    def starting_again(context: typer.Context, **options: Any) -> int:
+    def starting_again(call: "Call", **options: Any) -> int:
         from certjob import database
 
-        return database.start_again_when_lost(lambda: command(context, **options), stop=context.obj)
+        return database.start_again_when_lost(lambda: command(call, **options), stop=call.stop)
 
     return starting_again
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Session:
-    """The settings, connection and output of a running command."""
+def _common_options(
+    *,
+    json: Annotated[bool, typer.Option("--json", help="Print exactly one JSON document on stdout.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Log every step, and the source of an internal error.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print no result. Warnings are still printed.")] = False,
+    env_file: Annotated[
+        str | None,
+        typer.Option(
+            envvar="CERTJOB_ENV_FILE",
+            metavar="FILE",
+            help="Read settings that are not set in the environment from FILE (lines NAME='value').",
+        ),
+    ] = None,
+) -> None:
+    """Has the options of every command."""
 
+
+@functools.cache
+def _common_parameters() -> list[Any]:
+    options = typer.Typer(add_completion=False)
+    options.command()(_common_options)
+    return typer.main.get_command(options).params
+
+
+class Call(typer.Context):
+    """The called command: its common options, what it prints, and in ``session`` its settings and its connection."""
+
+    json = verbose = quiet = False
+    env_file: str | None = None
+    began_at = 0.0
+    """When the command began, on the monotonic clock. If it starts again, this moment stays."""
+    is_heard = True
+    """Whether every line on stderr could be written."""
     settings: "Settings"
     connection: "Connection"
-    output: "Output"
-    stop: "StopFlag"
-    began_at: float
-    """When the command began, on the monotonic clock."""
     run_id: UUID
     """Identifies the command in log lines, ``job_runs`` and pings."""
     ping_body: dict[str, Any]
     """The content of the final ping, in addition to the exit code."""
+
+    @property
+    def stop(self) -> "StopFlag":
+        """Return the flag that a signal sets."""
+        stop: StopFlag = self.obj
+        return stop
+
+    @functools.cached_property
+    def output(self) -> Output:
+        """Return stdout and stderr."""
+        return Output(quiet=self.quiet)
+
+    def progress(self) -> Phases:
+        """Show progress in a ``with`` block."""
+        return self.output.progress()
+
+    def show(
+        self,
+        document: Mapping[str, object],
+        page: "Page" = (),
+        *,
+        success: str = "",
+        zone: tzinfo | None = None,
+        csv: bool = False,
+        also_quiet: bool = False,
+    ) -> None:
+        """Print the JSON document, or the page and, if a person is watching, the words about the success.
+
+        Iterators are read only if they are printed. ``zone`` and ``csv`` are those of ``Output.show``.
+        """
+        if self.json:
+            print_json({"outcome": "ok", **document})
+        elif also_quiet or not self.quiet:
+            self.output.show(page, zone=zone, csv=csv)
+            if success:
+                self.output.success(success)
+
+    def say(self, text: str, event: str = "attention") -> None:
+        """Print a line on stderr, also with -q: ``failed``, ``attention``, ``warning`` or ``note``."""
+        self.is_heard &= say(self.command_path, text, event=event)
+
+    def end(self, outcome: Outcome, reasons: Iterable[str]) -> int:
+        """Print why the command failed or why someone has to act, also with -q. Return the exit code."""
+        for reason in reasons:
+            self.say(reason, "failed" if outcome is Outcome.FAILED else "attention")
+        return EXIT_CODES[outcome]
+
+    def name_left_out(self, broken: Mapping[UUID, str]) -> int:
+        """Print the mentors that are missing in a result, with reasons. Return the exit code."""
+        for mentor_id, reason in broken.items():
+            self.say(f"mentor {mentor_id} is left out: {reason}")
+        return 3 if broken else 0
+
+    @contextmanager
+    def session(self, *, need_schema: bool = True, interruptible: bool = False, pings: bool = False) -> Iterator[None]:
+        """Read the settings, open the database, check its schema, and close everything at the end.
+
+        With ``pings``, the monitor at CERTJOB_PING_URL receives the exit code. With ``interruptible``, a signal
+        interrupts the work; otherwise the work must check ``stop``.
+        """
+        from certjob.database import embedded
+        from certjob.settings import load_settings
+
+        stop, settings = self.stop, load_settings(self.env_file)
+        self.settings, self.run_id, self.ping_body = settings, uuid4(), {}
+        set_up_logs(verbose=self.verbose, log_format=settings.log_format, run_id=self.run_id)
+        if pings and settings.ping_url is not None:
+            from certjob.reports.pings import ping
+
+            url = settings.ping_url.get_secret_value()
+            about: dict[str, Any] = {"run_id": self.run_id, "about": self.ping_body, "stop": stop}
+            stop.at_end = functools.partial(ping, url, **about, warn=lambda text: self.say(text, "warning"))
+        with (
+            embedded.database_url(settings.database_url.get_secret_value()) as url,
+            _open(url, settings, need_schema=need_schema, stop=stop) as self.connection,
+            stop.interruptible() if interruptible else nullcontext(),
+        ):
+            yield
 
     def job(self, progress: "Phases | None" = None, *, seconds: float | None = None) -> "Job":
         """Prepare a job, whose deliveries take at most ``seconds``, without connecting. Raises ConfigurationError.
@@ -120,83 +231,21 @@ class Session:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
-    """The context of the called command, and its common options."""
+class _Command(TyperCommand):
+    """A command whose context is a Call, with the options of every command."""
 
-    context: typer.Context
-    json: bool = False
-    verbose: bool = False
-    quiet: bool = False
-    env_file: str | None = None
+    context_class = Call
 
-    def __post_init__(self) -> None:
-        """Note when the command began. If it starts again, this moment stays."""
-        self.context.meta.setdefault(_BEGAN_AT, time.monotonic())
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.params += _common_parameters()
 
-    @property
-    def command(self) -> str:
-        """Return the words of the command, for example ``certjob db migrate``."""
-        return self.context.command_path
-
-    @property
-    def stop(self) -> "StopFlag":
-        """Return the flag that a signal sets."""
-        stop: StopFlag = self.context.obj
-        return stop
-
-    def attention(self, reason: str) -> None:
-        """Print a reason why someone has to act, also with -q."""
-        plain.print_attention(self.command, reason)
-
-    def end(self, outcome: Outcome, reasons: Iterable[str]) -> int:
-        """Print why the command failed or why someone has to act, also with -q. Return the exit code."""
-        for reason in reasons:
-            (plain.print_error if outcome is Outcome.FAILED else plain.print_attention)(self.command, reason)
-        return EXIT_CODES[outcome]
-
-    def name_left_out(self, broken: Mapping[UUID, str]) -> int:
-        """Print the mentors that are missing in a result, with reasons. Return the exit code."""
-        for mentor_id, reason in broken.items():
-            self.attention(f"mentor {mentor_id} is left out: {reason}")
-        return 3 if broken else 0
-
-    @contextmanager
-    def session(
-        self, *, need_schema: bool = True, interruptible: bool = False, pings: bool = False
-    ) -> Iterator[Session]:
-        """Read the settings, open the database, check its schema, and close everything at the end.
-
-        With ``pings``, the monitor at CERTJOB_PING_URL receives the exit code. With ``interruptible``, a signal
-        interrupts the work; otherwise the work must check ``stop``.
-        """
-        from certjob.cli.terminal.output import Output
-        from certjob.database import embedded
-        from certjob.settings import load_settings
-
-        stop, settings = self.stop, load_settings(self.env_file)
-        run_id, ping_body = uuid4(), dict[str, Any]()
-        set_up_logs(verbose=self.verbose, log_format=settings.log_format, run_id=run_id)
-        if pings and settings.ping_url is not None:
-            from certjob.reports.pings import ping
-
-            warn = functools.partial(plain.print_warning, self.command)
-            url = settings.ping_url.get_secret_value()
-            stop.at_end = functools.partial(ping, url, run_id=run_id, about=ping_body, stop=stop, warn=warn)
-        with (
-            embedded.database_url(settings.database_url.get_secret_value()) as url,
-            _open(url, settings, need_schema=need_schema, stop=stop) as connection,
-            stop.interruptible() if interruptible else nullcontext(),
-        ):
-            yield Session(
-                settings=settings,
-                connection=connection,
-                output=Output(quiet=self.quiet, stop=stop),
-                stop=stop,
-                began_at=self.context.meta[_BEGAN_AT],
-                run_id=run_id,
-                ping_body=ping_body,
-            )
+    def invoke(self, ctx: Any) -> Any:
+        """Move the common options to the Call, and call the function."""
+        ctx.began_at = time.monotonic()
+        for name in inspect.signature(_common_options).parameters:
+            setattr(ctx, name, ctx.params.pop(name))
+        return super().invoke(ctx)
 
 
 @contextmanager

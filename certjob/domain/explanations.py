@@ -135,3 +135,20 @@ def _span(certificate: Certificate | None, today: date) -> str:
 def number(count: int, noun: str) -> str:
     """Return a number with its noun in the right form."""
     return f"{count:,} {noun}" if abs(count) == 1 else f"{count:,} {noun}s"
+
+
+def duration_words(seconds: float) -> str:
+    """Return a duration in its two largest units.
+
+    >>> duration_words(26 * 3600), duration_words(3.21), duration_words(0.2), duration_words(9 * 86_400)
+    ('1 d 2 h', '3 s', 'under 1 s', '9 d')
+    """
+    if seconds < 1:
+        return "under 1 s"
+    parts: list[tuple[int, str]] = []
+    rest = int(seconds)
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1)):
+        number, rest = divmod(rest, length)
+        if number or parts:
+            parts.append((number, unit))
+    return " ".join(f"{number} {unit}" for number, unit in parts[:2] if number)

@@ -1,15 +1,13 @@
-"""Plan the next run: for a dry run, and for a file that is loaded."""
+"""Plan the next run, for a dry run and for a file that is loaded."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from datetime import date
-from typing import Any
 from uuid import UUID
 
 from certjob import database
 from certjob.database import Connection
 from certjob.domain.models import Reminder
-from certjob.facts.loading import LoadReport, load_file
 from certjob.jobs.report import RunReport
 from certjob.mail.reminders import find_new_reminders, find_without_address
 from certjob.outbox.open_work import read_open_work
@@ -17,24 +15,6 @@ from certjob.review import plan
 from certjob.review.days import looks_at_everybody
 from certjob.review.guards import MassChangeGuard
 from certjob.review.plan import PlannedChange, ReviewCounts
-
-
-def load(
-    connection: Connection, content: bytes, *, today: date, dry_run: bool, **options: Any
-) -> tuple[LoadReport, RunReport]:
-    """Load a file as ``load_file`` does. Return the result, and the plan of the next run, also of a dry run.
-
-    The plan has all due mentors with the facts after the load, and the guards of a run without --allow.
-    """
-    plans: list[RunReport] = []
-
-    def plan() -> None:
-        plans.append(plan_next_run(connection, today=today))
-
-    report = load_file(connection, content, today=today, dry_run=dry_run, before_rollback=plan, **options)
-    if not dry_run:
-        plan()
-    return report, plans[-1]
 
 
 def plan_next_run(connection: Connection, *, today: date, organisation_id: UUID | None = None) -> RunReport:

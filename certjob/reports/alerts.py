@@ -1,18 +1,29 @@
 """The alerts in full. certjob/review/attention.py counts them."""
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, date, datetime
-from typing import Any
+from itertools import groupby
+from operator import attrgetter
+from typing import Any, Final
 from uuid import UUID
 
 from certjob import database
 from certjob.database import Connection
 from certjob.domain import holds
-from certjob.domain.alert_kinds import Kind
-from certjob.domain.causes import NO_MAIL_AT_ALL, Advice, advise_on, advise_on_message, advise_on_push
+from certjob.domain.alert_kinds import WORDS, Kind, count_in_words
+from certjob.domain.causes import HELD_REASONS, NO_MAIL_AT_ALL, Advice, advise_on, advise_on_message, advise_on_push
+from certjob.domain.explanations import moment_words, number
+from certjob.errors import Cause
+from certjob.page import GAP, Line, Table, heading
 from certjob.sorting import SortedRows
+
+MOST_ROWS: Final = 20
+"""Alerts of one cause on a terminal."""
+_COLUMNS = {"alert_id": "Alert", "who": "Mentor", "day": "Day", "since": "Since"}
+_COLUMNS |= {"acknowledged_until": "Muted until", "acknowledged_because": "Because"}
+_HELD: Final = {"alert_id": "Held back by", "member_no": "No.", "full_name": "Name", "reason": "Reason"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,3 +140,66 @@ def resync_command(member_no: str, organisation: str) -> str:
     It names the organisation, because member numbers are unique only within one.
     """
     return f"`certjob resync {shlex.quote(member_no)} --organisation {organisation}`"
+
+
+def alerts_page(
+    alerts: Iterable[Alert], *, now: datetime, held: Iterable[HeldMentor] = (), acknowledged: int = 0
+) -> Iterator[Line | Table]:
+    """Yield each kind with its causes, for each cause the next step and its alerts, and the mentors of the holds.
+
+    ``now`` has the time zone of the times. The last line has the number of ``acknowledged`` alerts.
+    """
+    for kind, same in groupby(alerts, key=attrgetter("kind")):
+        section = list(same)
+        yield heading(_heading(kind, section))
+        if count := sum(alert.cause != Cause.LATER_DAY_ON_PORTAL for alert in section):  # these may be visible for now
+            yield Line(WORDS[kind].meaning.format(mentors=number(count, "mentor")))
+        for group in _groups(section):
+            yield from _group_parts(group, now=now)
+        if kind is Kind.HELD:
+            rows = [asdict(each) | {"reason": HELD_REASONS[each.reason]} for each in held]
+            yield Table(rows, _HELD)
+        yield GAP
+    if acknowledged:
+        yield Line(f"{acknowledged:,} acknowledged; see `certjob alerts --acknowledged`")
+
+
+def _heading(kind: Kind, section: Sequence[Alert]) -> str:
+    """Return the sentence of the dashboard for open pushes, otherwise the number of alerts of this kind."""
+    is_push = kind in (Kind.MAY_BE_VISIBLE, Kind.MAY_BE_HIDDEN)
+    return section[0].sentence if is_push else count_in_words(kind, len(section))
+
+
+def _groups(section: Sequence[Alert]) -> list[list[Alert]]:
+    """Return the alerts of each cause, in the order in which the causes first appear."""
+    groups: dict[tuple[str, str | None], list[Alert]] = {}
+    for alert in section:
+        groups.setdefault((alert.advice.why, alert.error if alert.advice.is_for_all else None), []).append(alert)
+    return list(groups.values())
+
+
+def _group_parts(group: Sequence[Alert], *, now: datetime) -> Iterator[Line | Table]:
+    """Yield the cause, the next step with the command for the first alert, the technical reason and the alerts."""
+    advice, reasons = group[0].advice, {alert.error for alert in group}
+    next_try = min((alert.next_attempt_at for alert in group if alert.next_attempt_at), default=now)
+    to_do = group[0].what_to_do(next_try=_next_try_words(next_try, now=now), others=len(group) > 1)
+    count = f" ({len(group):,})" if len(group) > 1 else ""
+    yield from (GAP, Line(f"{advice.why}{count}", indent="  ", style="bold"))
+    yield Line(to_do, head="What to do: ", indent="  ")
+    if len(reasons) == 1 and group[0].error and not advice.says_all:
+        failed_at = max((alert.last_failed_at for alert in group if alert.last_failed_at), default=None)
+        when = moment_words(failed_at.astimezone(now.tzinfo), now.date()) if failed_at else ""
+        yield Line(f"{group[0].error}", head=f"Last failure {when}: " if when else "Reason: ", indent="  ")
+    rows = ({**asdict(alert), "who": _who(alert)} for alert in group)
+    yield Table(rows, _COLUMNS | ({"error": "Reason"} if len(reasons) > 1 else {}), most=MOST_ROWS, count=len(group))
+
+
+def _who(alert: Alert) -> str | None:
+    return alert.full_name or (None if alert.kind is Kind.UNKNOWN_CONTACTS else alert.organisation)
+
+
+def _next_try_words(at: datetime, *, now: datetime) -> str:
+    """Return the time of the automatic retry, as the end of a sentence."""
+    if at <= now:
+        return "when `certjob deliver` runs next, normally every 15 minutes"
+    return f"{moment_words(at.astimezone(now.tzinfo), now.date())}, or soon after"

@@ -1,8 +1,10 @@
 """`certjob changes`: who was changed since a moment, by name, and why."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, fields
 from datetime import date, datetime, time, tzinfo
+from itertools import chain, groupby
+from operator import attrgetter
 from typing import Any, Final
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -11,6 +13,7 @@ from certjob import database
 from certjob.database import Connection
 from certjob.domain.explanations import day_words, moment_words, threshold_words
 from certjob.domain.models import NOT_CERTIFIED, OWN_PAUSE_REASON
+from certjob.page import GAP, Line, Table, heading
 
 WORDS: Final = {
     "exposed": "Wrongly visible",
@@ -29,6 +32,8 @@ WORDS: Final = {
 """The changes, the most harmful first, and their names."""
 ALL: Final = 2**31 - 1
 """More changes than there can be."""
+MOST_ROWS: Final = 50
+"""Changes of one kind on a terminal."""
 _DAYS = ("day", "former_day", "certified_until")
 _TIMES = ("failed_since", "failed_until")
 _CAUSES = {"held": "the change is held back"}
@@ -70,6 +75,14 @@ class ListedChange:
     threshold_days: int | None
     number: int
     """The number of changes of this kind."""
+
+    def to_document(self) -> dict[str, Any]:
+        """Return the entry of the JSON document, and the row of the CSV."""
+        return {name: value for name, value in asdict(self).items() if name in COLUMNS}
+
+
+COLUMNS: Final = tuple(each.name for each in fields(ListedChange) if each.name != "number")
+_SHOWN = {"at": "At", "ended_at": "Until", "organisation": "Org", "member_no": "No.", "full_name": "Name", "why": "Why"}
 
 
 def find_beginning(connection: Connection, *, since: date | None, today: date, zone: tzinfo) -> datetime:
@@ -141,3 +154,18 @@ def _why_paused(row: dict[str, Any]) -> str:
     if row["kind"] is None:
         return "no valid certificate"
     return f"{row['kind']} {'was revoked' if row['is_revoked'] else 'ended'} on {row['day']}"
+
+
+def changes_page(
+    changes: Iterable[ListedChange], *, since: datetime, today: date, zone: tzinfo
+) -> Iterator[Line | Table]:
+    """Yield a table for each kind of change, the most harmful first."""
+    yield Line(f"Changes since {moment_words(since.astimezone(zone), today)}")
+    is_empty = True
+    for what, group in groupby(changes, key=attrgetter("what")):
+        first, is_empty = next(group), False
+        yield from (GAP, heading(f"{WORDS[what]} ({first.number:,})"))
+        rows = (each.to_document() for each in chain([first], group))
+        yield Table(rows, _SHOWN, keys=COLUMNS, most=MOST_ROWS, count=first.number)
+    if is_empty:
+        yield from (Line("No mentor was changed."), Table([], _SHOWN, keys=COLUMNS))

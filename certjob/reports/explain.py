@@ -12,87 +12,28 @@ from uuid import UUID
 from certjob import database
 from certjob.database import Connection
 from certjob.domain import explanations, rules
-from certjob.domain.models import Mentor, PauseChange, Status
+from certjob.domain.explanations import day_words, distance_words, reason_words
+from certjob.domain.models import Mentor, PauseChange
 from certjob.domain.projection import ComingRun, coming_runs
 from certjob.errors import BrokenMentorError, UnknownMentorError
 from certjob.facts import reading
 from certjob.mail.reminders import find_new_reminders
-from certjob.reports.alerts import Alert, read_alerts
+from certjob.page import GAP, Line, Table, heading
+from certjob.reports.alerts import Alert, alerts_page, read_alerts
 from certjob.reports.logged_reminders import LoggedReminder, read_logged_reminders
 from certjob.review.days import last_run_date, looks_at_everybody
 from certjob.review.guards import MassChangeGuard
 
+Row = dict[str, Any]
+"""A row as the document has it. docs/json.md describes the keys."""
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExplainedMentor:
-    """The mentor."""
-
-    id: UUID
-    member_no: str
-    full_name: str | None
-    email: str | None
-    left_at: datetime | None
-    dynamics_contact_id: UUID | None
-    organisation: str
-    organisation_name: str
-    review_is_due: bool
-    review_on: date | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExplainedCertificate:
-    """A certificate with its status today."""
-
-    id: UUID
-    kind: str
-    optional: bool
-    issued_on: date
-    expires_on: date
-    revoked_at: datetime | None
-    status: Status
-    because: str
-    stored_status: str
-    stored_on: date | None
-    no_reminder_because: str | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pause:
-    """An open or lifted pause."""
-
-    reason: str
-    actor: str
-    paused_at: datetime
-    lifted_at: datetime | None
-    lifted_by: str | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OpenPush:
-    """A push that the portal has not confirmed yet."""
-
-    visible: bool
-    moves: bool
-    """Only the last visible day changes."""
-    status: str
-    rounds: int
-    is_claimed: bool
-    next_attempt_at: datetime
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Portal:
-    """The desired visibility, the last confirmed one, and the last one that ``reconcile`` read."""
-
-    has_portal: bool
-    wanted: bool | None
-    visible_until: date | None
-    confirmed: bool | None
-    confirmed_at: datetime | None
-    read_at: datetime | None
-    was_shown: bool | None
-    resolved_failures: int
-    push: OpenPush | None
+_CERTIFICATES = {"kind": "Certificate", "issued_on": "From", "expires_on": "Until", "status": "Status"}
+_CERTIFICATES |= {"optional": "Optional", "because": "Why", "no_reminder_because": "No reminder, because"}
+_PAUSES = {"reason": "Pause", "actor": "By", "paused_at": "Since", "lifted_at": "Lifted", "lifted_by": "Lifted by"}
+_REMINDERS = {"expires_on": "Reminder for", "threshold_days": "Days before", "status": "Status", "sent_at": "Sent"}
+_REMINDERS |= {"queued_at": "Queued", "attempts": "Tried", "error": "Error"}
+_PORTAL = {"wanted": "Wanted on the portal", "visible_until": "Until", "confirmed": "Confirmed", "confirmed_at": "At"}
+_PORTAL |= {"was_shown": "Shown", "read_at": "Read at", "resolved_failures": "Earlier failures"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +54,7 @@ class Explanation:
     today: date
     now: datetime
     """The time of the database server."""
-    mentor: ExplainedMentor
+    mentor: Row
     certified: bool
     without_certificate: bool
     certified_because: Sequence[str]
@@ -122,11 +63,11 @@ class Explanation:
     """The changes of the organisation that the guards hold."""
     next: Next | None
     alerts: Sequence[Alert]
-    certificates: Sequence[ExplainedCertificate]
-    pauses: Sequence[Pause]
+    certificates: Sequence[Row]
+    pauses: Sequence[Row]
     reminders: Sequence[LoggedReminder]
-    portal: Portal | None
-    """None if the organisation has never had a portal."""
+    portal: Row | None
+    """With the open push. None if the organisation has never had a portal."""
 
     def to_document(self) -> dict[str, Any]:
         """Return the JSON document, which is also the copy of their data that a mentor may request."""
@@ -148,14 +89,12 @@ def explain(connection: Connection, mentor_id: UUID, *, today: date, zone: tzinf
             message = f"mentor {mentor_id} has been deleted"
             raise UnknownMentorError(message)
         (mentor,) = read.mentors
-        (person,) = database.fetch(connection, "read_explained_mentor", parameters, into=ExplainedMentor)
-        portal = Portal(
-            push=next(iter(database.fetch(connection, "read_open_push", parameters, into=OpenPush)), None),
-            **database.fetch(connection, "read_portal_history", parameters, into=dict)[0],
-        )
+        (person,) = database.fetch(connection, "read_explained_mentor", parameters, into=dict)
+        (portal,) = database.fetch(connection, "read_portal_history", parameters, into=dict)
+        portal["push"] = next(iter(database.fetch(connection, "read_open_push", parameters, into=dict)), None)
         now, reminders = database.clock(connection), read_logged_reminders(connection, mentor_id)
         everybody = looks_at_everybody(connection, today)
-        first = today if everybody or person.review_is_due else person.review_on
+        first = today if everybody or person["review_is_due"] else person["review_on"]
         run = _find_next_run(connection, mentor, today=today, first=first)
         held: _Held = (None, None)
         occasions = []
@@ -164,10 +103,10 @@ def explain(connection: Connection, mentor_id: UUID, *, today: date, zone: tzinf
             if run.day == today:
                 held = _ask_guard(connection, mentor, today=today, everybody=everybody)
             else:
-                when = f"on {explanations.day_words(run.day, today)}, {explanations.distance_words(run.day, today)}"
+                when = f"on {day_words(run.day, today)}, {distance_words(run.day, today)}"
             what = list(_run_words(run, mentor=mentor, today=today, held=held))
             occasions.append(Next(on=run.day, at=None, when=when, what=what))
-        if first == today and portal.push and not portal.has_portal and not held[0]:
+        if first == today and portal["push"] and not portal["has_portal"] and not held[0]:
             what = ["the queued push is withdrawn, because the organisation has no portal"]
             occasions.append(Next(on=today, at=None, when=_TODAY, what=what))
         if not any(each.on == today for each in occasions):  # a run today replaces or delivers the queued work
@@ -185,26 +124,24 @@ def explain(connection: Connection, mentor_id: UUID, *, today: date, zone: tzinf
             next=_first(occasions),
             alerts=read_alerts(connection, today=today, mentor_id=mentor_id),
             certificates=list(_explain_certificates(connection, mentor, today=today, zone=zone)),
-            pauses=database.fetch(connection, "read_pause_history", parameters, into=Pause),
+            pauses=database.fetch(connection, "read_pause_history", parameters, into=dict),
             reminders=reminders,
-            portal=portal if portal.has_portal or portal.confirmed is not None or portal.push else None,
+            portal=portal if portal["has_portal"] or portal["confirmed"] is not None or portal["push"] else None,
         )
 
 
-def _explain_certificates(
-    connection: Connection, mentor: Mentor, *, today: date, zone: tzinfo
-) -> Iterator[ExplainedCertificate]:
+def _explain_certificates(connection: Connection, mentor: Mentor, *, today: date, zone: tzinfo) -> Iterator[Row]:
+    """Yield the certificates with the status today, its reason, and why no reminder will be sent."""
     certificates = {certificate.id: certificate for certificate in mentor.certificates}
     for row in database.fetch(connection, "read_explained_certificates", {"mentor_id": mentor.id}, into=dict):
         certificate = certificates[row["id"]]
         revoked_on = row["revoked_at"].astimezone(zone).date() if row["revoked_at"] else None
-        yield ExplainedCertificate(
-            **row,
-            optional=certificate.kind in mentor.organisation.optional_kinds,
-            status=rules.status_of(certificate, mentor, today),
-            because=explanations.why_status(certificate, mentor, today, revoked_on=revoked_on),
-            no_reminder_because=explanations.why_no_reminder(certificate, mentor, today),
-        )
+        yield row | {
+            "optional": certificate.kind in mentor.organisation.optional_kinds,
+            "status": rules.status_of(certificate, mentor, today),
+            "because": explanations.why_status(certificate, mentor, today, revoked_on=revoked_on),
+            "no_reminder_because": explanations.why_no_reminder(certificate, mentor, today),
+        }
 
 
 HELD_BACK: Final = "held back: "
@@ -243,7 +180,7 @@ def _run_words(run: ComingRun, *, mentor: Mentor, today: date, held: _Held) -> I
     if decision.pause is not None:
         changes.append("certjob pauses the mentor" if decision.pause is PauseChange.OPEN else "certjob lifts its pause")
     if decision.moved_from is not None:
-        changes.append(f"the portal gets the new last day, {explanations.day_words(decision.certified_until, today)}")
+        changes.append(f"the portal gets the new last day, {day_words(decision.certified_until, today)}")
     elif decision.push:
         changes.append(f"the portal is asked to {'show' if decision.visible else 'hide'} the mentor")
     for text in changes:
@@ -254,29 +191,33 @@ def _run_words(run: ComingRun, *, mentor: Mentor, today: date, held: _Held) -> I
 
 
 def _find_deliveries(
-    mentor: Mentor, portal: Portal, reminders: Sequence[LoggedReminder], *, today: date, now: datetime
+    mentor: Mentor, portal: Row, reminders: Sequence[LoggedReminder], *, today: date, now: datetime
 ) -> Iterator[Next]:
     """Yield the delivery of the open push and of the queued reminders."""
 
-    def delivery(row: OpenPush | LoggedReminder, text: str) -> Next:
-        at = row.next_attempt_at.astimezone(now.tzinfo)
-        if row.is_claimed or at <= now:
+    def delivery(next_attempt_at: datetime, text: str, *, is_claimed: bool) -> Next:
+        at = next_attempt_at.astimezone(now.tzinfo)
+        if is_claimed or at <= now:
             when = "today, with the next `certjob run` or `certjob deliver`"
             return Next(on=today, at=None, when=when, what=[text])
         on = max(at.date(), today)
-        day = "today" if on == today else f"on {explanations.day_words(on, today)}"
+        day = "today" if on == today else f"on {day_words(on, today)}"
         return Next(on=on, at=at, when=f"{day}, at {at:%H:%M} or soon after", what=[text])
 
-    if portal.has_portal and portal.push is not None and portal.push.status == "pending":
-        again, verb = " again" if portal.push.rounds else "", "show" if portal.push.visible else "hide"
-        moves = f"the portal gets the new last day{again}"
-        yield delivery(portal.push, moves if portal.push.moves else f"the portal is asked{again} to {verb} the mentor")
+    push = portal["push"]
+    if portal["has_portal"] and push is not None and push["status"] == "pending":
+        again, verb = " again" if push["rounds"] else "", "show" if push["visible"] else "hide"
+        text = f"the portal is asked{again} to {verb} the mentor"
+        if push["moves"]:
+            text = f"the portal gets the new last day{again}"
+        yield delivery(push["next_attempt_at"], text, is_claimed=push["is_claimed"])
     for row in reminders:
         if row.status == "pending":
-            queued = delivery(row, f"the queued {explanations.reminder_name(row.reminder, today)}")
+            text = f"the queued {explanations.reminder_name(row.reminder, today)}"
+            queued = delivery(row.next_attempt_at, text, is_claimed=row.is_claimed)
             cancelled = rules.cancel_reason(row.reminder, mentor, queued.on)
             outcome = f"is cancelled: {cancelled}" if cancelled else "is sent"
-            yield replace(queued, what=[f"{queued.what[0]} {outcome}"])
+            yield replace(queued, what=[f"{text} {outcome}"])
 
 
 def _first(occasions: Sequence[Next]) -> Next | None:
@@ -286,3 +227,71 @@ def _first(occasions: Sequence[Next]) -> Next | None:
     first = min(occasions, key=lambda each: (each.on, each.at.timestamp() if each.at else 0))
     together = (each.what for each in occasions if (each.on, each.at) == (first.on, first.at))
     return replace(first, what=[text for what in together for text in what])
+
+
+def explain_page(explained: Explanation, *, zone: tzinfo) -> Iterator[Line | Table]:
+    """Yield what happens next, the alerts, and the history."""
+    person, portal, coming = explained.mentor, explained.portal, explained.next
+    yield heading(f"{person['full_name'] or 'Mentor'} ({person['member_no']}), {person['organisation_name']}")
+    yield Line(f"{_activity(explained, zone=zone)} {_certification(explained)}")
+    for warning in _warnings(explained):
+        yield Line(warning, head="warning: ")
+    yield from (GAP, Line(_next_words(coming) if coming else "no change, unless the data changes.", head="Next: "), GAP)
+    yield from alerts_page(explained.alerts, now=explained.now.astimezone(zone))
+    for rows, shown in (
+        (explained.certificates, _CERTIFICATES),
+        (explained.pauses, _PAUSES),
+        ([asdict(row) for row in explained.reminders], _REMINDERS),
+        ([portal] if portal else [], _PORTAL),
+    ):
+        if rows:
+            yield from (Table(rows, shown, most=len(rows)), GAP)
+
+
+def _next_words(coming: Next) -> str:
+    """Return a sentence about the changes, and one about those that a guard holds back."""
+    made = [text for text in coming.what if not text.startswith(HELD_BACK)]
+    held = [text.removeprefix(HELD_BACK) for text in coming.what if text.startswith(HELD_BACK)]
+    words = [f"{coming.when}: {'; '.join(made)}."] if made else []
+    if held:
+        words.append(f"{'Held back' if made else f'{coming.when}, held back'} by a guard: {'; '.join(held)}.")
+    return " ".join(words)
+
+
+def _activity(explained: Explanation, *, zone: tzinfo) -> str:
+    left_at = explained.mentor["left_at"]
+    if left_at is not None:
+        return f"Left on {day_words(left_at.astimezone(zone).date(), explained.today)}."
+    reasons = sorted(reason_words(pause["reason"]) for pause in explained.pauses if pause["lifted_at"] is None)
+    return f"Paused: {', '.join(reasons)}." if reasons else "Active: not paused."
+
+
+def _certification(explained: Explanation) -> str:
+    why = "; ".join(explained.certified_because)
+    if not explained.without_certificate:
+        return f"{'Certified' if explained.certified else 'Not certified'}: {why}."
+    hidden = " They are hidden on the portal." if explained.portal and explained.portal["has_portal"] else ""
+    kinds = f" ({why})" if why else ""
+    return f"Has never had a certificate that counts{kinds}, so certjob does not pause or remind them.{hidden}"
+
+
+def _warnings(explained: Explanation) -> Iterator[str]:
+    """Yield the reasons why the date of the next change is doubtful, the held changes, and what the mentor lacks."""
+    last, today, portal = explained.last_run_on, explained.today, explained.portal
+    if last is None:
+        yield "There has been no nightly run yet; the date below assumes `certjob run` every night."
+    elif last > today:
+        yield (
+            f"certjob rejects a run today, because an earlier run had the date {day_words(last, today)}. Correct the "
+            "clock or use --accept-date; then the date below is right."
+        )
+    elif (today - last).days > 1:
+        yield f"The last run was on {day_words(last, today)}; the date below assumes `certjob run` every night."
+    for held in explained.held:
+        yield f"A guard holds changes back: {held}"
+    if portal and not portal["has_portal"]:
+        yield f"{explained.mentor['organisation']} has lost its portal, so certjob makes no pushes"
+    elif portal and explained.mentor["dynamics_contact_id"] is None:
+        yield "the mentor has no contact ID, so certjob makes no pushes; add it in the app or with `certjob load`"
+    if explained.mentor["email"] is None:
+        yield "the mentor has no e-mail address, so certjob sends no mail; enter one in the app or with `certjob load`"

@@ -2,10 +2,10 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, timedelta
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 from certjob import database
@@ -14,6 +14,7 @@ from certjob.domain.models import Decision, Mentor, PauseChange, Reminder, Statu
 from certjob.domain.projection import coming_runs
 from certjob.facts import reading
 from certjob.mail.reminders import find_new_reminders
+from certjob.page import Table
 from certjob.review.days import looks_at_everybody
 from certjob.review.plan import why_broken
 
@@ -22,28 +23,20 @@ MEASURES: Final = ("expiries", "reminders", "pauses", "hides")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Week:
-    """The part of an ISO week that belongs to the forecast, and its changes."""
-
-    week: str
-    """For example ``2026-W11``."""
-    starts_on: date
-    ends_on: date
-    expiries: int
-    reminders: int
-    pauses: int
-    hides: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Forecast:
     """The weeks from ``today`` to ``until``, both included."""
 
     today: date
     until: date
-    weeks: tuple[Week, ...]
+    weeks: Sequence[dict[str, Any]]
+    """The ISO weeks, their days that belong to the forecast, and their changes."""
     broken: Mapping[UUID, str]
     """Mentors with invalid data, who are not counted, and the reasons."""
+
+    def page(self) -> Iterator[Table]:
+        """Yield one row for each week."""
+        keys = ("week", "starts_on", "ends_on", *MEASURES)
+        yield Table(self.weeks, {key: key.capitalize().replace("_", " ") for key in keys}, most=len(self.weeks))
 
 
 def make_forecast(
@@ -73,15 +66,11 @@ def make_forecast(
     return Forecast(
         today=today,
         until=dates[-1],
-        weeks=tuple(
-            Week(
-                week=week,
-                starts_on=some[0],
-                ends_on=some[-1],
-                **{measure: sum(counts[measure, day] for day in some) for measure in MEASURES},
-            )
+        weeks=[
+            {"week": week, "starts_on": some[0], "ends_on": some[-1]}
+            | {measure: sum(counts[measure, day] for day in some) for measure in MEASURES}
             for week, some in weeks
-        ),
+        ],
         broken=broken,
     )
 

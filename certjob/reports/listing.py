@@ -1,18 +1,23 @@
 """Certificates and their holders, with the status that the rules give today."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import date
 from functools import partial
-from typing import Any
+from typing import Any, Final
 from uuid import UUID
 
 from certjob import database
 from certjob.database import Connection
 from certjob.domain import rules
-from certjob.domain.models import Mentor, Status
+from certjob.domain.explanations import number, reason_words
+from certjob.domain.models import OWN_PAUSE_REASON, Mentor, Status
 from certjob.facts import reading
+from certjob.page import Line, Table
 from certjob.sorting import SortedRows
+
+MOST_ROWS: Final = 200
+"""Rows on a terminal. CSV and JSON have all of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +67,18 @@ class ListedCertificate:
     dynamics_contact_id: UUID | None = None
     left_on: date | None = None
     """The day of departure in UTC, as `certjob load` reads it."""
+
+    @property
+    def state(self) -> str:
+        """Return the status, and why the mentor is not active."""
+        pauses = ("paused" if each == OWN_PAUSE_REASON else f"paused: {reason_words(each)}" for each in self.pauses)
+        return ", ".join([str(self.status or "none"), *pauses, *(["has left"] if self.left else [])])
+
+
+COLUMNS: Final = tuple(each.name for each in fields(ListedCertificate))
+"""The columns of the CSV, and the keys of the JSON document."""
+_SHOWN = {"expires_on": "Last day", "days_left": "Days", "state": "Status", "organisation": "Org"}
+_SHOWN |= {"member_no": "No.", "full_name": "Name", "kind": "Kind"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,3 +149,10 @@ def _rows(
     asks_for_certificates = wanted.statuses or wanted.from_on or wanted.to_on
     if not mentor.certificates and asks_for_mentors and not asks_for_certificates:
         yield listed()
+
+
+def list_page(rows: SortedRows[ListedCertificate]) -> Iterator[Line | Table]:
+    """Yield a table of all rows."""
+    documents = (asdict(row) | {"state": row.state} for row in rows)
+    yield Table(documents, _SHOWN, keys=COLUMNS, most=MOST_ROWS, count=len(rows))
+    yield Line(number(len(rows), "row"))

@@ -1,5 +1,6 @@
 """One mentor's reminder, or one coordinator's digest, as certjob will send it."""
 
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import date
@@ -123,8 +124,7 @@ def _was_sent(log: _Log, reminder: Reminder) -> bool:
 
 def _choose(mentor: Mentor, log: _Log, *, today: date, threshold: int | None) -> tuple[date, Reminder]:
     """Return the requested reminder and its day. Raises ConfigurationError if there is none."""
-    slug, thresholds = mentor.organisation.slug, mentor.organisation.reminder_thresholds
-    who = f"{mentor.member_no} of {slug}"
+    thresholds = mentor.organisation.reminder_thresholds
     reminders = list(_due_days(mentor, today))
     if threshold is None:
         coming = [each for each in reminders if each[0] >= today and not _was_sent(log, each[1])]
@@ -134,20 +134,10 @@ def _choose(mentor: Mentor, log: _Log, *, today: date, threshold: int | None) ->
         fitting = [each for each in reminders if each[1].threshold_days == threshold]
         if fitting:
             return min(fitting, key=lambda each: (each[0] < today, abs(each[0] - today)))
-    step = None
-    if mentor.left:
-        message = f"{who} has left, and gets no reminders"
-    elif not thresholds:
-        message, step = f"{slug} sends no reminders", f"`certjob organisation set {slug} --thresholds 30,7`"
-    elif not mentor.certificates:
-        message = f"{who} has no certificate, and gets no reminders"
-    elif threshold is None:
-        message, step = f"{who} has no upcoming reminder", "use --threshold to preview a past one"
-    elif threshold not in thresholds:
-        message = f"{slug} has no threshold {threshold}; its thresholds are {', '.join(map(str, thresholds))}"
-    else:
-        message = f"{who} gets no reminder for the threshold {threshold}: the certificates are renewed or revoked"
-    raise ConfigurationError(message, next_step=step)
+    which = "upcoming reminder" if threshold is None else f"reminder for the threshold {threshold}"
+    message = f"{mentor.member_no} of {mentor.organisation.slug} has no {which}"
+    step = f"see `certjob explain {shlex.quote(mentor.member_no)}`, or give another of the --threshold values"
+    raise ConfigurationError(message, next_step=f"{step} {', '.join(map(str, thresholds)) or '(none)'}")
 
 
 def _due_days(mentor: Mentor, today: date) -> Iterator[tuple[date, Reminder]]:

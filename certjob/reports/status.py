@@ -1,62 +1,35 @@
 """`certjob status`: whether the nightly runs work, the backlog, and the coming reviews."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta, tzinfo
 from typing import Any
-from uuid import UUID
 
 from certjob import database
 from certjob.database import Connection
+from certjob.domain.alert_kinds import Kind, summarize
+from certjob.domain.explanations import duration_words, number
 from certjob.outbox.open_work import MAIL_KINDS, OpenWork, read_open_work
+from certjob.page import GAP, Line, Table
 from certjob.review.attention import read_attention
 
 RUNS_PER_COMMAND = 5
 COMING_DAYS = 14
 EXPOSURE_DAYS = 30
+_MOST_RUNS = 7
+"""Runs on a terminal."""
+_BACKLOG = {"backlog": "Backlog", "open": "Open", "due": "Due", "waiting": "Later", "in_flight": "Busy"}
+_BACKLOG |= {"blocked": "Blocked", "oldest_at": "Oldest"}
+_RUNS = {"started_at": "Started", "command": "Command", "organisation": "Org", "outcome": "Outcome"}
+_RUNS |= {"took": "Took", "host": "Host", "why": "Why"}
 
 SILENCE = timedelta(minutes=30)
 """An unfinished run that has not reported for so long has died. The longest legitimate silences are 12 minutes, for an
 answer of the mail server, and 10 minutes, for a Retry-After of the portal."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """A row of ``job_runs``."""
-
-    run_id: UUID
-    command: str
-    organisation: str | None
-    """None: all."""
-    host: str
-    version: str
-    as_of: date
-    started_at: datetime
-    last_seen_at: datetime
-    finished_at: datetime | None
-    outcome: str
-    """``ok``, ``attention``, ``failed``, ``running`` or ``died``."""
-    lines: Sequence[str]
-    """The reasons of a failure, or the alerts."""
-    duration_seconds: float
-    """Up to its end, up to now, or up to its last report before it died."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GoodRun:
-    """The last completed run over all organisations."""
-
-    run_id: UUID
-    finished_at: datetime
-    age_seconds: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReviewDay:
-    """The number of mentors due for review on a day."""
-
-    on: date
-    mentors: int
+Row = dict[str, Any]
+"""A row as the document has it. docs/json.md describes the keys."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,11 +56,12 @@ class SystemStatus:
     """The time of the database server."""
     today: date
     max_age_seconds: int
-    last_good_run: GoodRun | None
-    runs: Sequence[Run]
+    last_good_run: Row | None
+    """The last completed run over all organisations."""
+    runs: Sequence[Row]
     """The newest first."""
     backlog: dict[str, OpenWork]
-    coming: Sequence[ReviewDay]
+    coming: Sequence[Row]
     """Today first, with all overdue mentors."""
     alerts: dict[str, int]
     """The number of alerts by kind, without acknowledged ones."""
@@ -110,7 +84,7 @@ class SystemStatus:
     @property
     def stale(self) -> bool:
         """Whether the last good run is too old, or there is none."""
-        return self.last_good_run is None or self.last_good_run.age_seconds > self.max_age_seconds
+        return self.last_good_run is None or self.last_good_run["age_seconds"] > self.max_age_seconds
 
     def to_document(self) -> dict[str, Any]:
         """Return the JSON document."""
@@ -131,7 +105,7 @@ def read_status(
     """
     with database.read_only_snapshot(connection):
         backlog = read_open_work(connection)
-        good_runs = database.fetch(connection, "read_last_good_run", into=GoodRun)
+        good_runs = database.fetch(connection, "read_last_good_run", into=dict)
         attention = read_attention(connection, today=today)
         optional_kinds = [row[0] for row in database.fetch(connection, "list_optional_kinds")]
         without_certificate = database.fetch(
@@ -147,9 +121,9 @@ def read_status(
             today=today,
             max_age_seconds=int(max_age.total_seconds()),
             last_good_run=good_runs[0] if good_runs else None,
-            runs=database.fetch(connection, "list_last_runs", limits, into=Run),
+            runs=database.fetch(connection, "list_last_runs", limits, into=dict),
             backlog=backlog,
-            coming=[ReviewDay(on=day, mentors=reviews.get(day, 0)) for day in days],
+            coming=[{"on": day, "mentors": reviews.get(day, 0)} for day in days],
             alerts=attention.numbers,
             acknowledged=attention.acknowledged,
             overdue=attention.overdue,
@@ -158,3 +132,68 @@ def read_status(
             exposure=database.fetch(connection, "read_exposure", exposures, into=Exposure)[0],
             mail_waits_until=mail_waits_until if any(backlog[kind].pending for kind in MAIL_KINDS) else None,
         )
+
+
+def why_attention(status: SystemStatus, *, zone: tzinfo) -> str | None:
+    """Return why the command exits with 3, or None."""
+    summary = summarize({kind: number for kind, number in status.alerts.items() if kind != Kind.NO_FULL_RUN})
+    alerts = f"{summary}; see `certjob alerts`" if summary else ""
+    stale = status.overdue or (_why_stale(status, zone=zone) if status.stale else "")
+    return ". Also ".join(filter(None, [stale, alerts])) or None
+
+
+def _why_stale(status: SystemStatus, *, zone: tzinfo) -> str:
+    good = status.last_good_run
+    if good is None:
+        return "no nightly run has finished yet; run `certjob run`, and check that cron does so"
+    age, limit = duration_words(good["age_seconds"]), duration_words(status.max_age_seconds)
+    return (
+        f"the last good run ended {age} ago ({_moment(good['finished_at'], zone)}), more than {limit}; "
+        "see how the last runs ended, whether cron runs, and `certjob check`"
+    )
+
+
+def status_page(status: SystemStatus, *, zone: tzinfo) -> Iterator[Line | Table]:
+    """Yield the last good run, the backlog, the last runs, and other facts."""
+    good = status.last_good_run
+    when = f"{_moment(good['finished_at'], zone)}, {duration_words(good['age_seconds'])} ago" if good else "never"
+    yield from (Line(when, head="last good run: "), GAP)
+    yield Table([{"backlog": kind} | asdict(work) for kind, work in status.backlog.items()], _BACKLOG)
+    yield GAP
+    runs = [
+        run | {"took": duration_words(run["duration_seconds"]), "why": "; ".join(run["lines"])} for run in status.runs
+    ]
+    yield from (Table(runs, _RUNS, most=_MOST_RUNS), GAP)
+    for name, text in _figures(status, zone):
+        yield Line(text, head=f"{name}: ")
+
+
+def _figures(status: SystemStatus, zone: tzinfo) -> Iterator[tuple[str, str]]:
+    """Yield the name and the text of each fact below the tables."""
+    tonight, coming = status.coming[0]["mentors"], sum(night["mentors"] for night in status.coming)
+    yield "mentors to review", f"{tonight:,} today, {coming:,} within {len(status.coming)} days"
+    if status.without_certificate:
+        mentors, names = number(status.without_certificate, "active mentor"), list(status.first_without_certificate)
+        more = ["…"] if status.without_certificate > len(names) else []
+        yield "without a certificate", f"{mentors}, hidden on every portal: {', '.join(names + more)}"
+    if status.exposure.mentors:
+        yield "exposure", _exposure_words(status.exposure)
+    if status.acknowledged:
+        yield "acknowledged", f"{number(status.acknowledged, 'alert')}; see `certjob alerts --acknowledged`"
+    if status.mail_waits_until is not None:
+        yield "mail waits until", f"{_moment(status.mail_waits_until, zone)} (CERTJOB_MAIL_HOURS)"
+
+
+def _exposure_words(exposure: Exposure) -> str:
+    """Return how long someone was visible who must not be, in the last days."""
+    words = [f"{number(exposure.mentors, 'mentor')}, {duration_words(exposure.seconds)} in all"]
+    if exposure.longest is not None and exposure.longest_seconds is not None:
+        words.append(f"the longest {duration_words(exposure.longest_seconds)}: {exposure.longest}")
+    if exposure.cause:
+        words.append(exposure.cause.replace("_", " "))
+    still = f"; {exposure.open:,} {'lasts' if exposure.open == 1 else 'last'}" if exposure.open else ""
+    return f"{', '.join(words)} (last {EXPOSURE_DAYS} days){still}"
+
+
+def _moment(at: datetime, zone: tzinfo) -> str:
+    return f"{at.astimezone(zone):%Y-%m-%d %H:%M}"

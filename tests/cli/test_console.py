@@ -11,14 +11,14 @@ import psycopg
 import pytest
 
 from certjob.cli import entry
-from certjob.cli.pages.jobs import show_report
-from certjob.cli.terminal.logs import JsonFormatter, TextFormatter, traceback_lines
-from certjob.cli.terminal.output import Output
-from certjob.cli.terminal.plain import print_error, print_json
+from certjob.cli.logs import JsonFormatter, TextFormatter, traceback_lines
+from certjob.cli.output import Output, print_json, say
 from certjob.domain import rules
 from certjob.domain.models import Effect, Status
 from certjob.facts.lookup import MentorName
+from certjob.jobs.pages import report_page
 from certjob.jobs.report import RunReport
+from certjob.page import Table
 from certjob.redaction import harmless
 from certjob.review.plan import PlannedChange, ReviewCounts
 from tests.support.command_line import flat, terminal
@@ -41,7 +41,7 @@ OFF = Output(quiet=False)
 )
 def test_any_text_becomes_one_harmless_line(text: str, shown: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Letters are kept. Characters that control a terminal or are invisible become a mark, also in errors."""
-    print_error("certjob run", f"it said:\n\t{text}")
+    say("certjob run", f"it said:\n\t{text}", event="failed")
 
     assert harmless(text) == shown
     assert capsys.readouterr() == ("", f"certjob run: it said: {shown}\n")
@@ -116,7 +116,7 @@ def test_foreign_error_gets_a_code_and_a_next_step(error: Exception, exit_code: 
 
 
 def test_plan_is_cut_on_a_terminal_only(capsys: pytest.CaptureFixture[str]) -> None:
-    """A table has the first 50 of 60 mentors, with names, held ones first. Plain lines have all without names."""
+    """A table has the first 50 of 60 mentors, held ones first. A pipe gets all of them as CSV."""
     renewed = replace(certificate(TODAY + timedelta(days=400)), status=Status.EXPIRED)
     back = mentor(renewed, pauses=[own_pause()], portal_visible=False)
     ended = [replace(mentor(expiring_in(-1)), member_no=f"N{number}") for number in range(2, 61)]
@@ -130,23 +130,19 @@ def test_plan_is_cut_on_a_terminal_only(capsys: pytest.CaptureFixture[str]) -> N
     def names(ids: Sequence[UUID]) -> dict[UUID, MentorName]:
         return {ids[0]: MentorName("M1001", "hlf", "Kari Nordmann")}
 
-    show_report(OFF, report, find_names=names)
+    OFF.show(report_page(report, find_names=names))
     whole = capsys.readouterr().out
-    show_report(output, report, find_names=names)
+    output.show(report_page(report, find_names=names))
     cut = flat(shown.getvalue())
 
-    first, *_, last, _ = whole.splitlines()
-    assert (
-        first == "hlf M1001: certificates: valid; pause: ends; portal: show (held back: would be shown or reinstated)"
-    )
-    assert last == "hlf N9: certificates: expired; pause: starts; reminder: 1 d after; portal: hide"
-    assert whole.count("hlf N") == 59
-    assert "Nordmann" not in whole
-    assert "M1001 Kari Nordmann valid ends show reinstated" in cut
+    _, header, first, *_ = whole.splitlines()
+    assert header.startswith("organisation,member_no,full_name,certificates,pause,reminders,portal,held_because")
+    assert first == "hlf,M1001,Kari Nordmann,valid,ends,,show,would be shown or reinstated"
+    assert "hlf,N9,Kari Nordmann,expired,starts,1 d after,hide,\n" in whole
+    assert whole.count("hlf,N") == 59
+    assert "M1001 Kari Nordmann valid ends show would be shown or reinstated" in cut
     assert ("N54" in cut, "N55" in cut) == (True, False)
-    assert capsys.readouterr().out == (
-        "… and 10 more; --json lists all of them\n`certjob resync MENTOR` permits the held changes of one mentor.\n"
-    )
+    assert "… and 10 more; --json lists all of them" in cut
 
 
 def test_skipped_and_broken_mentors_are_named() -> None:
@@ -163,11 +159,35 @@ def test_skipped_and_broken_mentors_are_named() -> None:
 
 
 def test_rows_are_a_table_on_a_terminal_only(capsys: pytest.CaptureFixture[str]) -> None:
-    """Otherwise they have tabs. A tab in a cell becomes a space, None is empty, and brackets are no markup."""
+    """Otherwise they are CSV with one header. A tab in a cell becomes a space, and brackets are no markup."""
     output, shown = terminal(80)
+    tables = [Table([{"name": text, "count": count}], {"name": "Name", "count": "Number"}) for text, count in ROWS]
     for each in (OFF, output):
-        each.show_rows(("Name", ">Number"), [("a\tb", 1), ("[x]", None)])
+        each.show(tables)
 
-    assert capsys.readouterr().out == "a b\t1\n[x]\t\n"
+    assert capsys.readouterr().out == "name,count\na b,1000\n[x],\n"
     assert flat(shown.getvalue()).startswith("Name Number")
+    assert "1,000" in shown.getvalue()
     assert "[x]" in shown.getvalue()
+
+
+ROWS = [("a\tb", 1000), ("[x]", None)]
+
+
+@pytest.mark.parametrize("columns", [60, 72, 80])
+def test_no_column_of_a_wide_table_disappears(columns: int) -> None:
+    """Texts are wrapped, and numbers, days and ids are whole."""
+    output, shown = terminal(columns)
+    row = {
+        "day": TODAY,
+        "count": 26392,
+        "text": "expired, paused: illness " * 3,
+        "name": "Anne-Kristine Hansen",
+        "id": "M1042",
+    }
+
+    output.show([Table([row], {key: key for key in row})])
+
+    assert all(len(line) <= columns for line in shown.getvalue().splitlines())
+    for word in ("2026-03-10", "26,392", "illness", "Hansen", "M1042"):
+        assert word in shown.getvalue()

@@ -106,9 +106,9 @@ def test_terminal_shows_progress_and_totals(environment: dict[str, str], facts: 
         return text
 
     night = shown("run")
-    for phrase in ("Reviewing mentors", "Pushing to the portal", "Sending reminders", "Run of "):
+    for phrase in ("Reviewing mentors", "Pushing to the portal", "Sending reminders", "Totals of certjob run on "):
         assert phrase in night
     assert "\x1b[2K" in night, "the progress is removed at the end"
-    assert re.search(r"portal\s+1 delivered; 1 new", without_escapes(night))
+    assert re.search(r"portal: 1 queued, 1 delivered", without_escapes(night))
     assert "INFO Reviewing mentors" in shown("run", "-v")
     assert shown("run", "-q") == ""

@@ -4,9 +4,9 @@ import time
 from uuid import uuid4
 
 import pytest
+from typer.core import TyperCommand
 
-from certjob.cli.session import Session
-from certjob.cli.terminal.output import Output
+from certjob.cli.session import Call
 from certjob.database import Connection
 from certjob.settings import Settings
 from certjob.stopping import StopFlag
@@ -18,16 +18,10 @@ from certjob.stopping import StopFlag
 )
 def test_job_that_starts_again_gets_the_rest_of_its_time(connection: Connection, lost_after: int, rest: int) -> None:
     """A job that lost its database must not meet the time limit of cron."""
-    opened = Session(
-        settings=Settings(_env_file=None, database_url="embedded"),
-        connection=connection,
-        output=Output(quiet=True),
-        stop=StopFlag(),
-        began_at=time.monotonic() - lost_after * 60,
-        run_id=uuid4(),
-        ping_body={},
-    )
+    call = Call(TyperCommand("run"), info_name="run", obj=StopFlag())
+    call.settings, call.connection = Settings(_env_file=None, database_url="embedded"), connection
+    call.began_at, call.run_id = time.monotonic() - lost_after * 60, uuid4()
 
-    seconds = opened.job(seconds=40 * 60).deadline_seconds
+    seconds = call.job(seconds=40 * 60).deadline_seconds
 
     assert seconds == pytest.approx(rest * 60, abs=5)

@@ -1,5 +1,6 @@
 """``certjob reconcile``: the portal is read, and only the differences are pushed."""
 
+import json
 from collections import Counter
 from datetime import timedelta
 from functools import partial
@@ -8,10 +9,10 @@ from uuid import UUID, uuid4
 import pytest
 
 from certjob import database
-from certjob.cli.pages import jobs
 from certjob.errors import ConfigurationError, StoppedBySignalError
 from certjob.facts.lookup import name_mentors
 from certjob.jobs.acknowledge import acknowledge
+from certjob.jobs.pages import report_page
 from certjob.portal import comparison
 from certjob.reports.alerts import read_alerts
 from certjob.stopping import StopFlag
@@ -394,8 +395,8 @@ def test_explain_has_what_the_last_reading_showed(scene: Scene, here: Certjob) -
 
     scene.reconcile()
 
-    assert "the mentor was visible" in here("explain", "M1001").stdout
-    assert "the mentor was not visible" in here("explain", "M1002").stdout
+    portals = [json.loads(here("explain", name, "--json").stdout)["portal"] for name in ("M1001", "M1002")]
+    assert [portal["was_shown"] for portal in portals] == [True, False]
 
 
 def edited(scene: Scene) -> tuple[UUID, UUID, UUID]:
@@ -436,10 +437,10 @@ def test_command_names_the_corrections(facts: Facts, here: Certjob, portal: Port
     planned = here("reconcile", "--dry-run", **settings).stdout.splitlines()
     done = here("reconcile", **settings)
 
-    assert planned[:3] == [
-        f"hlf M1: visible on the portal, would be hidden (contact {expired})",
-        f"hlf M2: hidden on the portal, would be shown (contact {certified})",
-        f"contact {unknown}: visible on the portal, belongs to no mentor",
+    assert planned[2:5] == [
+        f"hlf,M1,Kari Nordmann,{expired},hidden",
+        f"hlf,M2,Kari Nordmann,{certified},shown",
+        f",,,{unknown},belongs to no mentor",
     ]
     assert "certjob reconcile: corrected 2 differences on the portal: 1 hidden, 1 shown\n" in done.stderr
     assert "corrected" not in here("reconcile", **settings).stderr
@@ -452,8 +453,8 @@ def test_page_has_the_names_and_contacts(scene: Scene) -> None:
     report = scene.reconcile()
     output, shown = terminal(160)
 
-    jobs.show_report(output, report, find_names=partial(name_mentors, scene.connection))
+    output.show(report_page(report, find_names=partial(name_mentors, scene.connection)))
 
     page = flat(shown.getvalue())
-    assert f"Kari Nordmann (M1001 of hlf, contact {expired}): visible on the portal, a hide was pushed" in page
-    assert f"contact {unknown}: visible on the portal, belongs to no mentor" in page
+    assert f"hlf M1001 Kari Nordmann {expired} hidden" in page
+    assert f"{unknown} belongs to no mentor" in page

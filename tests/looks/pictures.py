@@ -26,13 +26,13 @@ from tests.support.command_line import on_terminal
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "docs" / "pictures"
-MESSAGES, PAGES, DASHBOARD = "certjob/mail/messages", "certjob/cli/pages", "docs/examples/dashboard"
+MESSAGES, DASHBOARD = "certjob/mail/messages", "docs/examples/dashboard"
 LAYOUT = [f"{MESSAGES}/layout.html", f"{MESSAGES}/parts.html"]
 SOURCES = {
     "reminder": [*LAYOUT, f"{MESSAGES}/reminder.html", f"{MESSAGES}/reminder.nb.words"],
     "digest": [*LAYOUT, f"{MESSAGES}/digest.html", f"{MESSAGES}/digest.nb.words"],
-    "alerts": [f"{PAGES}/alerts.py", "demo/demo.py"],
-    "dry-run": [f"{PAGES}/jobs.py", "demo/demo.py"],
+    "alerts": ["certjob/reports/alerts.py", "demo/demo.py"],
+    "dry-run": ["certjob/jobs/pages.py", "demo/demo.py"],
     "page": (BROWSER_PAGE := [f"{DASHBOARD}/{name}" for name in ("index.html", "dashboard.js", "words.json")]),
     "page-phone": BROWSER_PAGE,
 }

@@ -12,8 +12,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from psycopg.types.json import Json
 
-from certjob.cli.pages.changes import COLUMNS, show_changes
-from certjob.reports.changes import ListedChange, find_beginning, read_changes
+from certjob.reports.changes import COLUMNS, ListedChange, changes_page, find_beginning, read_changes
 from tests.conftest import Certjob
 from tests.support.command_line import flat, terminal, today
 from tests.support.facts import TODAY
@@ -286,7 +285,7 @@ def test_csv_json_and_lines_are_the_same_changes(here: Certjob, scene: Scene) ->
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_page_groups_by_what_and_says_how_many_more(width: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_page_groups_by_what_and_says_how_many_more(width: int) -> None:
     """A group has a heading with the number of all of its changes, and a column for several organisations."""
     at = datetime(2026, 3, 10, 4, 5, tzinfo=UTC)
     person: dict[str, Any] = dict.fromkeys(ListedChange.__slots__) | {"at": at, "full_name": "Kari Nordmann"}
@@ -304,23 +303,22 @@ def test_page_groups_by_what_and_says_how_many_more(width: int, capsys: pytest.C
     changes.append(ListedChange(**person | shown_again))
     output, shown = terminal(width)
 
-    show_changes(output, iter(changes), since=at, today=TODAY, zone=OSLO)
+    output.show(changes_page(iter(changes), since=at, today=TODAY, zone=OSLO), zone=OSLO)
     text = shown.getvalue()
 
     assert max(map(len, text.splitlines())) <= width
-    assert flat(text).startswith("Changes since today 05:05 Wrongly visible in hlf (2) At No. Name Why")
-    assert "until today 07:05: pause by eva: complaint" in flat(text)
-    assert "lasts: pause by eva: complaint" in flat(text)
-    assert "Expired (60) At No. Name Why Org" in flat(text)
-    assert "03-10 05:05 M2 Kari Nordmann likeperson ended nhf" in flat(text)
-    assert "Shown in hlf (1) At No. Name Why" in flat(text)
-    assert capsys.readouterr().out == "… and 58 more; --csv prints all of them\n"
+    assert flat(text).startswith("Changes since today 05:05 Wrongly visible (2) At Until Org No. Name Why")
+    assert "2026-03-10 05:05 2026-03-10 07:05 hlf M4" in flat(text)
+    assert "Expired (60) At Org No. Name Why" in flat(text)
+    assert "2026-03-10 05:05 nhf M2 Kari Nordmann likeperson ended" in flat(text)
+    assert "… and 58 more; --json lists all of them" in text
+    assert "Shown (1) At Org No. Name Why" in flat(text)
 
 
-def test_page_without_changes_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+def test_page_without_changes_says_so() -> None:
     output, shown = terminal(80)
 
-    show_changes(output, [], since=LONG_AGO, today=TODAY, zone=OSLO)
+    output.show(changes_page([], since=LONG_AGO, today=TODAY, zone=OSLO))
 
     assert "Changes since 1 January 2020 01:00" in shown.getvalue()
-    assert capsys.readouterr().out == "No mentor was changed.\n"
+    assert "No mentor was changed." in shown.getvalue()

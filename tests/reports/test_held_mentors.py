@@ -26,19 +26,18 @@ def held(scene: Scene) -> Scene:
     return scene
 
 
-def test_alerts_name_fifty_mentors_of_a_hold(held: Scene, here: Certjob) -> None:
+def test_alerts_name_the_mentors_of_a_hold(held: Scene, here: Certjob) -> None:
     """Revocations and departures come first. The next step has the command for one mentor."""
     lines = here("alerts").stdout.splitlines()
 
-    assert lines[0].startswith("Too many changes at once, held back until someone decides: hlf:held:pauses")
-    assert "`certjob resync MENTOR`" in lines[0]
-    assert lines[1] == "Held back: hlf:held:pauses, M1058, Kari Nordmann: a certificate was revoked"
-    assert lines[2] == "Held back: hlf:held:pauses, M1059, Kari Nordmann: has left"
-    assert lines[3] == "Held back: hlf:held:pauses, M1000, Kari Nordmann: no certificate is in force"
-    assert (len(lines), lines[-1]) == (
-        52,
-        "… and more; `certjob alerts --json` lists all mentors of hlf:held:pauses",
-    )
+    assert any("`certjob resync MENTOR`" in line for line in lines)
+    held_back = [line for line in lines if line.startswith("hlf:held:pauses,M")]
+    assert held_back[:3] == [
+        "hlf:held:pauses,M1058,Kari Nordmann,a certificate was revoked",
+        "hlf:held:pauses,M1059,Kari Nordmann,has left",
+        "hlf:held:pauses,M1000,Kari Nordmann,no certificate is in force",
+    ]
+    assert len(held_back) > 50
 
 
 def test_json_has_all_mentors_of_a_hold(held: Scene, here: Certjob) -> None:

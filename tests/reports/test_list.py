@@ -6,13 +6,14 @@ from uuid import UUID
 
 import pytest
 
-from certjob.cli.pages.listing import COLUMNS, print_list_csv
+from certjob.cli.output import Output
 from certjob.database import Connection
 from certjob.domain import rules
 from certjob.domain.models import Status
 from certjob.facts import reading as facts_reading
 from certjob.redaction import spreadsheet_text
-from certjob.reports.listing import Filter, ListedCertificate, list_certificates
+from certjob.reports.listing import COLUMNS, Filter, ListedCertificate, list_certificates, list_page
+from certjob.sorting import SortedRows
 from tests.conftest import Certjob
 from tests.support.command_line import today
 from tests.support.facts import TODAY, Facts
@@ -101,14 +102,17 @@ def test_csv_is_rfc_4180(capsys: pytest.CaptureFixture[str]) -> None:
     """A header, CRLF at the end of each line, and quotes only around a comma or a quote."""
     odd = row(full_name=None, pauses=("certification_expired", "leave"), left=True)
 
-    print_list_csv([row(full_name='Nordmann, "Kari"'), odd, row(full_name="a\r\nb\x1b[2J")])
+    rows = SortedRows[ListedCertificate](lambda _: 0)
+    for each in (row(full_name='Nordmann, "Kari"'), odd, row(full_name="a\r\nb\x1b[2J")):
+        rows.append(each)
+    Output(quiet=False).show(list_page(rows), csv=True)
 
     assert capsys.readouterr().out == (
         "organisation,member_no,full_name,kind,status,issued_on,expires_on,days_left,pauses,left,"
         "mentor_id,certificate_id,revoked_on,email,locale,dynamics_contact_id,left_on\r\n"
-        'hlf,M1,"Nordmann, ""Kari""",likeperson,expiring,2024-03-12,2026-03-12,2,,,{ids}\r\n'
+        'hlf,M1,"Nordmann, ""Kari""",likeperson,expiring,2024-03-12,2026-03-12,2,,no,{ids}\r\n'
         "hlf,M1,,likeperson,expiring,2024-03-12,2026-03-12,2,certification_expired; leave,yes,{ids}\r\n"
-        "hlf,M1,a  b\ufffd[2J,likeperson,expiring,2024-03-12,2026-03-12,2,,,{ids}\r\n"
+        "hlf,M1,a  b\ufffd[2J,likeperson,expiring,2024-03-12,2026-03-12,2,,no,{ids}\r\n"
     ).replace("{ids}", f"{UUID(int=1)},{UUID(int=2)},,,nb,,")
 
 

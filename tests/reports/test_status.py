@@ -153,8 +153,8 @@ def test_status_has_the_number_of_reviews_for_fourteen_days(connection: Connecti
 
     coming = read_status(connection, today=TODAY, max_age=DAY).coming
 
-    assert [night.on for night in coming] == [TODAY + number * DAY for number in range(14)]
-    assert {night.on.day: night.mentors for night in coming if night.mentors} == {10: 3, 11: 1, 23: 1}
+    assert [night["on"] for night in coming] == [TODAY + number * DAY for number in range(14)]
+    assert {night["on"].day: night["mentors"] for night in coming if night["mentors"]} == {10: 3, 11: 1, 23: 1}
 
 
 def test_status_counts_mentors_without_a_certificate_by_the_rules(connection: Connection, facts: Facts) -> None:

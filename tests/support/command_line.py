@@ -26,7 +26,7 @@ from rich.console import Console
 
 from certjob.cli import entry
 from certjob.cli.app import app
-from certjob.cli.terminal.output import Output
+from certjob.cli.output import Output
 from certjob.outbox import http_client
 from certjob.stopping import StopFlag
 from tests.conftest import installed_command

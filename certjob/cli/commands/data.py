@@ -8,22 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from certjob.cli.help import DATA
-from certjob.cli.options import EnvFile, Json, Quiet, Verbose
 from certjob.cli.session import Call, Commands
-from certjob.cli.terminal import plain
+from certjob.page import Line, Table
 
 if TYPE_CHECKING:
     from certjob.facts.organisations import OrganisationDetails
 
-app = Commands(group=DATA)
-organisation = Commands(help="The member organisations: their rules, contacts and coordinators.", no_args_is_help=True)
+app = Commands(group="Data")
+organisation = Commands(help="The member organisations: their rules, contacts and coordinators.")
 
 Slug = Annotated[str, typer.Argument(metavar="SLUG", show_default=False, help="Its short name, such as hlf.")]
 
 
 @app.command(
-    short_help="Load or correct mentors and certificates from a CSV file.",
     examples=(
         "certjob load people.csv --dry-run",
         "certjob load - < people.csv",
@@ -31,7 +28,7 @@ Slug = Annotated[str, typer.Argument(metavar="SLUG", show_default=False, help="I
     ),
 )
 def load(
-    context: typer.Context,
+    call: Call,
     file: Annotated[
         Path, typer.Argument(metavar="FILE.csv", show_default=False, help="The CSV file; - reads standard input.")
     ],
@@ -46,10 +43,6 @@ def load(
             "--exact", help="Let empty cells remove optional values, to load an earlier `certjob list` again."
         ),
     ] = False,
-    json: Json = False,
-    verbose: Verbose = False,
-    quiet: Quiet = False,
-    env_file: EnvFile = None,
 ) -> int:
     """Load mentors and certificates from a CSV file. Existing rows are updated, never duplicated or deleted.
 
@@ -60,20 +53,19 @@ def load(
     are loaded, and the command exits with 3. A file without certificate columns corrects known mentors. The command
     prints whom the next run pauses, and which changes it will hold back.
     """
-    from certjob.cli.pages import load as page
-    from certjob.jobs import planning
+    from certjob.jobs import load as job
 
-    call = Call(context=context, json=json, verbose=verbose, quiet=quiet, env_file=env_file)
-    with call.session(interruptible=True) as opened:
-        report, next_run = planning.load(
-            opened.connection,
-            _read(file),
-            today=opened.settings.today,
-            dry_run=dry_run,
-            exact=exact,
-            most_changes=None if json or exact else page.MOST_LINES + 1,
-        )
-    page.show_load(opened.output, report, next_run, json=call.json, dry_run=dry_run)
+    with call.session(interruptible=True):
+        today = call.settings.today
+        loaded = job.load(call.connection, _read(file), today=today, dry_run=dry_run, exact=exact)
+    report = loaded.report
+    call.show(loaded.to_document(), loaded.page(with_numbers=call.output.interactive))
+    for line, is_warning in job.problem_lines(report.problems):
+        call.say(line, "warning" if is_warning else "attention")
+    if report.skipped:
+        call.say(f"{report.skipped:,} of {report.rows:,} rows were skipped, {report.rows - report.skipped:,} loaded")
+    for line in loaded.notes():
+        call.say(line, "note")
     return 3 if report.skipped else 0
 
 
@@ -92,9 +84,7 @@ def _read(file: Path) -> bytes:
         raise InputError(message, next_step="check the path and its permissions") from error
 
 
-Name = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Its name in messages.  [default: the slug in capitals]")
-]
+Name = Annotated[str | None, typer.Option(metavar="NAME", help="Its name in messages. Default: the slug in capitals.")]
 Portal = Annotated[
     Literal["dynamics", "none"] | None,
     typer.Option(metavar="dynamics|none", help="Whether its mentors are shown on the portal."),
@@ -103,7 +93,7 @@ Thresholds = Annotated[
     str | None,
     typer.Option(
         metavar="DAYS,…",
-        help="Days before the expiry to remind on, negative = after it; none.  [default: 60,30,14,7,1,-1]",
+        help="Days before the expiry to remind on, negative = after it; none. Default: 60,30,14,7,1,-1.",
     ),
 ]
 OptionalKinds = Annotated[
@@ -127,20 +117,19 @@ ContactEmail = Annotated[str | None, typer.Option(metavar="ADDRESS", help="Where
 ContactPhone = Annotated[str | None, typer.Option(metavar="NUMBER", help="Where mentors can call.")]
 RenewalUrl = Annotated[str | None, typer.Option(metavar="URL", help="Where mentors renew a certificate.")]
 Sender = Annotated[
-    str | None, typer.Option(metavar="'NAME <MAIL>'", help="The sender of its mails.  [default: CERTJOB_MAIL_FROM]")
+    str | None, typer.Option(metavar="'NAME <MAIL>'", help="The sender of its mails. Default: CERTJOB_MAIL_FROM.")
 ]
 
 
 @organisation.command(
     "set",
-    short_help="Create an organisation or change it.",
     examples=(
         "certjob organisation set hlf --name HLF --portal dynamics",
         "certjob organisation set hlf --thresholds 90,60,30,14,7,1,-1",
     ),
 )
 def organisation_set(
-    context: typer.Context,
+    call: Call,
     slug: Slug,
     *,
     name: Name = None,
@@ -153,10 +142,6 @@ def organisation_set(
     contact_phone: ContactPhone = None,
     renewal_url: RenewalUrl = None,
     sender: Sender = None,
-    json: Json = False,
-    verbose: Verbose = False,
-    quiet: Quiet = False,
-    env_file: EnvFile = None,
 ) -> int:
     """Create an organisation, or update only the options given.
 
@@ -168,10 +153,9 @@ def organisation_set(
     from certjob.facts.lookup import find_organisation
     from certjob.jobs.planning import plan_next_run
 
-    call = Call(context=context, json=json, verbose=verbose, quiet=quiet, env_file=env_file)
-    with call.session(interruptible=True) as opened:
+    with call.session(interruptible=True):
         done = organisations.set_organisation(
-            opened.connection,
+            call.connection,
             slug,
             optional_kinds=optional_kind,
             coordinators=coordinator or (),
@@ -185,59 +169,55 @@ def organisation_set(
             sender=sender,
         )
         if thresholds is not None:
-            organisation_id = find_organisation(opened.connection, slug)
-            plan = plan_next_run(opened.connection, today=opened.settings.today, organisation_id=organisation_id)
+            organisation_id = find_organisation(call.connection, slug)
+            plan = plan_next_run(call.connection, today=call.settings.today, organisation_id=organisation_id)
         reminders = plan.review.reminders_queued if thresholds is not None else 0
-    if call.json:
-        outcome = "attention" if done.open_hides else "ok"
-        plain.print_json({"outcome": outcome, "organisation": slug} | asdict(done) | {"coming_reminders": reminders})
-    opened.output.line(f"{slug}: {'created' if done.created else 'changed' if done.changed else 'nothing to change'}")
+    outcome = "attention" if done.open_hides else "ok"
+    document = {"outcome": outcome, "organisation": slug} | asdict(done) | {"coming_reminders": reminders}
+    words = [f"{slug}: {'created' if done.created else 'changed' if done.changed else 'nothing to change'}"]
     if reminders:
-        opened.output.line(f"{slug}: the next run will queue {number(reminders, 'reminder')}")
+        words.append(f"the next run will queue {number(reminders, 'reminder')}")
+    call.show(document, success="; ".join(words))
     if not done.open_hides:
         return 0
     step = "hide these mentors by hand, see `certjob alerts`"
-    call.attention(f"{slug}: hides that the portal has not confirmed: {done.open_hides:,}; {step}")
+    call.say(f"{slug}: hides that the portal has not confirmed: {done.open_hides:,}; {step}")
     return 3
 
 
-@organisation.command("show", short_help="Show one organisation.")
-def organisation_show(
-    context: typer.Context, slug: Slug, *, json: Json = False, verbose: Verbose = False, env_file: EnvFile = None
-) -> int:
+@organisation.command("show")
+def organisation_show(call: Call, slug: Slug) -> int:
     """Show all values of one organisation, and its coordinators with the language of their daily mail."""
     from certjob.facts import organisations
 
-    call = Call(context=context, json=json, verbose=verbose, env_file=env_file)
-    with call.session(interruptible=True) as opened:
-        (details,) = organisations.read_organisation_details(opened.connection, slug)
-    if call.json:
-        plain.print_json({"outcome": "ok"} | _to_document(details))
-    else:
-        opened.output.show_rows(("=What", slug), _rows(details, mail_from=opened.settings.mail_from))
+    with call.session(interruptible=True):
+        (details,) = organisations.read_organisation_details(call.connection, slug)
+    lines = [Line(value, head=f"{name}: ") for name, value in _rows(details, mail_from=call.settings.mail_from)]
+    call.show(_to_document(details), lines)
     return 0
 
 
+_SHOWN = {"organisation": "Slug", "name": "Name", "portal": "Portal", "thresholds": "Thresholds"}
+_SHOWN |= {"coordinators": "Coordinators", "mentors": "Mentors"}
+
+
 @organisation.command("list")
-def organisation_list(
-    context: typer.Context, *, json: Json = False, verbose: Verbose = False, env_file: EnvFile = None
-) -> int:
+def organisation_list(call: Call) -> int:
     """List the organisations with their rules."""
     from certjob.facts import organisations
 
-    call = Call(context=context, json=json, verbose=verbose, env_file=env_file)
-    with call.session(interruptible=True) as opened:
-        found = organisations.read_organisation_details(opened.connection)
-    if call.json:
-        plain.print_json({"outcome": "ok", "organisations": list(map(_to_document, found))})
-        return 0
-    headings = ("~Slug", "~Name", "=Portal", "Thresholds", ">Coordinators", ">Mentors")
-    rows = []
-    for each in found:
-        thresholds = ", ".join(map(str, each.thresholds)) or "none"
-        numbers = (str(len(each.coordinators)), f"{each.mentors:,}")
-        rows.append((each.slug, each.name, each.portal or "none", thresholds, *numbers))
-    opened.output.show_rows(headings, rows)
+    with call.session(interruptible=True):
+        found = organisations.read_organisation_details(call.connection)
+    rows = [
+        _to_document(each)
+        | {
+            "portal": each.portal or "none",
+            "thresholds": ", ".join(map(str, each.thresholds)) or "none",
+            "coordinators": len(each.coordinators),
+        }
+        for each in found
+    ]
+    call.show({"organisations": list(map(_to_document, found))}, [Table(rows, _SHOWN)])
     return 0
 
 
@@ -257,5 +237,4 @@ def _rows(details: "OrganisationDetails", *, mail_from: str | None) -> Iterator[
         yield "coordinator", f"{person.full_name or ''} <{person.email}> {person.locale} ({person.id})".strip()
 
 
-_SHORT_HELP = "The member organisations: rules, contacts, coordinators."
-app.add_typer(organisation, name="organisation", rich_help_panel=DATA, short_help=_SHORT_HELP)
+app.add_typer(organisation, name="organisation", rich_help_panel="Data")

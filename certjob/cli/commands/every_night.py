@@ -9,21 +9,15 @@ from uuid import UUID
 
 import typer
 
-from certjob.cli.help import EVERY_NIGHT
 from certjob.cli.options import (
     AcceptDate,
     Allow,
-    EnvFile,
-    Json,
     MentorArgument,
     OrganisationSlug,
-    Quiet,
-    Verbose,
     parse_allowed,
     parse_day,
 )
-from certjob.cli.session import Call, Commands, Session, start_again
-from certjob.cli.terminal import plain
+from certjob.cli.session import Call, Commands, start_again
 from certjob.errors import UsageError
 
 if TYPE_CHECKING:
@@ -31,7 +25,7 @@ if TYPE_CHECKING:
     from certjob.jobs.report import Report
     from certjob.jobs.resync import Resync
 
-app = Commands(group=EVERY_NIGHT)
+app = Commands(group="Every night")
 
 TRY_LATER = 75
 """EX_TEMPFAIL of sysexits.h: the mail server keeps the report and retries later."""
@@ -58,13 +52,10 @@ Everybody = Annotated[
 ]
 
 
-@app.command(
-    short_help="The nightly run: certificates, pauses, portal, mail.",
-    examples=("certjob run --dry-run", "certjob run --dry-run --as-of 2027-01-31 --organisation hlf"),
-)
+@app.command(examples=("certjob run --dry-run", "certjob run --dry-run --as-of 2027-01-31 --organisation hlf"))
 @start_again
 def run(
-    context: typer.Context,
+    call: Call,
     *,
     dry_run: DryRun = False,
     as_of: AsOf = None,
@@ -72,10 +63,6 @@ def run(
     everybody: Everybody = False,
     allow: Allow = [],  # noqa: B006 - typer copies it
     accept_date: AcceptDate = None,
-    json: Json = False,
-    verbose: Verbose = False,
-    quiet: Quiet = False,
-    env_file: EnvFile = None,
 ) -> int:
     """Update certificates and pauses, push visibility to the portal, and send mail.
 
@@ -85,16 +72,15 @@ def run(
     from certjob.jobs import runs
     from certjob.jobs.job import RUN_SECONDS
 
-    call = Call(context=context, json=json, verbose=verbose, quiet=quiet, env_file=env_file)
     if as_of is not None and not dry_run:
         message = "--as-of requires --dry-run"
         raise UsageError(message, next_step="add it, or omit --as-of, because a real run always uses today's date")
     with call.session(
         interruptible=dry_run,
         pings=not dry_run and organisation is None,  # a run for one organisation must not hide a missed full run
-    ) as opened:
-        with opened.output.progress() as progress:
-            job = opened.job(progress, seconds=RUN_SECONDS)
+    ):
+        with call.progress() as progress:
+            job = call.job(progress, seconds=RUN_SECONDS)
             report = runs.run(
                 replace(job, today=as_of or job.today),
                 organisation=organisation,
@@ -103,20 +89,16 @@ def run(
                 accept_date=as_of or accept_date,
                 everybody=everybody,
             )
-        opened.ping_body.update(report.to_ping())
-        return _report_on(call, opened, report)
+        call.ping_body.update(report.to_ping())
+        return _report_on(call, report)
 
 
-@app.command(short_help="Deliver queued pushes and mails that are due.", examples=("certjob deliver",))
+@app.command(examples=("certjob deliver",))
 @start_again
 def deliver(
-    context: typer.Context,
+    call: Call,
     *,
     accept_date: AcceptDate = None,
-    json: Json = False,
-    verbose: Verbose = False,
-    quiet: Quiet = False,
-    env_file: EnvFile = None,
 ) -> int:
     """Deliver queued pushes and mails that are due, pushes first. Run it in the background between nightly runs.
 
@@ -125,27 +107,19 @@ def deliver(
     """
     from certjob.jobs import runs
 
-    call = Call(context=context, json=json, verbose=verbose, quiet=quiet, env_file=env_file)
-    with call.session() as opened:
-        with opened.output.progress() as progress:
-            report = runs.deliver(opened.job(progress), accept_date=accept_date)
-        return _report_on(call, opened, report)
+    with call.session():
+        with call.progress() as progress:
+            report = runs.deliver(call.job(progress), accept_date=accept_date)
+        return _report_on(call, report)
 
 
-@app.command(
-    short_help="Review one mentor and push the visibility now.",
-    examples=("certjob resync M1042", "certjob resync 'kari nordmann' --organisation hlf"),
-)
+@app.command(examples=("certjob resync M1042", "certjob resync 'kari nordmann' --organisation hlf"))
 def resync(
-    context: typer.Context,
+    call: Call,
     mentor: MentorArgument,
     *,
     organisation: OrganisationSlug = None,
     accept_date: AcceptDate = None,
-    json: Json = False,
-    verbose: Verbose = False,
-    quiet: Quiet = False,
-    env_file: EnvFile = None,
 ) -> int:
     """Review one mentor and push the portal visibility now, even if a retry is scheduled for later.
 
@@ -154,28 +128,20 @@ def resync(
     from certjob.facts.lookup import find_mentor
     from certjob.jobs import resync as resyncing
 
-    call = Call(context=context, json=json, verbose=verbose, quiet=quiet, env_file=env_file)
-    with call.session() as opened:
-        mentor_id = find_mentor(opened.connection, mentor, organisation=organisation)
-        result = resyncing.resync(opened.job(), mentor_id, accept_date=accept_date)
-        return _report_on_one(call, opened, mentor_id, result)
+    with call.session():
+        mentor_id = find_mentor(call.connection, mentor, organisation=organisation)
+        result = resyncing.resync(call.job(), mentor_id, accept_date=accept_date)
+        return _report_on_one(call, mentor_id, result)
 
 
-@app.command(
-    short_help="Pause one mentor, and hide the mentor now.",
-    examples=("certjob pause M1042 --because complaint",),
-)
+@app.command(examples=("certjob pause M1042 --because complaint",))
 def pause(
-    context: typer.Context,
+    call: Call,
     mentor: MentorArgument,
     *,
     because: Annotated[str, typer.Option(metavar="TEXT", help="The reason of the pause.", show_default=False)],
     organisation: OrganisationSlug = None,
     accept_date: AcceptDate = None,
-    json: Json = False,
-    verbose: Verbose = False,
-    quiet: Quiet = False,
-    env_file: EnvFile = None,
 ) -> int:
     """Pause one mentor as a person, review the mentor, and hide the mentor on the portal at once.
 
@@ -185,19 +151,15 @@ def pause(
     from certjob.facts.lookup import find_mentor
     from certjob.jobs import pauses
 
-    call = Call(context=context, json=json, verbose=verbose, quiet=quiet, env_file=env_file)
-    with call.session() as opened:
-        mentor_id = find_mentor(opened.connection, mentor, organisation=organisation)
-        result = pauses.pause(opened.job(), mentor_id, because=because, accept_date=accept_date)
-        return _report_on_one(call, opened, mentor_id, result.resync, pause=result)
+    with call.session():
+        mentor_id = find_mentor(call.connection, mentor, organisation=organisation)
+        result = pauses.pause(call.job(), mentor_id, because=because, accept_date=accept_date)
+        return _report_on_one(call, mentor_id, result.resync, pause=result)
 
 
-@app.command(
-    short_help="Lift a pause of one mentor, and show the mentor now.",
-    examples=("certjob unpause M1042", "certjob unpause M1042 --reason complaint"),
-)
+@app.command(examples=("certjob unpause M1042", "certjob unpause M1042 --reason complaint"))
 def unpause(
-    context: typer.Context,
+    call: Call,
     mentor: MentorArgument,
     *,
     reason: Annotated[
@@ -205,10 +167,6 @@ def unpause(
     ] = None,
     organisation: OrganisationSlug = None,
     accept_date: AcceptDate = None,
-    json: Json = False,
-    verbose: Verbose = False,
-    quiet: Quiet = False,
-    env_file: EnvFile = None,
 ) -> int:
     """Lift an open pause, review the mentor, and push the visibility at once.
 
@@ -219,30 +177,22 @@ def unpause(
     from certjob.facts.lookup import find_mentor
     from certjob.jobs import pauses
 
-    call = Call(context=context, json=json, verbose=verbose, quiet=quiet, env_file=env_file)
-    with call.session() as opened:
-        mentor_id = find_mentor(opened.connection, mentor, organisation=organisation)
-        result = pauses.unpause(opened.job(), mentor_id, reason=reason, accept_date=accept_date)
-        return _report_on_one(call, opened, mentor_id, result.resync, pause=result)
+    with call.session():
+        mentor_id = find_mentor(call.connection, mentor, organisation=organisation)
+        result = pauses.unpause(call.job(), mentor_id, reason=reason, accept_date=accept_date)
+        return _report_on_one(call, mentor_id, result.resync, pause=result)
 
 
-@app.command(
-    short_help="Read the portal and correct the differences.",
-    examples=("certjob reconcile --dry-run",),
-)
+@app.command(examples=("certjob reconcile --dry-run",))
 @start_again
 def reconcile(
-    context: typer.Context,
+    call: Call,
     *,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Read the portal and print the differences, without writes.")
     ] = False,
     allow: Allow = [],  # noqa: B006 - typer copies it
     accept_date: AcceptDate = None,
-    json: Json = False,
-    verbose: Verbose = False,
-    quiet: Quiet = False,
-    env_file: EnvFile = None,
 ) -> int:
     """Read the visible contacts of the portal, and push the differences from the desired visibility.
 
@@ -252,23 +202,17 @@ def reconcile(
     """
     from certjob.jobs import reconcile as reconciling
 
-    call = Call(context=context, json=json, verbose=verbose, quiet=quiet, env_file=env_file)
-    with call.session() as opened:
-        with opened.output.progress() as progress:
+    with call.session():
+        with call.progress() as progress:
             report = reconciling.reconcile(
-                opened.job(progress), dry_run=dry_run, allow=parse_allowed(allow), accept_date=accept_date
+                call.job(progress), dry_run=dry_run, allow=parse_allowed(allow), accept_date=accept_date
             )
-        return _report_on(call, opened, report)
+        return _report_on(call, report)
 
 
-@app.command(short_help="Read a report about a mail that came back.", examples=("certjob bounces < report.eml",))
+@app.command(examples=("certjob bounces < report.eml",))
 def bounces(
-    context: typer.Context,
-    *,
-    json: Json = False,
-    verbose: Verbose = False,
-    quiet: Quiet = False,
-    env_file: EnvFile = None,
+    call: Call,
 ) -> int:
     """Read one delivery report (RFC 3464) on standard input and record that its reminder or digest came back.
 
@@ -279,31 +223,24 @@ def bounces(
     from certjob.errors import CertjobError, DatabaseUnavailableError
     from certjob.mail.bounces import LARGEST_REPORT_OCTETS, take_report
 
-    call = Call(context=context, json=json, verbose=verbose, quiet=quiet, env_file=env_file)
     if sys.stdin.isatty():
         message = "there is no report on standard input, which is a terminal"
         raise UsageError(message, next_step="run `certjob bounces < report.eml`")
     try:
-        with call.session() as opened:
-            verdict = take_report(opened.connection, sys.stdin.buffer.read(LARGEST_REPORT_OCTETS + 1))
+        with call.session():
+            verdict = take_report(call.connection, sys.stdin.buffer.read(LARGEST_REPORT_OCTETS + 1))
     except (CertjobError, psycopg.Error) as error:
         text = f"the report was not saved ({type(error).__name__}); the mail server keeps it and tries again"
         kept = error if isinstance(error, CertjobError) else DatabaseUnavailableError(text)
         kept.exit_code = TRY_LATER
         raise kept from error
-    if call.json:
-        plain.print_json({"outcome": "ok", "report": verdict})
-    else:
-        opened.output.line(_RESULTS[verdict])
+    call.show({"report": verdict}, success=_RESULTS[verdict])
     return 0
 
 
-@app.command(
-    short_help="Mute one alert until a date.",
-    examples=("certjob acknowledge hlf:held:pauses --because import --until 2027-01-15",),
-)
+@app.command(examples=("certjob acknowledge hlf:held:pauses --because import --until 2027-01-15",))
 def acknowledge(
-    context: typer.Context,
+    call: Call,
     alert: Annotated[
         str, typer.Argument(metavar="ALERT", help="Its id, as `certjob alerts` prints it.", show_default=False)
     ],
@@ -315,10 +252,6 @@ def acknowledge(
             parser=parse_day, metavar="DATE", help="The last day, at most 31 days ahead; required, but see above."
         ),
     ] = None,
-    json: Json = False,
-    verbose: Verbose = False,
-    quiet: Quiet = False,
-    env_file: EnvFile = None,
 ) -> int:
     """Mute one alert in lists, exit codes and digests until a date, or until its cause changes.
 
@@ -326,64 +259,53 @@ def acknowledge(
     """
     from certjob.jobs import acknowledge as job
 
-    call = Call(context=context, json=json, verbose=verbose, quiet=quiet, env_file=env_file)
-    with call.session() as opened:
-        today = opened.settings.today
-        who = job.acknowledge(opened.connection, alert, because=because, until=until, today=today)
-        if call.json:
-            plain.print_json({"outcome": "ok", "alert_id": alert, "until": until, "by": who})
-        elif opened.output.interactive:
-            opened.output.text(f"{alert} is acknowledged" + (f" until {until}." if until else "."))
+    with call.session():
+        today = call.settings.today
+        who = job.acknowledge(call.connection, alert, because=because, until=until, today=today)
+    words = f"{alert} is acknowledged" + (f" until {until}." if until else ".")
+    call.show({"alert_id": alert, "until": until, "by": who}, success=words)
     return 0
 
 
-def _report_on_one(
-    call: Call, opened: Session, mentor_id: UUID, result: "Resync", *, pause: "PauseResult | None" = None
-) -> int:
+def _report_on_one(call: Call, mentor_id: UUID, result: "Resync", *, pause: "PauseResult | None" = None) -> int:
     """Print the result for one mentor and return the exit code."""
     from certjob.cli.documents import add_names
-    from certjob.cli.pages import jobs
+    from certjob.jobs.pages import resync_page
 
     errors = [error for error in (result.not_reviewed, result.error) if error is not None]
-    if call.json:
-        document = result.report.to_document() | {"mentor_id": mentor_id}
-        if pause is not None:
-            document |= {"pause": {"reason": pause.reason, "by": pause.by, "is_new": pause.is_new}}
-        if errors:
-            document |= {"outcome": "attention", "error": errors[-1].to_document()}
-        add_names(opened.connection, [document, *document.get("problems", ())])
-        plain.print_json(document)
-    elif not call.quiet:
-        jobs.show_resync(opened.output, pause.before if pause is not None else result.before, result.after)
+    document = result.report.to_document() | {"mentor_id": mentor_id}
+    if pause is not None:
+        document |= {"pause": {"reason": pause.reason, "by": pause.by, "is_new": pause.is_new}}
+    if errors:
+        document |= {"outcome": "attention", "error": errors[-1].to_document()}
+    add_names(call.connection, [document, *document.get("problems", ())])
+    call.show(document, resync_page(pause.before if pause is not None else result.before, result.after))
     if result.not_reviewed is not None:
         done = "lifted" if result.report.command == "unpause" else "stored"
-        call.attention(f"the pause is {done}, but the mentor was not reviewed: {result.not_reviewed}")
+        call.say(f"the pause is {done}, but the mentor was not reviewed: {result.not_reviewed}")
     if result.error is not None:
-        call.attention(str(result.error))
+        call.say(str(result.error))
     return 3 if errors else call.end(result.report.outcome, result.report.reasons)
 
 
-def _report_on(call: Call, opened: Session, report: "Report") -> int:
+def _report_on(call: Call, report: "Report") -> int:
     """Print a run's report and return its exit code."""
     from certjob.cli.documents import add_names
-    from certjob.cli.pages import jobs
-    from certjob.cli.terminal.streams import stderr_is_complete
     from certjob.facts.lookup import name_mentors
     from certjob.jobs.job_runs import note_told
+    from certjob.jobs.pages import correction_words, report_page
 
-    if call.json:
-        document = report.to_document()
-        add_names(opened.connection, document.get("problems", ()))
-        plain.print_json(document)
-    elif report.dry_run or opened.output.interactive:
-        jobs.show_report(opened.output, report, find_names=partial(name_mentors, opened.connection))
+    document = report.to_document()
+    add_names(call.connection, document.get("problems", ()))
+    page = report_page(report, find_names=partial(name_mentors, call.connection))
+    call.show(document, page if report.dry_run or call.output.interactive else ())
+    is_watched = call.output.on_terminal or call.output.interactive
     # cron mails the output: the first run of a day prints every problem, later runs print new ones
-    is_watched = opened.output.on_terminal or opened.output.interactive
     exit_code = call.end(report.outcome, report.reasons if is_watched else report.news)
-    if not (is_watched or report.dry_run or call.json or call.quiet) and (words := jobs.correction_words(report)):
-        plain.print_note(call.command, words)
+    if not (is_watched or report.dry_run or call.json or call.quiet) and (words := correction_words(report)):
+        call.say(words, "note")
     for line in report.acknowledged_in_app.values():
-        plain.print_note(call.command, line)
-    if not report.dry_run and stderr_is_complete():
-        note_told(opened.connection, report)
+        call.say(line, "note")
+    if not report.dry_run and call.is_heard:
+        note_told(call.connection, report)
     return exit_code

@@ -4,27 +4,24 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from certjob.cli.help import REPORTS
-from certjob.cli.options import EnvFile, Json, Locale, OptionalMentor, OrganisationSlug, Verbose
+from certjob.cli.options import Locale, OptionalMentor, OrganisationSlug
 from certjob.cli.session import Call, Commands
-from certjob.cli.terminal import plain
 from certjob.errors import UsageError
+from certjob.redaction import harmless
 
 if TYPE_CHECKING:
-    from certjob.cli.session import Session
     from certjob.mail.message import OutgoingMessage
     from certjob.reports.preview import Preview
     from certjob.settings import Settings
 
-app = Commands(group=REPORTS)
+app = Commands(group="Reports")
 
 
 @app.command(
-    short_help="Show a reminder or a digest before it is sent.",
-    examples=("certjob preview M1042 --threshold 30", "certjob preview --digest berit@hlf.example --html > page.html"),
+    examples=("certjob preview M1042 --threshold 30", "certjob preview --digest berit@hlf.example --html > page.html")
 )
 def preview(
-    context: typer.Context,
+    call: Call,
     mentor: OptionalMentor = None,
     *,
     digest: Annotated[
@@ -35,13 +32,10 @@ def preview(
         typer.Option(metavar="DAYS", help="The reminder for this threshold, as on its day; negative = after expiry."),
     ] = None,
     locale: Annotated[
-        Locale | None, typer.Option(metavar="LOCALE", help="In nb, nn or en.  [default: the mentor's language]")
+        Locale | None, typer.Option(metavar="LOCALE", help="In nb, nn or en. Default: the mentor's language.")
     ] = None,
     html: Annotated[bool, typer.Option("--html", help="Print only the HTML part.")] = False,
     organisation: OrganisationSlug = None,
-    json: Json = False,
-    verbose: Verbose = False,
-    env_file: EnvFile = None,
 ) -> int:
     """Show one mentor's reminder before certjob sends it: today's, otherwise the next.
 
@@ -49,36 +43,29 @@ def preview(
     """
     from certjob.cli.documents import add_names
 
-    call = Call(context=context, json=json, verbose=verbose, env_file=env_file)
     if html and call.json:
         clash = "--html prints one part alone"
         raise UsageError(clash, next_step="leave out --json")
     if (mentor is None) == (digest is None) or (digest is not None and (threshold is not None or locale is not None)):
         clash = "preview takes a mentor, with --threshold or --locale if wanted, or --digest ADDRESS"
         raise UsageError(clash, next_step="see `certjob preview --help`")
-    with call.session(interruptible=True) as opened:
-        shown = _preview(opened, mentor or "", digest, organisation, threshold_days=threshold, locale=locale)
-        message, headers = shown.message, _headers(opened.settings, shown.message)
-        if call.json:
-            names = ("mentor_id", "threshold_days", "expires_on", "locale", "repeat", "text", "html")
-            document = {"outcome": "ok", "explanation": shown.explanation, "sends_on": shown.sends_on, "reply_to": None}
-            document |= {name.lower().replace("-", "_"): value for name, value in headers.items()}
-            document |= {name: getattr(message, name) for name in names}
-            if message.mentor_id is not None:
-                add_names(opened.connection, [document])
-            plain.print_json(document)
-            return 0
-    plain.print_note(call.command, shown.explanation)
-    if html:
-        plain.print_result(message.html.rstrip("\n"))
-        return 0
-    for line in (*(f"{name}: {value}" for name, value in headers.items()), "", *message.text.splitlines()):
-        opened.output.text(line)
+    with call.session(interruptible=True):
+        shown = _preview(call, mentor or "", digest, organisation, threshold_days=threshold, locale=locale)
+        message, headers = shown.message, _headers(call.settings, shown.message)
+        names = ("mentor_id", "threshold_days", "expires_on", "locale", "repeat", "text", "html")
+        document = {"outcome": "ok", "explanation": shown.explanation, "sends_on": shown.sends_on, "reply_to": None}
+        document |= {name.lower().replace("-", "_"): value for name, value in headers.items()}
+        document |= {name: getattr(message, name) for name in names}
+        if message.mentor_id is not None:
+            add_names(call.connection, [document])
+    lines = (*(f"{name}: {value}" for name, value in headers.items()), "", *message.text.splitlines())
+    call.say(shown.explanation, "note")
+    call.show(document, [message.html.rstrip("\n") if html else "\n".join(map(harmless, lines))])
     return 0
 
 
 def _preview(
-    opened: "Session",
+    call: Call,
     mentor: str,
     digest: str | None,
     organisation: str | None,
@@ -91,7 +78,7 @@ def _preview(
     from certjob.mail.messages.checking import open_templates
     from certjob.reports.preview import preview_digest, preview_reminder
 
-    connection, settings = opened.connection, opened.settings
+    connection, settings = call.connection, call.settings
     today, templates = settings.today, open_templates(settings.templates_dir)
     if digest is None:
         mentor_id = find_mentor(connection, mentor, organisation=organisation)

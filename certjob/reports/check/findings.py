@@ -1,20 +1,22 @@
 """The findings of `certjob check`."""
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
 from certjob.errors import CertjobError
+from certjob.page import Line
 
 
 class Verdict(StrEnum):
-    """The result of one test."""
+    """The result of one test, the worst first."""
 
-    OK = "ok"
-    WARN = "warn"
     FAIL = "fail"
+    WARN = "warn"
     SKIP = "skip"
     """The test was not possible."""
+    OK = "ok"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,3 +73,20 @@ def exit_code_of(findings: Iterable[Finding]) -> int:
     """
     codes = {finding.exit_code for finding in findings}
     return next((code for code in (2, 1, 3) if code in codes), 0)
+
+
+def check_page(findings: Iterable[Finding]) -> Iterator[Line]:
+    """Yield the findings, the worst first."""
+    order = list(Verdict)
+    for finding in sorted(findings, key=lambda finding: order.index(finding.verdict)):
+        yield Line(finding.text, head=f"{finding.check}: ", indent=f"{finding.verdict:<4}  ")
+
+
+def summary_line(findings: Iterable[Finding]) -> str | None:
+    """Return the number of findings of each verdict, or None if all are ok."""
+    counts = Counter(finding.verdict for finding in findings)
+    if not counts.keys() - {Verdict.OK}:
+        return None
+    warnings = "warning" if counts[Verdict.WARN] == 1 else "warnings"
+    words = {Verdict.FAIL: "failed", Verdict.WARN: warnings, Verdict.SKIP: "not checked", Verdict.OK: "ok"}
+    return ", ".join(f"{counts[verdict]} {word}" for verdict, word in words.items() if counts[verdict])

@@ -1,1 +1,0 @@
-"""Output: tables, lines, JSON, CSV, logs."""
