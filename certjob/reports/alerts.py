@@ -17,6 +17,7 @@ from certjob.domain.causes import HELD_REASONS, NO_MAIL_AT_ALL, Advice, advise_o
 from certjob.domain.explanations import moment_words, number
 from certjob.errors import Cause
 from certjob.page import GAP, Line, Table, heading
+from certjob.redaction import harmless
 from certjob.sorting import SortedRows
 
 MOST_ROWS: Final = 20
@@ -161,7 +162,48 @@ def alerts_page(
             yield Table(rows, _HELD)
         yield GAP
     if acknowledged:
-        yield Line(f"{acknowledged:,} acknowledged; see `certjob alerts --acknowledged`")
+        yield Line(_acknowledged_words(acknowledged))
+
+
+def alert_lines(
+    alerts: Iterable[Alert], *, now: datetime, held: Iterable[HeldMentor] = (), acknowledged: int = 0
+) -> Iterator[str]:
+    """Yield a line for each alert with its name, id and next step, then one for each mentor of a hold, for a pipe."""
+    for alert in alerts:
+        since = f"since {alert.since.astimezone(now.tzinfo):%Y-%m-%d %H:%M}"
+        who = (alert.alert_id, _who(alert), _about(alert), since, _acknowledged(alert))
+        why = alert.advice.why if alert.advice.says_all or not alert.error else alert.error
+        next_try = _next_try_words(alert.next_attempt_at or now, now=now)
+        steps = f"{why.removesuffix('.')}; what to do: {alert.what_to_do(next_try=next_try)}"
+        yield harmless(f"{alert.sentence}: {', '.join(filter(None, who))}: {steps}")
+    for each in held:
+        yield harmless(f"Held back: {each.alert_id}, {each.member_no}, {each.full_name}: {HELD_REASONS[each.reason]}")
+    if acknowledged:
+        yield _acknowledged_words(acknowledged)
+
+
+def _about(alert: Alert) -> str:
+    """Return the certificate or the digest, or the day until which the portal shows the mentor."""
+    day = f"{alert.day.day} {alert.day:%B} {alert.day.year:04}" if alert.day else ""
+    match alert.kind:
+        case Kind.FAILED_REMINDERS | Kind.WAITING_REMINDERS:
+            return f"certificate until {day}"
+        case Kind.FAILED_DIGESTS | Kind.WAITING_DIGESTS:
+            return f"of {day}"
+        case Kind.UNKNOWN_CONTACTS if alert.mentor_id:
+            return f"{alert.member_no} of {alert.organisation}, which has no portal"
+        case Kind.MAY_BE_VISIBLE if alert.day:
+            return f"on the portal until {day}"
+    return ""
+
+
+def _acknowledged(alert: Alert) -> str:
+    until = f" until {alert.acknowledged_until}" if alert.acknowledged_until else ""
+    return f"acknowledged{until}: {alert.acknowledged_because}" if alert.acknowledged_because is not None else ""
+
+
+def _acknowledged_words(count: int) -> str:
+    return f"{count:,} acknowledged; see `certjob alerts --acknowledged`"
 
 
 def _heading(kind: Kind, section: Sequence[Alert]) -> str:

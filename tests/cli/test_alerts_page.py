@@ -12,7 +12,7 @@ from rich.cells import cell_len
 
 from certjob.cli.output import Output
 from certjob.domain.alert_kinds import Kind
-from certjob.reports.alerts import Alert, alerts_page
+from certjob.reports.alerts import Alert, alert_lines, alerts_page
 from tests.cli.conftest import VISIBLE
 from tests.conftest import Certjob
 from tests.support.command_line import assert_in_order, flat, terminal, without_escapes
@@ -124,18 +124,20 @@ def test_alerts_page_has_the_most_harmful_first_then_the_oldest() -> None:
     )
 
 
-def test_alert_is_one_line_of_csv_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
-    """It begins with the id, which has the organisation, the kind and the mentor."""
+def test_alert_is_one_line_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+    """It has the name, the id, the reason and the next step."""
     alerts = [HELD, alert(error="404 (a)"), alert("Pål", **BUSY), alert(HOSTILE, cause="no_address", **REMINDER)]
 
-    Output(quiet=False).show(alerts_page(alerts, now=MORNING), zone=OSLO)
-    lines = capsys.readouterr().out.splitlines()
+    Output(quiet=False).show(alert_lines(alerts, now=MORNING), zone=OSLO)
+    held, wrong, busy, reminder = capsys.readouterr().out.splitlines()
 
-    assert "hlf:held:pauses,hlf,,2026-11-24 02:00,," in lines
-    assert "hlf:may_be_visible:M1001,Kari,,2026-11-23 08:00,," in lines
-    assert "hlf:may_be_visible:M1001,Pål,,2026-11-23 08:00,," in lines
-    assert lines[-1].startswith("hlf:failed_reminders:M1001,[red]M[/red]\ufffd[2J")
-    assert lines[-1].endswith(":smile:\\,2026-12-02,2026-11-23 08:00,,")
+    assert held.startswith("Held: hlf:held:pauses, hlf, since 2026-11-24 02:00: 33 mentors would be paused; what to do: ")
+    pushed = f"{VISIBLE}: hlf:may_be_visible:M1001"
+    step = "what to do: Correct the contact ID in the app or with `certjob load`; the next"
+    assert wrong.startswith(f"{pushed}, Kari, since 2026-11-23 08:00: 404 (a); {step}")
+    assert busy.startswith(f"{pushed}, Pål, since 2026-11-23 08:00: 503; what to do: Wait; certjob tries again when ")
+    assert reminder.startswith("Reminder not delivered: hlf:failed_reminders:M1001, [red]M[/red]\ufffd[2J")
+    assert ":smile:\\, certificate until 2 December 2026, since 2026-11-23 08:00: " in reminder
 
 
 def test_cause_with_many_mentors_has_a_short_page() -> None:

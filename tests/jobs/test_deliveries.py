@@ -165,4 +165,4 @@ def test_status_names_the_error_of_a_failed_run_without_its_text(scene: Scene, h
     page = here("status").stdout
 
     assert (failed.returncode, scene.rows("SELECT lines FROM job_runs")) == (1, [(["unforeseen UndefinedColumn"],)])
-    assert ": unforeseen UndefinedColumn\n" in page
+    assert ",unforeseen UndefinedColumn\n" in page

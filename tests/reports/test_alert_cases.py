@@ -64,7 +64,7 @@ def test_open_hide_stays_an_alert_when_the_organisation_loses_its_portal(scene: 
 
     assert (before.returncode, after.returncode) == (3, 3)
     for page in (before, after):
-        assert "certjob can no longer hide this contact.\n  What to do: Hide it in Dynamics" in page.stdout
+        assert "certjob can no longer hide this contact; what to do: Hide it in Dynamics" in page.stdout
     assert "`certjob acknowledge hlf:may_be_visible:M1 --because TEXT`" in after.stdout
     scene.facts.certificate(mentor, TODAY + timedelta(days=300), issued_on=TODAY)
     scene.night(FlakyPortal())
@@ -85,8 +85,8 @@ def test_portal_that_was_never_read_is_an_alert_after_three_days(scene: Scene, h
     result = here("alerts")
 
     assert result.returncode == 3
-    assert "\nall:portal_not_read:never," in result.stdout
-    assert "The portal has never been read\n  What to do: Run `certjob reconcile`" in result.stdout
+    assert ": all:portal_not_read:never, since " in result.stdout
+    assert "The portal has never been read; what to do: Run `certjob reconcile`" in result.stdout
     assert here("status", "-q").returncode == 3
 
 

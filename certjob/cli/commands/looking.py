@@ -71,7 +71,7 @@ def alerts(
 
     Exits with 3 while there are any.
     """
-    from certjob.reports.alerts import alerts_page, collect_alerts, count_acknowledged, held_mentors
+    from certjob.reports.alerts import alert_lines, alerts_page, collect_alerts, count_acknowledged, held_mentors
 
     if acknowledged and retry_all:
         message = "--acknowledged cannot be combined with --retry-all"
@@ -94,7 +94,8 @@ def alerts(
         document |= {"outcome": outcome, "alerts": (alert.to_document() for alert in found)}
         document |= {"held_mentors": map(asdict, held)} | ({} if acknowledged else {"acknowledged": number})
         zone, success = call.settings.zone, "" if found else "All clear: nothing needs attention."
-        page = alerts_page(found, now=datetime.now(zone), held=held, acknowledged=number)
+        page_of = alerts_page if call.output.on_terminal else alert_lines
+        page = page_of(found, now=datetime.now(zone), held=held, acknowledged=number)
         call.show(document, page, success=success, zone=zone)
     return call.end(outcome, report.reasons if report is not None else ())
 
