@@ -131,7 +131,9 @@ def test_alert_is_one_line_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None
     Output(quiet=False).show(alert_lines(alerts, now=MORNING), zone=OSLO)
     held, wrong, busy, reminder = capsys.readouterr().out.splitlines()
 
-    assert held.startswith("Held: hlf:held:pauses, hlf, since 2026-11-24 02:00: 33 mentors would be paused; what to do: ")
+    assert held.startswith(
+        "Held: hlf:held:pauses, hlf, since 2026-11-24 02:00: 33 mentors would be paused; what to do: "
+    )
     pushed = f"{VISIBLE}: hlf:may_be_visible:M1001"
     step = "what to do: Correct the contact ID in the app or with `certjob load`; the next"
     assert wrong.startswith(f"{pushed}, Kari, since 2026-11-23 08:00: 404 (a); {step}")
