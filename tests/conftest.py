@@ -53,6 +53,7 @@ def server_url(testrun_uid: str) -> Iterator[str]:
         with psycopg.connect(url, autocommit=True) as admin:
             admin.execute("ALTER SYSTEM SET fsync = off")
             admin.execute("ALTER SYSTEM SET full_page_writes = off")
+            admin.execute("ALTER SYSTEM SET file_copy_method = clone")  # a copy of a database takes half the time
             admin.execute("SELECT pg_reload_conf()")
         yield url
     if not (folder / "postgresql" / "postmaster.pid").exists():
