@@ -194,20 +194,11 @@ BEGIN
     -- The alert ends with the row, and then no one would notice that the contact is visible.
     IF EXISTS (
         SELECT FROM certjob.portal_sync_events AS e
-        CROSS JOIN LATERAL (
-            SELECT coalesce(OLD.dynamics_contact_id, (
-                SELECT called.claim_contact_id FROM certjob.portal_sync_events AS called
-                WHERE called.mentor_id = OLD.id AND called.claim_contact_id IS NOT NULL
-                ORDER BY called.id DESC LIMIT 1
-            )) AS id
-        ) AS contact
         WHERE e.mentor_id = OLD.id AND NOT e.visible
             AND (e.status IN ('pending', 'blocked') OR (e.status = 'withdrawn' AND NOT EXISTS (
                 SELECT FROM certjob.portal_sync_events AS later WHERE later.mentor_id = OLD.id AND later.id > e.id
             )))
-            AND NOT EXISTS (
-                SELECT FROM certjob.mentors AS m WHERE m.dynamics_contact_id = contact.id AND m.id <> OLD.id
-            )
+            AND (OLD.dynamics_contact_id IS NOT NULL OR NOT certjob_private.contact_is_taken(OLD.id))
             AND NOT EXISTS (
                 SELECT FROM certjob.all_alerts AS a
                 JOIN certjob.acknowledgements AS k ON k.alert_id = a.alert_id AND k.fingerprint = a.fingerprint

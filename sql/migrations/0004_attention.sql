@@ -1,10 +1,13 @@
 -- Alerts. The commands, the digest and the dashboard read them here, and therefore agree.
 
--- Returns whether the contact of the mentor's last call belongs to another mentor now, even of another organisation.
+-- Returns whether the contact of the mentor's last call belongs to another mentor now, even of another organisation, whose
+-- portal certjob keeps.
 CREATE FUNCTION certjob_private.contact_is_taken(of_mentor uuid) RETURNS boolean
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
 AS $$ SELECT EXISTS (
-    SELECT FROM certjob.mentors AS m WHERE m.dynamics_contact_id = (
+    SELECT FROM certjob.mentors AS m
+    JOIN certjob.organisations AS o ON o.id = m.organisation_id AND o.portal IS NOT NULL
+    WHERE m.dynamics_contact_id = (
         SELECT e.claim_contact_id FROM certjob.portal_sync_events AS e
         WHERE e.mentor_id = of_mentor AND e.claim_contact_id IS NOT NULL ORDER BY e.id DESC LIMIT 1
     )

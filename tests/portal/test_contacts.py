@@ -176,3 +176,18 @@ def test_removed_contact_that_may_be_visible_is_an_alert(scene: Scene) -> None:
 
     assert scene.rows(alerts) == []
     assert portal.visible == {contact: True}
+
+
+def test_removed_contact_that_a_mentor_without_a_portal_has_is_an_alert(scene: Scene) -> None:
+    """No push would ever reach it through that organisation. So the first mentor cannot be deleted either."""
+    contact, portal = uuid4(), FlakyPortal()
+    first = scene.certified(contact_id=contact, portal_visible=None)
+    scene.night(portal)
+    scene.run_sql("UPDATE mentors SET dynamics_contact_id = NULL, left_at = now() WHERE id = %s", first)
+
+    scene.facts.mentor(scene.facts.organisation("drammen", portal=None), contact_id=contact)
+    scene.night(portal)
+
+    assert scene.rows("SELECT cause FROM alerts WHERE kind = 'may_be_visible'") == [("no_contact_id",)]
+    with pytest.raises(psycopg.errors.RestrictViolation, match="may still be shown"):
+        scene.run_sql("DELETE FROM mentors WHERE id = %s", first)
