@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import date, datetime
+from datetime import date
 from uuid import UUID
 
 from certjob import database
@@ -41,7 +41,7 @@ class _OpenPause:
     id: UUID
     reason: str
     actor: str
-    paused_at: datetime
+    since: str
 
 
 def pause(
@@ -125,7 +125,7 @@ def _choose(connection: Connection, member_no: str, mentor_id: UUID, *, reason: 
     if not found:
         message = f"{member_no} has no open pause"
         raise UsageError(message, next_step="see `certjob explain MENTOR`")
-    listed = "; ".join(f"{each.reason} (by {each.actor} since {each.paused_at:%Y-%m-%d})" for each in found)
+    listed = "; ".join(f"{each.reason} (by {each.actor} since {each.since})" for each in found)
     message = f"{member_no} has {'no such open pause, but' if reason else 'several open pauses:'} {listed}"
     raise UsageError(message, next_step="give its text with --reason")
 

@@ -225,6 +225,23 @@ def test_one_of_several_pauses_must_be_named(scene: Scene, shown: UUID) -> None:
     assert result.resync.after.pauses == ["complaint"]
 
 
+@pytest.mark.parametrize("paused_at", ["-infinity", "0044-03-15 BC"])
+def test_pause_of_any_time_is_lifted_like_any_other(scene: Scene, shown: UUID, here: Certjob, paused_at: str) -> None:
+    """Python cannot represent these times. All commands still work while it is open, and name it."""
+    for reason in ("illness", "complaint"):
+        scene.facts.pause(shown, reason=reason, actor="kari")
+    scene.run_sql("UPDATE mentor_pauses SET paused_at = %s", paused_at)
+    scene.run_sql("UPDATE portal_sync_events SET status = 'blocked', delivered_at = NULL")
+
+    with pytest.raises(UsageError, match=f"illness \\(by kari since {paused_at}\\)"):
+        unpause(scene, shown, FlakyPortal())
+    codes = {page: here(page).returncode for page in ("status", "changes", "list", "alerts")}
+    result = unpause(scene, shown, FlakyPortal(), reason="illness")
+
+    assert result.resync.after.pauses == ["complaint"]
+    assert set(codes.values()) <= {0, 3}, codes
+
+
 def test_pause_is_chosen_by_its_reason_as_it_is_printed(scene: Scene, shown: UUID) -> None:
     """The app stored two spaces and a line end."""
     for reason in ("a  b\nc", "complaint"):

@@ -8,7 +8,8 @@ ON CONFLICT (mentor_id, reason) WHERE lifted_at IS NULL DO NOTHING
 UPDATE mentor_pauses SET lifted_at = now(), lifted_by = %(by)s WHERE id = %(pause_id)s AND lifted_at IS NULL
 
 -- name: list_open_pauses
-SELECT id, reason, actor, paused_at
+-- The day as text, because Python cannot represent every one.
+SELECT id, reason, actor, paused_at::date::text AS since
 FROM mentor_pauses
 WHERE mentor_id = %(mentor_id)s AND lifted_at IS NULL
 ORDER BY paused_at, reason
