@@ -102,6 +102,8 @@ class Comparison:
     """Visible contacts that belong to no mentor of an organisation with a portal."""
     acknowledged: Sequence[UUID] = ()
     """Unknown contacts that someone has acknowledged. They are not in ``unknown``."""
+    is_doubtful: bool = False
+    """The portal lists fewer than half of the mentors who should be visible. The list may have been cut short."""
     held: list[Hold] = field(default_factory=list)
     corrected: list[Difference] = field(default_factory=list)
     """Differences with a queued correction."""
@@ -141,6 +143,7 @@ def compare(
         differences=differences,
         unknown=[contact_id for contact_id, is_known in others if not is_known],
         acknowledged=[contact_id for contact_id, is_known in others if is_known],
+        is_doubtful=2 * found < wanted,
         held=[] if found else _hold_shows(differences, wanted=wanted, allow=allow),
     )
 
@@ -218,7 +221,7 @@ def raise_events(connection: Connection, comparison: Comparison, *, today: date,
 
 
 def store(connection: Connection, comparison: Comparison, *, run_id: UUID) -> None:
-    """Store the reading and its unknown contacts. Contacts that it does not list are gone, unless shows were held."""
+    """Store the reading and its unknown contacts. Contacts that it does not list are gone, unless it is doubtful."""
     reading = comparison.reading
     parameters = {
         "read_at": reading.read_at,
@@ -236,7 +239,7 @@ def store(connection: Connection, comparison: Comparison, *, run_id: UUID) -> No
         database.execute(connection, "renew_edited_hides", parameters)
         database.execute(connection, "store_portal_reading", parameters)
         database.execute(connection, "store_unknown_contacts", contacts)
-        if not comparison.held:
+        if not comparison.is_doubtful:
             database.execute(connection, "note_gone_contacts", {"read_at": reading.read_at})
         database.execute(connection, "forget_acknowledged_contacts")
 

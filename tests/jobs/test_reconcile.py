@@ -228,6 +228,21 @@ def test_contact_of_no_mentor_is_an_alert_until_it_is_gone(scene: Scene) -> None
     assert pushes(scene) == []
 
 
+@pytest.mark.parametrize(("listed", "is_gone"), [(4, False), (5, True)])
+def test_contact_of_no_mentor_is_gone_only_if_half_of_the_wanted_are_listed(
+    scene: Scene, listed: int, is_gone: bool
+) -> None:
+    """A list that was cut short proves nothing."""
+    contacts, contact = reconciled(scene, 10), uuid4()
+    scene.portal.visible[contact] = True
+    scene.reconcile()
+
+    scene.portal.visible = dict.fromkeys(contacts[:listed], True)
+    scene.reconcile()
+
+    assert scene.rows(UNKNOWN) == [(contact, is_gone)]
+
+
 @pytest.mark.parametrize("new_contact", [None, uuid4()], ids=["removed", "replaced"])
 def test_contact_that_a_mentor_loses_is_an_alert_at_once(scene: Scene, new_contact: UUID | None) -> None:
     """certjob has shown it and can no longer hide it. The next reading without it ends the alert."""

@@ -114,7 +114,7 @@ WHERE u.last_seen_at > now()
     OR (u.last_seen_at <= excluded.last_seen_at AND (u.gone_at IS NULL OR u.gone_at < excluded.last_seen_at))
 
 -- name: note_gone_contacts
--- Contacts that the last reading did not list. Not called if the reading is doubtful.
+-- Contacts that the last reading did not list. Not called if the reading may be incomplete.
 UPDATE portal_unknown_contacts
 SET gone_at = %(read_at)s
 WHERE gone_at IS NULL AND (last_seen_at < %(read_at)s OR last_seen_at > now())
