@@ -1,4 +1,4 @@
-"""Turn a rejected connection into an error with a next step and the message of the server, the pooler or libpq.
+"""Turn a rejected connection into an error with the message of the server, the pooler or libpq, and a next step.
 
 Errors of libpq have no SQLSTATE, so their text decides. Sources of the texts: PostgreSQL's ``postinit.c``, ``auth.c``
 and ``fe-connect.c``, PgBouncer's ``client.c`` and ``objects.c``, Supabase's Supavisor.
@@ -11,91 +11,60 @@ import psycopg
 
 from certjob.errors import ConfigurationError, DatabaseUnavailableError
 
-REJECTED: Final = "the database rejected the connection"
-"""A wrong setting (exit 2). The other rejections may be temporary (exit 1)."""
-NOT_NOW: Final = "the database takes no connections right now"
-FULL: Final = "the database takes no more connections"
-OUT_OF_REACH: Final = "the database cannot be reached"
-
 _URL: Final = "CERTJOB_DATABASE_URL"
 
-_REJECTIONS: Final = (
-    # First, because a pooler may quote the message of the server behind it.
-    (
-        NOT_NOW,
-        r"server login (has been )?fail|cannot connect to server|client_login_timeout|db_termination"
-        r"|starting up|shutting down|shut down|in recovery mode|terminating connection"
-        r"|not (currently |yet )?accepting connections|is disabled|does not allow connections",
-        "wait a minute; if the error remains, read the log of the server or the pooler, and check that the database"
-        " allows connections (ALLOW_CONNECTIONS)",
-    ),
-    (
-        FULL,
-        r"too many (connections|clients)|remaining connection slots|no more connections|[Mm]ax ?[Cc]lient"
-        r"|query_wait_timeout|check out (a )?process",
-        "all connections are in use; close some of them or raise its limit, then run the command again",
-    ),
-    (
-        OUT_OF_REACH,
-        "read-only|read/write mode|standby mode",
-        f"no host in {_URL} matches its target_session_attrs; correct one of them, or wait for the failover",
-    ),
-    (
-        REJECTED,
-        r"SSL (connection is )?required|requires? (an )?SSL|does not support SSL|connection is insecure"
-        r"|certificate|sslrootcert",
-        f"set sslmode=verify-full and sslrootcert in {_URL}, and use the host name from the server's certificate",
-    ),
-    (
-        REJECTED,
-        "[Tt]enant|unsupported startup parameter",
-        f"correct {_URL}: a pooler does not accept options, and Supabase's pooler needs the user postgres.PROJECT",
-    ),
-    (
-        REJECTED,
-        r"authentication failed|auth failed|SASL|no password|no such (user|database)|login rejected|does not exist"
-        r"|not permitted to log in|permission denied|invalid database|pg_hba\.conf",
-        f"correct the user, the password or the database in {_URL}, or grant this user the missing right on the server",
-    ),
-    (
-        REJECTED,
-        r"invalid [\w ]*(value|option|number)|parameter \"|definition of service|channel binding"
-        r"|authentication method requirement|Servname not supported",
-        f"correct the port and the options in {_URL}",
-    ),
+_TEMPORARY: Final = re.compile(
+    r"server login (has been )?fail|cannot connect to server|client_login_timeout|db_termination"
+    r"|starting up|shutting down|shut down|in recovery mode|terminating connection|is disabled"
+    r"|not (currently |yet )?accepting connections|does not allow connections"
+    r"|too many (connections|clients)|remaining connection slots|no more connections|[Mm]ax ?[Cc]lient"
+    r"|query_wait_timeout|check out (a )?process|read-only|read/write mode|standby mode"
 )
-"""The meaning, a regular expression for the message, and the next step. The first match counts."""
+"""Messages of a server or a pooler that may accept the same connection later, although they quote a setting."""
 
-_OTHERWISE: Final = (OUT_OF_REACH, "", f"check the host and port in {_URL}, and that the server is running")
+_WRONG_SETTING: Final = re.compile(
+    r"SSL (connection is )?required|requires? (an )?SSL|does not support SSL|connection is insecure"
+    r"|certificate|sslrootcert|[Tt]enant|unsupported startup parameter"
+    r"|authentication failed|auth failed|SASL|no password|no such (user|database)|login rejected|does not exist"
+    r"|not permitted to log in|permission denied|invalid database|pg_hba\.conf"
+    r"|invalid [\w ]*(value|option|number)|parameter \"|definition of service|channel binding"
+    r"|authentication method requirement|Servname not supported"
+)
+"""Messages about a wrong URL or a missing right, so the same connection is rejected again."""
 
-_NO_CONNECTION: Final = re.compile("^(08|28|3D|53300)")
+_REJECTED_SESSION: Final = ("08", "28", "3D")
 """SQLSTATEs of a rejected session. A pooler sends them only in answer to the first statement."""
 
 _LONGEST: Final = 1_000
 """Characters of the message that are read, because the other side may not be a database."""
 
-_Rejection = ConfigurationError | DatabaseUnavailableError
 
-
-def explain_rejection(error: psycopg.OperationalError) -> _Rejection:
+def explain_rejection(error: psycopg.OperationalError) -> ConfigurationError | DatabaseUnavailableError:
     """Return the error for a rejected connection. Its text does not contain the URL."""
     text = " ".join(str(error).split()) or "no answer"
-    return _explain(text) or _to_error(*_OTHERWISE, text)
+    wrong = _wrong_setting(text)
+    if wrong is not None:
+        return wrong
+    cause = _cause(text)
+    if "FATAL: " in text or _TEMPORARY.search(cause):
+        step = "wait a minute; if the error remains, read the log of the server or the pooler"
+        return DatabaseUnavailableError(f"the database accepts no connection: {cause}", next_step=step)
+    step = f"check the host and port in {_URL}, and that the server is running"
+    return DatabaseUnavailableError(f"the database cannot be reached: {cause}", next_step=step)
 
 
-def explain_late_rejection(error: psycopg.OperationalError) -> _Rejection | None:
-    """Return the error for a statement that a pooler rejected because it has no connection; otherwise None."""
-    return _explain(error.diag.message_primary or "") if _NO_CONNECTION.match(error.sqlstate or "") else None
+def explain_late_rejection(error: psycopg.OperationalError) -> ConfigurationError | None:
+    """Return the error for a wrong setting that a pooler reported only for the first statement; otherwise None."""
+    is_about_connection = (error.sqlstate or "").startswith(_REJECTED_SESSION)
+    return _wrong_setting(error.diag.message_primary or "") if is_about_connection else None
 
 
-def _explain(text: str) -> _Rejection | None:
-    said = _cause(text)
-    return next((_to_error(*rejection, text) for rejection in _REJECTIONS if re.search(rejection[1], said)), None)
-
-
-def _to_error(what: str, _signs: str, advice: str, text: str) -> _Rejection:
-    kind = ConfigurationError if what == REJECTED else DatabaseUnavailableError
-    return kind(f"{what}: {_cause(text)}", next_step=advice)
+def _wrong_setting(text: str) -> ConfigurationError | None:
+    cause = _cause(text)
+    if _TEMPORARY.search(cause) or not _WRONG_SETTING.search(cause):
+        return None
+    step = f"correct {_URL}, or grant this user the missing right on the server"
+    return ConfigurationError(f"the database rejected the connection: {cause}", next_step=step)
 
 
 def _cause(text: str) -> str:
