@@ -14,7 +14,7 @@ from certjob.database import Connection
 from certjob.domain import holds
 from certjob.domain.alert_kinds import WORDS, Kind, count_in_words
 from certjob.domain.causes import HELD_REASONS, NO_MAIL_AT_ALL, Advice, advise_on, advise_on_message, advise_on_push
-from certjob.domain.explanations import moment_words, number
+from certjob.domain.explanations import day_words, moment_words, number
 from certjob.errors import Cause
 from certjob.page import GAP, Line, Table, heading
 from certjob.redaction import harmless
@@ -150,8 +150,10 @@ def alerts_page(
 
     ``now`` has the time zone of the times. The last line has the number of ``acknowledged`` alerts.
     """
-    for kind, same in groupby(alerts, key=attrgetter("kind")):
+    for place, (kind, same) in enumerate(groupby(alerts, key=attrgetter("kind"))):
         section = list(same)
+        if place:
+            yield GAP
         yield heading(_heading(kind, section))
         if count := sum(alert.cause != Cause.LATER_DAY_ON_PORTAL for alert in section):  # these may be visible for now
             yield Line(WORDS[kind].meaning.format(mentors=number(count, "mentor")))
@@ -160,9 +162,8 @@ def alerts_page(
         if kind is Kind.HELD:
             rows = [asdict(each) | {"reason": HELD_REASONS[each.reason]} for each in held]
             yield Table(rows, _HELD)
-        yield GAP
     if acknowledged:
-        yield Line(_acknowledged_words(acknowledged))
+        yield from (GAP, Line(_acknowledged_words(acknowledged)))
 
 
 def alert_lines(
@@ -244,4 +245,6 @@ def _next_try_words(at: datetime, *, now: datetime) -> str:
     """Return the time of the automatic retry, as the end of a sentence."""
     if at <= now:
         return "when `certjob deliver` runs next, normally every 15 minutes"
-    return f"{moment_words(at.astimezone(now.tzinfo), now.date())}, or soon after"
+    local = at.astimezone(now.tzinfo)
+    day = "" if local.date() == now.date() else f"on {day_words(local.date(), now.date())} "
+    return f"{day}at {local:%H:%M}, or soon after"

@@ -3,17 +3,18 @@
 All values come from one snapshot, without locks. docs/json.md describes the fields.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import date, datetime, tzinfo
+from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
 from certjob import database
 from certjob.database import Connection
 from certjob.domain import explanations, rules
-from certjob.domain.explanations import day_words, distance_words, reason_words
-from certjob.domain.models import Mentor, PauseChange
+from certjob.domain.explanations import day_words, distance_words, moment_words, number, reason_words, threshold_words
+from certjob.domain.models import OWN_PAUSE_REASON, Mentor, PauseChange, Status
 from certjob.domain.projection import ComingRun, coming_runs
 from certjob.errors import BrokenMentorError, UnknownMentorError
 from certjob.facts import reading
@@ -24,16 +25,77 @@ from certjob.reports.logged_reminders import LoggedReminder, read_logged_reminde
 from certjob.review.days import last_run_date, looks_at_everybody
 from certjob.review.guards import MassChangeGuard
 
-Row = dict[str, Any]
-"""A row as the document has it. docs/json.md describes the keys."""
 
-_CERTIFICATES = {"kind": "Certificate", "issued_on": "From", "expires_on": "Until", "status": "Status"}
-_CERTIFICATES |= {"optional": "Optional", "because": "Why", "no_reminder_because": "No reminder, because"}
-_PAUSES = {"reason": "Pause", "actor": "By", "paused_at": "Since", "lifted_at": "Lifted", "lifted_by": "Lifted by"}
-_REMINDERS = {"expires_on": "Reminder for", "threshold_days": "Days before", "status": "Status", "sent_at": "Sent"}
-_REMINDERS |= {"queued_at": "Queued", "attempts": "Tried", "error": "Error"}
-_PORTAL = {"wanted": "Wanted on the portal", "visible_until": "Until", "confirmed": "Confirmed", "confirmed_at": "At"}
-_PORTAL |= {"was_shown": "Shown", "read_at": "Read at", "resolved_failures": "Earlier failures"}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExplainedMentor:
+    """The mentor."""
+
+    id: UUID
+    member_no: str
+    full_name: str | None
+    email: str | None
+    left_at: datetime | None
+    dynamics_contact_id: UUID | None
+    organisation: str
+    organisation_name: str
+    review_is_due: bool
+    review_on: date | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExplainedCertificate:
+    """A certificate with its status today."""
+
+    id: UUID
+    kind: str
+    optional: bool
+    issued_on: date
+    expires_on: date
+    revoked_at: datetime | None
+    status: Status
+    because: str
+    stored_status: str
+    stored_on: date | None
+    no_reminder_because: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pause:
+    """An open or lifted pause."""
+
+    reason: str
+    actor: str
+    paused_at: datetime
+    lifted_at: datetime | None
+    lifted_by: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenPush:
+    """A push that the portal has not confirmed yet."""
+
+    visible: bool
+    moves: bool
+    """Only the last visible day changes."""
+    status: str
+    rounds: int
+    is_claimed: bool
+    next_attempt_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Portal:
+    """The desired visibility, the last confirmed one, and the last one that ``reconcile`` read."""
+
+    has_portal: bool
+    wanted: bool | None
+    visible_until: date | None
+    confirmed: bool | None
+    confirmed_at: datetime | None
+    read_at: datetime | None
+    was_shown: bool | None
+    resolved_failures: int
+    push: OpenPush | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +116,7 @@ class Explanation:
     today: date
     now: datetime
     """The time of the database server."""
-    mentor: Row
+    mentor: ExplainedMentor
     certified: bool
     without_certificate: bool
     certified_because: Sequence[str]
@@ -63,11 +125,11 @@ class Explanation:
     """The changes of the organisation that the guards hold."""
     next: Next | None
     alerts: Sequence[Alert]
-    certificates: Sequence[Row]
-    pauses: Sequence[Row]
+    certificates: Sequence[ExplainedCertificate]
+    pauses: Sequence[Pause]
     reminders: Sequence[LoggedReminder]
-    portal: Row | None
-    """With the open push. None if the organisation has never had a portal."""
+    portal: Portal | None
+    """None if the organisation has never had a portal."""
 
     def to_document(self) -> dict[str, Any]:
         """Return the JSON document, which is also the copy of their data that a mentor may request."""
@@ -89,12 +151,14 @@ def explain(connection: Connection, mentor_id: UUID, *, today: date, zone: tzinf
             message = f"mentor {mentor_id} has been deleted"
             raise UnknownMentorError(message)
         (mentor,) = read.mentors
-        (person,) = database.fetch(connection, "read_explained_mentor", parameters, into=dict)
-        (portal,) = database.fetch(connection, "read_portal_history", parameters, into=dict)
-        portal["push"] = next(iter(database.fetch(connection, "read_open_push", parameters, into=dict)), None)
+        (person,) = database.fetch(connection, "read_explained_mentor", parameters, into=ExplainedMentor)
+        portal = Portal(
+            push=next(iter(database.fetch(connection, "read_open_push", parameters, into=OpenPush)), None),
+            **database.fetch(connection, "read_portal_history", parameters, into=dict)[0],
+        )
         now, reminders = database.clock(connection), read_logged_reminders(connection, mentor_id)
         everybody = looks_at_everybody(connection, today)
-        first = today if everybody or person["review_is_due"] else person["review_on"]
+        first = today if everybody or person.review_is_due else person.review_on
         run = _find_next_run(connection, mentor, today=today, first=first)
         held: _Held = (None, None)
         occasions = []
@@ -106,7 +170,7 @@ def explain(connection: Connection, mentor_id: UUID, *, today: date, zone: tzinf
                 when = f"on {day_words(run.day, today)}, {distance_words(run.day, today)}"
             what = list(_run_words(run, mentor=mentor, today=today, held=held))
             occasions.append(Next(on=run.day, at=None, when=when, what=what))
-        if first == today and portal["push"] and not portal["has_portal"] and not held[0]:
+        if first == today and portal.push and not portal.has_portal and not held[0]:
             what = ["the queued push is withdrawn, because the organisation has no portal"]
             occasions.append(Next(on=today, at=None, when=_TODAY, what=what))
         if not any(each.on == today for each in occasions):  # a run today replaces or delivers the queued work
@@ -124,24 +188,26 @@ def explain(connection: Connection, mentor_id: UUID, *, today: date, zone: tzinf
             next=_first(occasions),
             alerts=read_alerts(connection, today=today, mentor_id=mentor_id),
             certificates=list(_explain_certificates(connection, mentor, today=today, zone=zone)),
-            pauses=database.fetch(connection, "read_pause_history", parameters, into=dict),
+            pauses=database.fetch(connection, "read_pause_history", parameters, into=Pause),
             reminders=reminders,
-            portal=portal if portal["has_portal"] or portal["confirmed"] is not None or portal["push"] else None,
+            portal=portal if portal.has_portal or portal.confirmed is not None or portal.push else None,
         )
 
 
-def _explain_certificates(connection: Connection, mentor: Mentor, *, today: date, zone: tzinfo) -> Iterator[Row]:
-    """Yield the certificates with the status today, its reason, and why no reminder will be sent."""
+def _explain_certificates(
+    connection: Connection, mentor: Mentor, *, today: date, zone: tzinfo
+) -> Iterator[ExplainedCertificate]:
     certificates = {certificate.id: certificate for certificate in mentor.certificates}
     for row in database.fetch(connection, "read_explained_certificates", {"mentor_id": mentor.id}, into=dict):
         certificate = certificates[row["id"]]
         revoked_on = row["revoked_at"].astimezone(zone).date() if row["revoked_at"] else None
-        yield row | {
-            "optional": certificate.kind in mentor.organisation.optional_kinds,
-            "status": rules.status_of(certificate, mentor, today),
-            "because": explanations.why_status(certificate, mentor, today, revoked_on=revoked_on),
-            "no_reminder_because": explanations.why_no_reminder(certificate, mentor, today),
-        }
+        yield ExplainedCertificate(
+            **row,
+            optional=certificate.kind in mentor.organisation.optional_kinds,
+            status=rules.status_of(certificate, mentor, today),
+            because=explanations.why_status(certificate, mentor, today, revoked_on=revoked_on),
+            no_reminder_because=explanations.why_no_reminder(certificate, mentor, today),
+        )
 
 
 HELD_BACK: Final = "held back: "
@@ -191,33 +257,29 @@ def _run_words(run: ComingRun, *, mentor: Mentor, today: date, held: _Held) -> I
 
 
 def _find_deliveries(
-    mentor: Mentor, portal: Row, reminders: Sequence[LoggedReminder], *, today: date, now: datetime
+    mentor: Mentor, portal: Portal, reminders: Sequence[LoggedReminder], *, today: date, now: datetime
 ) -> Iterator[Next]:
     """Yield the delivery of the open push and of the queued reminders."""
 
-    def delivery(next_attempt_at: datetime, text: str, *, is_claimed: bool) -> Next:
-        at = next_attempt_at.astimezone(now.tzinfo)
-        if is_claimed or at <= now:
+    def delivery(row: OpenPush | LoggedReminder, text: str) -> Next:
+        at = row.next_attempt_at.astimezone(now.tzinfo)
+        if row.is_claimed or at <= now:
             when = "today, with the next `certjob run` or `certjob deliver`"
             return Next(on=today, at=None, when=when, what=[text])
         on = max(at.date(), today)
         day = "today" if on == today else f"on {day_words(on, today)}"
         return Next(on=on, at=at, when=f"{day}, at {at:%H:%M} or soon after", what=[text])
 
-    push = portal["push"]
-    if portal["has_portal"] and push is not None and push["status"] == "pending":
-        again, verb = " again" if push["rounds"] else "", "show" if push["visible"] else "hide"
-        text = f"the portal is asked{again} to {verb} the mentor"
-        if push["moves"]:
-            text = f"the portal gets the new last day{again}"
-        yield delivery(push["next_attempt_at"], text, is_claimed=push["is_claimed"])
+    if portal.has_portal and portal.push is not None and portal.push.status == "pending":
+        again, verb = " again" if portal.push.rounds else "", "show" if portal.push.visible else "hide"
+        moves = f"the portal gets the new last day{again}"
+        yield delivery(portal.push, moves if portal.push.moves else f"the portal is asked{again} to {verb} the mentor")
     for row in reminders:
         if row.status == "pending":
-            text = f"the queued {explanations.reminder_name(row.reminder, today)}"
-            queued = delivery(row.next_attempt_at, text, is_claimed=row.is_claimed)
+            queued = delivery(row, f"the queued {explanations.reminder_name(row.reminder, today)}")
             cancelled = rules.cancel_reason(row.reminder, mentor, queued.on)
             outcome = f"is cancelled: {cancelled}" if cancelled else "is sent"
-            yield replace(queued, what=[f"{text} {outcome}"])
+            yield replace(queued, what=[f"{queued.what[0]} {outcome}"])
 
 
 def _first(occasions: Sequence[Next]) -> Next | None:
@@ -229,23 +291,36 @@ def _first(occasions: Sequence[Next]) -> Next | None:
     return replace(first, what=[text for what in together for text in what])
 
 
+_Moment = Callable[[datetime], str]
+_item, _detail = partial(Line, indent="  - "), partial(Line, indent="    ")
+
+
 def explain_page(explained: Explanation, *, zone: tzinfo) -> Iterator[Line | Table]:
-    """Yield what happens next, the alerts, and the history."""
-    person, portal, coming = explained.mentor, explained.portal, explained.next
-    yield heading(f"{person['full_name'] or 'Mentor'} ({person['member_no']}), {person['organisation_name']}")
+    """Yield the lines of the page, with times in ``zone``."""
+    person, today, coming = explained.mentor, explained.today, explained.next
+
+    def moment(at: datetime) -> str:
+        return moment_words(at.astimezone(zone), today)
+
+    name = person.member_no if person.full_name is None else f"{person.full_name} ({person.member_no})"
+    yield heading(f"{name}, {person.organisation_name}")
     yield Line(f"{_activity(explained, zone=zone)} {_certification(explained)}")
     for warning in _warnings(explained):
         yield Line(warning, head="warning: ")
-    yield from (GAP, Line(_next_words(coming) if coming else "no change, unless the data changes.", head="Next: "), GAP)
-    yield from alerts_page(explained.alerts, now=explained.now.astimezone(zone))
-    for rows, shown in (
-        (explained.certificates, _CERTIFICATES),
-        (explained.pauses, _PAUSES),
-        ([asdict(row) for row in explained.reminders], _REMINDERS),
-        ([portal] if portal else [], _PORTAL),
+    yield from (GAP, Line(_next_words(coming) if coming else "no change, unless the data changes.", head="Next: "))
+    if explained.alerts:
+        yield GAP
+        yield from alerts_page(explained.alerts, now=explained.now.astimezone(zone))
+    for topic, lines in (
+        ("Certificates", _certificate_lines(explained)),
+        ("Pauses", _pause_lines(explained, moment)),
+        ("Reminders", _reminder_lines(explained, moment)),
+        ("Portal", _portal_lines(explained, moment)),
     ):
-        if rows:
-            yield from (Table(rows, shown, most=len(rows)), GAP)
+        for place, line in enumerate(lines):
+            if not place:
+                yield from (GAP, heading(topic))
+            yield line
 
 
 def _next_words(coming: Next) -> str:
@@ -259,10 +334,9 @@ def _next_words(coming: Next) -> str:
 
 
 def _activity(explained: Explanation, *, zone: tzinfo) -> str:
-    left_at = explained.mentor["left_at"]
-    if left_at is not None:
-        return f"Left on {day_words(left_at.astimezone(zone).date(), explained.today)}."
-    reasons = sorted(reason_words(pause["reason"]) for pause in explained.pauses if pause["lifted_at"] is None)
+    if explained.mentor.left_at is not None:
+        return f"Left on {day_words(explained.mentor.left_at.astimezone(zone).date(), explained.today)}."
+    reasons = sorted(reason_words(pause.reason) for pause in explained.pauses if pause.lifted_at is None)
     return f"Paused: {', '.join(reasons)}." if reasons else "Active: not paused."
 
 
@@ -270,14 +344,14 @@ def _certification(explained: Explanation) -> str:
     why = "; ".join(explained.certified_because)
     if not explained.without_certificate:
         return f"{'Certified' if explained.certified else 'Not certified'}: {why}."
-    hidden = " They are hidden on the portal." if explained.portal and explained.portal["has_portal"] else ""
+    hidden = " They are hidden on the portal." if explained.portal and explained.portal.has_portal else ""
     kinds = f" ({why})" if why else ""
     return f"Has never had a certificate that counts{kinds}, so certjob does not pause or remind them.{hidden}"
 
 
 def _warnings(explained: Explanation) -> Iterator[str]:
-    """Yield the reasons why the date of the next change is doubtful, the held changes, and what the mentor lacks."""
-    last, today, portal = explained.last_run_on, explained.today, explained.portal
+    """Yield the reasons why the date of the next change is doubtful, and the held changes."""
+    last, today = explained.last_run_on, explained.today
     if last is None:
         yield "There has been no nightly run yet; the date below assumes `certjob run` every night."
     elif last > today:
@@ -289,9 +363,106 @@ def _warnings(explained: Explanation) -> Iterator[str]:
         yield f"The last run was on {day_words(last, today)}; the date below assumes `certjob run` every night."
     for held in explained.held:
         yield f"A guard holds changes back: {held}"
-    if portal and not portal["has_portal"]:
-        yield f"{explained.mentor['organisation']} has lost its portal, so certjob makes no pushes"
-    elif portal and explained.mentor["dynamics_contact_id"] is None:
-        yield "the mentor has no contact ID, so certjob makes no pushes; add it in the app or with `certjob load`"
-    if explained.mentor["email"] is None:
-        yield "the mentor has no e-mail address, so certjob sends no mail; enter one in the app or with `certjob load`"
+
+
+def _certificate_lines(explained: Explanation) -> Iterator[Line]:
+    if not explained.certificates:
+        yield _item("none")
+    for each in explained.certificates:
+        optional = ", optional" if each.optional else ""
+        span = f"{_whole_date(each.issued_on)} to {_whole_date(each.expires_on)}"
+        yield _item("", head=f"{each.kind}{optional}, {span}: {each.status}")
+        yield _detail(each.because + _stored(each, today=explained.today))
+
+
+def _stored(each: ExplainedCertificate, *, today: date) -> str:
+    if each.stored_status == Status.RECORDED:
+        return "; not stored yet, a run today stores it"
+    if each.stored_status != each.status:
+        return f"; stored as {each.stored_status} so far, a run today stores it"
+    return f"; stored on {day_words(each.stored_on, today)}" if each.stored_on else ""
+
+
+def _pause_lines(explained: Explanation, moment: _Moment) -> Iterator[Line]:
+    if all(pause.lifted_at for pause in explained.pauses):
+        yield _item("no open pauses")
+    for pause in explained.pauses:
+        reason, since = reason_words(pause.reason), f"by {pause.actor} since {moment(pause.paused_at)}"
+        if pause.lifted_at is None:
+            yield _item(f", {since}", head=reason)
+            yield _detail(_lifted_when(pause, has_left=explained.mentor.left_at is not None))
+        else:
+            by = f" by {pause.lifted_by}" if pause.lifted_by else ""
+            yield _item(f"earlier: {reason}, {since}, lifted {moment(pause.lifted_at)}{by}")
+
+
+def _lifted_when(pause: Pause, *, has_left: bool) -> str:
+    if pause.reason != OWN_PAUSE_REASON:
+        return "certjob never lifts it; a coordinator does, in the app, or `certjob unpause`"
+    if has_left:
+        return "it stays as it is while the mentor has left"
+    return "certjob lifts it once the mentor is certified; if a person lifts it before that, certjob opens it again"
+
+
+def _reminder_lines(explained: Explanation, moment: _Moment) -> Iterator[Line]:
+    kinds, today = {each.id: each.kind for each in explained.certificates}, explained.today
+    for row in explained.reminders:
+        kind = kinds.get(row.certificate_id, "a deleted certificate")
+        which = f"{kind} until {day_words(row.expires_on, today)}, {threshold_words(row.threshold_days)}"
+        yield _item(f"{which}: {_outcome(row, moment)}")
+    for each in explained.certificates:
+        if each.no_reminder_because is not None:
+            until = day_words(each.expires_on, today)
+            yield _item(f"{each.kind} until {until}: no reminder, because {each.no_reminder_because}")
+    if explained.mentor.email is None:
+        where = "in the app or with `certjob load`"
+        yield _item(f"the mentor has no e-mail address, so certjob sends no mail; enter one {where}")
+
+
+def _outcome(row: LoggedReminder, moment: _Moment) -> str:
+    match row.status:
+        case "sent":
+            when = f" {moment(row.sent_at)}" if row.sent_at else ""
+            return f"sent{when}{', perhaps twice' if row.maybe_sent else ''}"
+        case "failed":
+            return f"not delivered ({row.error})"
+        case "pending" if row.is_claimed:
+            return "being sent"
+        case "pending":
+            tried = f", tried {number(row.attempts, 'time')} so far" if row.attempts else ""
+            error = f" ({row.error})" if row.error and row.attempts else ""  # without attempts, it was corrected
+            return f"queued {moment(row.queued_at)}{tried}{error}"
+        case "superseded":
+            return "never sent: a more urgent one took its place"
+    return f"cancelled: {row.error or 'it no longer applied'}"
+
+
+def _whole_date(day: date) -> str:
+    return f"{day.day} {day:%B} {day.year:04}"
+
+
+def _portal_lines(explained: Explanation, moment: _Moment) -> Iterator[Line]:
+    portal, shown = explained.portal, {True: "shown", False: "hidden"}
+    if portal is None:
+        return
+    if not portal.has_portal:
+        yield _item(f"{explained.mentor.organisation} has lost its portal, so certjob makes no pushes")
+    elif portal.wanted is None:
+        yield _item("wanted: unknown (the contact ID or the portal has changed); the next run pushes it")
+    elif portal.visible_until is not None:
+        yield _item(f"wanted: visible until {day_words(portal.visible_until, explained.today)}")
+    else:
+        yield _item(f"wanted: {shown[portal.wanted]}")
+    if portal.confirmed is None or portal.confirmed_at is None:
+        yield _item("the portal has not confirmed a push yet")
+    else:
+        yield _item(f"the portal last confirmed: {shown[portal.confirmed]}, {moment(portal.confirmed_at)}")
+    if portal.has_portal and portal.read_at is not None and portal.was_shown is not None:
+        saw = "visible" if portal.was_shown else "not visible"
+        yield _item(f"the portal was last read {moment(portal.read_at)}: the mentor was {saw}")
+    if portal.has_portal and explained.mentor.dynamics_contact_id is None:
+        yield _item(
+            "the mentor has no contact ID, so certjob makes no pushes; add it in the app or with `certjob load`"
+        )
+    if portal.resolved_failures:
+        yield _item(f"{number(portal.resolved_failures, 'earlier failure')}, resolved")

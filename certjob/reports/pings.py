@@ -67,6 +67,8 @@ async def _post(client: HttpClient, url: str, body: Mapping[str, Any], *, ends_a
         answer = await client.request(
             "POST", url, headers=headers, json=body, max_body_bytes=0, deadline_seconds=seconds
         )
+    except httpx.TimeoutException:
+        return "its host did not answer in time"
     except httpx.HTTPError as error:
-        return type(error).__name__
+        return f"the call failed ({type(error).__name__})"
     return None if 200 <= answer.status_code < 300 else f"its host answered {answer.status_code}"

@@ -136,8 +136,8 @@ def _choose(mentor: Mentor, log: _Log, *, today: date, threshold: int | None) ->
             return min(fitting, key=lambda each: (each[0] < today, abs(each[0] - today)))
     which = "upcoming reminder" if threshold is None else f"reminder for the threshold {threshold}"
     message = f"{mentor.member_no} of {mentor.organisation.slug} has no {which}"
-    step = f"see `certjob explain {shlex.quote(mentor.member_no)}`, or give another of the --threshold values"
-    raise ConfigurationError(message, next_step=f"{step} {', '.join(map(str, thresholds)) or '(none)'}")
+    others = f", or use --threshold with {', '.join(map(str, thresholds))}" if thresholds else ""
+    raise ConfigurationError(message, next_step=f"see `certjob explain {shlex.quote(mentor.member_no)}`{others}")
 
 
 def _due_days(mentor: Mentor, today: date) -> Iterator[tuple[date, Reminder]]:

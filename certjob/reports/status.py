@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta, tzinfo
 from typing import Any
+from uuid import UUID
 
 from certjob import database
 from certjob.database import Connection
@@ -28,8 +29,43 @@ SILENCE = timedelta(minutes=30)
 answer of the mail server, and 10 minutes, for a Retry-After of the portal."""
 
 
-Row = dict[str, Any]
-"""A row as the document has it. docs/json.md describes the keys."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A row of ``job_runs``."""
+
+    run_id: UUID
+    command: str
+    organisation: str | None
+    """None: all."""
+    host: str
+    version: str
+    as_of: date
+    started_at: datetime
+    last_seen_at: datetime
+    finished_at: datetime | None
+    outcome: str
+    """``ok``, ``attention``, ``failed``, ``running`` or ``died``."""
+    lines: Sequence[str]
+    """The reasons of a failure, or the alerts."""
+    duration_seconds: float
+    """Up to its end, up to now, or up to its last report before it died."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GoodRun:
+    """The last completed run over all organisations."""
+
+    run_id: UUID
+    finished_at: datetime
+    age_seconds: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReviewDay:
+    """The number of mentors due for review on a day."""
+
+    on: date
+    mentors: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,12 +92,11 @@ class SystemStatus:
     """The time of the database server."""
     today: date
     max_age_seconds: int
-    last_good_run: Row | None
-    """The last completed run over all organisations."""
-    runs: Sequence[Row]
+    last_good_run: GoodRun | None
+    runs: Sequence[Run]
     """The newest first."""
     backlog: dict[str, OpenWork]
-    coming: Sequence[Row]
+    coming: Sequence[ReviewDay]
     """Today first, with all overdue mentors."""
     alerts: dict[str, int]
     """The number of alerts by kind, without acknowledged ones."""
@@ -84,7 +119,7 @@ class SystemStatus:
     @property
     def stale(self) -> bool:
         """Whether the last good run is too old, or there is none."""
-        return self.last_good_run is None or self.last_good_run["age_seconds"] > self.max_age_seconds
+        return self.last_good_run is None or self.last_good_run.age_seconds > self.max_age_seconds
 
     def to_document(self) -> dict[str, Any]:
         """Return the JSON document."""
@@ -105,7 +140,7 @@ def read_status(
     """
     with database.read_only_snapshot(connection):
         backlog = read_open_work(connection)
-        good_runs = database.fetch(connection, "read_last_good_run", into=dict)
+        good_runs = database.fetch(connection, "read_last_good_run", into=GoodRun)
         attention = read_attention(connection, today=today)
         optional_kinds = [row[0] for row in database.fetch(connection, "list_optional_kinds")]
         without_certificate = database.fetch(
@@ -121,9 +156,9 @@ def read_status(
             today=today,
             max_age_seconds=int(max_age.total_seconds()),
             last_good_run=good_runs[0] if good_runs else None,
-            runs=database.fetch(connection, "list_last_runs", limits, into=dict),
+            runs=database.fetch(connection, "list_last_runs", limits, into=Run),
             backlog=backlog,
-            coming=[{"on": day, "mentors": reviews.get(day, 0)} for day in days],
+            coming=[ReviewDay(on=day, mentors=reviews.get(day, 0)) for day in days],
             alerts=attention.numbers,
             acknowledged=attention.acknowledged,
             overdue=attention.overdue,
@@ -146,9 +181,9 @@ def _why_stale(status: SystemStatus, *, zone: tzinfo) -> str:
     good = status.last_good_run
     if good is None:
         return "no nightly run has finished yet; run `certjob run`, and check that cron does so"
-    age, limit = duration_words(good["age_seconds"]), duration_words(status.max_age_seconds)
+    age, limit = duration_words(good.age_seconds), duration_words(status.max_age_seconds)
     return (
-        f"the last good run ended {age} ago ({_moment(good['finished_at'], zone)}), more than {limit}; "
+        f"the last good run ended {age} ago ({_moment(good.finished_at, zone)}), more than {limit}; "
         "see how the last runs ended, whether cron runs, and `certjob check`"
     )
 
@@ -156,21 +191,26 @@ def _why_stale(status: SystemStatus, *, zone: tzinfo) -> str:
 def status_page(status: SystemStatus, *, zone: tzinfo) -> Iterator[Line | Table]:
     """Yield the last good run, the backlog, the last runs, and other facts."""
     good = status.last_good_run
-    when = f"{_moment(good['finished_at'], zone)}, {duration_words(good['age_seconds'])} ago" if good else "never"
+    when = f"{_moment(good.finished_at, zone)}, {duration_words(good.age_seconds)} ago" if good else "never"
     yield from (Line(when, head="last good run: "), GAP)
     yield Table([{"backlog": kind} | asdict(work) for kind, work in status.backlog.items()], _BACKLOG)
     yield GAP
-    runs = [
-        run | {"took": duration_words(run["duration_seconds"]), "why": "; ".join(run["lines"])} for run in status.runs
-    ]
-    yield from (Table(runs, _RUNS, most=_MOST_RUNS), GAP)
+    yield from (Table(_run_rows(status.runs), _RUNS, most=_MOST_RUNS), GAP)
     for name, text in _figures(status, zone):
         yield Line(text, head=f"{name}: ")
 
 
+def _run_rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Return running and failed runs and the last of each command before the others, so that no screen omits them."""
+    newest = {run.command: run for run in reversed(runs)}
+    chosen = sorted(runs, key=lambda run: run.outcome in ("ok", "attention") and newest[run.command] is not run)
+    words = ((run, duration_words(run.duration_seconds), "; ".join(run.lines)) for run in chosen)
+    return [asdict(run) | {"took": took, "why": why} for run, took, why in words]
+
+
 def _figures(status: SystemStatus, zone: tzinfo) -> Iterator[tuple[str, str]]:
     """Yield the name and the text of each fact below the tables."""
-    tonight, coming = status.coming[0]["mentors"], sum(night["mentors"] for night in status.coming)
+    tonight, coming = status.coming[0].mentors, sum(night.mentors for night in status.coming)
     yield "mentors to review", f"{tonight:,} today, {coming:,} within {len(status.coming)} days"
     if status.without_certificate:
         mentors, names = number(status.without_certificate, "active mentor"), list(status.first_without_certificate)

@@ -125,6 +125,7 @@ def test_plan_is_cut_on_a_terminal_only(capsys: pytest.CaptureFixture[str]) -> N
     for each in decisions:  # the report sorts them: the held one, then pauses by member number
         held_because = Effect.REINSTATED if each is decisions[0] else None
         report.changes.append(PlannedChange(decision=each, new_reminders=each.reminders, held_because=held_because))
+    report.review.held_back = 1
     output, shown = terminal(120)
 
     def names(ids: Sequence[UUID]) -> dict[UUID, MentorName]:
@@ -142,7 +143,7 @@ def test_plan_is_cut_on_a_terminal_only(capsys: pytest.CaptureFixture[str]) -> N
     assert whole.count("hlf,N") == 59
     assert "M1001 Kari Nordmann valid ends show would be shown or reinstated" in cut
     assert ("N54" in cut, "N55" in cut) == (True, False)
-    assert "… and 10 more; --json lists all of them" in cut
+    assert "… and 10 more; --json lists all of them `certjob resync MENTOR` permits the held changes of" in cut
 
 
 def test_skipped_and_broken_mentors_are_named() -> None:

@@ -112,9 +112,9 @@ def test_missing_reminder_has_a_reason(facts: Facts) -> None:
     for mentor_id, threshold, phrase in (
         (facts.mentor(hlf, member_no="M1042"), None, "M1042 of hlf has no upcoming reminder"),
         (facts.certified_mentor(hlf, IN_20_DAYS, left_at=LONG_AGO), None, "no upcoming reminder"),
-        (facts.certified_mentor(nhf, IN_20_DAYS), None, "--threshold values (none)"),
-        (over, None, "no upcoming reminder; see `certjob explain"),
-        (over, 31, "the threshold 31; see"),
+        (facts.certified_mentor(nhf, IN_20_DAYS), None, "no upcoming reminder; see `certjob explain "),
+        (over, None, "or use --threshold with 60, 30, 14, 7, 1, -1"),
+        (over, 31, "no reminder for the threshold 31; see"),
         (revoked, 30, "no reminder for the threshold 30"),
     ):
         with pytest.raises(ConfigurationError) as rejection:

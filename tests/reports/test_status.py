@@ -16,8 +16,9 @@ from certjob.facts.reading import read as read_facts
 from certjob.jobs import job_runs
 from certjob.jobs.report import RunReport
 from certjob.outbox.open_work import read_open_work
-from certjob.reports.status import read_status
+from certjob.reports.status import read_status, status_page
 from tests.conftest import Certjob
+from tests.support.command_line import terminal
 from tests.support.facts import TODAY, Facts
 from tests.support.nights import delivery, new_job, night
 from tests.support.programmes import random_programme
@@ -90,6 +91,25 @@ def test_status_has_the_last_five_runs_of_each_command(here: Certjob, facts: Fac
     assert [run["started_at"] for run in runs] == sorted((run["started_at"] for run in runs), reverse=True)
 
 
+def test_terminal_shows_failed_runs_although_others_are_newer(connection: Connection, facts: Facts) -> None:
+    """It has seven runs, and a delivery runs every 15 minutes. The last run of each command is there, too."""
+    ran(facts, 9 * HOUR, outcome="failed", host="night-9")
+    for minutes in range(10, 80, 10):
+        ran(facts, minutes * MINUTE)
+        ran(facts, minutes * MINUTE + 8 * HOUR, command="deliver")
+    output, shown = terminal(120)
+
+    output.show(status_page(read_status(connection, today=TODAY, max_age=DAY), zone=UTC), zone=UTC)
+
+    rows = [line.split()[2:] for line in shown.getvalue().splitlines() if "night-" in line]
+    assert len(rows) == 7
+    assert {(command, outcome, row[-1]) for command, outcome, *row in rows} == {
+        ("run", "ok", "night-1"),
+        ("run", "failed", "night-9"),
+        ("deliver", "ok", "night-1"),
+    }
+
+
 def test_long_run_reports_that_it_is_alive(
     connection: Connection, app: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,8 +173,8 @@ def test_status_has_the_number_of_reviews_for_fourteen_days(connection: Connecti
 
     coming = read_status(connection, today=TODAY, max_age=DAY).coming
 
-    assert [night["on"] for night in coming] == [TODAY + number * DAY for number in range(14)]
-    assert {night["on"].day: night["mentors"] for night in coming if night["mentors"]} == {10: 3, 11: 1, 23: 1}
+    assert [night.on for night in coming] == [TODAY + number * DAY for number in range(14)]
+    assert {night.on.day: night.mentors for night in coming if night.mentors} == {10: 3, 11: 1, 23: 1}
 
 
 def test_status_counts_mentors_without_a_certificate_by_the_rules(connection: Connection, facts: Facts) -> None:
