@@ -4,7 +4,6 @@ import functools
 import inspect
 import logging.config
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from datetime import tzinfo
@@ -26,9 +25,6 @@ if TYPE_CHECKING:
     from certjob.stopping import StopFlag
 
 Function = TypeVar("Function", bound=Callable[..., int])
-
-_LEAST_SECONDS = 120.0
-"""For the deliveries of a job that starts again when the time for them is nearly over."""
 
 logger = logging.getLogger(__name__)
 
@@ -53,18 +49,6 @@ class Commands(typer.Typer):
             return super(Commands, self).command(name, **options)(function)
 
         return register
-
-
-def start_again(command: Callable[..., int]) -> Callable[..., int]:
-    """Run a command again if the database connection is lost."""
-
-    @functools.wraps(command)
-    def starting_again(call: "Call", **options: Any) -> int:
-        from certjob import database
-
-        return database.start_again_when_lost(lambda: command(call, **options), stop=call.stop)
-
-    return starting_again
 
 
 def _common_options(
@@ -98,8 +82,6 @@ class Call(typer.Context):
 
     json = verbose = quiet = False
     env_file: str | None = None
-    began_at = 0.0
-    """When the command began, on the monotonic clock. If it starts again, this moment stays."""
     is_heard = True
     """Whether every line on stderr could be written."""
     settings: "Settings"
@@ -190,8 +172,8 @@ class Call(typer.Context):
     def job(self, progress: "Phases | None" = None, *, seconds: float | None = None) -> "Job":
         """Prepare a job, whose deliveries take at most ``seconds``, without connecting. Raises ConfigurationError.
 
-        A job that starts again gets the rest of the time. A wrong setting about mail or a broken template does not stop
-        it: it sends no mail, or certjob's own template, and reports it.
+        A wrong setting about mail or a broken template does not stop the job: it sends no mail, or certjob's own
+        template, and reports it.
         """
         from certjob.jobs.job import DELIVER_SECONDS, Job, show_nothing
         from certjob.mail.channels.notify import open_channel
@@ -211,7 +193,6 @@ class Call(typer.Context):
             channel = open_channel(settings)
         except ConfigurationError as error:
             mail_problem = error
-        rest = (seconds or DELIVER_SECONDS) - (time.monotonic() - self.began_at)
         return Job(
             connection=self.connection,
             today=settings.today,
@@ -225,7 +206,7 @@ class Call(typer.Context):
             templates_dir=settings.templates_dir,
             zone=settings.zone,
             present_day=lambda: settings.today,
-            deadline_seconds=max(rest, _LEAST_SECONDS),
+            deadline_seconds=seconds or DELIVER_SECONDS,
             phase=progress.phase if progress is not None else show_nothing,
             run_id=self.run_id,
         )
@@ -242,7 +223,6 @@ class _Command(TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         """Move the common options to the Call, and call the function."""
-        ctx.began_at = time.monotonic()
         for name in inspect.signature(_common_options).parameters:
             setattr(ctx, name, ctx.params.pop(name))
         return super().invoke(ctx)

@@ -7,7 +7,6 @@ from certjob.database.connections import (
     connect,
     connect_again,
     is_lost,
-    start_again_when_lost,
 )
 from certjob.database.statements import (
     all_statements,
@@ -39,7 +38,6 @@ __all__ = [
     "read_clocks",
     "read_only_snapshot",
     "sql_directory",
-    "start_again_when_lost",
     "stream",
     "transaction",
 ]

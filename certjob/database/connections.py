@@ -1,20 +1,13 @@
-"""Open connections to PostgreSQL, and start a job again after a restart of the server."""
+"""Open connections to PostgreSQL, and replace a lost one."""
 
-import logging
 import re
 import time
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import psycopg
 
 from certjob.database.connection_errors import explain_rejection
 from certjob.errors import ConfigurationError, DatabaseUnavailableError
-from certjob.stopping import StopFlag
-
-logger = logging.getLogger(__name__)
-
-Result = TypeVar("Result")
 
 CONTENTION = (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)
 """Another session has locked a row. The same transaction can succeed later."""
@@ -22,9 +15,6 @@ CONTENTION = (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected, 
 LOST_SESSION = ("08", "57P", "25P03", "25P04")
 """SQLSTATE prefixes of an ended session: broken connection, server shutdown, timeout of a session or transaction."""
 
-RESTART_PAUSES_SECONDS = (5.0, 55.0, 120.0)
-"""Waits before a job starts again: for a short restart, one with recovery, a failover. With the time to detect a dead
-network, their sum is below six minutes."""
 _POLL_SECONDS = 0.5
 _PATIENCE_SECONDS = 60.0
 
@@ -100,24 +90,3 @@ def is_lost(error: Exception) -> bool:
     """Return whether the error ended the session, not only a statement."""
     default = "08000" if isinstance(error, psycopg.OperationalError) else ""
     return isinstance(error, psycopg.Error) and (error.sqlstate or default).startswith(LOST_SESSION)
-
-
-def start_again_when_lost(
-    job: Callable[[], Result], *, stop: StopFlag, pauses_seconds: tuple[float, ...] = RESTART_PAUSES_SECONDS
-) -> Result:
-    """Run a job that opens its own connection, and run it again after each pause while the database is lost.
-
-    The job must be safe to repeat. Raises the error of the last attempt, and StoppedBySignalError after a signal.
-    """
-    was_lost = False
-    for pause_seconds in pauses_seconds:
-        try:
-            return job()
-        except (psycopg.Error, DatabaseUnavailableError) as error:
-            is_still_away = was_lost and isinstance(error, DatabaseUnavailableError)
-            if not (is_lost(error) or is_still_away):
-                raise
-            was_lost = True
-            logger.info("the database went away (%s); starting again", error, extra={"event": "database_lost"})
-        stop.sleep(pause_seconds)
-    return job()

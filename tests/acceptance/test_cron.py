@@ -24,7 +24,7 @@ SERVICE = (UNITS / "certjob@.service").read_text()
     [
         ("run", "10 3,4,5 * * *", "*-*-* 03,04,05:10:00 Europe/Oslo", 55),
         ("deliver", "*/15 * * * *", "*:0/15", 14),
-        ("reconcile", "40 4 * * *", "*-*-* 04:40:00 Europe/Oslo", 30),
+        ("reconcile", "40 4,5 * * *", "*-*-* 04,05:40:00 Europe/Oslo", 30),
     ],
 )
 def test_job_has_one_time_and_one_limit_in_every_scheduler(

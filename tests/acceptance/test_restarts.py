@@ -1,8 +1,8 @@
-"""PostgreSQL restarts during a run: the run starts again and does the rest, or reports that the database is gone."""
+"""PostgreSQL restarts during a run: the command ends, and its next start does the rest."""
 
-import threading
-from collections.abc import Callable, Iterator
-from datetime import timedelta
+import re
+from collections.abc import Iterator
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -12,10 +12,7 @@ import pytest
 
 from certjob import database
 from certjob.database import Connection
-from certjob.database.connections import RESTART_PAUSES_SECONDS
-from certjob.errors import DatabaseUnavailableError, StoppedBySignalError
 from certjob.mail.message import OutgoingMessage
-from certjob.stopping import StopFlag
 from tests.support.command_line import started
 from tests.support.facts import TODAY, Facts
 from tests.support.nights import CollectingChannel, FlakyPortal, night
@@ -37,14 +34,17 @@ def url(cluster: Cluster) -> Iterator[str]:
         yield url
 
 
-def start_again(url: str, job: Callable[[Connection], object]) -> None:
-    """Do a job as `certjob run` does, with short waits."""
+def night_of_a_new_process(url: str, today: date = TODAY, **ways_out: Any) -> None:
+    """Run a night over a connection of its own."""
+    with database.connect(url) as connection:
+        night(connection, today, **ways_out)
 
-    def start() -> None:
-        with database.connect(url) as connection:
-            job(connection)
 
-    database.start_again_when_lost(start, stop=StopFlag(), pauses_seconds=(0.1, 0.1, 0.1))
+def lost_night(url: str, **ways_out: Any) -> None:
+    """Run a night that loses its database."""
+    with pytest.raises(psycopg.OperationalError) as caught:
+        night_of_a_new_process(url, **ways_out)
+    assert database.is_lost(caught.value)
 
 
 def rows(url: str, statement: str) -> list[tuple[Any, ...]]:
@@ -68,7 +68,8 @@ def test_restart_during_a_run_loses_nothing_and_repeats_no_mail(url: str, cluste
 
     portal, channel = FlakyPortal(on_push), CollectingChannel(on_send=on_send)
 
-    start_again(url, lambda connection: night(connection, portal=portal, channel=channel))
+    lost_night(url, portal=portal, channel=channel)
+    night_of_a_new_process(url, portal=portal, channel=channel)
 
     assert rows(url, "SELECT count(*), count(DISTINCT mentor_id) FROM mentor_pauses") == [(3, 3)]
     assert len(portal.calls) == len(portal.visible) == 3
@@ -76,27 +77,33 @@ def test_restart_during_a_run_loses_nothing_and_repeats_no_mail(url: str, cluste
     assert rows(url, "SELECT status, count(*) FROM portal_sync_events GROUP BY 1") == [("delivered", 3)]
     assert rows(url, "SELECT DISTINCT status, maybe_sent FROM cert_notification_log") == [("sent", False)]
     assert rows(url, "SELECT outcome FROM job_runs ORDER BY started_at") == [(None,), ("ok",)]
-    start_again(url, lambda connection: night(connection, TODAY + timedelta(days=1), portal=portal, channel=channel))
+    night_of_a_new_process(url, TODAY + timedelta(days=1), portal=portal, channel=channel)
     assert len(sent) == 4, "no second digest about the same mentors"
 
 
 @pytest.mark.parametrize("command", ["run", "deliver", "reconcile"])
-def test_command_survives_a_restart_and_prints_nothing(
+def test_command_that_lost_the_database_says_so_and_its_next_start_does_the_rest(
     url: str, cluster: Cluster, environment: dict[str, str], portal: PortalServer, tmp_path: Path, command: str
 ) -> None:
-    """So cron sends no mail after an update of the database at three in the morning."""
+    """cron mails one line."""
     if command != "run":
         with database.connect(url) as connection:
             night(connection, deliver=False)
     portal.then(hang())
 
     environment |= {"CERTJOB_DATABASE_URL": url}
-    with started(command, environment=environment, folder=tmp_path, restart_pause=0.2) as child:
+    with started(command, environment=environment, folder=tmp_path) as child:
         portal.wait_until(lambda: len(portal.requests) >= 1)
         cluster.restart()
         portal.release()
+        lost = child.finish()
+    with started(command, environment=environment, folder=tmp_path) as child:
         result = child.finish()
 
+    assert (lost.returncode, lost.stdout) == (1, "")
+    assert re.fullmatch(
+        rf"certjob {command}: the database went away: .*; committed work is kept; run it again\n", lost.stderr
+    )
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
     assert list(portal.visible.values()) == [False, False, False]
 
@@ -111,70 +118,17 @@ END_ONE_SESSION = b"""
 """
 
 
-def test_review_that_lost_its_session_starts_again(url: str) -> None:
+def test_review_that_lost_its_session_is_done_by_the_next_start(url: str) -> None:
     """The session ends within the transaction, which stores nothing."""
     with database.connect(url) as connection:
         connection.execute(END_ONE_SESSION)
     portal = FlakyPortal()
 
-    start_again(url, lambda connection: night(connection, portal=portal))
+    lost_night(url, portal=portal)
+    night_of_a_new_process(url, portal=portal)
 
     assert portal.values == [False, False, False]
     assert rows(url, "SELECT count(*), count(DISTINCT mentor_id) FROM mentor_pauses") == [(3, 3)]
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        psycopg.errors.AdminShutdown(),
-        psycopg.errors.IdleInTransactionSessionTimeout(),
-        psycopg.errors.TransactionTimeout(),
-        psycopg.OperationalError("the connection was cut"),
-    ],
-    ids=lambda error: type(error).__name__,
-)
-def test_job_that_loses_the_database_each_time_starts_four_times(error: Exception) -> None:
-    tries = []
-
-    def job() -> None:
-        tries.append(1)
-        raise error if len(tries) != 2 else DatabaseUnavailableError("the database cannot be reached")
-
-    with pytest.raises(type(error)):
-        database.start_again_when_lost(job, stop=StopFlag(), pauses_seconds=(0,) * len(RESTART_PAUSES_SECONDS))
-
-    assert len(tries) == 4
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        pytest.param(psycopg.errors.LockNotAvailable(), id="lock timeout"),
-        pytest.param(DatabaseUnavailableError("the database cannot be reached"), id="never reached"),
-    ],
-)
-def test_only_a_lost_database_starts_a_job_again(error: Exception) -> None:
-    tries = []
-
-    def job() -> None:
-        tries.append(1)
-        raise error
-
-    with pytest.raises(type(error)):
-        database.start_again_when_lost(job, stop=StopFlag(), pauses_seconds=(0, 0))
-
-    assert len(tries) == 1
-
-
-def test_signal_ends_the_wait_for_the_database() -> None:
-    stop = StopFlag()
-    threading.Timer(0.3, stop.set).start()
-
-    def job() -> None:
-        raise psycopg.errors.AdminShutdown
-
-    with pytest.raises(StoppedBySignalError):
-        database.start_again_when_lost(job, stop=stop, pauses_seconds=(60,))
 
 
 def test_transaction_has_a_time_limit_for_locks_and_statements(connection: Connection) -> None:

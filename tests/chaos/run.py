@@ -123,7 +123,7 @@ class ChaosRun:
     def _process(self, command: Command, trigger: Trigger) -> Iterator[Child]:
         """Start the command as cron does."""
         words = [*command.words, "-q"] if command.words[0] == "resync" else list(command.words)
-        altered: dict[str, Any] = {"attempts": command.attempts, "at_once": command.concurrency, "restart_pause": 1.0}
+        altered: dict[str, Any] = {"attempts": command.attempts, "at_once": command.concurrency}
         if any(fault.manner == "silent" for fault in command.mail_script):
             altered |= _SHORT_MAIL_TIMES
         environment = {

@@ -90,7 +90,7 @@ def test_repeat_after_an_unknown_outcome_says_so(nights: Nights) -> None:
 def test_outcome_is_stored_although_the_session_ended(
     nights: Nights, database_url: str, other: Connection, *, url_is_valid: bool
 ) -> None:
-    """The stage ends with the error of the database, and the job starts again."""
+    """The stage ends with the error of the database."""
     queue(nights, 2)
 
     def end_the_session(_message: OutgoingMessage) -> None:

@@ -252,7 +252,7 @@ def test_unexpected_error_leaves_one_outcome_unknown(scene: Scene) -> None:
 
 
 def test_push_of_a_lost_database_connection_is_settled(scene: Scene) -> None:
-    """This needs a new connection. Then the job starts again."""
+    """This needs a new connection. The job ends."""
     scene.backlog(1)
 
     def lose_connection(_number: int) -> None:

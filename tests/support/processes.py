@@ -6,8 +6,7 @@
 * ``portal_lease``, ``call`` and ``round``, and ``mail_lease`` and ``message``: seconds of a lease and of the calls that
   must fit into it; a message is sent in two halves;
 * ``attempts`` and ``at_once``: calls of a push, and pushes at the same time;
-* ``grace``: seconds for calls in flight after a signal;
-* ``restart_pause``: seconds before the command starts again after the database went away.
+* ``grace``: seconds for calls in flight after a signal.
 """
 
 import itertools
@@ -19,7 +18,6 @@ from dataclasses import replace
 from importlib import import_module
 from typing import Any
 
-from certjob import database
 from certjob.cli import entry
 from certjob.jobs.job import Job
 from certjob.mail.channels.maildir import MaildirChannel
@@ -45,8 +43,6 @@ def run_altered(alterations: Mapping[str, Any]) -> None:
         _set_defaults(Job.__init__, policy=policy, concurrency=alterations["at_once"])
     if "grace" in alterations:
         _set_everywhere("GRACE_SECONDS", alterations["grace"])
-    if "restart_pause" in alterations:
-        _set_defaults(database.start_again_when_lost, pauses_seconds=(alterations["restart_pause"],) * 3)
     for moment in alterations.keys() & {"freeze_before", "freeze_after"}:
         _plant_freeze(alterations[moment], before=moment == "freeze_before")
     entry.main()

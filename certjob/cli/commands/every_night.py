@@ -17,7 +17,7 @@ from certjob.cli.options import (
     parse_allowed,
     parse_day,
 )
-from certjob.cli.session import Call, Commands, start_again
+from certjob.cli.session import Call, Commands
 from certjob.errors import UsageError
 
 if TYPE_CHECKING:
@@ -53,7 +53,6 @@ Everybody = Annotated[
 
 
 @app.command(examples=("certjob run --dry-run", "certjob run --dry-run --as-of 2027-01-31 --organisation hlf"))
-@start_again
 def run(
     call: Call,
     *,
@@ -94,7 +93,6 @@ def run(
 
 
 @app.command(examples=("certjob deliver",))
-@start_again
 def deliver(
     call: Call,
     *,
@@ -184,7 +182,6 @@ def unpause(
 
 
 @app.command(examples=("certjob reconcile --dry-run",))
-@start_again
 def reconcile(
     call: Call,
     *,
