@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 _TypersUsageError: Any = typer.BadParameter.__base__  # click is a part of some versions of Typer
 
 WORKS_READ_ONLY = (
-    "What works here: alerts, changes, check, explain, forecast, list, organisation list, organisation show, preview, "
-    "status, and with --dry-run reconcile and run"
+    "What works here: alerts, changes, check, explain, list, organisation show, preview, status, and with --dry-run "
+    "reconcile and run"
 )
 
 

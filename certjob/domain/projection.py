@@ -28,11 +28,11 @@ class ComingRun:
         return bool(decision.transitions or decision.pause or decision.push or self.reminders)
 
 
-def coming_runs(mentor: Mentor, *, first: date, until: date | None = None) -> Iterator[ComingRun]:
+def coming_runs(mentor: Mentor, *, first: date) -> Iterator[ComingRun]:
     """Yield the runs that review this mentor: ``first``, and then each ``review_on`` of the decision before."""
     known: set[Reminder] = set()
     day: date | None = first
-    while day is not None and (until is None or day <= until):
+    while day is not None:
         decision = rules.decide(mentor, day)
         reminders = tuple(reminder for reminder in decision.reminders if reminder not in known)
         known.update(reminders)

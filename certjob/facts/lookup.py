@@ -67,5 +67,5 @@ def find_organisation(connection: Connection, slug: str) -> UUID:
     organisation_id: UUID | None = database.fetch_value(connection, "find_organisation", {"slug": slug})
     if organisation_id is None:
         message = f"no organisation {slug!r}"
-        raise ConfigurationError(message, next_step="see `certjob organisation list`")
+        raise ConfigurationError(message, next_step="see `certjob organisation show`")
     return organisation_id

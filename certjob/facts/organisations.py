@@ -208,7 +208,7 @@ def read_organisation_details(connection: Connection, slug: str | None = None) -
             people[person.pop("organisation_id")].append(Coordinator(**person))
     if slug is not None and not found:
         message = f"no organisation {slug!r}"
-        raise ConfigurationError(message, next_step="see `certjob organisation list`")
+        raise ConfigurationError(message, next_step="see `certjob organisation show`")
     return [replace(each, coordinators=people[each.id]) for each in found]
 
 

@@ -31,8 +31,6 @@ class Filter:
     to_on: date | None = None
     """The last of them. None: any."""
     organisation_id: UUID | None = None
-    with_left: bool = False
-    """Include mentors who have left."""
     everyone: bool = False
     """Include mentors who have left or have no certificate."""
     without_contact_id: bool = False

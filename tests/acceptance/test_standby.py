@@ -38,7 +38,7 @@ def environment(environment: dict[str, str], standby: str) -> dict[str, str]:
 @pytest.mark.parametrize(
     "command",
     [
-        *("alerts", "changes", "explain M1001", "forecast", "list", "organisation list", "organisation show hlf"),
+        *("alerts", "changes", "explain M1001", "list", "organisation show", "organisation show hlf"),
         *("preview M1001 --threshold -1", "reconcile --dry-run", "run --dry-run"),
     ],
 )

@@ -24,11 +24,7 @@ from tests.support.portal_server import PortalServer
         ("resync", "certjob resync", "MENTOR"),
         ("run --as-of 2026-03-10", "certjob run", "--as-of requires --dry-run; add it, or omit --as-of"),
         ("run --dry-run --as-of 10.03.2026", "certjob run", "'10.03.2026' is not a valid date; give one such as 2026"),
-        (
-            "list --within soon",
-            "certjob list",
-            "'--within': Input should be a valid integer",
-        ),
+        ("db prune --older-than soon", "certjob db prune", "soon"),
         ("preview M1 --html --json", "certjob preview", "leave out --json"),
         ("status --max-age=-5m", "certjob status", "is not a valid duration; give one such as 90s, 30m or 2h"),
         (f"status --max-age={'9' * 5000}h", "certjob status", "is not a valid duration"),
@@ -90,7 +86,7 @@ def test_unknown_names_are_printed(here: Certjob, facts: Facts) -> None:
     resync = here("resync", "nobody@example.org")
     latin_1 = here("run", "--organisation", b"bl\xe5".decode("utf-8", "surrogateescape"))
 
-    assert_one_line(run, "no organisation 'hfl'", "`certjob organisation list`", code=2)
+    assert_one_line(run, "no organisation 'hfl'", "`certjob organisation show`", code=2)
     assert_one_line(resync, "no mentor matches 'nobody@example.org'", code=2, command="certjob resync")
     assert_one_line(latin_1, "UTF-8", code=2)
 

@@ -246,13 +246,6 @@ def test_dry_run_names_each_change_from_old_to_new(load: Load, facts: Facts) -> 
     assert facts.rows("SELECT to_jsonb(m) FROM mentors AS m") == before
 
 
-def test_load_reads_standard_input(load: Load, here: Certjob, facts: Facts) -> None:
-    result = here("load", "-", given=(HEADER + GOOD.format(1)).encode())
-
-    assert result.returncode == 0
-    assert facts.rows("SELECT member_no FROM mentors") == [("M1",)]
-
-
 @pytest.mark.parametrize(("path", "reason"), [("no-such.csv", "No such file or directory"), (".", "Is a directory")])
 def test_load_rejects_a_file_that_cannot_be_read(load: Load, here: Certjob, path: str, reason: str) -> None:
     result = here("load", path)

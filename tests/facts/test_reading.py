@@ -58,7 +58,7 @@ def test_mentor_is_found_by_number_address_or_id(connection: Connection, facts: 
         assert find_mentor(connection, typed, organisation=None) == mentor
     with pytest.raises(UnknownMentorError, match=str(contact)):
         find_mentor(connection, str(contact), organisation=None)
-    with pytest.raises(ConfigurationError, match=r"no organisation 'hfl'; see `certjob organisation list`"):
+    with pytest.raises(ConfigurationError, match=r"no organisation 'hfl'; see `certjob organisation show`"):
         find_mentor(connection, "M1", organisation="hfl")
 
 

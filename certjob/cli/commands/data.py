@@ -1,6 +1,5 @@
 """The commands that enter data: ``load``, and ``organisation`` for the rules of a member organisation."""
 
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -23,15 +22,12 @@ Slug = Annotated[str, typer.Argument(metavar="SLUG", show_default=False, help="I
 @app.command(
     examples=(
         "certjob load people.csv --dry-run",
-        "certjob load - < people.csv",
         "certjob load before.csv --exact --dry-run",
     ),
 )
 def load(
     call: Call,
-    file: Annotated[
-        Path, typer.Argument(metavar="FILE.csv", show_default=False, help="The CSV file; - reads standard input.")
-    ],
+    file: Annotated[Path, typer.Argument(metavar="FILE.csv", show_default=False, help="The CSV file.")],
     *,
     dry_run: Annotated[
         bool,
@@ -70,13 +66,11 @@ def load(
 
 
 def _read(file: Path) -> bytes:
-    """Return the bytes of a file, or of standard input, up to one more than the limit. Raises InputError."""
+    """Return the bytes of a file, up to one more than the limit. Raises InputError."""
     from certjob.errors import InputError
     from certjob.facts.roster import SIZE_LIMIT
 
     try:
-        if str(file) == "-":
-            return sys.stdin.buffer.read(SIZE_LIMIT + 1)
         with file.open("rb") as stream:
             return stream.read(SIZE_LIMIT + 1)
     except OSError as error:
@@ -185,15 +179,22 @@ def organisation_set(
     return 3
 
 
-@organisation.command("show")
-def organisation_show(call: Call, slug: Slug) -> int:
-    """Show all values of one organisation, and its coordinators with the language of their daily mail."""
+@organisation.command("show", examples=("certjob organisation show", "certjob organisation show hlf"))
+def organisation_show(
+    call: Call,
+    slug: Annotated[
+        str | None, typer.Argument(metavar="[SLUG]", show_default=False, help="One of them. Default: all.")
+    ] = None,
+) -> int:
+    """Show the rules of all organisations, or all values of one, with its coordinators and their languages."""
     from certjob.facts import organisations
 
     with call.session(interruptible=True):
-        (details,) = organisations.read_organisation_details(call.connection, slug)
-    lines = [Line(value, head=f"{name}: ") for name, value in _rows(details, mail_from=call.settings.mail_from)]
-    call.show(_to_document(details), lines)
+        found = organisations.read_organisation_details(call.connection, slug)
+    call.show(
+        {"organisations": list(map(_to_document, found))},
+        [Table(map(_row, found), _SHOWN)] if slug is None else _lines(found[0], mail_from=call.settings.mail_from),
+    )
     return 0
 
 
@@ -201,24 +202,11 @@ _SHOWN = {"organisation": "Slug", "name": "Name", "portal": "Portal", "threshold
 _SHOWN |= {"coordinators": "Coordinators", "mentors": "Mentors"}
 
 
-@organisation.command("list")
-def organisation_list(call: Call) -> int:
-    """List the organisations with their rules."""
-    from certjob.facts import organisations
-
-    with call.session(interruptible=True):
-        found = organisations.read_organisation_details(call.connection)
-    rows = [
-        _to_document(each)
-        | {
-            "portal": each.portal or "none",
-            "thresholds": ", ".join(map(str, each.thresholds)) or "none",
-            "coordinators": len(each.coordinators),
-        }
-        for each in found
-    ]
-    call.show({"organisations": list(map(_to_document, found))}, [Table(rows, _SHOWN)])
-    return 0
+def _row(details: "OrganisationDetails") -> dict[str, object]:
+    thresholds = ", ".join(map(str, details.thresholds)) or "none"
+    number = len(details.coordinators)
+    row = {"portal": details.portal or "none", "thresholds": thresholds, "coordinators": number}
+    return _to_document(details) | row
 
 
 def _to_document(details: "OrganisationDetails") -> dict[str, Any]:
@@ -226,15 +214,16 @@ def _to_document(details: "OrganisationDetails") -> dict[str, Any]:
     return {"organisation_id": document.pop("id"), "organisation": document.pop("slug")} | document
 
 
-def _rows(details: "OrganisationDetails", *, mail_from: str | None) -> Iterator[tuple[str, str]]:
-    """Yield the name of each value, and the value."""
+def _lines(details: "OrganisationDetails", *, mail_from: str | None) -> Iterator[Line]:
+    """Yield each value with its name."""
     sender = details.sender or f"{mail_from or 'none'} (CERTJOB_MAIL_FROM)"
     for name, value in (_to_document(details) | {"sender": sender}).items():
         if name not in ("organisation_id", "organisation", "coordinators"):
             words = ",".join(map(str, value)) if isinstance(value, list) else value
-            yield name.replace("_", "-"), "none" if words in (None, "") else str(words)
+            yield Line("none" if words in (None, "") else str(words), head=f"{name.replace('_', '-')}: ")
     for person in details.coordinators:
-        yield "coordinator", f"{person.full_name or ''} <{person.email}> {person.locale} ({person.id})".strip()
+        text = f"{person.full_name or ''} <{person.email}> {person.locale} ({person.id})".strip()
+        yield Line(text, head="coordinator: ")
 
 
 app.add_typer(organisation, name="organisation", rich_help_panel="Data")

@@ -173,17 +173,15 @@ LastDay = Annotated[
     date | None,
     typer.Option("--to", parser=parse_day, metavar="DATE", help="Only certificates whose last day is DATE or earlier."),
 ]
-WithinDays = Annotated[
-    int | None,
-    typer.Option(metavar="DAYS", help="Only if the last day is today or in the next DAYS days.", min=0, max=36_500),
-]
-WithLeft = Annotated[bool, typer.Option("--with-left", help="Include mentors who have left.")]
 Everyone = Annotated[bool, typer.Option("--everyone", help="All mentors, as a backup for `certjob load`.")]
 
 
 @app.command(
     "list",
-    examples=("certjob list --within 60 --organisation hlf", "certjob list --from 2027-05-01 --to 2027-05-31 --csv"),
+    examples=(
+        "certjob list --status expiring --organisation hlf",
+        "certjob list --from 2027-05-01 --to 2027-05-31 --csv",
+    ),
 )
 def list_(
     call: Call,
@@ -191,9 +189,7 @@ def list_(
     status: Statuses = None,
     from_: FirstDay = None,
     to: LastDay = None,
-    within: WithinDays = None,
     organisation: OrganisationSlug = None,
-    with_left: WithLeft = False,
     everyone: Everyone = False,
     without_contact_id: Annotated[
         bool, typer.Option("--without-contact-id", help="Only portal mentors without a Dynamics contact ID.")
@@ -222,10 +218,9 @@ def list_(
         today = call.settings.today
         wanted = Filter(
             statuses=frozenset(status or ()),
-            from_on=max(from_ or today, today) if within is not None else from_,
-            to_on=min(to or date.max, today + timedelta(days=within)) if within is not None else to,
+            from_on=from_,
+            to_on=to,
             organisation_id=find_organisation(call.connection, organisation) if organisation else None,
-            with_left=with_left,
             everyone=everyone,
             without_contact_id=without_contact_id,
             without_address=without_address,
@@ -236,35 +231,3 @@ def list_(
         document |= {"today": today, "certificates": map(asdict, found.rows)}
         call.show(document, list_page(found.rows), csv=csv or not call.output.on_terminal)
     return call.name_left_out(found.broken)
-
-
-@app.command(examples=("certjob forecast", "certjob forecast --days 365 --json"))
-def forecast(
-    call: Call,
-    *,
-    days: Annotated[
-        int, typer.Option(metavar="DAYS", help="The number of days, including today.", min=1, max=3650)
-    ] = 90,
-    organisation: OrganisationSlug = None,
-) -> int:
-    """Show the expiries, reminders, pauses and hides of the coming runs, by week, if no one renews a certificate.
-
-    It uses the rules of the runs.
-    """
-    from certjob.cli.documents import left_out
-    from certjob.facts.lookup import find_organisation
-    from certjob.reports.forecast import make_forecast
-
-    with call.session(interruptible=True):
-        organisation_id = find_organisation(call.connection, organisation) if organisation else None
-        with call.progress() as progress:
-            made = make_forecast(
-                call.connection,
-                today=call.settings.today,
-                days=days,
-                organisation_id=organisation_id,
-                on_progress=progress.phase("Reading mentors"),
-            )
-        about = {"today": made.today, "until": made.until, "organisation": organisation, "weeks": made.weeks}
-        call.show(left_out(call.connection, made.broken) | about, made.page())
-    return call.name_left_out(made.broken)

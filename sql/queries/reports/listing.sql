@@ -8,7 +8,7 @@ FROM mentors AS m
 JOIN organisations AS o ON o.id = m.organisation_id
 WHERE m.id > %(after)s
     AND (%(organisation_id)s::uuid IS NULL OR m.organisation_id = %(organisation_id)s)
-    AND (%(with_left)s OR %(everyone)s OR m.left_at IS NULL)
+    AND (%(everyone)s OR m.left_at IS NULL)
     AND (NOT %(without_contact_id)s OR (o.portal IS NOT NULL AND m.dynamics_contact_id IS NULL))
     AND (NOT %(without_address)s OR btrim(coalesce(m.email, '')) = '')
     AND (
