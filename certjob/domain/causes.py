@@ -170,12 +170,6 @@ _ADVICE: Final[Mapping[str, Advice]] = {
             says_all=True,
         ),
         Advice(
-            cause="no_renewals",
-            action="Check the import and the app. If renewals are missing, enter them; the next `certjob run` ends the "
-            "alert.",
-            says_all=True,
-        ),
-        Advice(
             cause="secret_ends",
             action="Create a second secret in Entra, and set AZURE_CLIENT_SECRET and AZURE_CLIENT_SECRET_UNTIL of the "
             "function (docs/edge-function.md, Changing the keys without a gap). Then run `certjob reconcile`.",

@@ -35,7 +35,6 @@ from certjob.outbox.open_work import MAIL_KINDS, PORTAL_KINDS, read_open_work
 from certjob.portal.stage import deliver_pushes
 from certjob.portal.sync import PortalSyncService
 from certjob.redaction import without_people
-from certjob.review.attention import note_renewal_gaps
 from certjob.review.certification import CertificationManagementService
 from certjob.review.days import reject_wrong_day, why_wrong_day
 from certjob.review.guards import MassChangeGuard
@@ -99,8 +98,6 @@ def run(
         report.review = service.counts
         service.apply_due(organisation_id)
         report.held = [hold.line for hold in guard.held.values()]
-        if report.review.reviewed:  # otherwise no certificate has ended or was entered since the last run
-            note_renewal_gaps(connection, today=today)
         if deliver:
             _deliver(beating, report, queue=queue)
         else:

@@ -59,18 +59,6 @@ def _how_many_new(count: Count) -> str:
     return f" ({len(count.new):,} new)" if len(count.new) < count.number else ""
 
 
-def note_renewal_gaps(connection: Connection, *, today: date) -> None:
-    """Store the organisations in which certificates have ended for 30 days, and no renewal was entered."""
-    gaps = database.fetch(connection, "find_renewal_gaps", {"today": today})
-    found = {"organisation_ids": [row[0] for row in gaps], "ended": [row[1] for row in gaps]}
-
-    def store() -> None:
-        database.execute(connection, "forget_renewal_gaps", found)
-        database.execute(connection, "store_renewal_gaps", found)
-
-    database.persist(connection, store)
-
-
 def read_attention(connection: Connection, *, today: date) -> Attention:
     """Count the alerts, and find those that no run of this day has printed."""
     rows = database.fetch(connection, "read_attention", {"today": today}, into=dict)

@@ -62,7 +62,6 @@ CREATE TABLE certjob.certificates (
     status     text NOT NULL DEFAULT 'recorded'  -- derived
         CHECK (status IN ('recorded', 'upcoming', 'valid', 'expiring', 'expired', 'renewed', 'revoked')),
     unseen_since timestamptz DEFAULT now(),  -- derived: entered or edited then; null: a review has seen it
-    renewed_at timestamptz NOT NULL DEFAULT now(),  -- derived: when it was entered, or its last day moved to a later one
     UNIQUE (mentor_id, kind, issued_on),
     CONSTRAINT certificates_expires_on_check CHECK (expires_on >= issued_on),
     -- Many programs cannot read infinity or years after 9999. 9999-12-31 means "never".

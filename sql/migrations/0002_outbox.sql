@@ -188,13 +188,6 @@ CREATE TABLE certjob.facts_last_copy (
     problem       text  -- without values of the app
 );
 
--- Organisations in which certificates have ended for 30 days, and no renewal was entered.
-CREATE TABLE certjob.renewal_gaps (
-    organisation_id uuid PRIMARY KEY REFERENCES certjob.organisations (id) ON DELETE CASCADE,
-    since           timestamptz NOT NULL DEFAULT now(),
-    ended           integer NOT NULL  -- the number of certificates
-);
-
 -- Contacts that the portal shows and that belong to no mentor of an organisation with a portal.
 CREATE TABLE certjob.portal_unknown_contacts (
     contact_id    uuid PRIMARY KEY,

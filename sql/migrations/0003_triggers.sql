@@ -70,9 +70,6 @@ CREATE FUNCTION certjob_private.certificate_edited() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     NEW.unseen_since := now();
-    IF NEW.expires_on > OLD.expires_on THEN
-        NEW.renewed_at := now();
-    END IF;
     RETURN NEW;
 END
 $$;

@@ -446,26 +446,17 @@ CROSS JOIN LATERAL (
 WHERE coalesce(last_reading.at, first_push.at) < now() - interval '3 days'
     AND EXISTS (SELECT FROM certjob.organisations AS o WHERE o.portal IS NOT NULL);
 
--- certjob_mirror.sync() has failed or left out facts, in the last run that called it. Or renewals that no one enters
--- look like expiries.
+-- certjob_mirror.sync() has failed or left out facts, in the last run that called it.
 CREATE VIEW certjob_private.facts_missing_alerts WITH (security_invoker = true) AS
-SELECT 'facts_missing' AS kind, a.organisation_id, NULL::uuid AS mentor_id, a.cause AS subject, NULL::text AS name,
-    NULL::bigint AS row_id, a.since, a.sentence, a.cause, a.error, a.number, NULL::date AS day, a.fingerprint
-FROM (
-    SELECT NULL::uuid AS organisation_id, c.failing_since AS since, 'Facts of the app not copied' AS sentence,
-        'not_copied' AS cause, CASE WHEN length(c.problem) > 1000 THEN left(c.problem, 1000) || ' …' ELSE c.problem END
-            AS error, NULL::integer AS number, md5(c.problem) AS fingerprint
-    FROM certjob.facts_last_copy AS c
-    WHERE c.failing_since IS NOT NULL AND EXISTS (
-        SELECT FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace
-        WHERE n.nspname = 'certjob_mirror' AND p.proname = 'sync'
-    )
-    UNION ALL
-    SELECT g.organisation_id, g.since, 'No renewals entered' AS sentence, 'no_renewals' AS cause,
-        format('No renewal has been entered for 30 days, while %s certificates have ended', g.ended) AS error,
-        g.ended AS number, md5(extract(epoch FROM g.since)::text) AS fingerprint
-    FROM certjob.renewal_gaps AS g
-) AS a;
+SELECT 'facts_missing' AS kind, NULL::uuid AS organisation_id, NULL::uuid AS mentor_id, 'not_copied' AS subject,
+    NULL::text AS name, NULL::bigint AS row_id, c.failing_since AS since, 'Facts of the app not copied' AS sentence,
+    'not_copied' AS cause, CASE WHEN length(c.problem) > 1000 THEN left(c.problem, 1000) || ' …' ELSE c.problem END
+        AS error, NULL::integer AS number, NULL::date AS day, md5(c.problem) AS fingerprint
+FROM certjob.facts_last_copy AS c
+WHERE c.failing_since IS NOT NULL AND EXISTS (
+    SELECT FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace
+    WHERE n.nspname = 'certjob_mirror' AND p.proname = 'sync'
+);
 
 -- Without a valid client secret, the function can hide no one.
 CREATE VIEW certjob_private.secret_ends_alerts WITH (security_invoker = true) AS

@@ -32,7 +32,7 @@ FROM (VALUES
         '{certjob.certificate_transitions,certjob.guard_counts,certjob.told_alerts}', NULL),
     ('certjob_worker', '{INSERT,UPDATE,DELETE}', 'TABLE', '{certjob.cert_notification_log,certjob.portal_sync_events,
         certjob.dynamics_sync_failures,certjob.coordinator_digests,certjob.job_runs,certjob.held_reviews,
-        certjob.held_mentors,certjob.renewal_gaps,certjob.review_problems,
+        certjob.held_mentors,certjob.review_problems,
         certjob.portal_unknown_contacts,certjob.acknowledgements}', NULL),
     ('certjob_worker', '{INSERT,UPDATE}', 'TABLE', '{certjob.portal_last_reading,certjob.facts_last_copy}', NULL),
     ('certjob_worker', '{EXECUTE}', 'FUNCTION', '{"certjob.prune(timestamptz, integer)",certjob.current_alerts(date),

@@ -24,7 +24,7 @@ FACTS = {"organisations", "coordinators", "mentors", "certificates", "mentor_pau
 DELETED_BY_WORKER = (
     "acknowledgements coordinators cert_notification_log certificate_transitions coordinator_digests guard_counts"
     " dynamics_sync_failures held_mentors held_reviews job_runs portal_sync_events"
-    " portal_unknown_contacts review_problems told_alerts renewal_gaps"
+    " portal_unknown_contacts review_problems told_alerts"
 )
 
 CALLABLE = {

@@ -89,7 +89,8 @@ def test_review_of_a_new_database_reads_no_whole_table(connection: Connection, p
     night(connection, today(), deliver=False, allow=EVERYTHING)
 
     for name in ("lock_due_mentors", "read_mentors", "open_pauses", "queue_portal_events", "update_mentors"):
-        assert [scanned_tables(plan) for plan in plans[name]] == [set(), set()], name
+        assert plans[name], name
+        assert not any(map(scanned_tables, plans[name])), name
 
 
 def test_claim_and_settle_read_only_their_batch(connection: Connection, plans: dict[str, list[Plan]]) -> None:

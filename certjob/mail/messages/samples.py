@@ -112,10 +112,7 @@ def _sections() -> dict[str, list[Words]]:
             | {"named": held if what == "pauses" else []}
             for what, mentors in (("pauses", 33), ("pauses", 1), *((what, 33) for what in (*HELD_KINDS[1:], "portal")))
         ],
-        "facts_missing": [
-            {"cause": "not_copied", "since": _SINCE, "number": None},
-            {"cause": "no_renewals", "since": _SINCE, "number": 12},
-        ],
+        "facts_missing": [{"since": _SINCE}],
         "unreviewed": [mentor | {"since": _SINCE} for mentor in (named, unnamed)],
         "visible": pushes,
         "unknown": [{"name": str(UUID(int=number)), "since": _SINCE} for number in (1, 2)],

@@ -135,13 +135,10 @@ WHERE a.kind = 'no_full_run'
     )
 
 -- name: read_missing_facts
--- Facts that are missing, as in the alerts. Facts of the app that were not copied may concern any organisation.
-SELECT cause, since, number, md5(alert_id) || ':' || fingerprint AS key
+-- Facts of the app that were not copied may concern any organisation.
+SELECT since, md5(alert_id) || ':' || fingerprint AS key
 FROM current_alerts(%(today)s)
-WHERE kind = 'facts_missing'
-    AND (organisation_id IS NULL OR organisation_id = %(organisation_id)s)
-    AND NOT is_acknowledged
-ORDER BY cause
+WHERE kind = 'facts_missing' AND NOT is_acknowledged
 
 -- name: read_uncertified_mentors
 -- Active mentors who have never had a certificate of a kind that counts. They are hidden and get no reminders.
