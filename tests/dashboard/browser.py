@@ -140,6 +140,19 @@ class Page:
         cards: list[str] = self.evaluate("[...document.querySelectorAll('.card')].map((each) => each.innerText)")
         return cards
 
+    def reads_again(self) -> None:
+        """Let the page read the alerts now, instead of after 30 seconds."""
+        self.evaluate("(dispatchEvent(new Event('online')), null)")
+
+    def describes(self) -> dict[str, list[str]]:
+        """Return the descriptions of all buttons, as a screen reader gets them, by name."""
+        self.send("Accessibility.enable")
+        found: dict[str, list[str]] = {}
+        for node in self.send("Accessibility.getFullAXTree")["nodes"]:
+            if node.get("role", {}).get("value") in ("button", "DisclosureTriangle"):
+                found.setdefault(node["name"]["value"], []).append(node.get("description", {}).get("value", ""))
+        return found
+
     def sees(self, *texts: str) -> None:
         """Wait until the page shows these texts."""
         missing: Sequence[str] = texts

@@ -73,20 +73,26 @@ async function rest(request: Request, url: URL) {
     return json(row.answer ?? "null");
   }
   const table = `${name(schema)}.${name(target)}`;
-  const filters = [...url.searchParams].filter(([, value]) => value.startsWith("eq."));
+  const comparisons: Record<string, string> = { eq: "=", neq: "<>" };
+  const filters = [...url.searchParams].map(([key, value]) => [key, ...value.split(/\.(.*)/)])
+    .filter(([, comparison]) => comparison in comparisons);
   const where = () =>
-    ["true", ...filters.map(([key, value]) => `${name(key)} = ${place(value.slice(3))}`)].join(" AND ");
+    ["true", ...filters.map(([key, which, value]) => `${name(key)} ${comparisons[which]} ${place(value)}`)]
+      .join(" AND ");
+  const columns = (url.searchParams.get("select") ?? "").split(",").filter(Boolean).map((each) => name(each.trim()));
   if (request.method === "PATCH") {
     const set = Object.entries(body).map(([key, value]) => `${name(key)} = ${place(value)}`);
-    await as(claims, `UPDATE ${table} SET ${set} WHERE ${where()}`, values);
-    return json("", 204);
+    const returned = columns.length ? `RETURNING ${columns}` : "";
+    const rows = await as(claims, `UPDATE ${table} SET ${set} WHERE ${where()} ${returned}`, values);
+    return columns.length ? json(rows) : json("", 204);
   }
-  const columns = (url.searchParams.get("select") ?? "").split(",").map((each) => name(each.trim()));
   const order = (url.searchParams.get("order") ?? "").replace(".asc", "");
-  const query = `SELECT ${columns} FROM ${table} WHERE ${where()} ${order && `ORDER BY ${name(order)}`} LIMIT 1000`;
-  const [row] = await as(claims, `SELECT coalesce(json_agg(t), '[]')::text AS answer FROM (${query}) AS t`, values);
-  const number = JSON.parse(row.answer).length;
-  return json(row.answer, 200, { "content-range": `0-${number - 1}/${number}`, "access-control-expose-headers": "*" });
+  const query = `SELECT ${columns} FROM ${table} WHERE ${where()} ${order && `ORDER BY ${name(order)}`}`;
+  const answers = `(SELECT coalesce(json_agg(t), '[]') FROM (TABLE found LIMIT 1000) AS t)::text AS answer`;
+  const counted = `WITH found AS (${query}) SELECT ${answers}, (SELECT count(*) FROM found)::integer AS number`;
+  const [{ answer, number }] = await as(claims, counted, values);
+  const range = `0-${Math.min(number, 1000) - 1}/${number}`;
+  return json(answer, 200, { "content-range": range, "access-control-expose-headers": "*" });
 }
 
 async function file(path: string, origin: string) {
@@ -96,17 +102,19 @@ async function file(path: string, origin: string) {
     const content = await Deno.readTextFile(wanted === "/supabase.js" ? library : page + wanted);
     const types: Record<string, string> = { html: "text/html", js: "text/javascript", json: "application/json" };
     const headers = { "content-type": `${types[wanted.split(".").pop()!]}; charset=utf-8` };
-    return new Response(content.replace("https://PROJECT.supabase.co", origin), { headers });
+    const configured = content.replaceAll("https://PROJECT.supabase.co", origin)
+      .replace("wss://PROJECT.supabase.co", origin.replace("http", "ws"));
+    return new Response(configured, { headers });
   } catch {
     return json({}, 404);
   }
 }
 
-// PostgreSQL's errors as PostgREST answers them.
-function failure(error: unknown) {
+// PostgreSQL's errors as PostgREST answers them. A missing right of a visitor is a missing login.
+function failure(error: unknown, claims: Claims) {
   if (!(error instanceof postgres.PostgresError)) throw error;
   const { code, message, hint, detail } = error;
-  const status = { "42501": 403, "23505": 409 }[code] ?? 400;
+  const status = { "42501": claims === ANON ? 401 : 403, "23505": 409 }[code] ?? 400;
   return json({ code, message, hint: hint ?? null, details: detail ?? null }, status);
 }
 
@@ -196,7 +204,7 @@ export async function serve(): Promise<string> {
       if (url.pathname.startsWith("/rest/")) return await rest(request, url);
       return await file(url.pathname, url.origin);
     } catch (error) {
-      return failure(error);
+      return failure(error, claimsOf(request.headers.get("authorization")));
     }
   });
   return `http://127.0.0.1:${server.addr.port}`;

@@ -60,7 +60,7 @@ ALERTS = [
 CLIENT = """
     const rows = { alerts: ALERTS, coordinators: { locale: "nb" } };
     const query = (data) => ({ data, count: data?.length, select: () => query(data), order: () => query(data),
-        eq: () => query(data), maybeSingle: () => query(data) });
+        eq: () => query(data), neq: () => query([]), maybeSingle: () => query(data) });
     const channel = { on: () => channel, subscribe: () => {} };
     const auth = { onAuthStateChange: (tell) => tell("", { user: { id: "1", email: "eva@hlf.example" } }) };
     globalThis.fetch = async () => ({ json: async () => (WORDS) });

@@ -1,10 +1,8 @@
 // The coordinators' page: reads the view certjob.alerts as the logged-in user, and shows it in the user's language.
 
 const project = document.getElementById("project").dataset;
-const supabase = globalThis.supabase.createClient(project.url, project.key, { db: { schema: "certjob" } });
 const words = await (await fetch("words.json")).json();
 const DATES = { nb: "nb-NO", nn: "nb-NO", en: "en-GB" }; // few browsers know nn, which writes dates like nb
-const EVERY_30_SECONDS = 30_000;
 const COLUMNS =
   "alert_id, kind, organisation, mentor_id, member_no, full_name, sentence, cause, action, state, since, " +
   "next_attempt_at, number, fingerprint";
@@ -16,12 +14,13 @@ const SECTIONS = {
   hidden: ["may_be_hidden"],
   undelivered: ["failed_reminders", "waiting_reminders"],
 };
-const RETRIED = ["retry", "check_contact"]; // the actions after which another attempt can help
 
 const $ = (id) => document.getElementById(id);
 const answers = new Map(); // what the page answered to a button, by alert
+const nothing = { coordinator: null, alerts: null, count: 0, at: null };
+let supabase = null;
 let language = "en";
-let shown = { alerts: null, count: 0, at: null };
+let shown = nothing;
 let me = null; // the user's id
 let channel = null;
 
@@ -46,25 +45,42 @@ function speak(wanted) {
   for (const each of document.querySelectorAll("[data-say]")) each.textContent = say(each.dataset.say);
 }
 
-async function readAlerts() {
-  const { data, count, error } = await supabase.from("alerts").select(COLUMNS, { count: "exact" }).order("since");
-  if (error) throw error;
-  const { data: holds } = await supabase.from("held_reviews").select("what, mentors");
+// Return the data of an answer, or throw its error with the HTTP status.
+function dataOf({ data, error, status }) {
+  if (error) throw Object.assign(error, { status });
+  return data;
+}
+
+// No row of alerts means that everything is in order only for a coordinator: others may read none.
+async function readAlerts(user) {
+  const read = (compare) =>
+    supabase.from("alerts").select(COLUMNS, { count: "exact" })[compare]("kind", "may_be_visible").order("since");
+  const [own, worst, others, { data: holds }] = await Promise.all([
+    supabase.from("coordinators").select("locale").eq("id", user).maybeSingle(),
+    read("eq"), // on their own, because the API returns a limited number of rows
+    read("neq"),
+    supabase.from("held_reviews").select("what, mentors"),
+  ]);
   const mentors = (alert) => holds?.find((each) => each.what === alert.cause)?.mentors ?? alert.number;
-  const alerts = data.map((alert) => alert.kind === "held" ? { ...alert, number: mentors(alert) } : alert);
-  return { alerts, count, at: Date.now() };
+  const alerts = [...dataOf(worst), ...dataOf(others)]
+    .map((alert) => alert.kind === "held" ? { ...alert, number: mentors(alert) } : alert);
+  return { coordinator: dataOf(own), alerts, count: worst.count + others.count, at: Date.now() };
 }
 
 let reading = Promise.resolve();
 function refresh() {
   reading = reading.then(async () => {
-    if (!me) return;
+    const user = me;
+    if (!user) return;
     try {
       if (!navigator.onLine) throw new Error("offline");
-      shown = await readAlerts();
+      const read = await readAlerts(user);
+      if (me !== user) return;
+      if (read.coordinator?.locale !== shown.coordinator?.locale) speak(read.coordinator?.locale);
+      shown = read;
       show();
     } catch (error) {
-      showProblem(error);
+      if (me === user) showProblem(error);
     }
   });
   return reading;
@@ -80,49 +96,52 @@ function watch() {
 }
 
 const refreshIfSeen = () => document.visibilityState === "visible" && refresh();
-setInterval(refreshIfSeen, EVERY_30_SECONDS);
+setInterval(refreshIfSeen, 30_000);
 document.addEventListener("visibilitychange", refreshIfSeen);
 addEventListener("online", refresh);
 addEventListener("offline", refresh);
 
 async function retry(alert) {
-  const { data, error } = await supabase.rpc("request_portal_resync", { mentor_id: alert.mentor_id });
-  if (error) throw error;
-  return say("retried")[data.visible ? 1 : 0];
+  const { visible } = dataOf(await supabase.rpc("request_portal_resync", { mentor_id: alert.mentor_id }));
+  return say("retried")[visible ? 1 : 0];
 }
 
 async function correctContact(alert, { contact_id }) {
   const change = { dynamics_contact_id: contact_id.trim() };
-  const { error } = await supabase.from("mentors").update(change).eq("id", alert.mentor_id);
-  if (error?.code === "23505") throw new Error(say("taken"));
-  if (error) throw error;
+  const answer = await supabase.from("mentors").update(change).eq("id", alert.mentor_id).select("id");
+  if (answer.error?.code === "23505") throw new Error(say("taken"));
+  if (!dataOf(answer).length) throw new Error(say("not_saved"));
   return say("saved");
 }
 
 async function acknowledge({ alert_id, fingerprint }, { because, until }) {
-  const { error } = await supabase.rpc("acknowledge_alert", { alert_id, fingerprint, because, until });
-  if (error) throw error;
+  dataOf(await supabase.rpc("acknowledge_alert", { alert_id, fingerprint, because, until }));
   return say("acknowledged", day(until));
 }
 
-// Call the function of a form, show its answer in the card, and read the alerts again.
+// Identifies the attempt that an alert is about.
+const attempt = ({ state, since, next_attempt_at }) => JSON.stringify([state, since, next_attempt_at]);
+
+// Call the function of a form, read the alerts again, and show its answer in the card until the next attempt.
 async function run(alert, button, act, values) {
   button.disabled = true;
-  try {
-    answers.set(alert.alert_id, { text: await act(alert, values), good: true });
-  } catch (error) {
+  const answer = await act(alert, values).then((text) => ({ text, good: true }), (error) => {
     const reason = [error.message, error.hint].filter(Boolean).join("; ");
-    const text = error instanceof TypeError ? say("no_answer") : error.code ? say("not_done", reason) : reason;
-    answers.set(alert.alert_id, { text, good: false });
-  }
+    const isSilent = error.status === 0 || error instanceof TypeError;
+    return { text: isSilent ? say("no_answer") : error.code ? say("not_done", reason) : reason, good: false };
+  });
   await refresh();
+  button.disabled = false;
+  if (!me) return;
+  const now = shown.alerts?.find((each) => each.alert_id === alert.alert_id);
+  if (now) answers.set(alert.alert_id, { ...answer, about: attempt(now) });
   show();
-  $("status").textContent = answers.get(alert.alert_id).text;
+  $("status").textContent = answer.text;
 }
 
 function show() {
   if (!me || !shown.alerts) return;
-  const { alerts, count } = shown;
+  const { coordinator, alerts, count } = shown;
   const known = Object.values(SECTIONS).flat();
   const sections = { ...SECTIONS, other: alerts.map((each) => each.kind).filter((kind) => !known.includes(kind)) };
   const cards = new Map([...document.querySelectorAll(".card")].map((card) => [card.dataset.alert, card]));
@@ -133,8 +152,9 @@ function show() {
   });
   $("list").replaceChildren(...parts);
   $("list").ariaBusy = "false";
-  setStatus(count ? plural(words[language].page.count, count) : say("empty"));
-  if (count > alerts.length) $("list").append(element("p", {}, fill(words[language].more, count - alerts.length)));
+  const more = count > alerts.length && fill(words[language].more, count - alerts.length);
+  const number = [plural(words[language].page.count, alerts.length), more].filter(Boolean).join(" ");
+  setStatus(!coordinator ? say("no_coordinator") : count ? number : say("empty"), !coordinator);
   if (focus) restoreFocus(focus);
 }
 
@@ -149,27 +169,28 @@ function section(name, alerts, cards) {
 
 // Keep the element of an unchanged alert, because someone may be typing in it.
 function card(name, alert, old) {
-  const answer = answers.get(alert.alert_id);
+  const known = answers.get(alert.alert_id);
+  const answer = known?.about === attempt(alert) && known;
   const state = JSON.stringify([language, alert, answer]);
   if (old?.dataset.state === state) return old;
   const { causes, since } = words[language];
-  const cause = causes[alert.cause];
+  const [cause, start] = [causes[alert.cause], fill(since, moment(alert.since))];
   const number = alert.member_no && alert.full_name !== alert.member_no && element("small", {}, ` ${alert.member_no}`);
+  const id = encodeURIComponent(alert.alert_id); // an id has no spaces
   const made = element(
     "li",
     { className: `card ${name}` },
-    element("h3", {}, alert.full_name ?? alert.organisation.toUpperCase(), number),
+    element("h3", { id }, alert.full_name ?? alert.organisation.toUpperCase(), number),
     ["visible", "other"].includes(name) && element("p", { className: "sentence", lang: "en" }, alert.sentence),
     cause && element("p", {}, Array.isArray(cause) ? plural(cause, alert.number) : cause),
-    element("p", { className: "quiet" }, capital(fill(since, moment(alert.since))), ". ", next(alert)),
+    element("p", { className: "quiet" }, start[0].toUpperCase(), start.slice(1), ". ", next(alert)),
     answer && element("p", { className: answer.good ? "answer" : "problem" }, answer.text),
     ...actions(alert, old),
   );
+  for (const each of made.querySelectorAll("button, summary, input")) each.setAttribute("aria-describedby", id);
   Object.assign(made.dataset, { alert: alert.alert_id, state });
   return made;
 }
-
-const capital = (text) => text[0].toUpperCase() + text.slice(1);
 
 function next({ action, state, next_attempt_at }) {
   if (state === "being_sent" || state === "due") return say(state);
@@ -179,7 +200,7 @@ function next({ action, state, next_attempt_at }) {
 
 function actions(alert, old) {
   const found = [];
-  if (RETRIED.includes(alert.action)) found.push(form(alert, old, retry, say("retry")));
+  if (["retry", "check_contact"].includes(alert.action)) found.push(form(alert, old, retry, say("retry")));
   if (alert.action === "correct_contact_id") {
     const pattern = "\\s*[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\\s*";
     const input = { name: "contact_id", required: true, pattern, title: say("contact_form"), autocomplete: "off" };
@@ -227,20 +248,23 @@ function setStatus(text, isProblem = false) {
 }
 
 function showProblem(error) {
+  if (error.status === 401) return leave(), logOut();
   if (!navigator.onLine && shown.at) return setStatus(say("offline", moment(shown.at)), true);
   setStatus(`${say("failed")} ${error.code ? error.message : ""}`.trim(), true);
 }
 
 $("login").onsubmit = async (event) => {
   event.preventDefault();
-  const button = event.target.querySelector("button");
-  button.disabled = true;
   setStatus("");
   const { error } = await supabase.auth.signInWithPassword(Object.fromEntries(new FormData(event.target)));
-  button.disabled = false;
-  if (error) setStatus(error.status === 400 ? say("no_login") : say("no_answer"), true);
+  if (error) return setStatus(error.status === 400 ? say("no_login") : say("no_answer"), true);
+  document.querySelector("h1").focus();
 };
-$("leave").onclick = () => supabase.auth.signOut({ scope: "local" });
+async function logOut() {
+  const { error } = await supabase.auth.signOut({ scope: "local" });
+  if (error) setStatus(say("no_answer"), true);
+}
+$("leave").onclick = logOut;
 
 async function enter(user) {
   me = user.id;
@@ -250,27 +274,31 @@ async function enter(user) {
   $("who").textContent = user.email;
   $("list").ariaBusy = "true";
   setStatus(say("loading"));
-  const { data, error } = await supabase.from("coordinators").select("locale").eq("id", me).maybeSingle();
-  if (!error) speak(data?.locale);
-  if (!error && !data) return setStatus(say("no_coordinator"), true);
   await refresh();
-  watch();
+  if (me === user.id) watch();
 }
 
 function leave() {
+  if (!me && !$("login").hidden) return;
   if (channel) supabase.removeChannel(channel);
-  [me, channel, shown] = [null, null, { alerts: null, count: 0, at: null }];
+  [me, channel, shown] = [null, null, nothing];
   answers.clear();
   $("login").hidden = false;
   $("leave").hidden = true;
   $("who").textContent = "";
   $("list").replaceChildren();
-  setStatus("");
   speak();
+  setStatus(say("logged_out"));
+  $("login").elements.email.focus();
 }
 
 speak();
-// supabase-js holds a lock during this call, so requests begin after it.
-supabase.auth.onAuthStateChange((_event, session) => {
-  if (session?.user.id !== me || !session) setTimeout(() => session ? enter(session.user) : leave(), 0);
-});
+try {
+  supabase = globalThis.supabase.createClient(project.url, project.key, { db: { schema: "certjob" } });
+  // supabase-js holds a lock during this call, so requests begin after it.
+  supabase.auth.onAuthStateChange((_event, session) => {
+    if (session?.user.id !== me || !session) setTimeout(() => session ? enter(session.user) : leave(), 0);
+  });
+} catch (error) {
+  setStatus(say("no_start", error.message), true);
+}
