@@ -4,9 +4,9 @@
 --   service_role    Supabase's role for the app's server. It writes the facts and reads the rest.
 --   anon            Supabase's role for visitors. It has no rights.
 
--- All rights of these roles: one row for each role, privilege and object. set_up_rights grants them, and `certjob check`
--- compares them with those in the database. No columns: the whole row. While docs/examples/mirror.sql is installed,
--- coordinators write no mirrored facts, because the next copy would undo it.
+-- All rights of these roles: one row for each role, privilege and object. set_up_rights grants them. No columns: the
+-- whole row. While docs/examples/mirror.sql is installed, coordinators write no mirrored facts, because the next copy
+-- would undo it.
 CREATE VIEW certjob.rights WITH (security_invoker = true) AS
 SELECT r.role, privilege, r.type, object, r.columns
 FROM (VALUES
@@ -85,9 +85,13 @@ WHERE r.role <> 'authenticated' OR privilege NOT IN ('INSERT', 'UPDATE')
 
 -- The policies of coordinators, for their role only: they read and change the rows of their own organisation. Inside
 -- the policies of other tables, that of mentors applies. Coordinators sign each pause, and cannot change certjob's
--- pauses or a lifted pause. set_up_rights creates those that are missing.
+-- pauses or a lifted pause. The worker sees and writes every row. set_up_rights creates those that are missing.
 CREATE VIEW certjob_private.policies WITH (security_invoker = true) AS
-SELECT p.name, relation, p.command, p.sees, p.writes
+SELECT 'worker' AS name, 'certjob_worker' AS role, c.oid::regclass::text AS relation, 'ALL' AS command, 'true' AS sees,
+    'true' AS writes
+FROM pg_class AS c WHERE c.relnamespace = 'certjob'::regnamespace AND c.relkind = 'r'
+UNION ALL
+SELECT p.name, 'authenticated', relation, p.command, p.sees, p.writes
 FROM (VALUES
     ('reads_own', '{certjob.organisations}'::text[], 'SELECT',
         'id = (SELECT certjob_private.coordinator_organisation_id())', NULL),
@@ -145,10 +149,10 @@ BEGIN
         EXECUTE statement;
     END LOOP;
     FOR statement IN
-        SELECT concat(format('CREATE POLICY %I ON %s FOR %s TO authenticated', p.name, p.relation, p.command),
+        SELECT concat(format('CREATE POLICY %I ON %s FOR %s TO %I', p.name, p.relation, p.command, p.role),
             ' USING (' || p.sees || ')', ' WITH CHECK (' || p.writes || ')')
         FROM certjob_private.policies AS p
-        WHERE to_regrole('authenticated') IS NOT NULL AND has_users AND NOT EXISTS (
+        WHERE to_regrole(p.role) IS NOT NULL AND (p.role <> 'authenticated' OR has_users) AND NOT EXISTS (
             SELECT FROM pg_policy AS known WHERE known.polrelid = p.relation::regclass AND known.polname = p.name
         )
     LOOP
@@ -173,15 +177,14 @@ BEGIN
 END
 $$;
 
--- The worker sees and writes every row, but deletes no open rows, opens and lifts only its own pauses, and those of a
--- person only with that person's signature (`certjob pause` and `certjob unpause`).
+-- The worker deletes no open rows, opens and lifts only its own pauses, and those of a person only with that person's
+-- signature (`certjob pause` and `certjob unpause`).
 DO $$
 DECLARE
     relation regclass;
 BEGIN
     FOR relation IN SELECT oid FROM pg_class WHERE relnamespace = 'certjob'::regnamespace AND relkind = 'r' LOOP
         EXECUTE format('ALTER TABLE %s ENABLE ROW LEVEL SECURITY', relation);
-        EXECUTE format('CREATE POLICY worker ON %s TO certjob_worker USING (true) WITH CHECK (true)', relation);
     END LOOP;
 END
 $$;

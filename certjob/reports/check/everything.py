@@ -32,6 +32,7 @@ PORTAL_SECONDS = 30.0
 _OF_PORTAL = {"CERTJOB_PORTAL_URL", "CERTJOB_PORTAL_KEY"}
 _OF_MAIL = {"CERTJOB_NOTIFY_URL", "CERTJOB_NOTIFY_PASSWORD", "CERTJOB_MAIL_FROM"}
 _WRONG = "its settings are wrong"
+_GET_RIGHTS = "as the tables' owner, grant certjob_worker to this user, and run `certjob db migrate`"
 
 
 def check_everything(
@@ -103,8 +104,12 @@ def _check_database(settings: Settings) -> Generator[Finding, None, list[str] | 
             rejection = explain_late_rejection(error) if isinstance(error, psycopg.OperationalError) else None
             said = " ".join((error.diag.message_primary or str(error)).split())
             step = "see whether another session holds a table for long, and the server's log"
-            failed = fail("database", f"a query failed ({said})", next_step=step, exit_code=1)
-            yield failed_with("database", rejection) if rejection else failed
+            if rejection is not None:
+                yield failed_with("database", rejection)
+            elif isinstance(error, psycopg.errors.InsufficientPrivilege):
+                yield fail("database", f"the database user lacks a right ({said})", next_step=_GET_RIGHTS)
+            else:
+                yield fail("database", f"a query failed ({said})", next_step=step, exit_code=1)
     return None
 
 

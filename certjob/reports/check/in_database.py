@@ -1,6 +1,6 @@
 """The part of `certjob check` that tests the database. It only reads."""
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from datetime import date, timedelta, tzinfo
 
@@ -36,7 +36,7 @@ class Server:
 def check_database(
     connection: Connection, *, today: date, zone: tzinfo, mail_hours: DailyHours | None
 ) -> Generator[Finding, None, list[str] | None]:
-    """Test the server, the schema, the rights of this user, and the settings of the organisations.
+    """Test the server, the schema, the last run, and the settings of the organisations.
 
     Return the organisations with a portal, or None if the schema is not usable.
     """
@@ -48,9 +48,7 @@ def check_database(
         yield schema
         if schema.exit_code:
             return None
-        rights = _check_rights(connection, user_name=server.user_name)
-        yield from rights
-        yield from _check_last_run(connection, today=today, may_read_alerts=not any(each.exit_code for each in rights))
+        yield from _check_last_run(connection, today=today)
         with_portal = yield from _check_organisations(connection)
         if mail_hours is not None:
             yield _check_mail_hours(connection, mail_hours, zone=zone)
@@ -107,28 +105,7 @@ def _check_schema(connection: Connection) -> Finding:
     return fail("schema", message, next_step="run `certjob db migrate`")
 
 
-def _check_rights(connection: Connection, *, user_name: str) -> list[Finding]:
-    get_rights, migrate = migrations.how_to_get_rights(connection), "as the tables' owner, run `certjob db migrate`"
-    if not database.fetch_value(connection, "may_read_rights"):
-        return [fail("rights", f"the database user {user_name} lacks SELECT on rights", next_step=get_rights)]
-    problems = (
-        (f"the database user {user_name} lacks", "list_missing_rights", get_rights),
-        (f"row-level security may hide rows from the database user {user_name}:", "list_filtered_tables", get_rights),
-        ("roles of the app may do more than certjob grants:", "list_excess_rights", migrate),
-    )
-    found = [
-        fail("rights", f"{problem} {_some(rows)}", next_step=step)
-        for problem, statement, step in problems
-        if (rows := [row[0] for row in database.fetch(connection, statement)])
-    ]
-    return found or [ok("rights", f"the database user {user_name} has the rights that certjob needs")]
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def _check_last_run(connection: Connection, *, today: date, may_read_alerts: bool) -> Iterator[Finding]:
+def _check_last_run(connection: Connection, *, today: date) -> Iterator[Finding]:
     found: list[Finding] = []
     try:
         reject_earlier_date(connection, today)
@@ -139,7 +116,7 @@ def _check_last_run(connection: Connection, *, today: date, may_read_alerts: boo
         message = f"{number(count, 'run')} ended in the future, the last at {latest_at:%Y-%m-%d %H:%M} UTC"
         step = "a database clock was wrong: see docs/runbook.md, The clocks disagree"
         found.append(warn("last run", message, next_step=step))
-    if may_read_alerts and (overdue := read_attention(connection, today=today).overdue):
+    if overdue := read_attention(connection, today=today).overdue:
         message, _, step = overdue.rpartition("; ")
         found.append(warn("last run", message, next_step=step))
     yield from found or [ok("last run", "it is not overdue, and its date is not in the future")]
