@@ -5,7 +5,7 @@ import os
 import re
 from datetime import date, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 from urllib.parse import unquote, urlsplit
 from zoneinfo import ZoneInfo
 
@@ -147,7 +147,6 @@ class Settings(BaseSettings):
     """The e-mail address of the people who run certjob, for coordinators."""
     ping_url: Annotated[SecretStr, _PING, AfterValidator(_without_query)] | None = None
     """The monitor of `run`. A secret, because anyone who knows the address can report to it."""
-    log_format: Literal["text", "json"] = "text"
     _mail_problem: ConfigurationError | None = PrivateAttr(default=None)
 
     @field_validator("*", mode="before")

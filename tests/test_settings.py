@@ -47,7 +47,7 @@ def test_settings_with_a_database_only_send_and_push_nothing(load: Load) -> None
     settings = load(PORTAL_URL="", TIME_ZONE="")
 
     assert settings.database_url.get_secret_value() == DATABASE_URL
-    assert (settings.time_zone, settings.log_format) == ("Europe/Oslo", "text")
+    assert settings.time_zone == "Europe/Oslo"
     assert (settings.portal_url, settings.portal_key, settings.notify_url, settings.ping_url) == (None,) * 4
 
 
@@ -70,7 +70,6 @@ def test_database_url_is_required(load: Load) -> None:
         ("PORTAL_URL", f"http://localhost.evil.example/{SECRET}", "plain http:// is allowed only for loopback"),
         ("PORTAL_URL", f"https://{SECRET}@portal.example/", "must not contain a user name or password"),
         ("PORTAL_KEY", f"{SECRET}\n", "must be one word of printable ASCII"),
-        ("LOG_FORMAT", SECRET, "Input should be"),
         ("NOTIFY_URL", f"mailto:{SECRET}@hlf.example", "must be a URL that starts with smtp: or smtps:"),
         ("NOTIFY_URL", f"https://:{SECRET}@push.example", "use CERTJOB_NOTIFY_USER and CERTJOB_NOTIFY_PASSWORD"),
         ("MAIL_HOURS", f"08:00-{SECRET}", "must be two times of the day"),
@@ -127,13 +126,13 @@ def test_settings_file_has_the_usual_syntax(file: Path, monkeypatch: pytest.Monk
         b"\xef\xbb\xbfCERTJOB_DATABASE_URL=embedded  # remark\r\n\r\n# production\r\nTIME_ZONE=nowhere\r\nDEBUG\r\n"
         b"export CERTJOB_TIME_ZONE='Europe/Berlin'\r\nCERTJOB_MAIL_FROM=\"Certjob <post@example.org>\"\r\n"
     )
-    monkeypatch.setenv("CERTJOB_LOG_FORMAT", "json")
+    monkeypatch.setenv("CERTJOB_APP_URL", "https://app.example")
 
     settings = load_settings(str(file))
 
     assert settings.database_url.get_secret_value() == "embedded"
     assert (settings.time_zone, settings.mail_from) == ("Europe/Berlin", "Certjob <post@example.org>")
-    assert settings.log_format == "json"
+    assert settings.app_url == "https://app.example"
     monkeypatch.setenv("CERTJOB_DATABASE_URL", DATABASE_URL)
     assert load_settings(str(file)).database_url.get_secret_value() == DATABASE_URL
 

@@ -25,7 +25,6 @@ Settings (environment variables, or lines of the file that --env-file names):
   CERTJOB_APP_URL                             the app that digests link to
   CERTJOB_OPERATOR_ADDRESS                    contact address in digests
   CERTJOB_PING_URL                            an external monitor
-  CERTJOB_LOG_FORMAT                          text (the default) or json
 
 \b
 Exit codes:

@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
-from certjob.cli.logs import writes_json
 from certjob.cli.output import discard_results, print_json, say
-from certjob.cli.session import set_up_logs
 from certjob.errors import (
     CertjobError,
     ConfigurationError,
@@ -88,8 +86,6 @@ def _run(arguments: Sequence[str], *, stop: StopFlag) -> int:
 
 def _fail(arguments: Sequence[str], error: Exception) -> int:
     """Print an error and return its exit code."""
-    if not writes_json():  # the command may have failed before it set up its logs
-        set_up_logs(verbose=False)
     ours = to_certjob_error(error, arguments)
     needs_action = ours.exit_code == 3
     try:

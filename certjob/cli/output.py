@@ -8,7 +8,6 @@ import errno
 import io
 import itertools
 import json
-import logging
 import os
 import re
 import sys
@@ -23,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from certjob.cli.logs import logs_steps, traceback_lines, writes_json
+from certjob.cli.logs import logs_steps, traceback_lines
 from certjob.page import GAP, Line, Page, Table
 from certjob.redaction import harmless, printed_line, spreadsheet_text, without_secrets
 
@@ -32,10 +31,10 @@ WARNING_STYLE: Final = "#000000 on #ffd75f"
 """Each style has a background, so it is readable on every palette (contrast 7.9 and 15)."""
 
 _EVENTS: Final = {
-    "failed": (logging.ERROR, "error: ", ERROR_STYLE),
-    "attention": (logging.WARNING, "warning: ", WARNING_STYLE),
-    "warning": (logging.WARNING, "warning: ", WARNING_STYLE),
-    "note": (logging.INFO, "", ""),
+    "failed": ("error: ", ERROR_STYLE),
+    "attention": ("warning: ", WARNING_STYLE),
+    "warning": ("warning: ", WARNING_STYLE),
+    "note": ("", ""),
 }
 _UNSEEN: Final = re.compile(
     "[\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb]"
@@ -55,8 +54,8 @@ class Output:
         self.quiet = quiet
         self.on_terminal = sys.stdout.isatty()
         """Whether results are wrapped and in columns."""
-        self.interactive = sys.stderr.isatty() and not quiet and not writes_json()
-        """Whether a person is watching. Then certjob prints successes, too. JSON logs are for programs."""
+        self.interactive = sys.stderr.isatty() and not quiet
+        """Whether a person is watching. Then certjob prints successes, too."""
         self.out = Console(highlight=False, emoji=False, markup=False)
         self.err = Console(highlight=False, emoji=False, markup=False, stderr=True, force_terminal=self.interactive)
 
@@ -229,24 +228,18 @@ def discard_results() -> None:
 def say(command: str, message: str, *, event: str, error: BaseException | None = None) -> bool:
     """Print one line on stderr, and the traceback of ``error``. Return whether it could be written.
 
-    The line is JSON if the log is. ``event`` is ``failed``, ``attention``, ``warning`` or ``note``.
+    ``event`` is ``failed``, ``attention``, ``warning`` or ``note``.
     """
-    level, word, style = _EVENTS[event]
+    word, style = _EVENTS[event]
     line = without_secrets(printed_line(message))
     try:
-        if writes_json():
-            logger = logging.getLogger("certjob")
-            trace = (type(error), error, error.__traceback__) if error is not None else None
-            # Not logger.log(), because no level may suppress the reason for an exit code.
-            about = {"command": command, "event": event}
-            logger.handle(logger.makeRecord(logger.name, level, "", 0, line, (), trace, extra=about))
-        elif sys.stderr.isatty():
+        if sys.stderr.isatty():
             console = Console(stderr=True, highlight=False, emoji=False, markup=False)
             text = Text.assemble("\r", command, ": ", (word, style), line)  # \r overwrites an echoed ^C
             console.print(text, soft_wrap=True)
         else:
             print(f"{command}: {'warning: ' if event == 'warning' else ''}{line}", file=sys.stderr)  # noqa: T201
-        for each in traceback_lines(error) if error is not None and not writes_json() else ():
+        for each in traceback_lines(error) if error is not None else ():
             print(each, file=sys.stderr)  # noqa: T201
         sys.stderr.flush()
     except OSError:

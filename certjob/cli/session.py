@@ -2,8 +2,7 @@
 
 import functools
 import inspect
-import logging.config
-import os
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from datetime import tzinfo
@@ -13,7 +12,7 @@ from uuid import UUID, uuid4
 import typer
 from typer.core import TyperCommand
 
-from certjob.cli.logs import log_configuration
+from certjob.cli.logs import set_up_logs
 from certjob.cli.output import Output, Phases, print_json, say
 from certjob.errors import EXIT_CODES, ConfigurationError, Outcome
 
@@ -155,7 +154,7 @@ class Call(typer.Context):
 
         stop, settings = self.stop, load_settings(self.env_file)
         self.settings, self.run_id, self.ping_body = settings, uuid4(), {}
-        set_up_logs(verbose=self.verbose, log_format=settings.log_format, run_id=self.run_id)
+        set_up_logs(verbose=self.verbose)
         if pings and settings.ping_url is not None:
             from certjob.reports.pings import ping
 
@@ -242,11 +241,5 @@ def _open(url: str, settings: "Settings", *, need_schema: bool, stop: "StopFlag"
             with stop.interruptible():
                 migrations.require_current(connection)
         about = (__version__, server, settings.today, settings.time_zone)
-        logger.debug("certjob %s on PostgreSQL %s, today is %s in %s", *about, extra={"event": "opened"})
+        logger.debug("certjob %s on PostgreSQL %s, today is %s in %s", *about)
         yield connection
-
-
-def set_up_logs(*, verbose: bool, log_format: str | None = None, run_id: UUID | None = None) -> None:
-    """Write log lines to stderr, in this format or in that of CERTJOB_LOG_FORMAT in the environment."""
-    form = log_format or ("json" if os.environ.get("CERTJOB_LOG_FORMAT") == "json" else "text")
-    logging.config.dictConfig(log_configuration(verbose=verbose, log_format=form, run_id=run_id))

@@ -42,7 +42,7 @@ class Heartbeat:
     def phase(self, name: str, *, count: Callable[[], int] | None = None) -> Advance:
         """Begin a phase; see ``Job.phase``."""
         show = self._job.phase(name, count=count)
-        logger.info("%s", name, extra={"event": "phase"})
+        logger.info("%s", name)
         self._next_at = 0.0
         self._beat()
 
@@ -89,7 +89,7 @@ def recorded(
         if everybody:
             message = "all mentors must be reviewed, but another session has locked some of them"
         raise DatabaseUnavailableError(message, next_step="end that session and run again") from error
-    logger.info("the run has begun", extra={"event": "run_began"} | begun)
+    logger.info("the run has begun", extra={"run_id": str(report.run_id)} | begun)
     if isinstance(report, DeliverReport):
         report.told = Told(stops=stops)
     try:
@@ -109,7 +109,7 @@ def recorded(
         try:
             _record_end(connection, report, Outcome.FAILED, lines=[reason])
         except (psycopg.Error, DatabaseUnavailableError):  # the database caused the error
-            logger.info("the end of the run could not be recorded", extra={"event": "run_not_recorded"})
+            logger.info("the end of the run could not be recorded")
         raise
     database.persist(connection, lambda: _record_end(connection, report, report.outcome, lines=report.lines()))
 
@@ -146,7 +146,7 @@ def _record_end(connection: Connection, report: Report, outcome: Outcome, *, lin
     parameters = {"id": report.run_id, "outcome": outcome, "counts": json.dumps(stored), "lines": safe_lines}
     database.execute(connection, "finish_job_run", parameters)
     about = {"outcome": str(outcome), "duration_seconds": report.duration_seconds}
-    logger.info("the run has ended", extra={"event": "run_ended"} | about | counts)
+    logger.info("the run has ended", extra=about | counts)
 
 
 def note_told(connection: Connection, report: Report) -> None:

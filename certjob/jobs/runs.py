@@ -251,7 +251,7 @@ def _send_mail(job: Job, report: Report, *, queue: Callable[[], object], ends_at
         report.stopped.append(problem)
     report.mail.waits_until = job.mail_waits_until()
     if report.mail.waits_until is not None:
-        logger.info("mail waits until %s", report.mail.waits_until, extra={"event": "mail_waits"})
+        logger.info("mail waits until %s", report.mail.waits_until)
 
 
 def _missing_channel(job: Job) -> StageStop | None:
@@ -304,7 +304,7 @@ def stage(job: Job, report: Report, name: str) -> Iterator[Stage]:
 
 def _note_crash(job: Job, report: Report, name: str, error: Exception) -> StageStop:
     """Record an unexpected error: the run has failed."""
-    logger.debug("the %s stage crashed", name, exc_info=error, extra={"event": "stage_crashed"})
+    logger.debug("the %s stage crashed", name, exc_info=error)
     report.crashed = True
     # The DETAIL of a database error is left out, because it has names and addresses.
     text = (error.diag.message_primary if isinstance(error, psycopg.Error) else None) or str(error)

@@ -58,7 +58,7 @@ def take_report(connection: Connection, data: bytes) -> ReportResult:
     if about is None:
         return ReportResult.NOT_OURS
     bounced = persist(connection, partial(_mark_bounced, connection, about, failures))
-    logger.debug("a report about %s", about[0], extra={"event": "report_read", "noted": bounced})
+    logger.debug("a report about %s", about[0], extra={"noted": bounced})
     return ReportResult.BOUNCED if bounced else ReportResult.NOT_OURS
 
 

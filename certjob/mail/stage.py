@@ -120,9 +120,9 @@ def _send(message: OutgoingMessage, lease: Lease, *, channel: Channel, calls: Ca
     try:
         attempts.result()
     except NotifyError as error:
-        _log(message, "message_not_sent", cause=type(error).__name__)
+        _log(message, "message not sent", cause=type(error).__name__)
         return error
-    _log(message, "message_sent")
+    _log(message, "message sent")
     return None
 
 
@@ -183,9 +183,9 @@ def _stopped(code: StageEnd, reason: str, *, fault: str = "") -> StageStop:
     return StageStop(stage="mail", code=code, reason=reason, fault=fault)
 
 
-def _log(message: OutgoingMessage, event: str, **about: str) -> None:
+def _log(message: OutgoingMessage, what: str, **about: str) -> None:
     """Log the outcome of one message with its ids only."""
     if logger.isEnabledFor(logging.DEBUG):
         ids = {"kind": message.kind, "message_key": message.idempotency_key, "mentor_id": message.mentor_id}
         known = {name: str(value) for name, value in ids.items() if value is not None}
-        logger.debug("a %s", event.replace("_", " "), extra={"event": event} | known | about)
+        logger.debug(what, extra=known | about)

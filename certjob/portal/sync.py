@@ -196,12 +196,12 @@ class PortalSyncService:
 def _log(push: Push, answer: Answer) -> None:
     """Log the outcome of one event with its IDs only, because the text of the portal may name a person."""
     event, error = push.event, push.error
-    what = "event_not_tried" if not push.is_tried else "event_failed" if error else "event_pushed"
-    about = {"event": what, "event_id": event.id, "version": event.version, "mentor_id": str(event.mentor_id)}
+    what = "push not tried" if not push.is_tried else "push failed" if error else "push delivered"
+    about = {"event_id": event.id, "version": event.version, "mentor_id": str(event.mentor_id)}
     about |= {"visible": event.visible, "settled": answer.value}
     if error:
         about |= {"attempts": error.attempts, "status": error.cause.status, "cause": type(error.cause).__name__}
-    logger.debug("a portal %s", what.replace("_", " "), extra=about)
+    logger.debug(what, extra=about)
 
 
 def _settlement(push: Push) -> Settlement:

@@ -94,13 +94,13 @@ def test_quiet_check_prints_only_problems(check: Check, facts: Facts) -> None:
 
 def test_every_wrong_setting_is_named_once(check: Check, portal: PortalServer) -> None:
     """The tests that need it are skipped, and all others are made."""
-    wrong = {"CERTJOB_TIME_ZONE": SECRET, "CERTJOB_LOG_FORMAT": "xml", "CERTJOB_PORTAL_KEY": ""}
+    wrong = {"CERTJOB_TIME_ZONE": SECRET, "CERTJOB_PORTAL_KEY": ""}
 
     result = check("-q", CERTJOB_NOTIFY_URL="smtp://h", **wrong)
 
     *failed, portal_line, mail_line = result.stdout.splitlines()
     variables = [line.removeprefix("fail  settings: ").partition(" ")[0].rstrip(":") for line in failed]
-    assert variables == ["CERTJOB_TIME_ZONE", "CERTJOB_LOG_FORMAT", "CERTJOB_PORTAL_KEY", "CERTJOB_MAIL_FROM"]
+    assert variables == ["CERTJOB_TIME_ZONE", "CERTJOB_PORTAL_KEY", "CERTJOB_MAIL_FROM"]
     assert portal_line == "skip  portal: not checked: its settings are wrong"
     assert mail_line == "skip  mail: not checked: its settings are wrong"
     assert (result.returncode, portal.requests) == (2, [])

@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
+from certjob.cli.logs import set_up_logs
 from certjob.cli.options import parse_recipient
-from certjob.cli.session import Call, Commands, set_up_logs
+from certjob.cli.session import Call, Commands
 from certjob.errors import Outcome
 
 app = Commands(group="Setting up")
@@ -33,7 +34,7 @@ def check(
     found: list[Finding] = []
     with call.stop.interruptible():
         settings, problems = survey_settings(call.env_file)
-        set_up_logs(verbose=call.verbose, log_format=settings.log_format)
+        set_up_logs(verbose=call.verbose)
         with call.progress() as progress:
             advance = progress.phase("Checking")
             for finding in everything.check_everything(settings, problems=problems, test_to=send_test):
