@@ -95,7 +95,7 @@ _ADVICE: Final[Mapping[str, Advice]] = {
         ),
         Advice(
             cause=Cause.LATER_DAY_ON_PORTAL,
-            why="The last day was moved earlier, but the portal shows the mentor until the later day.",
+            why="The last day was moved earlier, but the portal may show the mentor until the later day.",
             action="Wait; certjob tries again {next_try}. If it does not succeed before the earlier day, correct the "
             "reason, then run {resync}.",
         ),

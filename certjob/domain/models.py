@@ -201,8 +201,8 @@ class Decision:
     """Whether the portal must be told the visibility or its last day."""
     nothing_to_hide: bool
     """Whether a hide is not needed, because the mentor has had neither a contact ID nor a certificate."""
-    moved_from: date | None
-    """The previous last visible day, if only that day changes."""
+    new_last_day: bool
+    """Whether the mentor stays visible until another day."""
     surprise: Surprise
     without_certificate: bool
     """Whether the mentor is active, but has never had a kind that counts."""

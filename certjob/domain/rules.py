@@ -77,8 +77,8 @@ def decide(mentor: Mentor, today: date) -> Decision:
     never_shown = never_certified and not was_certified and not mentor.has_contact
     nothing_to_hide = never_shown and mentor.portal_visible is True
     changes_visibility = mentor.portal_visible is not visible and not nothing_to_hide
-    moved_from = _moved_from(mentor, last_day) if organisation.has_portal and visible else None
-    push = (organisation.has_portal and changes_visibility) or moved_from is not None
+    new_last_day = visible and _has_new_last_day(mentor, last_day)
+    push = organisation.has_portal and (changes_visibility or new_last_day)
     due = tuple(sorted(reminders))
     unseen = [each for each in mentor.certificates if each.unseen]
     now = today.toordinal()
@@ -97,7 +97,7 @@ def decide(mentor: Mentor, today: date) -> Decision:
         visible=visible,
         push=push,
         nothing_to_hide=nothing_to_hide,
-        moved_from=moved_from,
+        new_last_day=organisation.has_portal and new_last_day,
         surprise=_surprise(
             mentor, today, unseen, pause=pause, push=push, visible=visible, last_day=last_day, reminders=due
         ),
@@ -280,15 +280,12 @@ def _review_days(certificate: Certificate, mentor: Mentor, *, reminded: bool) ->
     return [certificate.issued_on.toordinal(), last_day + 1, *[last_day - threshold for threshold in thresholds]]
 
 
-def _moved_from(mentor: Mentor, last_day: date) -> date | None:
-    """Return the previous last visible day, if the mentor stays visible until another day.
-
-    Returns None at the first review, because it pushes the mentor in any case.
-    """
+def _has_new_last_day(mentor: Mentor, last_day: date) -> bool:
+    """Return whether a mentor who is visible stays so until another day; False at the first review, which pushes."""
     previous = mentor.certified_until
     if mentor.portal_visible is not True or not mentor.has_contact or previous in (None, NOT_CERTIFIED):
-        return None
-    return previous if min(previous, LAST_PORTAL_DAY) != min(last_day, LAST_PORTAL_DAY) else None
+        return False
+    return min(previous, LAST_PORTAL_DAY) != min(last_day, LAST_PORTAL_DAY)
 
 
 def _pause_change(

@@ -147,7 +147,7 @@ def _effects(change: PlannedChange) -> Iterator[dict[str, Any]]:
     }
     if decision.pause:
         yield mentor | {"what": "paused" if decision.pause is PauseChange.OPEN else "reinstated", "held": held}
-    if decision.push and decision.moved_from is None:
+    if decision.push and not decision.new_last_day:
         yield mentor | {"what": "shown" if decision.visible else "hidden", "held": held}
     if change.new_reminders:
         yield mentor | {"what": "reminded", "held": change.reminders_are_held}

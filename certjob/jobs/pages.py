@@ -83,7 +83,7 @@ def _reminders(change: PlannedChange) -> str:
 def _push_words(decision: Decision) -> str | None:
     if not decision.push:
         return None
-    if decision.moved_from is not None:
+    if decision.new_last_day:
         return "new last day"
     return "show" if decision.visible else "hide"
 

@@ -43,12 +43,15 @@ class Difference:
     """The visibility that certjob wants. The portal has the opposite, unless ``wrong_day``."""
     wrong_day: bool
     """The portal shows the mentor, as wanted, but with another last day."""
-    restricts: bool
-    """The correction is a hide or an earlier last day. No guard holds it."""
-    visible_until: date | None
-    """The last visible day that certjob wants."""
-    portal_until: date | None
-    """The last visible day on the portal, or None."""
+    wanted_until: date | None
+    """The last visible day that certjob wants; None for a hide."""
+    read_until: date
+    """The last visible day on the portal: NOT_CERTIFIED if it hides the contact, and 9999-12-31 without a day."""
+
+    @property
+    def is_urgent(self) -> bool:
+        """Return whether the correction is a hide or an earlier last day. No guard holds it."""
+        return self.wanted_until is None or self.wanted_until < self.read_until
 
     @property
     def what(self) -> Literal["hidden", "shown", "last_day"]:
@@ -60,9 +63,8 @@ class Difference:
         return Wish(
             mentor_id=self.mentor_id,
             visible=self.visible,
-            visible_until=self.visible_until,
-            moved_from=self.portal_until if self.visible and self.restricts else None,
-            is_too_late=self.visible and self.restricts,
+            wanted_until=self.wanted_until,
+            read_until=self.read_until,
         )
 
     def to_document(self) -> dict[str, Any]:
@@ -114,7 +116,7 @@ class Comparison:
     def admitted(self) -> list[Difference]:
         """Return the differences that may be corrected."""
         held = {each.organisation_id for each in self.held}
-        return [each for each in self.differences if each.restricts or each.organisation_id not in held]
+        return [each for each in self.differences if each.is_urgent or each.organisation_id not in held]
 
     def counts(self) -> dict[str, int]:
         """Return ``differences`` of the JSON document."""
@@ -155,7 +157,7 @@ def _hold_shows(differences: Sequence[Difference], *, wanted: int, allow: Mappin
     """
     if wanted <= MOST_SHOWS:
         return []
-    shows = Counter((each.organisation, each.organisation_id) for each in differences if not each.restricts)
+    shows = Counter((each.organisation, each.organisation_id) for each in differences if not each.is_urgent)
     reason = f"the portal lists none of the {wanted:,} mentors who should be visible; no one was shown, hides continue"
     return [
         Hold(
@@ -204,7 +206,7 @@ def raise_events(connection: Connection, comparison: Comparison, *, today: date,
         service.queue([each.to_wish() for each in corrected])
         return corrected, locked
 
-    left = sorted(comparison.admitted, key=lambda each: not each.restricts)
+    left = sorted(comparison.admitted, key=lambda each: not each.is_urgent)
     give_up_at = time.monotonic() + _LOCKED_FOR_SECONDS
     while True:
         later: list[Difference] = []
@@ -238,6 +240,8 @@ def store(connection: Connection, comparison: Comparison, *, run_id: UUID) -> No
     def write() -> None:
         database.execute(connection, "renew_edited_hides", parameters)
         database.execute(connection, "store_portal_reading", parameters)
+        if not reading.dates:
+            database.execute(connection, "forget_days_on_portal", {"read_at": reading.read_at})
         database.execute(connection, "store_unknown_contacts", contacts)
         if not comparison.is_doubtful:
             database.execute(connection, "note_gone_contacts", {"read_at": reading.read_at})

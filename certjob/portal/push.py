@@ -7,6 +7,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 from uuid import UUID
 
+from certjob.domain.models import NOT_CERTIFIED
 from certjob.errors import (
     Cause,
     DynamicsSyncException,
@@ -77,7 +78,9 @@ class Push:
 
     @property
     def confirmed_until(self) -> date | None:
-        """Return the last visible day that the portal has confirmed."""
+        """Return the confirmed last visible day: NOT_CERTIFIED for a hide, None without a column."""
+        if not self.event.visible:
+            return NOT_CERTIFIED
         return self.event.visible_until if self.dates else None
 
     @property

@@ -42,12 +42,10 @@ class Wish:
 
     mentor_id: UUID
     visible: bool
-    visible_until: date | None = None
+    wanted_until: date | None = None
     """The last visible day; None for a hide."""
-    moved_from: date | None = None
-    """The previous last visible day, if only that day changes."""
-    is_too_late: bool = False
-    """Whether the portal was read with a later day than ``visible_until``, in ``moved_from``, or without a day."""
+    read_until: date | None = None
+    """The last day that a reading of the portal has found, or None."""
 
     @classmethod
     def of(cls, decision: Decision) -> Self:
@@ -56,8 +54,7 @@ class Wish:
         return cls(
             mentor_id=decision.mentor_id,
             visible=decision.visible,
-            visible_until=until,
-            moved_from=decision.moved_from,
+            wanted_until=until,
         )
 
 
@@ -82,9 +79,8 @@ class PortalSyncService:
         parameters = {
             "mentor_ids": [wish.mentor_id for wish in wishes],
             "visible": [wish.visible for wish in wishes],
-            "visible_until": [wish.visible_until for wish in wishes],
-            "moved_from": [wish.moved_from for wish in wishes],
-            "is_too_late": [wish.is_too_late for wish in wishes],
+            "wanted_until": [wish.wanted_until for wish in wishes],
+            "read_until": [wish.read_until for wish in wishes],
             "run_id": self._run_id,
         }
         return database.execute(self._connection, "queue_portal_events", parameters)
@@ -112,7 +108,7 @@ class PortalSyncService:
         return persist(self._connection, lambda: database.execute(self._connection, "take_back_portal_claims"))
 
     def claim(self, limit: int, *, today: date | None) -> list[PortalEvent]:
-        """Claim due events: untried hides, untried shows, retried hides, retried shows, later last days.
+        """Claim due events: untried urgent ones, untried shows, retried urgent ones, retried shows, later last days.
 
         A show is claimed only if the mentor's next review is later than ``today``, and never without a day.
         """
@@ -132,9 +128,7 @@ class PortalSyncService:
         is_news = False
         try:
             with database.transaction(self._connection, lock_timeout_ms=_LOCK_TIMEOUT_MS):
-                answer = self._outbox.store(
-                    push.event, _settlement(push), dates=push.dates, visible_until=push.confirmed_until
-                )
+                answer = self._outbox.store(push.event, _settlement(push), confirmed_until=push.confirmed_until)
                 if answer is Answer.SETTLED and push.is_failure:
                     is_news = self._record_failure(push)
                 elif answer is Answer.SETTLED and push.outcome is PushOutcome.DELIVERED:
@@ -163,7 +157,7 @@ class PortalSyncService:
     def record_stage_end(
         self, reason: str, *, end: StageEnd, mentor_id: UUID | None = None, correlation_id: str | None = None
     ) -> None:
-        """Record the reason of an early end as the failure of every open hide, or of one mentor's.
+        """Record the reason of an early end as the failure of every urgent push, or of one mentor's.
 
         ``correlation_id`` is that of the answer that ended the stage, if any.
         """

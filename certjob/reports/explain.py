@@ -245,7 +245,7 @@ def _run_words(run: ComingRun, *, mentor: Mentor, today: date, held: _Held) -> I
     ]
     if decision.pause is not None:
         changes.append("certjob pauses the mentor" if decision.pause is PauseChange.OPEN else "certjob lifts its pause")
-    if decision.moved_from is not None:
+    if decision.new_last_day:
         changes.append(f"the portal gets the new last day, {day_words(decision.certified_until, today)}")
     elif decision.push:
         changes.append(f"the portal is asked to {'show' if decision.visible else 'hide'} the mentor")

@@ -115,8 +115,7 @@ CREATE TABLE certjob.portal_sync_events (
     id                bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     mentor_id         uuid NOT NULL REFERENCES certjob.mentors (id) ON DELETE CASCADE,
     visible           boolean NOT NULL,
-    moved_from        date,  -- the previous last visible day, if the push only changes that day
-    restricts         boolean NOT NULL DEFAULT false,  -- a show, but the portal has a later last day, in moved_from
+    wanted_until      date,  -- of a show: the last visible day; null: not known before the claim
     version           integer NOT NULL DEFAULT 1 CHECK (version >= 1),  -- rises with every new request
     status            text NOT NULL DEFAULT 'pending'
         CHECK (status IN ('pending', 'delivered', 'blocked', 'withdrawn')),
@@ -126,18 +125,24 @@ CREATE TABLE certjob.portal_sync_events (
     claim_contact_id  uuid,  -- the contact of the call in flight
     wanted_at         timestamptz NOT NULL DEFAULT now(),
     delivered_at      timestamptz,
-    visible_until     date,  -- the last visible day that the portal has confirmed
-    dates             boolean,  -- whether the portal had a column for that day; null: not delivered
+    -- The portal shows the contact at least until sure_until and at most until shown_until: 0001-01-01 is hidden, and
+    -- infinity no known day. Each claim widens the range, because its answer may be lost; a confirmation ends that. A new
+    -- event continues the range of the last one. Without a column for the day, a portal knows only these two values.
+    sure_until        date NOT NULL DEFAULT '0001-01-01',
+    shown_until       date NOT NULL DEFAULT 'infinity',
+    -- A hide, or a show that ends before a day that the portal may have.
+    is_urgent         boolean NOT NULL GENERATED ALWAYS AS (
+        NOT visible OR coalesce(wanted_until < shown_until, false) AND shown_until < 'infinity'
+    ) STORED,
     last_error        text,
     failure_code      text,  -- null or outdated without a last_error
     run_id            uuid
 );
 CREATE UNIQUE INDEX portal_sync_events_one_open_per_mentor ON certjob.portal_sync_events (mentor_id)
     WHERE status IN ('pending', 'blocked');
--- Order of delivery: untried hides, untried shows, retried hides, retried shows, later last days. An earlier last day
--- counts as a hide.
+-- Order of delivery: untried urgent ones, untried shows, retried urgent ones, retried shows, later last days.
 CREATE INDEX portal_sync_events_due_idx ON certjob.portal_sync_events
-    ((moved_from IS NOT NULL AND NOT restricts), (attempts > 0), (visible AND NOT restricts), next_attempt_at)
+    ((sure_until > '0001-01-01' AND NOT is_urgent), (attempts > 0), (NOT is_urgent), next_attempt_at)
     WHERE status = 'pending';
 CREATE INDEX portal_sync_events_mentor_id_idx ON certjob.portal_sync_events (mentor_id);
 CREATE INDEX portal_sync_events_hidden_idx ON certjob.portal_sync_events (delivered_at)
@@ -179,6 +184,25 @@ CREATE TABLE certjob.portal_last_reading (
     held          boolean NOT NULL DEFAULT false,  -- the guard held shows, because the reading may be wrong
     run_id        uuid
 );
+
+-- Returns the range in which the portal shows a mentor's contact, for a new push: that of the last one to this contact, or
+-- the day that readings have agreed with.
+CREATE FUNCTION certjob_private.days_on_portal(mentor certjob.mentors) RETURNS TABLE (sure_until date, shown_until date)
+LANGUAGE sql STABLE AS $$
+    SELECT coalesce(CASE WHEN (mentor).portal_visible THEN coalesce(e.sure_until, agreed.day) END, '0001-01-01'),
+        coalesce(e.shown_until, agreed.day, 'infinity')
+    FROM (
+        SELECT max(CASE WHEN r.dates THEN least((mentor).certified_until, '2099-12-31') ELSE 'infinity' END) AS day
+        FROM certjob.portal_last_reading AS r
+        WHERE r.only_one AND (mentor).portal_visible
+    ) AS agreed
+    LEFT JOIN LATERAL (
+        SELECT p.sure_until, p.shown_until
+        FROM certjob.portal_sync_events AS p
+        WHERE p.mentor_id = (mentor).id AND p.claim_contact_id = (mentor).dynamics_contact_id
+        ORDER BY p.id DESC LIMIT 1
+    ) AS e ON true
+$$;
 
 -- The last copy of an app's facts by certjob_mirror.sync(): one row.
 CREATE TABLE certjob.facts_last_copy (

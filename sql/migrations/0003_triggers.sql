@@ -133,11 +133,11 @@ BEGIN
         INSERT INTO certjob.portal_unknown_contacts AS u (contact_id)
         SELECT OLD.dynamics_contact_id
         WHERE (
-            SELECT e.visible AND (e.visible_until < current_date AND e.dates) IS NOT TRUE
+            SELECT e.visible
             FROM certjob.portal_sync_events AS e
             WHERE e.mentor_id = NEW.id AND e.status = 'delivered' AND e.claim_contact_id = OLD.dynamics_contact_id
             ORDER BY e.id DESC LIMIT 1
-        ) OR EXISTS (  -- a call is in flight, or its outcome is unknown
+        ) AND (SELECT d.shown_until >= current_date FROM certjob_private.days_on_portal(OLD) AS d) OR EXISTS (  -- a call is in flight, or its outcome is unknown
             SELECT FROM certjob.portal_sync_events AS e
             WHERE e.mentor_id = NEW.id AND e.claim_contact_id = OLD.dynamics_contact_id AND e.claim_token IS NOT NULL
                 AND e.next_attempt_at > now() - interval '1 day'
@@ -148,7 +148,7 @@ BEGIN
         -- An open push now goes to the new contact. A call in flight for the old contact keeps its lease, but cannot
         -- settle the row, because the version is newer.
         UPDATE certjob.portal_sync_events
-        SET version = version + 1, status = 'pending', attempts = 0, moved_from = NULL, restricts = false,
+        SET version = version + 1, status = 'pending', attempts = 0, sure_until = DEFAULT, shown_until = DEFAULT,
             claim_token = CASE WHEN next_attempt_at > now() THEN claim_token END,
             next_attempt_at = CASE WHEN claim_token IS NULL THEN now() ELSE greatest(next_attempt_at, now()) END
         WHERE mentor_id = NEW.id AND status IN ('pending', 'blocked') AND NEW.dynamics_contact_id IS NOT NULL;

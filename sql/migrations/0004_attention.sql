@@ -18,25 +18,22 @@ AS $$ SELECT EXISTS (
 --   since     when the push became an alert, or will become one; not before the push was requested
 --   is_alert  true if the push failed or is an hour old, or if its time is in the future because a wrong clock wrote
 --             it. Exceptions: a show of a mentor who waits for a review, because the review comes first, and a hide
---             without a contact ID if the contact of the last call belongs to another mentor now. A push that only
---             moves the last visible day to a later one becomes an alert seven days before the previous day, and on a
---             portal without that day only if the portal rejects it.
---   restricts  the portal shows the mentor until moved_from, which is later than the last certified day
+--             without a contact ID if the contact of the last call belongs to another mentor now. A push of a mentor
+--             whom the portal shows in any case becomes an alert seven days before the end of that, or if the portal
+--             rejects it.
 --   fingerprint  what a person sees in the alert. It stays the same while the push is queued again.
 CREATE VIEW certjob.open_pushes WITH (security_invoker = true) AS
-SELECT e.id AS event_id, e.mentor_id, m.organisation_id, e.visible, moved.from_day IS NOT NULL AS moves, e.restricts,
-    CASE WHEN e.restricts THEN e.moved_from END AS portal_until, e.status, e.attempts AS rounds, e.wanted_at,
-    greatest(e.wanted_at, least(e.wanted_at + interval '1 hour', f.created_at), moved.from_day - interval '7 days')
-        AS since,
+SELECT e.id AS event_id, e.mentor_id, m.organisation_id, e.visible, e.is_urgent, e.sure_until, e.shown_until, e.status,
+    e.attempts AS rounds, e.wanted_at,
+    greatest(e.wanted_at, least(e.wanted_at + interval '1 hour', f.created_at), must_end.at) AS since,
     (f.id IS NOT NULL OR e.wanted_at < now() - interval '1 hour' OR e.wanted_at > now() + interval '1 hour')
-        AND NOT (e.visible AND NOT e.restricts AND m.review_on <= current_date)
-        AND (moved.from_day IS NULL
-            OR (moved.from_day - interval '7 days' <= now() AND (moved.hides_alone OR f.kind = 'permanent')))
+        AND (e.is_urgent OR m.review_on > current_date)
+        AND (must_end.at IS NULL OR must_end.at <= now())
         AND NOT (NOT e.visible AND m.dynamics_contact_id IS NULL
             AND certjob_private.contact_is_taken(e.mentor_id)) AS is_alert,
     claim.is_live AS is_claimed,
     CASE
-        WHEN is_later.for_now AND lasting.cause NOT IN ('no_contact_id', 'contact_not_found') THEN 'later_day_on_portal'
+        WHEN still.is_certified AND lasting.cause NOT IN ('no_contact_id', 'contact_not_found') THEN 'later_day_on_portal'
         WHEN claim.is_live THEN 'queued'
         WHEN NOT e.visible AND o.portal IS NULL OR m.dynamics_contact_id IS NULL THEN lasting.cause
         -- The contact ID has changed. The next review sets portal_visible.
@@ -47,7 +44,7 @@ SELECT e.id AS event_id, e.mentor_id, m.organisation_id, e.visible, moved.from_d
     END AS cause,
     lasting.cause AS failure,
     md5(concat_ws(' ', lasting.cause, e.id, extract(epoch FROM e.wanted_at), m.dynamics_contact_id,
-        CASE WHEN is_later.for_now THEN 'later' END)) AS fingerprint,
+        CASE WHEN still.is_certified THEN 'later' END)) AS fingerprint,
     coalesce(f.error, e.last_error) AS error,
     coalesce(f.attempts, 0) AS calls,
     f.created_at AS failing_since, f.last_failed_at, e.next_attempt_at
@@ -57,13 +54,11 @@ JOIN certjob.organisations AS o ON o.id = m.organisation_id
 LEFT JOIN certjob.dynamics_sync_failures AS f ON f.mentor_id = e.mentor_id AND f.resolved_at IS NULL
 CROSS JOIN LATERAL (SELECT e.claim_token IS NOT NULL AND e.next_attempt_at > now() AS is_live) AS claim
 CROSS JOIN LATERAL (
-    SELECT CASE WHEN NOT e.restricts THEN e.moved_from END AS from_day,
-        -- Without a column for the last visible day, the portal still shows the mentor after that day.
-        (SELECT d.dates FROM certjob.portal_sync_events AS d WHERE d.mentor_id = e.mentor_id AND d.status = 'delivered'
-            ORDER BY d.id DESC LIMIT 1) IS NOT FALSE AS hides_alone
-) AS moved
--- Until the last certified day has passed, the mentor may be visible.
-CROSS JOIN LATERAL (SELECT e.restricts AND m.certified_until >= current_date AS for_now) AS is_later
+    SELECT CASE WHEN NOT e.is_urgent AND e.sure_until > '0001-01-01' AND f.kind IS DISTINCT FROM 'permanent'
+        THEN e.sure_until - interval '7 days' END AS at
+) AS must_end
+-- The portal has a later day, but until the last certified day has passed, the mentor may be visible.
+CROSS JOIN LATERAL (SELECT e.visible AND e.is_urgent AND m.certified_until >= current_date AS is_certified) AS still
 CROSS JOIN LATERAL (
     SELECT CASE
         WHEN NOT e.visible AND o.portal IS NULL THEN 'hide_by_hand'
@@ -138,7 +133,7 @@ SELECT a.kind, a.organisation_id, a.mentor_id, NULL::text AS subject, a.row_id, 
         ELSE 'mentor may still be visible on portal' END AS sentence, a.cause, a.action, a.error, a.state,
     a.next_attempt_at, a.last_failed_at, a.calls, NULL::integer AS number, a.day, a.fingerprint
 FROM (
-    SELECT CASE WHEN p.visible AND NOT p.restricts THEN 'may_be_hidden' ELSE 'may_be_visible' END AS kind,
+    SELECT CASE WHEN p.is_urgent THEN 'may_be_visible' ELSE 'may_be_hidden' END AS kind,
         p.organisation_id, p.mentor_id, p.event_id AS row_id, p.since, p.cause,
         CASE
             WHEN p.cause <> 'later_day_on_portal' OR p.failure = 'portal_stopped' THEN 'tell_operator'
@@ -153,7 +148,8 @@ FROM (
             WHEN p.next_attempt_at <= now() THEN 'due'
             ELSE 'waiting'
         END AS state,
-        p.next_attempt_at, p.last_failed_at, p.calls, p.portal_until AS day, p.fingerprint
+        p.next_attempt_at, p.last_failed_at, p.calls,
+        CASE WHEN p.visible AND p.is_urgent THEN nullif(p.shown_until, '9999-12-31') END AS day, p.fingerprint
     FROM certjob.open_pushes AS p
     WHERE p.is_alert
     UNION ALL
@@ -274,7 +270,8 @@ WHERE (a.until IS NULL OR a.until >= current_date) AND (k.alert_id IS NULL OR k.
 -- null: no fact says it, because their certificates were deleted, have not begun, or have become optional, or because
 -- the contact has replaced a hidden one.
 -- A mentor whose facts have changed, or whose certificate has ended, is due for a review; the others have an open hide.
--- A portal with a date column hides a mentor after the confirmed day, unless a later reading lists the contact.
+-- A portal with a date column hides a mentor after the latest day that it may have, unless a later reading lists the
+-- contact.
 -- Joins and groups instead of a look-up for each mentor, because everyone may be due.
 CREATE FUNCTION certjob_private.unhidden_mentors(today date, zone text DEFAULT 'UTC') RETURNS TABLE (
     mentor_id uuid, organisation_id uuid, since timestamptz
@@ -286,9 +283,8 @@ LANGUAGE sql STABLE AS $$
     FROM (
         SELECT DISTINCT ON (must_hide.mentor_id) must_hide.mentor_id, must_hide.organisation_id, must_hide.since,
             must_hide.dynamics_contact_id, e.visible, e.claim_contact_id <> must_hide.dynamics_contact_id AS is_replaced,
-            CASE WHEN NOT e.visible THEN e.delivered_at
-                WHEN e.visible_until < today AND e.dates THEN (e.visible_until + 1)::timestamp AT TIME ZONE zone
-            END AS hidden_at
+            CASE WHEN coalesce(open.shown_until, e.shown_until) < today THEN greatest(e.delivered_at,
+                (coalesce(open.shown_until, e.shown_until) + 1)::timestamp AT TIME ZONE zone) END AS hidden_at
         FROM (
             SELECT by_kind.mentor_id, by_kind.organisation_id, by_kind.dynamics_contact_id,
                 least(by_kind.left_at, min(by_kind.paused_at), min(by_kind.ended_at)) AS since
@@ -316,6 +312,8 @@ LANGUAGE sql STABLE AS $$
         ) AS must_hide
         LEFT JOIN certjob.portal_sync_events AS e
             ON e.mentor_id = must_hide.mentor_id AND e.status = 'delivered'
+        LEFT JOIN certjob.portal_sync_events AS open
+            ON open.mentor_id = must_hide.mentor_id AND open.status IN ('pending', 'blocked')
         ORDER BY must_hide.mentor_id, e.id DESC
     ) AS known
     WHERE known.is_replaced
@@ -344,7 +342,7 @@ LANGUAGE sql STABLE AS $$
     JOIN certjob.organisations AS o ON o.id = m.organisation_id
     CROSS JOIN LATERAL (
         SELECT e.visible, e.delivered_at, e.claim_contact_id,
-            CASE WHEN e.dates THEN (e.visible_until + 1)::timestamp AT TIME ZONE zone END AS until
+            (e.shown_until + 1)::timestamp AT TIME ZONE zone AS until
         FROM certjob.portal_sync_events AS e
         WHERE e.mentor_id = hide.mentor_id AND e.status = 'delivered' AND e.id < hide.id
         ORDER BY e.id DESC

@@ -26,9 +26,10 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     mentor record;
 BEGIN
-    SELECT m.id, m.portal_visible, m.dynamics_contact_id, o.name, o.portal INTO mentor
+    SELECT m.id, m.portal_visible, m.dynamics_contact_id, o.name, o.portal, d.sure_until, d.shown_until INTO mentor
     FROM certjob.mentors AS m
     JOIN certjob.organisations AS o ON o.id = m.organisation_id
+    CROSS JOIN LATERAL certjob_private.days_on_portal(m) AS d
     WHERE m.id = request_portal_resync.mentor_id
         AND m.organisation_id = (SELECT certjob_private.coordinator_organisation_id())
     FOR NO KEY UPDATE OF m;  -- before the event, as certjob does
@@ -51,8 +52,8 @@ BEGIN
             USING HINT = 'the next `certjob run` decides and pushes; `certjob resync` does so at once';
     END IF;
 
-    INSERT INTO certjob.portal_sync_events AS e (mentor_id, visible, attempts)
-    VALUES (mentor.id, coalesce(mentor.portal_visible, false), 1)
+    INSERT INTO certjob.portal_sync_events AS e (mentor_id, visible, sure_until, shown_until, attempts)
+    VALUES (mentor.id, coalesce(mentor.portal_visible, false), mentor.sure_until, mentor.shown_until, 1)
     ON CONFLICT (mentor_id) WHERE status IN ('pending', 'blocked') DO UPDATE
     SET version = e.version + 1, status = 'pending', run_id = NULL,
         claim_token = CASE WHEN e.next_attempt_at > now() THEN e.claim_token END,

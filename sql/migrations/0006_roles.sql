@@ -39,7 +39,8 @@ FROM (VALUES
         "certjob_private.has_mailed(certjob.cert_notification_log, date, integer, date)",
         "certjob_private.is_mailed(uuid, uuid, date, integer, date)",
         certjob_private.no_full_run_alert(date),"certjob_private.unhidden_mentors(date, text)",
-        "certjob_private.exposures(timestamptz, date, text)",certjob_private.contact_is_taken(uuid)}', NULL),
+        "certjob_private.exposures(timestamptz, date, text)",certjob_private.contact_is_taken(uuid),
+        certjob_private.days_on_portal(certjob.mentors)}', NULL),
 
     -- The app's server writes no derived columns. It may set ids and keys, because an upsert names them.
     ('service_role', '{USAGE}', 'SCHEMA', '{certjob,certjob_private}', NULL),

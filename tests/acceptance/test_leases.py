@@ -98,7 +98,7 @@ def test_process_that_stood_still_overwrites_no_newer_value(
         facts.certificate(expired, today() + timedelta(days=700), issued_on=today())
         assert here("run").returncode == 0
         assert portal.visible == {CONTACT: True}
-        rows = facts.rows("SELECT * FROM portal_sync_events ORDER BY id")
+        rows = facts.rows("SELECT to_jsonb(e) FROM portal_sync_events AS e ORDER BY id")
         portal.release()
         child.signal(signal.SIGCONT)
         ended = child.finish()
@@ -109,7 +109,7 @@ def test_process_that_stood_still_overwrites_no_newer_value(
     counts = json.loads(ended.stdout)["portal"]
     assert (counts["lost"], counts["failed"], counts["delivered"]) == (is_lost, 0, 0)
     assert [call.visible for call in portal.requests] == stop.arrived
-    assert facts.rows("SELECT * FROM portal_sync_events ORDER BY id") == rows
+    assert facts.rows("SELECT to_jsonb(e) FROM portal_sync_events AS e ORDER BY id") == rows
     assert facts.rows("SELECT status, visible, version FROM portal_sync_events") == [("delivered", True, 2)]
     assert portal.visible == {CONTACT: stop.shown}
     if not stop.shown:  # reconcile finds it

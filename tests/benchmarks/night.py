@@ -25,7 +25,7 @@ _STATE = {
         " claim_token IS NULL, sent_at IS NULL, maybe_sent, last_error, failure_code, history, run_id IS NULL"
     ),
     "portal_sync_events": (
-        "mentor_id, visible, visible_until, moved_from, restricts, version, status, attempts, next_attempt_at > now(),"
+        "mentor_id, visible, wanted_until, version, status, attempts, next_attempt_at > now(),"
         " claim_token IS NULL, claim_contact_id IS NULL, delivered_at IS NULL, last_error, failure_code, run_id IS NULL"
     ),
 }

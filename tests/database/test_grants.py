@@ -31,6 +31,7 @@ CALLABLE = {
     "acknowledge_alert": [COORDINATOR],
     "contact_is_taken": [WORKER, SERVER, COORDINATOR],
     "current_alerts": [WORKER, SERVER],
+    "days_on_portal": [WORKER],
     "exposures": [WORKER],
     "no_full_run_alert": [WORKER, SERVER],
     "unhidden_mentors": [WORKER, SERVER],
@@ -43,7 +44,7 @@ CALLABLE = {
 }
 """Functions that someone other than their owner may call."""
 
-INLINED = {"current_alerts", "exposures", "no_full_run_alert", "unhidden_mentors"}
+INLINED = {"current_alerts", "days_on_portal", "exposures", "no_full_run_alert", "unhidden_mentors"}
 """Functions without a search_path, because it would prevent that the planner inlines them. They name each schema."""
 
 NEEDED_BY_COORDINATORS = {

@@ -118,9 +118,7 @@ def test_claim_and_settle_read_only_their_batch(connection: Connection, plans: d
 
 def settled(row_id: int, *, status: str) -> dict[str, object]:
     """Return the parameters of a settle."""
-    return {"id": row_id, "token": TOKEN, "version": 1, "dates": True, "visible_until": None} | asdict(
-        Settlement(status=status)
-    )
+    return {"id": row_id, "token": TOKEN, "version": 1, "confirmed_until": None} | asdict(Settlement(status=status))
 
 
 def test_run_without_due_mentors_reads_few_blocks(connection: Connection) -> None:

@@ -169,20 +169,20 @@ def test_mentor_who_was_never_on_the_portal_is_not_pushed() -> None:
 
 
 def test_new_last_day_of_a_visible_mentor_is_pushed() -> None:
-    assert decide(ends(YEAR), certified_until=day(30)).moved_from == day(30)
-    assert decide(ends(YEAR), certified_until=day(800)).moved_from == day(800)
+    assert decide(ends(YEAR), certified_until=day(30)).new_last_day
+    assert decide(ends(YEAR), certified_until=day(800)).new_last_day
     assert decide(ends(YEAR), certified_until=day(30)).push
     assert not decide(ends(YEAR), certified_until=day(YEAR)).push
 
 
 def test_last_day_is_not_pushed_if_the_portal_does_not_need_it() -> None:
     """At the first review, `certjob reconcile` sends it. The portal accepts days until 2099."""
-    assert decide(ends(YEAR), certified_until=None).moved_from is None
-    assert decide(ends(YEAR), certified_until=day(30), portal_visible=False).moved_from is None
-    assert decide(ends(YEAR), certified_until=day(30), pauses=[ILLNESS]).moved_from is None
-    assert decide(ends(YEAR), certified_until=day(30), has_contact=False).moved_from is None
+    assert not decide(ends(YEAR), certified_until=None).new_last_day
+    assert not decide(ends(YEAR), certified_until=day(30), portal_visible=False).new_last_day
+    assert not decide(ends(YEAR), certified_until=day(30), pauses=[ILLNESS]).new_last_day
+    assert not decide(ends(YEAR), certified_until=day(30), has_contact=False).new_last_day
     assert not decide(ends(YEAR), certified_until=day(30), organisation=organisation(has_portal=False)).push
-    assert decide(certificate(date.max), certified_until=date(2150, 1, 1)).moved_from is None
+    assert not decide(certificate(date.max), certified_until=date(2150, 1, 1)).new_last_day
 
 
 # Reminders

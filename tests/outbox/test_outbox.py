@@ -12,7 +12,7 @@ from tests.support.scene import Scene
 from tests.support.waiting import until, waits_for_a_lock
 
 DELIVERED = Settlement(status="delivered")
-NO_DAY: dict[str, object] = {"dates": None, "visible_until": None}
+NO_DAY: dict[str, object] = {"confirmed_until": None}
 WHOLE_ROWS = "SELECT row_to_json(e)::text FROM portal_sync_events e ORDER BY id"
 
 

@@ -5,8 +5,6 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from certjob import database
-from certjob.portal.sync import Wish
 from certjob.reports.alerts import read_alerts
 from tests.conftest import Certjob
 from tests.support.command_line import today
@@ -20,7 +18,7 @@ CONTACT = UUID("6f9619ff-8b86-4d01-b42d-00cf4fc964ff")
 FAR, NEAR = date(2095, 1, 1), date(2090, 1, 1)
 """The database compares them with the real date."""
 ALERTS = "SELECT kind, cause, action, day FROM alerts"
-EVENT = "SELECT restricts, moved_from, status FROM portal_sync_events ORDER BY id DESC LIMIT 1"
+EVENT = "SELECT is_urgent, sure_until::text, shown_until::text, status FROM portal_sync_events ORDER BY id DESC LIMIT 1"
 DOWN, REJECTED = error(503, "dynamics_unavailable"), error(422, "dynamics_rejected")
 
 
@@ -41,13 +39,12 @@ def move(scene: Scene, day: object) -> None:
 
 def test_delivered_event_keeps_what_the_portal_has_confirmed(scene: Scene, shown: UUID) -> None:
     """A portal without the column confirms no day."""
-    confirmed = "SELECT visible_until, dates FROM portal_sync_events ORDER BY id DESC LIMIT 1"
-    assert scene.rows(confirmed) == [(FAR, True)]
+    assert scene.rows(EVENT) == [(False, str(FAR), str(FAR), "delivered")]
 
     scene.portal.until = None
     scene.resync(shown, scene.portal)
 
-    assert scene.rows(confirmed) == [(None, False)]
+    assert scene.rows(EVENT) == [(False, "infinity", "infinity", "delivered")]
 
 
 @pytest.mark.parametrize(("answer", "action"), [(DOWN, "retry"), (REJECTED, "check_contact")], ids=["503", "422"])
@@ -60,7 +57,7 @@ def test_earlier_last_day_that_fails_is_an_alert(scene: Scene, shown: UUID, answ
 
     assert report.reasons == ["1 mentor may still be visible on the portal; see `certjob alerts`"]
     assert scene.rows(ALERTS) == [("may_be_visible", "later_day_on_portal", action, FAR)]
-    assert scene.rows(EVENT)[0][:2] == (True, FAR)
+    assert scene.rows(EVENT) == [(True, str(NEAR), str(FAR), "blocked" if answer is REJECTED else "pending")]
 
 
 def test_earlier_day_of_a_mentor_whom_certjob_never_pushed_is_an_alert(scene: Scene) -> None:
@@ -97,7 +94,7 @@ def test_later_last_day_that_fails_is_no_alert(scene: Scene, shown: UUID) -> Non
 
     assert scene.night(scene.portal).reasons == []
 
-    assert scene.rows(EVENT) == [(False, FAR, "pending")]
+    assert scene.rows(EVENT) == [(False, str(FAR), str(FAR + timedelta(days=30)), "pending")]
 
 
 def test_portal_without_the_column_does_not_need_the_earlier_day(scene: Scene, shown: UUID) -> None:
@@ -151,52 +148,35 @@ def test_earlier_day_is_pushed_like_a_hide(scene: Scene, shown: UUID) -> None:
     assert [request.contact_id for request in scene.portal.requests] == [contacts[hide], CONTACT, contacts[show]]
 
 
-def test_later_day_of_a_call_in_flight_is_too_late(scene: Scene, shown: UUID) -> None:
-    """The portal confirms the old value after the new one was queued, and then stops."""
-    scene.run_sql("UPDATE mentors SET portal_visible = NULL, certified_until = NULL")
-    scene.run_sql("UPDATE portal_sync_events SET visible_until = %s", NEAR)
-    with database.transaction(scene.connection):
-        scene.service.queue([Wish(mentor_id=shown, visible=True, visible_until=FAR)])
-    scene.run_sql("UPDATE mentors SET certified_until = %s, review_on = '9999-12-31'", FAR)
-    (event,) = scene.claim()
-    with database.transaction(scene.connection):
-        scene.service.queue([Wish(mentor_id=shown, visible=True, visible_until=NEAR, moved_from=FAR)])
-    assert scene.rows(EVENT)[0][0] is False
-
-    scene.push(event=event)
-
-    assert scene.rows(EVENT) == [(True, FAR, "pending")]
-
-
 def test_new_values_of_an_open_earlier_day(scene: Scene, shown: UUID) -> None:
-    """A day after that of the portal is a move. A resync of the same value makes no change, and a hide stays a hide."""
+    """A day after that of the portal is not urgent. A resync of the same value makes no change."""
     move(scene, NEAR)
     scene.portal.default = DOWN
     scene.night(scene.portal)
     wanted_at = scene.rows("SELECT wanted_at FROM portal_sync_events WHERE status = 'pending'")
 
     scene.resync(shown, scene.portal)
-    assert scene.rows(EVENT)[0][:2] == (True, FAR)
+    assert scene.rows(EVENT)[0][0] is True
     assert scene.rows("SELECT wanted_at FROM portal_sync_events WHERE status = 'pending'") == wanted_at
 
     move(scene, FAR + timedelta(days=1))
     review(scene.connection)
-    assert scene.rows(EVENT)[0][:2] == (False, FAR)
+    assert scene.rows(EVENT)[0][0] is False
 
     scene.facts.pause(shown)
     review(scene.connection)
-    assert scene.rows(EVENT)[0][:2] == (False, None)
+    assert scene.rows(EVENT)[0][0] is True
 
 
-def test_new_contact_is_shown_and_not_restricted(scene: Scene, shown: UUID) -> None:
-    """The portal has no day for it."""
+def test_new_contact_is_not_urgent(scene: Scene, shown: UUID) -> None:
+    """The portal has no known day for it."""
     move(scene, NEAR)
     scene.portal.default = DOWN
     scene.night(scene.portal)
 
     scene.run_sql("UPDATE mentors SET dynamics_contact_id = gen_random_uuid()")
 
-    assert scene.rows(EVENT)[0][:2] == (False, None)
+    assert scene.rows(EVENT)[0][:3] == (False, str(date.min), "infinity")
 
 
 @pytest.mark.parametrize("day", [(FAR + timedelta(days=9)).isoformat(), None], ids=["a later day", "no day"])

@@ -50,7 +50,7 @@ def test_pushes_go_out_in_the_order_of_urgency(scene: Scene) -> None:
     (retried_hide,), (hide,) = (scene.backlog(1) for _ in range(2))
     attempted = "UPDATE portal_sync_events SET attempts = 2 FROM mentors AS m WHERE m.id = mentor_id"
     scene.run_sql(f"{attempted} AND dynamics_contact_id = ANY (%s)", [retried_show, retried_hide])
-    scene.run_sql("UPDATE portal_sync_events SET moved_from = '2026-06-01' WHERE id = 1")
+    scene.run_sql("UPDATE portal_sync_events SET sure_until = '2026-06-01' WHERE id = 1")
 
     scene.run_stage()
 

@@ -5,10 +5,9 @@ from uuid import uuid4
 
 import pytest
 
-from certjob import database
 from certjob.errors import Outcome, PermanentPortalError, PortalCallError, StageEnd, TransientPortalError
 from certjob.outbox.claims import Answer
-from certjob.portal.sync import PortalCounts, Wish
+from certjob.portal.sync import PortalCounts
 from tests.support.facts import TODAY, Facts
 from tests.support.nights import FlakyPortal, review
 from tests.support.scene import NEXT_YEAR, Scene
@@ -221,44 +220,22 @@ def test_early_end_of_a_stage_does_not_replace_a_mentors_own_failure(scene: Scen
     assert scene.rows(FAILURE) == [("transient", 3, "reset", False)]
 
 
-@pytest.mark.parametrize(("days_left", "alerts"), [(8, []), (7, [("may_be_hidden",)])])
-def test_new_last_day_is_an_alert_a_week_before_the_old_one(
-    scene: Scene, days_left: int, alerts: list[tuple[str]]
-) -> None:
-    """Until the old last day the portal shows the mentor, although the push of the new one has failed."""
-    scene.backlog(1, visible=True)
-    scene.run_sql("UPDATE portal_sync_events SET moved_from = current_date + %s", days_left)
-    scene.push(REJECTED)
-
-    assert scene.rows("SELECT kind FROM alerts") == alerts
-
-
 @pytest.mark.parametrize(
-    ("dates", "error", "alerts"),
-    [(False, RESET, []), (False, REJECTED, [("may_be_hidden",)]), (True, RESET, [("may_be_hidden",)])],
-    ids=["no column", "no column, rejected", "column"],
+    ("days_left", "error", "is_alert"),
+    [(7, RESET, True), (8, RESET, False), (8, REJECTED, True), (None, RESET, False), (None, REJECTED, True)],
+    ids=["a week", "eight days", "rejected", "no column", "no column, rejected"],
 )
-def test_later_last_day_is_no_alert_if_the_portal_hides_no_one_by_date(
-    scene: Scene, dates: bool, error: PortalCallError, alerts: list[tuple[str]]
+def test_later_last_day_is_an_alert_a_week_before_the_day_that_is_sure(
+    scene: Scene, days_left: int | None, error: PortalCallError, is_alert: bool
 ) -> None:
-    """Without a column, the mentor stays visible without the push, but a rejected contact may be gone."""
+    """Without a column, the mentor stays visible without the push. But a rejected contact may be gone."""
     scene.backlog(1, visible=True)
-    scene.run_sql("UPDATE portal_sync_events SET status = 'delivered', delivered_at = now(), dates = %s", dates)
+    scene.run_sql("UPDATE mentors SET certified_until = '2095-01-01'")
+    sure_until = "coalesce(current_date + %s::integer, 'infinity')"
     scene.run_sql(
-        "INSERT INTO portal_sync_events (mentor_id, visible, moved_from)"
-        " SELECT mentor_id, true, current_date FROM portal_sync_events"
+        f"UPDATE portal_sync_events SET sure_until = {sure_until}, shown_until = {sure_until}", *[days_left] * 2
     )
+
     scene.push(error)
 
-    assert scene.rows("SELECT kind FROM alerts") == alerts
-
-
-def test_push_moves_a_last_day_only_if_nothing_else_is_open(scene: Scene) -> None:
-    """A later hide replaces the move. A show that was not delivered stays a show when its day moves."""
-    mentor, other = scene.mentor(), scene.mentor()
-    with database.transaction(scene.connection):
-        scene.service.queue([Wish(mentor_id=mentor, visible=True, moved_from=TODAY)])
-        scene.service.queue([Wish(mentor_id=mentor, visible=False), Wish(mentor_id=other, visible=True)])
-        scene.service.queue([Wish(mentor_id=other, visible=True, moved_from=TODAY)])
-
-    assert scene.rows("SELECT visible, moved_from FROM portal_sync_events ORDER BY id") == [(False, None), (True, None)]
+    assert scene.rows("SELECT kind FROM alerts") == [("may_be_hidden",)] * is_alert

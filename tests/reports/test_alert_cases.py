@@ -131,12 +131,12 @@ def test_overdue_run_does_not_count_whom_the_portal_hides_on_its_day(scene: Scen
     scene.night(FlakyPortal(), channel=None)
     scene.run_sql(LATE)
     scene.facts.pause(paused)
-    until = "UPDATE portal_sync_events SET dates = %s, visible_until = %s WHERE mentor_id = %s"
+    until = "UPDATE portal_sync_events SET shown_until = coalesce(%s, 'infinity'::date) WHERE mentor_id = %s"
     numbers = []
 
-    for dates in (False, True):
-        scene.run_sql(until, dates, TODAY + timedelta(days=3), ended)
-        scene.run_sql(until, dates, TODAY + timedelta(days=9), paused)
+    for has_dates in (False, True):
+        scene.run_sql(until, TODAY + timedelta(days=3) if has_dates else None, ended)
+        scene.run_sql(until, TODAY + timedelta(days=9) if has_dates else None, paused)
         numbers += [alert.number for alert in read_alerts(scene.connection, today=TODAY + timedelta(days=5))]
 
     assert numbers == [2, 1]

@@ -114,7 +114,8 @@ def test_exposures_have_their_end_and_their_cause(scene: Scene) -> None:
         if hidden_at is None:
             scene.facts.insert("held_mentors", mentor_id=mentor, kind="pauses", reason="revoked")
             continue
-        scene.facts.insert("portal_sync_events", **pushed, visible=False, wanted_at=began, delivered_at=hidden_at)
+        hide = {"visible": False, "shown_until": date.min, "wanted_at": began, "delivered_at": hidden_at}
+        scene.facts.insert("portal_sync_events", **pushed, **hide)
         failure = {"visible": False, "kind": "transient", "error": "", "failure_code": "portal_down"}
         tries = {"created_at": began, "last_failed_at": began + timedelta(hours=5)}
         scene.facts.insert("dynamics_sync_failures", mentor_id=mentor, **failure, **tries)

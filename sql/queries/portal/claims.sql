@@ -15,9 +15,9 @@ FROM left_behind
 WHERE e.id = left_behind.id
 
 -- name: lock_due_portal_events
--- Order: untried hides, untried shows, retried hides, retried shows, later last days. An earlier last day counts as a
--- hide. Hides that keep failing do not delay other events. A show of a due mentor waits for the review, because the facts have changed; without a
--- day (null) all shows wait. An event waits while a call for its contact is in flight, because the contact may have
+-- Order: untried urgent ones, untried shows, retried urgent ones, retried shows, later last days. Hides that keep failing
+-- do not delay other events. A show of a due mentor waits for the review, because the facts have changed; without a day
+-- (null) all shows wait. An event waits while a call for its contact is in flight, because the contact may have
 -- been another mentor's when that call started. If an organisation has lost its portal, the review withdraws its
 -- events.
 SELECT e.id
@@ -41,7 +41,7 @@ WHERE e.status = 'pending'
     AND m.has_portal
     AND (NOT e.visible OR m.is_reviewed)
     AND m.calls_in_flight = 0
-ORDER BY e.moved_from IS NOT NULL AND NOT e.restricts, e.attempts > 0, e.visible AND NOT e.restricts, e.next_attempt_at
+ORDER BY e.sure_until > '0001-01-01' AND NOT e.is_urgent, e.attempts > 0, NOT e.is_urgent, e.next_attempt_at
 LIMIT %(limit)s
 FOR NO KEY UPDATE OF e SKIP LOCKED
 
@@ -68,12 +68,22 @@ FOR NO KEY UPDATE OF e SKIP LOCKED
 -- name: claim_portal_events
 -- Claim the events that the previous statement locked. This statement reads the mentors in a newer snapshot, so it
 -- checks the shows and the calls in flight again. The claim is committed before any call; after a crash, its lease
--- expires. If the mentor has no contact, the contact of the last call is kept, because it may still be visible.
+-- expires. If the mentor has no contact, the contact of the last call is kept, because it may still be visible. The range
+-- of days that the portal may have now includes the new one. The filter of the portal's view ends at 2099-12-31.
 UPDATE portal_sync_events AS e
 SET claim_token = %(token)s,
     claim_contact_id = coalesce(m.dynamics_contact_id, e.claim_contact_id),
     attempts = e.attempts + 1,
-    next_attempt_at = now() + make_interval(secs => %(lease_seconds)s)
+    next_attempt_at = now() + make_interval(secs => %(lease_seconds)s),
+    wanted_until = CASE WHEN e.visible THEN least(m.certified_until, '2099-12-31') END,
+    sure_until = CASE
+        WHEN NOT e.visible THEN '0001-01-01'
+        WHEN e.shown_until = 'infinity' THEN e.sure_until
+        ELSE least(e.sure_until, m.certified_until)
+    END,
+    shown_until = CASE
+        WHEN e.visible THEN greatest(e.shown_until, least(m.certified_until, '2099-12-31')) ELSE e.shown_until
+    END
 FROM mentors AS m
 JOIN organisations AS o ON o.id = m.organisation_id
 WHERE e.id = ANY (%(ids)b::bigint[])
@@ -87,15 +97,12 @@ WHERE e.id = ANY (%(ids)b::bigint[])
             AND flying.claim_token IS NOT NULL
             AND flying.next_attempt_at > now()
     ) = 0
--- The filter of the portal's view ends at 2099-12-31.
-RETURNING e.id, e.mentor_id, m.member_no, e.visible,
-    CASE WHEN e.visible THEN least(m.certified_until, '2099-12-31') END AS visible_until,
-    e.version, e.attempts, e.claim_token, m.dynamics_contact_id AS contact_id
+RETURNING e.id, e.mentor_id, m.member_no, e.visible, e.wanted_until AS visible_until, e.version, e.attempts, e.claim_token, m.dynamics_contact_id AS contact_id
 
 -- name: settle_portal_events
 -- Return no row if the token does not match; the event is then left as it is. Otherwise `unchanged` is true if the
 -- outcome was stored, and false if a newer value was queued during the call. The event is then pending and due now,
--- or withdrawn. If the call set a later last day than the newer value, the event restricts.
+-- or withdrawn.
 UPDATE portal_sync_events AS e
 SET status = CASE
         WHEN e.status = 'withdrawn' THEN e.status
@@ -115,16 +122,13 @@ SET status = CASE
         WHEN e.version = %(version)s AND %(status)s = 'delivered' THEN now()
         ELSE e.delivered_at
     END,
-    visible_until = CASE
-        WHEN e.version = %(version)s AND %(status)s = 'delivered' THEN %(visible_until)s::date
-        ELSE e.visible_until
+    sure_until = CASE
+        WHEN e.version = %(version)s AND %(status)s = 'delivered' THEN coalesce(%(confirmed_until)s::date, 'infinity')
+        ELSE e.sure_until
     END,
-    dates = CASE WHEN e.version = %(version)s AND %(status)s = 'delivered' THEN %(dates)s ELSE e.dates END,
-    restricts = e.restricts
-        OR (e.version <> %(version)s AND e.visible AND coalesce(%(visible_until)s::date > e.visible_until, false)),
-    moved_from = CASE
-        WHEN e.version <> %(version)s AND e.visible AND %(visible_until)s::date > e.visible_until THEN %(visible_until)s
-        ELSE e.moved_from
+    shown_until = CASE
+        WHEN e.version = %(version)s AND %(status)s = 'delivered' THEN coalesce(%(confirmed_until)s::date, 'infinity')
+        ELSE e.shown_until
     END,
     last_error = CASE
         WHEN e.version <> %(version)s THEN e.last_error

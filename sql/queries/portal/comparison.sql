@@ -2,16 +2,14 @@
 -- Mentors with another visibility on the portal than certjob wants. %(shown)s are the visible contacts of a reading
 -- that began at %(read_at)s. Mentors with an open push, or with one that was confirmed since, are left out, because
 -- the reading may be older than the push. With %(ids)s only these mentors are compared. With %(dates)s the last day
--- is compared, too: a later or missing day is corrected like a hide, an earlier day like a show. Shows of due mentors
--- wait for the review.
+-- is compared, too. read_until is the last day that the reading has found: 0001-01-01 if the portal hides the contact,
+-- and 9999-12-31 without a day. Shows of due mentors wait for the review.
 WITH differing AS MATERIALIZED (
     SELECT m.id AS mentor_id, m.member_no, o.slug AS organisation, m.organisation_id, m.dynamics_contact_id AS contact_id,
         m.portal_visible AS visible, m.portal_visible AND shown.contact_id IS NOT NULL AS wrong_day,
-        NOT m.portal_visible
-            OR (shown.contact_id IS NOT NULL AND coalesce(shown.day > least(m.certified_until, '2099-12-31'), true))
-            AS restricts,
-        CASE WHEN m.portal_visible THEN least(m.certified_until, '2099-12-31') END AS visible_until,
-        shown.day AS portal_until, m.review_on
+        CASE WHEN m.portal_visible THEN least(m.certified_until, '2099-12-31') END AS wanted_until,
+        CASE WHEN shown.contact_id IS NULL THEN '0001-01-01' ELSE coalesce(shown.day, '9999-12-31') END AS read_until,
+        m.review_on
     FROM mentors AS m
     JOIN organisations AS o ON o.id = m.organisation_id
     LEFT JOIN unnest(%(shown)b::uuid[], %(days)b::date[]) AS shown (contact_id, day)
@@ -29,8 +27,8 @@ WITH differing AS MATERIALIZED (
             )
         )
 )
-SELECT d.mentor_id, d.member_no, d.organisation, d.organisation_id, d.contact_id, d.visible, d.wrong_day, d.restricts,
-    d.visible_until, d.portal_until
+SELECT d.mentor_id, d.member_no, d.organisation, d.organisation_id, d.contact_id, d.visible, d.wrong_day, d.wanted_until,
+    d.read_until
 FROM differing AS d
 WHERE NOT EXISTS (
         SELECT
@@ -42,7 +40,7 @@ WHERE NOT EXISTS (
                 OR e.delivered_at BETWEEN %(read_at)s AND now()  -- a later time was written by a wrong clock
             )
     )
-    AND (d.restricts OR d.review_on > %(today)s)
+    AND (NOT d.visible OR d.read_until > d.wanted_until OR d.review_on > %(today)s)
 ORDER BY d.organisation, d.member_no
 
 -- name: find_unknown_contacts
@@ -99,6 +97,12 @@ SET read_at = excluded.read_at, pages = excluded.pages, visible = excluded.visib
     secret_until = excluded.secret_until, differences = excluded.differences, held = excluded.held,
     run_id = excluded.run_id
 WHERE l.read_at < excluded.read_at OR l.read_at > now()
+
+-- name: forget_days_on_portal
+-- The portal has lost its column for the last visible day, so it no longer hides a contact after the day that it had.
+UPDATE portal_sync_events
+SET sure_until = CASE WHEN sure_until > '0001-01-01' THEN 'infinity' ELSE sure_until END, shown_until = 'infinity'
+WHERE shown_until BETWEEN %(read_at)s::date AND '9999-12-31' AND coalesce(delivered_at < %(read_at)s, true)
 
 -- name: store_unknown_contacts
 -- A contact that is visible again after it was gone counts as new. The order prevents deadlocks of two readings.

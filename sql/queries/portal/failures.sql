@@ -27,8 +27,7 @@ RETURNING NOT EXISTS (
 ) AS is_news
 
 -- name: record_stage_failures
--- Record the reason of an early end for every open hide, and for every show with an earlier last day than the portal
--- has. It replaces the reason of an older end. It also replaces the mentor's own failure if the push was reopened since,
+-- Record the reason of an early end for every urgent push. It replaces the reason of an older end. It also replaces the mentor's own failure if the push was reopened since,
 -- or if no push can succeed, because someone must act on that first. Rows with the same reason are left as they are,
 -- because there may be thousands. Locked events are skipped, because a row could otherwise outlive the delivery that
 -- should resolve it. last_failed_at keeps the value that was read: a failure that was stored in the meantime is not
@@ -42,7 +41,7 @@ JOIN mentors AS m ON m.id = e.mentor_id
 JOIN organisations AS o ON o.id = m.organisation_id AND o.portal IS NOT NULL
 LEFT JOIN dynamics_sync_failures AS known ON known.mentor_id = e.mentor_id AND known.resolved_at IS NULL
 WHERE e.status IN ('pending', 'blocked')
-    AND (NOT e.visible OR e.restricts)
+    AND e.is_urgent
     AND (%(mentor_id)s::uuid IS NULL OR e.mentor_id = %(mentor_id)s)
     AND known.error IS DISTINCT FROM %(error)s
     AND (

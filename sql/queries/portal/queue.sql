@@ -1,48 +1,24 @@
 -- name: queue_portal_events
 -- A new value replaces an open one. The new version tells a call in flight that its value is old. A live lease is
 -- kept, because the contact must not get a second call. If the value is the same, `wanted_at` is kept for the alerts.
--- An open show stays a show when its last day moves. A show restricts if the portal has a later last day, which its last
--- confirmation or a reading (%(is_too_late)s) has shown. moved_from is then this later day. A portal with days that has
--- never confirmed one is assumed to have the previous day, because readings have agreed with it. The order of the
--- mentors prevents deadlocks.
-INSERT INTO portal_sync_events AS e (mentor_id, visible, visible_until, moved_from, restricts, run_id)
-SELECT n.mentor_id, n.visible, n.visible_until,
-    CASE WHEN portal.day > n.visible_until AND NOT n.is_too_late THEN portal.day ELSE n.moved_from END,
-    n.visible AND (n.is_too_late OR coalesce(portal.day > n.visible_until, false)), %(run_id)s
+-- %(read_until)s is the last day that a reading has found. The order of the mentors prevents deadlocks.
+INSERT INTO portal_sync_events AS e (mentor_id, visible, wanted_until, sure_until, shown_until, run_id)
+SELECT n.mentor_id, n.visible, n.wanted_until, coalesce(n.read_until, d.sure_until), coalesce(n.read_until, d.shown_until),
+    %(run_id)s
 FROM unnest(
-    %(mentor_ids)b::uuid[], %(visible)b::boolean[], %(visible_until)b::date[], %(moved_from)b::date[],
-    %(is_too_late)b::boolean[]
-) AS n (mentor_id, visible, visible_until, moved_from, is_too_late)
-LEFT JOIN LATERAL (
-    SELECT d.id,
-        CASE WHEN d.visible AND d.dates AND d.claim_contact_id = m.dynamics_contact_id THEN d.visible_until END AS day
-    FROM portal_sync_events AS d
-    JOIN mentors AS m ON m.id = d.mentor_id
-    WHERE d.mentor_id = n.mentor_id AND d.delivered_at IS NOT NULL
-    ORDER BY d.delivered_at DESC, d.id DESC
-    LIMIT 1
-) AS confirmed ON n.visible
-LEFT JOIN portal_last_reading AS r ON r.only_one AND r.dates
-CROSS JOIN LATERAL (
-    SELECT CASE WHEN confirmed.id IS NULL AND r.dates THEN n.moved_from ELSE confirmed.day END AS day
-) AS portal
+    %(mentor_ids)b::uuid[], %(visible)b::boolean[], %(wanted_until)b::date[], %(read_until)b::date[]
+) AS n (mentor_id, visible, wanted_until, read_until)
+JOIN mentors AS m ON m.id = n.mentor_id
+CROSS JOIN LATERAL certjob_private.days_on_portal(m) AS d
 ORDER BY n.mentor_id
 ON CONFLICT (mentor_id) WHERE status IN ('pending', 'blocked') DO UPDATE
 SET visible = excluded.visible,
-    visible_until = excluded.visible_until,
-    moved_from = CASE
-        WHEN excluded.restricts THEN excluded.moved_from
-        WHEN excluded.visible AND (e.restricts OR excluded.moved_from IS NOT NULL) THEN e.moved_from
-    END,
-    restricts = excluded.restricts
-        OR (e.restricts AND excluded.visible AND coalesce(e.moved_from > excluded.visible_until, true)),
+    wanted_until = excluded.wanted_until,
     version = e.version + 1,
     status = 'pending',
     attempts = 0,
     wanted_at = CASE
-        WHEN e.visible = excluded.visible AND e.restricts = (
-            excluded.restricts OR (e.restricts AND coalesce(e.moved_from > excluded.visible_until, true))
-        ) THEN e.wanted_at
+        WHEN (e.visible, e.wanted_until) IS NOT DISTINCT FROM (excluded.visible, excluded.wanted_until) THEN e.wanted_at
         ELSE now()
     END,
     last_error = NULL,

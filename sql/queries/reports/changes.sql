@@ -41,17 +41,25 @@ WITH happened (
     SELECT
         CASE
             WHEN r.command = 'reconcile' THEN 'corrected'
-            WHEN e.moved_from IS NOT NULL THEN 'moved'
+            WHEN e.wanted_until <> before.wanted_until THEN 'moved'
             WHEN e.visible THEN 'shown'
             ELSE 'hidden'
         END,
-        e.delivered_at, e.mentor_id, NULL, NULL, e.moved_from, NULL,
+        e.delivered_at, e.mentor_id, NULL, NULL, before.wanted_until, NULL,
         CASE
             WHEN r.counts #> '{corrected,last_day}' ? e.mentor_id::text THEN 'last_day'
             WHEN e.visible THEN 'visible'
         END, NULL, NULL, CASE WHEN NOT e.visible THEN e.delivered_at END, NULL
     FROM portal_sync_events AS e
     LEFT JOIN job_runs AS r ON r.id = e.run_id
+    LEFT JOIN LATERAL (
+        SELECT p.wanted_until
+        FROM portal_sync_events AS p
+        WHERE p.mentor_id = e.mentor_id AND p.id < e.id AND p.status = 'delivered'
+            AND p.claim_contact_id = e.claim_contact_id
+        ORDER BY p.id DESC
+        LIMIT 1
+    ) AS before ON e.visible
     WHERE e.status = 'delivered' AND e.delivered_at >= %(since)s
     UNION ALL
     SELECT 'exposed', x.began_at, x.mentor_id, NULL, NULL, NULL, NULL, NULL, NULL, x.ended_at,

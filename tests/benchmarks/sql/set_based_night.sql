@@ -138,13 +138,13 @@ FROM queued AS q
 WHERE l.mentor_id = q.mentor_id AND l.cert_id = q.cert_id AND l.threshold_days > q.threshold_days
     AND l.status IN ('pending', 'failed');
 
-INSERT INTO portal_sync_events AS e (mentor_id, visible, visible_until, run_id)
+INSERT INTO portal_sync_events AS e (mentor_id, visible, wanted_until, run_id)
 SELECT mentor_id, visible, CASE WHEN visible THEN least(certified_until, '2099-12-31') END, %(run_id)s
 FROM decided
 WHERE has_portal AND portal_visible IS DISTINCT FROM visible
 ON CONFLICT (mentor_id) WHERE status IN ('pending', 'blocked') DO UPDATE
 SET visible = excluded.visible,
-    visible_until = excluded.visible_until,
+    wanted_until = excluded.wanted_until,
     version = e.version + 1,
     status = 'pending',
     attempts = 0,

@@ -1,0 +1,182 @@
+"""The days that the portal may have: each attempt widens them, and a confirmation or a reading sets them."""
+
+from datetime import timedelta
+from uuid import UUID, uuid4
+
+import pytest
+
+from certjob.outbox.claims import Answer
+from tests.conftest import Certjob
+from tests.support.command_line import today
+from tests.support.facts import Facts
+from tests.support.nights import review
+from tests.support.portal_answers import error, reset
+from tests.support.portal_server import PortalServer
+from tests.support.scene import Scene
+
+CONTACT = UUID("6f9619ff-8b86-4d01-b42d-00cf4fc964ff")
+SOON, LATER = today() + timedelta(days=30), today() + timedelta(days=300)
+"""The database compares them with the real date."""
+AFTER = SOON + timedelta(days=2)
+ALERTS = "SELECT kind, cause, day FROM alerts"
+UNHIDDEN = "SELECT count(*) FROM certjob_private.unhidden_mentors(%s)"
+URGENT = "SELECT is_urgent, status FROM portal_sync_events ORDER BY id DESC LIMIT 1"
+DOWN, LOST = error(503, "dynamics_unavailable"), reset(applied=True)
+
+
+@pytest.fixture
+def shown(scene: Scene) -> UUID:
+    """A mentor whom the portal has confirmed until SOON."""
+    scene.portal.until = {}
+    mentor = scene.certified(SOON, contact_id=CONTACT, member_no="M1042", portal_visible=None)
+    scene.night(scene.portal, today=today())
+    assert scene.portal.until == {CONTACT: str(SOON)}
+    return mentor
+
+
+def end_on(scene: Scene, day: object) -> None:
+    scene.run_sql("UPDATE certificates SET expires_on = %s", day)
+
+
+def run(scene: Scene) -> list[str]:
+    """Run a night in which the portal fails, and return the lines that need attention."""
+    return scene.night(scene.portal, today=today()).reasons
+
+
+def test_lost_later_day_is_an_alert_when_the_certificate_is_shortened(
+    facts: Facts, here: Certjob, portal: PortalServer
+) -> None:
+    """The portal took the later day and lost the answer. After the shortened day, the mentor is still shown."""
+    portal.until = {}
+    hlf = facts.organisation(thresholds=())
+    facts.certified_mentor(hlf, SOON, member_no="M1042", contact_id=CONTACT, portal_visible=None)
+    settings = {"CERTJOB_PORTAL_URL": portal.url, "CERTJOB_PORTAL_KEY": portal.key}
+    here("run", **settings)
+    portal.default = LOST
+    facts.connection.execute("UPDATE certificates SET expires_on = %s", (LATER,))
+    assert here("run", **settings).returncode == 0
+    assert portal.until == {CONTACT: str(LATER)}
+
+    portal.default = DOWN
+    facts.connection.execute("UPDATE certificates SET expires_on = %s", (SOON,))
+
+    assert (here("run", **settings).returncode, here("alerts").returncode) == (3, 3)
+    assert facts.rows(ALERTS) == [("may_be_visible", "later_day_on_portal", LATER)]
+    assert facts.rows(UNHIDDEN, AFTER) == [(1,)]
+
+
+def test_later_day_of_a_killed_process_is_urgent_and_ends_with_a_confirmation(scene: Scene, shown: UUID) -> None:
+    """It was killed between the call and the settle."""
+    end_on(scene, LATER)
+    review(scene.connection, today())
+    assert len(scene.service.claim(1, today=today())) == 1
+    scene.expire_leases()
+
+    end_on(scene, SOON)
+    review(scene.connection, today())
+    assert scene.rows(URGENT) == [(True, "pending")]
+    run(scene)
+
+    assert scene.rows(URGENT) == [(False, "delivered")]
+    assert scene.rows(UNHIDDEN, AFTER) == [(0,)]
+
+
+def test_later_day_of_a_call_in_flight_is_urgent(scene: Scene, shown: UUID) -> None:
+    """The portal confirms it after the earlier day was queued."""
+    end_on(scene, LATER)
+    review(scene.connection, today())
+    (event,) = scene.service.claim(1, today=today())
+
+    end_on(scene, SOON)
+    review(scene.connection, today())
+
+    assert scene.rows(URGENT) == [(True, "pending")]
+    assert scene.push(event=event) is Answer.RAISED
+    assert scene.rows(URGENT) == [(True, "pending")]
+
+
+def test_later_day_that_the_app_has_asked_for_again_is_remembered(scene: Scene, shown: UUID) -> None:
+    """Its push continues the days of the last one."""
+    scene.run_sql("CREATE SCHEMA IF NOT EXISTS auth")
+    scene.run_sql("CREATE FUNCTION auth.uid() RETURNS uuid LANGUAGE sql AS $$ SELECT id FROM certjob.coordinators $$")
+    coordinator = {"organisation_id": scene.hlf, "email": "eva@example.org"}
+    scene.facts.insert("coordinators", **coordinator)
+    scene.run_sql("SELECT certjob.request_portal_resync(%s)", shown)
+    scene.portal.default = DOWN
+
+    end_on(scene, today() + timedelta(days=9))
+    run(scene)
+
+    assert scene.rows(ALERTS) == [("may_be_visible", "later_day_on_portal", SOON)]
+
+
+def test_lost_later_day_without_the_column_is_not_urgent(scene: Scene, shown: UUID) -> None:
+    """Such a portal knows only shown and hidden. So it hides no one on a day, and the overdue run counts the mentor."""
+    scene.portal.until = None
+    scene.run_sql("UPDATE mentors SET portal_visible = NULL, review_on = current_date")
+    run(scene)
+    scene.portal.default = LOST
+    end_on(scene, LATER)
+    run(scene)
+    scene.portal.default = DOWN
+
+    end_on(scene, SOON)
+
+    assert run(scene) == []
+    assert scene.rows(UNHIDDEN, AFTER) == [(1,)]
+
+
+def test_reading_without_the_column_is_newer_than_a_confirmed_day(scene: Scene, shown: UUID) -> None:
+    """The portal does not hide the mentor after that day any more, and an earlier day is not urgent."""
+    assert scene.rows(UNHIDDEN, AFTER) == [(0,)]
+    scene.portal.until = None
+
+    scene.reconcile()
+
+    assert scene.rows(UNHIDDEN, AFTER) == [(1,)]
+    scene.portal.default = DOWN
+    end_on(scene, today() + timedelta(days=9))
+    assert run(scene) == []
+
+
+def test_contact_that_is_lost_after_its_day_is_an_alert_without_the_column(scene: Scene, shown: UUID) -> None:
+    """With the column, the portal would have hidden it."""
+    yesterday = today() - timedelta(days=1)
+    unknown = "SELECT contact_id FROM portal_unknown_contacts"
+    scene.run_sql("UPDATE portal_sync_events SET sure_until = %s, shown_until = %s", yesterday, yesterday)
+    with scene.connection.transaction(force_rollback=True):
+        scene.run_sql("UPDATE mentors SET dynamics_contact_id = NULL")
+        assert scene.rows(unknown) == []
+    scene.run_sql("UPDATE portal_sync_events SET shown_until = 'infinity'")
+
+    scene.run_sql("UPDATE mentors SET dynamics_contact_id = NULL")
+
+    assert scene.rows(unknown) == [(CONTACT,)]
+
+
+def test_show_after_a_lost_hide_is_an_alert_at_once(scene: Scene, shown: UUID) -> None:
+    """The portal may have hidden the mentor, although it confirmed a day before."""
+    scene.portal.default = LOST
+    pause = scene.facts.pause(shown)
+    run(scene)
+    assert scene.portal.visible == {CONTACT: False}
+    scene.portal.default = DOWN
+
+    scene.run_sql("UPDATE mentor_pauses SET lifted_at = now(), lifted_by = 'eva' WHERE id = %s", pause)
+    run(scene)
+
+    assert [row[:2] for row in scene.rows(ALERTS)] == [("may_be_hidden", "portal_down")]
+
+
+def test_new_contact_has_no_known_day(scene: Scene, shown: UUID) -> None:
+    """A push that fails is an alert like the first show of a mentor."""
+    end_on(scene, LATER)
+    scene.portal.default = LOST
+    run(scene)
+    scene.run_sql("UPDATE mentors SET dynamics_contact_id = %s", uuid4())
+    scene.portal.default = DOWN
+
+    end_on(scene, SOON)
+    run(scene)
+
+    assert [row[:2] for row in scene.rows(ALERTS)] == [("may_be_hidden", "portal_down")]
