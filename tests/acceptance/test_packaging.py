@@ -64,6 +64,31 @@ def test_sbom_lists_the_packages_of_the_lock(dist: Path) -> None:
     assert f"certjob-{document['metadata']['component']['version']}-" in wheel.name
 
 
+def test_sbom_has_the_tree_and_the_hashes(dist: Path) -> None:
+    """Each package is reached from certjob by those that need it. A plus sign in a package URL would mean a space."""
+    document = json.loads((dist / "sbom.cdx.json").read_text(encoding="utf-8"))
+    components = {each["name"]: each for each in document["components"]}
+    tree = {each["ref"]: each["dependsOn"] for each in document["dependencies"]}
+
+    reached, open_references = set[str](), [document["metadata"]["component"]["bom-ref"]]
+    while open_references:
+        reference = open_references.pop()
+        reached.add(reference)
+        open_references += [each for each in tree[reference] if each not in reached]
+
+    assert (
+        reached
+        == {*tree}
+        == {document["metadata"]["component"]["bom-ref"]} | {each["bom-ref"] for each in components.values()}
+    )
+    assert components["httpcore"]["bom-ref"] in tree[components["httpx"]["bom-ref"]]
+    assert components["psycopg-binary"]["bom-ref"] in tree[components["psycopg"]["bom-ref"]], "an extra of the lock"
+    assert components["httpcore"]["bom-ref"] not in tree[document["metadata"]["component"]["bom-ref"]]
+    hashes = [value["content"] for each in components.values() for value in each["hashes"]]
+    assert hashes == re.findall(r"--hash=sha256:(\w{64})", (dist / "requirements.lock").read_text())
+    assert not any("+" in reference for reference in reached)
+
+
 def test_edge_function_command_overwrites_nothing(here: Certjob, tmp_path: Path) -> None:
     """It prints the lines of this repository's config.toml, and works without a database."""
     first = here("edge-function", "functions", CERTJOB_DATABASE_URL="")
