@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
-from certjob.cli.output import discard_results, print_json, say
+from certjob.cli.output import discard_results, forgiving, print_json, say
 from certjob.errors import (
     CertjobError,
     ConfigurationError,
@@ -44,14 +44,12 @@ def main() -> NoReturn:
     """Run the command that was typed and exit with the documented code."""
     if os.environ.get("_CERTJOB_COMPLETE"):  # the shell asks for completions
         _commands().main(prog_name="certjob")
+    if os.environ.get("COLUMNS") == "0":  # Rich would print nothing
+        del os.environ["COLUMNS"]
     stop = stop_on_signals()
     for name in ("stdout", "stderr"):
-        stream: Any = getattr(sys, name)
-        if stream is None:  # the parent process closed it
-            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
-            continue
-        how: dict[str, Any] = {"encoding": stream.encoding, "errors": "backslashreplace", "closefd": False}
-        setattr(sys, name, os.fdopen(stream.fileno(), "w", 1 if name == "stderr" else -1, **how))
+        stream: Any = getattr(sys, name)  # None: the parent process closed it
+        setattr(sys, name, Path(os.devnull).open("w") if stream is None else forgiving(stream))  # noqa: SIM115
     code = run(sys.argv[1:], stop=stop)
     for number in STOP_SIGNALS:  # during the shutdown of the interpreter a signal would kill it without a line
         signal.signal(number, signal.SIG_IGN)
@@ -72,10 +70,11 @@ def _run(arguments: Sequence[str], *, stop: StopFlag) -> int:
         try:
             with command.make_context("certjob", list(arguments), obj=stop) as context:
                 result = command.invoke(context)
+        except typer.Exit as ended:
+            result = ended.exit_code
         finally:
             stop.end()
-    except typer.Exit as ended:
-        return ended.exit_code
+        sys.stdout.flush()  # a full disk is noticed here at the latest
     except KeyboardInterrupt:
         return _fail(arguments, stop.error())
     except Exception as error:  # noqa: BLE001 - any error becomes one line and the right exit code
@@ -92,6 +91,7 @@ def _fail(arguments: Sequence[str], error: Exception) -> int:
         if "--json" in arguments:
             document = {key: text and without_secrets(text) for key, text in ours.to_document().items()}
             print_json({"outcome": "attention" if needs_action else "failed", "error": document})
+        sys.stdout.flush()
     except OSError:  # stdout is on the full disk, and would fail again at the end
         discard_results()
     command = " ".join(["certjob", *_command_words(arguments)])

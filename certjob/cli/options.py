@@ -68,7 +68,7 @@ _DURATION = re.compile(r"(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,6})s?)?
 
 _MENTOR_HELP = "Id, member number, e-mail address or part of a name."
 MentorArgument = Annotated[str, typer.Argument(metavar="MENTOR", help=_MENTOR_HELP, show_default=False)]
-OptionalMentor = Annotated[str | None, typer.Argument(metavar="[MENTOR]", help=_MENTOR_HELP, show_default=False)]
+OptionalMentor = Annotated[str | None, typer.Argument(metavar="MENTOR", help=_MENTOR_HELP, show_default=False)]
 OrganisationSlug = Annotated[
     str | None, typer.Option("--organisation", metavar="SLUG", help="Only this organisation's mentors.")
 ]

@@ -12,9 +12,8 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from datetime import UTC, date, datetime, tzinfo
-from typing import Final
+from typing import Any, Final
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -43,6 +42,8 @@ _UNSEEN: Final = re.compile(
 _COMMAND: Final = re.compile("`[^`]*`")
 _GLUE: Final = "\ue000"
 """Replaces a space in a command, which must not be broken. ``harmless`` removes it from other texts."""
+_LEAST_WIDTH: Final = 60
+"""A narrower terminal breaks the lines, because Rich would cut the columns."""
 _LONGEST_WORD: Final = 60
 """A longer word may be broken."""
 
@@ -57,24 +58,24 @@ class Output:
         self.interactive = sys.stderr.isatty() and not quiet
         """Whether a person is watching. Then certjob prints successes, too."""
         self.out = Console(highlight=False, emoji=False, markup=False)
+        self.out.width = max(self.out.width, _LEAST_WIDTH)
         self.err = Console(highlight=False, emoji=False, markup=False, stderr=True, force_terminal=self.interactive)
 
     def show(self, page: Page, *, zone: tzinfo | None = None, csv: bool = False) -> None:
         """Print a page, with times in ``zone``; with ``csv`` only its rows, also on a terminal."""
         on_terminal, keys = self.on_terminal and not csv, None
-        with _reader_may_end():
-            for part in page:
-                if isinstance(part, str):
-                    print(part)  # noqa: T201
-                elif isinstance(part, Table) and on_terminal:
-                    _draw(self.out, part, zone=zone)
-                elif isinstance(part, Table):
-                    keys = _print_rows(part, after=keys, zone=zone, csv_only=csv)
-                elif on_terminal:
-                    for line in wrap(self.out, part):
-                        self.out.print(line, soft_wrap=True)
-                elif part != GAP and not csv:
-                    print(harmless(f"{part.indent}{part.head}{part.text}".rstrip()))  # noqa: T201
+        for part in page:
+            if isinstance(part, str):
+                print(part)  # noqa: T201
+            elif isinstance(part, Table) and on_terminal:
+                _draw(self.out, part, zone=zone)
+            elif isinstance(part, Table):
+                keys = _print_rows(part, after=keys, zone=zone, csv_only=csv)
+            elif on_terminal:
+                for line in wrap(self.out, part):
+                    self.out.print(line, soft_wrap=True)
+            elif part != GAP and not csv:
+                print(harmless(f"{part.indent}{part.head}{part.text}".rstrip()))  # noqa: T201
 
     def success(self, text: str) -> None:
         """Print a line if a person is watching."""
@@ -176,12 +177,11 @@ def print_json(document: Mapping[str, object]) -> None:
 
     A value that is an iterator is printed as a list, entry by entry, because it may not fit into memory.
     """
-    with _reader_may_end():
-        for place, (key, value) in enumerate(document.items()):
-            print("," if place else "{", f"\n  {json.dumps(key)}: ", sep="", end="")  # noqa: T201
-            for piece in _json_pieces(value):
-                print(piece, end="")  # noqa: T201
-        print("\n}")  # noqa: T201
+    for place, (key, value) in enumerate(document.items()):
+        print("," if place else "{", f"\n  {json.dumps(key)}: ", sep="", end="")  # noqa: T201
+        for piece in _json_pieces(value):
+            print(piece, end="")  # noqa: T201
+    print("\n}")  # noqa: T201
 
 
 def _json_pieces(value: object) -> Iterator[str]:
@@ -206,16 +206,40 @@ def _as_json(value: object) -> str:
     return value.isoformat() if isinstance(value, date) else str(value)
 
 
-@contextmanager
-def _reader_may_end() -> Iterator[None]:
-    """Continue normally if the reader of stdout ends first, as in ``certjob alerts | head``."""
-    try:
-        yield
-        sys.stdout.flush()
-    except OSError as error:
-        if error.errno not in (errno.EPIPE, errno.EIO):  # a closed pipe, and a closed terminal
-            raise
-        discard_results()
+class _Stream(io.FileIO):
+    """A stream that may be lost: the reader ended first, as in ``certjob alerts | head``, or stderr is on a full disk.
+
+    The command continues, because its work is more important.
+    """
+
+    def write(self, data: Any) -> int:
+        """Write the data, if someone can still read it."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            if self.fileno() == _STDERR:
+                _lost.append(error)
+            elif error.errno not in (errno.EPIPE, errno.EIO):  # a closed pipe, and a closed terminal
+                raise
+            return len(data)
+
+
+_STDERR: Final = 2
+_lost: list[OSError] = []
+"""Errors of writes to standard error."""
+
+
+def stderr_is_complete() -> bool:
+    """Return whether every line on standard error was written. ``main`` replaces a closed stream by /dev/null."""
+    sys.stderr.flush()
+    return not _lost and getattr(sys.stderr, "name", "") != os.devnull
+
+
+def forgiving(stream: Any) -> io.TextIOWrapper:
+    """Return a stream that may be lost, and that writes letters that its encoding does not have as escapes."""
+    raw, by_line = _Stream(stream.fileno(), "w", closefd=False), stream.line_buffering or stream.write_through
+    buffer = io.BufferedWriter(raw)
+    return io.TextIOWrapper(buffer, encoding=stream.encoding, errors="backslashreplace", line_buffering=by_line)
 
 
 def discard_results() -> None:
@@ -225,26 +249,21 @@ def discard_results() -> None:
     os.close(nowhere)
 
 
-def say(command: str, message: str, *, event: str, error: BaseException | None = None) -> bool:
-    """Print one line on stderr, and the traceback of ``error``. Return whether it could be written.
+def say(command: str, message: str, *, event: str, error: BaseException | None = None) -> None:
+    """Print one line on stderr, and the traceback of ``error``.
 
     ``event`` is ``failed``, ``attention``, ``warning`` or ``note``.
     """
     word, style = _EVENTS[event]
     line = without_secrets(printed_line(message))
-    try:
-        if sys.stderr.isatty():
-            console = Console(stderr=True, highlight=False, emoji=False, markup=False)
-            text = Text.assemble("\r", command, ": ", (word, style), line)  # \r overwrites an echoed ^C
-            console.print(text, soft_wrap=True)
-        else:
-            print(f"{command}: {'warning: ' if event == 'warning' else ''}{line}", file=sys.stderr)  # noqa: T201
-        for each in traceback_lines(error) if error is not None else ():
-            print(each, file=sys.stderr)  # noqa: T201
-        sys.stderr.flush()
-    except OSError:
-        return False
-    return getattr(sys.stderr, "name", "") != os.devnull  # ``main`` opens it instead of a closed stream
+    if sys.stderr.isatty():
+        console = Console(stderr=True, highlight=False, emoji=False, markup=False)
+        text = Text.assemble("\r", command, ": ", (word, style), line)  # \r overwrites an echoed ^C
+        console.print(text, soft_wrap=True)
+    else:
+        print(f"{command}: {'warning: ' if event == 'warning' else ''}{line}", file=sys.stderr)  # noqa: T201
+    for each in traceback_lines(error) if error is not None else ():
+        print(each, file=sys.stderr)  # noqa: T201
 
 
 class Phases(Progress):

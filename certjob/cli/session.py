@@ -81,8 +81,6 @@ class Call(typer.Context):
 
     json = verbose = quiet = False
     env_file: str | None = None
-    is_heard = True
-    """Whether every line on stderr could be written."""
     settings: "Settings"
     connection: "Connection"
     run_id: UUID
@@ -128,7 +126,7 @@ class Call(typer.Context):
 
     def say(self, text: str, event: str = "attention") -> None:
         """Print a line on stderr, also with -q: ``failed``, ``attention``, ``warning`` or ``note``."""
-        self.is_heard &= say(self.command_path, text, event=event)
+        say(self.command_path, text, event=event)
 
     def end(self, outcome: Outcome, reasons: Iterable[str]) -> int:
         """Print why the command failed or why someone has to act, also with -q. Return the exit code."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import psycopg
@@ -9,7 +10,7 @@ import pytest
 
 from certjob.database import migrations
 from tests.cli.conftest import LONG_AGO, SOON
-from tests.conftest import Certjob
+from tests.conftest import Certjob, installed_command
 from tests.support.command_line import SECRET, assert_one_line, on_terminal, started, without_escapes
 from tests.support.facts import Facts
 from tests.support.portal_server import PortalServer
@@ -149,6 +150,20 @@ def test_full_disk_is_reported(environment: dict[str, str], tmp_path: Path, unbu
         result = child.finish()
 
     assert_one_line(result, "no space is left on the disk; make room and run it again", code=1)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize(
+    ("typed", "code"), [("run 2>/dev/full", 2), ("run 2>&-", 2), ("--help >/dev/full", 1), ("--help >&-", 0)]
+)
+def test_full_or_closed_output_keeps_the_documented_exit_code(
+    bare_environment: dict[str, str], typed: str, code: int
+) -> None:
+    command = ["/bin/sh", "-c", f"exec {installed_command()} {typed}"]
+
+    result = subprocess.run(command, env=bare_environment, check=False, timeout=60, capture_output=True)
+
+    assert result.returncode == code
 
 
 def test_bounces_on_a_terminal_asks_for_a_report(bare_environment: dict[str, str], tmp_path: Path) -> None:

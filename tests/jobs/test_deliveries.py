@@ -140,19 +140,21 @@ def test_deliver_prints_only_new_reasons_of_stages(scene: Scene) -> None:
     assert is_printed(other)
 
 
-@pytest.mark.parametrize("redirection", ["2>/dev/full", "2>&-"], ids=["full disk", "closed"])
+@pytest.mark.parametrize(
+    "redirection", ["2>/dev/full", "--json 2>/dev/full", "2>&-"], ids=["full disk", "full disk and JSON", "closed"]
+)
 def test_lost_lines_are_printed_by_the_next_run(
     scene: Scene, environment: dict[str, str], here: Certjob, redirection: str
 ) -> None:
     """A crontab appends the output to a log."""
     scene.expired()
     command = ["/bin/sh", "-c", f"exec {installed_command()} run {redirection}"]
-    subprocess.run(command, env=environment, check=False, timeout=60)
+    lost = subprocess.run(command, env=environment, check=False, timeout=60, stdout=subprocess.DEVNULL)
 
     outputs = [here("run").stderr for _ in range(2)]
 
     line = "certjob run: 1 mentor may still be visible on the portal; see `certjob alerts`\n"
-    assert [line in each for each in outputs] == [True, False]
+    assert (lost.returncode, [line in each for each in outputs]) == (3, [True, False])
 
 
 def test_status_names_the_error_of_a_failed_run_without_its_text(scene: Scene, here: Certjob) -> None:

@@ -4,6 +4,7 @@ import json
 import time
 from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -18,7 +19,7 @@ from certjob.jobs.report import RunReport
 from certjob.outbox.open_work import read_open_work
 from certjob.reports.status import read_status, status_page
 from tests.conftest import Certjob
-from tests.support.command_line import terminal
+from tests.support.command_line import on_terminal, terminal, without_escapes
 from tests.support.facts import TODAY, Facts
 from tests.support.nights import delivery, new_job, night
 from tests.support.programmes import random_programme
@@ -108,6 +109,20 @@ def test_terminal_shows_failed_runs_although_others_are_newer(connection: Connec
         ("run", "failed", "night-9"),
         ("deliver", "ok", "night-1"),
     }
+
+
+@pytest.mark.parametrize("columns", [0, 5])
+def test_status_is_whole_on_a_terminal_with_an_odd_width(
+    columns: int, facts: Facts, environment: dict[str, str], tmp_path: Path
+) -> None:
+    """Some shells export COLUMNS=0."""
+    ran(facts)
+
+    _, text = on_terminal(["status"], environment=environment, folder=tmp_path, columns=columns)
+
+    shown = without_escapes(text)
+    for words in ("last good run: ", "Blocked", "portal_hides", "1 min 30 s", "night-1", "within 14 days"):
+        assert words in shown
 
 
 def test_long_run_reports_that_it_is_alive(

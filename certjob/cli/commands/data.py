@@ -183,7 +183,7 @@ def organisation_set(
 def organisation_show(
     call: Call,
     slug: Annotated[
-        str | None, typer.Argument(metavar="[SLUG]", show_default=False, help="One of them. Default: all.")
+        str | None, typer.Argument(metavar="SLUG", show_default=False, help="One of them. Default: all.")
     ] = None,
 ) -> int:
     """Show the rules of all organisations, or all values of one, with its coordinators and their languages."""

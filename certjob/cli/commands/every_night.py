@@ -288,6 +288,7 @@ def _report_on_one(call: Call, mentor_id: UUID, result: "Resync", *, pause: "Pau
 def _report_on(call: Call, report: "Report") -> int:
     """Print a run's report and return its exit code."""
     from certjob.cli.documents import add_names
+    from certjob.cli.output import stderr_is_complete
     from certjob.facts.lookup import name_mentors
     from certjob.jobs.job_runs import note_told
     from certjob.jobs.pages import correction_words, report_page
@@ -303,6 +304,6 @@ def _report_on(call: Call, report: "Report") -> int:
         call.say(words, "note")
     for line in report.acknowledged_in_app.values():
         call.say(line, "note")
-    if not report.dry_run and call.is_heard:
+    if not report.dry_run and stderr_is_complete():
         note_told(call.connection, report)
     return exit_code
