@@ -195,6 +195,8 @@ class Decision:
     """All reminders due today, also those that are queued or sent already."""
     certified_until: date
     """The last day on which the mentor is certified if no fact changes, or NOT_CERTIFIED."""
+    stored_until: date | None
+    """The same as stored by the last review; None: there was none."""
     visible: bool
     """The desired visibility. It has no meaning without a portal."""
     push: bool

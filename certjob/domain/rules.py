@@ -94,6 +94,7 @@ def decide(mentor: Mentor, today: date) -> Decision:
         lapsed_kinds=lapsed_kinds,
         reminders=due,
         certified_until=last_day,
+        stored_until=mentor.certified_until,
         visible=visible,
         push=push,
         nothing_to_hide=nothing_to_hide,

@@ -1,6 +1,7 @@
 """Read mentors and certificates from a CSV file, and report every problem by line and column.
 
-If several lines name a mentor or a certificate, the last one counts. A second load of the same file changes no row.
+If several lines name a mentor, the last value of each column counts, unless the lines are about two people. A second
+load of the same file changes no row.
 """
 
 import codecs
@@ -50,6 +51,12 @@ _READERS: Readers = {
 _DATES = ("issued_on", "expires_on", "revoked_on", "left_on")
 _LONG_AGO = date(1950, 1, 1)
 _FAR_AHEAD = timedelta(days=15 * 365 + 4)
+_CONTRADICTIONS = {
+    "dynamics_contact_id": "another line of this member number has another contact ID",
+    "full_name": "another line of this member number has another name and another address",
+    "expires_on": "another line of this certificate has another last day",
+}
+"""Why certjob rejects two lines, by the column that they are reported with."""
 _CELL_LINES_LIMIT = 50
 """Maximum lines of a quoted cell, because a stray quote would otherwise consume the rest of the file."""
 
@@ -80,12 +87,10 @@ class Roster:
     """Bad rows, and the other rows of their mentors."""
     mentors: Mapping[MentorKey, Values]
     """Values by column; ``line``: the last line with a contact ID, or else the first line; ``rows``: their number."""
-    certificates: Mapping[tuple[MentorKey, str, date], tuple[date, date | None]]
-    """``expires_on`` and ``revoked_on`` by mentor, ``kind`` and ``issued_on``."""
+    certificates: Mapping[tuple[MentorKey, str, date], tuple[date, date | None, int]]
+    """``expires_on``, ``revoked_on`` and the first line, by mentor, ``kind`` and ``issued_on``."""
     kinds: Mapping[tuple[MentorKey, str], int]
     """The first line by mentor and kind."""
-    columns: frozenset[str]
-    """The columns of the file that are read."""
     problems: Sequence[Problem]
 
 
@@ -102,7 +107,7 @@ def read_roster(content: bytes, *, organisation_ids: Mapping[str, UUID], today: 
     unknown = ", ".join(repr(name[:40]) for name in names if name and name not in known)
     problems = [Problem(line=1, column="line", reason=f"not read: {unknown[:200]}", is_warning=True)] if unknown else []
     mentors: dict[MentorKey, Values] = {}
-    certificates: dict[tuple[MentorKey, str, date], tuple[date, date | None]] = {}
+    certificates: dict[tuple[MentorKey, str, date], tuple[date, date | None, int]] = {}
     rows: Counter[MentorKey | None] = Counter()
     kinds: dict[tuple[MentorKey, str], int] = {}
     bad: set[MentorKey | None] = set()
@@ -121,25 +126,49 @@ def read_roster(content: bytes, *, organisation_ids: Mapping[str, UUID], today: 
         if key is None or not all(warns for *_, warns in wrong):
             bad.add(key)
             continue
-        mentor = mentors.setdefault(key, {"line": line, "rows": 0})
+        mentor = mentors.setdefault(key, {"line": line, "rows": 0, "people": []})
         mentor["rows"] += 1
+        earlier_dates = certificates.get((key, values.get("kind", ""), values.get("issued_on", date.min)))
+        for earlier, column in _contradictions(mentor, earlier_dates, values, line):
+            bad.add(key)
+            reason = _CONTRADICTIONS[column]
+            problems += [Problem(line=each, mentor=key, column=column, reason=reason) for each in (earlier, line)]
         mentor |= {name: values[name] for name in (*MENTOR, "mentor_id") if name in values}
         if "dynamics_contact_id" in values:
             mentor["line"] = line
         if "kind" in values:
             certificate = (key, values["kind"], values["issued_on"])
             kinds.setdefault((key, values["kind"]), line)
-            _, revoked_on = certificates.get(certificate, (None, None))
-            certificates[certificate] = (values["expires_on"], values.get("revoked_on", revoked_on))
+            _, revoked_on, first = earlier_dates or (None, None, line)
+            certificates[certificate] = (values["expires_on"], values.get("revoked_on", revoked_on), first)
     return Roster(
         rows=rows.total(),
         skipped=sum(rows[key] for key in bad),
         mentors={key: mentor for key, mentor in mentors.items() if key not in bad},
         certificates={key: dates for key, dates in certificates.items() if key[0] not in bad},
         kinds={key: line for key, line in kinds.items() if key[0] not in bad},
-        columns=frozenset(names) & {*COLUMNS},
-        problems=problems,
+        problems=list(dict.fromkeys(problems)),
     )
+
+
+def _contradictions(
+    mentor: Values, known: tuple[date, date | None, int] | None, values: Values, line: int
+) -> Iterator[tuple[int, str]]:
+    """Yield the earlier lines that contradict this one, and the column."""
+    contact_id = mentor.get("dynamics_contact_id")
+    if contact_id is not None and values.get("dynamics_contact_id", contact_id) != contact_id:
+        yield mentor["line"], "dynamics_contact_id"
+    if known is not None and values["expires_on"] != known[0]:
+        yield known[2], "expires_on"
+    if {"full_name", "email"} <= values.keys():
+        name, address = values["full_name"].casefold(), values["email"].casefold()
+        people = mentor["people"]
+        for earlier, *other in people:
+            if name != other[0] and address != other[1]:
+                yield earlier, "full_name"
+        # Two different ones are enough: people without a contradiction all have one name, or all have one address.
+        if len(people) < 2 and all([name, address] != other for _, *other in people):
+            people.append((line, name, address))
 
 
 def _decode(content: bytes) -> str:
@@ -212,9 +241,6 @@ def _check_dates(values: Values, today: date) -> Iterator[Wrong]:
     for name in ("revoked_on", "left_on"):
         if values.get(name, today) > today:
             yield name, "in the future, but it would take effect now; load it on that day", False
-        if values.get(name) == date.min:  # means a removed value
-            del values[name]
-            yield name, "not a day on which this can have happened", False
     latest = today + min(_FAR_AHEAD, date.max - today)
     for name in _DATES:
         if name in values and values[name] != NEVER and not _LONG_AGO <= values[name] <= latest:

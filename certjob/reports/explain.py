@@ -71,6 +71,18 @@ class Pause:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedRow:
+    """A change of the mentor or of a certificate by `certjob load`."""
+
+    what: str
+    changes: str
+    loaded_at: datetime
+    loaded_by: str
+    undone_at: datetime | None
+    undone_by: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OpenPush:
     """A push that the portal has not confirmed yet."""
 
@@ -127,6 +139,8 @@ class Explanation:
     alerts: Sequence[Alert]
     certificates: Sequence[ExplainedCertificate]
     pauses: Sequence[Pause]
+    loads: Sequence[LoadedRow]
+    """The latest ones of the last 90 days."""
     reminders: Sequence[LoggedReminder]
     portal: Portal | None
     """None if the organisation has never had a portal."""
@@ -189,6 +203,7 @@ def explain(connection: Connection, mentor_id: UUID, *, today: date, zone: tzinf
             alerts=read_alerts(connection, today=today, mentor_id=mentor_id),
             certificates=list(_explain_certificates(connection, mentor, today=today, zone=zone)),
             pauses=database.fetch(connection, "read_pause_history", parameters, into=Pause),
+            loads=database.fetch(connection, "read_loads_of_mentor", parameters, into=LoadedRow),
             reminders=reminders,
             portal=portal if portal.has_portal or portal.confirmed is not None or portal.push else None,
         )
@@ -316,6 +331,7 @@ def explain_page(explained: Explanation, *, zone: tzinfo) -> Iterator[Line | Tab
         ("Pauses", _pause_lines(explained, moment)),
         ("Reminders", _reminder_lines(explained, moment)),
         ("Portal", _portal_lines(explained, moment)),
+        ("Loads", _load_lines(explained, moment)),
     ):
         for place, line in enumerate(lines):
             if not place:
@@ -402,6 +418,12 @@ def _lifted_when(pause: Pause, *, has_left: bool) -> str:
     if has_left:
         return "it stays as it is while the mentor has left"
     return "certjob lifts it once the mentor is certified; if a person lifts it before that, certjob opens it again"
+
+
+def _load_lines(explained: Explanation, moment: _Moment) -> Iterator[Line]:
+    for each in explained.loads:
+        undone = f"; undone {moment(each.undone_at)} by {each.undone_by}" if each.undone_at else ""
+        yield _item(f"{moment(each.loaded_at)} by {each.loaded_by}: {each.what}: {each.changes}{undone}")
 
 
 def _reminder_lines(explained: Explanation, moment: _Moment) -> Iterator[Line]:

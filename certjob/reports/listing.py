@@ -26,6 +26,8 @@ class Filter:
 
     statuses: frozenset[Status] = frozenset()
     """Empty: any."""
+    kinds: frozenset[str] = frozenset()
+    """Empty: any."""
     from_on: date | None = None
     """The first of the last days to list. None: any."""
     to_on: date | None = None
@@ -130,6 +132,8 @@ def _rows(
         days_left, status = (certificate.expires_on - today).days, statuses[certificate.id]
         if wanted.statuses and status not in wanted.statuses:
             continue
+        if wanted.kinds and certificate.kind not in wanted.kinds:
+            continue
         if not (wanted.from_on or date.min) <= certificate.expires_on <= (wanted.to_on or date.max):
             continue
         yield listed(
@@ -144,7 +148,7 @@ def _rows(
     asks_for_mentors = (
         wanted.everyone or wanted.without_contact_id or wanted.without_address or wanted.without_certificate
     )
-    asks_for_certificates = wanted.statuses or wanted.from_on or wanted.to_on
+    asks_for_certificates = wanted.statuses or wanted.kinds or wanted.from_on or wanted.to_on
     if not mentor.certificates and asks_for_mentors and not asks_for_certificates:
         yield listed()
 

@@ -285,3 +285,20 @@ CREATE TABLE certjob.job_runs (
 );
 CREATE INDEX job_runs_as_of_idx ON certjob.job_runs (as_of);
 CREATE INDEX job_runs_finished_at_idx ON certjob.job_runs (finished_at) WHERE finished_at IS NOT NULL;
+
+-- What `certjob load` has changed, for --undo and `certjob explain`: a row for each load, and one for each mentor and
+-- certificate that it has added or changed. `db prune` deletes them after 90 days.
+CREATE TABLE certjob.loaded_rows (
+    id             bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    load_id        uuid NOT NULL,
+    loaded_at      timestamptz NOT NULL DEFAULT now(),
+    loaded_by      text NOT NULL,
+    undone_at      timestamptz,
+    undone_by      text,
+    mentor_id      uuid REFERENCES certjob.mentors (id) ON DELETE CASCADE,  -- null: the row of the load
+    certificate_id uuid,  -- null: the mentor's own row. No foreign key: the history outlives a deleted certificate
+    before         jsonb,  -- null: added
+    after          jsonb
+);
+CREATE INDEX loaded_rows_load_id_idx ON certjob.loaded_rows (load_id);
+CREATE INDEX loaded_rows_mentor_id_idx ON certjob.loaded_rows (mentor_id);

@@ -262,6 +262,34 @@ $$;
 CREATE TRIGGER coordinator_updated AFTER UPDATE OF email ON certjob.coordinators
     FOR EACH ROW WHEN (OLD.email IS DISTINCT FROM NEW.email) EXECUTE FUNCTION certjob_private.coordinator_updated();
 
+-- Returns the facts of a mentor or certificate, without the derived columns.
+CREATE FUNCTION certjob_private.facts(of_row anyelement) RETURNS jsonb
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT to_jsonb(of_row) - '{portal_visible,certified_until,review_on,reviewed_contact_id}'::text[]
+        - '{status,unseen_since,renewed_at}'::text[]
+$$;
+
+-- Records what `certjob load` changes. The command sets certjob.load_id in its transaction.
+CREATE FUNCTION certjob_private.row_loaded() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    INSERT INTO certjob.loaded_rows (load_id, loaded_by, mentor_id, certificate_id, before, after)
+    VALUES (
+        current_setting('certjob.load_id')::uuid, current_setting('certjob.loaded_by'),
+        (to_jsonb(NEW) ->> TG_ARGV[0])::uuid, CASE WHEN TG_ARGV[0] = 'mentor_id' THEN NEW.id END,
+        certjob_private.facts(OLD), certjob_private.facts(NEW)
+    );
+    RETURN NULL;
+END
+$$;
+CREATE TRIGGER mentor_loaded
+    AFTER INSERT OR UPDATE OF full_name, email, locale, dynamics_contact_id, left_at ON certjob.mentors
+    FOR EACH ROW WHEN (current_setting('certjob.load_id', true) <> '') EXECUTE FUNCTION certjob_private.row_loaded('id');
+CREATE TRIGGER certificate_loaded
+    AFTER INSERT OR UPDATE OF expires_on, revoked_at ON certjob.certificates
+    FOR EACH ROW WHEN (current_setting('certjob.load_id', true) <> '')
+    EXECUTE FUNCTION certjob_private.row_loaded('mentor_id');
+
 -- TRUNCATE fires no row trigger.
 CREATE FUNCTION certjob_private.facts_truncated() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$

@@ -183,10 +183,12 @@ BEGIN
         )) RETURNING 1
     ), acknowledgements AS (
         DELETE FROM certjob.acknowledgements AS k WHERE k.until < before_on OR k.ended_at < before RETURNING 1
+    ), loads AS (
+        DELETE FROM certjob.loaded_rows WHERE loaded_at < now() - interval '90 days' RETURNING 1
     )
     SELECT count(*) INTO deleted FROM (
         TABLE failures UNION ALL TABLE events UNION ALL TABLE transitions UNION ALL TABLE reminders
-        UNION ALL TABLE digests UNION ALL TABLE runs UNION ALL TABLE acknowledgements
+        UNION ALL TABLE digests UNION ALL TABLE runs UNION ALL TABLE acknowledgements UNION ALL TABLE loads
     ) AS rows;
     RETURN deleted;
 END

@@ -10,7 +10,7 @@
 CREATE VIEW certjob.rights WITH (security_invoker = true) AS
 SELECT r.role, privilege, r.type, object, r.columns
 FROM (VALUES
-    -- The job writes the facts that `load` and `organisation set` write. DELETE is for `db prune`.
+    -- The job writes the facts that `load` and `organisation set` write. DELETE is for `db prune` and `load --undo`.
     ('certjob_worker', '{USAGE}'::text[], 'SCHEMA', '{certjob,certjob_private}'::text[], NULL),
     ('certjob_worker', '{SELECT}', 'ALL TABLES IN SCHEMA', '{certjob,certjob_private}', NULL),
     ('certjob_worker', '{INSERT}', 'TABLE', '{certjob.organisations}', 'slug, name'),
@@ -33,14 +33,15 @@ FROM (VALUES
     ('certjob_worker', '{INSERT,UPDATE,DELETE}', 'TABLE', '{certjob.cert_notification_log,certjob.portal_sync_events,
         certjob.dynamics_sync_failures,certjob.coordinator_digests,certjob.job_runs,certjob.held_reviews,
         certjob.held_mentors,certjob.review_problems,
-        certjob.portal_unknown_contacts,certjob.acknowledgements}', NULL),
+        certjob.portal_unknown_contacts,certjob.acknowledgements,certjob.loaded_rows}', NULL),
+    ('certjob_worker', '{DELETE}', 'TABLE', '{certjob.mentors,certjob.certificates}', NULL),
     ('certjob_worker', '{INSERT,UPDATE}', 'TABLE', '{certjob.portal_last_reading,certjob.facts_last_copy}', NULL),
     ('certjob_worker', '{EXECUTE}', 'FUNCTION', '{"certjob.prune(timestamptz, integer)",certjob.current_alerts(date),
         "certjob_private.has_mailed(certjob.cert_notification_log, date, integer, date)",
         "certjob_private.is_mailed(uuid, uuid, date, integer, date)",
         certjob_private.no_full_run_alert(date),"certjob_private.unhidden_mentors(date, text)",
         "certjob_private.exposures(timestamptz, date, text)",certjob_private.contact_is_taken(uuid),
-        certjob_private.days_on_portal(certjob.mentors)}', NULL),
+        certjob_private.days_on_portal(certjob.mentors),certjob_private.facts(anyelement)}', NULL),
 
     -- The app's server writes no derived columns. It may set ids and keys, because an upsert names them.
     ('service_role', '{USAGE}', 'SCHEMA', '{certjob,certjob_private}', NULL),
@@ -201,3 +202,11 @@ CREATE POLICY worker_keeps_open_rows ON certjob.portal_sync_events AS RESTRICTIV
     USING (status IN ('delivered', 'withdrawn'));
 CREATE POLICY worker_keeps_open_rows ON certjob.dynamics_sync_failures AS RESTRICTIVE FOR DELETE TO certjob_worker
     USING (resolved_at IS NOT NULL);
+CREATE POLICY worker_deletes_loaded_mentors ON certjob.mentors AS RESTRICTIVE FOR DELETE TO certjob_worker USING (EXISTS (
+    SELECT FROM certjob.loaded_rows AS l WHERE l.mentor_id = mentors.id AND l.certificate_id IS NULL AND l.before IS NULL
+));
+CREATE POLICY worker_deletes_loaded_certificates ON certjob.certificates AS RESTRICTIVE FOR DELETE TO certjob_worker
+    USING (EXISTS (
+        SELECT FROM certjob.loaded_rows AS l
+        WHERE l.mentor_id = certificates.mentor_id AND l.certificate_id = certificates.id AND l.before IS NULL
+    ));

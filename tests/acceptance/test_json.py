@@ -219,6 +219,9 @@ def test_samples_and_page_have_every_printed_key(
     (tmp_path / "new.csv").write_text(f"{header}\nhlf,M10,kurs,2024-01-01,2025-01-01\n")
     run("load new.csv --dry-run")
     run("load people.csv")
+    facts.connection.execute("UPDATE certificates SET expires_on = '2098-01-01' WHERE expires_on = '2099-01-01'")
+    run("load --undo")
+    run("explain M9")
     run("organisation set lhl --coordinator 'Kari <kari@example.org>' --optional-kind kurs")
     for command in ("organisation show lhl", "db prune --older-than 3y", "edge-function functions"):
         run(command)

@@ -1,7 +1,7 @@
 """The SQL statements of docs/runbook.md work."""
 
 import re
-from datetime import date, timedelta
+from datetime import timedelta
 
 import psycopg
 
@@ -76,24 +76,6 @@ def test_work_of_a_wrong_clock_is_due_again(facts: Facts, connection: Connection
     assert list(portal.visible.values()) == [False]
     assert sorted(message.kind for message in channel.sent) == ["digest", "reminder"]
     assert facts.rows("SELECT count(*) FROM job_runs WHERE finished_at > now()") == [(0,)]
-
-
-def test_certificate_that_was_entered_by_mistake_is_deleted(facts: Facts, connection: Connection) -> None:
-    """Only this one, and the mentor is reviewed again."""
-    organisation = facts.organisation()
-    for number in ("M1042", "M2"):
-        mentor = facts.certified_mentor(organisation, today(), member_no=number)
-        facts.certificate(mentor, today(), kind="kurs", issued_on=date(2025, 5, 5))
-    connection.execute("UPDATE mentors SET review_on = 'infinity'")
-
-    assert connection.execute(statement("DELETE FROM certjob.certificates")).rowcount == 1
-
-    left = "SELECT m.member_no, c.kind, m.review_on = '-infinity' FROM certificates AS c"
-    assert facts.rows(f"{left} JOIN mentors AS m ON m.id = c.mentor_id ORDER BY 1, 2") == [
-        ("M1042", "likeperson", True),
-        ("M2", "kurs", False),
-        ("M2", "likeperson", False),
-    ]
 
 
 def test_statements_name_the_schema(connection: Connection) -> None:

@@ -24,7 +24,7 @@ FACTS = {"organisations", "coordinators", "mentors", "certificates", "mentor_pau
 DELETED_BY_WORKER = (
     "acknowledgements coordinators cert_notification_log certificate_transitions coordinator_digests guard_counts"
     " dynamics_sync_failures held_mentors held_reviews job_runs portal_sync_events"
-    " portal_unknown_contacts review_problems told_alerts"
+    " portal_unknown_contacts review_problems told_alerts loaded_rows mentors certificates"
 )
 
 CALLABLE = {
@@ -33,6 +33,7 @@ CALLABLE = {
     "current_alerts": [WORKER, SERVER],
     "days_on_portal": [WORKER],
     "exposures": [WORKER],
+    "facts": [WORKER],
     "no_full_run_alert": [WORKER, SERVER],
     "unhidden_mentors": [WORKER, SERVER],
     "coordinator_organisation_id": [COORDINATOR],

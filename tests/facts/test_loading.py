@@ -106,6 +106,27 @@ def test_file_of_mentors_alone_adds_no_one(loader: Loader) -> None:
     assert loader.found(CONTACTS) == [("M1", CONTACT), ("M2", None)]
 
 
+def test_another_person_with_the_number_of_a_known_mentor_is_rejected(loader: Loader) -> None:
+    """A change of the name and the address alone could be a marriage, so it is loaded, with a warning if need be."""
+    columns = f"{REQUIRED},full_name,email,dynamics_contact_id"
+    known, other = str(CONTACT), str(UUID(int=7))
+    kari, rada = ("2026-02-01", "Kari", "k@example.org", known), ("2026-02-01", "Rada", "r@example.org", "")
+    loader("\n".join([columns, row("M1", *kari), row("M2", *rada)]))
+
+    rejected = loader("\n".join([columns, row("M1", "2027-02-01", "Ola", "ola@example.org", other)]))
+    married = loader("\n".join([columns, row("M1", "2027-02-01", "Kari Hansen", "kh@example.org", known)]))
+    warned = loader("\n".join([columns, row("M2", "2027-02-01", "Ola", "ola@example.org", other)]))
+
+    assert [(each.column, each.reason, each.loaded) for each in rejected.problems] == [
+        ("member_no", "the mentor with this number has another name, another address and another contact ID", False)
+    ]
+    assert (rejected.skipped, written(rejected)) == (1, {})
+    assert (married.problems, written(married)) == ([], {"mentors_changed": 1, "certificates_changed": 1})
+    assert [(each.reason, each.is_warning, each.loaded) for each in warned.problems] == [
+        ("the mentor with this number has another name and another address", True, True)
+    ]
+
+
 def load_contacts(loader: Loader, *contacts: int) -> list[int]:
     """Load M1, M2, … with these contact IDs; return the lines that were rejected."""
     lines = [row(f"M{number}", "2026-02-01", str(UUID(int=contact))) for number, contact in enumerate(contacts, 1)]
@@ -176,7 +197,7 @@ def test_load_gives_up_if_another_session_keeps_a_row(
     loader.rows(row("M1"), row("M2"))
     app.execute("SELECT FROM mentors WHERE member_no = 'M2' FOR NO KEY UPDATE")
 
-    with pytest.raises(MentorBusyError, match="nothing was loaded; load it again"):
+    with pytest.raises(MentorBusyError, match="nothing was loaded; try again"):
         loader.rows(row("M1", "2028-01-01"), row("M2", "2028-01-01"))
 
     assert loader.found("SELECT FROM certificates WHERE expires_on = '2028-01-01'") == []

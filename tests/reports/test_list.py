@@ -62,13 +62,16 @@ def test_list_filters_combine(connection: Connection, facts: Facts) -> None:
             facts.certified_mentor(organisation, TODAY + timedelta(days=days), member_no=f"{slug} {days}")
     facts.certified_mentor(hlf, TODAY, member_no="left", left_at=datetime.now(UTC))
     facts.mentor(hlf, member_no="nothing")
+    facts.certificate(facts.mentor(nhf, member_no="kurs"), TODAY, kind="kurs")
 
     for wanted, numbers in (
+        ({"everyone": True, "kinds": {"kurs"}}, ["kurs"]),
+        ({"kinds": {"kurs", "likeperson"}, "to_on": TODAY}, ["hlf -5", "nhf -5", "kurs"]),
         ({"organisation_id": hlf}, ["hlf -5", "hlf 5", "hlf 200"]),
         ({"organisation_id": hlf, "everyone": True}, ["nothing", "hlf -5", "left", "hlf 5", "hlf 200"]),
-        ({"organisation_id": nhf, "from_on": TODAY - 5 * DAY, "to_on": TODAY + 5 * DAY}, ["nhf -5", "nhf 5"]),
-        ({"organisation_id": nhf, "from_on": TODAY - 4 * DAY}, ["nhf 5", "nhf 200"]),
-        ({"organisation_id": nhf, "to_on": TODAY + 4 * DAY}, ["nhf -5"]),
+        ({"organisation_id": nhf, "from_on": TODAY - 5 * DAY, "to_on": TODAY + 5 * DAY}, ["nhf -5", "kurs", "nhf 5"]),
+        ({"organisation_id": nhf, "from_on": TODAY - 4 * DAY}, ["kurs", "nhf 5", "nhf 200"]),
+        ({"organisation_id": nhf, "to_on": TODAY + 4 * DAY}, ["nhf -5", "kurs"]),
         ({"organisation_id": nhf, "to_on": TODAY + 5 * DAY, "statuses": {Status.EXPIRED, Status.VALID}}, ["nhf -5"]),
     ):
         assert [row.member_no for row in listed(connection, **wanted)] == numbers

@@ -22,22 +22,19 @@ Slug = Annotated[str, typer.Argument(metavar="SLUG", show_default=False, help="I
 @app.command(
     examples=(
         "certjob load people.csv --dry-run",
-        "certjob load before.csv --exact --dry-run",
+        "certjob load --undo --dry-run",
     ),
 )
 def load(
     call: Call,
-    file: Annotated[Path, typer.Argument(metavar="FILE.csv", show_default=False, help="The CSV file.")],
+    file: Annotated[Path | None, typer.Argument(metavar="FILE.csv", show_default=False, help="The CSV file.")] = None,
     *,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Print each change and what the next run would do, without writes."),
     ] = False,
-    exact: Annotated[
-        bool,
-        typer.Option(
-            "--exact", help="Let empty cells remove optional values, to load an earlier `certjob list` again."
-        ),
+    undo: Annotated[
+        bool, typer.Option("--undo", help="Undo the last load, except rows that were changed since.")
     ] = False,
 ) -> int:
     """Load mentors and certificates from a CSV file. Existing rows are updated, never duplicated or deleted.
@@ -45,22 +42,35 @@ def load(
     The first line names the columns: organisation, member_no, kind, issued_on and expires_on; optionally revoked_on,
     full_name, email, locale, dynamics_contact_id and left_on. Dates are 2026-12-31 or 31.12.2026.
 
-    An empty cell leaves the value unchanged, except with --exact. If a line is bad, its mentor is skipped, the others
-    are loaded, and the command exits with 3. A file without certificate columns corrects known mentors. The command
-    prints whom the next run pauses, and which changes it will hold back.
+    An empty cell leaves the value unchanged. If a line is bad, its mentor is skipped, the others are loaded, and the
+    command exits with 3. A file without certificate columns corrects known mentors. The command prints what the next
+    run will do, with names, and which changes it will hold back.
     """
     from certjob.jobs import load as job
 
+    if (file is None) is not undo:
+        message = "give a file, or --undo without one"
+        raise typer.BadParameter(message)
     with call.session(interruptible=True):
-        today = call.settings.today
-        loaded = job.load(call.connection, _read(file), today=today, dry_run=dry_run, exact=exact)
+        today, zone = call.settings.today, call.settings.zone
+        if file is None:
+            undone = job.undo(call.connection, today=today, dry_run=dry_run)
+        else:
+            loaded = job.load(call.connection, _read(file), today=today, dry_run=dry_run)
+    if file is None:
+        call.show(undone.to_document(), undone.page(today=today, zone=zone))
+        for line in undone.kept():
+            call.say(line)
+        for line in undone.next_run.notes():
+            call.say(line, "note")
+        return 3 if undone.undone.kept else 0
     report = loaded.report
     call.show(loaded.to_document(), loaded.page(with_numbers=call.output.interactive))
     for line, is_warning in job.problem_lines(report.problems):
         call.say(line, "warning" if is_warning else "attention")
     if report.skipped:
         call.say(f"{report.skipped:,} of {report.rows:,} rows were skipped, {report.rows - report.skipped:,} loaded")
-    for line in loaded.notes():
+    for line in (*loaded.doubts(), *loaded.next_run.notes()):
         call.say(line, "note")
     return 3 if report.skipped else 0
 

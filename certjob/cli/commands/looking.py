@@ -165,6 +165,7 @@ def explain(
 Statuses = Annotated[
     list[Status] | None, typer.Option("--status", metavar="STATUS", help="Only these. May be repeated.")
 ]
+Kinds = Annotated[list[str] | None, typer.Option("--kind", metavar="KIND", help="Only these. May be repeated.")]
 FirstDay = Annotated[
     date | None,
     typer.Option("--from", parser=parse_day, metavar="DATE", help="Only certificates whose last day is DATE or later."),
@@ -187,6 +188,7 @@ def list_(
     call: Call,
     *,
     status: Statuses = None,
+    kind: Kinds = None,
     from_: FirstDay = None,
     to: LastDay = None,
     organisation: OrganisationSlug = None,
@@ -218,6 +220,7 @@ def list_(
         today = call.settings.today
         wanted = Filter(
             statuses=frozenset(status or ()),
+            kinds=frozenset(kind or ()),
             from_on=from_,
             to_on=to,
             organisation_id=find_organisation(call.connection, organisation) if organisation else None,

@@ -35,6 +35,21 @@ WHERE p.mentor_id = %(mentor_id)s
 ORDER BY p.lifted_at DESC NULLS FIRST, p.paused_at DESC
 LIMIT 20
 
+-- name: read_loads_of_mentor
+SELECT CASE WHEN l.certificate_id IS NULL THEN 'mentor' ELSE concat(l.after ->> 'kind', ' of ', l.after ->> 'issued_on') END
+    AS what, l.loaded_at, l.loaded_by,
+    CASE WHEN l.before IS NULL THEN 'added' ELSE (
+        SELECT string_agg(
+            format('%%s: %%s → %%s', n.key, coalesce(l.before ->> n.key, 'none'), coalesce(n.value, 'none')), '; '
+        )
+        FROM jsonb_each_text(l.after) AS n
+        WHERE n.value IS DISTINCT FROM l.before ->> n.key
+    ) END AS changes, l.undone_at, l.undone_by
+FROM loaded_rows AS l
+WHERE l.mentor_id = %(mentor_id)s
+ORDER BY l.id DESC
+LIMIT 50
+
 -- name: read_logged_reminders
 SELECT l.id, l.threshold_days, l.cert_id AS certificate_id, l.expires_on, l.status, l.attempts, l.queued_at, l.sent_at,
     l.maybe_sent, l.last_error AS error, CASE WHEN l.last_error IS NOT NULL THEN l.failure_code END AS code,

@@ -1,9 +1,8 @@
 -- name: find_mentors_to_list
--- One chunk. The rules check the other conditions. Python cannot represent infinity and years before 1, and load
--- understands 0001-01-01 as a removed value.
+-- One chunk. The rules check the other conditions. Python cannot represent infinity and years before 1.
 SELECT m.id, m.full_name, m.email, m.locale, m.dynamics_contact_id,
     CASE WHEN m.left_at IS NOT NULL  -- least() ignores nulls
-        THEN greatest(least((m.left_at AT TIME ZONE 'UTC')::date, %(today)s), '0001-01-02') END AS left_on
+        THEN greatest(least((m.left_at AT TIME ZONE 'UTC')::date, %(today)s), '0001-01-01') END AS left_on
 FROM mentors AS m
 JOIN organisations AS o ON o.id = m.organisation_id
 WHERE m.id > %(after)s
@@ -25,6 +24,6 @@ LIMIT %(limit)s
 
 -- name: list_revoked_days
 -- In UTC, as load reads them.
-SELECT id, greatest(least((revoked_at AT TIME ZONE 'UTC')::date, %(today)s), '0001-01-02')
+SELECT id, greatest(least((revoked_at AT TIME ZONE 'UTC')::date, %(today)s), '0001-01-01')
 FROM certificates
 WHERE mentor_id = ANY (%(ids)b::uuid[]) AND revoked_at IS NOT NULL
