@@ -50,7 +50,7 @@ class Cause(StrEnum):
     NO_ADDRESS = "no_address"  # there is no e-mail address
     WRONG_ADDRESS = "wrong_address"  # the address is not valid or was rejected, or the mail came back
     MAIL_DELAYED = "mail_delayed"  # the mail server asked for a retry, or did not confirm the message
-    MAIL_STOPPED = "mail_stopped"  # the mail server or webhook rejected the message, or accepts none at all
+    MAIL_STOPPED = "mail_stopped"  # the mail server rejected the message, or accepts none at all
 
 
 class StageEnd(StrEnum):
@@ -66,7 +66,7 @@ class StageEnd(StrEnum):
     MISCONFIGURED = "misconfigured"  # the portal's URL, its function or the function's secrets, or a setting about mail
     NOT_READ = "not_read"  # the portal's list of contacts could not be read to its end
     NO_URL = "no_url"  # the URL of the portal, or of the mail server, is not set
-    CHANNEL_DOWN = "channel_down"  # the mail server or the webhook accepts no messages
+    CHANNEL_DOWN = "channel_down"  # the mail server accepts no messages
     OUTCOMES_UNKNOWN = "outcomes_unknown"  # several messages in a row may or may not have been accepted
     ALL_REFUSED = "all_refused"  # several messages in a row were rejected
     TEMPLATE = "template"  # a message template of the programme's own is broken
@@ -195,6 +195,14 @@ class DeliveryError(CertjobError, code=Cause.PORTAL_STOPPED):
 
     code: Cause
 
+    def __init__(self, message: str, *, next_step: str | None = None, code: Cause | None = None) -> None:
+        super().__init__(message, next_step=next_step)
+        self.code = code or type(self).code
+
+
+class PortalCallError(DeliveryError, code=Cause.PORTAL_DOWN):
+    """One call to the Edge Function failed."""
+
     def __init__(
         self,
         message: str,
@@ -205,14 +213,9 @@ class DeliveryError(CertjobError, code=Cause.PORTAL_STOPPED):
         retry_after_seconds: float | None = None,
         correlation_id: str | None = None,
     ) -> None:
-        """``status``, ``retry_after_seconds`` and ``correlation_id`` are those of an HTTP answer, if there was one."""
-        super().__init__(message, next_step=next_step)
-        self.code = code or type(self).code
+        """``status``, ``retry_after_seconds`` and ``correlation_id`` are those of the answer, if there was one."""
+        super().__init__(message, next_step=next_step, code=code)
         self.status, self.retry_after_seconds, self.correlation_id = status, retry_after_seconds, correlation_id
-
-
-class PortalCallError(DeliveryError, code=Cause.PORTAL_DOWN):
-    """One call to the Edge Function failed."""
 
 
 class TransientPortalError(PortalCallError):
@@ -228,7 +231,7 @@ class PortalStageError(PortalCallError, code=Cause.PORTAL_STOPPED):
 
 
 class NotifyError(DeliveryError, code=Cause.MAIL_STOPPED):
-    """One message was not delivered to the mail server or webhook."""
+    """One message was not delivered to the mail server."""
 
 
 class RecipientRejectedError(NotifyError):
@@ -244,7 +247,7 @@ class OutcomeUnknownError(NotifyError, code=Cause.MAIL_DELAYED):
 
 
 class ChannelDownError(NotifyError):
-    """No message can be sent: connection, TLS, login or sender were rejected, or the webhook is out of order."""
+    """No message can be sent: connection, TLS, login or sender were rejected."""
 
 
 class Outcome(StrEnum):

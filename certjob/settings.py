@@ -9,13 +9,12 @@ from typing import Annotated, Any
 from urllib.parse import unquote, urlsplit
 from zoneinfo import ZoneInfo
 
-from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, SecretStr, ValidationError, field_validator
+from pydantic import AfterValidator, Field, PrivateAttr, SecretStr, ValidationError, field_validator
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from certjob.errors import ConfigurationError
 from certjob.files import why_untrusted
-from certjob.hours import DailyHours, parse_daily_hours
 from certjob.redaction import keep
 
 LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -29,7 +28,6 @@ ABOUT_MAIL = frozenset(
         "CERTJOB_NOTIFY_PASSWORD",
         "CERTJOB_MAIL_FROM",
         "CERTJOB_BOUNCE_ADDRESS",
-        "CERTJOB_MAIL_HOURS",
         "CERTJOB_TEMPLATES_DIR",
         "CERTJOB_APP_URL",
         "CERTJOB_OPERATOR_ADDRESS",
@@ -104,12 +102,8 @@ def _token(secret: SecretStr) -> SecretStr:
     return secret
 
 
-def _hours(value: object) -> object:
-    return parse_daily_hours(value) if isinstance(value, str) else value
-
-
 _CHANNEL = _url(
-    schemes=("smtp", "smtps", "http", "https", "maildir"),
+    schemes=("smtp", "smtps", "maildir"),
     instead_of_login="use CERTJOB_NOTIFY_USER and CERTJOB_NOTIFY_PASSWORD",
 )
 _PING = _url(instead_of_login="remove them, because the address itself is the secret")
@@ -129,16 +123,14 @@ class Settings(BaseSettings):
     portal_url: Annotated[str, _url(instead_of_login="the function's key goes into CERTJOB_PORTAL_KEY")] | None = None
     """The Edge Function."""
     portal_key: Annotated[SecretStr, AfterValidator(_token)] | None = None
-    notify_url: Annotated[SecretStr, _CHANNEL] | None = None
-    """smtp://host[:port], smtps://host[:port], https://… or maildir:/path."""
+    notify_url: Annotated[str, _CHANNEL] | None = None
+    """smtp://host[:port], smtps://host[:port] or maildir:/path."""
     notify_user: str | None = Field(default=None, repr=False)
     notify_password: SecretStr | None = None
     mail_from: str | None = Field(default=None, repr=False)
     """The sender: an address, or ``Name <address>``."""
     bounce_address: str | None = Field(default=None, repr=False)
     """The address for undeliverable mails. None: the sender."""
-    mail_hours: Annotated[DailyHours | None, NoDecode, BeforeValidator(_hours)] = None
-    """The hours for reminders and digests, in ``time_zone``. None: any hour."""
     templates_dir: Path | None = None
     """A folder with message templates of the programme."""
     app_url: Annotated[str, _url()] | None = None
@@ -173,16 +165,9 @@ class Settings(BaseSettings):
         """The current calendar day in this time zone."""
         return datetime.now(self.zone).date()
 
-    @property
-    def mail_waits_until(self) -> datetime | None:
-        """The next time when mail may be sent. None: now."""
-        return self.mail_hours.next_begin(datetime.now(self.zone)) if self.mail_hours else None
-
     def secrets(self) -> list[str]:
-        """Return the keys, the passwords, and the addresses that contain one: no text may show them."""
+        """Return the key, the passwords, and the address that contains one: no text may show them."""
         found = [value.get_secret_value() for value in (self.portal_key, self.notify_password) if value is not None]
-        webhook = self.notify_url.get_secret_value() if self.notify_url else ""
-        found += [webhook] if webhook.startswith("http") else []
         database_url = self.database_url.get_secret_value()
         for groups in re.findall(r"://[^/@:]*:([^@]*)@|\bpassword\s*=\s*('[^']*'|[^\s'&]+)", database_url):
             password = "".join(groups).strip("'")
@@ -191,17 +176,12 @@ class Settings(BaseSettings):
 
     def contradictions(self) -> dict[str, ConfigurationError]:
         """Return the errors of settings that another setting requires, or restricts, by variable."""
-        problems: dict[str, tuple[str, str | None]] = {}
-        channel = urlsplit(self.notify_url.get_secret_value()).scheme if self.notify_url else ""
+        problems: dict[str, tuple[str, str]] = {}
+        channel = urlsplit(self.notify_url or "").scheme
         if self.portal_url and not self.portal_key:
             problems["CERTJOB_PORTAL_KEY"] = (" is missing", "set it to the key of the function at CERTJOB_PORTAL_URL")
         if channel in {"smtp", "smtps"} and not self.mail_from:
             problems["CERTJOB_MAIL_FROM"] = (" is missing", "set it to the address that mail is sent from")
-        if channel in {"http", "https"} and self.notify_password:
-            try:
-                _token(self.notify_password)
-            except _RejectedError as error:
-                problems["CERTJOB_NOTIFY_PASSWORD"] = (f": {error}", error.next_step)
         return {name: ConfigurationError(name + text, next_step=step) for name, (text, step) in problems.items()}
 
 

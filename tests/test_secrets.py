@@ -87,17 +87,6 @@ def test_portal_that_quotes_secrets_is_not_quoted(here: Certjob, facts: Facts, q
     assert_nothing_private(result, here("alerts", "-v"), everything_stored(facts))
 
 
-def test_webhook_that_quotes_secrets_is_not_quoted(here: Certjob, facts: Facts) -> None:
-    """Its URL is a secret, too, here because of a token."""
-    said = f"Bearer {NOTIFY_PASSWORD} kari.hemmelig@example.org".encode()
-    with PortalServer(key=NOTIFY_PASSWORD, default=answer(422, said)) as webhook:
-        token = NOTIFY_USER  # one of SECRETS; a webhook has no user
-        result = here("run", "-v", CERTJOB_NOTIFY_USER="", CERTJOB_NOTIFY_URL=f"{webhook.url}?token={token}")
-
-    assert (result.returncode, len(webhook.requests) > 0) == (3, True)
-    assert_nothing_private(result, everything_stored(facts))
-
-
 def test_run_in_which_everything_fails_prints_no_secret(here: Certjob, facts: Facts) -> None:
     """The portal rejects the key, the mail server rejects the login and quotes it. Later commands show the errors."""
 

@@ -18,8 +18,8 @@ Settings (environment variables, or lines of the file that --env-file names):
   CERTJOB_DATABASE_URL                        required
   CERTJOB_TIME_ZONE                           default Europe/Oslo
   CERTJOB_PORTAL_URL, _KEY                    the Edge Function of the portal
-  CERTJOB_NOTIFY_URL, _USER, _PASSWORD        mail server, webhook or folder
-  CERTJOB_MAIL_FROM, _MAIL_HOURS              sender and hours of mails
+  CERTJOB_NOTIFY_URL, _USER, _PASSWORD        mail server or folder
+  CERTJOB_MAIL_FROM                           sender of mails
   CERTJOB_BOUNCE_ADDRESS                      address for undeliverable mails
   CERTJOB_TEMPLATES_DIR                       your own message templates
   CERTJOB_APP_URL                             the app that digests link to

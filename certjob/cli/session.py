@@ -197,7 +197,6 @@ class Call(typer.Context):
             make_portal=make_portal,
             channel=channel,
             mail_problem=mail_problem,
-            mail_waits_until=lambda: settings.mail_waits_until,
             app_url=settings.app_url or "",
             operator_address=settings.operator_address or "",
             templates_dir=settings.templates_dir,

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, tzinfo
+from datetime import UTC, date, tzinfo
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
@@ -46,8 +46,6 @@ class Job:
     """None: CERTJOB_NOTIFY_URL is not set, or ``mail_problem``."""
     mail_problem: ConfigurationError | None = None
     """The wrong settings because of which no mail can be sent."""
-    mail_waits_until: Callable[[], datetime | None] = lambda: None
-    """Returns when mail may be sent, or None if it may be sent now."""
     templates_dir: Path | None = None
     app_url: str = ""
     """The address of the app, to which digests link."""

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from datetime import datetime
 from itertools import islice
 from uuid import UUID
 
@@ -129,8 +128,6 @@ def _totals(report: Report) -> Iterator[tuple[str, str]]:
             yield part, words
     if document.get("acknowledged"):
         yield "acknowledged", f"{document['acknowledged']:,} of the alerts"
-    if waits := document.get("mail_waits_until"):
-        yield "mail", f"waits until {datetime.fromisoformat(waits):%H:%M} (CERTJOB_MAIL_HOURS)"
 
 
 def _held_back(report: RunReport) -> dict[str, int]:

@@ -4,7 +4,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field
-from datetime import date, datetime
+from datetime import date
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -42,15 +42,11 @@ class MailResult:
 
     reminders: MailCounts = field(default_factory=MailCounts)
     digests: MailCounts = field(default_factory=MailCounts)
-    waits_until: datetime | None = None
-    """When mail may be sent again, or None if it may be sent now."""
 
     def to_document(self, open_work: Mapping[str, OpenWork]) -> dict[str, Any]:
-        """Return ``digests`` and ``mail_waits_until``."""
-        pending = open_work["digests"].pending
-        waits = self.waits_until if open_work["reminders"].pending or pending else None
-        digests = {"sent": self.digests.sent, "failed": self.digests.failed, "pending": pending}
-        return {"digests": digests, "mail_waits_until": waits and waits.isoformat()}
+        """Return ``digests``."""
+        counts = {"sent": self.digests.sent, "failed": self.digests.failed}
+        return {"digests": counts | {"pending": open_work["digests"].pending}}
 
 
 NO_PARTS: Mapping[str, Any] = {}

@@ -224,9 +224,7 @@ def _send_mail(job: Job, report: Report, *, queue: Callable[[], object], ends_at
         operator_address=job.operator_address,
     )
     with Calls(job.stop) as calls:
-        send = partial(
-            send_mails, channel=channel, calls=calls, stop=job.stop, is_open=lambda: job.mail_waits_until() is None
-        )
+        send = partial(send_mails, channel=channel, calls=calls, stop=job.stop)
         try:
             with stage(job, report, "mail") as first:
                 first.ended = send(
@@ -249,9 +247,6 @@ def _send_mail(job: Job, report: Report, *, queue: Callable[[], object], ends_at
             calls.make(channel.close())
     if (problem := templates.problem()) is not None:
         report.stopped.append(problem)
-    report.mail.waits_until = job.mail_waits_until()
-    if report.mail.waits_until is not None:
-        logger.info("mail waits until %s", report.mail.waits_until)
 
 
 def _missing_channel(job: Job) -> StageStop | None:

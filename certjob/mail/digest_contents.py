@@ -39,8 +39,6 @@ class DigestRecipient:
     contact_email: str | None
     """The organisation's address for replies."""
     has_portal: bool
-    digest_on: date
-    """The day for which this digest was queued."""
     last_digest_on: date | None
     """The day of the last sent digest."""
     reported: Sequence[str]
@@ -75,21 +73,21 @@ class Digest:
         )
 
 
-def read_digest(connection: Connection, digest_id: int, *, today: date) -> Digest | None:
-    """Return the contents of a queued digest, or None if its coordinator was deleted."""
-    parameters = {"digest_id": digest_id, "today": today}
-    found = database.fetch(connection, "read_digest_coordinator", parameters, into=DigestRecipient)
-    return read_digest_for(connection, found[0], today=today) if found else None
+def read_digests(
+    connection: Connection,
+    *,
+    today: date,
+    coordinator_id: UUID | None = None,
+    email: str | None = None,
+    slug: str | None = None,
+) -> list[Digest]:
+    """Return what a coordinator would be told now, or each one with this address, of one organisation or of all."""
+    about = {"id": coordinator_id, "email": email, "slug": slug, "today": today}
+    found = database.fetch(connection, "read_digest_coordinators", about, into=DigestRecipient)
+    return [_read_digest(connection, coordinator, today=today) for coordinator in found]
 
 
-def read_digests_by_mail(connection: Connection, email: str, *, slug: str | None, today: date) -> list[Digest]:
-    """Return what each coordinator with this address, of one organisation or of all, would be told now."""
-    parameters = {"email": email, "slug": slug, "today": today}
-    found = database.fetch(connection, "find_coordinators_by_mail", parameters, into=DigestRecipient)
-    return [read_digest_for(connection, coordinator, today=today) for coordinator in found]
-
-
-def read_digest_for(connection: Connection, coordinator: DigestRecipient, *, today: date) -> Digest:
+def _read_digest(connection: Connection, coordinator: DigestRecipient, *, today: date) -> Digest:
     """Return the contents of a coordinator's digest."""
     last = coordinator.last_digest_on
     window = {

@@ -4,6 +4,7 @@ A digest is queued if something may have happened since the last sent one, and w
 nights without a mail server, the coordinator gets one digest. If a run dies before it queues, the next run queues.
 """
 
+from dataclasses import dataclass
 from datetime import date, tzinfo
 from typing import Any
 from uuid import UUID
@@ -15,7 +16,7 @@ from certjob.mail.digest_contents import (
     FIRST_DIGEST_DAYS,
     OVERLAP_DAYS,
     Digest,
-    read_digest,
+    read_digests,
 )
 from certjob.mail.message import OutgoingMessage, key_hash
 from certjob.mail.messages.templates import Draft, Templates
@@ -37,10 +38,18 @@ def queue_digests(connection: database.Connection, *, today: date, organisation_
     return persist(connection, lambda: database.execute(connection, "queue_digests", parameters))
 
 
-class DigestMail(Mails[ClaimedMail]):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueuedDigest(ClaimedMail):
+    """A claimed row of ``coordinator_digests``."""
+
+    coordinator_id: UUID
+    digest_on: date
+
+
+class DigestMail(Mails[QueuedDigest]):
     """Digests for the mail stage."""
 
-    item = ClaimedMail
+    item = QueuedDigest
     lock_due_statement = "lock_due_digests"
     claim_statement = "claim_digests"
     lock_recipient_statement = "lock_digest_and_coordinator"
@@ -61,21 +70,21 @@ class DigestMail(Mails[ClaimedMail]):
         super().__init__(connection, today=today, templates=templates)
         self._setting = {"zone": zone, "app_url": app_url, "operator_address": operator_address}
 
-    def draft(self, item: ClaimedMail) -> Draft | str | None:
+    def draft(self, item: QueuedDigest) -> Draft | str | None:
         """Read the current contents and store their keys, with which the next digest is compared; see ``Mails.draft``.
 
         A run that queues the row again waits until this is committed.
         """
-        digest = read_digest(self.connection, item.id, today=self.today)
-        if digest is None:
+        digests = read_digests(self.connection, today=self.today, coordinator_id=item.coordinator_id)
+        if not digests:
             return None
+        (digest,) = digests
         if not digest.has_news:
             return "nothing to tell"
         reported = {"id": item.id, "token": item.claim_token, "keys": sorted(digest.keys)}
         if not database.execute(self.connection, "note_reported", reported):
             return None
-        coordinator = digest.coordinator
-        key = digest_key(item.id, item.attempts, coordinator_id=coordinator.id, digest_on=coordinator.digest_on)
+        key = digest_key(item.id, item.attempts, coordinator_id=item.coordinator_id, digest_on=item.digest_on)
         return draft_digest(digest, key=key, repeat=item.maybe_sent, **self._setting)
 
 
@@ -93,7 +102,7 @@ def draft_digest(digest: Digest, *, key: str, repeat: bool, **setting: Any) -> D
         reply_to=coordinator.contact_email,
         list_name=f"digest.{coordinator.organisation_slug}",
     )
-    return Draft(message=message, slug=coordinator.organisation_slug, words=digest.words(repeat=repeat, **setting))
+    return Draft(message=message, words=digest.words(repeat=repeat, **setting))
 
 
 def digest_key(digest_id: int, attempts: int, *, coordinator_id: UUID, digest_on: date) -> str:

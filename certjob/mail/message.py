@@ -40,7 +40,7 @@ class OutgoingMessage:
     text: str = ""
     html: str = ""
     idempotency_key: str
-    """The same on every repeat. The receiver of a webhook can use it to drop repeats. Part of the Message-ID."""
+    """The same on every repeat. Part of the Message-ID."""
     locale: str
     kind: str
     """``reminder``, ``digest`` or ``test``."""

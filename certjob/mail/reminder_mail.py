@@ -89,8 +89,7 @@ def draft_reminder(due: Reminder, recipient: Recipient, *, key: str, repeat: boo
         reply_to=recipient.contact_email,
         sender=recipient.sender,
     )
-    words = reminder_words(due, recipient, today=today, repeat=repeat)
-    return Draft(message=message, slug=recipient.mentor.organisation.slug, words=words)
+    return Draft(message=message, words=reminder_words(due, recipient, today=today, repeat=repeat))
 
 
 def reminder_key(log_id: int, *, mentor_id: UUID, threshold_days: int, expires_on: date) -> str:

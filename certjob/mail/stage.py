@@ -27,7 +27,6 @@ CHANNEL_POLICY = RetryPolicy(
     backoff=exponential(base_seconds=0.5, cap_seconds=5),
     deadline_seconds=120,
     is_transient=lambda error: isinstance(error, ChannelDownError),
-    retry_after=lambda error: getattr(error, "retry_after_seconds", None),
 )
 
 
@@ -58,21 +57,17 @@ def send_mails(
     counts: MailCounts,
     deadline_seconds: float,
     on_progress: Callable[[int], None] = lambda _sent: None,
-    is_open: Callable[[], bool] = lambda: True,
 ) -> StageStop | None:
     """Send the due mails, each settled before the next, and return why the stage ended early, or None.
 
-    It ends when none is left, at the deadline, outside the mail hours (``is_open``), or when the failures are the mail
-    server's fault. Raises StoppedBySignalError after a signal. After an unexpected error, the claim of its mail stays
-    until the lease expires.
+    It ends when none is left, at the deadline, or when the failures are the mail server's fault. Raises
+    StoppedBySignalError after a signal. After an unexpected error, the claim of its mail stays until the lease expires.
     """
     deadline_at = time.monotonic() + deadline_seconds
     failures = _InARow[Item]()
     ended: StageStop | None = None
     while ended is None:
         stop.check()
-        if not is_open():
-            return None
         item = steps.claim(mails)
         if item is None:
             return None

@@ -13,7 +13,7 @@ from certjob.domain import rules
 from certjob.domain.models import OWN_PAUSE_REASON, Mentor, Reminder
 from certjob.domain.projection import after
 from certjob.errors import ConfigurationError, UnknownMentorError
-from certjob.mail.digest_contents import read_digests_by_mail
+from certjob.mail.digest_contents import read_digests
 from certjob.mail.digests import draft_digest
 from certjob.mail.message import OutgoingMessage
 from certjob.mail.messages.templates import Templates
@@ -98,7 +98,7 @@ def preview_digest(
     Raises TemplateError, and ConfigurationError if no coordinator or several have this address.
     """
     with database.read_only_snapshot(connection):
-        found = read_digests_by_mail(connection, email, slug=organisation, today=today)
+        found = read_digests(connection, email=email, slug=organisation, today=today)
     if len(found) != 1:
         slugs = ", ".join(digest.coordinator.organisation_slug for digest in found)
         text = f"several coordinators have this address: {slugs}" if found else "no coordinator has this address"

@@ -10,7 +10,7 @@ from certjob import database
 from certjob.database import Connection
 from certjob.domain.alert_kinds import Kind, summarize
 from certjob.domain.explanations import duration_words, number
-from certjob.outbox.open_work import MAIL_KINDS, OpenWork, read_open_work
+from certjob.outbox.open_work import OpenWork, read_open_work
 from certjob.page import GAP, Line, Table
 from certjob.review.attention import read_attention
 
@@ -108,8 +108,6 @@ class SystemStatus:
     first_without_certificate: Sequence[str]
     """At most five of them, for example ``hlf M1042``."""
     exposure: Exposure
-    mail_waits_until: datetime | None
-    """When queued mail can be sent by CERTJOB_MAIL_HOURS, or None if no mail waits for that."""
 
     @property
     def exit_code(self) -> int:
@@ -126,18 +124,8 @@ class SystemStatus:
         return {"outcome": "attention" if self.exit_code else "ok", "stale": self.stale} | asdict(self)
 
 
-def read_status(
-    connection: Connection,
-    *,
-    today: date,
-    zone: tzinfo = UTC,
-    max_age: timedelta,
-    mail_waits_until: datetime | None = None,
-) -> SystemStatus:
-    """Return the status. Reads one snapshot, also on a read-only server.
-
-    ``mail_waits_until`` is the next beginning of CERTJOB_MAIL_HOURS, or None during these hours.
-    """
+def read_status(connection: Connection, *, today: date, zone: tzinfo = UTC, max_age: timedelta) -> SystemStatus:
+    """Return the status. Reads one snapshot, also on a read-only server."""
     with database.read_only_snapshot(connection):
         backlog = read_open_work(connection)
         good_runs = database.fetch(connection, "read_last_good_run", into=GoodRun)
@@ -165,7 +153,6 @@ def read_status(
             without_certificate=without_certificate[0][1] if without_certificate else 0,
             first_without_certificate=[name for name, _ in without_certificate],
             exposure=database.fetch(connection, "read_exposure", exposures, into=Exposure)[0],
-            mail_waits_until=mail_waits_until if any(backlog[kind].pending for kind in MAIL_KINDS) else None,
         )
 
 
@@ -220,8 +207,6 @@ def _figures(status: SystemStatus, zone: tzinfo) -> Iterator[tuple[str, str]]:
         yield "exposure", _exposure_words(status.exposure)
     if status.acknowledged:
         yield "acknowledged", f"{number(status.acknowledged, 'alert')}; see `certjob alerts --acknowledged`"
-    if status.mail_waits_until is not None:
-        yield "mail waits until", f"{_moment(status.mail_waits_until, zone)} (CERTJOB_MAIL_HOURS)"
 
 
 def _exposure_words(exposure: Exposure) -> str:

@@ -13,7 +13,6 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from pytest_httpserver import HTTPServer
 
 from certjob import errors
 from tests.conftest import Certjob
@@ -288,19 +287,3 @@ def test_page_has_every_error_code_and_every_cause() -> None:
 
     assert {*re.findall("`([a-z_]+)`", SECTIONS["Errors"])} == codes(errors.CertjobError) | {"crash"}
     assert [*rows(SECTIONS["Causes"])] == [cause.value for cause in errors.Cause]
-
-
-def test_page_has_the_body_of_the_webhook(run: Callable[..., Any], facts: Facts, httpserver: HTTPServer) -> None:
-    """For a reminder, and for a digest to a coordinator with a valid address."""
-    add_mentors(facts)
-    facts.connection.execute("UPDATE coordinators SET email = 'ola@example.org'")
-    httpserver.expect_request("/").respond_with_data("")
-
-    run("run", CERTJOB_PORTAL_URL="", CERTJOB_NOTIFY_URL=httpserver.url_for("/"))
-
-    received = {request.json["kind"]: set(request.json) for request, _ in httpserver.log}
-    in_both, in_reminder = (
-        {*rows("\n".join(re.findall(rf"^.*{words}.*$", SECTIONS["The webhook"], flags=re.MULTILINE)))}
-        for words in (r"\| in all \|", r"\| in `reminder` \|")
-    )
-    assert received == {"reminder": in_both | in_reminder, "digest": in_both}

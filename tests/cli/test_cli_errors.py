@@ -26,7 +26,6 @@ from tests.support.portal_server import PortalServer
         ("run --as-of 2026-03-10", "certjob run", "--as-of requires --dry-run; add it, or omit --as-of"),
         ("run --dry-run --as-of 10.03.2026", "certjob run", "'10.03.2026' is not a valid date; give one such as 2026"),
         ("db prune --older-than soon", "certjob db prune", "soon"),
-        ("preview M1 --html --json", "certjob preview", "leave out --json"),
         ("status --max-age=-5m", "certjob status", "is not a valid duration; give one such as 90s, 30m or 2h"),
         (f"status --max-age={'9' * 5000}h", "certjob status", "is not a valid duration"),
     ],
@@ -111,7 +110,6 @@ BROKEN_MAIL = {
     "sender that is not an address": {"MAIL_FROM": "HLF"},
     "wrong bounce address": {"BOUNCE_ADDRESS": "nowhere"},
     "wrong URL": {"NOTIFY_URL": "mailto:x@hlf.example"},
-    "wrong hours": {"MAIL_HOURS": "always"},
     "wrong app": {"APP_URL": "app.example"},
 }
 

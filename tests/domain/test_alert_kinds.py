@@ -8,9 +8,9 @@ import pytest
 from certjob.database import Connection
 from certjob.domain.alert_kinds import WORDS, Kind
 from certjob.mail.messages.content import LANGUAGES
-from certjob.mail.messages.samples import SAMPLES
 from certjob.mail.messages.templates import OUR_TEMPLATES
 from tests.support.docs import read_section
+from tests.support.samples import SAMPLES
 
 BODIES = """
     SELECT pg_get_viewdef(c.oid) FROM pg_class AS c WHERE c.relnamespace = 'certjob_private'::regnamespace
@@ -60,6 +60,6 @@ def test_digest_has_a_heading_for_each_section(language: str) -> None:
     pages = set()
     for section in sections:
         empty: dict[str, Any] = {name: [] for name, rows in words.items() if isinstance(rows, list)}
-        pages.add(OUR_TEMPLATES.render("digest", slug="", words=words | empty | {section: words[section][:1]}).subject)
+        pages.add(OUR_TEMPLATES.render("digest", words=words | empty | {section: words[section][:1]}).subject)
 
     assert len(pages) == len(sections)

@@ -4,8 +4,8 @@ import pytest
 
 from certjob.domain.causes import advise_on_message, advise_on_push
 from certjob.errors import Cause
-from certjob.mail.messages.samples import SAMPLES
 from certjob.mail.messages.templates import OUR_TEMPLATES
+from tests.support.samples import SAMPLES
 
 
 @pytest.mark.parametrize("cause", Cause)
@@ -24,7 +24,7 @@ def test_digest_has_a_sentence_for_each_cause(language: str) -> None:
     pages = set()
     for cause in Cause:
         words["visible"] = [{"name": "Kari", "member_no": "M1", "since": "today", "sentence": "", "cause": cause}]
-        pages.add(OUR_TEMPLATES.try_out("digest", slug="", words=words).html)
+        pages.add(OUR_TEMPLATES.try_out("digest", words=words).html)
 
     assert len(pages) == len(Cause)
 

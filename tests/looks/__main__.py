@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from certjob.mail.messages.content import LANGUAGES, RenderedMessage
-from certjob.mail.messages.samples import sample_digests, sample_reminders
 from certjob.mail.messages.templates import OUR_TEMPLATES
 from tests.looks import pictures
 from tests.looks.contrast import contrasts
+from tests.support.samples import sample_digests, sample_reminders
 
 WIDTHS = (360, 600, 900)
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -53,10 +53,10 @@ def messages() -> Iterator[tuple[str, RenderedMessage]]:
             wanted = {"days_left": days_left, "paused": days_left < 0, "repeat": days_left == 0}
             sample = next(words for words in sample_reminders(language) if words.items() >= wanted.items())
             words = sample | {"name": "Kari Nordmann"}
-            page = OUR_TEMPLATES.render("reminder", slug="", words=words)
+            page = OUR_TEMPLATES.render("reminder", words=words)
             yield f"reminder-{language}-{days_left}", page
         for name, words in zip(("full", "one-each", "long"), sample_digests(language), strict=False):
-            page = OUR_TEMPLATES.render("digest", slug="", words=words)
+            page = OUR_TEMPLATES.render("digest", words=words)
             yield f"digest-{language}-{name}", page
 
 

@@ -20,9 +20,9 @@ from rich.console import Console
 from rich.terminal_theme import MONOKAI
 from rich.text import Text
 
-from certjob.mail.messages.samples import sample_digests, sample_reminders
 from certjob.mail.messages.templates import OUR_TEMPLATES
 from tests.support.command_line import on_terminal
+from tests.support.samples import sample_digests, sample_reminders
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "docs" / "pictures"
@@ -132,7 +132,7 @@ def mail_pages() -> dict[str, str]:
     news = {"urgent": ["visible"], "acknowledged": {"number": 0, "until": ""}}
     digest = everything | lists | shown | news | {"name": "Eva Nordmann"}
     pages = {"reminder": reminder | {"name": "Kari Nordmann"}, "digest": digest}
-    return {name: OUR_TEMPLATES.render(name, slug="", words=words).html for name, words in pages.items()}
+    return {name: OUR_TEMPLATES.render(name, words=words).html for name, words in pages.items()}
 
 
 def demo_screens() -> dict[str, str]:

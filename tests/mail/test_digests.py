@@ -12,7 +12,7 @@ from certjob.database import statements
 from certjob.errors import PermanentPortalError
 from certjob.jobs import runs
 from certjob.mail import steps
-from certjob.mail.steps import ClaimedMail
+from certjob.mail.digests import QueuedDigest
 from certjob.reports.alerts import read_alerts
 from tests.mail.channels import digest_mail
 from tests.mail.conftest import CUT, DOWN, REJECTED, Messages, Nights, day, reject_reminders
@@ -202,7 +202,7 @@ def test_digest_repeats_the_two_days_before_the_last_one(desk: Nights) -> None:
 
 
 def test_cancelled_digest_that_is_queued_again_has_a_new_key(desk: Nights) -> None:
-    """Otherwise the receiver of a webhook would drop it as a repeat of the first attempt."""
+    """Otherwise its Message-ID would be that of the first attempt."""
     desk.ended("Kari")
     keys: list[str] = []
     desk.digests(on_send=lambda message: keys.append(message.idempotency_key) or CUT)  # type: ignore[func-returns-value]
@@ -227,7 +227,7 @@ def test_digest_sent_with_a_wrong_clock_hides_nothing(desk: Nights) -> None:
     assert (named(desk.digests(1)), desk.digests(2)) == (["Ola"], [])
 
 
-def claim(desk: Nights) -> ClaimedMail:
+def claim(desk: Nights) -> QueuedDigest:
     claimed = steps.claim(digest_mail(desk.connection))
     assert claimed is not None
     return claimed

@@ -1,6 +1,5 @@
 """The mail stage: each message is settled before the next is sent, and a failure concerns one message or all."""
 
-import time
 from typing import Any
 from uuid import UUID
 
@@ -249,18 +248,6 @@ def test_undone_rejection_is_an_alert_with_its_own_reason_after_a_day(nights: Ni
     alerts = read_alerts(nights.connection, today=day(0))
 
     assert [(alert.kind, alert.error) for alert in alerts] == [("failed_reminders", "550 no such user")] * 5
-
-
-def test_channel_that_is_down_gets_three_attempts_when_it_asks(nights: Nights) -> None:
-    """The wait is that of Retry-After."""
-    queue(nights, 2)
-    busy = ChannelDownError("the webhook cannot take messages now (503)", retry_after_seconds=0.05)
-    began = time.monotonic()
-
-    assert nights.stage(busy, busy, busy) is not None
-
-    assert time.monotonic() - began >= 0.1
-    assert statuses(nights) == {"untouched": 2}
 
 
 def test_stage_ends_at_its_deadline(nights: Nights) -> None:

@@ -9,9 +9,9 @@ import pytest
 
 from certjob.mail.message import OutgoingMessage
 from certjob.mail.messages.content import LANGUAGES, RenderedMessage
-from certjob.mail.messages.samples import SAMPLES, sample_digests
 from certjob.mail.messages.templates import OUR_TEMPLATES
 from tests.mail.written import breakable, links, visible_text, written_reminder
+from tests.support.samples import SAMPLES, sample_digests
 
 URGENT = {"nb": "Haster", "nn": "Hastar", "en": "Urgent"}
 
@@ -23,7 +23,7 @@ def all_of(message: OutgoingMessage | RenderedMessage) -> str:
 
 
 def digest(words: Mapping[str, Any]) -> RenderedMessage:
-    return OUR_TEMPLATES.render("digest", slug="", words=words)
+    return OUR_TEMPLATES.render("digest", words=words)
 
 
 def full(language: str, **words: Any) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def test_text_and_page_say_the_same_in_every_situation(language: str) -> None:
     """The heading of the page is the subject. Only a kind that pauses mentions a pause."""
     for kind, samples in SAMPLES.items():
         for words in samples(language):
-            message = OUR_TEMPLATES.render(kind, slug="", words=words)
+            message = OUR_TEMPLATES.render(kind, words=words)
 
             said = re.sub(r"^(?:\* | +- |-+$)", "", message.text, flags=re.MULTILINE)  # marks of lists and headings
             said = re.sub(r":(\s)https", r"\1https", said)

@@ -1,10 +1,7 @@
 """The channel that the settings name, and the channels that are not mail servers."""
 
-import json
 import mailbox
 import re
-import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,35 +12,27 @@ from certjob.domain.addresses import parse_sender
 from certjob.errors import (
     ChannelDownError,
     ConfigurationError,
-    NotifyError,
-    OutcomeUnknownError,
-    RecipientDeferredError,
-    RecipientRejectedError,
 )
 from certjob.mail.channels.maildir import MaildirChannel
 from certjob.mail.channels.notify import open_channel
 from certjob.mail.channels.smtp import SmtpChannel
-from certjob.mail.channels.webhook import WebhookChannel
 from certjob.mail.message import Channel
 from certjob.settings import Settings
 from tests.mail.written import MESSAGE
 from tests.support.blocking import Blocking
-from tests.support.portal_answers import Behaviour, answer, drip, reset
-from tests.support.portal_server import PortalServer
 from tests.support.smtp_server import HOST, Mailbox, real_server
 
 
 def opened(url: str | None, **others: Any) -> Channel | None:
     """Return the channel of these settings, without those of the machine."""
     ours = {"mail_from": "HLF <post@hlf.example>", "notify_user": None, "notify_password": None}
-    required: dict[str, Any] = {"database_url": SecretStr("embedded"), "notify_url": SecretStr(url) if url else None}
+    required: dict[str, Any] = {"database_url": SecretStr("embedded"), "notify_url": url}
     return open_channel(Settings(_env_file=None, **required | ours | others))
 
 
 @pytest.mark.parametrize(
     ("url", "kind", "seconds"),
     [
-        ("https://h.example/push", WebhookChannel, 30),
         ("maildir:/x", MaildirChannel, 30),
         ("smtp://mail.hlf.example", SmtpChannel, 785),
         (None, type(None), None),
@@ -136,82 +125,3 @@ def test_maildir_that_cannot_be_written_concerns_all_messages(tmp_path: Path, fi
             channel.probe()
         with pytest.raises(ChannelDownError, match=r"cannot be written.*correct CERTJOB_NOTIFY_URL"):
             channel.send(MESSAGE)
-
-
-def webhook(url: str, *, key: str = "s3cret", seconds: float = 5) -> Blocking:
-    channel = WebhookChannel(url, token=SecretStr(key) if key else None)
-    channel.worst_case_seconds = seconds
-    return Blocking(channel)
-
-
-def test_webhook_gets_the_documented_fields() -> None:
-    """A send after a close opens a new connection."""
-    with PortalServer(key="s3cret", default=answer(202)) as server, webhook(server.url) as channel:
-        channel.send(replace(MESSAGE, repeat=True))
-        channel.close()
-        channel.send(MESSAGE)
-
-    request, _ = server.requests
-    assert json.loads(request.body) == {
-        "kind": "reminder",
-        "to": "kari.nordmann@example.org",
-        "locale": "nb",
-        "subject": MESSAGE.subject,
-        "text": MESSAGE.text,
-        "html": MESSAGE.html,
-        "mentor_id": "0b6c0000-0000-4000-8000-000000000001",
-        "threshold_days": 14,
-        "expires_on": "2026-03-10",
-        "repeat": True,
-    }
-    assert (request.method, request.idempotency_key) == ("POST", "reminder-4711-0")
-    assert (request.headers["content-type"], request.headers["authorization"]) == ("application/json", "Bearer s3cret")
-
-
-ERRORS: dict[int, type[NotifyError]] = {
-    **dict.fromkeys((400, 422), RecipientRejectedError),
-    **dict.fromkeys((408, 409, 425), RecipientDeferredError),
-    **dict.fromkeys((500, 504), OutcomeUnknownError),
-    **dict.fromkeys((429, 503, 301, 401, 403, 404), ChannelDownError),
-}
-REASONS = {301: "redirects", 401: "rejected the key", 403: "rejected the key", 404: "is not there"}
-
-
-@pytest.mark.parametrize(("status", "expected"), ERRORS.items())
-def test_status_of_a_webhook_is_an_error(portal: PortalServer, status: int, expected: type[NotifyError]) -> None:
-    """Retry-After counts for 429 and 503. The body may repeat the message, so the error does not contain it."""
-    portal.default = answer(status, b"kari.nordmann", headers={"Location": "/other", "Retry-After": "7"})
-    with webhook(portal.url, key=portal.key) as channel, pytest.raises(NotifyError) as caught:
-        channel.send(MESSAGE)
-
-    assert type(caught.value) is expected
-    assert f"({status})" in str(caught.value)
-    assert REASONS.get(status, "") in str(caught.value)
-    assert "kari" not in str(caught.value)
-    assert caught.value.retry_after_seconds == (7 if status in (429, 503) else None)
-    assert len(portal.requests) == 1, "it followed the redirect"
-
-
-def test_webhook_that_cannot_be_called_concerns_all_messages(port_of_nobody: int) -> None:
-    """A closed port, or a URL that only the HTTP client finds invalid. The message was certainly not sent."""
-    for url in (f"http://{HOST}:{port_of_nobody}/push", "http://[::1/push"):
-        with webhook(url) as channel, pytest.raises(ChannelDownError, match="CERTJOB_NOTIFY_URL"):
-            channel.send(MESSAGE)
-
-
-@pytest.mark.parametrize(
-    ("behaviour", "said"),
-    [
-        (drip(part="headers"), "did not answer in time"),
-        (reset(), "may have arrived"),
-        (answer(503), "may have arrived"),
-    ],
-    ids=["answers too slowly", "hangs up", "503 without Retry-After"],
-)
-def test_webhook_without_a_usable_answer_may_have_sent_it(behaviour: Behaviour, said: str) -> None:
-    """The deadline is for the whole call."""
-    with PortalServer([behaviour]) as server, webhook(server.url, key=server.key, seconds=0.2) as channel:
-        began = time.monotonic()
-        with pytest.raises(OutcomeUnknownError, match=said):
-            channel.send(MESSAGE)
-        assert time.monotonic() - began < 3

@@ -196,7 +196,7 @@ def test_claim_is_lost_if_the_date_is_changed(nights: Nights) -> None:
 
 @pytest.mark.usefixtures("kari")
 def test_extension_in_place_starts_a_new_reminder(nights: Nights) -> None:
-    """It is not a repeat, and a webhook that drops known keys accepts it."""
+    """It is not a repeat."""
     (first,) = nights.night()
     nights.execute("UPDATE cert_notification_log SET attempts = 3, maybe_sent = true")
     move(nights, 26)
@@ -209,7 +209,7 @@ def test_extension_in_place_starts_a_new_reminder(nights: Nights) -> None:
 
 
 def test_reminder_after_a_restore_has_its_own_key(nights: Nights, kari: UUID) -> None:
-    """The restored sequence gives another mentor's reminder the same id, and a webhook drops a known key."""
+    """The restored sequence gives another mentor's reminder the same id."""
     (lost,) = nights.night()
     nights.execute("DELETE FROM mentors WHERE id = %s", kari)
     nights.execute("ALTER TABLE cert_notification_log ALTER COLUMN id RESTART")

@@ -36,14 +36,13 @@ def written_reminder(
     kind: str = "likeperson",
     repeat: bool = False,
     member_no: str = "M1001",
-    slug: str = "hlf",
     templates: Templates = OUR_TEMPLATES,
     **recipient: Any,
 ) -> OutgoingMessage:
     """Return a reminder of an organisation with every optional value; other arguments are fields of ``Recipient``."""
     last_day = TODAY + timedelta(days=days_left)
     held = people.certificate(last_day, kind=kind)
-    home = people.organisation(slug=slug)
+    home = people.organisation()
     mentor = replace(people.mentor(held, organisation=home), member_no=member_no)
     words: dict[str, Any] = {
         "full_name": "Kari Nordmann",

@@ -117,7 +117,7 @@ def test_wrong_or_missing_setting_has_a_next_step(check: Check, empty_database_u
             "fail  schema: certjob's tables do not exist yet; run `certjob db mi",
             {"DATABASE_URL": empty_database_url},
         ),
-        (2, "fail  settings: CERTJOB_MAIL_HOURS: is an empty window", {"MAIL_HOURS": "08:00-08:00"}),
+        (2, "fail  settings: CERTJOB_APP_URL: must be a URL that starts with", {"APP_URL": "app.example"}),
         (2, "fail  mail: the Maildir folder cannot be written", {"NOTIFY_URL": f"maildir:{tmp_path}/file/deep"}),
         (3, "warn  mail: CERTJOB_NOTIFY_URL is not set, so reminders stay queued", {"NOTIFY_URL": ""}),
         (2, "fail  templates: ", {"TEMPLATES_DIR": f"{tmp_path}/nowhere"}),
@@ -313,10 +313,7 @@ def test_test_message_that_cannot_be_sent_is_a_failure(check: Check) -> None:
 
 
 def test_broken_template_is_named_with_its_line_and_a_next_step(check: Check, tmp_path: Path) -> None:
-    """Here in the folder of an organisation."""
-    own = tmp_path / "templates" / "hlf"
-    own.mkdir()
-    (own / "reminder.nb.txt").write_text("Emne\n\n{{ naem }}\n")
+    (tmp_path / "templates" / "reminder.nb.txt").write_text("Emne\n\n{{ name }\n")
 
-    message = "hlf/reminder.nb.txt line 3: 'naem' is undefined; certjob sends its own text instead; did you mean"
+    message = "reminder.nb.txt line 3: unexpected '}'; certjob sends its own text instead; correct the line"
     assert_problem(check(), f"fail  templates: {message}", code=2)

@@ -144,12 +144,12 @@ def test_preview_prints_headers_and_text(here: Certjob, mentor: str, tmp_path: P
     assert "\nReply-To: kontakt@hlf.example\n" in result.stdout
 
 
-def test_preview_prints_the_html_part_alone(here: Certjob, mentor: str) -> None:
-    page = here("preview", mentor, "--html", "--locale", "nn", "--threshold", "-1")
+def test_preview_document_has_the_html_part(here: Certjob, mentor: str) -> None:
+    shown = json.loads(here("preview", mentor, "--locale", "nn", "--threshold", "-1", "--json").stdout)
 
-    assert_one_line(page, "the reminder for the threshold -1, due ", code=0, command="certjob preview")
-    assert page.stdout.startswith('<!doctype html>\n<html lang="nn">')
-    assert (page.stdout.endswith("</html>\n"), "gjekk ut" in page.stdout) == (True, True)
+    assert shown["explanation"].startswith("the reminder for the threshold -1, due ")
+    assert shown["html"].startswith('<!doctype html>\n<html lang="nn">')
+    assert "gjekk ut" in shown["html"]
 
 
 def test_coordinator_gets_the_digest_as_shown(here: Certjob, facts: Facts) -> None:

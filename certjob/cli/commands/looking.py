@@ -43,13 +43,8 @@ def status(
 
     with call.session(interruptible=True):
         settings = call.settings
-        found = read_status(
-            call.connection,
-            today=settings.today,
-            zone=settings.zone,
-            max_age=timedelta(seconds=max_age),
-            mail_waits_until=settings.mail_waits_until,
-        )
+        limit = timedelta(seconds=max_age)
+        found = read_status(call.connection, today=settings.today, zone=settings.zone, max_age=limit)
     if reason := why_attention(found, zone=settings.zone):
         call.say(reason)
     call.show(found.to_document(), status_page(found, zone=settings.zone), zone=settings.zone)

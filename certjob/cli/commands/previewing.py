@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 app = Commands(group="Reports")
 
 
-@app.command(
-    examples=("certjob preview M1042 --threshold 30", "certjob preview --digest berit@hlf.example --html > page.html")
-)
+@app.command(examples=("certjob preview M1042 --threshold 30", "certjob preview --digest berit@hlf.example"))
 def preview(
     call: Call,
     mentor: OptionalMentor = None,
@@ -34,7 +32,6 @@ def preview(
     locale: Annotated[
         Locale | None, typer.Option(metavar="LOCALE", help="In nb, nn or en. Default: the mentor's language.")
     ] = None,
-    html: Annotated[bool, typer.Option("--html", help="Print only the HTML part.")] = False,
     organisation: OrganisationSlug = None,
 ) -> int:
     """Show one mentor's reminder before certjob sends it: today's, otherwise the next.
@@ -43,9 +40,6 @@ def preview(
     """
     from certjob.cli.documents import add_names
 
-    if html and call.json:
-        clash = "--html prints one part alone"
-        raise UsageError(clash, next_step="leave out --json")
     if (mentor is None) == (digest is None) or (digest is not None and (threshold is not None or locale is not None)):
         clash = "preview takes a mentor, with --threshold or --locale if wanted, or --digest ADDRESS"
         raise UsageError(clash, next_step="see `certjob preview --help`")
@@ -60,7 +54,7 @@ def preview(
             add_names(call.connection, [document])
     lines = (*(f"{name}: {value}" for name, value in headers.items()), "", *message.text.splitlines())
     call.say(shown.explanation, "note")
-    call.show(document, [message.html.rstrip("\n") if html else "\n".join(map(harmless, lines))])
+    call.show(document, ["\n".join(map(harmless, lines))])
     return 0
 
 
@@ -75,11 +69,11 @@ def _preview(
 ) -> "Preview":
     """Return the digest of this coordinator or, without one, the reminder of this mentor."""
     from certjob.facts.lookup import find_mentor
-    from certjob.mail.messages.checking import open_templates
+    from certjob.mail.messages.templates import Templates
     from certjob.reports.preview import preview_digest, preview_reminder
 
     connection, settings = call.connection, call.settings
-    today, templates = settings.today, open_templates(settings.templates_dir)
+    today, templates = settings.today, Templates(settings.templates_dir)
     if digest is None:
         mentor_id = find_mentor(connection, mentor, organisation=organisation)
         return preview_reminder(
@@ -101,8 +95,8 @@ def _headers(settings: "Settings", message: "OutgoingMessage") -> dict[str, str]
     from certjob.domain.addresses import parse_own_sender
     from certjob.mail.channels.notify import REHEARSAL_SENDER
 
-    url = settings.notify_url.get_secret_value() if settings.notify_url else ""
-    no_sender = REHEARSAL_SENDER if url.startswith("maildir:") else "(CERTJOB_MAIL_FROM is not set)"
+    is_rehearsal = (settings.notify_url or "").startswith("maildir:")
+    no_sender = REHEARSAL_SENDER if is_rehearsal else "(CERTJOB_MAIL_FROM is not set)"
     sender = message.sender if message.sender and parse_own_sender(message.sender) else None
     reply_to = parse_own_sender(message.reply_to)
     return {

@@ -1,1 +1,1 @@
-"""Channels that send messages: SMTP, a Maildir, a webhook."""
+"""Channels that send messages: SMTP, a Maildir."""

@@ -22,21 +22,16 @@ def open_channel(settings: Settings) -> Channel | None:
         raise settings.mail_problem
     if settings.notify_url is None:
         return None
-    url = settings.notify_url.get_secret_value()
-    parts = urlsplit(url)
+    parts = urlsplit(settings.notify_url)
     if parts.scheme in ("smtp", "smtps"):
         return _open_smtp(parts, settings=settings)
-    if parts.scheme == "maildir":
-        from certjob.mail.channels.maildir import MaildirChannel  # noqa: PLC0415
+    from certjob.mail.channels.maildir import MaildirChannel  # noqa: PLC0415
 
-        if parts.netloc:
-            message = "CERTJOB_NOTIFY_URL: maildir takes a path on this machine"
-            raise ConfigurationError(message, next_step="write maildir:/path with one slash")
-        sender = _sender("CERTJOB_MAIL_FROM", settings.mail_from or REHEARSAL_SENDER)
-        return MaildirChannel(Path(unquote(parts.path)), sender=sender)
-    from certjob.mail.channels.webhook import WebhookChannel  # noqa: PLC0415
-
-    return WebhookChannel(url, token=settings.notify_password)
+    if parts.netloc:
+        message = "CERTJOB_NOTIFY_URL: maildir takes a path on this machine"
+        raise ConfigurationError(message, next_step="write maildir:/path with one slash")
+    sender = _sender("CERTJOB_MAIL_FROM", settings.mail_from or REHEARSAL_SENDER)
+    return MaildirChannel(Path(unquote(parts.path)), sender=sender)
 
 
 def send_alone(channel: Channel, message: OutgoingMessage) -> None:

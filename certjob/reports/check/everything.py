@@ -19,7 +19,7 @@ from certjob.domain.explanations import number
 from certjob.errors import CertjobError, ChannelDownError, ConfigurationError, TemplateError, TransientPortalError
 from certjob.mail.channels.notify import open_channel, send_alone
 from certjob.mail.message import OutgoingMessage
-from certjob.mail.messages.checking import check_templates
+from certjob.mail.messages.templates import Templates
 from certjob.outbox.calls import run_alone
 from certjob.portal.hlf_dynamics import HLFDynamicsSyncService, SecretUntil, VisiblePage
 from certjob.reports.check.findings import Finding, fail, failed_with, ok, skip, warn
@@ -94,10 +94,9 @@ def _check_database(settings: Settings) -> Generator[Finding, None, list[str] | 
     elif url == EMBEDDED and not embedded.data_directory().exists():
         yield fail("database", "the embedded database does not exist yet", next_step="run `certjob db migrate`")
     else:
-        today, zone, mail_hours = settings.today, settings.zone, settings.mail_hours
         try:
             with embedded.database_url(url) as libpq_url, database.connect(libpq_url) as connection:
-                return (yield from check_database(connection, today=today, zone=zone, mail_hours=mail_hours))
+                return (yield from check_database(connection, today=settings.today, zone=settings.zone))
         except CertjobError as error:
             yield failed_with("database", error)
         except psycopg.Error as error:
@@ -182,7 +181,7 @@ def _check_templates(settings: Settings) -> Iterator[Finding]:
         yield ok("templates", "certjob's own")
         return
     try:
-        problems = check_templates(settings.templates_dir)
+        problems = list(Templates(settings.templates_dir).find_errors())
     except TemplateError as error:
         yield failed_with("templates", error)
         return
@@ -190,7 +189,7 @@ def _check_templates(settings: Settings) -> Iterator[Finding]:
         message = f"{problem.message}; certjob sends its own text instead"
         yield fail("templates", message, next_step=problem.next_step or "correct it")
     if not problems:
-        yield ok("templates", "your own, rendered in every language and situation")
+        yield ok("templates", "your own, without an error in their syntax; `certjob preview` shows a message")
 
 
 def _send_test(settings: Settings, to: str) -> Finding:

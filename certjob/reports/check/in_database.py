@@ -9,8 +9,6 @@ from certjob.database import Connection, migrations
 from certjob.database.clocks import Clocks
 from certjob.domain.explanations import number
 from certjob.errors import ClocksDisagreeError, ConfigurationError
-from certjob.hours import DailyHours
-from certjob.outbox.open_work import MAIL_KINDS, read_open_work
 from certjob.reports.check.findings import Finding, fail, failed_with, ok, warn
 from certjob.review.attention import read_attention
 from certjob.review.days import reject_earlier_date
@@ -33,9 +31,7 @@ class Server:
     synchronous_commit: str
 
 
-def check_database(
-    connection: Connection, *, today: date, zone: tzinfo, mail_hours: DailyHours | None
-) -> Generator[Finding, None, list[str] | None]:
+def check_database(connection: Connection, *, today: date, zone: tzinfo) -> Generator[Finding, None, list[str] | None]:
     """Test the server, the schema, the last run, and the settings of the organisations.
 
     Return the organisations with a portal, or None if the schema is not usable.
@@ -49,10 +45,7 @@ def check_database(
         if schema.exit_code:
             return None
         yield from _check_last_run(connection, today=today)
-        with_portal = yield from _check_organisations(connection)
-        if mail_hours is not None:
-            yield _check_mail_hours(connection, mail_hours, zone=zone)
-        return with_portal
+        return (yield from _check_organisations(connection))
 
 
 def check_server(server: Server) -> Iterator[Finding]:
@@ -147,14 +140,3 @@ def _check_organisations(connection: Connection) -> Generator[Finding, None, lis
     if rows and not found:
         yield ok("organisations", f"{number(len(rows), 'organisation')}, nothing is missing")
     return with_portal
-
-
-def _check_mail_hours(connection: Connection, hours: DailyHours, *, zone: tzinfo) -> Finding:
-    """Warn if mail has waited for a day, and no delivery ran in these hours for two days."""
-    open_work = read_open_work(connection)
-    waiting = sum(open_work[kind].older_than_day for kind in MAIL_KINDS)
-    runs = [row[0].astimezone(zone) for row in database.fetch(connection, "list_last_deliveries")]
-    if not waiting or any(hours.include(started_at) for started_at in runs):
-        return ok("mail hours", "mail is sent in CERTJOB_MAIL_HOURS")
-    message = f"no delivery ran in CERTJOB_MAIL_HOURS for two days; the queue has {number(waiting, 'mail')}"
-    return warn("mail hours", message, next_step="have cron run `certjob deliver` in these hours, see crontab.example")

@@ -17,7 +17,7 @@ SET claim_token = %(token)s,
     next_attempt_at = now() + make_interval(secs => %(lease_seconds)s),
     maybe_sent = d.maybe_sent OR d.claim_token IS NOT NULL
 WHERE d.id = ANY (%(ids)s::bigint[])
-RETURNING d.id, d.attempts, d.claim_token, d.maybe_sent,
+RETURNING d.id, d.attempts, d.claim_token, d.maybe_sent, d.coordinator_id, d.digest_on,
     d.rejected_at IS NOT NULL AS was_rejected,
     CASE
         WHEN d.rejected_at IS NULL THEN false
@@ -36,29 +36,11 @@ JOIN coordinators AS c ON c.id = d.coordinator_id
 WHERE d.id = %(id)s
 FOR NO KEY UPDATE OF c, d
 
--- name: read_digest_coordinator
--- The recipient, and the keys of the last sent digest. The day of a digest from the future, due to a wrong clock, is
--- ignored.
+-- name: read_digest_coordinators
+-- One coordinator, or all with this address, with the keys of the last sent digest. The day of a digest from the future, due
+-- to a wrong clock, is ignored.
 SELECT c.id, c.organisation_id, o.slug AS organisation_slug, o.name AS organisation_name, o.sender, c.full_name, c.email,
-    c.locale, o.contact_email, o.portal IS NOT NULL AS has_portal, d.digest_on, coalesce(last.reported, '{}') AS reported,
-    CASE WHEN last.digest_on <= %(today)s + 1 THEN last.digest_on END AS last_digest_on
-FROM coordinator_digests AS d
-JOIN coordinators AS c ON c.id = d.coordinator_id
-JOIN organisations AS o ON o.id = c.organisation_id
-LEFT JOIN LATERAL (
-    SELECT s.digest_on, s.reported
-    FROM coordinator_digests AS s
-    WHERE s.coordinator_id = c.id AND s.status = 'sent'
-    ORDER BY s.sent_number DESC NULLS LAST
-    LIMIT 1
-) AS last ON true
-WHERE d.id = %(digest_id)s
-
--- name: find_coordinators_by_mail
--- As read_digest_coordinator, for a digest that is not queued.
-SELECT c.id, c.organisation_id, o.slug AS organisation_slug, o.name AS organisation_name, o.sender, c.full_name, c.email,
-    c.locale, o.contact_email, o.portal IS NOT NULL AS has_portal, %(today)s::date AS digest_on,
-    coalesce(last.reported, '{}') AS reported,
+    c.locale, o.contact_email, o.portal IS NOT NULL AS has_portal, coalesce(last.reported, '{}') AS reported,
     CASE WHEN last.digest_on <= %(today)s + 1 THEN last.digest_on END AS last_digest_on
 FROM coordinators AS c
 JOIN organisations AS o ON o.id = c.organisation_id
@@ -69,7 +51,9 @@ LEFT JOIN LATERAL (
     ORDER BY s.sent_number DESC NULLS LAST
     LIMIT 1
 ) AS last ON true
-WHERE lower(btrim(c.email)) = lower(btrim(%(email)s)) AND (%(slug)s::text IS NULL OR o.slug = %(slug)s)
+WHERE (%(id)s::uuid IS NULL OR c.id = %(id)s)
+    AND (%(email)s::text IS NULL OR lower(btrim(c.email)) = lower(btrim(%(email)s)))
+    AND (%(slug)s::text IS NULL OR o.slug = %(slug)s)
 ORDER BY o.slug
 
 -- name: note_reported

@@ -7,10 +7,6 @@ SELECT
     current_user::text AS user_name,
     current_setting('synchronous_commit') AS synchronous_commit
 
--- name: list_last_deliveries
-SELECT started_at
-FROM job_runs
-WHERE command IN ('run', 'deliver') AND started_at > now() - interval '2 days'
 
 -- name: read_runs_in_the_future
 -- The database clock was wrong at the end of these runs. It may be right now.

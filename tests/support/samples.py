@@ -1,4 +1,4 @@
-"""Sample messages in every situation, with which certjob tests a programme's own templates."""
+"""Sample messages in every situation."""
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping
