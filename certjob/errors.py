@@ -23,6 +23,7 @@ CertjobError                        exit 1
     │   └── PortalStageError
     └── NotifyError
         ├── RecipientRejectedError
+        ├── MailRejectedError
         ├── RecipientDeferredError
         ├── OutcomeUnknownError
         └── ChannelDownError
@@ -68,7 +69,7 @@ class StageEnd(StrEnum):
     NO_URL = "no_url"  # the URL of the portal, or of the mail server, is not set
     CHANNEL_DOWN = "channel_down"  # the mail server accepts no messages
     OUTCOMES_UNKNOWN = "outcomes_unknown"  # several messages in a row may or may not have been accepted
-    ALL_REFUSED = "all_refused"  # several messages in a row were rejected
+    ALL_REFUSED = "all_refused"  # many messages were rejected and none was accepted
     TEMPLATE = "template"  # a message template of the programme's own is broken
     CLOCKS_DISAGREE = "clocks_disagree"  # this machine and the database server are on different days
     NOT_COPIED = "not_copied"  # certjob_mirror.sync() failed, or did not copy every fact of the app
@@ -235,7 +236,16 @@ class NotifyError(DeliveryError, code=Cause.MAIL_STOPPED):
 
 
 class RecipientRejectedError(NotifyError):
-    """The server permanently rejected this recipient or message (5xx to RCPT or DATA)."""
+    """The server rejected this address, or the message cannot be written."""
+
+
+class MailRejectedError(NotifyError):
+    """The server rejected the mail (5xx), and not certainly because of the address, so certjob tries it again."""
+
+    def __init__(self, message: str, *, may_be_address: bool) -> None:
+        """``may_be_address``: it is about the address if the server accepts others."""
+        super().__init__(message)
+        self.may_be_address = may_be_address
 
 
 class RecipientDeferredError(NotifyError, code=Cause.MAIL_DELAYED):

@@ -1,4 +1,4 @@
-"""Delivery reports (RFC 3464): a mail that came back is an alert, and is sent again after the address is corrected.
+"""Delivery reports (RFC 3464): a mail that came back is an alert, and is sent again.
 
 A report counts only if it returns the Message-ID of a mail by certjob and names the current address of its recipient.
 Delays, reports about other mails and forged reports change nothing.
@@ -16,7 +16,7 @@ from functools import partial
 from certjob import database
 from certjob.database import Connection, persist
 from certjob.domain.addresses import parse_address
-from certjob.mail.channels.server_text import is_mailbox_full, readable
+from certjob.mail.channels.server_text import Subject, readable, subject_of
 from certjob.mail.digests import digest_key
 from certjob.mail.reminder_mail import reminder_key
 
@@ -38,7 +38,7 @@ class ReportResult(StrEnum):
     """The result of reading a report."""
 
     BOUNCED = "bounced"
-    """A mail by certjob came back. Its row has failed now."""
+    """A mail by certjob came back. Its row has failed now, or is due in a day."""
     NOT_FAILED = "not_failed"
     """A delay or a successful delivery."""
     NOT_OURS = "not_ours"
@@ -110,7 +110,7 @@ def _returned_id(parts: Sequence[Message]) -> str:
 
 
 def _mark_bounced(connection: Connection, about: re.Match[str], failures: Sequence[tuple[str, str]]) -> bool:
-    """Mark the reminder or digest as failed, or as due in a day if the mailbox is full; return whether it was."""
+    """Mark the mail as failed if the address is wrong, otherwise as due in a day; return whether it was."""
     is_digest = about["digest"] is not None
     row: dict[str, object] = {"id": int(about["digest"] if is_digest else about["reminder"])}
     lock = "lock_digest_and_coordinator" if is_digest else "lock_reminded_mentor"
@@ -119,7 +119,7 @@ def _mark_bounced(connection: Connection, about: re.Match[str], failures: Sequen
         return False
     if is_digest:
         database.execute(connection, "supersede_open_digest", row)
-    bounce = row | {"error": error, "is_full": is_mailbox_full(error)}
+    bounce = row | {"error": error, "is_address": subject_of(error) is Subject.ADDRESS}
     return bool(database.execute(connection, "bounce_digest" if is_digest else "bounce_reminder", bounce))
 
 

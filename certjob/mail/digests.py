@@ -54,7 +54,6 @@ class DigestMail(Mails[QueuedDigest]):
     claim_statement = "claim_digests"
     lock_recipient_statement = "lock_digest_and_coordinator"
     settle_statement = "settle_digests"
-    reopen_rejected_statement = "reopen_rejected_digests"
 
     def __init__(
         self,

@@ -69,8 +69,8 @@ class Channel(Protocol):
     async def send(self, message: OutgoingMessage) -> None:
         """Send one message in one attempt, and return when it was accepted.
 
-        Raises RecipientRejectedError, RecipientDeferredError, OutcomeUnknownError or ChannelDownError. Their texts do
-        not contain the recipient's address or a secret.
+        Raises RecipientRejectedError, MailRejectedError, RecipientDeferredError, OutcomeUnknownError or
+        ChannelDownError. Their texts do not contain the recipient's address or a secret.
         """
 
     async def probe(self) -> str:

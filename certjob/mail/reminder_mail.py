@@ -36,7 +36,6 @@ class ReminderMail(Mails[QueuedReminder]):
     claim_statement = "claim_reminders"
     lock_recipient_statement = "lock_reminded_mentor"
     settle_statement = "settle_reminders"
-    reopen_rejected_statement = "reopen_rejected_reminders"
 
     def draft(self, item: QueuedReminder) -> Draft | str | None:
         """Apply the rules again; see ``Mails.draft``."""

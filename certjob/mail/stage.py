@@ -5,22 +5,32 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Generic
+from collections.abc import Callable
+from dataclasses import dataclass
 
-from certjob.errors import ChannelDownError, NotifyError, OutcomeUnknownError, RecipientRejectedError, StageEnd
+from certjob.errors import (
+    Cause,
+    ChannelDownError,
+    MailRejectedError,
+    NotifyError,
+    OutcomeUnknownError,
+    RecipientRejectedError,
+    StageEnd,
+)
 from certjob.mail import steps
 from certjob.mail.message import Channel, OutgoingMessage
-from certjob.mail.steps import ClaimedMail, Item, Mails
+from certjob.mail.steps import Item, Mails
 from certjob.outbox.calls import Calls
-from certjob.outbox.claims import RELEASED, Answer, Lease, Settlement, StageStop
+from certjob.outbox.claims import RELEASED, Answer, Settlement, StageStop
 from certjob.outbox.retry import RetryPolicy, exponential, seconds_to_next_round
 from certjob.stopping import StopFlag
 
 logger = logging.getLogger(__name__)
 
-REJECTIONS_IN_A_ROW = 5
+REJECTIONS_WITHOUT_A_SUCCESS = 20
+"""After that number, the stage ends."""
+LONGEST_REJECTION_SECONDS = 45 * 60
+"""The longest wait after a rejection. A delivery every 15 minutes then tries the mail each hour."""
 UNKNOWN_IN_A_ROW = 3
 CHANNEL_POLICY = RetryPolicy(
     max_attempts=3,
@@ -41,11 +51,13 @@ class MailCounts:
 
 
 @dataclass(slots=True)
-class _InARow(Generic[Item]):
-    """Failures without another outcome between them, which are the mail server's fault if there are many."""
+class _Failures:
+    """Failures that are the mail server's fault if there are many."""
 
-    rejected: list[Item] = field(default_factory=list)
+    rejected: int = 0
+    """Mails that the server has rejected since it accepted one."""
     unknown: int = 0
+    """Unknown outcomes in a row."""
 
 
 def send_mails(
@@ -64,7 +76,7 @@ def send_mails(
     StoppedBySignalError after a signal. After an unexpected error, the claim of its mail stays until the lease expires.
     """
     deadline_at = time.monotonic() + deadline_seconds
-    failures = _InARow[Item]()
+    failures = _Failures()
     ended: StageStop | None = None
     while ended is None:
         stop.check()
@@ -77,13 +89,13 @@ def send_mails(
                 steps.settle(mails, item, RELEASED)
             ended = _stopped(StageEnd.DEADLINE, "the time for deliveries is over; the rest stays pending")
         elif message is not None:
-            error = _send(message, item.lease, channel=channel, calls=calls)
+            error = _send(message, item, channel=channel, calls=calls)
             answer = _settle(mails, item, error, address=message.to)
-            _count(counts, item, error, answer)
+            if error is None and (failures.rejected or not counts.sent):
+                steps.retry_rejected(mails)
+            _count(counts, error, answer)
             on_progress(counts.sent)
-            ended = _judge(failures, item, error, answer)
-            if ended is not None and ended.code is StageEnd.ALL_REFUSED:
-                _reopen(mails, failures.rejected, counts)
+            ended = _judge(failures, error)
     stop.check()  # a signal also ends the attempts, and is then the reason
     return ended
 
@@ -98,14 +110,14 @@ def _prepare(mails: Mails[Item], item: Item, counts: MailCounts) -> OutgoingMess
     return None
 
 
-def _send(message: OutgoingMessage, lease: Lease, *, channel: Channel, calls: Calls) -> NotifyError | None:
+def _send(message: OutgoingMessage, item: Item, *, channel: Channel, calls: Calls) -> NotifyError | None:
     """Send one message, up to three times while the channel is down, and return the last error, or None.
 
     No attempt may outlast the lease.
     """
 
     async def attempt() -> None:
-        if not lease.fits(channel.worst_case_seconds):
+        if not item.lease.fits(channel.worst_case_seconds):
             unfit = "a message can take longer than its lease, or this process stood still"
             raise ChannelDownError(unfit)
         await channel.send(message)
@@ -116,6 +128,8 @@ def _send(message: OutgoingMessage, lease: Lease, *, channel: Channel, calls: Ca
         attempts.result()
     except NotifyError as error:
         _log(message, "message not sent", cause=type(error).__name__)
+        if isinstance(error, MailRejectedError) and error.may_be_address and item.accepted_since:
+            return RecipientRejectedError(error.message, code=Cause.WRONG_ADDRESS)
         return error
     _log(message, "message sent")
     return None
@@ -127,51 +141,40 @@ def _settle(mails: Mails[Item], item: Item, error: NotifyError | None, *, addres
         return steps.settle(mails, item, Settlement(status="sent"))
     if isinstance(error, ChannelDownError):  # it was not sent; the next stage tries it after the others
         return steps.settle(mails, item, RELEASED)
-    if isinstance(error, RecipientRejectedError) and not item.is_in_doubt:
+    if isinstance(error, RecipientRejectedError):
         return steps.reject(mails, item, error, address=address)
+    seconds = seconds_to_next_round(item.attempts)
     later = Settlement(
         status="pending",
         error=str(error),
         code=error.code,
-        delay_seconds=seconds_to_next_round(item.attempts),
+        delay_seconds=min(seconds, LONGEST_REJECTION_SECONDS) if isinstance(error, MailRejectedError) else seconds,
         maybe_sent=isinstance(error, OutcomeUnknownError),
     )
     return steps.settle(mails, item, later)
 
 
-def _count(counts: MailCounts, item: ClaimedMail, error: NotifyError | None, answer: Answer) -> None:
+def _count(counts: MailCounts, error: NotifyError | None, answer: Answer) -> None:
     if isinstance(error, ChannelDownError):
         return
     counts.lost += answer is Answer.LOST
     counts.sent += error is None and answer is Answer.SETTLED
-    counts.failed += isinstance(error, RecipientRejectedError) and not item.is_in_doubt and answer is Answer.SETTLED
+    counts.failed += isinstance(error, RecipientRejectedError) and answer is Answer.SETTLED
 
 
-def _judge(failures: _InARow[Item], item: Item, error: NotifyError | None, answer: Answer) -> StageStop | None:
+def _judge(failures: _Failures, error: NotifyError | None) -> StageStop | None:
     """Decide from one outcome whether the stage ends because the failures are the mail server's fault."""
     if isinstance(error, ChannelDownError):
         return _stopped(StageEnd.CHANNEL_DOWN, f"{error}; the rest stays pending", fault=str(error))
-    if isinstance(error, RecipientRejectedError):
-        failures.rejected += [item] if answer is Answer.SETTLED and not item.delivered_since else []
-    elif isinstance(error, OutcomeUnknownError):
-        failures.unknown += 1
-    else:
-        failures.rejected.clear()
-        failures.unknown = 0
-    if len(failures.rejected) >= REJECTIONS_IN_A_ROW:
-        many = f"{REJECTIONS_IN_A_ROW} messages in a row were rejected (last: {error})"
+    failures.rejected = 0 if error is None else failures.rejected + isinstance(error, MailRejectedError)
+    failures.unknown = failures.unknown + 1 if isinstance(error, OutcomeUnknownError) else 0
+    if failures.rejected >= REJECTIONS_WITHOUT_A_SUCCESS:
+        many = f"{REJECTIONS_WITHOUT_A_SUCCESS} messages were rejected and none was accepted (last: {error})"
         return _stopped(StageEnd.ALL_REFUSED, f"{many}; they and the rest stay pending")
     if failures.unknown >= UNKNOWN_IN_A_ROW:
         many = f"the outcome of {UNKNOWN_IN_A_ROW} messages in a row is unknown (last: {error})"
         return _stopped(StageEnd.OUTCOMES_UNKNOWN, f"{many}; the rest waits")
     return None
-
-
-def _reopen(mails: Mails[Item], rejected: Sequence[Item], counts: MailCounts) -> None:
-    """Undo rejections that are the mail server's fault. Those in doubt are pending already."""
-    delay_seconds = seconds_to_next_round(max(item.attempts for item in rejected))
-    steps.reopen_rejected(mails, rejected, delay_seconds=delay_seconds)
-    counts.failed -= sum(not item.is_in_doubt for item in rejected)
 
 
 def _stopped(code: StageEnd, reason: str, *, fault: str = "") -> StageStop:

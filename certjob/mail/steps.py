@@ -3,7 +3,7 @@
 ``Mails`` has what differs between reminders and digests.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
@@ -35,15 +35,8 @@ class ClaimedMail(ClaimedRow):
 
     maybe_sent: bool
     """The outcome of an earlier attempt is unknown, so the message must say that it may be a repeat."""
-    was_rejected: bool
-    """A rejection was undone, because five in a row were rejected, which is the server's fault."""
-    delivered_since: bool
-    """Another mail was delivered since."""
-
-    @property
-    def is_in_doubt(self) -> bool:
-        """Whether the next rejection may be the server's fault again. Otherwise it is about this mail."""
-        return self.was_rejected and not self.delivered_since
+    accepted_since: bool
+    """The server has rejected this mail, and accepted another one since."""
 
 
 Item = TypeVar("Item", bound=ClaimedMail)
@@ -57,7 +50,6 @@ class Mails(Generic[Item]):
     claim_statement: ClassVar[str]
     lock_recipient_statement: ClassVar[str]
     settle_statement: ClassVar[str]
-    reopen_rejected_statement: ClassVar[str]
     lease_seconds = LEASE_SECONDS
 
     def __init__(self, connection: Connection, *, today: date, templates: Templates) -> None:
@@ -144,16 +136,9 @@ def reject(mails: Mails[Item], item: Item, error: NotifyError, *, address: str) 
     return _store(mails, store)
 
 
-def reopen_rejected(mails: Mails[Item], items: Sequence[Item], *, delay_seconds: float) -> None:
-    """Make rejected rows pending again, each in its own transaction."""
-
-    def store(outbox: Outbox[Item]) -> None:
-        for item in items:
-            row = {"id": item.id, "delay_seconds": delay_seconds}
-            reopen = partial(database.execute, outbox.connection, mails.reopen_rejected_statement, row)
-            persist(outbox.connection, reopen)
-
-    _store(mails, store)
+def retry_rejected(mails: Mails[Item]) -> None:
+    """Make all mails due that the server has rejected, because it accepts mail again."""
+    persist(mails.connection, lambda: database.execute(mails.connection, "retry_rejected_mails"))
 
 
 def _store(mails: Mails[Item], store: Callable[[Outbox[Item]], Result]) -> Result:

@@ -31,8 +31,7 @@ CREATE TABLE certjob.cert_notification_log (
     claim_token     uuid,
     attempted_on    date,  -- the date of the run that claimed it last; of a sent row the day of the mail
     queued_at       timestamptz NOT NULL DEFAULT now(),
-    deferred_since  timestamptz,  -- when the server first asked to try again later, unless that was before queued_at
-    rejected_at     timestamptz,  -- of a rejection that was undone, because five in a row were rejected
+    deferred_since  timestamptz,  -- since when the server defers or rejects it, unless that was before queued_at
     sent_at         timestamptz,
     maybe_sent      boolean NOT NULL DEFAULT false,  -- an attempt ended without a known outcome
     last_error      text,
@@ -99,7 +98,7 @@ CREATE TABLE certjob.coordinator_digests (
     sent_at         timestamptz,
     sent_number     integer,  -- the order of the coordinator's sent digests, independent of clocks
     maybe_sent      boolean NOT NULL DEFAULT false,
-    rejected_at     timestamptz,
+    deferred_since  timestamptz,  -- as of a reminder
     reported        text[] NOT NULL DEFAULT '{}',  -- the keys of everything on a sent page
     last_error      text,
     failure_code    text  -- null: cancelled, or never failed

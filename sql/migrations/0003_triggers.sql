@@ -157,8 +157,7 @@ BEGIN
     END IF;
     IF OLD.email IS DISTINCT FROM NEW.email THEN
         UPDATE certjob.cert_notification_log
-        SET status = 'pending', attempts = 0, next_attempt_at = now(), queued_at = now(), claim_token = NULL,
-            rejected_at = NULL
+        SET status = 'pending', attempts = 0, next_attempt_at = now(), queued_at = now(), claim_token = NULL
         WHERE mentor_id = NEW.id AND status = 'failed';
     END IF;
     RETURN NEW;
@@ -254,7 +253,7 @@ CREATE FUNCTION certjob_private.coordinator_updated() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     UPDATE certjob.coordinator_digests
-    SET status = 'pending', attempts = 0, next_attempt_at = now(), claim_token = NULL, rejected_at = NULL
+    SET status = 'pending', attempts = 0, next_attempt_at = now(), claim_token = NULL, deferred_since = NULL
     WHERE coordinator_id = NEW.id AND status = 'failed';
     RETURN NULL;
 END

@@ -171,7 +171,7 @@ FROM (
 
 -- Reminders that have failed, for 14 days from their threshold, or from queueing if that is later, as after an import. Also
 -- those that have waited for more than a day. They are retried until they are outdated, and count as failed if the mail
--- server deferred them for a day, or rejected them together with others: greylisting ends within a day, a full mailbox may
+-- server deferred or rejected them for a day: greylisting ends within a day, a full mailbox may
 -- not. A delay of more than 25 hours was written by a wrong clock.
 CREATE VIEW certjob_private.reminder_alerts WITH (security_invoker = true) AS
 SELECT CASE WHEN late.failure THEN 'failed_reminders' ELSE 'waiting_reminders' END AS kind, m.organisation_id, l.mentor_id,
@@ -192,7 +192,7 @@ SELECT CASE WHEN late.failure THEN 'failed_reminders' ELSE 'waiting_reminders' E
         extract(epoch FROM CASE l.status WHEN 'failed' THEN l.next_attempt_at ELSE l.deferred_since END))) AS fingerprint
 FROM certjob.cert_notification_log AS l
 CROSS JOIN LATERAL (
-    SELECT l.status = 'failed' OR coalesce(l.deferred_since >= l.queued_at, false) OR l.rejected_at IS NOT NULL AS failure
+    SELECT l.status = 'failed' OR coalesce(l.deferred_since >= l.queued_at, false) AS failure
 ) AS late
 CROSS JOIN LATERAL (
     SELECT o.organisation_id, o.member_no FROM certjob.mentors AS o WHERE o.id = l.mentor_id OFFSET 0
@@ -477,7 +477,7 @@ SELECT CASE WHEN late.failure THEN 'failed_digests' ELSE 'waiting_digests' END A
     md5(concat_ws(' ', d.failure_code, d.id)) AS fingerprint
 FROM certjob.coordinator_digests AS d
 JOIN certjob.coordinators AS c ON c.id = d.coordinator_id
-CROSS JOIN LATERAL (SELECT d.status = 'failed' OR d.rejected_at IS NOT NULL AS failure) AS late
+CROSS JOIN LATERAL (SELECT d.status = 'failed' OR coalesce(d.deferred_since >= d.queued_at, false) AS failure) AS late
 WHERE d.status = 'failed' OR (d.status = 'pending'
     AND (d.queued_at < now() - interval '1 day' OR d.next_attempt_at > now() + interval '25 hours'));
 

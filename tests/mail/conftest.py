@@ -10,7 +10,14 @@ import pytest
 
 from certjob import database
 from certjob.database import Connection
-from certjob.errors import ChannelDownError, OutcomeUnknownError, RecipientDeferredError, RecipientRejectedError
+from certjob.errors import (
+    Cause,
+    ChannelDownError,
+    MailRejectedError,
+    OutcomeUnknownError,
+    RecipientDeferredError,
+    RecipientRejectedError,
+)
 from certjob.jobs.report import RunReport
 from certjob.mail import stage
 from certjob.mail.message import Channel, OutgoingMessage
@@ -25,7 +32,9 @@ from tests.support.nights import CollectingChannel, FlakyPortal, night
 
 DOWN = ChannelDownError("gone")
 DEFERRED = RecipientDeferredError("450 greylisted")
-REJECTED = RecipientRejectedError("550 no such user")
+REJECTED = RecipientRejectedError("550 no such user", code=Cause.WRONG_ADDRESS)
+REFUSED = MailRejectedError("550 5.7.1 not you", may_be_address=False)
+UNCLEAR = MailRejectedError("550 no", may_be_address=True)
 CUT = OutcomeUnknownError("cut")
 
 

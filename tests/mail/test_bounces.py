@@ -117,9 +117,12 @@ def test_other_reports_change_nothing(nights: Nights, sent: str) -> None:
     assert nights.rows(WHOLE) == before
 
 
-def test_full_mailbox_is_tried_again_a_day_later(nights: Nights, sent: str) -> None:
-    """The address is right. The reminder is an alert until the mail arrives, and is cancelled when it is outdated."""
-    full = postfix(sent, KARI, status="5.2.2")
+@pytest.mark.parametrize("status", ["5.2.2", "5.7.1", "5.4.4"])
+def test_mail_that_came_back_with_a_right_address_is_tried_again_a_day_later(
+    nights: Nights, sent: str, status: str
+) -> None:
+    """The mailbox is full, or a server on the way is at fault. The reminder is cancelled when it is outdated."""
+    full = postfix(sent, KARI, status=status)
     assert take_report(nights.connection, full) is ReportResult.BOUNCED
 
     due_in = "ceil(extract(epoch FROM next_attempt_at - now()) / 3600)"

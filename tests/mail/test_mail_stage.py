@@ -1,5 +1,6 @@
 """The mail stage: each message is settled before the next is sent, and a failure concerns one message or all."""
 
+import email
 from typing import Any
 from uuid import UUID
 
@@ -8,7 +9,8 @@ import pytest
 
 from certjob import database
 from certjob.database import Connection
-from certjob.errors import ChannelDownError, StoppedBySignalError
+from certjob.errors import ChannelDownError, MailRejectedError, StoppedBySignalError
+from certjob.jobs import runs
 from certjob.mail import steps
 from certjob.mail.message import OutgoingMessage
 from certjob.mail.reminder_mail import ReminderMail
@@ -17,9 +19,9 @@ from certjob.outbox.retry import seconds_to_next_round
 from certjob.reports.alerts import read_alerts
 from certjob.stopping import StopFlag
 from tests.mail.channels import reminder_mail, smtp_channel
-from tests.mail.conftest import CUT, DEFERRED, DOWN, REJECTED, Nights, day
+from tests.mail.conftest import CUT, DEFERRED, DOWN, REFUSED, REJECTED, UNCLEAR, Nights, day
 from tests.support.facts import Facts
-from tests.support.nights import expire_leases
+from tests.support.nights import delivery, expire_leases, new_job
 from tests.support.smtp_server import ScriptedServer, ServerFault
 
 
@@ -138,33 +140,16 @@ def test_mail_that_was_not_sent_is_released_although_the_session_ended(
     assert log(nights, "status, attempts, claim_token, next_attempt_at <= now()") == [("pending", 0, None, True)]
 
 
-def test_rejections_of_the_server_are_undone_although_the_session_ended(
-    nights: Nights, database_url: str, other: Connection, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The session ends after the fifth rejection has been stored."""
-    queue(nights, 5)
-    reopen = steps.reopen_rejected
-
-    def end_the_session(*arguments: Any, **options: Any) -> None:
-        other.execute("SELECT pg_terminate_backend(%s, 5000)", [lost.info.backend_pid])
-        reopen(*arguments, **options)
-
-    monkeypatch.setattr(steps, "reopen_rejected", end_the_session)
-    with database.connect(database_url) as lost, pytest.raises(psycopg.OperationalError):
-        nights.stage(*[REJECTED] * 5, mails=reminder_mail(lost))
-
-    assert set(log(nights, "status")) == {("pending",)}
-
-
 OUTCOMES = {
     "three unknown outcomes": {
         "outcomes": [CUT, CUT, DEFERRED, CUT, CUT, None, CUT, CUT, CUT],
         "stopped": "outcomes_unknown: the outcome of 3 messages in a row",
         "became": {"untouched": 2, "sent": 1, "pending": 8},
     },
-    "four rejections, then another outcome": {
-        "outcomes": [REJECTED] * 4 + [None] + [REJECTED] * 4 + [DEFERRED] + [REJECTED] * 4,
-        "became": {"sent": 3, "failed": 12, "pending": 1},
+    "twenty rejections": {
+        "outcomes": [REFUSED] * 19 + [None] + [UNCLEAR, DEFERRED, REJECTED] * 10 + [REFUSED] * 10,
+        "stopped": "all_refused: 20 messages were rejected and none was accepted (last: 550 5.7.1 not you)",
+        "became": {"untouched": 2, "sent": 1, "pending": 49, "failed": 10},
     },
     "third attempt fails": {
         "outcomes": [DOWN, DOWN, None, None, DOWN, DOWN, DOWN],
@@ -175,8 +160,8 @@ OUTCOMES = {
 
 
 @pytest.mark.parametrize("case", OUTCOMES.values(), ids=OUTCOMES)
-def test_failures_of_one_kind_in_a_row_end_the_stage(nights: Nights, case: dict[str, Any]) -> None:
-    """Messages that were certainly not sent stay untouched, and four rejections are failures of these four messages."""
+def test_many_failures_end_the_stage(nights: Nights, case: dict[str, Any]) -> None:
+    """Messages that were certainly not sent stay untouched."""
     stopped, became = case.get("stopped", "None"), case["became"]
     queue(nights, sum(became.values()))
 
@@ -198,7 +183,7 @@ def test_each_outcome_is_stored(nights: Nights) -> None:
     delay = "ceil(extract(epoch FROM next_attempt_at - now()) / 60) = 15 * attempts"
     assert log(nights, f"{row}, {delay}")[1:] == [
         ("sent", 1, False, None, None, None, False),
-        ("failed", 1, False, "550 no such user", "mail_stopped", None, False),
+        ("failed", 1, False, "550 no such user", "wrong_address", None, False),
         ("pending", 2, False, "450 greylisted", "mail_delayed", None, True),
         ("pending", 1, True, "cut", "mail_delayed", None, True),
     ]
@@ -206,48 +191,57 @@ def test_each_outcome_is_stored(nights: Nights) -> None:
     assert [seconds_to_next_round(attempts) / 60 for attempts in (1, 2, 3, 5, 6, 99)] == [15, 30, 60, 240, 360, 360]
 
 
-def reject_five(message: OutgoingMessage) -> Exception | None:
-    """Reject the reminders for m0 to m4."""
-    return REJECTED if "m" < message.to < "m5" else None
-
-
-def test_five_rejections_in_a_row_are_undone(nights: Nights) -> None:
-    """They are retried with a growing delay, and undone again until another mail was delivered."""
-    queue(nights, 5)
-    delayed = "attempts, ceil(extract(epoch FROM next_attempt_at - now()) / 60)"
-
-    for attempts, minutes in ((1, 15), (2, 30)):
-        assert str(nights.stage(on_send=reject_five)).startswith("all_refused: 5 messages in a row were rejected")
-        assert (nights.sent, nights.counts) == ([], MailCounts())
-        assert log(nights, delayed) == [(attempts, minutes)] * 5
+def test_first_success_makes_rejected_mails_due(nights: Nights) -> None:
+    """Here a digest. Without a success, a rejected mail waits for at most 45 minutes."""
+    queue(nights, 3)
+    waits = "status, attempts, ceil(extract(epoch FROM next_attempt_at - now()) / 60)"
+    for attempts, minutes in ((1, 15), (2, 30), (3, 45), (4, 45)):
+        nights.stage(*[REFUSED] * 3)
+        assert log(nights, waits) == [("pending", attempts, minutes)] * 3
         nights.make_due()
+    nights.stage(*[REFUSED] * 3)
+    nights.coordinator()
+
+    sent = [[message.kind for message in nights.night()] for _ in range(2)]
+
+    assert sent == [["digest"], ["reminder"] * 3]
 
 
 @pytest.mark.parametrize("other", ["reminder", "digest"])
-def test_rejection_stands_after_another_mail_was_delivered(nights: Nights, other: str) -> None:
-    """So five wrong addresses are not pending for ever. They are alerts, each with its own reason."""
-    queue(nights, 7 if other == "reminder" else 5)
+def test_unclear_rejection_is_a_wrong_address_after_another_mail_was_accepted(nights: Nights, other: str) -> None:
+    """A server without enhanced codes may reject everyone. An acceptance before the rejection says nothing."""
+    queue(nights, 3 if other == "reminder" else 2)
     if other == "digest":
         nights.coordinator()
-    nights.night(on_send=reject_five)
+
+    def reject_two(message: OutgoingMessage) -> Exception | None:
+        return UNCLEAR if message.to in ("m0@example.org", "m1@example.org") else None
+
+    nights.stage(on_send=lambda message: UNCLEAR)
+    nights.make_due()
+    nights.stage(on_send=lambda message: UNCLEAR)
+    assert log(nights, "status, failure_code")[:2] == [("pending", "mail_stopped")] * 2
     nights.make_due()
 
-    nights.night(on_send=reject_five)
+    for _ in range(2):
+        nights.night(on_send=reject_two)
 
-    assert log(nights, "status, last_error")[:5] == [("failed", "550 no such user")] * 5
-    assert [reason for reason in nights.report.reasons if "in a row" in reason] == []
-    assert [alert.kind for alert in read_alerts(nights.connection, today=day(0))] == ["failed_reminders"] * 5
+    assert log(nights, "status, failure_code, last_error")[:2] == [("failed", "wrong_address", "550 no")] * 2
+    assert [alert.kind for alert in read_alerts(nights.connection, today=day(0))] == ["failed_reminders"] * 2
 
 
-def test_undone_rejection_is_an_alert_with_its_own_reason_after_a_day(nights: Nights) -> None:
-    """Not with the reason of the stage, which is another one's."""
-    queue(nights, 5)
-    nights.night(on_send=reject_five)
-    nights.execute("UPDATE cert_notification_log SET queued_at = queued_at - interval '25 hours'")
+def test_mail_that_is_rejected_for_a_day_is_an_alert_with_the_servers_words(nights: Nights) -> None:
+    """Exchange rejects unknown recipients like this. Others are delivered, so the stage does not stop."""
+    queue(nights, 2)
+    unknown = MailRejectedError("550 5.4.1 Recipient address rejected: Access denied", may_be_address=False)
+    nights.night(on_send=lambda message: unknown if message.to == "m0@example.org" else None)
+    assert (nights.report.stopped, read_alerts(nights.connection, today=day(0))) == ([], [])
+    for column in ("queued_at", "deferred_since", "sent_at"):
+        nights.execute(f"UPDATE cert_notification_log SET {column} = {column} - interval '25 hours'")
 
-    alerts = read_alerts(nights.connection, today=day(0))
+    (alert,) = read_alerts(nights.connection, today=day(0))
 
-    assert [(alert.kind, alert.error) for alert in alerts] == [("failed_reminders", "550 no such user")] * 5
+    assert (alert.kind, alert.cause, alert.error) == ("failed_reminders", "mail_stopped", str(unknown))
 
 
 def test_stage_ends_at_its_deadline(nights: Nights) -> None:
@@ -306,3 +300,37 @@ def test_outcome_of_a_lost_lease_changes_nothing(nights: Nights, other: Connecti
 
     assert nights.counts == MailCounts(lost=1)
     assert log(nights, "status, attempts, claim_token IS NOT NULL, maybe_sent") == [("pending", 2, True, True)]
+
+
+def test_server_that_rejects_everything_for_three_days(nights: Nights) -> None:
+    """No address is called wrong. Within an hour of the repair, each mail arrives once, except those of past days."""
+    nights.coordinator()
+    rejects = {"RCPT": b"550 5.7.1 Service unavailable, this account is suspended"}
+    tried = list[int]()
+    with ScriptedServer(rejects) as server:
+
+        def deliver_hourly(number: int, *, hours: int) -> None:
+            channel = smtp_channel(server.port)
+            for _ in range(hours):
+                for table in ("cert_notification_log", "coordinator_digests"):
+                    nights.execute(f"UPDATE {table} SET next_attempt_at = next_attempt_at - interval '1 hour'")
+                server.commands.clear()
+                job = new_job(nights.connection, day(number), ways_out=delivery(channel=channel))
+                runs.deliver(job, accept_date=day(number))
+                tried.append(sum(command.startswith("RCPT") for command in server.commands))
+
+        nights.certified("Pia", until=0, email="pia@example.org")
+        for number in range(3):
+            for _ in range(3):
+                nights.certified(until=number + 7)
+            nights.night(number, channel=smtp_channel(server.port))
+            deliver_hourly(number, hours=8)
+        statuses_then = {status for (status,) in log(nights, "status")}
+        server.answers = {}
+        deliver_hourly(2, hours=1)
+
+    assert tried == [3 + 2] * 8 + [6 + 2] * 8 + [9 + 2] * 9
+    assert statuses_then == {"pending", "superseded"}
+    arrived = [email.message_from_bytes(body)["Message-ID"] for body in server.bodies]
+    assert len(arrived) == len(set(arrived)) == 3 * 3 + 1 + 1
+    assert read_alerts(nights.connection, today=day(2)) == []

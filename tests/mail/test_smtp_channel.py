@@ -12,8 +12,17 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from certjob.errors import Cause, ChannelDownError, OutcomeUnknownError, RecipientDeferredError, RecipientRejectedError
+from certjob.errors import (
+    Cause,
+    ChannelDownError,
+    MailRejectedError,
+    NotifyError,
+    OutcomeUnknownError,
+    RecipientDeferredError,
+    RecipientRejectedError,
+)
 from certjob.mail.channels import smtp
+from certjob.mail.channels.server_text import Subject
 from tests.mail.channels import smtp_channel
 from tests.mail.written import MESSAGE
 from tests.support.blocking import Blocking
@@ -119,7 +128,7 @@ NO_SMTP = b"HTTP/1.1 400 Bad Request"
         ("MAIL", b"550 no", ChannelDownError),
         *((stage, b"421 closing", ChannelDownError) for stage in ("RCPT", "DATA", "END")),
         *((stage, b"450 not now", RecipientDeferredError) for stage in ("RCPT", "DATA", "END")),
-        *((stage, b"550 no KARI.Nordmann@example.org", RecipientRejectedError) for stage in ("RCPT", "DATA", "END")),
+        *((stage, b"550 no KARI.Nordmann@example.org", MailRejectedError) for stage in ("RCPT", "DATA", "END")),
         ("RCPT", b"530 log in", ChannelDownError),
         ("RCPT", NO_SMTP, ChannelDownError),
         ("DATA", ServerFault.CUT, ChannelDownError),
@@ -142,37 +151,53 @@ def test_failure_concerns_one_message_or_all(
         said = str(caught.value)
         assert type(caught.value) is expected
         assert ("may have arrived" in said) == (expected is OutcomeUnknownError)
-        assert ("550 no <recipient>" in said) == (expected is RecipientRejectedError)
+        assert ("550 no <recipient>" in said) == (expected is MailRejectedError)
         assert (server.connections, "QUIT" in server.commands) == (2, False)
 
 
+@pytest.mark.parametrize("stage", ["RCPT", "DATA", "END"])
 @pytest.mark.parametrize(
-    ("stage", "cause"),
-    [("RCPT", Cause.WRONG_ADDRESS), ("DATA", Cause.MAIL_STOPPED), ("END", Cause.MAIL_STOPPED)],
-)
-def test_rejected_recipient_is_a_wrong_address(stage: str, cause: Cause) -> None:
-    """After the recipient was accepted, the server rejects the mail itself."""
-    with talk({stage: b"550 no"}) as (_, channel), pytest.raises(RecipientRejectedError) as caught:
-        channel.send(MESSAGE)
-
-    assert caught.value.code is cause
-
-
-@pytest.mark.parametrize("stage", ["RCPT", "END"])
-@pytest.mark.parametrize(
-    ("answer", "expected"),
+    ("subject", "answer"),
     [
-        (b"552 5.2.2 mailbox full", RecipientDeferredError),
-        (b"550-5.2.2 The email account is over quota\r\n550 5.2.2 try later", RecipientDeferredError),
-        (b"552 storage allocation exceeded", RecipientDeferredError),
-        (b"552 5.3.4 message too big", RecipientRejectedError),
-        (b"550 5.1.1 no such user, ask 5.2.2.1", RecipientRejectedError),
+        # RFC 3463, 3.2 and 3.3, with the words of Postfix, Google, Exchange Online, Yahoo and Barracuda
+        (Subject.ADDRESS, b"550 5.1.1 <kari@example.org>: Recipient address rejected: User unknown"),
+        (Subject.ADDRESS, b"550-5.1.1 The email account that you tried to reach does not exist.\r\n550 5.1.1 Try"),
+        (Subject.ADDRESS, b"550 cuda_nsu 5.1.1 <kari@example.org> Recipient address rejected: User unknown"),
+        (Subject.ADDRESS, b"550 5.1.10 RESOLVER.ADR.RecipientNotFound; Recipient not found by SMTP address lookup"),
+        (Subject.ADDRESS, b"556 5.1.10 Recipient address has a null MX"),  # RFC 7505
+        (Subject.ADDRESS, b"550 5.2.1 The email account that you tried to reach is inactive."),
+        *((Subject.ADDRESS, f"550 5.{code} no".encode()) for code in ("1.0", "1.2", "1.3", "1.4", "1.5", "1.6", "2.0")),
+        (Subject.ADDRESS, b"550 5.6.7 non-ASCII addresses not permitted for that recipient"),  # RFC 6531
+        (Subject.ADDRESS, b"550 5.1.1 no such user, ask 5.2.2.1 or 5.7.1"),
+        (Subject.FULL_MAILBOX, b"552 5.2.2 mailbox full"),
+        (Subject.FULL_MAILBOX, b"552-5.2.2 The recipient's inbox is out of storage space\r\n552 5.2.2 Please"),
+        (Subject.FULL_MAILBOX, b"552 storage allocation exceeded"),  # RFC 5321, 4.2.2
+        (Subject.UNCLEAR, b"550 Unrouteable address"),  # Exim
+        (Subject.UNCLEAR, b"550 relay not permitted"),  # Exim
+        (Subject.UNCLEAR, b"550 No such user (kari@example.org)"),
+        (Subject.UNCLEAR, b"551 User not local"),
+        (Subject.UNCLEAR, b"553 mailbox name not allowed, see 5.1"),
+        (Subject.UNCLEAR, b"550 5.0.0 no"),
+        *((Subject.SERVER, f"550 5.{code} no".encode()) for code in ("1.7", "1.8", "1.9", "2.3", "2.4", "3.0", "5.0")),
+        (Subject.SERVER, b"550 5.4.1 Recipient address rejected: Access denied. [AM4.eurprd05.prod.outlook.com]"),
+        (Subject.SERVER, b"550 5.7.1 Service unavailable, client host [192.0.2.1] blocked using Spamhaus"),
+        (Subject.SERVER, b"550-5.7.26 Your email has been blocked because the sender is\r\n550 5.7.26 -"),
+        (Subject.SERVER, b"554 5.7.1 <kari@example.org>: Relay access denied"),  # Postfix
+        (Subject.SERVER, b"552 5.3.4 message too big"),
+        (Subject.SERVER, b"554 delivery error: This user doesn't have a yahoo.com account"),
+        (Subject.SERVER, b"501 malformed"),
     ],
+    ids=str,
 )
-def test_full_mailbox_is_retried(stage: str, answer: bytes, expected: type[Exception]) -> None:
-    """It is not a wrong address, although the server will not take the mail now."""
-    with talk({stage: answer}) as (_, channel), pytest.raises(expected):
+def test_only_a_rejection_of_the_address_fails_a_mail(stage: str, subject: Subject, answer: bytes) -> None:
+    """A full mailbox is not a wrong address, and everything else may be the server's fault."""
+    expected = {Subject.ADDRESS: RecipientRejectedError, Subject.FULL_MAILBOX: RecipientDeferredError}
+    with talk({stage: answer}) as (_, channel), pytest.raises(NotifyError) as caught:
         channel.send(MESSAGE)
+
+    assert type(caught.value) is expected.get(subject, MailRejectedError)
+    assert getattr(caught.value, "may_be_address", None) in (None, subject is Subject.UNCLEAR)
+    assert (caught.value.code is Cause.WRONG_ADDRESS) == (subject is Subject.ADDRESS)
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,29 @@
-"""Make the text of a server safe for a log: one line, without addresses and secrets."""
+"""Answers of mail servers: what they are about, and their text made safe for a log."""
 
 import re
 from collections.abc import Iterable
+from enum import Enum
 from urllib.parse import quote
 
 from certjob.domain.addresses import MailAddress
 from certjob.redaction import foreign_line
+
+_ABOUT_ADDRESS = frozenset({"1.0", "1.1", "1.2", "1.3", "1.4", "1.5", "1.6", "1.10", "2.0", "2.1", "6.7"})
+"""Subject and detail of the enhanced status codes about the recipient (RFC 3463, 3.2 and 3.3; RFC 7505; RFC 6531).
+
+1.7 and 1.8 are about the sender, 3.X, 4.X, 5.X and 7.X about the server. Exchange answers 4.1 for an unknown recipient,
+but so does a server without a route for anyone.
+"""
+
+
+class Subject(Enum):
+    """What a rejection is about."""
+
+    ADDRESS = "address"
+    FULL_MAILBOX = "full mailbox"
+    UNCLEAR = "unclear"
+    """The address, if the server accepts others."""
+    SERVER = "server"
 
 
 def readable(text: str, *, recipient: MailAddress | None = None, secrets: Iterable[str] = ()) -> str:
@@ -19,12 +37,21 @@ def readable(text: str, *, recipient: MailAddress | None = None, secrets: Iterab
     return foreign_line(text, secrets=secrets)
 
 
-def is_mailbox_full(answer: str) -> bool:
-    """Return whether an answer of a mail server, or a delivery report, says that the mailbox is full.
+def subject_of(rejection: str) -> Subject:
+    """Return what a rejection is about: a reply of 5xx with its text, or the status of a delivery report with its text.
 
-    It has the status X.2.2 (RFC 3463), or is a 552 without a status (RFC 5321, 4.2.2).
+    The first enhanced status code decides. Reports of Exim have 5.0.0, which says nothing, before that of the reply.
     """
-    return re.search(r"(?<![\d.])[45]\.2\.2(?![\d.])|^552(?! [45]\.\d)", answer) is not None
+    codes = re.findall(r"(?<![\d.])5\.(\d{1,3}\.\d{1,3})(?![\d.])", rejection)
+    if (code := next((code for code in codes if code != "0.0"), None)) is not None:
+        return Subject.ADDRESS if code in _ABOUT_ADDRESS else Subject.FULL_MAILBOX if code == "2.2" else Subject.SERVER
+    reply = re.search(r"(?<!\S)5\d\d(?![\d.])", rejection)
+    match reply and reply[0]:
+        case "552":
+            return Subject.FULL_MAILBOX
+        case "550" | "551" | "553":
+            return Subject.UNCLEAR
+    return Subject.SERVER
 
 
 def _forms(address: MailAddress) -> list[str]:

@@ -21,12 +21,13 @@ from certjob.domain.addresses import MailAddress
 from certjob.errors import (
     Cause,
     ChannelDownError,
+    MailRejectedError,
     NotifyError,
     OutcomeUnknownError,
     RecipientDeferredError,
     RecipientRejectedError,
 )
-from certjob.mail.channels.server_text import is_mailbox_full, readable
+from certjob.mail.channels.server_text import Subject, readable, subject_of
 from certjob.mail.message import OutgoingMessage, compose
 from certjob.settings import LOOPBACK_HOSTS
 
@@ -272,11 +273,14 @@ def _rejection(code: int, text: str, *, recipient: MailAddress, what: str) -> No
     if what == "sender":
         next_step = "check CERTJOB_MAIL_FROM (or CERTJOB_BOUNCE_ADDRESS)"
         return ChannelDownError(f"the mail server rejected the sender ({said})", next_step=next_step)
-    if 400 <= code < 500 or (500 <= code < 600 and is_mailbox_full(f"{code} {text}")):
+    about = subject_of(f"{code} {text}") if 500 <= code < 600 else None
+    if 400 <= code < 500 or about is Subject.FULL_MAILBOX:
         return RecipientDeferredError(f"the mail server deferred the {what} ({said})")
-    if 500 <= code < 600:
-        why = Cause.WRONG_ADDRESS if what == "recipient" else Cause.MAIL_STOPPED
-        return RecipientRejectedError(f"the mail server rejected the {what} ({said})", code=why)
+    if about is Subject.ADDRESS:
+        return RecipientRejectedError(f"the mail server rejected the {what} ({said})", code=Cause.WRONG_ADDRESS)
+    if about is not None:
+        rejected = f"the mail server rejected the {what} ({said})"
+        return MailRejectedError(rejected, may_be_address=about is Subject.UNCLEAR)
     return ChannelDownError(f"the server's answer about the {what} is not SMTP", next_step="check CERTJOB_NOTIFY_URL")
 
 

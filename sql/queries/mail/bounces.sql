@@ -9,14 +9,14 @@ SELECT coordinator_id, digest_on FROM coordinator_digests WHERE id = %(id)s
 -- name: bounce_reminder
 -- Only a reminder that was sent or may have been sent. lock_reminded_mentor has locked the mentor: an earlier correction
 -- of the address makes the report outdated, and a later one reopens the failed row. If the report comes before the settle,
--- the claim is lost. If the mailbox is full, the reminder is sent again a day later.
+-- the claim is lost. Unless the address is wrong, the reminder is sent again a day later.
 UPDATE cert_notification_log AS l
-SET status = CASE WHEN %(is_full)s THEN 'pending' ELSE 'failed' END,
+SET status = CASE WHEN %(is_address)s THEN 'failed' ELSE 'pending' END,
     claim_token = NULL,
-    next_attempt_at = now() + CASE WHEN %(is_full)s THEN interval '1 day' ELSE interval '0' END,
-    deferred_since = CASE WHEN %(is_full)s THEN coalesce(l.deferred_since, now()) ELSE l.deferred_since END,
+    next_attempt_at = now() + CASE WHEN %(is_address)s THEN interval '0' ELSE interval '1 day' END,
+    deferred_since = CASE WHEN %(is_address)s THEN l.deferred_since ELSE coalesce(l.deferred_since, now()) END,
     last_error = %(error)s,
-    failure_code = CASE WHEN %(is_full)s THEN 'mail_delayed' ELSE 'wrong_address' END
+    failure_code = CASE WHEN %(is_address)s THEN 'wrong_address' ELSE 'mail_delayed' END
 WHERE l.id = %(id)s
     AND (l.status = 'sent' OR (l.status = 'pending' AND (l.claim_token IS NOT NULL OR l.maybe_sent)))
 
@@ -33,9 +33,10 @@ WHERE d.id = %(id)s
 -- name: bounce_digest
 -- As bounce_reminder.
 UPDATE coordinator_digests
-SET status = CASE WHEN %(is_full)s THEN 'pending' ELSE 'failed' END,
+SET status = CASE WHEN %(is_address)s THEN 'failed' ELSE 'pending' END,
     claim_token = NULL,
-    next_attempt_at = now() + CASE WHEN %(is_full)s THEN interval '1 day' ELSE interval '0' END,
+    next_attempt_at = now() + CASE WHEN %(is_address)s THEN interval '0' ELSE interval '1 day' END,
+    deferred_since = CASE WHEN %(is_address)s THEN deferred_since ELSE coalesce(deferred_since, now()) END,
     last_error = %(error)s,
-    failure_code = CASE WHEN %(is_full)s THEN 'mail_delayed' ELSE 'wrong_address' END
+    failure_code = CASE WHEN %(is_address)s THEN 'wrong_address' ELSE 'mail_delayed' END
 WHERE id = %(id)s AND (status = 'sent' OR (status = 'pending' AND (claim_token IS NOT NULL OR maybe_sent)))

@@ -18,15 +18,14 @@ SET claim_token = %(token)s,
     maybe_sent = d.maybe_sent OR d.claim_token IS NOT NULL
 WHERE d.id = ANY (%(ids)s::bigint[])
 RETURNING d.id, d.attempts, d.claim_token, d.maybe_sent, d.coordinator_id, d.digest_on,
-    d.rejected_at IS NOT NULL AS was_rejected,
     CASE
-        WHEN d.rejected_at IS NULL THEN false
-        ELSE EXISTS (
-            SELECT FROM cert_notification_log AS s WHERE s.status = 'sent' AND s.sent_at > d.rejected_at
+        WHEN d.failure_code = 'mail_stopped' THEN EXISTS (
+            SELECT FROM cert_notification_log AS s WHERE s.status = 'sent' AND s.sent_at > d.deferred_since
         ) OR EXISTS (
-            SELECT FROM coordinator_digests AS s WHERE s.status = 'sent' AND s.sent_at > d.rejected_at
+            SELECT FROM coordinator_digests AS s WHERE s.status = 'sent' AND s.sent_at > d.deferred_since
         )
-    END AS delivered_since
+        ELSE false
+    END AS accepted_since
 
 -- name: lock_digest_and_coordinator
 -- The lock on the coordinator delays a correction of the address; the lock on the row delays a run that queues it again.
@@ -68,6 +67,10 @@ SET status = %(status)s,
     claim_token = NULL,
     attempts = greatest(d.attempts - CASE WHEN %(count_attempt)s THEN 0 ELSE 1 END, 0),
     next_attempt_at = now() + make_interval(secs => %(delay_seconds)s),
+    deferred_since = CASE
+        WHEN %(code)s IN ('mail_delayed', 'mail_stopped') AND (d.deferred_since >= d.queued_at) IS NOT TRUE THEN now()
+        ELSE d.deferred_since
+    END,
     sent_at = CASE WHEN %(status)s = 'sent' THEN now() ELSE d.sent_at END,
     sent_number = CASE
         WHEN %(status)s = 'sent' THEN 1 + coalesce(
@@ -89,9 +92,3 @@ SET status = %(status)s,
     END
 WHERE d.id = %(id)s AND d.claim_token = %(token)s
 RETURNING true AS unchanged
-
--- name: reopen_rejected_digests
--- Many rejections in a row are due to the server.
-UPDATE coordinator_digests
-SET status = 'pending', next_attempt_at = now() + make_interval(secs => %(delay_seconds)s), rejected_at = now()
-WHERE id = %(id)s AND status = 'failed'

@@ -72,7 +72,6 @@ SET digest_on = excluded.digest_on,
     claim_token = NULL,
     queued_at = CASE WHEN d.status = 'cancelled' THEN now() ELSE d.queued_at END,
     maybe_sent = d.maybe_sent OR d.claim_token IS NOT NULL,
-    rejected_at = NULL,
     last_error = NULL,
     failure_code = NULL
 WHERE (d.status = 'cancelled' OR d.digest_on NOT IN (%(today)s, %(today)s + 1))

@@ -34,15 +34,14 @@ SET claim_token = %(token)s,
     maybe_sent = l.maybe_sent OR l.claim_token IS NOT NULL
 WHERE l.id = ANY (%(ids)b::bigint[])
 RETURNING l.id, l.mentor_id, l.threshold_days, l.expires_on, l.attempts, l.claim_token, l.maybe_sent,
-    l.rejected_at IS NOT NULL AS was_rejected,
     CASE
-        WHEN l.rejected_at IS NULL THEN false
-        ELSE EXISTS (
-            SELECT FROM cert_notification_log AS s WHERE s.status = 'sent' AND s.sent_at > l.rejected_at
+        WHEN l.failure_code = 'mail_stopped' THEN EXISTS (
+            SELECT FROM cert_notification_log AS s WHERE s.status = 'sent' AND s.sent_at > l.deferred_since
         ) OR EXISTS (
-            SELECT FROM coordinator_digests AS s WHERE s.status = 'sent' AND s.sent_at > l.rejected_at
+            SELECT FROM coordinator_digests AS s WHERE s.status = 'sent' AND s.sent_at > l.deferred_since
         )
-    END AS delivered_since
+        ELSE false
+    END AS accepted_since
 
 -- name: lock_reminded_mentor
 -- The lock delays reviews and changes of the mentor. Another process may hold it to write another reminder.
@@ -74,8 +73,8 @@ SET status = %(status)s,
     attempts = greatest(l.attempts - CASE WHEN %(count_attempt)s THEN 0 ELSE 1 END, 0),
     next_attempt_at = now() + make_interval(secs => %(delay_seconds)s),
     deferred_since = CASE
-        WHEN %(code)s::text IS DISTINCT FROM 'mail_delayed' OR l.deferred_since >= l.queued_at THEN l.deferred_since
-        ELSE now()
+        WHEN %(code)s IN ('mail_delayed', 'mail_stopped') AND (l.deferred_since >= l.queued_at) IS NOT TRUE THEN now()
+        ELSE l.deferred_since
     END,
     sent_at = CASE WHEN %(status)s = 'sent' THEN now() ELSE l.sent_at END,
     maybe_sent = l.maybe_sent OR %(maybe_sent)s,
@@ -88,11 +87,22 @@ SET status = %(status)s,
 WHERE l.id = %(id)s AND l.claim_token = %(token)s
 RETURNING true AS unchanged
 
--- name: reopen_rejected_reminders
--- Many rejections in a row are due to the server. The reminders are retried after the others.
-UPDATE cert_notification_log
-SET status = 'pending', next_attempt_at = now() + make_interval(secs => %(delay_seconds)s), rejected_at = now()
-WHERE id = %(id)s AND status = 'failed'
+-- name: retry_rejected_mails
+-- The server has accepted a mail, so it may accept the others. A locked row is tried again within the hour.
+WITH reminders AS (
+    SELECT id
+    FROM cert_notification_log
+    WHERE status = 'pending' AND next_attempt_at > now() AND failure_code = 'mail_stopped' AND claim_token IS NULL
+    FOR NO KEY UPDATE SKIP LOCKED
+), digests AS (
+    SELECT id
+    FROM coordinator_digests
+    WHERE status = 'pending' AND next_attempt_at > now() AND failure_code = 'mail_stopped' AND claim_token IS NULL
+    FOR NO KEY UPDATE SKIP LOCKED
+), due_digests AS (
+    UPDATE coordinator_digests SET next_attempt_at = now() WHERE id IN (SELECT id FROM digests)
+)
+UPDATE cert_notification_log SET next_attempt_at = now() WHERE id IN (SELECT id FROM reminders)
 
 -- name: review_mentor
 -- The next run decides again, because a reminder of a later day was cancelled.

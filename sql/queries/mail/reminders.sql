@@ -125,7 +125,6 @@ SET expires_on = excluded.expires_on,
     claim_token = NULL,
     queued_at = now(),
     sent_at = NULL,
-    rejected_at = NULL,
     last_error = NULL,
     failure_code = NULL,
     run_id = excluded.run_id,
@@ -153,7 +152,7 @@ WHERE l.id = n.id AND l.status = 'failed'
 
 -- name: reopen_failed_reminders
 UPDATE cert_notification_log
-SET status = 'pending', attempts = 0, next_attempt_at = now(), queued_at = now(), rejected_at = NULL
+SET status = 'pending', attempts = 0, next_attempt_at = now(), queued_at = now()
 WHERE mentor_id = %(mentor_id)s AND status = 'failed'
 
 -- name: supersede_reminders

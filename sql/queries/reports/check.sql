@@ -7,7 +7,6 @@ SELECT
     current_user::text AS user_name,
     current_setting('synchronous_commit') AS synchronous_commit
 
-
 -- name: read_runs_in_the_future
 -- The database clock was wrong at the end of these runs. It may be right now.
 SELECT count(*), max(finished_at) FROM job_runs WHERE finished_at > clock_timestamp() + interval '1 minute'
