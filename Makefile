@@ -27,6 +27,7 @@ outside: $(READY)
 chaos: $(READY)
 	$(BIN)/python -m tests.chaos $(CHAOS_ARGS)
 	$(BIN)/python -m tests.chaos.slips $(SLIPS_ARGS)
+	CERTJOB_RANDOM_EXAMPLES=1 $(BIN)/python -m pytest -q tests/domain
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -2,12 +2,17 @@
 
 import subprocess
 from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from certjob.database import statements
+from certjob.errors import StageEnd
 from certjob.jobs import job_runs, runs
+from certjob.jobs.job import DELIVER_SECONDS
 from certjob.outbox import claims
+from certjob.portal import stage
 from certjob.portal.sync import PortalSyncService
 from tests.conftest import Certjob, installed_command
 from tests.support.facts import TODAY
@@ -38,6 +43,19 @@ def test_portal_comes_first_then_reminders_then_digests(due: Scene) -> None:
     due.night(FlakyPortal(lambda _number: happened.append("push")))
 
     assert happened == ["push", "reminder", "digest"]
+
+
+def test_portal_has_three_quarters_of_ten_minutes(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each push takes 50 seconds, so nine begin. A late hide is worse than a late mail, but some mail goes out."""
+    scene.backlog(15)
+    clock: Any = SimpleNamespace(now=0.0)
+    clock.monotonic = lambda: clock.now
+    monkeypatch.setattr(stage, "time", clock)
+    portal = FlakyPortal(lambda _number: setattr(clock, "now", clock.now + 50))
+
+    report = scene.deliver(portal, deadline_seconds=DELIVER_SECONDS)
+
+    assert (len(portal.calls), [stop.code for stop in report.stopped]) == (9, [StageEnd.DEADLINE])
 
 
 def test_crash_of_the_portal_stage_does_not_stop_the_mail(due: Scene) -> None:

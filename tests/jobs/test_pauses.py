@@ -172,6 +172,17 @@ def test_mentor_who_was_never_on_the_portal_is_paused_without_a_push(scene: Scen
     assert (portal.values, result.resync.after.open_push, result.resync.after.pauses) == ([], None, ["complaint"])
 
 
+def test_pause_of_a_mentor_without_a_contact_id_who_was_shown_is_an_alert(scene: Scene, shown: UUID) -> None:
+    """The contact may still be visible, and someone must enter its ID again."""
+    scene.run_sql("UPDATE mentors SET dynamics_contact_id = NULL")
+    scene.run_sql(LATER_RUN, TODAY + timedelta(days=6))  # a review would queue the hide as well
+
+    result = pause(scene, shown, FlakyPortal(), accept_date=None)
+
+    assert (result.resync.after.open_push, result.resync.after.pauses) == ("blocked", ["complaint"])
+    assert ("may_be_visible", "no_contact_id") in scene.rows("SELECT kind, cause FROM alerts")
+
+
 @pytest.mark.parametrize("reason", ["", " ", "x" * 201, "certification_expired"])
 def test_reason_of_a_pause_is_a_text_of_a_person(scene: Scene, shown: UUID, reason: str) -> None:
     with pytest.raises(UsageError):

@@ -360,6 +360,66 @@ def test_hide_queued_after_the_comparison_is_not_replaced(scene: Scene) -> None:
     assert scene.rows("SELECT DISTINCT visible FROM portal_sync_events WHERE status = 'pending'") == [(False,)]
 
 
+def test_older_reading_does_not_replace_a_newer_one(scene: Scene) -> None:
+    """Two processes have read the portal, and the one that began first ends last."""
+    began, contact = database.clock(scene.connection), uuid4()
+    run_id = uuid4()
+    old = comparison.Reading(read_at=began - timedelta(minutes=1), pages=1, visible_until={contact: None}, dates=True)
+    new = comparison.Reading(read_at=began, pages=2, visible_until={}, dates=True)
+
+    for reading in (old, new, old):
+        found = comparison.compare(scene.connection, reading, today=TODAY)
+        comparison.store(scene.connection, found, run_id=run_id)
+
+    assert scene.rows("SELECT read_at, pages, visible FROM portal_last_reading") == [(began, 2, [])]
+    assert scene.rows(UNKNOWN) == [(contact, True)]
+
+
+def test_two_readings_correct_a_mentor_once(scene: Scene) -> None:
+    """Also if the first correction is delivered before the second process begins its own."""
+    contacts = reconciled(scene, 2)
+    reading = comparison.Reading(
+        read_at=database.clock(scene.connection), pages=1, visible_until={contacts[0]: None}, dates=False
+    )
+    first, second, third = (comparison.compare(scene.connection, reading, today=TODAY) for _ in range(3))
+
+    for found in (first, second):
+        comparison.raise_events(scene.connection, found, today=TODAY, run_id=uuid4(), stop=StopFlag())
+    scene.run_stage()
+    comparison.raise_events(scene.connection, third, today=TODAY, run_id=uuid4(), stop=StopFlag())
+
+    assert [len(found.corrected) for found in (first, second, third)] == [1, 0, 0]
+    assert pushes(scene) == [(contacts[1], True)]
+
+
+class StopAfter(StopFlag):
+    """A signal that arrives after some questions whether there was one."""
+
+    def __init__(self, questions: int) -> None:
+        super().__init__()
+        self.questions = questions
+
+    def check(self) -> None:
+        if self.questions == 0:
+            self.set()
+        self.questions -= 1
+        super().check()
+
+
+def test_signal_between_two_slices_keeps_the_first_hundred_corrections(scene: Scene) -> None:
+    """Each slice is one transaction. The next run corrects the others."""
+    contacts = scene.backlog(101, visible=False)
+    scene.run_sql("DELETE FROM portal_sync_events")
+    shown = dict.fromkeys(sorted(contacts))
+    reading = comparison.Reading(read_at=database.clock(scene.connection), pages=1, visible_until=shown, dates=False)
+    found = comparison.compare(scene.connection, reading, today=TODAY)
+
+    with pytest.raises(StoppedBySignalError):
+        comparison.raise_events(scene.connection, found, today=TODAY, run_id=uuid4(), stop=StopAfter(1))
+
+    assert (len(found.corrected), scene.rows("SELECT count(*) FROM portal_sync_events")) == (100, [(100,)])
+
+
 def test_locked_mentor_is_reported(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """The other mentors are corrected."""
     monkeypatch.setattr(comparison, "_LOCKED_FOR_SECONDS", 0.0)

@@ -6,6 +6,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 
+from certjob import database
 from certjob.errors import PermanentPortalError, PortalCallError, TransientPortalError
 from certjob.outbox.claims import Answer
 from certjob.portal.push import Push, PushOutcome
@@ -191,3 +192,50 @@ def test_removed_contact_that_a_mentor_without_a_portal_has_is_an_alert(scene: S
     assert scene.rows("SELECT cause FROM alerts WHERE kind = 'may_be_visible'") == [("no_contact_id",)]
     with pytest.raises(psycopg.errors.RestrictViolation, match="may still be shown"):
         scene.run_sql("DELETE FROM mentors WHERE id = %s", first)
+
+
+def test_claim_without_a_contact_keeps_that_of_the_last_call(scene: Scene) -> None:
+    """The hide failed before the contact was removed. So the alert ends when another mentor has the contact."""
+    contact = uuid4()
+    first, second = scene.expired(contact_id=contact), scene.certified(contact_id=None)
+    scene.night(FlakyPortal(failures=99))
+    scene.run_sql(CORRECT, None, first)
+    scene.make_due()
+    scene.night(FlakyPortal())
+    assert scene.rows("SELECT cause FROM alerts WHERE mentor_id = %s", first) == [("no_contact_id",)]
+
+    scene.run_sql(CORRECT, contact, second)
+
+    assert scene.rows("SELECT cause FROM alerts WHERE mentor_id = %s", first) == []
+
+
+FLYING = """
+    UPDATE portal_sync_events SET claim_token = gen_random_uuid(), next_attempt_at = now() + interval '1 minute',
+        claim_contact_id = (SELECT dynamics_contact_id FROM mentors WHERE id = %s)
+    WHERE mentor_id <> %s
+"""
+DUE = "UPDATE mentors SET review_on = '-infinity' WHERE %s IN (id, %s)"
+LEFT = "UPDATE organisations SET portal = NULL WHERE %s <> %s OR true"
+
+
+@pytest.mark.parametrize(
+    ("change", "visible"),
+    [(FLYING, False), (DUE, True), (LEFT, False)],
+    ids=["call in flight", "due for a review", "portal lost"],
+)
+def test_claim_checks_the_mentor_again_after_its_lock(scene: Scene, change: str, visible: bool) -> None:
+    """The statement that locks the event has an older snapshot."""
+    mentor = scene.mentor()
+    scene.queue(scene.mentor(), visible=False)
+    assert len(scene.claim()) == 1
+    scene.expire_leases()
+    scene.run_sql("UPDATE portal_sync_events SET next_attempt_at = now() + interval '1 hour'")
+    scene.queue(mentor, visible=visible)
+    parameters = {"limit": 9, "today": TODAY, "token": uuid4(), "lease_seconds": 300}
+
+    with database.transaction(scene.connection):
+        ids = [row[0] for row in database.fetch(scene.connection, "lock_due_portal_events", parameters)]
+        scene.other.execute(change.encode(), (mentor, mentor))
+        claimed = database.fetch(scene.connection, "claim_portal_events", parameters | {"ids": ids})
+
+    assert (len(ids), claimed) == (1, [])

@@ -87,6 +87,21 @@ def test_earlier_day_on_a_read_portal_without_the_column_is_no_alert(scene: Scen
     assert scene.night(scene.portal).reasons == []
 
 
+def test_certificate_without_an_end_is_shown_until_the_last_day_of_the_portals_filter(scene: Scene) -> None:
+    """Dataverse's filter of the portal ends there. Readings agree, and a last day beyond it moves nothing."""
+    scene.portal.until = {}
+    scene.certified(date.max, contact_id=CONTACT, portal_visible=None)
+    scene.night(scene.portal)
+    assert scene.portal.until == {CONTACT: "2099-12-31"}
+
+    report = scene.reconcile()
+    move(scene, date(2150, 1, 1))
+    scene.night(scene.portal)
+
+    assert (report.to_document()["differences"]["wrong_day"], len(scene.rows(EVENT))) == (0, 1)
+    assert [request.method for request in scene.portal.requests] == ["POST", "GET"]
+
+
 def test_later_last_day_that_fails_is_no_alert(scene: Scene, shown: UUID) -> None:
     """The portal shows the mentor until the earlier day, which is more than a week away."""
     move(scene, FAR + timedelta(days=30))
