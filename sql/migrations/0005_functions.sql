@@ -17,9 +17,10 @@ END
 $$;
 
 -- The app's "try again now": queues the stored value again, or makes the open push due. A new push counts as tried, and
--- an open push keeps its attempts, because many requests must not delay the pushes of others.
-CREATE FUNCTION certjob.request_portal_resync(
-    mentor_id uuid, OUT event_id bigint, OUT event_version integer, OUT visible boolean, OUT in_flight boolean
+-- an open push keeps its attempts, because many requests must not delay the pushes of others. It returns one row. OUT
+-- parameters would return the same, but Supabase's types would not name the columns.
+CREATE FUNCTION certjob.request_portal_resync(mentor_id uuid) RETURNS TABLE (
+    event_id bigint, event_version integer, visible boolean, in_flight boolean
 )
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
@@ -60,6 +61,7 @@ BEGIN
         next_attempt_at = CASE WHEN e.claim_token IS NULL THEN now() ELSE greatest(e.next_attempt_at, now()) END
     RETURNING e.id, e.version, e.visible, e.claim_token IS NOT NULL
     INTO event_id, event_version, visible, in_flight;
+    RETURN NEXT;
 END
 $$;
 

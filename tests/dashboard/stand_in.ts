@@ -69,8 +69,10 @@ async function rest(request: Request, url: URL) {
   if (target.startsWith("rpc/")) {
     const given = Object.entries(body).map(([key, value]) => `${name(key)} => ${place(value)}`);
     const call = `${name(schema)}.${name(target.slice(4))}(${given})`;
-    const [row] = await as(claims, `SELECT to_json(t)::text AS answer FROM ${call} AS t`, values);
-    return json(row.answer ?? "null");
+    const rows = await as(claims, `SELECT to_json(t) AS answer FROM ${call} AS t`, values);
+    const [{ is_set }] = await database`SELECT proretset AS is_set FROM pg_proc WHERE proname = ${target.slice(4)}`;
+    const wantsOne = request.headers.get("accept")?.includes("vnd.pgrst.object") || !is_set;
+    return json(wantsOne ? rows[0].answer : rows.map((row) => row.answer));
   }
   const table = `${name(schema)}.${name(target)}`;
   const comparisons: Record<string, string> = { eq: "=", neq: "<>" };

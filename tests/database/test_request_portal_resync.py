@@ -34,6 +34,16 @@ def test_open_push_becomes_due_and_keeps_its_attempts_and_age(ours: Organisation
     assert ours.facts.rows("SELECT wanted_at < '2026-03-02' FROM portal_sync_events") == [(True,)]
 
 
+def test_supabase_can_name_the_columns_of_the_answer(ours: Organisation) -> None:
+    """Its generated types have the columns of a table, and `Record<string, unknown>` for OUT parameters."""
+    (about,) = ours.facts.rows(
+        "SELECT proretset, 't' = ANY (proargmodes), 'o' = ANY (proargmodes) FROM pg_proc"
+        " WHERE oid = 'certjob.request_portal_resync'::regproc"
+    )
+
+    assert about == (True, True, False)
+
+
 def test_call_in_flight_keeps_its_lease(ours: Organisation) -> None:
     """Its settle finds the raised version, and makes the push due at once. An expired lease does not count."""
     claim = "UPDATE portal_sync_events SET claim_token = gen_random_uuid(), next_attempt_at = now() + interval"

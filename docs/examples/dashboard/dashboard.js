@@ -102,7 +102,7 @@ addEventListener("online", refresh);
 addEventListener("offline", refresh);
 
 async function retry(alert) {
-  const { visible } = dataOf(await supabase.rpc("request_portal_resync", { mentor_id: alert.mentor_id }));
+  const { visible } = dataOf(await supabase.rpc("request_portal_resync", { mentor_id: alert.mentor_id }).single());
   return say("retried")[visible ? 1 : 0];
 }
 
