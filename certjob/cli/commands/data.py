@@ -213,7 +213,7 @@ _SHOWN |= {"coordinators": "Coordinators", "mentors": "Mentors"}
 
 
 def _row(details: "OrganisationDetails") -> dict[str, object]:
-    thresholds = ", ".join(map(str, details.thresholds)) or "none"
+    thresholds = ", ".join(f"{-days} after" if days < 0 else str(days) for days in details.thresholds) or "none"
     number = len(details.coordinators)
     row = {"portal": details.portal or "none", "thresholds": thresholds, "coordinators": number}
     return _to_document(details) | row
