@@ -40,6 +40,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("this system has no /proc")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def quick_pushes() -> Iterator[None]:
+    """Commands in the process of the tests push one mentor after the other, and repeat failed calls at once."""
+    from tests.support.nights import pushes
+
+    with pushes():
+        yield
+
+
 @pytest.fixture(scope="session")
 def server_url(testrun_uid: str) -> Iterator[str]:
     """The test server of all workers: the first one starts it, and the last one stops it."""

@@ -10,9 +10,6 @@ from uuid import UUID, uuid4
 from certjob.database import Connection
 from certjob.errors import ConfigurationError
 from certjob.mail.message import Channel
-from certjob.outbox.retry import RetryPolicy
-from certjob.portal.push import PORTAL_POLICY
-from certjob.portal.stage import CONCURRENCY, LONGEST_PAUSE_SECONDS
 from certjob.stopping import StopFlag
 
 if TYPE_CHECKING:
@@ -54,9 +51,6 @@ class Job:
     zone: tzinfo = UTC
     present_day: Callable[[], date] = lambda: date.min
     """Returns the present day. After midnight a run sends no show that was true only on the day before."""
-    policy: RetryPolicy = PORTAL_POLICY
-    concurrency: int = CONCURRENCY
-    longest_pause_seconds: float = LONGEST_PAUSE_SECONDS
     deadline_seconds: float = DELIVER_SECONDS
     phase: Callable[..., Advance] = show_nothing
     """Begins a phase, as ``show_nothing`` does. ``count`` returns the total."""

@@ -18,6 +18,7 @@ from certjob.outbox.open_work import read_open_work
 from certjob.portal import comparison
 from certjob.portal.comparison import Comparison, Reading
 from certjob.portal.hlf_dynamics import VisiblePage
+from certjob.portal.push import PORTAL_POLICY
 from certjob.review.days import reject_wrong_day
 from certjob.review.held import store_portal_holds
 
@@ -56,7 +57,7 @@ def reconcile(
     with recorded(job, report) as beating:
         found = compare(beating)
         if found is not None:
-            comparison.store(connection, found, run_id=run_id)
+            comparison.store(connection, found)
             store_portal_holds(connection, found.held, today=today, run_id=run_id)
             comparison.raise_events(connection, found, today=today, run_id=run_id, stop=job.stop)
             push(beating, report, seconds=job.deadline_seconds)
@@ -65,7 +66,7 @@ def reconcile(
 
 def _read(job: Job, report: ReconcileReport) -> Reading | None:
     """Read all pages, or return None and add the reason to the report."""
-    make_portal, policy, stop = job.make_portal, job.policy, job.stop
+    make_portal, stop = job.make_portal, job.stop
     if make_portal is None:
         message = "CERTJOB_PORTAL_URL is not set, so certjob cannot read the portal"
         raise ConfigurationError(message)
@@ -76,7 +77,7 @@ def _read(job: Job, report: ReconcileReport) -> Reading | None:
 
     async def read() -> None:
         async with make_portal() as portal:
-            async for page in portal.read_visible_contacts(policy=policy):
+            async for page in portal.read_visible_contacts(policy=PORTAL_POLICY):
                 stop.check()
                 pages.append(page)
                 days.update(page.visible_until)

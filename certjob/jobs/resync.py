@@ -193,7 +193,7 @@ def _push(
                 (event,) = claimed
 
                 # Push, settle and judge it. A newer value that was queued during the call is claimed next.
-                call = push_once(event, portal=portal, policy=job.policy, stopped=calls.stopped)
+                call = push_once(event, portal=portal, stopped=calls.stopped)
                 push = calls.make(call)
                 answer = settle(service, push, counts, state)
                 if answer is not None and not stop.is_set():

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
+from uuid import UUID
 
 import psycopg
 
@@ -59,7 +60,6 @@ def run(
     allow: Mapping[str, int] = Counter(),
     accept_date: date | None = None,
     everybody: bool = False,
-    deliver: bool = True,
 ) -> RunReport:
     """Review the due mentors, or on request all mentors, then deliver pushes and mail.
 
@@ -88,21 +88,25 @@ def run(
     with recorded(
         job, report, organisation=organisation, organisation_id=organisation_id, everybody=everybody
     ) as beating:
-        report.stopped += copy_facts(connection, today=today)
-        on_progress = beating.phase("Reviewing mentors")  # includes the guard's count
-        guard = MassChangeGuard(connection, today=today, run_id=job.run_id, allow=allow)
-        guard.examine(organisation_id)
-        service = CertificationManagementService(
-            connection, today=today, run_id=job.run_id, guard=guard, stop=job.stop, on_progress=on_progress
-        )
-        report.review = service.counts
-        service.apply_due(organisation_id)
-        report.held = [hold.line for hold in guard.held.values()]
-        if deliver:
-            _deliver(beating, report, queue=queue)
-        else:
-            queue()
+        review(beating, report, organisation_id=organisation_id, allow=allow)
+        _deliver(beating, report, queue=queue)
     return report
+
+
+def review(
+    job: Job, report: RunReport, *, organisation_id: UUID | None = None, allow: Mapping[str, int] = Counter()
+) -> None:
+    """Copy the facts of an app, and review the due mentors. Raises StoppedBySignalError."""
+    report.stopped += copy_facts(job.connection, today=job.today)
+    on_progress = job.phase("Reviewing mentors")  # includes the guard's count
+    guard = MassChangeGuard(job.connection, today=job.today, run_id=job.run_id, allow=allow)
+    guard.examine(organisation_id)
+    service = CertificationManagementService(
+        job.connection, today=job.today, run_id=job.run_id, guard=guard, stop=job.stop, on_progress=on_progress
+    )
+    report.review = service.counts
+    service.apply_due(organisation_id)
+    report.held = [hold.line for hold in guard.held.values()]
 
 
 def deliver(job: Job, *, accept_date: date | None = None) -> DeliverReport:
@@ -171,12 +175,9 @@ def push(job: Job, report: Report, *, seconds: float, wrong_day: StageStop | Non
             calls=calls,
             stop=job.stop,
             make_portal=job.make_portal,
-            policy=job.policy,
             today=lambda: None if wrong_day else max(job.today, job.present_day()),
             counts=report.portal,
             deadline_seconds=seconds,
-            concurrency=job.concurrency,
-            longest_pause_seconds=job.longest_pause_seconds,
             on_progress=_phase(job, "Pushing to the portal", *PORTAL_KINDS),
         )
 

@@ -4,7 +4,6 @@ The comparison reads one snapshot and writes nothing. A correction is queued onl
 difference again after the mentor has been locked.
 """
 
-import json
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -222,18 +221,15 @@ def raise_events(connection: Connection, comparison: Comparison, *, today: date,
         stop.sleep(_POLL_SECONDS)
 
 
-def store(connection: Connection, comparison: Comparison, *, run_id: UUID) -> None:
+def store(connection: Connection, comparison: Comparison) -> None:
     """Store the reading and its unknown contacts. Contacts that it does not list are gone, unless it is doubtful."""
     reading = comparison.reading
     parameters = {
         "read_at": reading.read_at,
-        "pages": reading.pages,
         "visible": [*reading.visible_until],
         "dates": reading.dates,
         "secret_until": reading.secret_until if isinstance(reading.secret_until, date) else None,
-        "differences": json.dumps(comparison.counts()),
         "held": bool(comparison.held),
-        "run_id": run_id,
     }
     contacts = {"read_at": reading.read_at, "contacts": [*comparison.unknown, *comparison.acknowledged]}
 

@@ -112,7 +112,11 @@ PORTAL_POLICY = RetryPolicy(
 
 
 async def push_once(
-    event: PortalEvent, *, portal: "HLFDynamicsSyncService", policy: RetryPolicy, stopped: asyncio.Event
+    event: PortalEvent,
+    *,
+    portal: "HLFDynamicsSyncService",
+    stopped: asyncio.Event,
+    policy: RetryPolicy = PORTAL_POLICY,
 ) -> Push:
     """Make the calls of one round for an event, and return their outcome.
 

@@ -19,7 +19,7 @@ from certjob.errors import StageEnd
 from certjob.outbox.calls import Calls
 from certjob.outbox.claims import Answer, StageStop
 from certjob.outbox.retry import RetryPolicy
-from certjob.portal.push import PortalEvent, Push, PushOutcome, push_once
+from certjob.portal.push import PORTAL_POLICY, PortalEvent, Push, PushOutcome, push_once
 from certjob.portal.sync import PortalCounts, PortalSyncService
 from certjob.stopping import StopFlag
 
@@ -57,10 +57,10 @@ def deliver_pushes(
     calls: Calls,
     stop: StopFlag,
     make_portal: "Callable[[], HLFDynamicsSyncService]",
-    policy: RetryPolicy,
     today: Callable[[], date | None],
     counts: PortalCounts,
     deadline_seconds: float,
+    policy: RetryPolicy = PORTAL_POLICY,
     concurrency: int = CONCURRENCY,
     longest_pause_seconds: float = LONGEST_PAUSE_SECONDS,
     on_progress: Callable[[int], None] = lambda _done: None,

@@ -175,13 +175,10 @@ CREATE INDEX dynamics_sync_failures_mentor_id_idx ON certjob.dynamics_sync_failu
 CREATE TABLE certjob.portal_last_reading (
     only_one      boolean PRIMARY KEY DEFAULT true CHECK (only_one),
     read_at       timestamptz NOT NULL,  -- when it began; a later event may have changed the portal meanwhile
-    pages         integer NOT NULL,
     visible       uuid[] NOT NULL,  -- the contacts that the portal showed
     dates         boolean NOT NULL,  -- whether the portal has a column for the last visible day
     secret_until  date,  -- the last day of the function's client secret; null: unknown
-    differences   jsonb NOT NULL DEFAULT '{}',  -- the number of mentors by kind of difference
-    held          boolean NOT NULL DEFAULT false,  -- the guard held shows, because the reading may be wrong
-    run_id        uuid
+    held          boolean NOT NULL DEFAULT false  -- the guard held shows, because the reading may be wrong
 );
 
 -- Returns the range in which the portal shows a mentor's contact, for a new push: that of the last one to this contact, or
@@ -206,7 +203,6 @@ $$;
 -- The last copy of an app's facts by certjob_mirror.sync(): one row.
 CREATE TABLE certjob.facts_last_copy (
     only_one      boolean PRIMARY KEY DEFAULT true CHECK (only_one),
-    copied_at     timestamptz NOT NULL DEFAULT now(),
     failing_since timestamptz,  -- null: it has copied every fact
     problem       text  -- without values of the app
 );

@@ -363,15 +363,14 @@ def test_hide_queued_after_the_comparison_is_not_replaced(scene: Scene) -> None:
 def test_older_reading_does_not_replace_a_newer_one(scene: Scene) -> None:
     """Two processes have read the portal, and the one that began first ends last."""
     began, contact = database.clock(scene.connection), uuid4()
-    run_id = uuid4()
     old = comparison.Reading(read_at=began - timedelta(minutes=1), pages=1, visible_until={contact: None}, dates=True)
     new = comparison.Reading(read_at=began, pages=2, visible_until={}, dates=True)
 
     for reading in (old, new, old):
         found = comparison.compare(scene.connection, reading, today=TODAY)
-        comparison.store(scene.connection, found, run_id=run_id)
+        comparison.store(scene.connection, found)
 
-    assert scene.rows("SELECT read_at, pages, visible FROM portal_last_reading") == [(began, 2, [])]
+    assert scene.rows("SELECT read_at, visible FROM portal_last_reading") == [(began, [])]
     assert scene.rows(UNKNOWN) == [(contact, True)]
 
 

@@ -19,6 +19,7 @@ from psycopg.pq import TransactionStatus
 from certjob import database
 from certjob.errors import StoppedBySignalError
 from certjob.jobs import runs
+from certjob.jobs.job import Job
 from certjob.jobs.reconcile import reconcile
 from certjob.jobs.report import Report, ResyncReport, RunReport
 from certjob.jobs.resync import Resync, resync
@@ -26,7 +27,7 @@ from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
 from certjob.stopping import StopFlag
 from tests.conftest import fresh_database
 from tests.support.facts import TODAY, Facts
-from tests.support.nights import expire_leases, make_due, new_job, quick_policy
+from tests.support.nights import expire_leases, make_due, new_job, pushes, run_until_delivery
 from tests.support.portal_answers import Behaviour, Exchange, PortalRequest, cut, error, ok, reset
 from tests.support.portal_server import PortalServer
 from tests.support.programmes import Person, read_people
@@ -345,19 +346,19 @@ class ProgrammeMachine(RuleBasedStateMachine):
         return result
 
     def _call(self, command: str, mentor: UUID, process: Process) -> Report | Resync:
-        ways_out = {
-            "make_portal": lambda: InterruptedClient(self.portal, process),
-            "policy": quick_policy(),
-            "concurrency": process.concurrency,
-        }
+        ways_out = {"make_portal": lambda: InterruptedClient(self.portal, process)}
         job = new_job(process.connection, self.today, ways_out=ways_out, stop=process.stop)
+        with pushes(concurrency=process.concurrency):
+            return self._start_job(command, mentor, job)
+
+    def _start_job(self, command: str, mentor: UUID, job: Job) -> Report | Resync:
         match command:
             case "run":
                 return runs.run(job, accept_date=self.today)
             case "run --organisation hlf":
                 return runs.run(job, accept_date=self.today, organisation="hlf")
             case "run without deliveries":
-                return runs.run(job, accept_date=self.today, deliver=False)
+                return run_until_delivery(job)
             case "reconcile":
                 return reconcile(job, accept_date=self.today)
             case "resync":

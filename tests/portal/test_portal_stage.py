@@ -15,7 +15,7 @@ from certjob.outbox.retry import RetryPolicy
 from certjob.portal.sync import PortalCounts, PortalSyncService
 from certjob.stopping import StopFlag
 from tests.support.facts import TODAY
-from tests.support.nights import FlakyPortal, delivery, in_background, night, quick_policy
+from tests.support.nights import FlakyPortal, in_background, pushes, quick_policy
 from tests.support.portal_answers import Behaviour, PortalRequest, delay, error, hang, ok
 from tests.support.scene import Scene
 
@@ -244,7 +244,8 @@ def test_unexpected_error_leaves_one_outcome_unknown(scene: Scene) -> None:
     scene.backlog(10)
     portal = FlakyPortal(lambda number: LookupError("a bug") if number == 2 else None)
 
-    report = night(scene.connection, ways_out=delivery(portal=portal, concurrency=3))
+    with pushes(concurrency=3):
+        report = scene.night(portal)
 
     assert (report.outcome, report.portal.delivered) == (Outcome.FAILED, 2)
     assert (scene.rows(UNTOUCHED), scene.rows(CLAIMED)) == ([(7,)], [(1,)])

@@ -2,21 +2,26 @@
 
 import asyncio
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import date
 from typing import Any, Self
+from unittest import mock
 from uuid import UUID, uuid4
 
 from certjob.database import Connection
 from certjob.errors import PortalCallError, TransientPortalError
-from certjob.jobs import runs
+from certjob.facts.lookup import find_organisation
+from certjob.jobs import reconcile, runs
 from certjob.jobs.job import Job
-from certjob.jobs.job_runs import note_told
+from certjob.jobs.job_runs import note_told, recorded
 from certjob.jobs.report import RunReport
+from certjob.mail.digests import queue_digests
 from certjob.mail.message import Channel, OutgoingMessage
 from certjob.outbox.retry import RetryPolicy
+from certjob.portal import push, stage
 from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
 from certjob.portal.push import PORTAL_POLICY, PortalEvent
 from certjob.portal.sync import PortalSyncService
@@ -135,8 +140,20 @@ def delivery(*, portal: Portal = None, channel: Channel | None = None, **options
         assert portal is not None
         return portal
 
-    given: dict[str, Any] = {"policy": quick_policy(), "concurrency": 1, "deadline_seconds": 60.0} | options
+    given: dict[str, Any] = {"deadline_seconds": 60.0} | options
     return {"make_portal": make_portal if portal is not None else None, "channel": channel, **given}
+
+
+@contextmanager
+def pushes(*, concurrency: int = 1) -> Iterator[None]:
+    """Make pushes in this process without waits, and so many at the same time."""
+    quick = quick_policy()
+    with (
+        mock.patch.dict(stage.deliver_pushes.__kwdefaults__, policy=quick, concurrency=concurrency),
+        mock.patch.dict(push.push_once.__kwdefaults__, policy=quick),
+        mock.patch.object(reconcile, "PORTAL_POLICY", quick),
+    ):
+        yield
 
 
 def new_job(connection: Connection, today: date = TODAY, *, ways_out: WaysOut, stop: StopFlag | None = None) -> Job:
@@ -151,13 +168,32 @@ def night(
     portal: Portal = None,
     channel: Channel | None = None,
     ways_out: WaysOut | None = None,
+    dry_run: bool = False,
+    deliver: bool = True,
     **options: Any,
 ) -> RunReport:
     """Run one night with the options of ``runs.run``, and note that its lines were printed."""
     job = new_job(connection, today, ways_out=ways_out or delivery(portal=portal, channel=channel))
-    report = runs.run(job, accept_date=today, **options)
+    if deliver or dry_run:
+        report = runs.run(job, accept_date=today, dry_run=dry_run, **options)
+    else:
+        report = run_until_delivery(job, **options)
     if not report.dry_run:
         note_told(connection, report)
+    return report
+
+
+def run_until_delivery(
+    job: Job, *, organisation: str | None = None, allow: Mapping[str, int] = Counter(), everybody: bool = False
+) -> RunReport:
+    """Run a night whose pushes and mails stay queued."""
+    report = RunReport(run_id=job.run_id, today=job.today)
+    organisation_id = find_organisation(job.connection, organisation) if organisation else None
+    with recorded(
+        job, report, organisation=organisation, organisation_id=organisation_id, everybody=everybody
+    ) as beating:
+        runs.review(beating, report, organisation_id=organisation_id, allow=allow)
+        queue_digests(job.connection, today=job.today, organisation_id=organisation_id)
     return report
 
 

@@ -19,11 +19,11 @@ from importlib import import_module
 from typing import Any
 
 from certjob.cli import entry
-from certjob.jobs.job import Job
 from certjob.mail.channels.maildir import MaildirChannel
 from certjob.mail.channels.smtp import SmtpChannel
 from certjob.mail.reminder_mail import ReminderMail
-from certjob.portal import push, sync
+from certjob.outbox.retry import RetryPolicy
+from certjob.portal import push, stage, sync
 
 
 def run_altered(alterations: Mapping[str, Any]) -> None:
@@ -32,7 +32,7 @@ def run_altered(alterations: Mapping[str, Any]) -> None:
         _set_defaults(sync.PortalSyncService.__init__, lease_seconds=alterations["portal_lease"])
         _set_everywhere("CALL_DEADLINE_SECONDS", alterations["call"])
         policy = replace(push.PORTAL_POLICY, deadline_seconds=alterations["round"])
-        _set_defaults(Job.__init__, policy=policy)
+        _set_policy(policy)
     if "mail_lease" in alterations:
         ReminderMail.lease_seconds = alterations["mail_lease"]
         _set_everywhere("QUIT_SECONDS", 0.0)
@@ -40,7 +40,8 @@ def run_altered(alterations: Mapping[str, Any]) -> None:
         SmtpChannel.answer_seconds = MaildirChannel.worst_case_seconds = alterations["message"]
     if "attempts" in alterations:
         policy = replace(push.PORTAL_POLICY, max_attempts=alterations["attempts"])
-        _set_defaults(Job.__init__, policy=policy, concurrency=alterations["at_once"])
+        _set_policy(policy)
+        _set_defaults(stage.deliver_pushes, concurrency=alterations["at_once"])
     if "grace" in alterations:
         _set_everywhere("GRACE_SECONDS", alterations["grace"])
     for moment in alterations.keys() & {"freeze_before", "freeze_after"}:
@@ -53,6 +54,12 @@ def _set_defaults(function: Callable[..., Any], **values: object) -> None:
     assert defaults is not None
     assert defaults.keys() >= values.keys()
     defaults.update(values)
+
+
+def _set_policy(policy: RetryPolicy) -> None:
+    """Set the calls of a push, in a stage and in a resync."""
+    for function in (stage.deliver_pushes, push.push_once):
+        _set_defaults(function, policy=policy)
 
 
 def _set_everywhere(name: str, value: object) -> None:

@@ -21,13 +21,11 @@ from psycopg.conninfo import make_conninfo
 
 from certjob.database import Connection
 from certjob.domain import holds
-from certjob.jobs.job import Job
 from certjob.mail import stage
 from tests.database.supabase import acting
 from tests.support import command_line
 from tests.support.command_line import SECRET, Finished
 from tests.support.docs import read
-from tests.support.nights import quick_policy
 from tests.support.portal_answers import Behaviour, PortalRequest, cut, error, ok
 from tests.support.portal_server import PortalServer
 from tests.support.smtp_server import Answer, ScriptedServer, ServerFault
@@ -183,7 +181,6 @@ class World:
         settings |= {"PORTAL_URL": self.portal.url, "PORTAL_KEY": SECRET}
         settings |= {"NOTIFY_URL": f"smtp://127.0.0.1:{self.mail.port}", "MAIL_FROM": "post@hlf.example"}
         self._environment = {"HOME": str(folder)} | {f"CERTJOB_{name}": value for name, value in settings.items()}
-        resources.enter_context(mock.patch.dict(Job.__init__.__kwdefaults__, policy=quick_policy()))
         no_waits = replace(stage.CHANNEL_POLICY, backoff=lambda _attempt: 0.0)
         resources.enter_context(mock.patch.object(stage, "CHANNEL_POLICY", no_waits))
 

@@ -29,7 +29,7 @@ from certjob.portal.sync import PortalCounts, PortalSyncService, Wish
 from certjob.stopping import StopFlag
 from tests.support import nights
 from tests.support.facts import TODAY, Facts
-from tests.support.nights import FlakyPortal, Portal, delivery, new_job, quick_policy
+from tests.support.nights import FlakyPortal, Portal, delivery, new_job
 from tests.support.portal_server import PortalServer
 
 YESTERDAY, NEXT_YEAR = TODAY - timedelta(days=1), TODAY + timedelta(days=365)
@@ -37,7 +37,7 @@ YESTERDAY, NEXT_YEAR = TODAY - timedelta(days=1), TODAY + timedelta(days=365)
 
 def push_once(event: PortalEvent, portal: HLFDynamicsSyncService) -> Push:
     """Push one event without a stage."""
-    return run_alone(pushing.push_once(event, portal=portal, policy=quick_policy(), stopped=asyncio.Event()))
+    return run_alone(pushing.push_once(event, portal=portal, stopped=asyncio.Event()))
 
 
 class Scene:
@@ -156,7 +156,7 @@ class Scene:
         make_portal = delivery(portal=target or self.portal)["make_portal"]
         self.counts = counts
         with Calls(stop) as calls:
-            given: dict[str, Any] = {"make_portal": make_portal, "policy": quick_policy(), "concurrency": 1, **options}
+            given: dict[str, Any] = {"make_portal": make_portal, **options}
             given.setdefault("today", lambda: TODAY)
             stopped = deliver_pushes(service, calls=calls, stop=stop, counts=counts, deadline_seconds=seconds, **given)
         stop.check()

@@ -14,7 +14,7 @@ SELECT profile, member, problem FROM certjob_mirror.sync()
 INSERT INTO facts_last_copy AS c (failing_since, problem)
 VALUES (CASE WHEN %(problem)s::text IS NOT NULL THEN now() END, %(problem)s)
 ON CONFLICT (only_one) DO UPDATE
-SET copied_at = now(), problem = excluded.problem,
+SET problem = excluded.problem,
     failing_since = CASE WHEN excluded.problem IS NOT NULL THEN coalesce(c.failing_since, now()) END
 RETURNING EXISTS (
     SELECT

@@ -90,12 +90,11 @@ WHERE e.mentor_id = m.id AND e.status IN ('pending', 'blocked') AND NOT e.visibl
 -- name: store_portal_reading
 -- Keep the reading that began last, even if another one ends later. A stored time in the future is from a wrong
 -- clock.
-INSERT INTO portal_last_reading AS l (read_at, pages, visible, dates, secret_until, differences, held, run_id)
-VALUES (%(read_at)s, %(pages)s, %(visible)b, %(dates)s, %(secret_until)s, %(differences)s, %(held)s, %(run_id)s)
+INSERT INTO portal_last_reading AS l (read_at, visible, dates, secret_until, held)
+VALUES (%(read_at)s, %(visible)b, %(dates)s, %(secret_until)s, %(held)s)
 ON CONFLICT (only_one) DO UPDATE
-SET read_at = excluded.read_at, pages = excluded.pages, visible = excluded.visible, dates = excluded.dates,
-    secret_until = excluded.secret_until, differences = excluded.differences, held = excluded.held,
-    run_id = excluded.run_id
+SET read_at = excluded.read_at, visible = excluded.visible, dates = excluded.dates,
+    secret_until = excluded.secret_until, held = excluded.held
 WHERE l.read_at < excluded.read_at OR l.read_at > now()
 
 -- name: forget_days_on_portal
