@@ -1,88 +1,55 @@
-"""`certjob changes`: who was changed since a moment, by name, and why."""
+"""`certjob changes`: what is stored about each person since a moment. `certjob explain` says why."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from datetime import date, datetime, time, tzinfo
-from itertools import chain, groupby
-from operator import attrgetter
 from typing import Any, Final
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
 from certjob import database
 from certjob.database import Connection
-from certjob.domain.explanations import day_words, moment_words, threshold_words
-from certjob.domain.models import NOT_CERTIFIED, OWN_PAUSE_REASON
-from certjob.page import GAP, Line, Table, heading
+from certjob.domain.explanations import day_words, moment_words, reason_words, threshold_words
+from certjob.page import Line, Table
 
-WORDS: Final = {
-    "exposed": "Wrongly visible",
-    "corrected": "Corrected on the portal",
-    "unknown_contact": "Contact of no mentor",
-    "revoked": "Revoked",
-    "expired": "Expired",
-    "paused": "Paused",
-    "hidden": "Hidden",
-    "pause_lifted": "Pause lifted",
-    "shown": "Shown",
-    "moved": "Last visible day moved",
-    "renewed": "Renewed",
-    "reminder_sent": "Reminder sent",
-}
-"""The changes, the most harmful first, and their names."""
-ALL: Final = 2**31 - 1
-"""More changes than there can be."""
-MOST_ROWS: Final = 50
-"""Changes of one kind on a terminal."""
-_DAYS = ("day", "former_day", "certified_until")
-_TIMES = ("failed_since", "failed_until")
-_CAUSES = {"held": "the change is held back"}
-"""Why someone was exposed, if no push failed."""
-_SENTENCES = {
-    "exposed": "{hide}{cause}{failed}",
-    "corrected hidden": "differed on the portal, hidden again: {hide}",
-    "corrected visible": "differed on the portal, shown again",
-    "corrected last_day": "visible until a wrong day on the portal, {certified}",
-    "unknown_contact": "contact {reason} is visible",
-    "revoked": "{kind} was revoked{on_day}",
-    "expired": "{kind} ended{on_day}",
-    "paused": "{pause}",
-    "hidden": "{hide}",
-    "pause_lifted": "{reason}, lifted by {person}",
-    "shown": "{certified}",
-    "moved": "{certified}, formerly until {former_day}",
-    "renewed": "{kind}{until_day}",
-    "reminder_sent": "{threshold} of {kind}, {day}",
-}
-"""Why, for each kind of change. certjob lifts its pause because the mentor is certified."""
+_ORDER: Final = ("exposed", "revoked", "expired", "renewed", "paused", "pause_lifted", "hidden", "shown")
+"""The order of changes of the same time."""
+COLUMNS: Final = ("organisation", "member_no", "full_name", "mentor_id", "at", "changes")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ListedChange:
-    """One change. docs/json.md describes the fields."""
+class Change:
+    """One change."""
 
     at: datetime
-    ended_at: datetime | None
-    """When an exposure ended; None: it lasts, or this is another change."""
+    what: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangedPerson:
+    """The changes of one person, in time order."""
+
     organisation: str | None
-    """The slug. None, as the four next fields: a contact that belongs to no mentor, or a deleted mentor."""
+    """The slug. None, as the three next fields: a contact that belongs to no mentor."""
     member_no: str | None
     full_name: str | None
     mentor_id: UUID | None
-    what: str
-    """A key of WORDS."""
-    why: str
-    threshold_days: int | None
-    number: int
-    """The number of changes of this kind."""
+    changes: Sequence[Change]
 
-    def to_document(self) -> dict[str, Any]:
-        """Return the entry of the JSON document, and the row of the CSV."""
-        return {name: value for name, value in asdict(self).items() if name in COLUMNS}
+    def line(self, *, today: date, zone: tzinfo) -> Line:
+        """Return the changes in a sentence, with the day of each change that was not today."""
+        words, day = [], today
+        for each in self.changes:
+            at = each.at.astimezone(zone).date()
+            words.append(each.text if at == day else f"{day_words(at, today) if at != today else 'today'}: {each.text}")
+            day = at
+        head = f"{self.full_name or 'Mentor'} ({self.organisation} {self.member_no}): " if self.mentor_id else ""
+        return Line("; ".join(words), head=head)
 
-
-COLUMNS: Final = tuple(each.name for each in fields(ListedChange) if each.name != "number")
-_SHOWN = {"at": "At", "ended_at": "Until", "organisation": "Org", "member_no": "No.", "full_name": "Name", "why": "Why"}
+    def row(self) -> dict[str, Any]:
+        """Return the row of the CSV."""
+        return asdict(self) | {"at": self.changes[0].at, "changes": [each.text for each in self.changes]}
 
 
 def find_beginning(connection: Connection, *, since: date | None, today: date, zone: tzinfo) -> datetime:
@@ -94,78 +61,51 @@ def find_beginning(connection: Connection, *, since: date | None, today: date, z
 
 
 def read_changes(
-    connection: Connection,
-    *,
-    since: datetime,
-    today: date,
-    zone: str,
-    organisation_id: UUID | None = None,
-    most: int = ALL,
-) -> Iterator[ListedChange]:
-    """Yield the changes, the most harmful kind first, then by time; at most ``most`` of each kind."""
-    asked = {"since": since, "today": today, "zone": zone, "most": most, "order": list(WORDS)}
-    asked |= {"organisation_id": organisation_id}
+    connection: Connection, *, since: datetime, today: date, zone: str, organisation_id: UUID | None = None
+) -> Iterator[ChangedPerson]:
+    """Yield the persons with a change, in the order of their first change."""
+    asked = {"since": since, "today": today, "zone": zone, "order": list(_ORDER), "organisation_id": organisation_id}
     for row in database.stream(connection, "read_changes", asked, into=dict):
-        days = {name: _in_words(row[name], today) for name in _DAYS}
-        times = {name: row[name] and moment_words(row[name].astimezone(ZoneInfo(zone)), today) for name in _TIMES}
-        yield ListedChange(
-            why=_why(row | days | times),
-            **{name: row[name] for name in ListedChange.__slots__ if name in row},
-        )
+        changes = [
+            Change(at=datetime.fromisoformat(each["at"]), what=each["what"], text=_text(each, today, ZoneInfo(zone)))
+            for each in row["changes"]
+        ]
+        yield ChangedPerson(**row | {"changes": changes})
 
 
-def _in_words(day: date | None, today: date) -> str:
-    return day_words(day, today) if day not in (None, NOT_CERTIFIED) else ""
-
-
-def _why(row: dict[str, Any]) -> str:
-    """Return the reason of a change, from a row whose days and times are words."""
-    what, cause = row["what"], row["cause"]
-    if what == "corrected":
-        what += f" {row['reason'] if row['reason'] in ('last_day', 'visible') else 'hidden'}"
-    if what == "pause_lifted" and row["person"] == "certjob":
-        what = "shown"
-    words = row | {
-        "kind": row["kind"] or "a deleted certificate",
-        "on_day": f" on {row['day']}" if row["day"] else "",
-        "until_day": f" is valid until {row['day']}" if row["day"] else "",
-        "reason": "no valid certificate" if row["reason"] == OWN_PAUSE_REASON else row["reason"],
-        "person": row["person"] or "no one known",
-        "threshold": threshold_words(row["threshold_days"]) if row["threshold_days"] is not None else "",
-        "cause": f"; {_CAUSES.get(cause, cause.replace('_', ' '))}" if cause else "",
-        "failed": f" since {row['failed_since']}, last try {row['failed_until']}" if row["failed_since"] else "",
-        "certified": f"certified until {row['certified_until']}" if row["certified_until"] else "no longer certified",
-        "hide": _why_hidden(row),
-        "pause": _why_paused(row),
-    }
-    return _SENTENCES[what].format_map(words)
-
-
-def _why_hidden(row: dict[str, Any]) -> str:
-    if row["has_left"]:
-        return "has left"
-    return _why_paused(row) if row["reason"] or row["kind"] else "not certified"
-
-
-def _why_paused(row: dict[str, Any]) -> str:
-    """Return the certificate that lapsed, or a person and the reason that the person gave."""
-    if row["reason"] not in (None, OWN_PAUSE_REASON):
-        return f"pause by {row['person']}: {row['reason']}"
-    if row["kind"] is None:
-        return "no valid certificate"
-    return f"{row['kind']} {'was revoked' if row['is_revoked'] else 'ended'} on {row['day']}"
+def _text(stored: dict[str, Any], today: date, zone: tzinfo) -> str:
+    """Return what has happened."""
+    by, kind = stored.get("by"), stored.get("kind") or "a deleted certificate"
+    day = day_words(date.fromisoformat(stored["day"]), today) if stored.get("day") else None
+    match stored["what"]:
+        case "expired":
+            return f"{kind} ended{f' on {day}' if day else ''}"
+        case "renewed" | "revoked" as status:
+            return f"{kind} {status}"
+        case "paused":
+            return "paused" if by == "certjob" else f"paused by {by}: {reason_words(stored['reason'])}"
+        case "pause_lifted":
+            return "reinstated" if by == "certjob" else f"pause lifted by {by or 'no one known'}: {stored['reason']}"
+        case "hidden":
+            return f"hidden{' by reconcile' if by else ''}"
+        case "shown":
+            return f"shown{f' until {day}' if day else ''}{' by reconcile' if by else ''}"
+        case "exposed":
+            ended_at = stored["ended_at"] and datetime.fromisoformat(stored["ended_at"]).astimezone(zone)
+            return f"wrongly visible {f'until {moment_words(ended_at, today)}' if ended_at else 'until now'}"
+        case "reminder_sent":
+            return f"reminder {threshold_words(stored['threshold_days'])} ({kind}, {day}) sent"
+    return f"contact {stored['contact_id']} is visible and belongs to no mentor"
 
 
 def changes_page(
-    changes: Iterable[ListedChange], *, since: datetime, today: date, zone: tzinfo
+    people: Iterable[ChangedPerson], *, since: datetime, today: date, zone: tzinfo, csv: bool
 ) -> Iterator[Line | Table]:
-    """Yield a table for each kind of change, the most harmful first."""
-    yield Line(f"Changes since {moment_words(since.astimezone(zone), today)}")
-    is_empty = True
-    for what, group in groupby(changes, key=attrgetter("what")):
-        first, is_empty = next(group), False
-        yield from (GAP, heading(f"{WORDS[what]} ({first.number:,})"))
-        rows = (each.to_document() for each in chain([first], group))
-        yield Table(rows, _SHOWN, keys=COLUMNS, most=MOST_ROWS, count=first.number)
-    if is_empty:
-        yield from (Line("No mentor was changed."), Table([], _SHOWN, keys=COLUMNS))
+    """Yield a line for each person, or one table."""
+    if csv:
+        yield Table((each.row() for each in people), {}, keys=COLUMNS)
+        return
+    yield Line(f"Changes since {moment_words(since.astimezone(zone), today)}", style="bold")
+    lines = (each.line(today=today, zone=zone) for each in people)
+    yield next(lines, Line("No mentor was changed."))
+    yield from lines

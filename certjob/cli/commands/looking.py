@@ -111,12 +111,12 @@ def changes(
     organisation: OrganisationSlug = None,
     csv: Csv = False,
 ) -> int:
-    """Show by name who was changed or wrongly visible, and why: certificates, pauses, portal and reminders.
+    """Show what has happened to whom: certificates, pauses, portal and reminders, and who was wrongly visible.
 
-    The most harmful changes come first.
+    Each person has one line, in the order of the first change. `certjob explain MENTOR` says why.
     """
     from certjob.facts.lookup import find_organisation
-    from certjob.reports.changes import ALL, MOST_ROWS, changes_page, find_beginning, read_changes
+    from certjob.reports.changes import changes_page, find_beginning, read_changes
 
     with call.session(interruptible=True):
         connection, zone, today = call.connection, call.settings.zone, call.settings.today
@@ -127,11 +127,11 @@ def changes(
             today=today,
             zone=call.settings.time_zone,
             organisation_id=find_organisation(connection, organisation) if organisation else None,
-            most=ALL if csv or call.json or not call.output.on_terminal else MOST_ROWS,
         )
-        document = {"since": beginning, "changes": (each.to_document() for each in found)}
-        page = changes_page(found, since=beginning, today=today, zone=zone)
-        call.show(document, page, zone=zone, csv=csv or not call.output.on_terminal)
+        document = {"since": beginning, "people": map(asdict, found)}
+        as_csv = csv or not call.output.on_terminal
+        page = changes_page(found, since=beginning, today=today, zone=zone, csv=as_csv)
+        call.show(document, page, zone=zone, csv=as_csv)
     return 0
 
 
