@@ -13,16 +13,17 @@ DROP SCHEMA IF EXISTS certjob_mirror CASCADE;
 CREATE SCHEMA certjob_mirror;
 
 -- The mentors, one row each. A profile without a row here is not a mentor. `id` must be a uuid; for a number, write
--- md5('profile ' || p.id)::uuid in both views. `organisation` is the slug in certjob. A `locale` other than nb, nn and
--- en counts as nb.
+-- md5('profile ' || p.id)::uuid in both views. `app_id` is the id that people find in the app; problems name a mentor
+-- without a member number by it. `organisation` is the slug in certjob. A `locale` that is not nn or en counts as nb.
 CREATE VIEW certjob_mirror.mentors AS
-SELECT p.id, c.slug AS organisation, p.member_number AS member_no, p.name AS full_name, p.email, p.language AS locale,
-    p.crm_contact AS dynamics_contact_id, p.deactivated_at AS left_at
+SELECT p.id, p.id AS app_id, c.slug AS organisation, p.member_number AS member_no, p.name AS full_name, p.email,
+    p.language AS locale, p.crm_contact AS dynamics_contact_id, p.deactivated_at AS left_at
 FROM public.profiles AS p
 LEFT JOIN public.clubs AS c ON c.id = p.club_id
 WHERE p.is_mentor;
 
--- The certificates. Of several of one kind and first day, one counts: not withdrawn, with the latest last day.
+-- The certificates. Of several of one kind and first day, one counts: not withdrawn, with the latest last day. Each
+-- needs a last day. If some of the app have no end, write coalesce(c.valid_until, '2099-12-31') AS expires_on.
 CREATE VIEW certjob_mirror.certificates AS
 SELECT c.profile_id AS mentor_id, c.course AS kind, c.passed_on AS issued_on, c.valid_until AS expires_on,
     c.withdrawn_at AS revoked_at
@@ -35,8 +36,9 @@ DECLARE
         SELECT string_agg(format('certjob_mirror.%s.%s is %s, but must be %s', v.relation, v.name,
             coalesce(format_type(a.atttypid, NULL), 'missing'), replace(v.types, ',', ' or ')), '; ')
         FROM (VALUES
-            ('mentors', 'id', 'uuid'), ('mentors', 'organisation', ''), ('mentors', 'member_no', ''),
-            ('mentors', 'full_name', ''), ('mentors', 'email', ''), ('mentors', 'locale', ''),
+            ('mentors', 'id', 'uuid'), ('mentors', 'app_id', ''), ('mentors', 'organisation', ''),
+            ('mentors', 'member_no', ''), ('mentors', 'full_name', ''), ('mentors', 'email', ''),
+            ('mentors', 'locale', ''),
             ('mentors', 'dynamics_contact_id', 'uuid,text'),
             ('mentors', 'left_at', 'timestamp with time zone,timestamp without time zone,date,text'),
             ('certificates', 'mentor_id', 'uuid'), ('certificates', 'kind', ''),
@@ -79,8 +81,8 @@ RETURN CASE WHEN value ~* '^[{]?[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}[}]?$' 
 -- be read, with the SQLSTATE. A departure, like a revocation, counts from its time on, because certjob has no planned
 -- ones.
 CREATE VIEW certjob_mirror.all_mentors AS
-SELECT m.id, m.organisation::text AS organisation, o.id AS organisation_id, m.member_no::text AS member_no,
-    m.full_name::text AS full_name, m.email::text AS email,
+SELECT m.id, m.app_id::text AS app_id, m.organisation::text AS organisation, o.id AS organisation_id,
+    m.member_no::text AS member_no, m.full_name::text AS full_name, m.email::text AS email,
     CASE WHEN lower(m.locale::text) IN ('nn', 'en') THEN lower(m.locale::text) ELSE 'nb' END AS locale,
     certjob_mirror.read_uuid(m.dynamics_contact_id) AS dynamics_contact_id,
     CASE WHEN certjob_mirror.read_time(m.left_at) <= now() THEN certjob_mirror.read_time(m.left_at) END AS left_at,
@@ -107,6 +109,7 @@ SELECT c.mentor_id, c.kind::text AS kind, certjob_mirror.read_date(c.issued_on) 
         AS revoked_at,
     CASE
         WHEN certjob_mirror.read_date(c.issued_on) IS NULL THEN 'issued_on cannot be read (22007)'
+        WHEN c.expires_on IS NULL THEN 'expires_on is missing (23502)'
         WHEN certjob_mirror.read_date(c.expires_on) IS NULL THEN 'expires_on cannot be read (22007)'
         WHEN c.revoked_at::text <> '' AND certjob_mirror.read_time(c.revoked_at) IS NULL
             THEN 'revoked_at cannot be read (22007)'
@@ -181,7 +184,7 @@ $$;
 -- sync('hlf', 21) permits up to 21 such mentors of `hlf`.
 CREATE FUNCTION certjob_mirror.sync(
     allowed_organisation text DEFAULT NULL, allowed_mentors integer DEFAULT 0
-) RETURNS TABLE (profile uuid, member text, problem text)
+) RETURNS TABLE (profile text, member text, problem text)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '60s'
 SET row_security = off  -- fails if a policy would hide rows of the app
 AS $$
@@ -189,6 +192,7 @@ DECLARE
     kept uuid[] := '{}';  -- neither deleted nor moved, and no certificate of theirs is deleted
     released jsonb := '{}';  -- by mentor: the contact and member number that another mentor gets
     app record;
+    gone uuid;  -- a mentor who is not in the app
     wrong_column text;
     wrong_rule text;
 BEGIN
@@ -211,9 +215,9 @@ BEGIN
         RETURN NEXT;
     END LOOP;
     RETURN QUERY
-        SELECT w.id, w.member_no, w.wrong FROM certjob_mirror.all_mentors AS w WHERE w.wrong IS NOT NULL
+        SELECT w.app_id, w.member_no, w.wrong FROM certjob_mirror.all_mentors AS w WHERE w.wrong IS NOT NULL
         UNION ALL
-        SELECT c.mentor_id, w.member_no, c.wrong FROM certjob_mirror.all_certificates AS c
+        SELECT w.app_id, w.member_no, c.wrong FROM certjob_mirror.all_certificates AS c
         JOIN certjob_mirror.all_mentors AS w ON w.id = c.mentor_id
         WHERE c.wrong IS NOT NULL
         ORDER BY 2, 3;
@@ -275,12 +279,12 @@ BEGIN
         WHERE id = app.id;
     END LOOP;
 
-    FOR profile IN
+    FOR gone IN
         SELECT m.id FROM certjob.mentors AS m
         WHERE m.id <> ALL (kept) AND NOT EXISTS (SELECT FROM certjob_mirror.mentors AS w WHERE w.id = m.id)
         ORDER BY m.id
     LOOP
-        PERFORM certjob_mirror.remove(profile);
+        PERFORM certjob_mirror.remove(gone);
     END LOOP;
 
     FOR app IN
@@ -306,7 +310,7 @@ BEGIN
                 dynamics_contact_id = excluded.dynamics_contact_id, left_at = excluded.left_at;
         EXCEPTION WHEN integrity_constraint_violation OR data_exception THEN
             GET STACKED DIAGNOSTICS wrong_column = COLUMN_NAME, wrong_rule = CONSTRAINT_NAME;
-            profile := app.id;
+            profile := (SELECT w.app_id FROM certjob_mirror.all_mentors AS w WHERE w.id = app.id);
             member := app.member_no;
             problem := format('%s was rejected (%s)',
                 coalesce(nullif(wrong_column, ''), nullif(wrong_rule, ''), 'a value'), SQLSTATE);
@@ -322,17 +326,17 @@ BEGIN
         END;
     END LOOP;
 
-    FOR profile IN  -- the deleted mentors whose contact another mentor should have got
+    FOR gone IN  -- the deleted mentors whose contact another mentor should have got
         SELECT m.id FROM certjob.mentors AS m
         WHERE released ? m.id::text AND NOT EXISTS (SELECT FROM certjob_mirror.mentors AS w WHERE w.id = m.id)
         ORDER BY m.id
     LOOP
         BEGIN  -- if the other mentor's facts were rejected, certjob must still hide the contact
-            UPDATE certjob.mentors SET dynamics_contact_id = (released -> profile::text ->> 'dynamics_contact_id')::uuid
-            WHERE id = profile;
+            UPDATE certjob.mentors SET dynamics_contact_id = (released -> gone::text ->> 'dynamics_contact_id')::uuid
+            WHERE id = gone;
         EXCEPTION WHEN unique_violation THEN  -- the portal now shows or hides the contact for the other mentor
-            UPDATE certjob.mentors SET portal_visible = false WHERE id = profile;
-            PERFORM certjob_mirror.remove(profile);
+            UPDATE certjob.mentors SET portal_visible = false WHERE id = gone;
+            PERFORM certjob_mirror.remove(gone);
         END;
     END LOOP;
 
@@ -351,8 +355,8 @@ BEGIN
             SET expires_on = excluded.expires_on, revoked_at = excluded.revoked_at;
         EXCEPTION WHEN integrity_constraint_violation OR data_exception THEN
             GET STACKED DIAGNOSTICS wrong_column = COLUMN_NAME, wrong_rule = CONSTRAINT_NAME;
-            profile := app.mentor_id;
-            member := (SELECT m.member_no FROM certjob.mentors AS m WHERE m.id = app.mentor_id);
+            SELECT w.app_id, w.member_no INTO profile, member
+            FROM certjob_mirror.all_mentors AS w WHERE w.id = app.mentor_id;
             problem := format('%s was rejected (%s)',
                 coalesce(nullif(wrong_column, ''), nullif(wrong_rule, ''), 'a value'), SQLSTATE);
             RETURN NEXT;
