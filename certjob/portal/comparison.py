@@ -16,6 +16,7 @@ from uuid import UUID
 from certjob import database
 from certjob.database import Connection, persist
 from certjob.domain.holds import MOST_SHOWS, Hold
+from certjob.domain.models import NOT_CERTIFIED
 from certjob.portal.sync import PortalSyncService, Wish
 from certjob.stopping import StopFlag
 
@@ -39,9 +40,7 @@ class Difference:
     organisation_id: UUID
     contact_id: UUID
     visible: bool
-    """The visibility that certjob wants. The portal has the opposite, unless ``wrong_day``."""
-    wrong_day: bool
-    """The portal shows the mentor, as wanted, but with another last day."""
+    """The visibility that certjob wants. The portal has the opposite, or another last day."""
     wanted_until: date | None
     """The last visible day that certjob wants; None for a hide."""
     read_until: date
@@ -55,7 +54,9 @@ class Difference:
     @property
     def what(self) -> Literal["hidden", "shown", "last_day"]:
         """Return the correction in a word."""
-        return "last_day" if self.wrong_day else "shown" if self.visible else "hidden"
+        if not self.visible:
+            return "hidden"
+        return "shown" if self.read_until == NOT_CERTIFIED else "last_day"
 
     def to_wish(self) -> Wish:
         """Return the value to push."""
@@ -73,8 +74,7 @@ class Difference:
             "member_no": self.member_no,
             "organisation": self.organisation,
             "contact_id": str(self.contact_id),
-            "portal": self.visible,
-            "wrong_day": self.wrong_day,
+            "what": self.what,
         }
 
 
@@ -119,12 +119,11 @@ class Comparison:
 
     def counts(self) -> dict[str, int]:
         """Return ``differences`` of the JSON document."""
-        days = sum(each.wrong_day for each in self.differences)
-        hides = sum(not each.visible for each in self.differences)
+        number = Counter(each.what for each in self.differences)
         return {
-            "shown_wrongly": hides,
-            "hidden_wrongly": len(self.differences) - hides - days,
-            "wrong_day": days,
+            "shown_wrongly": number["hidden"],
+            "hidden_wrongly": number["shown"],
+            "with_another_day": number["last_day"],
             "unknown": len(self.unknown),
             "acknowledged": len(self.acknowledged),
         }

@@ -87,8 +87,6 @@ class OpenPush:
     """A push that the portal has not confirmed yet."""
 
     visible: bool
-    moves: bool
-    """Only the last visible day changes."""
     status: str
     rounds: int
     is_claimed: bool
@@ -287,8 +285,7 @@ def _find_deliveries(
 
     if portal.has_portal and portal.push is not None and portal.push.status == "pending":
         again, verb = " again" if portal.push.rounds else "", "show" if portal.push.visible else "hide"
-        moves = f"the portal gets the new last day{again}"
-        yield delivery(portal.push, moves if portal.push.moves else f"the portal is asked{again} to {verb} the mentor")
+        yield delivery(portal.push, f"the portal is asked{again} to {verb} the mentor")
     for row in reminders:
         if row.status == "pending":
             queued = delivery(row, f"the queued {explanations.reminder_name(row.reminder, today)}")

@@ -78,7 +78,7 @@ def test_wrong_days_are_corrected(scene: Scene) -> None:
     right, early, late = (str(NEXT_YEAR + timedelta(days=days)) for days in (0, -1, 1))
     scene.portal.until = dict(zip(contacts, (right, early, late, None), strict=True))
 
-    assert differences(scene) == {"wrong_day": 3}
+    assert differences(scene) == {"with_another_day": 3}
 
     assert scene.portal.until == dict.fromkeys(contacts, right)
     assert differences(scene) == {}
@@ -439,7 +439,7 @@ def test_dry_run_after_a_restore_names_who_would_be_shown(scene: Scene) -> None:
     scene.portal.visible[revoked] = False
 
     named = list(scene.reconcile(dry_run=True).to_document()["changes"])
-    assert [(each["portal"], pushes(scene)) for each in named] == [(True, [])]
+    assert [(each["what"], pushes(scene)) for each in named] == [("shown", [])]
     (mentor,) = (UUID(each["mentor_id"]) for each in named)
     scene.run_sql("UPDATE certificates SET revoked_at = now() WHERE mentor_id = %s", mentor)
     scene.night(scene.portal)
@@ -456,8 +456,8 @@ def test_dry_run_lists_the_differences_and_only_reads(scene: Scene) -> None:
 
     planned = scene.reconcile(dry_run=True).to_document()
 
-    changes = [(each["organisation"], each["portal"]) for each in planned["changes"]]
-    assert (changes, planned["differences"]["unknown"]) == ([("hlf", False), ("hlf", True)], 1)
+    changes = [(each["organisation"], each["what"]) for each in planned["changes"]]
+    assert (changes, planned["differences"]["unknown"]) == ([("hlf", "hidden"), ("hlf", "shown")], 1)
     assert (pushes(scene), all_rows(scene.facts)) == ([], before)
 
 
@@ -488,8 +488,8 @@ def test_report_and_run_have_the_ids_of_the_corrections(scene: Scene) -> None:
     planned = scene.reconcile(dry_run=True).to_document()
     document = scene.reconcile().to_document()
 
-    changes = [(each["contact_id"], each["portal"]) for each in document["changes"]]
-    assert changes == [(str(expired), False), (str(certified), True)]
+    changes = [(each["contact_id"], each["what"]) for each in document["changes"]]
+    assert changes == [(str(expired), "hidden"), (str(certified), "shown")]
     assert [each["contact_id"] for each in planned["changes"]] == [str(expired), str(certified)]
     assert document["unknown_contacts"] == planned["unknown_contacts"] == [str(unknown)]
     stored = "SELECT counts -> 'corrected' FROM job_runs WHERE command = 'reconcile'"

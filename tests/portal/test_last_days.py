@@ -98,7 +98,7 @@ def test_certificate_without_an_end_is_shown_until_the_last_day_of_the_portals_f
     move(scene, date(2150, 1, 1))
     scene.night(scene.portal)
 
-    assert (report.to_document()["differences"]["wrong_day"], len(scene.rows(EVENT))) == (0, 1)
+    assert (report.to_document()["differences"]["with_another_day"], len(scene.rows(EVENT))) == (0, 1)
     assert [request.method for request in scene.portal.requests] == ["POST", "GET"]
 
 

@@ -120,9 +120,9 @@ def test_lost_later_day_without_the_column_is_not_urgent(scene: Scene, shown: UU
     run(scene)
     scene.portal.default = DOWN
 
-    end_on(scene, SOON)
-
-    assert run(scene) == []
+    for last_day in (SOON, today() + timedelta(days=3)):
+        end_on(scene, last_day)
+        assert run(scene) == []
     assert scene.rows(UNHIDDEN, AFTER) == [(1,)]
 
 

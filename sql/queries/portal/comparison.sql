@@ -6,7 +6,7 @@
 -- and 9999-12-31 without a day. Shows of due mentors wait for the review.
 WITH differing AS MATERIALIZED (
     SELECT m.id AS mentor_id, m.member_no, o.slug AS organisation, m.organisation_id, m.dynamics_contact_id AS contact_id,
-        m.portal_visible AS visible, m.portal_visible AND shown.contact_id IS NOT NULL AS wrong_day,
+        m.portal_visible AS visible,
         CASE WHEN m.portal_visible THEN least(m.certified_until, '2099-12-31') END AS wanted_until,
         CASE WHEN shown.contact_id IS NULL THEN '0001-01-01' ELSE coalesce(shown.day, '9999-12-31') END AS read_until,
         m.review_on
@@ -27,8 +27,7 @@ WITH differing AS MATERIALIZED (
             )
         )
 )
-SELECT d.mentor_id, d.member_no, d.organisation, d.organisation_id, d.contact_id, d.visible, d.wrong_day, d.wanted_until,
-    d.read_until
+SELECT d.mentor_id, d.member_no, d.organisation, d.organisation_id, d.contact_id, d.visible, d.wanted_until, d.read_until
 FROM differing AS d
 WHERE NOT EXISTS (
         SELECT

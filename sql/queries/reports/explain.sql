@@ -80,6 +80,6 @@ LEFT JOIN portal_last_reading AS r ON true
 WHERE m.id = %(mentor_id)s
 
 -- name: read_open_push
-SELECT visible, sure_until > '0001-01-01' AS moves, status, rounds, is_claimed, next_attempt_at
+SELECT visible, status, rounds, is_claimed, next_attempt_at
 FROM open_pushes
 WHERE mentor_id = %(mentor_id)s
