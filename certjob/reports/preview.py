@@ -124,7 +124,7 @@ def _was_sent(log: _Log, reminder: Reminder) -> bool:
 
 def _choose(mentor: Mentor, log: _Log, *, today: date, threshold: int | None) -> tuple[date, Reminder]:
     """Return the requested reminder and its day. Raises ConfigurationError if there is none."""
-    thresholds = mentor.organisation.reminder_thresholds
+    slug, thresholds = mentor.organisation.slug, mentor.organisation.reminder_thresholds
     reminders = list(_due_days(mentor, today))
     if threshold is None:
         coming = [each for each in reminders if each[0] >= today and not _was_sent(log, each[1])]
@@ -135,9 +135,10 @@ def _choose(mentor: Mentor, log: _Log, *, today: date, threshold: int | None) ->
         if fitting:
             return min(fitting, key=lambda each: (each[0] < today, abs(each[0] - today)))
     which = "upcoming reminder" if threshold is None else f"reminder for the threshold {threshold}"
-    message = f"{mentor.member_no} of {mentor.organisation.slug} has no {which}"
+    message = f"{mentor.member_no} of {slug} has no {which}"
+    step = f"see `certjob explain {shlex.quote(mentor.member_no)} --organisation {slug}`"
     others = f", or use --threshold with {', '.join(map(str, thresholds))}" if thresholds else ""
-    raise ConfigurationError(message, next_step=f"see `certjob explain {shlex.quote(mentor.member_no)}`{others}")
+    raise ConfigurationError(message, next_step=f"{step}{others}")
 
 
 def _due_days(mentor: Mentor, today: date) -> Iterator[tuple[date, Reminder]]:
