@@ -10,7 +10,7 @@ from tests.conftest import Certjob
 from tests.support.command_line import today
 from tests.support.facts import Facts
 from tests.support.nights import review
-from tests.support.portal_answers import error, reset
+from tests.support.portal_answers import Behaviour, error, ok, reset
 from tests.support.portal_server import PortalServer
 from tests.support.scene import Scene
 
@@ -168,10 +168,11 @@ def test_show_after_a_lost_hide_is_an_alert_at_once(scene: Scene, shown: UUID) -
     assert [row[:2] for row in scene.rows(ALERTS)] == [("may_be_hidden", "portal_down")]
 
 
-def test_new_contact_has_no_known_day(scene: Scene, shown: UUID) -> None:
+@pytest.mark.parametrize("answer", [LOST, ok()], ids=["lost", "confirmed"])
+def test_new_contact_has_no_known_day(scene: Scene, shown: UUID, answer: Behaviour) -> None:
     """A push that fails is an alert like the first show of a mentor."""
     end_on(scene, LATER)
-    scene.portal.default = LOST
+    scene.portal.default = answer
     run(scene)
     scene.run_sql("UPDATE mentors SET dynamics_contact_id = %s", uuid4())
     scene.portal.default = DOWN
