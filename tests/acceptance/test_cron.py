@@ -54,7 +54,7 @@ def test_job_has_one_time_and_one_limit_in_every_scheduler(
 
 
 def test_schedulers_find_certjob_where_the_install_page_puts_it() -> None:
-    assert "python3 -m venv /opt/certjob\n" in read_section("docs/install.md", "Going live")
+    assert "python3 -m venv /opt/certjob\n" in read_section("docs/install.md", "On your own server")
     assert {*re.findall(r"([^\s=]+)/bin/certjob", EXAMPLE + SERVICE)} == {"/opt/certjob"}
     assert not re.search(r"^[^#\n]*/certjob.*%", EXAMPLE, re.MULTILINE), "cron breaks the line at a %"
 

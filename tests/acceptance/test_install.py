@@ -41,7 +41,7 @@ def execute(url: str, *statements: str | bytes) -> None:
 
 def test_install_page_leads_to_a_check_without_a_failure(here: Certjob, new_server: str, tmp_path: Path) -> None:
     """The printed statements create the owner, the database and the job's login; mentors may lack contact IDs."""
-    before, after = sql_blocks("Going live")
+    before, after = sql_blocks("On your own server")
     owner, job = (
         psycopg.conninfo.make_conninfo(new_server, dbname="certjob", user=user)
         for user in ("certjob_owner", "certjob_cron")
@@ -63,7 +63,7 @@ def test_install_page_leads_to_a_check_without_a_failure(here: Certjob, new_serv
 
 def test_install_page_leads_from_the_tables_of_an_app_to_a_mail(here: Certjob, new_server: str, tmp_path: Path) -> None:
     """The app has its own database and owner. certjob's owner is not a superuser."""
-    (create_owner, *_), (create_job, *_) = sql_blocks("Going live")
+    (create_owner, *_), (create_job, *_) = sql_blocks("On your own server")
     (may_create_schemas,), (may_read,) = sql_blocks("Next to an existing app")
     app, owner, job = (
         psycopg.conninfo.make_conninfo(new_server, dbname="programme", user=user)

@@ -1,5 +1,6 @@
 """docs/examples/mirror.sql: certjob's facts follow the tables of an app that does not know certjob."""
 
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,7 +14,7 @@ from psycopg.conninfo import make_conninfo
 from certjob import database
 from certjob.jobs.report import RunReport
 from tests.conftest import Certjob
-from tests.support.docs import read
+from tests.support.docs import read, read_section
 from tests.support.facts import TODAY, Facts
 from tests.support.nights import CollectingChannel, FlakyPortal, night
 
@@ -430,6 +431,29 @@ def test_mentor_who_cannot_be_read_keeps_the_contact(app: App) -> None:
     assert {profile for profile, *_ in app.sync()} == {str(first), str(second)}
 
     assert app.rows(KNOWN) == before
+
+
+def test_breaks_of_the_app_are_pauses_as_long_as_they_last(app: App) -> None:
+    """The statements of docs/install.md. A pause by a coordinator stays."""
+    section = read_section("docs/install.md", "Next to an existing app")
+    statements = re.findall(r"^    (?:INSERT|UPDATE) (?:.*\n)+?.*;$", section, re.MULTILINE)
+    app.rows("CREATE TABLE public.breaks (profile_id uuid, begins_at timestamptz, ends_at timestamptz)")
+    first, second = app.profiles("M1", "M2")
+    app.sync()
+    app.rows("INSERT INTO public.breaks VALUES (%s, '2026-01-01', 'infinity')", first)
+    app.rows("INSERT INTO public.breaks VALUES (%s, '2026-01-01', '2026-02-01')", second)
+    app.rows("INSERT INTO certjob.mentor_pauses (mentor_id, reason, actor) VALUES (%s, 'illness', 'eva')", second)
+    paused = "SELECT mentor_id, reason, lifted_at IS NULL FROM certjob.mentor_pauses ORDER BY reason"
+
+    for _ in range(2):
+        for statement in statements:
+            app.rows(statement)
+    assert app.rows(paused) == [(first, "break", True), (second, "illness", True)]
+
+    app.rows("UPDATE public.breaks SET ends_at = now()")
+    for statement in statements:
+        app.rows(statement)
+    assert app.rows(paused) == [(first, "break", False), (second, "illness", True)]
 
 
 def test_failed_copy_is_reported_without_a_value_of_the_app(app: App) -> None:

@@ -1,6 +1,8 @@
 """The coordinators' page in a real browser. Without Chromium or a package registry the tests are skipped."""
 
 import os
+import re
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -8,6 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 from uuid import UUID, uuid4
 
+import deno
 import pytest
 
 from certjob import database
@@ -15,7 +18,7 @@ from tests.dashboard import browser as browsers
 from tests.dashboard.browser import Browser, Page
 from tests.database import supabase
 from tests.support.command_line import run_in_process, today
-from tests.support.docs import ROOT
+from tests.support.docs import ROOT, read
 from tests.support.facts import Facts
 from tests.support.own_server import Cluster, data_folder
 from tests.support.portal_answers import error, ok
@@ -494,6 +497,27 @@ def test_typed_text_and_focus_survive_a_new_reading(programme: Programme) -> Non
     assert page.evaluate("document.activeElement.name + '=' + document.activeElement.value") == "contact_id=6f96"
     page.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "Lagre"
+
+
+TYPES = """
+type Table = { Row: Record<string, unknown>; Insert: Table["Row"]; Update: Table["Row"]; Relationships: [] };
+type Resync = { Args: { mentor_id: string }; Returns: { visible: boolean }[] };
+type Certjob = { Tables: { alerts: Table; coordinators: Table }; Views: Record<string, never> };
+export type Database = { certjob: Certjob & { Functions: { request_portal_resync: Resync } } };
+"""
+
+
+def test_typescript_of_the_documents_is_valid(programs: Path, tmp_path: Path) -> None:
+    """With the supabase-js of the page, and types as Supabase generates them."""
+    (snippet,) = re.findall(r"^```ts\n(.*?)^```$", read("docs/dashboard.md"), re.MULTILINE | re.DOTALL)
+    folder = shutil.copytree(programs, tmp_path / "snippet", symlinks=True, ignore=shutil.ignore_patterns("profile"))
+    (folder / "snippet.ts").write_text(snippet, encoding="utf-8")
+    (folder / "database.types.ts").write_text(TYPES)
+
+    command = [deno.find_deno_bin(), "check", "--quiet", "--frozen", "snippet.ts"]
+    done = subprocess.run(command, cwd=folder, env=os.environ | {"NO_COLOR": "1"}, check=False, capture_output=True)
+
+    assert done.returncode == 0, done.stderr.decode()
 
 
 CONTRASTS = """
