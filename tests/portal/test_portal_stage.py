@@ -136,6 +136,13 @@ def test_retry_after_delays_the_next_call(
     assert scene.rows(FAILURES) == failures
 
 
+class Impatient(StopFlag):
+    """Fails instead of a wait."""
+
+    def sleep(self, seconds: float) -> None:
+        raise TimeoutError(round(seconds))
+
+
 @pytest.mark.parametrize(
     ("seconds", "deadline"),
     [pytest.param(601, 7200, id="more_than_10_minutes"), pytest.param(60, 30, id="beyond_the_deadline")],
@@ -145,7 +152,7 @@ def test_retry_after_that_is_too_long_ends_the_stage(scene: Scene, seconds: int,
     scene.backlog(10)
     scene.portal.default = error(429, "throttled", retry_after=str(seconds))
 
-    assert scene.run_stage(seconds=deadline) == "retry_after"
+    assert scene.run_stage(seconds=deadline, stop=Impatient()) == "retry_after"
 
     assert f"the portal asked to wait {seconds} s" in scene.said
     assert len(scene.portal.requests) == 1
@@ -153,6 +160,14 @@ def test_retry_after_that_is_too_long_ends_the_stage(scene: Scene, seconds: int,
     assert seconds - 5 < scene.rows(due)[0][0] <= seconds
     assert (scene.rows(UNTOUCHED), scene.rows(FAILURES)) == ([(10,)], [("stage", 10)])
     assert scene.counts.failed == 0
+
+
+def test_stage_waits_if_the_portal_asks_for_ten_minutes(scene: Scene) -> None:
+    scene.backlog(2)
+    scene.portal.default = error(429, "throttled", retry_after="600")
+
+    with pytest.raises(TimeoutError, match=r"^(599|600)$"):
+        scene.run_stage(seconds=7200, stop=Impatient())
 
 
 def test_deadline_ends_the_stage_after_the_calls_in_flight(scene: Scene) -> None:
