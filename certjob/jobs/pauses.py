@@ -1,39 +1,32 @@
 """``certjob pause`` and ``certjob unpause``: a person's pause of one mentor, with an immediate push."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import date
 from uuid import UUID
 
+import psycopg
+
 from certjob import database
 from certjob.database import Connection
 from certjob.domain import explanations, rules
 from certjob.domain.models import OWN_PAUSE_REASON, PauseChange
-from certjob.errors import BrokenMentorError, MentorBusyError, UsageError
+from certjob.errors import BrokenMentorError, CertjobError, DatabaseError, MentorBusyError, UsageError
 from certjob.facts import reading
 from certjob.jobs.acknowledge import user_name
 from certjob.jobs.job import Job
-from certjob.jobs.resync import MentorState, Resync, describe, resync
+from certjob.jobs.job_runs import recorded
+from certjob.jobs.report import ResyncReport
+from certjob.jobs.resync import MentorState, PauseDone, Resync, describe, push_now, review_now
 from certjob.portal.sync import PortalSyncService, Wish
-from certjob.redaction import printed_line
+from certjob.redaction import printed_line, without_people
 from certjob.review.days import reject_wrong_day
 
+LOCK_WAIT_MS = 10_000
+"""How long to wait for another session that has locked the mentor."""
 _LONGEST_REASON = 200
 """Characters, as in the schema."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PauseResult:
-    """The state before the pause was opened or lifted, and the result of the resync."""
-
-    before: MentorState
-    reason: str
-    """The reason of the pause."""
-    by: str
-    is_new: bool
-    """Whether the command opened or lifted the pause. False: the same pause was open already."""
-    resync: Resync
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,12 +37,10 @@ class _OpenPause:
     since: str
 
 
-def pause(
-    job: Job, mentor_id: UUID, *, because: str, accept_date: date | None = None, lock_wait_seconds: float = 10.0
-) -> PauseResult:
+def pause(job: Job, mentor_id: UUID, *, because: str, accept_date: date | None = None) -> Resync:
     """Open a pause and queue the hide in one commit, then review the mentor and push.
 
-    No error of the review prevents the push of the hide; ``resync.not_reviewed`` has it. Raises UsageError for a reason
+    No error of the review prevents the push of the hide; ``not_reviewed`` has it. Raises UsageError for a reason
     that no person may give, and MentorBusyError, without a pause, if another session kept the mentor locked.
     """
     connection, by, reason = job.connection, f"cli:{user_name()}", printed_line(because)
@@ -68,24 +59,17 @@ def pause(
 
     not_done = f"{before.member_no} was NOT paused and may still be visible"
     with _explained(not_done, next_step="try again; if it is urgent, hide the contact by hand"):
-        is_new = database.persist(connection, write, lock_timeout_ms=int(1_000 * lock_wait_seconds))
-    done = resync(job, mentor_id, command="pause", accept_date=accept_date, lock_wait_seconds=lock_wait_seconds)
-    return PauseResult(before=before, reason=reason, by=by, is_new=is_new, resync=done)
+        is_new = database.persist(connection, write, lock_timeout_ms=LOCK_WAIT_MS)
+    done = PauseDone(reason=reason, by=by, is_new=is_new)
+    return _apply(job, mentor_id, command="pause", before=before, pause=done, accept_date=accept_date)
 
 
-def unpause(
-    job: Job,
-    mentor_id: UUID,
-    *,
-    reason: str | None = None,
-    accept_date: date | None = None,
-    lock_wait_seconds: float = 10.0,
-) -> PauseResult:
+def unpause(job: Job, mentor_id: UUID, *, reason: str | None = None, accept_date: date | None = None) -> Resync:
     """Lift an open pause, then review the mentor and push.
 
     certjob's own pause is lifted only if the rules would not open it again. Raises UsageError if there is no such
     pause, several are open and ``reason`` is None, or a certificate is needed, and MentorBusyError if another session
-    kept the mentor locked. An error of the review is in ``resync.not_reviewed``, because the pause is lifted then.
+    kept the mentor locked. An error of the review is in ``not_reviewed``, because the pause is lifted then.
     """
     connection, by = job.connection, f"cli:{user_name()}"
     reject_wrong_day(connection, job.today, zone=job.zone, accept_date=accept_date)
@@ -100,9 +84,47 @@ def unpause(
         return chosen
 
     with _explained(f"the pause of {before.member_no} was not lifted", next_step="try again"):
-        lifted = database.persist(connection, write, lock_timeout_ms=int(1_000 * lock_wait_seconds))
-    done = resync(job, mentor_id, command="unpause", accept_date=accept_date, lock_wait_seconds=lock_wait_seconds)
-    return PauseResult(before=before, reason=lifted.reason, by=by, is_new=True, resync=done)
+        lifted = database.persist(connection, write, lock_timeout_ms=LOCK_WAIT_MS)
+    done = PauseDone(reason=lifted.reason, by=by, is_new=True)
+    return _apply(job, mentor_id, command="unpause", before=before, pause=done, accept_date=accept_date)
+
+
+def _apply(
+    job: Job, mentor_id: UUID, *, command: str, before: MentorState, pause: PauseDone, accept_date: date | None
+) -> Resync:
+    """Review the mentor and push, although the review may fail, because the pause is stored."""
+    report = ResyncReport(command=command, run_id=job.run_id, today=job.today)
+    with recorded(job, report) as beating:
+        not_reviewed = _review(beating, report, mentor_id, accept_date=accept_date)
+        error = push_now(beating, report, mentor_id)
+    after = describe(job.connection, mentor_id)
+    return Resync(report=report, before=before, after=after, error=error, pause=pause, not_reviewed=not_reviewed)
+
+
+def _review(job: Job, report: ResyncReport, mentor_id: UUID, *, accept_date: date | None) -> CertjobError | None:
+    """Review the mentor, and return why this failed, or None. Raises if the database is lost, or after a signal."""
+    later = "the next run reviews the mentor"
+    try:
+        reject_wrong_day(job.connection, job.today, zone=job.zone, accept_date=accept_date)
+        review_now(job, report, mentor_id)
+    except CertjobError as error:
+        if job.stop.is_set():
+            raise
+        if isinstance(error, MentorBusyError):
+            error.next_step = later
+        return error
+    except psycopg.Error as error:
+        if job.stop.is_set() or database.is_lost(error):
+            raise
+        text = without_people(error.diag.message_primary or type(error).__name__)
+        return DatabaseError(f"the database rejected a statement: {text}", next_step=later)
+    return _broken(mentor_id, report.review.broken)
+
+
+def _broken(mentor_id: UUID, broken: Mapping[UUID, str]) -> BrokenMentorError | None:
+    if mentor_id not in broken:
+        return None
+    return BrokenMentorError(f"mentor {mentor_id} could not be processed: {broken[mentor_id]}")
 
 
 @contextmanager
@@ -133,9 +155,9 @@ def _choose(connection: Connection, member_no: str, mentor_id: UUID, *, reason: 
 def _require_certificates(connection: Connection, mentor_id: UUID, *, today: date) -> None:
     """Raise UsageError if the rules would open certjob's pause again."""
     read = reading.read(connection, [mentor_id], lock=False)
-    if mentor_id in read.broken:
-        message = f"mentor {mentor_id} could not be processed: {read.broken[mentor_id]}"
-        raise BrokenMentorError(message)
+    error = _broken(mentor_id, read.broken)
+    if error is not None:
+        raise error
     (mentor,) = read.mentors
     others = tuple(each for each in mentor.open_pauses if each.reason != OWN_PAUSE_REASON)
     if rules.decide(replace(mentor, open_pauses=others, left=False), today).pause is PauseChange.OPEN:

@@ -355,7 +355,7 @@ def _reviewed(review: ReviewCounts) -> dict[str, Any]:
         "mentors": {
             "reviewed": review.reviewed,
             "paused": review.paused,
-            "resumed": review.reinstated,
+            "reinstated": review.reinstated,
             "skipped": len(review.skipped),
             "without_certificate": review.without_certificate,
         },

@@ -1,26 +1,15 @@
-"""``certjob resync``: review one mentor and push the visibility now, before any retry time."""
+"""Review one mentor and push the visibility now, before any retry time: ``certjob resync``, and after a pause."""
 
 import time
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date, datetime
 from uuid import UUID
 
-import psycopg
-
 from certjob import database
 from certjob.database import Connection
 from certjob.domain.models import Decision
-from certjob.errors import (
-    BrokenMentorError,
-    CertjobError,
-    DatabaseError,
-    DynamicsSyncException,
-    MentorBusyError,
-    StageEnd,
-    UnknownMentorError,
-)
+from certjob.errors import CertjobError, DynamicsSyncException, MentorBusyError, StageEnd, UnknownMentorError
 from certjob.jobs.job import Job
 from certjob.jobs.job_runs import recorded
 from certjob.jobs.report import ResyncReport
@@ -28,14 +17,17 @@ from certjob.jobs.runs import missing_portal, stage
 from certjob.mail.reminders import reopen_failed_reminders
 from certjob.outbox.calls import Calls
 from certjob.outbox.claims import Answer, StageStop
-from certjob.portal.push import push_once
+from certjob.portal.push import PortalEvent, push_once
 from certjob.portal.stage import StageState, finish, judge, settle, settled_again
 from certjob.portal.sync import LEASE_SECONDS, PortalSyncService, Wish
-from certjob.redaction import without_people
 from certjob.review.certification import CertificationManagementService
 from certjob.review.days import reject_wrong_day
 from certjob.review.guards import MassChangeGuard
 
+LOCK_WAIT_SECONDS = 10.0
+"""How long to wait for another session that has locked the mentor."""
+FLIGHT_WAIT_SECONDS = 60.0
+"""How long to wait for another run that has claimed the push."""
 _POLL_SECONDS = 0.25
 
 
@@ -58,116 +50,81 @@ class MentorState:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PauseDone:
+    """The pause that a person has opened or lifted."""
+
+    reason: str
+    by: str
+    is_new: bool
+    """Whether the command opened or lifted the pause. False: the same pause was open already."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Resync:
-    """The result of a resync."""
+    """The result of ``resync``, ``pause`` and ``unpause``."""
 
     report: ResyncReport
     before: MentorState
     after: MentorState
     error: DynamicsSyncException | MentorBusyError | None
+    """Why the push failed, or MentorBusyError if another run kept it claimed."""
+    pause: PauseDone | None = None
     not_reviewed: CertjobError | None = None
     """Why the mentor was not reviewed after a pause was opened or lifted."""
 
 
-def resync(
-    job: Job,
-    mentor_id: UUID,
-    *,
-    command: str = "resync",
-    accept_date: date | None = None,
-    lock_wait_seconds: float = 10.0,
-    flight_wait_seconds: float = 60.0,
-) -> Resync:
+def resync(job: Job, mentor_id: UUID, *, accept_date: date | None = None) -> Resync:
     """Review one mentor and push the desired visibility, changed or not.
 
-    Reminders are queued, and those that failed are due again. The next delivery sends them.
-
-    With the ``command`` pause or unpause, someone has just stored this change. So an error of the review is kept in the
-    result, and the hide of a pause is pushed in any case. ``error`` in the result is DynamicsSyncException if the push
-    failed, and MentorBusyError if another run kept it claimed. Raises MentorBusyError if another session kept the
-    mentor locked, the errors of ``reject_wrong_day``, and StoppedBySignalError after a signal.
+    Reminders are queued, and those that failed are due again. The next delivery sends them. Raises MentorBusyError if
+    another session kept the mentor locked, the errors of ``reject_wrong_day``, and StoppedBySignalError after a signal.
     """
-    connection, today, stop, zone = job.connection, job.today, job.stop, job.zone
-    is_stored = command != "resync"
-    if not is_stored:
-        reject_wrong_day(connection, today, zone=zone, accept_date=accept_date)
-    before = describe(connection, mentor_id)
-    error: DynamicsSyncException | MentorBusyError | None = None
-    not_reviewed: CertjobError | None = None
-    portal = PortalSyncService(connection, run_id=job.run_id)
-    allow = defaultdict[str, int](lambda: 1)  # a person asked for this mentor
-    guard = MassChangeGuard(connection, today=today, run_id=job.run_id, allow=allow)
-    service = CertificationManagementService(connection, today=today, run_id=job.run_id, guard=guard, stop=stop)
-    report = ResyncReport(command=command, run_id=job.run_id, today=today, review=service.counts)
-    queued = 0
+    reject_wrong_day(job.connection, job.today, zone=job.zone, accept_date=accept_date)
+    before = describe(job.connection, mentor_id)
+    report = ResyncReport(command="resync", run_id=job.run_id, today=job.today)
+    with recorded(job, report) as beating:
+        review_now(beating, report, mentor_id)
+        error = push_now(beating, report, mentor_id)
+    return Resync(report=report, before=before, after=describe(job.connection, mentor_id), error=error)
+
+
+def review_now(job: Job, report: ResyncReport, mentor_id: UUID) -> None:
+    """Review the mentor, queue a push, changed or not, and make failed reminders due again.
+
+    The guards permit it, because a person asked for this mentor. Raises MentorBusyError after the wait for a lock.
+    """
+    connection, today, run_id = job.connection, job.today, job.run_id
+    portal = PortalSyncService(connection, run_id=run_id)
+    guard = MassChangeGuard(connection, today=today, run_id=run_id, allow=defaultdict[str, int](lambda: 1))
+    service = CertificationManagementService(connection, today=today, run_id=run_id, guard=guard, stop=job.stop)
+    report.review = service.counts
 
     def queue(decision: Decision) -> None:
-        nonlocal queued
-        has_value = decision.organisation.has_portal and not decision.nothing_to_hide
-        queued = portal.queue([Wish.of(decision)] if has_value else [])
+        if decision.organisation.has_portal and not decision.nothing_to_hide:
+            portal.queue([Wish.of(decision)])
 
-    with recorded(job, report) as beating:
-        try:
-            if is_stored:
-                reject_wrong_day(connection, today, zone=zone, accept_date=accept_date)
-            _review(job, service, mentor_id, then=queue, lock_wait_seconds=lock_wait_seconds)
-            if is_stored and mentor_id in service.counts.broken:
-                message = f"mentor {mentor_id} could not be processed: {service.counts.broken[mentor_id]}"
-                not_reviewed = BrokenMentorError(message)
-        except (CertjobError, psycopg.Error) as failure:
-            if not is_stored or stop.is_set() or (isinstance(failure, psycopg.Error) and database.is_lost(failure)):
-                raise
-            not_reviewed = _kept(failure)
-        if queued or (command == "pause" and before.has_portal and before.open_push):
-            error = _push(beating, report, portal, mentor_id, flight_wait_seconds=flight_wait_seconds)
-        if isinstance(error, MentorBusyError):
-            report.stopped.append(StageStop(stage="portal", code=StageEnd.IN_FLIGHT, reason=error.message))
-            portal.record_stage_end(error.message, end=StageEnd.IN_FLIGHT, mentor_id=mentor_id)
-    after = describe(connection, mentor_id)
-    if error is not None and error.next_step is None and after.next_try_at is not None:
-        error.next_step = f"it is tried again at {after.next_try_at.astimezone(zone):%Y-%m-%d %H:%M %Z}"
-    return Resync(report=report, before=before, after=after, error=error, not_reviewed=not_reviewed)
-
-
-def _review(
-    job: Job,
-    service: CertificationManagementService,
-    mentor_id: UUID,
-    *,
-    then: Callable[[Decision], None],
-    lock_wait_seconds: float,
-) -> None:
-    """Review the mentor, and make failed reminders due again. Raises MentorBusyError after the wait for a lock."""
-    give_up_at = time.monotonic() + lock_wait_seconds
-    while not service.review_one(mentor_id, then=then):
+    give_up_at = time.monotonic() + LOCK_WAIT_SECONDS
+    while not service.review_one(mentor_id, then=queue):
         if time.monotonic() > give_up_at:
-            message = f"mentor {mentor_id} is locked by another session (waited {lock_wait_seconds:g} s)"
+            message = f"mentor {mentor_id} is locked by another session (waited {LOCK_WAIT_SECONDS:g} s)"
             raise MentorBusyError(message, next_step="try again; the mentor was not changed")
         job.stop.sleep(_POLL_SECONDS)
-    reopen_failed_reminders(job.connection, mentor_id)
+    reopen_failed_reminders(connection, mentor_id)
 
 
-def _kept(failure: CertjobError | psycopg.Error) -> CertjobError:
-    """Return an error of the review as one of certjob's own, without data about people."""
-    if isinstance(failure, CertjobError):
-        if isinstance(failure, MentorBusyError):
-            failure.next_step = "the next run reviews the mentor"
-        return failure
-    text = without_people(failure.diag.message_primary or type(failure).__name__)
-    return DatabaseError(
-        f"the database rejected a statement: {text}", next_step="the next run reviews the mentor again"
-    )
+def push_now(job: Job, report: ResyncReport, mentor_id: UUID) -> DynamicsSyncException | MentorBusyError | None:
+    """Push the mentor's open value, even before its retry time, and return why this failed, or None.
 
-
-def _push(
-    job: Job, report: ResyncReport, service: PortalSyncService, mentor_id: UUID, *, flight_wait_seconds: float
-) -> DynamicsSyncException | MentorBusyError | None:
-    """Push the mentor's open value, even before its retry time, and return why this failed, or None."""
-    stop, counts = job.stop, report.portal
+    Without a review, only a hide is pushed.
+    """
+    connection, stop = job.connection, job.stop
+    mentor = describe(connection, mentor_id)
+    if not (mentor.has_portal and mentor.open_push) or (mentor.desired and not report.review.reviewed):
+        return None
+    service = PortalSyncService(connection, run_id=job.run_id)
     state = StageState(deadline_at=time.monotonic() + LEASE_SECONDS, longest_pause_seconds=0.0)
-    give_up_at = time.monotonic() + flight_wait_seconds
-    error: DynamicsSyncException | None = None
-    is_tried = False
+    give_up_at = time.monotonic() + FLIGHT_WAIT_SECONDS
+    error: DynamicsSyncException | MentorBusyError | None = None
     with stage(job, report, "portal") as begun:
         if job.make_portal is None:
             begun.ended = missing_portal(job)
@@ -176,41 +133,49 @@ def _push(
         service.take_back()
         with (
             Calls(stop) as calls,
-            settled_again(service, counts, state),
+            settled_again(service, report.portal, state),
             calls.opened(job.make_portal()) as portal,
         ):
-            while not (is_tried or state.ended or state.crash or stop.is_set()):
-                # Claim the push. While another run has claimed it, wait.
-                claimed = service.claim_mentor(mentor_id, today=max(job.today, job.present_day()))
-                if not claimed:
-                    mentor = describe(job.connection, mentor_id)
-                    if not (mentor.has_portal and mentor.open_push):
-                        break
-                    if time.monotonic() > give_up_at:
-                        return _busy(flight_wait_seconds)
-                    stop.sleep(_POLL_SECONDS)
-                    continue
-                (event,) = claimed
-
-                # Push, settle and judge it. A newer value that was queued during the call is claimed next.
-                call = push_once(event, portal=portal, stopped=calls.stopped)
-                push = calls.make(call)
-                answer = settle(service, push, counts, state)
+            while not (state.ended or state.crash or stop.is_set()):
+                event = _claim(job, service, mentor_id, give_up_at=give_up_at)
+                if not isinstance(event, PortalEvent):
+                    error = event
+                    break
+                push = calls.make(push_once(event, portal=portal, stopped=calls.stopped))
+                answer = settle(service, push, report.portal, state)
                 if answer is not None and not stop.is_set():
                     judge(service, push, state)
-                if push.is_tried and answer is not Answer.LOST:
-                    error = push.error
-                    is_tried = error is not None or answer is not Answer.RAISED
+                error = push.error
+                if push.is_tried and answer is not Answer.LOST and (error is not None or answer is not Answer.RAISED):
+                    break  # otherwise, a newer value was queued during the call
         begun.ended = finish(state, stop=stop)
+    if isinstance(error, MentorBusyError):
+        report.stopped.append(StageStop(stage="portal", code=StageEnd.IN_FLIGHT, reason=error.message))
+        service.record_stage_end(error.message, end=StageEnd.IN_FLIGHT, mentor_id=mentor_id)
+    next_try_at = describe(connection, mentor_id).next_try_at
+    if error is not None and error.next_step is None and next_try_at is not None:
+        error.next_step = f"it is tried again at {next_try_at.astimezone(job.zone):%Y-%m-%d %H:%M %Z}"
     return error
 
 
-def _busy(flight_wait_seconds: float) -> MentorBusyError:
-    return MentorBusyError(
-        f"another run has kept this push claimed for {flight_wait_seconds:g} s",
-        next_step="the new value is queued: that run pushes it next, or, if that run has died, the first "
-        f"`certjob run` or `certjob deliver` after {LEASE_SECONDS / 60:.0f} minutes",
-    )
+def _claim(
+    job: Job, service: PortalSyncService, mentor_id: UUID, *, give_up_at: float
+) -> PortalEvent | MentorBusyError | None:
+    """Claim the open push, after a wait while another run has claimed it. Return None if there is none."""
+    while True:
+        claimed = service.claim_mentor(mentor_id, today=max(job.today, job.present_day()))
+        if claimed:
+            return claimed[0]
+        mentor = describe(job.connection, mentor_id)
+        if not (mentor.has_portal and mentor.open_push):
+            return None
+        if time.monotonic() > give_up_at:
+            return MentorBusyError(
+                f"another run has kept this push claimed for {FLIGHT_WAIT_SECONDS:g} s",
+                next_step="the new value is queued: that run pushes it next, or, if that run has died, the first "
+                f"`certjob run` or `certjob deliver` after {LEASE_SECONDS / 60:.0f} minutes",
+            )
+        job.stop.sleep(_POLL_SECONDS)
 
 
 def describe(connection: Connection, mentor_id: UUID) -> MentorState:

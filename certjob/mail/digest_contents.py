@@ -53,7 +53,7 @@ class Digest:
     acknowledged: tuple[int, date | None]
     """The number of acknowledged alerts, and the day on which the first returns."""
     sections: Mapping[str, Sequence[Words]]
-    """Mentors paused or returned since the last digest, and everything that is open now."""
+    """Mentors paused or reinstated since the last digest, and everything that is open now."""
     keys: Set[str]
     """The keys of everything in the digest, and of the pauses that earlier digests reported."""
     has_news: bool
@@ -119,7 +119,7 @@ def _read_digest(connection: Connection, coordinator: DigestRecipient, *, today:
     sections = {
         **is_open,
         "paused": [row | {"lapses": _lapses(mentors.get(row["id"]), today=today)} for row in paused],
-        "returned": read("read_reinstated_mentors"),
+        "reinstated": read("read_reinstated_mentors"),
         "corrected": read("read_corrected_mentors"),
         "uncertified": read("read_uncertified_mentors"),
         "expiring": sorted(_expiring(expiring, mentors, today=today), key=lambda row: tuple(row.values())),
@@ -130,7 +130,7 @@ def _read_digest(connection: Connection, coordinator: DigestRecipient, *, today:
     return Digest(
         coordinator=coordinator,
         acknowledged=(number, returns_on),
-        sections=sections | {name: new(sections[name]) for name in ("paused", "returned", "corrected")},
+        sections=sections | {name: new(sections[name]) for name in ("paused", "reinstated", "corrected")},
         keys=keys,
         has_news=not keys <= set(coordinator.reported) or (bool(open_keys) and is_week_over),
     )

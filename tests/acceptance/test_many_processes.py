@@ -163,6 +163,6 @@ def test_runs_with_surprising_changes_do_not_starve_each_other(
         ended = [child.finish(timeout_seconds=240) for child in [stack.enter_context(each) for each in commands]]
 
     assert [(result.returncode, result.stderr) for result in ended] == [(0, "")] * runs
-    shares = [json.loads(result.stdout)["mentors"]["resumed"] for result in ended]
+    shares = [json.loads(result.stdout)["mentors"]["reinstated"] for result in ended]
     assert sum(shares) == PAUSED
     assert min(shares) > PAUSED / runs / 4, shares

@@ -177,7 +177,7 @@ def test_load_foresees_what_the_next_run_does_with_everyone(load: Load, facts: F
     assert planned.stderr.splitlines() == [said, "certjob load: --dry-run: nothing was changed"]
     assert loaded.stderr.splitlines() == [said]
     done = night(facts.connection, today()).to_document()
-    assert (done["mentors"]["paused"], done["mentors"]["resumed"], done["reminders"]["queued"]) == (2, 1, 1)
+    assert (done["mentors"]["paused"], done["mentors"]["reinstated"], done["reminders"]["queued"]) == (2, 1, 1)
 
 
 def test_load_announces_held_renewals_with_the_command_that_permits_them(load: Load, facts: Facts) -> None:

@@ -29,7 +29,7 @@ def test_mentor_is_hidden_after_expiry_and_shown_after_renewal(scene: Scene, exp
     pushed = [(request.contact_id, request.visible) for request in scene.portal.requests]
     assert pushed == [(CONTACT, False), (CONTACT, True)]
     assert expired.to_document()["portal"]["delivered"] == 1
-    assert renewed.to_document()["mentors"]["resumed"] == 1
+    assert renewed.to_document()["mentors"]["reinstated"] == 1
 
 
 @pytest.mark.parametrize("failures", [0, 1, 2], ids=["no_failure", "one_failure", "two_failures"])

@@ -15,8 +15,8 @@ from certjob.errors import (
     MentorBusyError,
     UsageError,
 )
-from certjob.jobs import pauses
-from certjob.jobs.pauses import PauseResult
+from certjob.jobs import pauses, resync
+from certjob.jobs.resync import PauseDone, Resync
 from tests.conftest import Certjob
 from tests.support.command_line import today
 from tests.support.facts import TODAY
@@ -60,12 +60,23 @@ def shown(scene: Scene) -> UUID:
     return mentor
 
 
-def pause(scene: Scene, mentor: UUID, portal: FlakyPortal, **options: Any) -> PauseResult:
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands wait a tenth of a second for a lock."""
+    monkeypatch.setattr(pauses, "LOCK_WAIT_MS", 100)
+    monkeypatch.setattr(resync, "LOCK_WAIT_SECONDS", 0.1)
+
+
+def done(*, is_new: bool) -> PauseDone:
+    return PauseDone(reason="complaint", by="cli:eva", is_new=is_new)
+
+
+def pause(scene: Scene, mentor: UUID, portal: FlakyPortal, **options: Any) -> Resync:
     job = new_job(scene.connection, ways_out=delivery(portal=portal))
     return pauses.pause(job, mentor, **{"because": "complaint", "accept_date": TODAY, **options})
 
 
-def unpause(scene: Scene, mentor: UUID, portal: FlakyPortal, **options: Any) -> PauseResult:
+def unpause(scene: Scene, mentor: UUID, portal: FlakyPortal, **options: Any) -> Resync:
     job = new_job(scene.connection, ways_out=delivery(portal=portal))
     return pauses.unpause(job, mentor, **{"accept_date": TODAY, **options})
 
@@ -76,9 +87,9 @@ def test_pause_hides_the_mentor_now_and_names_the_person(scene: Scene, shown: UU
 
     first, again = (pause(scene, shown, portal) for _ in range(2))
 
-    assert (first.is_new, first.by, again.is_new) == (True, "cli:eva", False)
-    assert (first.before.pauses, first.resync.after.pauses) == ([], ["complaint"])
-    assert (portal.values, first.resync.after.acknowledged) == ([False, False], False)
+    assert (first.pause, again.pause) == (done(is_new=True), done(is_new=False))
+    assert (first.before.pauses, first.after.pauses) == ([], ["complaint"])
+    assert (portal.values, first.after.acknowledged) == ([False, False], False)
     assert scene.rows(PAUSES) == [("complaint", "cli:eva", True, None)]
     assert scene.rows("SELECT command, outcome FROM job_runs WHERE command <> 'run'") == [("pause", "ok")] * 2
     assert scene.night(FlakyPortal()).outcome == "ok"
@@ -91,7 +102,7 @@ def test_rejected_date_stops_the_review_but_not_the_pause_and_its_hide(scene: Sc
 
     result = pause(scene, shown, portal, accept_date=None)
 
-    assert isinstance(result.resync.not_reviewed, ConfigurationError)
+    assert isinstance(result.not_reviewed, ConfigurationError)
     assert (portal.values, portal.visible) == ([False], {CONTACT: False})
     assert scene.rows(PAUSES) == [("complaint", "cli:eva", True, None)]
     with pytest.raises(ConfigurationError):
@@ -99,6 +110,7 @@ def test_rejected_date_stops_the_review_but_not_the_pause_and_its_hide(scene: Sc
     assert (portal.values, scene.rows(PAUSES)) == ([False], [("complaint", "cli:eva", True, None)])
 
 
+@pytest.mark.usefixtures("impatient")
 def test_pause_behind_a_transaction_of_the_app_says_that_the_mentor_is_visible(scene: Scene, shown: UUID) -> None:
     """A change of a certificate locks the mentor. So the pause cannot be stored, and neither can it be lifted."""
     scene.facts.pause(shown, reason="illness", actor="kari")
@@ -108,25 +120,26 @@ def test_pause_behind_a_transaction_of_the_app_says_that_the_mentor_is_visible(s
     with pytest.raises(
         MentorBusyError, match=r"^M1042 was NOT paused and may still be visible: .*; try again; if .* hide"
     ):
-        pause(scene, shown, portal, lock_wait_seconds=0.1)
+        pause(scene, shown, portal)
     with pytest.raises(MentorBusyError, match=r"^the pause of M1042 was not lifted: .*; try again$"):
-        unpause(scene, shown, portal, lock_wait_seconds=0.1)
+        unpause(scene, shown, portal)
 
     assert (portal.values, scene.rows(PAUSES)) == ([], [("illness", "kari", True, None)])
     scene.app.rollback()
-    assert pause(scene, shown, portal, lock_wait_seconds=0.1).is_new
+    assert pause(scene, shown, portal).pause == done(is_new=True)
 
 
+@pytest.mark.usefixtures("impatient")
 def test_lock_stops_the_review_but_not_the_pause_and_its_hide(scene: Scene, shown: UUID) -> None:
     """The app edits a certificate of the mentor."""
     scene.app.execute("SELECT FROM certificates FOR UPDATE")
     portal = FlakyPortal()
 
-    result = pause(scene, shown, portal, lock_wait_seconds=0.1)
+    result = pause(scene, shown, portal)
 
-    assert isinstance(result.resync.not_reviewed, MentorBusyError)
-    assert str(result.resync.not_reviewed).endswith("(waited 0.1 s); the next run reviews the mentor")
-    assert (portal.visible, result.resync.after.pauses) == ({CONTACT: False}, ["complaint"])
+    assert isinstance(result.not_reviewed, MentorBusyError)
+    assert str(result.not_reviewed).endswith("(waited 0.1 s); the next run reviews the mentor")
+    assert (portal.visible, result.after.pauses) == ({CONTACT: False}, ["complaint"])
 
 
 @pytest.mark.parametrize(
@@ -146,19 +159,33 @@ def test_failed_review_does_not_stop_the_hide(scene: Scene, shown: UUID, obstacl
     result = pause(scene, shown, portal)
     failed = pause(scene, shown, FlakyPortal(failures=9))
 
-    assert type(result.resync.not_reviewed) is type(expected)
-    assert str(expected) in str(result.resync.not_reviewed)
-    assert (portal.visible, result.resync.error) == ({CONTACT: False}, None)
-    assert result.resync.after.pauses == ["complaint"]
-    assert (failed.resync.not_reviewed is None, failed.resync.error is None) == (False, False)
+    assert type(result.not_reviewed) is type(expected)
+    assert str(expected) in str(result.not_reviewed)
+    assert (portal.visible, result.error) == ({CONTACT: False}, None)
+    assert result.after.pauses == ["complaint"]
+    assert (failed.not_reviewed is None, failed.error is None) == (False, False)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_show_waits_for_the_review_that_failed(scene: Scene, shown: UUID) -> None:
+    """An older show is open, and the app has locked a certificate. The lift does not wait for the push."""
+    scene.queue(shown, visible=True)
+    scene.facts.pause(shown, reason="illness", actor="kari")
+    scene.app.execute("SELECT FROM certificates FOR UPDATE")
+    portal = FlakyPortal()
+
+    result = unpause(scene, shown, portal)
+
+    assert isinstance(result.not_reviewed, MentorBusyError)
+    assert (portal.values, result.error, result.after.pauses, result.after.open_push) == ([], None, [], "pending")
 
 
 def test_failed_hide_of_a_pause_is_retried(scene: Scene, shown: UUID) -> None:
     """The pause stays, the error has the next attempt, and the next delivery hides."""
     result = pause(scene, shown, FlakyPortal(failures=9))
 
-    assert result.resync.error is not None
-    assert result.resync.after.open_push == "pending"
+    assert result.error is not None
+    assert result.after.open_push == "pending"
     assert scene.rows(PAUSES) == [("complaint", "cli:eva", True, None)]
 
 
@@ -169,7 +196,7 @@ def test_mentor_who_was_never_on_the_portal_is_paused_without_a_push(scene: Scen
 
     result = pause(scene, mentor, portal)
 
-    assert (portal.values, result.resync.after.open_push, result.resync.after.pauses) == ([], None, ["complaint"])
+    assert (portal.values, result.after.open_push, result.after.pauses) == ([], None, ["complaint"])
 
 
 def test_pause_of_a_mentor_without_a_contact_id_who_was_shown_is_an_alert(scene: Scene, shown: UUID) -> None:
@@ -179,7 +206,7 @@ def test_pause_of_a_mentor_without_a_contact_id_who_was_shown_is_an_alert(scene:
 
     result = pause(scene, shown, FlakyPortal(), accept_date=None)
 
-    assert (result.resync.after.open_push, result.resync.after.pauses) == ("blocked", ["complaint"])
+    assert (result.after.open_push, result.after.pauses) == ("blocked", ["complaint"])
     assert ("may_be_visible", "no_contact_id") in scene.rows("SELECT kind, cause FROM alerts")
 
 
@@ -199,13 +226,15 @@ def test_unpause_lifts_the_only_pause_and_shows_the_mentor(scene: Scene, shown: 
 
     result = unpause(scene, shown, portal)
 
-    assert (result.reason, result.before.pauses, result.resync.after.pauses) == ("illness", ["illness"], [])
+    assert (result.before.pauses, result.after.pauses) == (["illness"], [])
+    assert result.pause == PauseDone(reason="illness", by="cli:eva", is_new=True)
     assert portal.values == [True]
     assert scene.rows(PAUSES) == [("illness", "kari", False, "cli:eva")]
     with pytest.raises(UsageError, match="M1042 has no open pause"):
         unpause(scene, shown, portal)
 
 
+@pytest.mark.usefixtures("impatient")
 def test_lifted_pause_is_reported_although_the_mentor_is_locked(scene: Scene, shown: UUID) -> None:
     """The lift is committed, so "the mentor was not changed" would be wrong. The next run shows the mentor."""
     scene.facts.pause(shown, reason="illness", actor="kari")
@@ -213,10 +242,10 @@ def test_lifted_pause_is_reported_although_the_mentor_is_locked(scene: Scene, sh
     scene.app.execute("SELECT FROM certificates FOR UPDATE")
     portal = FlakyPortal()
 
-    result = unpause(scene, shown, portal, lock_wait_seconds=0.1)
+    result = unpause(scene, shown, portal)
 
-    assert str(result.resync.not_reviewed).endswith("(waited 0.1 s); the next run reviews the mentor")
-    assert (portal.values, result.resync.after.pauses) == ([], [])
+    assert str(result.not_reviewed).endswith("(waited 0.1 s); the next run reviews the mentor")
+    assert (portal.values, result.after.pauses) == ([], [])
     scene.app.rollback()
     scene.night(portal)
     assert portal.visible == {CONTACT: True}
@@ -233,7 +262,7 @@ def test_one_of_several_pauses_must_be_named(scene: Scene, shown: UUID) -> None:
         unpause(scene, shown, FlakyPortal(), reason="leave")
     result = unpause(scene, shown, FlakyPortal(), reason="illness")
 
-    assert result.resync.after.pauses == ["complaint"]
+    assert result.after.pauses == ["complaint"]
 
 
 @pytest.mark.parametrize("paused_at", ["-infinity", "0044-03-15 BC"])
@@ -249,7 +278,7 @@ def test_pause_of_any_time_is_lifted_like_any_other(scene: Scene, shown: UUID, h
     codes = {page: here(page).returncode for page in ("status", "changes", "list", "alerts")}
     result = unpause(scene, shown, FlakyPortal(), reason="illness")
 
-    assert result.resync.after.pauses == ["complaint"]
+    assert result.after.pauses == ["complaint"]
     assert set(codes.values()) <= {0, 3}, codes
 
 
@@ -261,7 +290,7 @@ def test_pause_is_chosen_by_its_reason_as_it_is_printed(scene: Scene, shown: UUI
     with pytest.raises(UsageError, match=r"several open pauses: a  b\nc \(by kari since "):
         unpause(scene, shown, FlakyPortal())
 
-    assert unpause(scene, shown, FlakyPortal(), reason="a b c").resync.after.pauses == ["complaint"]
+    assert unpause(scene, shown, FlakyPortal(), reason="a b c").after.pauses == ["complaint"]
 
 
 def test_name_and_reason_with_strange_bytes_are_stored_as_one_line(
@@ -272,11 +301,10 @@ def test_name_and_reason_with_strange_bytes_are_stored_as_one_line(
 
     result = pause(scene, shown, FlakyPortal(), because="bad\x1b[2J  \udcff")
 
-    assert (result.by, result.reason) == (
-        "cli:j\N{REPLACEMENT CHARACTER}rn x",
-        "bad\N{REPLACEMENT CHARACTER}[2J \N{REPLACEMENT CHARACTER}",
-    )
-    assert scene.rows("SELECT actor, reason FROM mentor_pauses") == [(result.by, result.reason)]
+    by = "cli:j\N{REPLACEMENT CHARACTER}rn x"
+    reason = "bad\N{REPLACEMENT CHARACTER}[2J \N{REPLACEMENT CHARACTER}"
+    assert result.pause == PauseDone(reason=reason, by=by, is_new=True)
+    assert scene.rows("SELECT actor, reason FROM mentor_pauses") == [(by, reason)]
 
 
 def test_own_pause_is_lifted_only_if_certjob_would_not_open_it_again(scene: Scene) -> None:

@@ -5,6 +5,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from certjob.errors import DynamicsSyncException, MentorBusyError, PermanentPortalError, PortalStageError
+from certjob.jobs import resync
 from certjob.jobs.resync import Resync
 from certjob.portal.sync import PortalSyncService
 from tests.support.facts import TODAY, Facts
@@ -84,12 +85,15 @@ def test_wrong_key_is_returned_as_an_error(scene: Scene, expired: UUID) -> None:
     assert scene.rows("SELECT command, outcome FROM job_runs") == [("resync", "attention")]
 
 
-def test_locked_mentor_ends_the_resync_after_a_while(scene: Scene, expired: UUID) -> None:
+def test_locked_mentor_ends_the_resync_after_a_while(
+    scene: Scene, expired: UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The app holds a transaction open. The mentor is not changed, and can be reviewed after its end."""
+    monkeypatch.setattr(resync, "LOCK_WAIT_SECONDS", 0.1)
     scene.app.execute("SELECT 1 FROM mentors FOR NO KEY UPDATE")
 
     with pytest.raises(MentorBusyError, match=f"{expired} is locked by another session"):
-        scene.resync(expired, FlakyPortal(), lock_wait_seconds=0.1)
+        scene.resync(expired, FlakyPortal())
 
     assert (scene.rows(EVENT), scene.rows("SELECT status FROM certificates")) == ([], [("recorded",)])
     scene.app.rollback()
@@ -109,15 +113,18 @@ def test_app_is_not_blocked_by_a_waiting_resync(scene: Scene, expired: UUID) -> 
     assert (results[0].error, results[0].after.pauses, portal.visible) == (None, [], {CONTACT: True})
 
 
-def test_push_in_flight_ends_the_resync_after_a_while(scene: Scene, expired: UUID) -> None:
+def test_push_in_flight_ends_the_resync_after_a_while(
+    scene: Scene, expired: UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The version is raised, so the other run pushes the new value next. It may have died: this mentor is an alert."""
+    monkeypatch.setattr(resync, "FLIGHT_WAIT_SECONDS", 0.1)
     scene.backlog(1)
     review(scene.connection)
     (theirs,) = PortalSyncService(scene.other, run_id=uuid4()).claim_mentor(expired, today=TODAY)
     scene.run_sql("UPDATE mentors SET left_at = now() WHERE id = %s", expired)
     portal = FlakyPortal()
 
-    result = scene.resync(expired, portal, flight_wait_seconds=0.1)
+    result = scene.resync(expired, portal)
 
     assert isinstance(result.error, MentorBusyError)
     assert "kept this push claimed for 0.1 s; the new value is queued: that run pushes it next" in str(result.error)

@@ -18,6 +18,7 @@ from psycopg.pq import TransactionStatus
 
 from certjob import database
 from certjob.errors import StoppedBySignalError
+from certjob.jobs import resync as resyncing
 from certjob.jobs import runs
 from certjob.jobs.job import Job
 from certjob.jobs.reconcile import reconcile
@@ -348,7 +349,8 @@ class ProgrammeMachine(RuleBasedStateMachine):
     def _call(self, command: str, mentor: UUID, process: Process) -> Report | Resync:
         ways_out = {"make_portal": lambda: InterruptedClient(self.portal, process)}
         job = new_job(process.connection, self.today, ways_out=ways_out, stop=process.stop)
-        with pushes(concurrency=process.concurrency):
+        never_wait = mock.patch.object(resyncing, "FLIGHT_WAIT_SECONDS", 0.0)
+        with pushes(concurrency=process.concurrency), never_wait:
             return self._start_job(command, mentor, job)
 
     def _start_job(self, command: str, mentor: UUID, job: Job) -> Report | Resync:
@@ -362,7 +364,7 @@ class ProgrammeMachine(RuleBasedStateMachine):
             case "reconcile":
                 return reconcile(job, accept_date=self.today)
             case "resync":
-                return resync(job, mentor, lock_wait_seconds=30, flight_wait_seconds=0)
+                return resync(job, mentor)
         return runs.deliver(job) if command == "deliver" else runs.retry_all(job)
 
     def _answer(self, request: PortalRequest) -> Behaviour:

@@ -45,7 +45,7 @@ KARI, OLA, LIV = (
     {"name": f"{name} Nordmann", "member_no": number}
     for name, number in (("Kari", "M1001"), ("Ola", "M1002"), ("Liv", "M1003"))
 )
-IN_DIGEST = {"visible": KARI, "paused": KARI, "returned": OLA, "expiring": LIV}
+IN_DIGEST = {"visible": KARI, "paused": KARI, "reinstated": OLA, "expiring": LIV}
 """The sections of the digest in the picture, with one person each."""
 VISIBLE, SINCE = "Dynamics sync pending — mentor may still be visible on portal", "2026-03-10T02:10:00Z"
 ALERTS = [

@@ -48,7 +48,7 @@ def rows(desk: Nights) -> list[tuple[object, ...]]:
     return desk.rows("SELECT digest_on - %s::date, status FROM coordinator_digests ORDER BY id", TODAY)
 
 
-def test_digest_names_paused_and_returned_mentors_with_the_reason(desk: Nights) -> None:
+def test_digest_names_paused_and_reinstated_mentors_with_the_reason(desk: Nights) -> None:
     """It says if another pause is open, and if someone had ended the pause."""
     kari, pia, tor = desk.ended("Kari", "Pia", "Tor")
     ola = desk.facts.mentor(desk.home, full_name="Ola", member_no="M2")

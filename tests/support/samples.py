@@ -122,7 +122,7 @@ def _sections() -> dict[str, list[Words]]:
             named | {"reopened": True, "lapses": [expired | {"kind": "a"}, revoked]},
             unnamed | {"reopened": False, "lapses": []},
         ],
-        "returned": [named | {"still_paused": False}, unnamed | {"still_paused": True}],
+        "reinstated": [named | {"still_paused": False}, unnamed | {"still_paused": True}],
         "corrected": [named | {"what": "hidden"}, unnamed | {"what": "shown"}, named | {"what": "last_day"}],
         "undelivered": [
             named | ends_in(12) | {"cause": Cause.WRONG_ADDRESS},

@@ -133,9 +133,9 @@ class Scene:
     def resync(
         self, mentor_id: UUID, portal: Portal = None, *, channel: Channel | None = None, **options: Any
     ) -> Resync:
-        """Resync a mentor, and wait up to 30 seconds for locks and calls."""
+        """Resync a mentor."""
         job = new_job(self.connection, ways_out=delivery(portal=portal, channel=channel))
-        return resync(job, mentor_id, **{"lock_wait_seconds": 30.0, "flight_wait_seconds": 30.0} | options)
+        return resync(job, mentor_id, **options)
 
     def reconcile(self, *, stop: StopFlag | None = None, **options: Any) -> ReconcileReport:
         job = new_job(self.connection, ways_out=delivery(portal=self.portal), stop=stop)

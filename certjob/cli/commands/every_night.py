@@ -1,7 +1,7 @@
 """The commands that change data every night, or for one mentor, mail or alert."""
 
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import date
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
@@ -21,7 +21,6 @@ from certjob.cli.session import Call, Commands
 from certjob.errors import UsageError
 
 if TYPE_CHECKING:
-    from certjob.jobs.pauses import PauseResult
     from certjob.jobs.report import Report
     from certjob.jobs.resync import Resync
 
@@ -152,7 +151,7 @@ def pause(
     with call.session():
         mentor_id = find_mentor(call.connection, mentor, organisation=organisation)
         result = pauses.pause(call.job(), mentor_id, because=because, accept_date=accept_date)
-        return _report_on_one(call, mentor_id, result.resync, pause=result)
+        return _report_on_one(call, mentor_id, result)
 
 
 @app.command(examples=("certjob unpause M1042", "certjob unpause M1042 --reason complaint"))
@@ -178,7 +177,7 @@ def unpause(
     with call.session():
         mentor_id = find_mentor(call.connection, mentor, organisation=organisation)
         result = pauses.unpause(call.job(), mentor_id, reason=reason, accept_date=accept_date)
-        return _report_on_one(call, mentor_id, result.resync, pause=result)
+        return _report_on_one(call, mentor_id, result)
 
 
 @app.command(examples=("certjob reconcile --dry-run",))
@@ -264,19 +263,19 @@ def acknowledge(
     return 0
 
 
-def _report_on_one(call: Call, mentor_id: UUID, result: "Resync", *, pause: "PauseResult | None" = None) -> int:
+def _report_on_one(call: Call, mentor_id: UUID, result: "Resync") -> int:
     """Print the result for one mentor and return the exit code."""
     from certjob.cli.documents import add_names
     from certjob.jobs.pages import resync_page
 
     errors = [error for error in (result.not_reviewed, result.error) if error is not None]
     document = result.report.to_document() | {"mentor_id": mentor_id}
-    if pause is not None:
-        document |= {"pause": {"reason": pause.reason, "by": pause.by, "is_new": pause.is_new}}
+    if result.pause is not None:
+        document |= {"pause": asdict(result.pause)}
     if errors:
         document |= {"outcome": "attention", "error": errors[-1].to_document()}
     add_names(call.connection, [document, *document.get("problems", ())])
-    call.show(document, resync_page(pause.before if pause is not None else result.before, result.after))
+    call.show(document, resync_page(result.before, result.after))
     if result.not_reviewed is not None:
         done = "lifted" if result.report.command == "unpause" else "stored"
         call.say(f"the pause is {done}, but the mentor was not reviewed: {result.not_reviewed}")

@@ -53,7 +53,7 @@ WHERE e.id = open.id
 
 -- name: withdraw_portal_events
 -- Withdraw the open events of mentors in an organisation without a portal. The order of the mentors prevents
--- deadlocks. A call in flight keeps its lease. If the mentor comes back, the next call waits for its end.
+-- deadlocks. A call in flight keeps its lease. If the mentor gets a portal again, the next call waits for its end.
 WITH open AS MATERIALIZED (
     SELECT id
     FROM portal_sync_events
