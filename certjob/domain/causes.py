@@ -48,11 +48,6 @@ class Advice:
         filled: str = self.action.format(**words, message=message, address=_ADDRESS[message])
         return filled
 
-    @property
-    def is_tried_automatically(self) -> bool:
-        """Whether the action names the time of the next attempt."""
-        return "{next_try}" in self.action
-
 
 HELD_KINDS: Final = (
     "pauses",

@@ -18,9 +18,6 @@ import httpx
 IDLE_SECONDS = 2.0
 """Maximum age of an idle connection. Many servers close connections after 5 s, and a request must not meet a close."""
 
-SURELY_NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.UnsupportedProtocol, httpx.LocalProtocolError)
-"""After any other ``httpx.TransportError``, the server may have received the request and may act on it."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpAnswer:

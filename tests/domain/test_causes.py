@@ -15,7 +15,7 @@ def test_cause_has_a_sentence_and_an_action(cause: Cause) -> None:
 
     assert (advice.cause, advice.why[-1], action.rstrip("`")[-1]) == (cause, ".", ".")
     assert "{" not in action
-    assert ("at 03:15" in action) == advice.is_tried_automatically
+    assert ("at 03:15" in action) == ("{next_try}" in advice.action)
 
 
 @pytest.mark.parametrize("language", ["nb", "nn", "en"])
