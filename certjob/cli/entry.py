@@ -95,11 +95,8 @@ def _fail(arguments: Sequence[str], error: Exception) -> int:
     except OSError:  # stdout is on the full disk, and would fail again at the end
         discard_results()
     command = " ".join(["certjob", *_command_words(arguments)])
-    if needs_action:
-        say(command, str(ours), event="attention")
-    else:
-        is_traced = isinstance(ours, InternalError) and bool({"-v", "--verbose"} & set(arguments))
-        say(command, str(ours), event="failed", error=error if is_traced else None)
+    is_traced = isinstance(ours, InternalError) and bool({"-v", "--verbose"} & set(arguments))
+    say(command, str(ours), level="attention" if needs_action else "failed", error=error if is_traced else None)
     return ours.exit_code
 
 

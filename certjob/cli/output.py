@@ -29,7 +29,7 @@ ERROR_STYLE: Final = "bold #ffffff on #af0000"
 WARNING_STYLE: Final = "#000000 on #ffd75f"
 """Each style has a background, so it is readable on every palette (contrast 7.9 and 15)."""
 
-_EVENTS: Final = {
+_LEVELS: Final = {
     "failed": ("error: ", ERROR_STYLE),
     "attention": ("warning: ", WARNING_STYLE),
     "warning": ("warning: ", WARNING_STYLE),
@@ -249,19 +249,19 @@ def discard_results() -> None:
     os.close(nowhere)
 
 
-def say(command: str, message: str, *, event: str, error: BaseException | None = None) -> None:
+def say(command: str, message: str, *, level: str, error: BaseException | None = None) -> None:
     """Print one line on stderr, and the traceback of ``error``.
 
-    ``event`` is ``failed``, ``attention``, ``warning`` or ``note``.
+    ``level`` is ``failed``, ``attention``, ``warning`` or ``note``.
     """
-    word, style = _EVENTS[event]
+    word, style = _LEVELS[level]
     line = without_secrets(printed_line(message))
     if sys.stderr.isatty():
         console = Console(stderr=True, highlight=False, emoji=False, markup=False)
         text = Text.assemble("\r", command, ": ", (word, style), line)  # \r overwrites an echoed ^C
         console.print(text, soft_wrap=True)
     else:
-        print(f"{command}: {'warning: ' if event == 'warning' else ''}{line}", file=sys.stderr)  # noqa: T201
+        print(f"{command}: {'warning: ' if level == 'warning' else ''}{line}", file=sys.stderr)  # noqa: T201
     for each in traceback_lines(error) if error is not None else ():
         print(each, file=sys.stderr)  # noqa: T201
 

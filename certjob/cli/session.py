@@ -124,9 +124,9 @@ class Call(typer.Context):
             if success:
                 self.output.success(success)
 
-    def say(self, text: str, event: str = "attention") -> None:
+    def say(self, text: str, level: str = "attention") -> None:
         """Print a line on stderr, also with -q: ``failed``, ``attention``, ``warning`` or ``note``."""
-        say(self.command_path, text, event=event)
+        say(self.command_path, text, level=level)
 
     def end(self, outcome: Outcome, reasons: Iterable[str]) -> int:
         """Print why the command failed or why someone has to act, also with -q. Return the exit code."""

@@ -149,6 +149,7 @@ def test_help_describes_every_option_in_80_columns(anywhere: Certjob, words: tup
     assert (result.returncode, result.stderr) == (0, "")
     assert max(map(len, result.stdout.splitlines())) <= 80
     assert all(each.help for each in (command, *command.params))
+    assert not any("[" in each.help for each in command.params), "Rich would read markup, and print nothing"
 
 
 NEEDED = {"resync": "M1", "preview": "M1", "explain": "M1", "set": "hlf", "show": "hlf", "load": "x.csv"}

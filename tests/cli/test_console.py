@@ -41,7 +41,7 @@ OFF = Output(quiet=False)
 )
 def test_any_text_becomes_one_harmless_line(text: str, shown: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Letters are kept. Characters that control a terminal or are invisible become a mark, also in errors."""
-    say("certjob run", f"it said:\n\t{text}", event="failed")
+    say("certjob run", f"it said:\n\t{text}", level="failed")
 
     assert harmless(text) == shown
     assert capsys.readouterr() == ("", f"certjob run: it said: {shown}\n")
