@@ -91,3 +91,7 @@ AcceptDate = Annotated[
 ]
 Csv = Annotated[bool, typer.Option("--csv", help="Print CSV (RFC 4180, UTF-8) with a header.")]
 Locale = Literal["nb", "nn", "en"]
+HiddenByHand = Annotated[
+    bool, typer.Option("--hidden-by-hand", help="Store that a person has hidden the contact; needs --because.")
+]
+HiddenBecause = Annotated[str, typer.Option(metavar="TEXT", help="Why it was hidden by hand.", show_default=False)]

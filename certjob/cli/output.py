@@ -44,7 +44,7 @@ _GLUE: Final = "\ue000"
 """Replaces a space in a command, which must not be broken. ``harmless`` removes it from other texts."""
 _LEAST_WIDTH: Final = 60
 """A narrower terminal breaks the lines, because Rich would cut the columns."""
-_LONGEST_WORD: Final = 60
+_LONGEST_WORD: Final = 70
 """A longer word may be broken."""
 
 

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+A_MONTH: Final = 31
+A_YEAR: Final = 365
+
 
 class Kind(StrEnum):
     """The kinds of alerts, in the order of harm."""
@@ -34,6 +37,8 @@ class KindWords:
     """After any other number."""
     meaning: str
     """What these alerts mean. ``{mentors}`` is their number."""
+    longest_days: int = 0
+    """For how many days someone may acknowledge an alert. Never if someone may be visible who must not be."""
     section: str | None = None
     """The section of a coordinator's digest, or None if only an operator can act."""
 
@@ -75,44 +80,52 @@ WORDS: Final[Mapping[Kind, KindWords]] = {
     Kind.UNKNOWN_CONTACTS: KindWords(
         one="contact on the portal does not belong to any mentor",
         many="contacts on the portal do not belong to any mentor",
+        longest_days=A_YEAR,
         meaning="certjob reads the portal every night, but never hides a contact that belongs to no mentor.",
     ),
     Kind.PORTAL_NOT_READ: KindWords(
         one="portal was not read for three days",
         many="portals were not read for three days",
+        longest_days=A_MONTH,
         meaning="certjob does not know whether someone has changed the portal by hand.",
     ),
     Kind.SECRET_ENDS: KindWords(
         one="client secret ends within 30 days",
         many="client secrets end within 30 days",
+        longest_days=A_MONTH,
         meaning="After its last day, certjob can show and hide no one on the portal.",
     ),
     Kind.MAY_BE_HIDDEN: KindWords(
         one="mentor may still be hidden on the portal",
         many="mentors may still be hidden on the portal",
+        longest_days=A_MONTH,
         meaning="{mentors} should be visible, but the portal has not confirmed that it shows them.",
         section="hidden",
     ),
     Kind.FAILED_REMINDERS: KindWords(
         one="reminder was not delivered",
         many="reminders were not delivered",
+        longest_days=A_MONTH,
         meaning="These mentors have not received the mail about their certificate.",
         section="undelivered",
     ),
     Kind.FAILED_DIGESTS: KindWords(
         one="digest was not delivered",
         many="digests were not delivered",
+        longest_days=A_MONTH,
         meaning="These coordinators have not received the news about their mentors.",
     ),
     Kind.WAITING_REMINDERS: KindWords(
         one="reminder has waited for more than a day",
         many="reminders have waited for more than a day",
+        longest_days=A_MONTH,
         meaning=_NOT_SENT,
         section="undelivered",
     ),
     Kind.WAITING_DIGESTS: KindWords(
         one="digest has waited for more than a day",
         many="digests have waited for more than a day",
+        longest_days=A_MONTH,
         meaning=_NOT_SENT,
     ),
 }

@@ -37,14 +37,17 @@ class Advice:
         next_try: str = "",
         message: Literal["reminder", "digest"] = "reminder",
         command: str = "",
-        alert: str = "ALERT",
+        by_hand: str = "",
+        acknowledge: str = "",
     ) -> str:
         """Return what to do.
 
         ``resync`` is a command, ``command`` the one that permits held changes, ``next_try`` the time of the next
-        attempt, ``message`` the undelivered message, and ``alert`` the id of the alert.
+        attempt, ``message`` the undelivered message, ``by_hand`` the command that confirms a hide by hand, and
+        ``acknowledge`` the one that mutes this alert.
         """
-        words = {"resync": resync, "next_try": next_try, "command": command, "alert": alert}
+        words = {"resync": resync, "next_try": next_try, "command": command, "by_hand": by_hand}
+        words |= {"acknowledge": acknowledge}
         filled: str = self.action.format(**words, message=message, address=_ADDRESS[message])
         return filled
 
@@ -145,13 +148,13 @@ _ADVICE: Final[Mapping[str, Advice]] = {
         Advice(
             cause=Cause.HIDE_BY_HAND,
             why="certjob can no longer hide this contact.",
-            action="Hide it in Dynamics, then run `certjob acknowledge {alert} --because TEXT`.",
+            action="Hide it in Dynamics, then run {by_hand}.",
             says_all=True,
         ),
         Advice(
             cause="unknown_contact",
             why="This contact is visible, but belongs to no mentor of an organisation with a portal.",
-            action="Hide it in Dynamics, or run `certjob acknowledge {alert} --because TEXT`.",
+            action="Hide it in Dynamics, or run {acknowledge}.",
         ),
         Advice(cause="not_read", action="Run `certjob reconcile`, then check its cron line.", says_all=True),
         Advice(

@@ -4,7 +4,7 @@ import json
 import logging
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from uuid import UUID
@@ -17,7 +17,7 @@ from certjob.database import Connection
 from certjob.domain.alert_kinds import Kind
 from certjob.errors import CertjobError, DatabaseUnavailableError, Outcome, StageEnd
 from certjob.jobs.job import Advance, Job
-from certjob.jobs.report import DeliverReport, Report, RunReport, Told
+from certjob.jobs.report import DeliverReport, Report, RunReport
 from certjob.outbox.claims import StageStop
 from certjob.outbox.open_work import read_open_work
 from certjob.redaction import printed_line, without_secrets
@@ -83,24 +83,19 @@ def recorded(
             database.execute(connection, "start_job_run", row)
             if everybody:
                 make_everybody_due(connection, organisation_id)
-            stops = {key for (key,) in database.fetch(connection, "read_known_stops", {"today": report.today})}
     except database.CONTENTION as error:
         message = "another session has locked the table job_runs"
         if everybody:
             message = "all mentors must be reviewed, but another session has locked some of them"
         raise DatabaseUnavailableError(message, next_step="end that session and run again") from error
     logger.info("the run has begun", extra={"run_id": str(report.run_id)} | begun)
-    if isinstance(report, DeliverReport):
-        report.told = Told(stops=stops)
     try:
         yield replace(job, phase=Heartbeat(job).phase)
         try:
             with database.transaction(connection, lock_timeout_ms=_LOCK_TIMEOUT_MS):
                 report.open_work = read_open_work(connection)
-                if isinstance(report, RunReport):
-                    _read_alerts(connection, report, organisation=organisation, stops=stops)
-                elif isinstance(report, DeliverReport):
-                    _read_overdue(connection, report)
+                if isinstance(report, RunReport | DeliverReport):
+                    _read_alerts(connection, report, is_full_run=report.command == "run" and organisation is None)
         except database.CONTENTION:
             report.stopped.append(StageStop(stage="alerts", code=StageEnd.LOCKED, reason=_NOT_READ))
     except BaseException as error:
@@ -114,28 +109,21 @@ def recorded(
     database.persist(connection, lambda: _record_end(connection, report, report.outcome, lines=report.lines()))
 
 
-def _read_overdue(connection: Connection, report: DeliverReport) -> None:
-    """Add the overdue run to the first report of a delivery on this day."""
+def _read_alerts(connection: Connection, report: RunReport | DeliverReport, *, is_full_run: bool) -> None:
+    """Add the alerts, and what the commands of this day have printed. The first full run prints everything."""
+    printed = database.fetch(connection, "read_told", {"today": report.today})
+    if not (is_full_run and not any(is_full for _, is_full in printed)):
+        report.told = frozenset(key for keys, _ in printed for key in keys)
     attention = read_attention(connection, today=report.today)
-    report.new_alerts = attention.counts[Kind.NO_FULL_RUN].new
-    report.overdue = attention.overdue if report.new_alerts else ""
-
-
-def _read_alerts(connection: Connection, report: RunReport, *, organisation: str | None, stops: Set[str]) -> None:
-    """Add the alerts to the report of a run. The first run of a day prints all of them."""
-    this_day = {"today": report.today, "organisation": organisation}
-    if not database.fetch_value(connection, "is_first_report", this_day):
-        report.told = Told(stops=stops, old_alerts=True)
-    acknowledgements = database.fetch(connection, "list_acknowledgements")
-    if acknowledgements:
-        database.execute(connection, "end_acknowledgements", {"today": report.today})
-    report.acknowledged_in_app = {
-        alert_id: f"{alert_id}: user {who} has acknowledged it until {until}; see `certjob alerts --acknowledged`"
-        for alert_id, who, until, is_told in acknowledgements
-        if not is_told
-    }
-    report.attention = read_attention(connection, today=report.today)
-    report.new_alerts = [alert for count in report.attention.counts.values() for alert in count.new]
+    if isinstance(report, DeliverReport):
+        report.overdue = dict.fromkeys(attention.keys(Kind.NO_FULL_RUN), attention.overdue)
+        return
+    report.attention = attention
+    if is_full_run:
+        report.confirmed = [
+            f"{slug}: {member_no} was hidden by hand, as user {who} said on {at:%Y-%m-%d}; see `certjob explain`"
+            for slug, member_no, who, at in database.fetch(connection, "read_confirmed_by_coordinators")
+        ]
 
 
 def _record_end(connection: Connection, report: Report, outcome: Outcome, *, lines: Sequence[str]) -> None:
@@ -150,12 +138,6 @@ def _record_end(connection: Connection, report: Report, outcome: Outcome, *, lin
 
 
 def note_told(connection: Connection, report: Report) -> None:
-    """Record that the lines of a run were printed. Later runs of the day do not repeat them."""
-    ids, fingerprints = ([alert[number] for alert in report.new_alerts] for number in (0, 1))
-    told = {"today": report.today, "alert_ids": ids, "fingerprints": fingerprints}
+    """Record that the lines of a command were printed. Later ones of the day do not repeat them."""
     with suppress(psycopg.Error), database.transaction(connection):  # the next run prints them again
-        database.execute(connection, "note_told", {"id": report.run_id})
-        database.execute(connection, "note_told_alerts", told)
-        told_now = {"alert_ids": list(report.acknowledged_in_app)}
-        database.execute(connection, "note_told_acknowledgements", told_now)
-        database.execute(connection, "forget_told_alerts", {"today": report.today})
+        database.execute(connection, "note_told", {"id": report.run_id, "keys": report.keys()})

@@ -1,7 +1,5 @@
 """Copy the facts from an app's own tables, if docs/examples/mirror.sql is installed."""
 
-from datetime import date
-
 import psycopg
 
 from certjob import database
@@ -15,18 +13,15 @@ _WITHOUT_VALUES = frozenset(["0A", "21", "42", "53", "55", "57"])
 """SQLSTATE classes whose messages name objects of the database. Other messages may quote a value of the app."""
 
 
-def copy_facts(connection: Connection, *, today: date) -> list[StageStop]:
-    """Call ``certjob_mirror.sync()``; store and return the reason of a failure, or the facts that were not copied.
-
-    An acknowledged problem is not returned again.
-    """
+def copy_facts(connection: Connection) -> list[StageStop]:
+    """Call ``certjob_mirror.sync()``; store and return the reason of a failure, or the facts that were not copied."""
     has_right_owner = database.fetch_value(connection, "find_mirror")
     if has_right_owner is None:
         return []
     stops = _copy(connection, has_right_owner=has_right_owner)
-    copy = {"problem": stops[0].fault if stops else None, "today": today}
-    is_known = database.persist(connection, lambda: database.fetch_value(connection, "note_copy", copy))
-    return [] if is_known else stops
+    copy = {"problem": stops[0].fault if stops else None}
+    database.persist(connection, lambda: database.execute(connection, "note_copy", copy))
+    return stops
 
 
 def _copy(connection: Connection, *, has_right_owner: bool) -> list[StageStop]:

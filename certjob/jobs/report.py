@@ -20,18 +20,7 @@ from certjob.review.attention import Attention
 from certjob.review.plan import LOCKED, PlannedChange, ReviewCounts
 from certjob.sorting import SortedRows
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Told:
-    """What other runs of the same day have printed."""
-
-    stops: Set[str] = frozenset()
-    """The keys of stops that are not over."""
-    old_alerts: bool = False
-    """The alerts that are not new."""
-
-
-NOTHING = Told()
+NOTHING: Set[str] = frozenset()
 SEE_ALERTS = "; see `certjob alerts`"
 _MOST_NAMES = 5
 
@@ -70,13 +59,13 @@ class Report:
     stopped: list[StageStop] = field(default_factory=list)
     crashed: bool = False
     """Whether a stage ended with an unexpected error."""
-    new_alerts: Sequence[tuple[str, str]] = ()
-    """The id and the fingerprint of each alert of this report that no other run of this day has printed."""
-    acknowledged_in_app: Mapping[str, str] = field(default_factory=dict)
-    """A line for each alert that a coordinator has acknowledged and no run has printed, by id. No exit code has it."""
+    told: Set[str] = NOTHING
+    """The keys of alerts and stops that this command does not print again, because one of this day has printed them."""
+    confirmed: Sequence[str] = ()
+    """A line for each hide that a coordinator has confirmed and no run has printed. No exit code has it."""
     _started: float = field(default_factory=time.monotonic)
 
-    def lines(self, told: Told = NOTHING) -> list[str]:
+    def lines(self, told: Set[str] = NOTHING) -> list[str]:
         """Return one line for each reason for attention, without those that have been told."""
         return [*self.held, *self._stops(told), *_named(self.review), *self._failed(), *self._lost()]
 
@@ -88,7 +77,11 @@ class Report:
     @property
     def news(self) -> list[str]:
         """Return the lines that cron mails."""
-        return self.reasons
+        return self.lines(self.told)
+
+    def keys(self) -> list[str]:
+        """Return the keys of the alerts and stops that this report names."""
+        return [stop.key for stop in self.stopped]
 
     @property
     def outcome(self) -> Outcome:
@@ -106,23 +99,14 @@ class Report:
         return round(time.monotonic() - self._started, 3)
 
     def to_counts(self) -> dict[str, Any]:
-        """Return the numbers of the JSON document, the keys of the stops, and the stages that did something.
-
-        An earlier stop of a stage is over once the stage has done something. It has no data about people.
-        """
+        """Return the numbers of the JSON document, and the corrected mentors. It has no data about people."""
         document = self.to_document()
         parts = ("mentors", "certificates", "reminders", "read", "differences", "portal", "digests")
-        counts = {name: document[name] for name in parts if name in document}
-        sent = sum(counts.get(name, {}).get("sent", 0) for name in ("reminders", "digests"))
-        worked = {"portal": self.portal.delivered, "mail": sent, "alerts": "alerts" in document}
         corrected: dict[str, list[str]] = defaultdict(list)
         for each in self.corrections:
             corrected[each.what].append(str(each.mentor_id))
-        return counts | {
-            **({"corrected": corrected} if corrected else {}),
-            "stop_codes": [stop.key for stop in self.stopped],
-            "worked": [stage for stage, number in worked.items() if number],
-        }
+        counts = {name: document[name] for name in parts if name in document}
+        return counts | ({"corrected": corrected} if corrected else {})
 
     def to_document(self) -> dict[str, Any]:
         """Return the JSON document, with only the parts that the command has."""
@@ -155,8 +139,8 @@ class Report:
             document["error"] = {"code": StageEnd.CRASH, "message": "; ".join(crashes), "next_step": None}
         return document
 
-    def _stops(self, told: Told) -> list[str]:
-        return [str(stop) for stop in self.stopped if stop.code is StageEnd.CRASH or stop.key not in told.stops]
+    def _stops(self, told: Set[str]) -> list[str]:
+        return [str(stop) for stop in self.stopped if stop.code is StageEnd.CRASH or stop.key not in told]
 
     def _failed(self, *, pushes: int | None = None, see: str = SEE_ALERTS) -> list[str]:
         """Return the numbers of failures; of ``pushes`` instead of all failed ones, if given."""
@@ -175,26 +159,29 @@ class RunReport(Report):
     command: str = "run"
     attention: Attention | None = None
     """All alerts at the end of the run, or None if it has not read them."""
-    told: Told = NOTHING
     changes: SortedRows[PlannedChange] = field(default_factory=lambda: SortedRows(PlannedChange.sort_key))
     """The changes that a dry run has planned."""
 
-    def lines(self, told: Told = NOTHING) -> list[str]:
+    def lines(self, told: Set[str] = NOTHING) -> list[str]:
         """Return the lines. Each reason has one: alerts follow only where no line of this run says the same."""
         review, attention = self.review, self.attention
         if attention is None:
             return Report.lines(self, told)
-        kinds = {kind for kind, count in attention.counts.items() if count.new or not told.old_alerts}
+        about = attention.lines(told)
         said = {Kind.HELD} | {Kind.FACTS_MISSING for stop in self.stopped if stop.stage == "mirror"}
         if attention.counts[Kind.NEVER_REVIEWED].number <= len(review.skipped) + len(review.broken):
             said.add(Kind.NEVER_REVIEWED)
         return [
-            *(attention.held if Kind.HELD in kinds else ()),
+            *(attention.held if Kind.HELD in about else ()),
             *self._stops(told),
-            *(_named(review, known=attention.known_mentors) if Kind.NEVER_REVIEWED in kinds else ()),
-            *(line for kind, line in attention.lines(only_new=told.old_alerts).items() if kind not in said),
+            *(_named(review) if Kind.NEVER_REVIEWED in about else ()),
+            *(line for kind, line in about.items() if kind not in said),
             *self._lost(),
         ]
+
+    def keys(self) -> list[str]:
+        """Return the keys of the stops and of all alerts."""
+        return [*Report.keys(self), *(self.attention.keys() if self.attention is not None else ())]
 
     @property
     def news(self) -> list[str]:
@@ -227,28 +214,28 @@ class RunReport(Report):
 
 @dataclass(slots=True, kw_only=True)
 class DeliverReport(Report):
-    """The report of ``deliver``. It leaves out what has been told, because cron starts one every 15 minutes."""
+    """The report of ``deliver``. It prints only news, because cron starts one every 15 minutes."""
 
     command: str = "deliver"
-    overdue: str = ""
-    """The alert of an overdue full run, unless another delivery of this day has reported it."""
-    told: Told = NOTHING
+    overdue: Mapping[str, str] = field(default_factory=dict)
+    """The line about an overdue full run, by its key."""
 
-    def lines(self, told: Told = NOTHING) -> list[str]:
-        """Return the lines; of the failed pushes only those that are news."""
-        failed = self._failed(pushes=self.portal.news)
-        return [*filter(None, [self.overdue]), *self.held, *self._stops(told), *failed, *self._lost()]
+    def lines(self, told: Set[str] | None = None) -> list[str]:
+        """Return the lines; with ``told``, of the failed pushes only those that are news."""
+        failed = self._failed() if told is None else self._failed(pushes=self.portal.news)
+        told = told or NOTHING
+        overdue = [line for key, line in self.overdue.items() if key not in told]
+        return [*overdue, *self.held, *self._stops(told), *failed, *self._lost()]
 
-    @property
-    def reasons(self) -> list[str]:
-        """Return the lines that no other run of this day has printed."""
-        return self.lines(self.told)
+    def keys(self) -> list[str]:
+        """Return the keys of the stops and of an overdue full run."""
+        return [*Report.keys(self), *self.overdue]
 
     def to_document(self) -> dict[str, Any]:
         reminders = asdict(self.mail.reminders) | {"pending": self.open_work["reminders"].pending}
         after = self.mail.to_document(self.open_work)
         document = self._document(before={"reminders": reminders}, portal={}, after=after)
-        return document | {"stopped": [*filter(None, [self.overdue]), *document["stopped"]]}
+        return document | {"stopped": [*self.overdue.values(), *document["stopped"]]}
 
 
 @dataclass(slots=True, kw_only=True)
@@ -259,7 +246,7 @@ class RetryReport(Report):
     reopened: int = 0
     """The number of reopened pushes."""
 
-    def lines(self, told: Told = NOTHING) -> list[str]:
+    def lines(self, told: Set[str] = NOTHING) -> list[str]:
         return [*self.held, *self._stops(told), *self._failed(see=""), *self._lost()]
 
     def to_document(self) -> dict[str, Any]:
@@ -284,7 +271,7 @@ class ReconcileReport(Report):
     comparison: Comparison | None = None
     """None if the portal could not be read."""
 
-    def lines(self, told: Told = NOTHING) -> list[str]:
+    def lines(self, told: Set[str] = NOTHING) -> list[str]:
         """Return the lines, in a dry run only those about the reading."""
         differences = [] if self.comparison is None or self.dry_run else _differing(self.comparison)
         return [*self.held, *self._stops(told), *differences, *self._failed(), *self._lost()]
@@ -317,14 +304,10 @@ def _differing(comparison: Comparison) -> list[str]:
     return lines + _listed([each.member_no for each in comparison.locked], f"mentor is {again}", f"mentors are {again}")
 
 
-def _named(review: ReviewCounts, *, known: Set[UUID] = frozenset()) -> list[str]:
-    """Return the skipped and the broken mentors by id, without acknowledged ones (``known``).
-
-    Each line has the first five ids, because the JSON document has all of them.
-    """
-    broken = [f"{mentor_id} ({reason})" for mentor_id, reason in review.broken.items() if mentor_id not in known]
-    skipped = [mentor_id for mentor_id in review.skipped if mentor_id not in known]
-    lines = _listed(skipped, f"mentor was skipped ({LOCKED})", f"mentors were skipped ({LOCKED})")
+def _named(review: ReviewCounts) -> list[str]:
+    """Return the skipped and the broken mentors by id, the first five of each. The JSON document has all of them."""
+    broken = [f"{mentor_id} ({reason})" for mentor_id, reason in review.broken.items()]
+    lines = _listed(review.skipped, f"mentor was skipped ({LOCKED})", f"mentors were skipped ({LOCKED})")
     return lines + _listed(broken, "mentor could not be processed", "mentors could not be processed")
 
 

@@ -97,7 +97,7 @@ def review(
     job: Job, report: RunReport, *, organisation_id: UUID | None = None, allow: Mapping[str, int] = Counter()
 ) -> None:
     """Copy the facts of an app, and review the due mentors. Raises StoppedBySignalError."""
-    report.stopped += copy_facts(job.connection, today=job.today)
+    report.stopped += copy_facts(job.connection)
     on_progress = job.phase("Reviewing mentors")  # includes the guard's count
     guard = MassChangeGuard(job.connection, today=job.today, run_id=job.run_id, allow=allow)
     guard.examine(organisation_id)
@@ -137,6 +137,7 @@ def retry_all(job: Job) -> RetryReport:
     report = RetryReport(run_id=job.run_id, today=job.today)
     wrong_day = why_wrong_day(job.connection, job.today, zone=job.zone, accept_date=None)
     with recorded(job, report) as beating:
+        database.persist(job.connection, lambda: database.execute(job.connection, "forget_acknowledged_pushes"))
         report.reopened = PortalSyncService(job.connection, run_id=job.run_id).reopen_all()
         push(beating, report, seconds=job.deadline_seconds, wrong_day=wrong_day)
     return report

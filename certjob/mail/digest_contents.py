@@ -16,7 +16,7 @@ from certjob.mail.messages.content import Words, digest_words
 
 EXPIRING_WITHIN_DAYS = 30
 REPORTED_AGAIN_AFTER_DAYS = 7
-"""After this number of days without a digest, open items are sent again."""
+"""After this number of days without a digest, open items are sent again. A contact of no mentor is listed as often."""
 FIRST_DIGEST_DAYS = 30
 """How far a coordinator's first digest looks back."""
 OVERLAP_DAYS = 2
@@ -54,6 +54,8 @@ class Digest:
     """The number of acknowledged alerts, and the day on which the first returns."""
     sections: Mapping[str, Sequence[Words]]
     """Mentors paused or reinstated since the last digest, and everything that is open now."""
+    news: Mapping[str, Sequence[Words]]
+    """Those rows of the sections that have a key that the last digest has not reported."""
     keys: Set[str]
     """The keys of everything in the digest, and of the pauses that earlier digests reported."""
     has_news: bool
@@ -63,6 +65,7 @@ class Digest:
         """Return the variables of the templates. The options are those of ``digest_words``."""
         return digest_words(
             self.sections,
+            news=self.news,
             language=self.coordinator.locale,
             name=self.coordinator.full_name,
             organisation=self.coordinator.organisation_name,
@@ -100,8 +103,10 @@ def _read_digest(connection: Connection, coordinator: DigestRecipient, *, today:
     def read(name: str) -> list[Words]:
         return database.fetch(connection, name, window, into=dict)
 
+    reported = frozenset(coordinator.reported)
+
     def new(rows: Sequence[Words]) -> list[Words]:
-        return [row for row in rows if row["key"] not in coordinator.reported]
+        return [row for row in rows if not reported.issuperset(_keys(row))]
 
     pushes, paused, expiring = read("read_pending_pushes"), read("read_paused_mentors"), read("read_expiring_mentors")
     ids = [row["id"] for row in (*paused, *expiring)]
@@ -121,19 +126,33 @@ def _read_digest(connection: Connection, coordinator: DigestRecipient, *, today:
         "paused": [row | {"lapses": _lapses(mentors.get(row["id"]), today=today)} for row in paused],
         "reinstated": read("read_reinstated_mentors"),
         "corrected": read("read_corrected_mentors"),
+        "by_hand": read("read_hidden_by_hand"),
         "uncertified": read("read_uncertified_mentors"),
         "expiring": sorted(_expiring(expiring, mentors, today=today), key=lambda row: tuple(row.values())),
     }
-    open_keys, keys = ({row["key"] for rows in part.values() for row in rows} for part in (is_open, sections))
+    keys = {key for rows in sections.values() for row in rows for key in _keys(row)}
     is_week_over = last is None or (today - last).days >= REPORTED_AGAIN_AFTER_DAYS
+    news = {name: new(rows) for name, rows in sections.items()}
+    unknown = [
+        row
+        for row in sections["unknown"]
+        if row in news["unknown"] or is_week_over or (today - row["since"].date()).days % REPORTED_AGAIN_AFTER_DAYS == 0
+    ]
     ((number, returns_on),) = database.fetch(connection, "count_acknowledged_of", window)
     return Digest(
         coordinator=coordinator,
         acknowledged=(number, returns_on),
-        sections=sections | {name: new(sections[name]) for name in ("paused", "reinstated", "corrected")},
+        sections=sections | {name: news[name] for name in ("paused", "reinstated", "corrected")} | {"unknown": unknown},
+        news=news,
         keys=keys,
-        has_news=not keys <= set(coordinator.reported) or (bool(open_keys) and is_week_over),
+        has_news=any(news.values()) or (is_week_over and any(is_open.values())),
     )
+
+
+def _keys(row: Words) -> Sequence[str]:
+    """Return the keys of a row: of a problem those of its alert. A hide by hand has none, because it is no news."""
+    keys: Sequence[str] = row.get("keys") or list(filter(None, [row.get("key")]))
+    return keys
 
 
 def _lapses(mentor: Mentor | None, *, today: date) -> list[Words]:

@@ -228,18 +228,16 @@ def store(connection: Connection, comparison: Comparison) -> None:
         "visible": [*reading.visible_until],
         "dates": reading.dates,
         "secret_until": reading.secret_until if isinstance(reading.secret_until, date) else None,
-        "held": bool(comparison.held),
+        "is_doubtful": comparison.is_doubtful,
     }
     contacts = {"read_at": reading.read_at, "contacts": [*comparison.unknown, *comparison.acknowledged]}
 
     def write() -> None:
-        database.execute(connection, "renew_edited_hides", parameters)
         database.execute(connection, "store_portal_reading", parameters)
         if not reading.dates:
             database.execute(connection, "forget_days_on_portal", {"read_at": reading.read_at})
         database.execute(connection, "store_unknown_contacts", contacts)
         if not comparison.is_doubtful:
             database.execute(connection, "note_gone_contacts", {"read_at": reading.read_at})
-        database.execute(connection, "forget_acknowledged_contacts")
 
     persist(connection, write)

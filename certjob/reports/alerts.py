@@ -26,6 +26,8 @@ _COLUMNS = {"alert_id": "Alert", "who": "Mentor", "day": "Day", "since": "Since"
 _COLUMNS |= {"acknowledged_until": "Muted until", "acknowledged_because": "Because"}
 _HELD: Final = {"alert_id": "Held back by", "member_no": "No.", "full_name": "Name", "reason": "Reason"}
 
+_BY_HAND: Final = " --hidden-by-hand --because TEXT"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alert:
@@ -53,8 +55,6 @@ class Alert:
     number: int | None
     """The number that ``--allow`` permits, or the number of mentors who must not be visible and may still be."""
     day: date | None
-    fingerprint: str
-    """What a person sees in the alert. An acknowledgement ends when it changes."""
     acknowledged_until: date | None
     acknowledged_because: str | None
 
@@ -74,12 +74,14 @@ class Alert:
 
     def what_to_do(self, *, next_try: str, others: bool = False) -> str:
         """Return the action. ``next_try`` is the time of the next attempt; with ``others``, there are more alerts."""
+        more = " and so on" if others else ""
         return self.advice.advise(
-            resync=resync_command(self.member_no or "", self.organisation or "") + (" and so on" if others else ""),
+            resync=resync_command(self.member_no or "", self.organisation or "") + more,
+            by_hand=resync_command(self.member_no or "", self.organisation or "", more=_BY_HAND) + more,
             next_try=next_try,
             message="digest" if self.kind is Kind.FAILED_DIGESTS else "reminder",
             command=holds.command(self.cause, self.organisation or "", allow=self.number or 0),
-            alert=shlex.quote(self.alert_id),
+            acknowledge=f"`certjob acknowledge {shlex.quote(self.alert_id)} --because TEXT --until DATE`",
         )
 
     def to_document(self) -> dict[str, Any]:
@@ -103,12 +105,9 @@ class HeldMentor:
     since: datetime
 
 
-def held_mentors(
-    connection: Connection, *, today: date, acknowledged: bool = False, most: int | None = None
-) -> Iterator[HeldMentor]:
-    """Yield the mentors of the open or the acknowledged holds, at most ``most`` of each, the most harmful first."""
-    parameters = {"today": today, "acknowledged": acknowledged, "most": most}
-    return database.stream(connection, "list_held_mentors", parameters, into=HeldMentor)
+def held_mentors(connection: Connection, *, today: date) -> Iterator[HeldMentor]:
+    """Yield the mentors of the holds, the most harmful first."""
+    return database.stream(connection, "list_held_mentors", {"today": today}, into=HeldMentor)
 
 
 def collect_alerts(
@@ -135,12 +134,12 @@ def count_acknowledged(connection: Connection, *, today: date) -> int:
     return int(database.fetch_value(connection, "count_acknowledged", {"today": today}))
 
 
-def resync_command(member_no: str, organisation: str) -> str:
+def resync_command(member_no: str, organisation: str, *, more: str = "") -> str:
     """Return the command that pushes one mentor now, in backquotes.
 
     It names the organisation, because member numbers are unique only within one.
     """
-    return f"`certjob resync {shlex.quote(member_no)} --organisation {organisation}`"
+    return f"`certjob resync {shlex.quote(member_no)} --organisation {organisation}{more}`"
 
 
 def alerts_page(
@@ -199,8 +198,9 @@ def _about(alert: Alert) -> str:
 
 
 def _acknowledged(alert: Alert) -> str:
-    until = f" until {alert.acknowledged_until}" if alert.acknowledged_until else ""
-    return f"acknowledged{until}: {alert.acknowledged_because}" if alert.acknowledged_because is not None else ""
+    if alert.acknowledged_until is None:
+        return ""
+    return f"acknowledged until {alert.acknowledged_until}: {alert.acknowledged_because}"
 
 
 def _acknowledged_words(count: int) -> str:
@@ -233,7 +233,8 @@ def _group_parts(group: Sequence[Alert], *, now: datetime) -> Iterator[Line | Ta
         failed_at = max((alert.last_failed_at for alert in group if alert.last_failed_at), default=None)
         when = moment_words(failed_at.astimezone(now.tzinfo), now.date()) if failed_at else ""
         yield Line(f"{group[0].error}", head=f"Last failure {when}: " if when else "Reason: ", indent="  ")
-    rows = ({**asdict(alert), "who": _who(alert)} for alert in group)
+    has_day = group[0].kind is Kind.UNKNOWN_CONTACTS  # in its long id
+    rows = ({**asdict(alert), "who": _who(alert), "since": None if has_day else alert.since} for alert in group)
     yield Table(rows, _COLUMNS | ({"error": "Reason"} if len(reasons) > 1 else {}), most=MOST_ROWS, count=len(group))
 
 

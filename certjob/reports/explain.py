@@ -102,6 +102,11 @@ class Portal:
     visible_until: date | None
     confirmed: bool | None
     confirmed_at: datetime | None
+    hidden_by: str | None
+    """Who has hidden the contact by hand, if that is the last confirmation, and why."""
+    hidden_because: str | None
+    not_read_since: bool
+    """Whether no later reading has confirmed it."""
     read_at: datetime | None
     was_shown: bool | None
     resolved_failures: int
@@ -475,7 +480,12 @@ def _portal_lines(explained: Explanation, moment: _Moment) -> Iterator[Line]:
     if portal.confirmed is None or portal.confirmed_at is None:
         yield _item("the portal has not confirmed a push yet")
     else:
-        yield _item(f"the portal last confirmed: {shown[portal.confirmed]}, {moment(portal.confirmed_at)}")
+        at, by = moment(portal.confirmed_at), portal.hidden_by
+        if by is None:
+            yield _item(f"the portal last confirmed: {shown[portal.confirmed]}, {at}")
+        else:
+            unread = ", not read since" if portal.not_read_since else ""
+            yield _item(f"hidden by hand, confirmed by {by} {at}{unread}: {portal.hidden_because}")
     if portal.has_portal and portal.read_at is not None and portal.was_shown is not None:
         saw = "visible" if portal.was_shown else "not visible"
         yield _item(f"the portal was last read {moment(portal.read_at)}: the mentor was {saw}")

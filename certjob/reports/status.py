@@ -107,6 +107,8 @@ class SystemStatus:
     """The number of active mentors who have never had a certificate that counts."""
     first_without_certificate: Sequence[str]
     """At most five of them, for example ``hlf M1042``."""
+    hidden_by_hand: Sequence[dict[str, Any]]
+    """Hides that someone has made by hand, and that no later reading has confirmed."""
     exposure: Exposure
 
     @property
@@ -152,6 +154,7 @@ def read_status(connection: Connection, *, today: date, zone: tzinfo = UTC, max_
             overdue=attention.overdue,
             without_certificate=without_certificate[0][1] if without_certificate else 0,
             first_without_certificate=[name for name, _ in without_certificate],
+            hidden_by_hand=database.fetch(connection, "list_hidden_by_hand", into=dict),
             exposure=database.fetch(connection, "read_exposure", exposures, into=Exposure)[0],
         )
 
@@ -203,6 +206,8 @@ def _figures(status: SystemStatus, zone: tzinfo) -> Iterator[tuple[str, str]]:
         mentors, names = number(status.without_certificate, "active mentor"), list(status.first_without_certificate)
         more = ["…"] if status.without_certificate > len(names) else []
         yield "without a certificate", f"{mentors}, hidden on every portal: {', '.join(names + more)}"
+    for hidden in status.hidden_by_hand:
+        yield "hidden by hand", f"{hidden['mentor']}, confirmed by {hidden['by']}, not read since"
     if status.exposure.mentors:
         yield "exposure", _exposure_words(status.exposure)
     if status.acknowledged:

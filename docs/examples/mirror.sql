@@ -225,7 +225,7 @@ BEGIN
     member := NULL;
     FOR app IN
         SELECT o.slug, array_agg(m.id) AS ids, count(*) FILTER (WHERE m.left_at IS NULL) AS mentors,
-            count(*) FILTER (WHERE m.left_at IS NULL AND m.id <> ALL (kept) AND (
+            array_agg(m.member_no ORDER BY m.member_no) FILTER (WHERE m.left_at IS NULL AND m.id <> ALL (kept) AND (
                 w.id IS NULL OR w.organisation_id <> m.organisation_id
                 OR m.id IN (SELECT l.mentor_id FROM certjob_mirror.lost_certificates AS l)
             )) AS losing
@@ -234,14 +234,15 @@ BEGIN
         LEFT JOIN certjob_mirror.all_mentors AS w ON w.id = m.id
         GROUP BY o.slug ORDER BY o.slug
     LOOP
-        CONTINUE WHEN app.losing <= greatest(
+        CONTINUE WHEN coalesce(cardinality(app.losing), 0) <= greatest(
             CASE WHEN EXISTS (SELECT FROM certjob_mirror.mentors) THEN greatest(5, app.mentors / 10) ELSE 0 END,
             CASE WHEN app.slug = allowed_organisation THEN allowed_mentors END
         );
         kept := kept || app.ids;
         problem := format('%s of %s mentors of %s would be deleted, be moved or lose a certificate, so certjob keeps'
-            ' all of these; if the app is right: SELECT * FROM certjob_mirror.sync(%L, %s)',
-            app.losing, app.mentors, app.slug, app.slug, app.losing);
+            ' all of these; if the app is right: SELECT * FROM certjob_mirror.sync(%L, %s). Mentors: %s',
+            cardinality(app.losing), app.mentors, app.slug, app.slug, cardinality(app.losing),
+            array_to_string(app.losing[:20], ', ') || CASE WHEN cardinality(app.losing) > 20 THEN ', …' ELSE '' END);
         RETURN NEXT;
     END LOOP;
 

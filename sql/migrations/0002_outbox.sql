@@ -124,6 +124,8 @@ CREATE TABLE certjob.portal_sync_events (
     claim_contact_id  uuid,  -- the contact of the call in flight
     wanted_at         timestamptz NOT NULL DEFAULT now(),
     delivered_at      timestamptz,
+    hidden_by         text,  -- who has said that the contact was hidden by hand, which counts as delivered
+    hidden_because    text,
     -- The portal shows the contact at least until sure_until and at most until shown_until: 0001-01-01 is hidden, and
     -- infinity no known day. Each claim widens the range, because its answer may be lost; a confirmation ends that. A new
     -- event continues the range of the last one. Without a column for the day, a portal knows only these two values.
@@ -146,8 +148,8 @@ CREATE INDEX portal_sync_events_due_idx ON certjob.portal_sync_events
 CREATE INDEX portal_sync_events_mentor_id_idx ON certjob.portal_sync_events (mentor_id);
 CREATE INDEX portal_sync_events_hidden_idx ON certjob.portal_sync_events (delivered_at)
     WHERE status = 'delivered' AND NOT visible;
-CREATE INDEX portal_sync_events_withdrawn_idx ON certjob.portal_sync_events (mentor_id)
-    WHERE status = 'withdrawn' AND NOT visible;
+CREATE INDEX portal_sync_events_by_hand_idx ON certjob.portal_sync_events (mentor_id)
+    WHERE NOT visible AND (status = 'withdrawn' OR hidden_by IS NOT NULL);
 CREATE INDEX portal_sync_events_in_flight_idx ON certjob.portal_sync_events (claim_contact_id)
     WHERE claim_token IS NOT NULL;
 
@@ -178,7 +180,7 @@ CREATE TABLE certjob.portal_last_reading (
     visible       uuid[] NOT NULL,  -- the contacts that the portal showed
     dates         boolean NOT NULL,  -- whether the portal has a column for the last visible day
     secret_until  date,  -- the last day of the function's client secret; null: unknown
-    held          boolean NOT NULL DEFAULT false  -- the guard held shows, because the reading may be wrong
+    is_doubtful   boolean NOT NULL DEFAULT false  -- it lists fewer than half of those who should be visible
 );
 
 -- Returns the range in which the portal shows a mentor's contact, for a new push: that of the last one to this contact, or
@@ -276,7 +278,7 @@ CREATE TABLE certjob.job_runs (
     outcome      text CHECK (outcome IN ('ok', 'attention', 'failed')),
     counts       jsonb NOT NULL DEFAULT '{}',
     lines        text[] NOT NULL DEFAULT '{}',  -- why it failed, or what needs attention: ids, no personal data
-    told_at      timestamptz  -- when these lines were written to standard error
+    told         text[]  -- the keys of the alerts and stops that it has printed; null: nothing was printed
 );
 CREATE INDEX job_runs_as_of_idx ON certjob.job_runs (as_of);
 CREATE INDEX job_runs_finished_at_idx ON certjob.job_runs (finished_at) WHERE finished_at IS NOT NULL;

@@ -145,6 +145,11 @@ BEGIN
         ON CONFLICT (contact_id) DO UPDATE
         SET first_seen_at = CASE WHEN u.gone_at IS NULL THEN u.first_seen_at ELSE now() END, last_seen_at = now(),
             gone_at = NULL;
+        -- An acknowledged "may be hidden" was about the old contact.
+        DELETE FROM certjob.acknowledgements AS k
+        USING certjob.portal_sync_events AS e
+        WHERE e.mentor_id = NEW.id AND e.status IN ('pending', 'blocked')
+            AND k.alert_id LIKE '%:may_be_hidden:%:' || e.id;
         -- An open push now goes to the new contact. A call in flight for the old contact keeps its lease, but cannot
         -- settle the row, because the version is newer.
         UPDATE certjob.portal_sync_events
@@ -172,7 +177,7 @@ CREATE TRIGGER mentor_updated
     EXECUTE FUNCTION certjob_private.mentor_updated();
 
 -- A mentor can be deleted only if the portal hides them and no intent is open. A hide that is not confirmed is no
--- obstacle if someone has acknowledged its alert, or if another mentor has the contact now.
+-- obstacle if another mentor has the contact now.
 CREATE FUNCTION certjob_private.mentor_deleted() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -195,16 +200,10 @@ BEGIN
                 SELECT FROM certjob.portal_sync_events AS later WHERE later.mentor_id = OLD.id AND later.id > e.id
             )))
             AND (OLD.dynamics_contact_id IS NOT NULL OR NOT certjob_private.contact_is_taken(OLD.id))
-            AND NOT EXISTS (
-                SELECT FROM certjob.all_alerts AS a
-                JOIN certjob.acknowledgements AS k ON k.alert_id = a.alert_id AND k.fingerprint = a.fingerprint
-                WHERE a.mentor_id = OLD.id AND a.kind = 'may_be_visible' AND a.row_id = e.id
-                    AND k.ended_at IS NULL AND (k.until IS NULL OR k.until >= current_date)
-            )
     ) THEN
         RAISE EXCEPTION 'mentor % may still be shown on the portal, because a hide is not confirmed', OLD.id
             USING ERRCODE = 'restrict_violation', HINT = format('set left_at and run `certjob resync %s`; if certjob'
-                ' cannot hide the contact, hide it by hand and run `certjob acknowledge`, then delete', OLD.id);
+                ' cannot hide the contact, hide it and add --hidden-by-hand, then delete', OLD.id);
     END IF;
     -- A mentor who has moved to an organisation without a portal may have an older call in flight.
     IF EXISTS (

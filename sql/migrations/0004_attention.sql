@@ -13,6 +13,16 @@ AS $$ SELECT EXISTS (
     )
 ) $$;
 
+-- Returns whether the last reading of the portal lists a contact; null if no reading has begun since then, or if it does not
+-- but may be incomplete.
+CREATE FUNCTION certjob_private.is_listed(contact uuid, since timestamptz) RETURNS boolean
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT CASE WHEN contact = ANY (r.visible) THEN true WHEN contact IS NOT NULL AND NOT r.is_doubtful THEN false END
+    FROM certjob.portal_last_reading AS r
+    WHERE r.read_at > since AND r.read_at <= now()
+$$;
+
 -- Open pushes.
 --   cause     the first that applies; certjob/errors.py and docs/json.md list the causes
 --   since     when the push became an alert, or will become one; not before the push was requested
@@ -21,7 +31,6 @@ AS $$ SELECT EXISTS (
 --             without a contact ID if the contact of the last call belongs to another mentor now. A push of a mentor
 --             whom the portal shows in any case becomes an alert seven days before the end of that, or if the portal
 --             rejects it.
---   fingerprint  what a person sees in the alert. It stays the same while the push is queued again.
 CREATE VIEW certjob.open_pushes WITH (security_invoker = true) AS
 SELECT e.id AS event_id, e.mentor_id, m.organisation_id, e.visible, e.is_urgent, e.sure_until, e.shown_until, e.status,
     e.attempts AS rounds, e.wanted_at,
@@ -43,8 +52,6 @@ SELECT e.id AS event_id, e.mentor_id, m.organisation_id, e.visible, e.is_urgent,
         ELSE lasting.cause
     END AS cause,
     lasting.cause AS failure,
-    md5(concat_ws(' ', lasting.cause, e.id, extract(epoch FROM e.wanted_at), m.dynamics_contact_id,
-        CASE WHEN still.is_certified THEN 'later' END)) AS fingerprint,
     coalesce(f.error, e.last_error) AS error,
     coalesce(f.attempts, 0) AS calls,
     f.created_at AS failing_since, f.last_failed_at, e.next_attempt_at
@@ -81,9 +88,7 @@ FROM certjob.held_mentors AS h
 JOIN certjob.mentors AS m ON m.id = h.mentor_id;
 
 -- The kinds of alerts, which `Kind` in certjob/domain/alert_kinds.py lists. All views have the same columns, in this order:
---   subject  the last part of the alert's id; null: the member number
---   fingerprint  what a person sees in the alert. An acknowledgement, and what a run or a digest has told, is about an
---                alert with its fingerprint. extract() makes it independent of the session's time zone.
+--   subject  the last part of the alert's id, which names its row or event; null: the member number and row_id
 --   until    the last day on which it is an alert; null: none
 --   action   what to do if the cause alone does not say it
 -- Rows of held_reviews and review_problems count only while a mentor is due, because two overlapping runs can leave old
@@ -92,15 +97,8 @@ CREATE VIEW certjob_private.held_alerts WITH (security_invoker = true) AS
 SELECT 'held' AS kind, h.organisation_id, NULL::uuid AS mentor_id, h.what AS subject, NULL::bigint AS row_id, h.since,
     NULL::date AS until, 'Too many changes at once, held back until someone decides' AS sentence, h.what AS cause,
     'check_data' AS action, h.reason AS error, 'stopped' AS state, NULL::timestamptz AS next_attempt_at,
-    NULL::timestamptz AS last_failed_at, NULL::integer AS calls, h.allow AS number, NULL::date AS day,
-    md5(coalesce(extract(epoch FROM newest.at), h.allow)::text) AS fingerprint
+    NULL::timestamptz AS last_failed_at, NULL::integer AS calls, h.allow AS number, NULL::date AS day
 FROM certjob.held_reviews AS h
-CROSS JOIN LATERAL (
-    SELECT max(n.since) AS at
-    FROM certjob.held_mentors AS n
-    JOIN certjob.mentors AS m ON m.id = n.mentor_id AND m.organisation_id = h.organisation_id
-    WHERE n.kind = h.what
-) AS newest
 LEFT JOIN LATERAL (
     SELECT m.id FROM certjob.mentors AS m
     WHERE m.organisation_id = h.organisation_id AND m.review_on <= h.as_of
@@ -112,26 +110,20 @@ CREATE VIEW certjob_private.never_reviewed_alerts WITH (security_invoker = true)
 SELECT 'never_reviewed' AS kind, m.organisation_id, p.mentor_id, NULL::text AS subject, NULL::bigint AS row_id, p.since,
     NULL::date AS until, 'Not reviewed — mentor may still be visible on portal' AS sentence, 'not_reviewed' AS cause,
     'tell_operator' AS action, p.reason AS error, 'waiting' AS state, NULL::timestamptz AS next_attempt_at,
-    NULL::timestamptz AS last_failed_at, NULL::integer AS calls, NULL::integer AS number, NULL::date AS day,
-    md5(concat_ws(' ', extract(epoch FROM p.since), m.certified_until >= current_date, extract(epoch FROM m.left_at), (
-        SELECT count(*) FROM certjob.mentor_pauses AS o WHERE o.mentor_id = p.mentor_id AND o.lifted_at IS NULL
-    ), (
-        SELECT count(*) FROM certjob.certificates AS c
-        WHERE c.mentor_id = p.mentor_id AND c.revoked_at IS NULL AND current_date BETWEEN c.issued_on AND c.expires_on
-    ))) AS fingerprint
+    NULL::timestamptz AS last_failed_at, NULL::integer AS calls, NULL::integer AS number, NULL::date AS day
 FROM certjob.review_problems AS p
 CROSS JOIN LATERAL (
-    SELECT o.organisation_id, o.certified_until, o.left_at FROM certjob.mentors AS o
-    WHERE o.id = p.mentor_id AND o.review_on <= p.as_of OFFSET 0
+    SELECT o.organisation_id FROM certjob.mentors AS o WHERE o.id = p.mentor_id AND o.review_on <= p.as_of OFFSET 0
 ) AS m;
 
--- Open pushes, and hides that were withdrawn, because the mentor's organisation has no portal now. Someone must hide such a
--- mentor manually, unless there is a later push or the pause has ended.
+-- Open pushes, and last hides of mentors who must not be visible that someone must make by hand: withdrawn ones, because the
+-- organisation has no portal now, and those that someone has said to have made, if a later reading lists the contact, or if
+-- there is no reading for 31 days.
 CREATE VIEW certjob_private.push_alerts WITH (security_invoker = true) AS
 SELECT a.kind, a.organisation_id, a.mentor_id, NULL::text AS subject, a.row_id, a.since, NULL::date AS until,
     'Dynamics sync pending — ' || CASE a.kind WHEN 'may_be_hidden' THEN 'mentor may still be hidden on portal'
         ELSE 'mentor may still be visible on portal' END AS sentence, a.cause, a.action, a.error, a.state,
-    a.next_attempt_at, a.last_failed_at, a.calls, NULL::integer AS number, a.day, a.fingerprint
+    a.next_attempt_at, a.last_failed_at, a.calls, NULL::integer AS number, a.day
 FROM (
     SELECT CASE WHEN p.is_urgent THEN 'may_be_visible' ELSE 'may_be_hidden' END AS kind,
         p.organisation_id, p.mentor_id, p.event_id AS row_id, p.since, p.cause,
@@ -149,13 +141,13 @@ FROM (
             ELSE 'waiting'
         END AS state,
         p.next_attempt_at, p.last_failed_at, p.calls,
-        CASE WHEN p.visible AND p.is_urgent THEN nullif(p.shown_until, '9999-12-31') END AS day, p.fingerprint
+        CASE WHEN p.visible AND p.is_urgent THEN nullif(p.shown_until, '9999-12-31') END AS day
     FROM certjob.open_pushes AS p
     WHERE p.is_alert
     UNION ALL
-    SELECT 'may_be_visible', m.organisation_id, e.mentor_id, e.id, e.wanted_at, 'hide_by_hand', 'tell_operator',
-        e.last_error, 'stopped', NULL, NULL, NULL, NULL,
-        md5(concat_ws(' ', e.id, extract(epoch FROM e.wanted_at), m.dynamics_contact_id))
+    SELECT 'may_be_visible', m.organisation_id, e.mentor_id, e.id,
+        coalesce(e.delivered_at + CASE WHEN is_listed THEN interval '0' ELSE interval '31 days' END, e.wanted_at),
+        'hide_by_hand', 'tell_operator', e.last_error, 'stopped', NULL, NULL, NULL, NULL
     FROM certjob.portal_sync_events AS e
     CROSS JOIN LATERAL (
         SELECT o.organisation_id, o.dynamics_contact_id FROM certjob.mentors AS o
@@ -163,7 +155,11 @@ FROM (
             OR EXISTS (SELECT FROM certjob.mentor_pauses AS p WHERE p.mentor_id = o.id AND p.lifted_at IS NULL))
         OFFSET 0
     ) AS m
-    WHERE e.status = 'withdrawn' AND NOT e.visible
+    CROSS JOIN LATERAL certjob_private.is_listed(e.claim_contact_id, e.delivered_at) AS is_listed
+    WHERE NOT e.visible AND (e.status = 'withdrawn' OR e.hidden_by IS NOT NULL)
+        AND (e.hidden_by IS NULL OR coalesce(is_listed, e.delivered_at < now() - interval '31 days'))
+        AND NOT (e.hidden_by IS NOT NULL AND m.dynamics_contact_id IS DISTINCT FROM e.claim_contact_id
+            AND certjob_private.contact_is_taken(e.mentor_id))
         AND NOT EXISTS (
             SELECT FROM certjob.portal_sync_events AS later WHERE later.mentor_id = e.mentor_id AND later.id > e.id
         )
@@ -175,7 +171,7 @@ FROM (
 -- not. A delay of more than 25 hours was written by a wrong clock.
 CREATE VIEW certjob_private.reminder_alerts WITH (security_invoker = true) AS
 SELECT CASE WHEN late.failure THEN 'failed_reminders' ELSE 'waiting_reminders' END AS kind, m.organisation_id, l.mentor_id,
-    m.member_no || ':' || l.id AS subject, l.id AS row_id,
+    NULL::text AS subject, l.id AS row_id,
     CASE l.status WHEN 'failed' THEN l.next_attempt_at
         ELSE least(greatest(l.deferred_since, l.queued_at) + interval '1 day', now()) END AS since,
     CASE l.status WHEN 'failed' THEN greatest(l.expires_on - l.threshold_days, l.queued_at::date) + 14 END AS until,
@@ -187,15 +183,13 @@ SELECT CASE WHEN late.failure THEN 'failed_reminders' ELSE 'waiting_reminders' E
         ELSE 'waiting'
     END AS state,
     CASE l.status WHEN 'pending' THEN l.next_attempt_at END AS next_attempt_at, NULL::timestamptz AS last_failed_at,
-    NULL::integer AS calls, NULL::integer AS number, l.expires_on AS day,
-    md5(concat_ws(' ', l.failure_code, l.expires_on - date '2000-01-01',
-        extract(epoch FROM CASE l.status WHEN 'failed' THEN l.next_attempt_at ELSE l.deferred_since END))) AS fingerprint
+    NULL::integer AS calls, NULL::integer AS number, l.expires_on AS day
 FROM certjob.cert_notification_log AS l
 CROSS JOIN LATERAL (
     SELECT l.status = 'failed' OR coalesce(l.deferred_since >= l.queued_at, false) AS failure
 ) AS late
 CROSS JOIN LATERAL (
-    SELECT o.organisation_id, o.member_no FROM certjob.mentors AS o WHERE o.id = l.mentor_id OFFSET 0
+    SELECT o.organisation_id FROM certjob.mentors AS o WHERE o.id = l.mentor_id OFFSET 0
 ) AS m
 WHERE l.status = 'failed' OR (l.status = 'pending'
     AND (greatest(l.deferred_since, l.queued_at) < now() - interval '1 day'
@@ -205,7 +199,8 @@ WHERE l.status = 'failed' OR (l.status = 'pending'
 --   action  request_portal_resync helps for retry and check_contact. With docs/examples/mirror.sql, coordinators correct
 --           facts in the app.
 CREATE VIEW certjob.all_alerts WITH (security_invoker = true) AS
-SELECT o.slug || ':' || a.kind || ':' || coalesce(a.subject, m.member_no) AS alert_id, a.kind, a.organisation_id,
+SELECT concat_ws(':', o.slug, a.kind, coalesce(a.subject, m.member_no), CASE WHEN a.subject IS NULL THEN a.row_id END)
+        AS alert_id, a.kind, a.organisation_id,
     o.slug AS organisation, a.mentor_id, m.member_no, coalesce(m.full_name, m.member_no) AS full_name, a.row_id,
     a.since, a.until, a.sentence, a.cause,
     CASE
@@ -220,7 +215,7 @@ SELECT o.slug || ':' || a.kind || ':' || coalesce(a.subject, m.member_no) AS ale
         WHEN a.cause IN ('no_address', 'wrong_address') THEN 'correct_address'
         ELSE a.action
     END AS action,
-    a.error, a.state, a.next_attempt_at, a.last_failed_at, a.calls, a.number, a.day, m.visible_until, a.fingerprint
+    a.error, a.state, a.next_attempt_at, a.last_failed_at, a.calls, a.number, a.day, m.visible_until
 FROM (
     TABLE certjob_private.held_alerts UNION ALL TABLE certjob_private.never_reviewed_alerts
     UNION ALL TABLE certjob_private.push_alerts UNION ALL TABLE certjob_private.reminder_alerts
@@ -233,38 +228,38 @@ LEFT JOIN LATERAL (
     FROM certjob.mentors AS n WHERE n.id = a.mentor_id OFFSET 0
 ) AS m ON true;
 
--- Alerts that someone has acknowledged. They are left out of lists, exit codes and digests until they end or their
--- fingerprint changes. `certjob acknowledge` and certjob.acknowledge_alert insert rows.
+-- Alerts that someone has muted until a day. `Kind` in certjob/domain/alert_kinds.py has the limits; no one can mute that a
+-- mentor may be visible. An alert that began later is not covered, such as a second failure of the same reminder.
 CREATE TABLE certjob.acknowledgements (
     alert_id        text PRIMARY KEY,
-    fingerprint     text NOT NULL,
     because         text NOT NULL CHECK (because <> '' AND length(because) <= 1000),
-    until           date,  -- the last day; null: until the alert changes
-    acknowledged_by text NOT NULL,  -- a user of the machine, or the id of a user of the app
-    acknowledged_at timestamptz DEFAULT now() NOT NULL,
-    is_told         boolean DEFAULT true NOT NULL,  -- false until a run has printed that someone used the app
-    ended_at        timestamptz  -- when a run found that the alert was over or had changed
-);
-
--- Alerts that a run has printed on a day. A later run of that day does not print them again, and of an undelivered
--- reminder no run of that week.
-CREATE TABLE certjob.told_alerts (
-    alert_id    text NOT NULL,
-    fingerprint text NOT NULL,
-    day         date NOT NULL,
-    PRIMARY KEY (alert_id, fingerprint, day)
+    until           date NOT NULL,  -- the last day
+    acknowledged_by text NOT NULL,  -- a user of the machine
+    acknowledged_at timestamptz DEFAULT now() NOT NULL
 );
 
 -- What a coordinator can act on today, as `certjob alerts` lists it. docs/dashboard.md describes the columns.
 CREATE VIEW certjob.alerts WITH (security_invoker = true) AS
 SELECT a.alert_id, a.kind, a.organisation_id, a.organisation, a.mentor_id, a.member_no, a.full_name, a.row_id,
-    greatest(a.since, k.ended_at, CASE WHEN k.until < current_date THEN k.until + 1 END) AS since, a.sentence, a.cause,
-    a.action, a.error, a.state, a.next_attempt_at, a.last_failed_at, a.calls, a.number, a.day, a.visible_until,
-    a.fingerprint
+    a.since, a.sentence, a.cause, a.action, a.error, a.state, a.next_attempt_at, a.last_failed_at, a.calls, a.number,
+    a.day, a.visible_until
 FROM certjob.all_alerts AS a
-LEFT JOIN certjob.acknowledgements AS k ON k.alert_id = a.alert_id
-WHERE (a.until IS NULL OR a.until >= current_date) AND (k.alert_id IS NULL OR k.ended_at IS NOT NULL
-    OR k.until < current_date OR k.fingerprint <> a.fingerprint);
+WHERE (a.until IS NULL OR a.until >= current_date) AND NOT EXISTS (
+    SELECT FROM certjob.acknowledgements AS k
+    WHERE k.alert_id = a.alert_id AND k.until >= current_date AND k.acknowledged_at >= a.since
+);
+
+-- Last hides that someone has made by hand, and whether a later reading of the portal says more.
+CREATE VIEW certjob_private.hidden_by_hand WITH (security_invoker = true) AS
+SELECT e.id AS event_id, e.mentor_id, e.delivered_at AS since, e.hidden_because AS because, e.hidden_by, coalesce((
+        SELECT coalesce(c.full_name, c.email) FROM certjob.coordinators AS c WHERE c.id::text = e.hidden_by
+    ), regexp_replace(e.hidden_by, '^cli:', '')) AS name,
+    certjob_private.is_listed(e.claim_contact_id, e.delivered_at) IS NOT NULL AS is_read
+FROM certjob.portal_sync_events AS e
+WHERE NOT e.visible AND e.hidden_by IS NOT NULL
+    AND NOT EXISTS (
+        SELECT FROM certjob.portal_sync_events AS later WHERE later.mentor_id = e.mentor_id AND later.id > e.id
+    );
 
 -- Mentors who must not be visible on their portal, without a confirmation that their contact is hidden, and since when;
 -- null: no fact says it, because their certificates were deleted, have not begun, or have become optional, or because
@@ -377,12 +372,12 @@ $$;
 -- The kinds that only an operator can act on. `name` is the person if that is not a mentor.
 CREATE FUNCTION certjob_private.no_full_run_alert(today date) RETURNS TABLE (
     kind text, organisation_id uuid, mentor_id uuid, subject text, name text, row_id bigint, since timestamptz,
-    sentence text, cause text, error text, number integer, day date, fingerprint text
+    sentence text, cause text, error text, number integer, day date
 )
 LANGUAGE sql STABLE AS $$
     SELECT 'no_full_run' AS kind, NULL::uuid AS organisation_id, NULL::uuid AS mentor_id,
         coalesce(last_run.as_of::text, 'never') AS subject, NULL AS name, NULL::bigint AS row_id,
-        coalesce(last_run.finished_at, first_run.finished_at) + interval '26 hours' AS since,
+        coalesce(last_run.finished_at, first_run.started_at) + interval '26 hours' AS since,
         'No full run' AS sentence, 'not_run' AS cause,
         coalesce('No full run since ' || to_char(last_run.as_of, 'FMDD FMMonth YYYY'), 'No full run has finished')
             || CASE unhidden.number
@@ -390,9 +385,8 @@ LANGUAGE sql STABLE AS $$
                 WHEN 1 THEN '; 1 mentor who must not be visible may still be visible'
                 ELSE format('; %s mentors who must not be visible may still be visible', unhidden.number)
             END AS error,
-        unhidden.number, last_run.as_of AS day,
-        md5(concat_ws(' ', last_run.as_of, extract(epoch FROM unhidden.newest))) AS fingerprint
-    FROM (SELECT min(r.finished_at) AS finished_at FROM certjob.job_runs AS r) AS first_run
+        unhidden.number, last_run.as_of AS day
+    FROM (SELECT min(r.started_at) AS started_at FROM certjob.job_runs AS r) AS first_run
     LEFT JOIN LATERAL (
         SELECT r.as_of, r.finished_at FROM certjob.job_runs AS r
         WHERE r.command = 'run' AND r.organisation IS NULL AND r.outcome IN ('ok', 'attention')
@@ -400,11 +394,11 @@ LANGUAGE sql STABLE AS $$
         ORDER BY r.finished_at DESC LIMIT 1
     ) AS last_run ON true
     CROSS JOIN LATERAL (
-        SELECT count(*)::integer AS number, max(u.since) AS newest
+        SELECT count(*)::integer AS number
         FROM certjob_private.unhidden_mentors(today) AS u
-        WHERE first_run.finished_at IS NOT NULL
+        WHERE first_run.started_at IS NOT NULL
     ) AS unhidden
-    WHERE coalesce(last_run.finished_at, first_run.finished_at) < now() - interval '26 hours' AND NOT EXISTS (
+    WHERE coalesce(last_run.finished_at, first_run.started_at) < now() - interval '26 hours' AND NOT EXISTS (
         SELECT FROM certjob.job_runs AS r  -- a full run that is at work
         WHERE r.command = 'run' AND r.organisation IS NULL AND r.as_of = today AND r.finished_at IS NULL
             AND r.last_seen_at > now() - interval '15 minutes');
@@ -413,10 +407,11 @@ $$;
 -- Contacts that the last reading has shown, or that a mentor had until now. The contact may belong to a mentor of an
 -- organisation without a portal.
 CREATE VIEW certjob_private.unknown_contact_alerts WITH (security_invoker = true) AS
-SELECT 'unknown_contacts' AS kind, NULL::uuid AS organisation_id, m.id AS mentor_id, u.contact_id::text AS subject,
+SELECT 'unknown_contacts' AS kind, NULL::uuid AS organisation_id, m.id AS mentor_id,
+    concat_ws(':', u.contact_id, (u.first_seen_at AT TIME ZONE 'UTC')::date) AS subject,
     NULL::text AS name, NULL::bigint AS row_id, u.first_seen_at AS since,
     'Contact of no mentor is visible on portal' AS sentence, 'unknown_contact' AS cause, NULL::text AS error,
-    NULL::integer AS number, NULL::date AS day, md5(extract(epoch FROM u.first_seen_at)::text) AS fingerprint
+    NULL::integer AS number, NULL::date AS day
 FROM certjob.portal_unknown_contacts AS u
 LEFT JOIN certjob.mentors AS m ON m.dynamics_contact_id = u.contact_id
 LEFT JOIN certjob.organisations AS o ON o.id = m.organisation_id
@@ -429,8 +424,7 @@ SELECT 'portal_not_read' AS kind, NULL::uuid AS organisation_id, NULL::uuid AS m
     CASE WHEN last_try.stop IS NULL THEN 'not_read' ELSE 'reading_failed' END AS cause,
     coalesce('The portal was last read on ' || to_char(last_reading.at, 'FMDD FMMonth YYYY'),
         'The portal has never been read') || coalesce('; `certjob reconcile` stopped: ' || last_try.stop, '') AS error,
-    NULL::integer AS number, last_reading.at::date AS day,
-    md5(CASE WHEN last_try.stop IS NULL THEN 'not_read' ELSE 'reading_failed' END) AS fingerprint
+    NULL::integer AS number, last_reading.at::date AS day
 FROM (SELECT max(r.read_at) AS at FROM certjob.portal_last_reading AS r) AS last_reading
 LEFT JOIN LATERAL (
     SELECT r.counts ->> 'portal_stop' AS stop FROM certjob.job_runs AS r
@@ -449,21 +443,21 @@ CREATE VIEW certjob_private.facts_missing_alerts WITH (security_invoker = true) 
 SELECT 'facts_missing' AS kind, NULL::uuid AS organisation_id, NULL::uuid AS mentor_id, 'not_copied' AS subject,
     NULL::text AS name, NULL::bigint AS row_id, c.failing_since AS since, 'Facts of the app not copied' AS sentence,
     'not_copied' AS cause, CASE WHEN length(c.problem) > 1000 THEN left(c.problem, 1000) || ' …' ELSE c.problem END
-        AS error, NULL::integer AS number, NULL::date AS day, md5(c.problem) AS fingerprint
+        AS error, NULL::integer AS number, NULL::date AS day
 FROM certjob.facts_last_copy AS c
 WHERE c.failing_since IS NOT NULL AND EXISTS (
     SELECT FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace
     WHERE n.nspname = 'certjob_mirror' AND p.proname = 'sync'
 );
 
--- Without a valid client secret, the function can hide no one.
+-- Without a valid client secret, the function can hide no one. Its end is a second alert.
 CREATE VIEW certjob_private.secret_ends_alerts WITH (security_invoker = true) AS
 SELECT 'secret_ends' AS kind, NULL::uuid AS organisation_id, NULL::uuid AS mentor_id, r.secret_until::text AS subject,
-    NULL::text AS name, NULL::bigint AS row_id, (r.secret_until - 30)::timestamp AT TIME ZONE 'UTC' AS since,
+    NULL::text AS name, NULL::bigint AS row_id,
+    (r.secret_until + CASE WHEN r.secret_until < current_date THEN 1 ELSE -30 END)::timestamp AT TIME ZONE 'UTC' AS since,
     'Client secret of the portal''s function ends' AS sentence, 'secret_ends' AS cause,
     'The last day of the client secret is ' || to_char(r.secret_until, 'FMDD FMMonth YYYY') AS error,
-    NULL::integer AS number, r.secret_until AS day, md5(CASE WHEN r.secret_until < current_date THEN 'ended' ELSE 'ends' END)
-        AS fingerprint
+    NULL::integer AS number, r.secret_until AS day
 FROM certjob.portal_last_reading AS r
 WHERE r.secret_until - 30 <= current_date;
 
@@ -473,8 +467,7 @@ SELECT CASE WHEN late.failure THEN 'failed_digests' ELSE 'waiting_digests' END A
     NULL::uuid AS mentor_id, d.digest_on || ':' || d.id AS subject, coalesce(c.full_name, c.email) AS name, d.id AS row_id,
     CASE d.status WHEN 'failed' THEN d.next_attempt_at ELSE least(d.queued_at + interval '1 day', now()) END AS since,
     CASE WHEN late.failure THEN 'Digest not delivered' ELSE 'Digest has waited for more than a day' END AS sentence,
-    coalesce(d.failure_code, 'mail_stopped') AS cause, d.last_error AS error, NULL::integer AS number, d.digest_on AS day,
-    md5(concat_ws(' ', d.failure_code, d.id)) AS fingerprint
+    coalesce(d.failure_code, 'mail_stopped') AS cause, d.last_error AS error, NULL::integer AS number, d.digest_on AS day
 FROM certjob.coordinator_digests AS d
 JOIN certjob.coordinators AS c ON c.id = d.coordinator_id
 CROSS JOIN LATERAL (SELECT d.status = 'failed' OR coalesce(d.deferred_since >= d.queued_at, false) AS failure) AS late
@@ -484,10 +477,12 @@ WHERE d.status = 'failed' OR (d.status = 'pending'
 -- All alerts of a day: those of the view, and those that only an operator can act on.
 --   number  also the number of mentors who must not be visible and may still be, while no full run has finished
 --   day     also the day of the digest, of the last full run, or of the last reading of the portal
+--   keys    what runs and digests report once: the alert with its cause, or each mentor of a hold with the reason; hashes,
+--           because they outlive an erased mentor
 CREATE FUNCTION certjob.current_alerts(today date) RETURNS TABLE (
     alert_id text, kind text, organisation_id uuid, organisation text, mentor_id uuid, member_no text, full_name text,
     row_id bigint, since timestamptz, sentence text, cause text, error text, state text, next_attempt_at timestamptz,
-    last_failed_at timestamptz, calls integer, number integer, day date, fingerprint text,
+    last_failed_at timestamptz, calls integer, number integer, day date, keys text[],
     is_acknowledged boolean, acknowledged_until date, acknowledged_because text
 )
 LANGUAGE sql STABLE AS $$
@@ -506,27 +501,30 @@ LANGUAGE sql STABLE AS $$
         ORDER BY r.finished_at DESC LIMIT 1
     ), every_alert AS (
         SELECT a.alert_id, a.kind, a.organisation_id, a.organisation, a.mentor_id, a.member_no, a.full_name, a.row_id,
-            a.since, a.sentence, a.cause, a.error, a.state, a.next_attempt_at, a.last_failed_at, a.calls, a.number,
-            a.day, a.fingerprint
+            a.since, a.sentence, a.cause, a.error, a.state, a.next_attempt_at, a.last_failed_at, a.calls, a.number, a.day
         FROM certjob.all_alerts AS a
         WHERE a.until IS NULL OR a.until >= today
         UNION ALL
         SELECT CASE WHEN a.organisation_id IS NULL THEN 'all' ELSE o.slug END || ':' || a.kind || ':' || a.subject,
             a.kind, a.organisation_id, o.slug, a.mentor_id, m.member_no,
             coalesce(a.name, m.full_name, m.member_no), a.row_id, a.since, a.sentence, a.cause, a.error, 'stopped',
-            NULL, NULL, NULL, a.number, a.day, a.fingerprint
+            NULL, NULL, NULL, a.number, a.day
         FROM operator_alerts AS a
         LEFT JOIN certjob.mentors AS m ON m.id = a.mentor_id
         LEFT JOIN certjob.organisations AS o ON o.id = coalesce(a.organisation_id, m.organisation_id)
     )
     SELECT a.alert_id, a.kind, a.organisation_id, a.organisation, a.mentor_id, a.member_no, a.full_name, a.row_id,
-        greatest(a.since, k.ended_at, CASE WHEN k.until < today THEN k.until + 1 END), a.sentence, a.cause,
+        a.since, a.sentence, a.cause,
         CASE WHEN a.kind LIKE 'waiting%' THEN coalesce((SELECT s.reason FROM mail_stop AS s), a.error)
             ELSE a.error END,
-        a.state, a.next_attempt_at, a.last_failed_at, a.calls, a.number, a.day, a.fingerprint,
-        k.alert_id IS NOT NULL AND k.ended_at IS NULL AND (k.until IS NULL OR k.until >= today)
-            AND k.fingerprint = a.fingerprint,
-        k.until, k.because
+        a.state, a.next_attempt_at, a.last_failed_at, a.calls, a.number, a.day,
+        coalesce((
+            SELECT array_agg(md5(concat_ws(':', a.alert_id, h.mentor_id, h.reason)))
+            FROM certjob_private.held_names AS h
+            WHERE a.kind = 'held' AND h.organisation_id = a.organisation_id AND h.kind = a.cause
+        ), ARRAY[md5(concat_ws(':', a.alert_id, a.cause))]),
+        k.alert_id IS NOT NULL, k.until, k.because
     FROM every_alert AS a
-    LEFT JOIN certjob.acknowledgements AS k ON k.alert_id = a.alert_id;
+    LEFT JOIN certjob.acknowledgements AS k
+        ON k.alert_id = a.alert_id AND k.until >= today AND k.acknowledged_at >= a.since;
 $$;

@@ -65,36 +65,73 @@ BEGIN
 END
 $$;
 
--- The app's `certjob acknowledge`, for alerts about mentors of the coordinator's organisation. `fingerprint` is what the
--- user has seen. A hold and a missing review are left to operators, because no coordinator can judge them.
-CREATE FUNCTION certjob.acknowledge_alert(alert_id text, fingerprint text, because text, until date) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+-- Settles the last hide of each mentor, because a person has hidden the contact by hand; returns their number. Only a reading
+-- of the portal that begins later counts more.
+CREATE FUNCTION certjob_private.settle_by_hand(mentor_ids uuid[], because text, who text) RETURNS integer
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    alert record;
+    number integer;
 BEGIN
-    SELECT a.kind, a.mentor_id, a.fingerprint INTO alert
-    FROM certjob.alerts AS a
-    WHERE a.alert_id = acknowledge_alert.alert_id
-        AND a.organisation_id = (SELECT certjob_private.coordinator_organisation_id());
-    IF NOT FOUND OR alert.fingerprint IS DISTINCT FROM acknowledge_alert.fingerprint THEN
-        RAISE EXCEPTION 'the alert is over, or has changed' USING HINT = 'read the alerts again';
-    END IF;
-    IF alert.mentor_id IS NULL OR alert.kind = 'never_reviewed' THEN
-        RAISE EXCEPTION 'only an operator may acknowledge this alert' USING ERRCODE = 'insufficient_privilege';
-    END IF;
     IF coalesce(btrim(because), '') = '' OR length(because) > 1000 THEN
         RAISE EXCEPTION 'the reason must have 1 to 1,000 characters' USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    IF coalesce(until NOT BETWEEN current_date AND current_date + 31, true) THEN
-        RAISE EXCEPTION 'the last day must be from % to %', current_date, current_date + 31
-            USING ERRCODE = 'invalid_parameter_value';
+    PERFORM FROM certjob.mentors AS m WHERE m.id = ANY (mentor_ids) ORDER BY m.id FOR NO KEY UPDATE;
+    PERFORM FROM certjob.portal_sync_events AS e
+    WHERE e.mentor_id = ANY (mentor_ids) AND (e.status <> 'delivered' OR e.claim_token IS NOT NULL)
+    ORDER BY e.mentor_id, e.id FOR NO KEY UPDATE;
+    IF EXISTS (
+        SELECT FROM certjob.portal_sync_events AS e
+        WHERE e.mentor_id = ANY (mentor_ids) AND e.claim_token IS NOT NULL AND e.next_attempt_at > now()
+    ) THEN
+        RAISE EXCEPTION 'a call to the portal may be under way' USING ERRCODE = 'object_in_use',
+            HINT = 'try again in five minutes';
     END IF;
-    INSERT INTO certjob.acknowledgements AS k (alert_id, fingerprint, because, until, acknowledged_by, is_told)
-    VALUES (acknowledge_alert.alert_id, alert.fingerprint, btrim(acknowledge_alert.because), acknowledge_alert.until,
-        certjob_private.user_id(), false)
-    ON CONFLICT ON CONSTRAINT acknowledgements_pkey DO UPDATE
-    SET fingerprint = excluded.fingerprint, because = excluded.because, until = excluded.until,
-        acknowledged_by = excluded.acknowledged_by, acknowledged_at = now(), is_told = false, ended_at = NULL;
+    UPDATE certjob.portal_sync_events AS e
+    SET status = 'delivered', version = e.version + 1, delivered_at = now(), hidden_by = who,
+        hidden_because = btrim(because), claim_token = NULL, claim_contact_id = last.contact_id,
+        sure_until = '0001-01-01', shown_until = '0001-01-01',
+        last_error = NULL, failure_code = NULL
+    FROM (
+        SELECT DISTINCT ON (l.mentor_id) l.id, coalesce(m.dynamics_contact_id, (
+                SELECT c.claim_contact_id FROM certjob.portal_sync_events AS c
+                WHERE c.mentor_id = l.mentor_id AND c.claim_contact_id IS NOT NULL ORDER BY c.id DESC LIMIT 1
+            )) AS contact_id
+        FROM certjob.portal_sync_events AS l
+        JOIN certjob.mentors AS m ON m.id = l.mentor_id
+        WHERE l.mentor_id = ANY (mentor_ids)
+        ORDER BY l.mentor_id, l.id DESC
+    ) AS last
+    WHERE e.id = last.id AND NOT e.visible AND (e.status <> 'delivered' OR e.hidden_by IS NOT NULL);
+    GET DIAGNOSTICS number = ROW_COUNT;
+    IF number = 0 THEN
+        RAISE EXCEPTION 'no hide is open' USING ERRCODE = 'no_data_found',
+            HINT = CASE WHEN EXISTS (SELECT FROM certjob.held_mentors AS h WHERE h.mentor_id = ANY (mentor_ids))
+                THEN 'a guard holds the mentor; permit it first with `certjob resync`'
+                ELSE 'certjob must want the mentor hidden; see `certjob explain`' END;
+    END IF;
+    UPDATE certjob.dynamics_sync_failures AS f SET resolved_at = now()
+    WHERE f.mentor_id = ANY (mentor_ids) AND f.resolved_at IS NULL;
+    UPDATE certjob.mentors AS m SET portal_visible = false
+    FROM certjob.organisations AS o
+    WHERE m.id = ANY (mentor_ids) AND m.portal_visible IS NULL AND o.id = m.organisation_id AND o.portal IS NOT NULL;
+    RETURN number;
+END
+$$;
+
+-- The app's "I have hidden the contact by hand", for mentors of the coordinator's organisation.
+CREATE FUNCTION certjob.confirm_hidden(mentor_id uuid, because text) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF NOT EXISTS (
+        SELECT FROM certjob.mentors AS m
+        WHERE m.id = confirm_hidden.mentor_id
+            AND m.organisation_id = (SELECT certjob_private.coordinator_organisation_id())
+    ) THEN  -- the same error whether the mentor exists or not
+        RAISE EXCEPTION 'only a coordinator of the mentor''s organisation may confirm this'
+            USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    PERFORM certjob_private.settle_by_hand(ARRAY[confirm_hidden.mentor_id], confirm_hidden.because,
+        certjob_private.user_id());
 END
 $$;
 
@@ -184,7 +221,7 @@ BEGIN
             LIMIT row_limit FOR UPDATE SKIP LOCKED
         )) RETURNING 1
     ), acknowledgements AS (
-        DELETE FROM certjob.acknowledgements AS k WHERE k.until < before_on OR k.ended_at < before RETURNING 1
+        DELETE FROM certjob.acknowledgements AS k WHERE k.until < before_on RETURNING 1
     ), loads AS (
         DELETE FROM certjob.loaded_rows WHERE loaded_at < now() - interval '90 days' RETURNING 1
     )

@@ -29,7 +29,7 @@ FROM (VALUES
     ('certjob_worker', '{INSERT}', 'TABLE', '{certjob.mentor_pauses}', 'mentor_id, reason, actor, lapsed_kinds'),
     ('certjob_worker', '{UPDATE}', 'TABLE', '{certjob.mentor_pauses}', 'lifted_at, lifted_by, lapsed_kinds'),
     ('certjob_worker', '{INSERT,DELETE}', 'TABLE',
-        '{certjob.certificate_transitions,certjob.guard_counts,certjob.told_alerts}', NULL),
+        '{certjob.certificate_transitions,certjob.guard_counts}', NULL),
     ('certjob_worker', '{INSERT,UPDATE,DELETE}', 'TABLE', '{certjob.cert_notification_log,certjob.portal_sync_events,
         certjob.dynamics_sync_failures,certjob.coordinator_digests,certjob.job_runs,certjob.held_reviews,
         certjob.held_mentors,certjob.review_problems,
@@ -41,6 +41,7 @@ FROM (VALUES
         "certjob_private.is_mailed(uuid, uuid, date, integer, date)",
         certjob_private.no_full_run_alert(date),"certjob_private.unhidden_mentors(date, text)",
         "certjob_private.exposures(timestamptz, date, text)",certjob_private.contact_is_taken(uuid),
+        "certjob_private.is_listed(uuid, timestamptz)","certjob_private.settle_by_hand(uuid[], text, text)",
         certjob_private.days_on_portal(certjob.mentors),certjob_private.facts(anyelement)}', NULL),
 
     -- The app's server writes no derived columns. It may set ids and keys, because an upsert names them.
@@ -48,7 +49,7 @@ FROM (VALUES
     ('service_role', '{SELECT}', 'ALL TABLES IN SCHEMA', '{certjob,certjob_private}', NULL),
     ('service_role', '{EXECUTE}', 'FUNCTION', '{certjob.current_alerts(date),
         certjob_private.no_full_run_alert(date),"certjob_private.unhidden_mentors(date, text)",
-        certjob_private.contact_is_taken(uuid)}', NULL),
+        certjob_private.contact_is_taken(uuid),"certjob_private.is_listed(uuid, timestamptz)"}', NULL),
     ('service_role', '{INSERT,UPDATE,DELETE}', 'TABLE', '{certjob.organisations,certjob.coordinators}', NULL),
     ('service_role', '{INSERT,UPDATE}', 'TABLE', '{certjob.mentors}',
         'id, organisation_id, member_no, full_name, email, locale, dynamics_contact_id, left_at'),
@@ -66,7 +67,7 @@ FROM (VALUES
         certjob.review_problems,certjob.alerts,certjob.all_alerts,certjob.open_pushes}', NULL),
     ('authenticated', '{SELECT}', 'TABLE', '{certjob_private.held_alerts,certjob_private.never_reviewed_alerts,
         certjob_private.push_alerts,certjob_private.reminder_alerts}', NULL),
-    ('authenticated', '{SELECT}', 'TABLE', '{certjob.acknowledgements}', 'alert_id, fingerprint, until, ended_at'),
+    ('authenticated', '{SELECT}', 'TABLE', '{certjob.acknowledgements}', 'alert_id, until, acknowledged_at'),
     ('authenticated', '{UPDATE}', 'TABLE', '{certjob.mentors}',
         'full_name, email, locale, dynamics_contact_id, left_at'),
     ('authenticated', '{INSERT}', 'TABLE', '{certjob.certificates}',
@@ -76,9 +77,9 @@ FROM (VALUES
     ('authenticated', '{INSERT}', 'TABLE', '{certjob.mentor_pauses}', 'id, mentor_id, reason, actor, paused_at'),
     ('authenticated', '{UPDATE}', 'TABLE', '{certjob.mentor_pauses}', 'lifted_at, lifted_by'),
     ('authenticated', '{EXECUTE}', 'FUNCTION', '{certjob.request_portal_resync(uuid),
-        "certjob.acknowledge_alert(text, text, text, date)",
+        "certjob.confirm_hidden(uuid, text)",
         certjob_private.coordinator_organisation_id(),certjob_private.user_id(),
-        certjob_private.contact_is_taken(uuid)}', NULL)
+        certjob_private.contact_is_taken(uuid),"certjob_private.is_listed(uuid, timestamptz)"}', NULL)
 ) AS r (role, privileges, type, objects, columns)
 CROSS JOIN unnest(r.privileges) AS privilege
 CROSS JOIN unnest(r.objects) AS object

@@ -36,7 +36,6 @@ def alert(full_name: str | None = "Kari", *, days: float = 2, kind: Kind = Kind.
         "alert_id": f"hlf:{kind}:M1001",
         "number": None,
         "day": None,
-        "fingerprint": "f",
         "acknowledged_until": None,
         "acknowledged_because": None,
         "organisation_id": UUID(int=1),
@@ -156,13 +155,13 @@ def test_cause_with_many_mentors_has_a_short_page() -> None:
 
 def test_row_of_an_alert_fits_on_80_columns() -> None:
     """Its id is not broken, so that it can be copied. A contact without a mentor has the longest id."""
-    long_id = f"all:unknown_contacts:{UUID(int=2**128 - 1)}"
+    long_id = f"all:unknown_contacts:{UUID(int=2**128 - 1)}:2026-11-23"
     contact = alert(None, mentor_id=None, kind=Kind.UNKNOWN_CONTACTS, alert_id=long_id, cause="unknown_contact")
 
     shown = page(alert("Anne-Kristine Hansen"), contact, columns=80)
 
     assert re.search("hlf:may_be_visible:M1001 +Anne-Kristine Hansen +2026-11-23 08:00\n", shown)
-    assert re.search(f"{long_id} +2026-11-23 08:00\n", shown)
+    assert f"{long_id}\n" in shown
 
 
 @pytest.mark.parametrize(

@@ -161,26 +161,23 @@ def test_corrected_contact_id_ends_the_alert(programme: Programme) -> None:
     page.sees("Ingen varsler")
 
 
-def test_acknowledged_alert_goes_and_returns_when_it_changes(programme: Programme) -> None:
-    """It is stored with the reason, the last day and the user, and the form is empty for the next one."""
-    programme.portal.default = error(503, "dynamics_unavailable")
+def test_alert_ends_when_a_coordinator_has_hidden_the_contact_by_hand(programme: Programme) -> None:
+    """It is stored with the reason and the user, and the next run prints it."""
+    programme.portal.default = error(404, "contact_not_found")
     programme.expired()
     programme.run("run")
     page = programme.enter()
     page.sees("1 varsel")
 
     page.click("summary")
-    page.fill("[name=because]", "Vi har ringt portalen")
+    page.fill("[name=because]", "Skjult i Dynamics")
     page.press("Enter")
-    page.sees("Saken er satt på vent til og med")
+    page.sees("Vi kontrollerer det neste gang vi leser portalen")
 
     assert page.cards() == []
-    stored = programme.facts.rows("SELECT because, acknowledged_by, until - current_date FROM acknowledgements")
-    assert stored == [("Vi har ringt portalen", str(USERS[EVA]), 7)]
-    assert "has acknowledged it until" in programme.run("run").stderr
-    programme.facts.connection.execute("UPDATE dynamics_sync_failures SET failure_code = 'change_refused'")
-    page.sees("1 varsel", "Dynamics godtok ikke endringen")
-    assert page.evaluate("document.querySelector('[name=because]').value") == ""
+    stored = programme.facts.rows("SELECT hidden_because, hidden_by FROM portal_sync_events")
+    assert stored == [("Skjult i Dynamics", str(USERS[EVA]))]
+    assert "was hidden by hand" in programme.run("run").stderr
 
 
 def test_page_shows_only_the_own_organisation(programme: Programme) -> None:

@@ -33,7 +33,7 @@ STEPS = (
     (0, "changes"),
     (0, "explain M1"),
     (0, "load renewed.csv"),
-    (0, "run"),
+    (3, "run"),
     (0, "bounces"),
     (3, "check --json"),
     (3, "status"),

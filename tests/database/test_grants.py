@@ -24,17 +24,19 @@ FACTS = {"organisations", "coordinators", "mentors", "certificates", "mentor_pau
 DELETED_BY_WORKER = (
     "acknowledgements coordinators cert_notification_log certificate_transitions coordinator_digests guard_counts"
     " dynamics_sync_failures held_mentors held_reviews job_runs portal_sync_events"
-    " portal_unknown_contacts review_problems told_alerts loaded_rows mentors certificates"
+    " portal_unknown_contacts review_problems loaded_rows mentors certificates"
 )
 
 CALLABLE = {
-    "acknowledge_alert": [COORDINATOR],
+    "confirm_hidden": [COORDINATOR],
     "contact_is_taken": [WORKER, SERVER, COORDINATOR],
     "current_alerts": [WORKER, SERVER],
     "days_on_portal": [WORKER],
     "exposures": [WORKER],
     "facts": [WORKER],
+    "is_listed": [WORKER, SERVER, COORDINATOR],
     "no_full_run_alert": [WORKER, SERVER],
+    "settle_by_hand": [WORKER],
     "unhidden_mentors": [WORKER, SERVER],
     "coordinator_organisation_id": [COORDINATOR],
     "has_mailed": [WORKER],
@@ -49,9 +51,10 @@ INLINED = {"current_alerts", "days_on_portal", "exposures", "no_full_run_alert",
 """Functions without a search_path, because it would prevent that the planner inlines them. They name each schema."""
 
 NEEDED_BY_COORDINATORS = {
-    "acknowledge_alert",
+    "confirm_hidden",
     "contact_is_taken",
     "coordinator_organisation_id",
+    "is_listed",
     "request_portal_resync",
 }
 """Functions that coordinators call with the rights of the owner; docs/database-roles.md gives the reasons."""
@@ -98,7 +101,7 @@ def test_each_role_has_only_the_listed_rights(owner: Connection) -> None:
     assert {table for table, role, what in grants if (role, what) == (COORDINATOR, "SELECT")} == {
         *READ_BY_COORDINATORS.split()
     }
-    assert grants["acknowledgements", COORDINATOR, "SELECT"] == "alert_id ended_at fingerprint until"
+    assert grants["acknowledgements", COORDINATOR, "SELECT"] == "acknowledged_at alert_id until"
     written = {(table, what): grants[table, role, what] for table, role, what in grants if role == COORDINATOR}
     assert {key: columns for key, columns in written.items() if key[1] != "SELECT"} == WRITTEN_BY_COORDINATORS
     assert {table for table, role, what in grants if role == SERVER and what != "SELECT"} == FACTS

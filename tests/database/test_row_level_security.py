@@ -121,18 +121,16 @@ def test_view_lists_what_the_command_lists(ours: Organisation) -> None:
     facts.connection.execute(
         "DELETE FROM portal_sync_events; UPDATE cert_notification_log"
         " SET status = 'failed', failure_code = 'wrong_address', expires_on = current_date + threshold_days;"
-        "INSERT INTO acknowledgements (alert_id, fingerprint, because, acknowledged_by)"
-        " SELECT alert_id, fingerprint, 'x', 'x' FROM all_alerts WHERE alert_id LIKE 'hlf:failed_reminders:hlf-1:%'"
+        "INSERT INTO acknowledgements (alert_id, until, because, acknowledged_by)"
+        " SELECT alert_id, current_date, 'x', 'x' FROM all_alerts WHERE alert_id LIKE 'hlf:failed_reminders:hlf-1:%'"
     )
     own = "SELECT alert_id, since FROM current_alerts(current_date) WHERE NOT is_acknowledged AND organisation = 'hlf'"
 
     for change, number in (
-        ("until = NULL", 0),
         ("until = current_date", 0),
         ("until = current_date - 1", 1),
-        ("until = NULL, fingerprint = fingerprint || 'x'", 1),
-        ("fingerprint = rtrim(fingerprint, 'x'), ended_at = now()", 1),
-        ("ended_at = NULL, alert_id = 'nhf:failed_reminders:nhf-1'", 1),
+        ("until = current_date, acknowledged_at = now() - interval '100 days'", 1),
+        ("acknowledged_at = now(), alert_id = 'nhf:failed_reminders:nhf-1'", 1),
     ):
         facts.connection.execute(f"UPDATE acknowledgements SET {change}".encode())
         shown = ours.asks("SELECT alert_id, since FROM alerts")

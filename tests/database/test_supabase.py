@@ -85,21 +85,12 @@ def test_mentor_with_an_unconfirmed_hide_is_not_deleted(unconfirmed: Organisatio
 
     hint = rejected.value.diag.message_hint or ""
     assert hint.startswith(f"set left_at and run `certjob resync {unconfirmed.mentor}`")
-    assert "run `certjob acknowledge`, then delete" in hint
+    assert "add --hidden-by-hand, then delete" in hint
 
 
-def test_mentor_with_an_unconfirmed_hide_is_deleted_if_someone_has_acknowledged_it(unconfirmed: Organisation) -> None:
-    """So that a person can be erased. The acknowledgement must be about this alert, and not over."""
-    owner = unconfirmed.facts.connection
-    owner.execute(
-        "INSERT INTO acknowledgements (alert_id, fingerprint, because, acknowledged_by)"
-        " SELECT alert_id, fingerprint, 'hidden by hand', 'x' FROM all_alerts WHERE kind = 'may_be_visible'"
-    )
-    for state in ("fingerprint = 'x'", "until = current_date - 1", "ended_at = now()"):
-        with owner.transaction(force_rollback=True):
-            owner.execute(f"UPDATE acknowledgements SET {state}".encode())
-            with pytest.raises(psycopg.errors.RestrictViolation), owner.transaction():
-                owner.execute("DELETE FROM mentors")
+def test_mentor_is_deleted_if_someone_has_hidden_the_contact_by_hand(unconfirmed: Organisation) -> None:
+    """So that a person can be erased."""
+    unconfirmed.asks("SELECT certjob.confirm_hidden(%(mentor)s, 'erased')", mentor=unconfirmed.mentor)
 
     delete_as_app(unconfirmed)
 

@@ -199,8 +199,11 @@ def test_portal_none_reports_the_open_hides(here: Certjob, facts: Facts) -> None
 
     result = here("organisation", "set", "hlf", "--portal", "none")
 
-    said = "hlf: hides that the portal has not confirmed: 2; hide these mentors by hand, see `certjob alerts`"
-    assert (result.returncode, result.stderr) == (3, f"certjob organisation set: {said}\n")
+    said = "hlf: hides that the portal has not confirmed: 2; hide these mentors by hand, then repeat it with"
+    assert (result.returncode, result.stderr) == (
+        3,
+        f"certjob organisation set: {said} --hidden-by-hand --because TEXT\n",
+    )
     assert change(facts, name="HLF Norge").open_hides == 0
 
 

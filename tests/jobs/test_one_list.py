@@ -12,14 +12,14 @@ from tests.support.nights import FlakyPortal
 from tests.support.scene import YESTERDAY, Scene
 
 UNREPORTED = """
-    SELECT a.alert_id, d.reported
+    SELECT a.alert_id
     FROM current_alerts(%s) AS a
     JOIN coordinators AS c ON c.organisation_id = a.organisation_id
     LEFT JOIN LATERAL (
         SELECT reported FROM coordinator_digests AS s
         WHERE s.coordinator_id = c.id AND s.status = 'sent' ORDER BY s.sent_number DESC LIMIT 1
     ) AS d ON true
-    WHERE NOT EXISTS (SELECT FROM unnest(d.reported) AS key WHERE starts_with(key, md5(a.alert_id) || ':'))"""
+    WHERE NOT coalesce(d.reported @> a.keys, false)"""
 """Alerts of an organisation that its coordinator's last digest does not have."""
 
 
@@ -65,21 +65,47 @@ def test_repeated_run_prints_only_new_problems(scene: Scene) -> None:
     assert next_day[0] == first[0]
 
 
-def test_undelivered_reminder_is_news_once_in_seven_days(scene: Scene) -> None:
-    """Every list keeps it. A second reminder is news, and so is the first one after its address was wrong again."""
-    hlf = scene.facts.organisation(thresholds=(60, 30))
-    scene.facts.certified_mentor(hlf, TODAY + timedelta(days=60), email=None)
+def test_first_full_run_of_a_day_prints_every_alert(scene: Scene) -> None:
+    """A delivery or a run of one organisation prints only what no command of the day has printed."""
+    scene.expired()
+    scene.night(FlakyPortal(failures=99, error=lambda: PermanentPortalError("404")))
+    tomorrow = TODAY + timedelta(days=1)
+    line = "1 mentor may still be visible on the portal; see `certjob alerts`"
 
-    outcomes = [str(scene.night(today=TODAY + timedelta(days=day)).outcome) for day in (0, 0, 1, 6, 7, 8)]
-    assert outcomes == ["attention", "ok", "ok", "ok", "attention", "ok"]
-    later = TODAY + timedelta(days=8)
-    assert read_status(scene.connection, today=later, max_age=timedelta(days=99)).alerts["failed_reminders"] == 1
+    of_one, full, again = (
+        scene.night(FlakyPortal(), today=tomorrow, organisation=slug) for slug in ("hlf", None, None)
+    )
 
-    scene.facts.certified_mentor(hlf, later + timedelta(days=60), email=None)
-    report = scene.night(today=later)
-    assert report.reasons == ["2 reminders were not delivered (1 new); see `certjob alerts`"]
-    scene.run_sql("UPDATE mentors SET email = 'no address'")
-    assert scene.night(today=later).reasons == ["2 reminders were not delivered; see `certjob alerts`"]
+    assert (of_one.news, full.news, again.news) == ([line], [line], [])
+    assert {report.outcome for report in (of_one, full, again)} == {"attention"}
+
+
+def test_new_name_in_a_hold_is_news(scene: Scene) -> None:
+    """Also another reason of a held mentor. The exit code does not depend on it."""
+    scene.night()
+    mentors = [scene.certified() for _ in range(21)]
+    scene.night()
+    scene.run_sql("UPDATE certificates SET expires_on = %s", TODAY + timedelta(days=20))
+    first, again = scene.night(), scene.night()
+
+    scene.run_sql("UPDATE certificates SET revoked_at = now() WHERE mentor_id = %s", mentors[0])
+    revoked = scene.night()
+
+    assert [len(report.news) for report in (first, again, revoked)] == [1, 0, 1]
+    assert [str(report.outcome) for report in (first, again, revoked)] == ["attention"] * 3
+
+
+def test_runs_that_never_finish_are_an_alert(scene: Scene) -> None:
+    """26 hours after the first one has started."""
+    scene.night(deliver=False)
+    scene.run_sql("UPDATE job_runs SET finished_at = NULL, outcome = NULL, last_seen_at = now() - interval '25 hours'")
+    started = "UPDATE job_runs SET started_at = now() - interval '{} hours'"
+
+    scene.run_sql(started.format(25))
+    assert read_alerts(scene.connection, today=TODAY) == []
+    scene.run_sql(started.format(27))
+
+    assert [alert.kind for alert in read_alerts(scene.connection, today=TODAY)] == [Kind.NO_FULL_RUN]
 
 
 def test_failing_show_that_becomes_a_failing_hide_is_news(scene: Scene) -> None:

@@ -176,7 +176,7 @@ def test_withdrawn_hide_is_pushed_when_the_mentor_returns(scene: Scene) -> None:
     scene.run_sql("UPDATE mentors SET organisation_id = %s", scene.facts.organisation("nhf", portal=None))
     portal = FlakyPortal()
     scene.night(portal)
-    assert scene.rows("SELECT alert_id, cause FROM alerts") == [("nhf:may_be_visible:M1001", "hide_by_hand")]
+    assert scene.rows("SELECT alert_id, cause FROM alerts") == [("nhf:may_be_visible:M1001:1", "hide_by_hand")]
 
     scene.run_sql("UPDATE mentors SET organisation_id = %s", scene.hlf)
 

@@ -5,7 +5,6 @@ import json
 import pytest
 
 from tests.conftest import Certjob
-from tests.support.command_line import today
 from tests.support.facts import TODAY
 from tests.support.scene import Scene
 
@@ -57,15 +56,3 @@ def test_digest_names_twenty_mentors_of_a_hold(held: Scene) -> None:
     assert page.text.index("Kari Nordmann (M1058): a certificate was revoked") < page.text.index("(M1059): has left")
     assert page.text.count(": no valid certificate") == 18
     assert "and 40 more" in page.text
-
-
-def test_acknowledged_hold_returns_when_another_mentor_is_held(held: Scene, here: Certjob) -> None:
-    """The number may stay the same, because another mentor was corrected."""
-    here("acknowledge", "hlf:held:pauses", "--because", "x", "--until", str(today()))
-    assert here("alerts").returncode == 0
-
-    held.run_sql("DELETE FROM held_mentors WHERE reason = 'revoked'")
-    held.expired(member_no="M2000")
-    held.run_sql(HOLD, "ended", "M2000")
-
-    assert here("alerts").returncode == 3

@@ -241,25 +241,18 @@ class World:
                 for key, value in self.rows(f"SELECT id, {column} FROM {table} WHERE {column}::text ~ '\\d-\\d\\d-'"):
                     moved = json.dumps(_moved(value, days))
                     self.rows(f"UPDATE {table} SET {column} = %s::jsonb WHERE id = %s", moved, key)
-            for key, (alert_id, fingerprint) in self._alerts(days=days).items():  # a fingerprint depends on times
-                where = "WHERE (alert_id, fingerprint) = (%s, %s)"
-                was = alerts.get(key, (alert_id, fingerprint))
-                self.rows(f"UPDATE acknowledgements SET fingerprint = %s {where}", fingerprint, *was)
-                copy = f"INSERT INTO told_alerts SELECT %s, %s, day FROM told_alerts {where} ON CONFLICT DO NOTHING"
-                self.rows(copy, alert_id, fingerprint, *was)
+            for key, alert_id in self._alerts(days=days).items():  # the id of an unknown contact has a day
+                was = alerts.get(key, alert_id)
+                self.rows("UPDATE acknowledgements SET alert_id = %s WHERE alert_id = %s", alert_id, was)
         if self.portal.until is not None:
             until = self.portal.until.items()
             self.portal.until = {contact: day and _moved(day, days) for contact, day in until}
         self.day += days
 
-    def _alerts(self, *, days: int) -> dict[tuple[Any, ...], tuple[str, str]]:
-        """Return the id and the fingerprint of each alert of so many days ago."""
-        rows = self.rows(
-            "SELECT kind, organisation, mentor_id, row_id, CASE kind WHEN 'unknown_contacts' THEN alert_id END,"
-            " alert_id, fingerprint FROM current_alerts(%s)",
-            self.first_date - timedelta(days=days),
-        )
-        return {tuple(row[:5]): (row[5], row[6]) for row in rows}
+    def _alerts(self, *, days: int) -> dict[str, str]:
+        """Return the id of each contact's alert of so many days ago."""
+        alerts = "SELECT split_part(alert_id, ':', 3), alert_id FROM current_alerts(%s) WHERE kind = 'unknown_contacts'"
+        return dict(self.rows(alerts, self.first_date - timedelta(days=days)))
 
     def _moves(self, days: int) -> Iterator[str]:
         columns = self.rows(
@@ -268,12 +261,9 @@ class World:
             " WHERE table_schema IN ('certjob', 'public') AND table_type = 'BASE TABLE'"
             " AND data_type IN ('date', 'timestamp with time zone') GROUP BY 1, 2"
         )
-        far = 100_000  # days, so that no row of told_alerts takes the day of another one on the way
-        yield f"UPDATE told_alerts SET day = day + {far}"
         for schema, table, names, types in columns:
             moves = (
-                f"{name} = CASE WHEN {name} > '0001-01-01' THEN {name} - {days + far * (table == 'told_alerts')}"
-                f" ELSE {name} END"
+                f"{name} = CASE WHEN {name} > '0001-01-01' THEN {name} - {days} ELSE {name} END"
                 if kind == "date"
                 else f"{name} = {name} - make_interval(hours => {24 * days})"
                 for name, kind in zip(names, types, strict=True)

@@ -68,6 +68,7 @@ def sample_digests(language: str) -> Iterator[Words]:
     ):
         yield digest_words(
             sections,
+            news={},
             language=language,
             name=_NAME if complete else None,
             organisation="Hørselshjelpen",
@@ -115,6 +116,7 @@ def _sections() -> dict[str, list[Words]]:
         "facts_missing": [{"since": _SINCE}],
         "unreviewed": [mentor | {"since": _SINCE} for mentor in (named, unnamed)],
         "visible": pushes,
+        "by_hand": [mentor | {"by": "Eva", "since": _SINCE} for mentor in (named, unnamed)],
         "unknown": [{"name": str(UUID(int=number)), "since": _SINCE} for number in (1, 2)],
         "hidden": [push for push in pushes if push["cause"] is not Cause.HIDE_BY_HAND],
         "paused": [

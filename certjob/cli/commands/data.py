@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from certjob.cli.options import HiddenBecause, HiddenByHand
 from certjob.cli.session import Call, Commands
+from certjob.errors import UsageError
 from certjob.page import Line, Table
 
 if TYPE_CHECKING:
@@ -146,17 +148,23 @@ def organisation_set(
     contact_phone: ContactPhone = None,
     renewal_url: RenewalUrl = None,
     sender: Sender = None,
+    hidden_by_hand: HiddenByHand = False,
+    because: HiddenBecause = "",
 ) -> int:
     """Create an organisation, or update only the options given.
 
     An empty text removes a contact, the address for renewals or the sender. Afterwards, `certjob run --dry-run` shows
-    the changes that the next run will make.
+    the changes that the next run will make. With `--portal none`, --hidden-by-hand confirms every open hide.
     """
     from certjob.domain.explanations import number
     from certjob.facts import organisations
     from certjob.facts.lookup import find_organisation
+    from certjob.jobs.acknowledge import confirm_all_hidden
     from certjob.jobs.planning import plan_next_run
 
+    if hidden_by_hand and portal != organisations.NONE:
+        message = "--hidden-by-hand requires --portal none"
+        raise UsageError(message, next_step="run `certjob resync MENTOR --hidden-by-hand` for a single mentor")
     with call.session(interruptible=True):
         done = organisations.set_organisation(
             call.connection,
@@ -172,20 +180,24 @@ def organisation_set(
             renewal_url=renewal_url,
             sender=sender,
         )
+        by_hand = confirm_all_hidden(call.connection, slug, because=because) if hidden_by_hand else 0
         if thresholds is not None:
             organisation_id = find_organisation(call.connection, slug)
             plan = plan_next_run(call.connection, today=call.settings.today, organisation_id=organisation_id)
         reminders = plan.review.reminders_queued if thresholds is not None else 0
-    outcome = "attention" if done.open_hides else "ok"
-    document = {"outcome": outcome, "organisation": slug} | asdict(done) | {"coming_reminders": reminders}
+    open_hides = 0 if hidden_by_hand else done.open_hides
+    document = {"outcome": "attention" if open_hides else "ok", "organisation": slug} | asdict(done)
+    document |= {"open_hides": open_hides, "hidden_by_hand": by_hand, "coming_reminders": reminders}
     words = [f"{slug}: {'created' if done.created else 'changed' if done.changed else 'nothing to change'}"]
     if reminders:
         words.append(f"the next run will queue {number(reminders, 'reminder')}")
+    if by_hand:
+        words.append(f"hidden by hand: {number(by_hand, 'mentor')}")
     call.show(document, success="; ".join(words))
-    if not done.open_hides:
+    if not open_hides:
         return 0
-    step = "hide these mentors by hand, see `certjob alerts`"
-    call.say(f"{slug}: hides that the portal has not confirmed: {done.open_hides:,}; {step}")
+    step = "hide these mentors by hand, then repeat it with --hidden-by-hand --because TEXT"
+    call.say(f"{slug}: hides that the portal has not confirmed: {open_hides:,}; {step}")
     return 3
 
 

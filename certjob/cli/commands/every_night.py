@@ -12,6 +12,8 @@ import typer
 from certjob.cli.options import (
     AcceptDate,
     Allow,
+    HiddenBecause,
+    HiddenByHand,
     MentorArgument,
     OrganisationSlug,
     parse_allowed,
@@ -65,7 +67,7 @@ def run(
     """Update certificates and pauses, push visibility to the portal, and send mail.
 
     It is safe to repeat, and safe to run twice at once. --organisation limits the review, not the delivery of queued
-    pushes and mails. Exits with 3 while there is any alert; an undelivered reminder counts once in seven days.
+    pushes and mails. Exits with 3 while there is any alert that no one has acknowledged.
     """
     from certjob.jobs import runs
     from certjob.jobs.job import RUN_SECONDS
@@ -99,8 +101,8 @@ def deliver(
 ) -> int:
     """Deliver queued pushes and mails that are due, pushes first. Run it in the background between nightly runs.
 
-    It first reviews the due mentors who have an open push, so outdated pushes are not sent. Exits with 3 only after a
-    new failure, a failure for a new reason, an early end of a stage for a new reason, or a new hold.
+    It first reviews the due mentors who have an open push, so outdated pushes are not sent. Exits with 3 if something
+    failed, if a stage ended early, or if a full run is overdue. It prints only what no command of the day has printed.
     """
     from certjob.jobs import runs
 
@@ -110,23 +112,31 @@ def deliver(
         return _report_on(call, report)
 
 
-@app.command(examples=("certjob resync M1042", "certjob resync 'kari nordmann' --organisation hlf"))
+@app.command(examples=("certjob resync M1042", "certjob resync M1042 --hidden-by-hand --because 'left, no contact'"))
 def resync(
     call: Call,
     mentor: MentorArgument,
     *,
+    hidden_by_hand: HiddenByHand = False,
+    because: HiddenBecause = "",
     organisation: OrganisationSlug = None,
     accept_date: AcceptDate = None,
 ) -> int:
     """Review one mentor and push the portal visibility now, even if a retry is scheduled for later.
 
-    Reminders are queued, and failed ones are due again, but none is sent. Exits with 3 if the push fails.
+    Reminders are queued, and failed ones are due again, but none is sent. Exits with 3 if the push fails. With
+    --hidden-by-hand, it only stores that a person has hidden the contact; the next reading of the portal checks it.
     """
     from certjob.facts.lookup import find_mentor
     from certjob.jobs import resync as resyncing
+    from certjob.jobs.acknowledge import confirm_hidden
 
     with call.session():
         mentor_id = find_mentor(call.connection, mentor, organisation=organisation)
+        if hidden_by_hand:
+            by = confirm_hidden(call.connection, [mentor_id], because=because)
+            call.show({"mentor_id": mentor_id, "hidden_by": by}, success="stored; the next reading checks it")
+            return 0
         result = resyncing.resync(call.job(), mentor_id, accept_date=accept_date)
         return _report_on_one(call, mentor_id, result)
 
@@ -234,7 +244,7 @@ def bounces(
     return 0
 
 
-@app.command(examples=("certjob acknowledge hlf:held:pauses --because import --until 2027-01-15",))
+@app.command(examples=("certjob acknowledge hlf:failed_reminders:M1042:17 --because phoned --until 2027-01-15",))
 def acknowledge(
     call: Call,
     alert: Annotated[
@@ -242,24 +252,19 @@ def acknowledge(
     ],
     *,
     because: Annotated[str, typer.Option(metavar="TEXT", help="Why no one has to act now.", show_default=False)],
-    until: Annotated[
-        date | None,
-        typer.Option(
-            parser=parse_day, metavar="DATE", help="The last day, at most 31 days ahead; required, but see above."
-        ),
-    ] = None,
+    until: Annotated[date, typer.Option(parser=parse_day, metavar="DATE", help="The last day.", show_default=False)],
 ) -> int:
-    """Mute one alert in lists, exit codes and digests until a date, or until its cause changes.
+    """Mute one alert in lists, exit codes and digests until a date, at most 31 days ahead.
 
-    --until may be omitted for a contact of no mentor, and for a hide that certjob can no longer make.
+    A contact of no mentor can be muted for a year. No one can mute that a mentor may be visible: see
+    `certjob resync --hidden-by-hand`.
     """
     from certjob.jobs import acknowledge as job
 
     with call.session():
         today = call.settings.today
         who = job.acknowledge(call.connection, alert, because=because, until=until, today=today)
-    words = f"{alert} is acknowledged" + (f" until {until}." if until else ".")
-    call.show({"alert_id": alert, "until": until, "by": who}, success=words)
+    call.show({"alert_id": alert, "until": until, "by": who}, success=f"{alert} is acknowledged until {until}.")
     return 0
 
 
@@ -301,7 +306,7 @@ def _report_on(call: Call, report: "Report") -> int:
     exit_code = call.end(report.outcome, report.reasons if is_watched else report.news)
     if not (is_watched or report.dry_run or call.json or call.quiet) and (words := correction_words(report)):
         call.say(words, "note")
-    for line in report.acknowledged_in_app.values():
+    for line in report.confirmed:
         call.say(line, "note")
     if not report.dry_run and stderr_is_complete():
         note_told(call.connection, report)

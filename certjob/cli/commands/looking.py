@@ -84,7 +84,7 @@ def alerts(
         outcome = Outcome.ATTENTION if found and not acknowledged else Outcome.OK
         if report is not None and report.outcome is not Outcome.OK:
             outcome = report.outcome
-        held = held_mentors(call.connection, today=today, acknowledged=acknowledged)
+        held = iter(()) if acknowledged else held_mentors(call.connection, today=today)
         document = report.to_document() if report is not None else {}
         document |= {"outcome": outcome, "alerts": (alert.to_document() for alert in found)}
         document |= {"held_mentors": map(asdict, held)} | ({} if acknowledged else {"acknowledged": number})

@@ -17,7 +17,7 @@ from certjob.redaction import one_line
 LANGUAGES = {"nb": "nb", "nn": "nn", "en": "en_GB"}
 """The languages of the templates, each with the locale for its dates. Mentors and coordinators have no other locale."""
 
-NO_ACTION = frozenset({"paused", "reinstated", "corrected", "expiring"})
+NO_ACTION = frozenset({"by_hand", "paused", "reinstated", "corrected", "expiring"})
 """The sections of a digest that require no action of the coordinator."""
 LONGEST_LIST = 25
 """Lines of one list; the digest then says how many more there are. Gmail shows nine lists of this length."""
@@ -37,7 +37,7 @@ _BY_HARM = (
     Cause.MAIL_DELAYED,
 )
 """The causes in the order of a section: first those that last until a person acts. Any other cause comes last."""
-_NOT_FOR_TEMPLATES = frozenset({"id", "key", "is_show"})
+_NOT_FOR_TEMPLATES = frozenset({"id", "key", "keys", "is_show"})
 
 Words = dict[str, Any]
 """Variables of a template by name. No value can break a line or change the direction of the text."""
@@ -106,6 +106,7 @@ def reminder_words(due: Reminder, recipient: Recipient, *, today: date, repeat: 
 def digest_words(
     sections: Mapping[str, Sequence[Words]],
     *,
+    news: Mapping[str, Sequence[Words]],
     language: str,
     name: str | None,
     organisation: str,
@@ -119,9 +120,14 @@ def digest_words(
 ) -> Words:
     """Return the variables of a digest.
 
-    ``sections`` has rows of the database by section. ``acknowledged`` is the number of acknowledged alerts and the day
+    ``sections`` has rows of the database by section, and ``news`` those of them that no digest has reported; the
+    subject is about the first section with news. ``acknowledged`` is the number of acknowledged alerts and the day
     on which the first returns. ``is_first``: no digest was sent before. Times are shown in ``zone``.
     """
+
+    def in_words(rows: Sequence[Words]) -> list[Words]:
+        return [_in_words(row, locale=language, zone=zone) for row in sorted(rows, key=_harm)]
+
     number, returns_on = acknowledged
     # Someone without a valid certificate may still be visible. A hold of returns or reminders shows no one.
     dangers = {**sections, "held": [row for row in sections["held"] if row["is_danger"]]}
@@ -139,10 +145,8 @@ def digest_words(
         "urgent": [section for section in _URGENT if dangers[section] and (has_portal or section == "visible")],
         "to_do": any(sections[section] for section in sections.keys() - NO_ACTION),
         "acknowledged": {"number": number, "until": write_day(returns_on, locale=language) if returns_on else ""},
-        **{
-            section: [_in_words(row, locale=language, zone=zone) for row in sorted(rows, key=_harm)]
-            for section, rows in sections.items()
-        },
+        "news": {section: in_words(rows) for section, rows in news.items() if rows},
+        **{section: in_words(rows) for section, rows in sections.items()},
     }
 
 

@@ -5,7 +5,7 @@ const words = await (await fetch("words.json")).json();
 const DATES = { nb: "nb-NO", nn: "nb-NO", en: "en-GB" }; // few browsers know nn, which writes dates like nb
 const COLUMNS =
   "alert_id, kind, organisation, mentor_id, member_no, full_name, sentence, cause, action, state, since, " +
-  "next_attempt_at, number, fingerprint";
+  "next_attempt_at, number";
 // The sections of the page in order, with the kinds of alerts in each. Other kinds come last.
 const SECTIONS = {
   visible: ["may_be_visible"],
@@ -114,9 +114,9 @@ async function correctContact(alert, { contact_id }) {
   return say("saved");
 }
 
-async function acknowledge({ alert_id, fingerprint }, { because, until }) {
-  dataOf(await supabase.rpc("acknowledge_alert", { alert_id, fingerprint, because, until }));
-  return say("acknowledged", day(until));
+async function confirmHidden({ mentor_id }, { because }) {
+  dataOf(await supabase.rpc("confirm_hidden", { mentor_id, because }));
+  return say("confirmed");
 }
 
 // Identifies the attempt that an alert is about.
@@ -206,18 +206,14 @@ function actions(alert, old) {
     const input = { name: "contact_id", required: true, pattern, title: say("contact_form"), autocomplete: "off" };
     found.push(form(alert, old, correctContact, say("save"), [say("contact_id"), input]));
   }
-  if (alert.mentor_id && alert.kind !== "never_reviewed") {
-    const limits = { min: inDays(0), max: inDays(31), value: inDays(7) };
+  if (alert.kind === "may_be_visible" && alert.cause !== "later_day_on_portal") {
     const because = [say("because"), { name: "because", required: true, maxLength: 1000, autocomplete: "off" }];
-    const until = [say("until"), { name: "until", type: "date", required: true, ...limits }];
-    const fields = form(alert, old, acknowledge, say("acknowledge"), because, until);
+    const fields = form(alert, old, confirmHidden, say("hidden_by_hand"), because);
     const open = old?.querySelector("details")?.open ?? false;
-    found.push(element("details", { open }, element("summary", {}, say("acknowledge")), fields));
+    found.push(element("details", { open }, element("summary", {}, say("hidden_by_hand")), fields));
   }
   return found;
 }
-
-const inDays = (days) => new Date(Date.now() + days * 86_400_000).toISOString().slice(0, 10);
 
 // A form with labelled inputs; what someone has typed into the former card stays.
 function form(alert, old, act, send, ...fields) {

@@ -1,31 +1,28 @@
--- name: read_alert_cause
-SELECT cause FROM current_alerts(%(today)s) WHERE alert_id = %(alert_id)s
+-- name: read_alert_kind
+SELECT kind FROM current_alerts(%(today)s) WHERE alert_id = %(alert_id)s
 
 -- name: acknowledge_alert
--- Stores the fingerprint: an alert with another one returns.
-INSERT INTO acknowledgements AS k (alert_id, fingerprint, because, until, acknowledged_by)
-SELECT a.alert_id, a.fingerprint, %(because)s, %(until)s, %(who)s
-FROM current_alerts(%(today)s) AS a
-WHERE a.alert_id = %(alert_id)s
+INSERT INTO acknowledgements (alert_id, because, until, acknowledged_by)
+VALUES (%(alert_id)s, %(because)s, %(until)s, %(who)s)
 ON CONFLICT (alert_id) DO UPDATE
-SET fingerprint = excluded.fingerprint, because = excluded.because, until = excluded.until,
-    acknowledged_by = excluded.acknowledged_by, acknowledged_at = now(), is_told = true, ended_at = NULL
+SET because = excluded.because, until = excluded.until, acknowledged_by = excluded.acknowledged_by, acknowledged_at = now()
 
--- name: list_acknowledgements
--- The open ones, and those that no run has printed.
-SELECT alert_id, acknowledged_by, until, is_told
-FROM acknowledgements
-WHERE ended_at IS NULL OR NOT is_told
-ORDER BY acknowledged_at, alert_id
+-- name: forget_acknowledged_pushes
+-- Someone retries them, so their next failure is an alert.
+DELETE FROM acknowledgements AS k
+USING portal_sync_events AS e
+WHERE e.status IN ('pending', 'blocked') AND k.alert_id LIKE '%%:may_be_hidden:%%:' || e.id
 
--- name: note_told_acknowledgements
-UPDATE acknowledgements SET is_told = true WHERE NOT is_told AND alert_id = ANY (%(alert_ids)b)
+-- name: confirm_hidden
+SELECT certjob_private.settle_by_hand(%(mentor_ids)s::uuid[], %(because)s, %(who)s)
 
--- name: end_acknowledgements
--- Ends acknowledgements of alerts that are over or have another fingerprint, because they must not cover the next alert
--- of the same mentor or contact.
-UPDATE acknowledgements AS k
-SET ended_at = now()
-WHERE k.ended_at IS NULL
-    AND (k.until IS NULL OR k.until >= %(today)s)
-    AND k.alert_id NOT IN (SELECT a.alert_id FROM current_alerts(%(today)s) AS a WHERE a.is_acknowledged)
+-- name: list_open_hides
+-- The mentors of an organisation with a hide that a person may confirm.
+SELECT DISTINCT e.mentor_id
+FROM portal_sync_events AS e
+JOIN mentors AS m ON m.id = e.mentor_id
+JOIN organisations AS o ON o.id = m.organisation_id
+WHERE o.slug = %(slug)s
+    AND NOT e.visible
+    AND e.status <> 'delivered'
+    AND NOT EXISTS (SELECT FROM portal_sync_events AS l WHERE l.mentor_id = e.mentor_id AND l.id > e.id)

@@ -13,44 +13,28 @@ SET finished_at = now(), last_seen_at = now(), outcome = %(outcome)s, counts = %
 WHERE id = %(id)s
 
 -- name: note_told
-UPDATE job_runs SET told_at = now() WHERE id = %(id)s
+UPDATE job_runs SET told = %(keys)b WHERE id = %(id)s
 
--- name: read_known_stops
--- The keys of today's stops that were printed and still last. A stop is over once a later run has done something in its
--- stage. A run without work in the stage does not count.
-SELECT DISTINCT stop.code
-FROM job_runs AS told
-CROSS JOIN LATERAL jsonb_array_elements_text(told.counts -> 'stop_codes') AS stop (code)
-WHERE told.command IN ('run', 'deliver')
-    AND told.as_of = %(today)s
-    AND told.told_at IS NOT NULL
+-- name: read_told
+-- What the commands of this day have printed, and whether a full run is among them.
+SELECT told, command = 'run' AND organisation IS NULL AS is_full_run
+FROM job_runs
+WHERE as_of = %(today)s AND told IS NOT NULL
+
+-- name: read_confirmed_by_coordinators
+-- Hides that coordinators have confirmed, and that no full run has printed.
+SELECT o.slug, m.member_no, e.hidden_by, e.delivered_at
+FROM portal_sync_events AS e
+JOIN mentors AS m ON m.id = e.mentor_id
+JOIN organisations AS o ON o.id = m.organisation_id
+WHERE NOT e.visible
+    AND e.hidden_by NOT LIKE 'cli:%%'
     AND NOT EXISTS (
         SELECT
-        FROM job_runs AS later
-        WHERE later.as_of = %(today)s
-            AND later.started_at > told.started_at
-            AND later.counts -> 'worked' ? split_part(stop.code, ':', 1)
+        FROM job_runs AS r
+        WHERE r.command = 'run' AND r.organisation IS NULL AND r.told IS NOT NULL AND r.started_at > e.delivered_at
     )
-
--- name: is_first_report
--- Whether no other run of the same organisations has printed its report on this day.
-SELECT NOT EXISTS (
-    SELECT
-    FROM job_runs
-    WHERE command = 'run'
-        AND as_of = %(today)s
-        AND organisation IS NOT DISTINCT FROM %(organisation)s::text
-        AND told_at IS NOT NULL
-)
-
--- name: note_told_alerts
-INSERT INTO told_alerts (alert_id, fingerprint, day)
-SELECT alert_id, fingerprint, %(today)s
-FROM unnest(%(alert_ids)b::text[], %(fingerprints)b::text[]) AS told (alert_id, fingerprint)
-ON CONFLICT DO NOTHING
-
--- name: forget_told_alerts
-DELETE FROM told_alerts WHERE day < %(today)s - 7
+ORDER BY e.delivered_at, m.member_no
 
 -- name: is_full_run_overdue
 SELECT EXISTS (SELECT FROM current_alerts(%(today)s) WHERE kind = 'no_full_run' AND NOT is_acknowledged)

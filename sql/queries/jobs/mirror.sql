@@ -10,17 +10,8 @@ WHERE function.proname = 'sync'
 SELECT profile, member, problem FROM certjob_mirror.sync()
 
 -- name: note_copy
--- Return whether someone has acknowledged the alert about this problem.
 INSERT INTO facts_last_copy AS c (failing_since, problem)
 VALUES (CASE WHEN %(problem)s::text IS NOT NULL THEN now() END, %(problem)s)
 ON CONFLICT (only_one) DO UPDATE
 SET problem = excluded.problem,
     failing_since = CASE WHEN excluded.problem IS NOT NULL THEN coalesce(c.failing_since, now()) END
-RETURNING EXISTS (
-    SELECT
-    FROM acknowledgements AS k
-    WHERE k.alert_id = 'all:facts_missing:not_copied'
-        AND k.fingerprint = md5(c.problem)
-        AND k.ended_at IS NULL
-        AND (k.until IS NULL OR k.until >= %(today)s)
-)

@@ -63,15 +63,23 @@ WHERE m.organisation_id = %(organisation_id)s
 -- name: read_pending_pushes
 -- Mentors who may still be shown or hidden wrongly on the portal, as in the alerts.
 SELECT full_name AS name, member_no, kind = 'may_be_hidden' AS is_show, since, cause,
-    md5(alert_id) || ':' || fingerprint AS key
+    keys
 FROM current_alerts(%(today)s)
 WHERE kind IN ('may_be_visible', 'may_be_hidden')
     AND organisation_id = %(organisation_id)s
     AND NOT is_acknowledged
 
+-- name: read_hidden_by_hand
+-- Mentors whom someone has hidden by hand, while no later reading of the portal has confirmed it.
+SELECT coalesce(m.full_name, m.member_no) AS name, m.member_no, h.name AS by, h.since
+FROM certjob_private.hidden_by_hand AS h
+JOIN mentors AS m ON m.id = h.mentor_id
+WHERE m.organisation_id = %(organisation_id)s AND NOT h.is_read
+ORDER BY h.since, m.member_no
+
 -- name: read_unknown_contacts
 -- Contacts on the portal that belong to no mentor. They may be of any organisation that uses the portal.
-SELECT split_part(a.alert_id, ':', 3) AS name, a.since, md5(a.alert_id) || ':' || a.fingerprint AS key
+SELECT split_part(a.alert_id, ':', 3) AS name, a.since, a.keys
 FROM current_alerts(%(today)s) AS a
 WHERE a.kind = 'unknown_contacts' AND NOT a.is_acknowledged
     AND (SELECT o.portal IS NOT NULL FROM organisations AS o WHERE o.id = %(organisation_id)s)
@@ -81,7 +89,7 @@ ORDER BY a.since, name
 -- Reminders that failed or have waited for more than a day, as in the alerts.
 SELECT coalesce(m.full_name, m.member_no) AS name, m.member_no, l.expires_on, l.expires_on - %(today)s AS days_left,
     coalesce(l.failure_code, 'mail_stopped') AS cause,
-    md5(a.alert_id) || ':' || a.fingerprint AS key
+    a.keys
 FROM current_alerts(%(today)s) AS a
 JOIN cert_notification_log AS l ON l.id = a.row_id
 JOIN mentors AS m ON m.id = l.mentor_id
@@ -94,7 +102,7 @@ ORDER BY l.next_attempt_at, l.id
 -- Changes that the guards hold, with the names of the twenty mentors with the most harmful ones. is_danger: someone may be
 -- visible who must not be.
 SELECT h.what, h.what IN ('pauses', 'departures', 'contacts', 'after_gap') AS is_danger, h.since, h.mentors,
-    md5(a.alert_id) || ':' || a.fingerprint AS key, ARRAY(
+    a.keys, ARRAY(
         SELECT jsonb_build_object('name', n.full_name, 'member_no', n.member_no, 'reason', n.reason)
         FROM certjob_private.held_names AS n
         WHERE n.organisation_id = a.organisation_id AND n.kind = a.cause AND n.place <= 20
@@ -107,7 +115,7 @@ ORDER BY h.since, h.what
 
 -- name: read_unreviewed_mentors
 -- Mentors who could not be reviewed.
-SELECT full_name AS name, member_no, since, md5(alert_id) || ':' || fingerprint AS key
+SELECT full_name AS name, member_no, since, keys
 FROM current_alerts(%(today)s)
 WHERE kind = 'never_reviewed' AND organisation_id = %(organisation_id)s AND NOT is_acknowledged
 ORDER BY name, member_no
@@ -115,7 +123,7 @@ ORDER BY name, member_no
 -- name: read_missing_run
 -- One row if no run has included the organisation for 26 hours, with the number of mentors who must not be visible
 -- and may still be.
-SELECT a.day AS since, md5(a.alert_id) || ':' || a.fingerprint AS key, (
+SELECT a.day AS since, a.keys, (
         SELECT count(*)
         FROM certjob_private.unhidden_mentors(%(today)s) AS u
         WHERE u.organisation_id = %(organisation_id)s
@@ -136,7 +144,7 @@ WHERE a.kind = 'no_full_run'
 
 -- name: read_missing_facts
 -- Facts of the app that were not copied may concern any organisation.
-SELECT since, md5(alert_id) || ':' || fingerprint AS key
+SELECT since, keys
 FROM current_alerts(%(today)s)
 WHERE kind = 'facts_missing' AND NOT is_acknowledged
 

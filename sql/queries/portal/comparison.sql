@@ -46,13 +46,14 @@ ORDER BY d.organisation, d.member_no
 -- Visible contacts that belong to no mentor of an organisation with a portal, and whether someone has acknowledged
 -- each.
 SELECT shown.contact_id, EXISTS (
-        SELECT FROM acknowledgements AS k
-        WHERE k.alert_id = 'all:unknown_contacts:' || shown.contact_id
-            AND k.ended_at IS NULL
-            AND (k.until IS NULL OR k.until >= %(today)s)
-    ) AND NOT EXISTS (  -- the acknowledged alert is over
-        SELECT FROM portal_unknown_contacts AS u
-        WHERE u.contact_id = shown.contact_id AND u.gone_at IS NOT NULL
+        SELECT
+        FROM portal_unknown_contacts AS u
+        JOIN acknowledgements AS k
+            ON k.alert_id = concat_ws(':', 'all:unknown_contacts', u.contact_id, (u.first_seen_at AT TIME ZONE 'UTC')::date)
+        WHERE u.contact_id = shown.contact_id
+            AND u.gone_at IS NULL
+            AND k.until >= %(today)s
+            AND k.acknowledged_at >= u.first_seen_at
     ) AS is_known
 FROM unnest(%(shown)b::uuid[]) AS shown (contact_id)
 WHERE NOT EXISTS (
@@ -75,25 +76,14 @@ WHERE o.portal IS NOT NULL AND m.portal_visible AND m.dynamics_contact_id IS NOT
 -- a newer snapshot.
 SELECT id FROM mentors WHERE id = ANY (%(ids)b::uuid[]) ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
 
--- name: renew_edited_hides
--- Someone has shown a contact by hand, although its hide is open and the last reading did not list it. This is a new
--- alert, also if someone has acknowledged the old one after hiding the contact by hand.
-UPDATE portal_sync_events AS e
-SET wanted_at = now()
-FROM mentors AS m
-CROSS JOIN portal_last_reading AS r
-WHERE e.mentor_id = m.id AND e.status IN ('pending', 'blocked') AND NOT e.visible
-    AND m.dynamics_contact_id = ANY (%(visible)b::uuid[])
-    AND NOT r.held AND r.read_at > e.wanted_at AND m.dynamics_contact_id <> ALL (r.visible)
-
 -- name: store_portal_reading
 -- Keep the reading that began last, even if another one ends later. A stored time in the future is from a wrong
 -- clock.
-INSERT INTO portal_last_reading AS l (read_at, visible, dates, secret_until, held)
-VALUES (%(read_at)s, %(visible)b, %(dates)s, %(secret_until)s, %(held)s)
+INSERT INTO portal_last_reading AS l (read_at, visible, dates, secret_until, is_doubtful)
+VALUES (%(read_at)s, %(visible)b, %(dates)s, %(secret_until)s, %(is_doubtful)s)
 ON CONFLICT (only_one) DO UPDATE
 SET read_at = excluded.read_at, visible = excluded.visible, dates = excluded.dates,
-    secret_until = excluded.secret_until, held = excluded.held
+    secret_until = excluded.secret_until, is_doubtful = excluded.is_doubtful
 WHERE l.read_at < excluded.read_at OR l.read_at > now()
 
 -- name: forget_days_on_portal
@@ -120,15 +110,3 @@ WHERE u.last_seen_at > now()
 UPDATE portal_unknown_contacts
 SET gone_at = %(read_at)s
 WHERE gone_at IS NULL AND (last_seen_at < %(read_at)s OR last_seen_at > now())
-
--- name: forget_acknowledged_contacts
--- The acknowledgement of an unknown contact ends when a mentor gets that contact. If the contact is unknown again
--- later, someone must decide again.
-UPDATE acknowledgements AS k
-SET ended_at = now()
-FROM mentors AS m
-JOIN organisations AS o ON o.id = m.organisation_id
-WHERE k.ended_at IS NULL
-    AND m.dynamics_contact_id
-        = CASE WHEN k.alert_id LIKE 'all:unknown_contacts:%%' THEN split_part(k.alert_id, ':', 3)::uuid END
-    AND o.portal IS NOT NULL

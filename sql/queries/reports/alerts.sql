@@ -1,9 +1,7 @@
 -- name: read_alerts
 -- The open or the acknowledged alerts, of all or of one mentor.
 SELECT alert_id, kind, organisation_id, organisation, mentor_id, member_no, full_name, row_id, since, sentence, cause, error,
-    state, next_attempt_at, last_failed_at, calls, number, day, fingerprint,
-    CASE WHEN is_acknowledged THEN acknowledged_until END AS acknowledged_until,
-    CASE WHEN is_acknowledged THEN acknowledged_because END AS acknowledged_because
+    state, next_attempt_at, last_failed_at, calls, number, day, acknowledged_until, acknowledged_because
 FROM current_alerts(%(today)s)
 WHERE is_acknowledged = %(acknowledged)s AND (mentor_id = %(mentor_id)s::uuid OR %(mentor_id)s::uuid IS NULL)
 ORDER BY since, alert_id
@@ -14,8 +12,6 @@ SELECT a.alert_id, h.mentor_id, h.member_no, a.organisation, h.full_name, h.reas
 FROM current_alerts(%(today)s) AS a
 JOIN certjob_private.held_names AS h ON h.organisation_id = a.organisation_id AND h.kind = a.cause
 WHERE a.kind = 'held'
-    AND a.is_acknowledged = %(acknowledged)s
-    AND (h.place <= %(most)s OR %(most)s::integer IS NULL)
 ORDER BY a.since, a.alert_id, h.place
 
 -- name: count_acknowledged

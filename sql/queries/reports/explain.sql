@@ -62,7 +62,8 @@ ORDER BY l.expires_on, l.cert_id, l.threshold_days DESC
 SELECT o.portal IS NOT NULL AS has_portal, m.portal_visible AS wanted,
     CASE WHEN m.portal_visible AND m.certified_until > '0001-01-01' THEN least(m.certified_until, '2099-12-31') END
         AS visible_until,
-    confirmed.visible AS confirmed, confirmed.delivered_at AS confirmed_at,
+    confirmed.visible AS confirmed, confirmed.delivered_at AS confirmed_at, h.name AS hidden_by,
+    h.because AS hidden_because, coalesce(NOT h.is_read, false) AS not_read_since,
     r.read_at, m.dynamics_contact_id = ANY (r.visible) AS was_shown,
     (
         SELECT count(*) FROM dynamics_sync_failures AS d WHERE d.mentor_id = m.id AND d.resolved_at IS NOT NULL
@@ -76,6 +77,7 @@ LEFT JOIN LATERAL (
     ORDER BY d.delivered_at DESC
     LIMIT 1
 ) AS confirmed ON true
+LEFT JOIN certjob_private.hidden_by_hand AS h ON h.mentor_id = m.id
 LEFT JOIN portal_last_reading AS r ON true
 WHERE m.id = %(mentor_id)s
 

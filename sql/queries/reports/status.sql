@@ -58,6 +58,14 @@ WHERE NOT EXISTS (
 ORDER BY o.slug, m.member_no
 LIMIT 5
 
+-- name: list_hidden_by_hand
+SELECT o.slug || ' ' || m.member_no AS mentor, h.name AS by, h.since
+FROM certjob_private.hidden_by_hand AS h
+JOIN mentors AS m ON m.id = h.mentor_id
+JOIN organisations AS o ON o.id = m.organisation_id
+WHERE NOT h.is_read
+ORDER BY h.since, o.slug, m.member_no
+
 -- name: count_coming_reviews
 -- Today includes all overdue mentors. The condition is one range of an index.
 SELECT greatest(review_on, %(today)s::date) AS due_on, count(*) AS mentors

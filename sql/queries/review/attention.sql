@@ -1,28 +1,17 @@
 -- name: read_attention
--- The number of alerts by kind, the number of acknowledged ones, and the others that no run of this day has printed. Of
--- undelivered reminders, those that no run of the last seven days has printed. "single" has the alerts that a run prints
--- one by one (holds, an overdue full run), and "known_mentors" the acknowledged ones that it does not print at all.
+-- The number of alerts by kind, the number of acknowledged ones, and the keys of the others. "single" has the alerts that a
+-- run prints one by one: holds, and an overdue full run.
 SELECT a.kind, count(*) FILTER (WHERE NOT a.is_acknowledged) AS number,
     count(*) FILTER (WHERE a.is_acknowledged) AS acknowledged,
-    coalesce(array_agg(ARRAY[a.alert_id, a.fingerprint]) FILTER (WHERE NOT a.is_acknowledged AND t.day IS NULL), '{}')
-        AS new,
+    coalesce(jsonb_agg(a.keys) FILTER (WHERE NOT a.is_acknowledged), '[]') AS keys,
     coalesce(
         jsonb_agg(
             jsonb_build_object('organisation', a.organisation, 'what', a.cause, 'reason', a.error, 'allow', a.number)
             ORDER BY a.since, a.organisation, a.cause
-        ) FILTER (WHERE a.kind IN ('held', 'no_full_run') AND NOT a.is_acknowledged),
+        ) FILTER (WHERE a.kind IN ('held', 'no_full_run')),
         '[]'
-    ) AS single,
-    coalesce(array_agg(a.mentor_id) FILTER (WHERE a.kind = 'never_reviewed' AND a.is_acknowledged), '{}')
-        AS known_mentors
+    ) AS single
 FROM current_alerts(%(today)s) AS a
-LEFT JOIN LATERAL (
-    SELECT told.day
-    FROM told_alerts AS told
-    WHERE told.alert_id = a.alert_id AND told.fingerprint = a.fingerprint
-        AND told.day BETWEEN %(today)s - CASE a.kind WHEN 'failed_reminders' THEN 6 ELSE 0 END AND %(today)s
-    LIMIT 1
-) AS t ON true
 GROUP BY a.kind
 
 -- name: store_held_review
