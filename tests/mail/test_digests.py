@@ -91,6 +91,25 @@ def test_open_push_is_news_once_a_week(desk: Nights) -> None:
     assert named([next_week]) == ["Kari", "Ola"]
 
 
+def test_subject_is_the_news_and_not_the_oldest_problem(desk: Nights) -> None:
+    """A mentor may be visible since the first day. Another cause of that is news again."""
+    desk.execute("UPDATE coordinators SET locale = 'en'")
+    desk.ended("Kari")
+    rejecting = FlakyPortal(failures=99, error=lambda: PermanentPortalError("404"))
+    (first,) = desk.digests(portal=rejecting)
+
+    desk.certified("Pia", until=31)
+    (about_pia,) = desk.digests(1, portal=rejecting)
+    desk.execute("UPDATE dynamics_sync_failures SET failure_code = 'contact_not_found'")
+    (about_kari,) = desk.digests(2, portal=FlakyPortal())
+
+    may_be_visible = "Urgent: 1 peer mentor may still be visible on the portal"
+    assert first.subject.startswith(may_be_visible)
+    assert about_pia.subject.startswith("1 certificate expires within 30")
+    assert "may still be visible on the portal" in about_pia.text
+    assert about_kari.subject.startswith(may_be_visible)
+
+
 def test_undelivered_reminder_is_news_once_per_address(desk: Nights) -> None:
     """The reminder of the next threshold, on the third day, is news again."""
     desk.execute("UPDATE organisations SET portal = NULL, reminder_thresholds = '{14,12}'")
@@ -323,16 +342,21 @@ def test_death_of_a_process_loses_no_news_and_marks_repeats(
 def test_digest_names_contacts_of_no_mentor_to_users_of_the_portal(
     desk: Nights, portal: str | None, number: int
 ) -> None:
-    """Once, until it is gone or a week has passed."""
+    """When it appears, and weekly, also if other news comes every day."""
     desk.connection.execute("UPDATE organisations SET portal = %s", (portal,))
     contact = uuid4()
     desk.facts.insert("portal_unknown_contacts", contact_id=contact)
 
-    digests = [digest for number in range(3) for digest in desk.digests(number)]
+    desk.connection.execute("UPDATE portal_unknown_contacts SET first_seen_at = %s", (TODAY,))
+    named_on = []
+    for number_of_day in range(9):
+        desk.certified(until=30 + number_of_day)
+        (digest,) = desk.digests(number_of_day)
+        if str(contact) in digest.text and str(contact) in digest.html:
+            assert "Kontakter uten likeperson (1)" in digest.text
+            named_on.append(number_of_day)
 
-    assert [str(contact) in digest.text and str(contact) in digest.html for digest in digests] == [True] * number
-    if number:
-        assert "Kontakter uten likeperson (1)" in digests[0].text
+    assert named_on == [0, 7] * number
 
 
 def test_next_digest_names_the_corrections_on_the_portal(desk: Nights) -> None:

@@ -37,4 +37,4 @@ WHERE NOT e.visible
 ORDER BY e.delivered_at, m.member_no
 
 -- name: is_full_run_overdue
-SELECT EXISTS (SELECT FROM current_alerts(%(today)s) WHERE kind = 'no_full_run' AND NOT is_acknowledged)
+SELECT EXISTS (SELECT FROM current_alerts(%(today)s) WHERE kind = 'no_full_run')

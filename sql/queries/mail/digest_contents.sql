@@ -110,14 +110,14 @@ SELECT h.what, h.what IN ('pauses', 'departures', 'contacts', 'after_gap') AS is
     ) AS named
 FROM current_alerts(%(today)s) AS a
 JOIN held_reviews AS h ON h.organisation_id = a.organisation_id AND h.what = a.cause
-WHERE a.kind = 'held' AND a.organisation_id = %(organisation_id)s AND NOT a.is_acknowledged
+WHERE a.kind = 'held' AND a.organisation_id = %(organisation_id)s
 ORDER BY h.since, h.what
 
 -- name: read_unreviewed_mentors
 -- Mentors who could not be reviewed.
 SELECT full_name AS name, member_no, since, keys
 FROM current_alerts(%(today)s)
-WHERE kind = 'never_reviewed' AND organisation_id = %(organisation_id)s AND NOT is_acknowledged
+WHERE kind = 'never_reviewed' AND organisation_id = %(organisation_id)s
 ORDER BY name, member_no
 
 -- name: read_missing_run
@@ -131,7 +131,6 @@ SELECT a.day AS since, a.keys, (
 FROM current_alerts(%(today)s) AS a
 WHERE a.kind = 'no_full_run'
     AND a.day IS NOT NULL
-    AND NOT a.is_acknowledged
     AND NOT EXISTS (
         SELECT
         FROM job_runs AS r
@@ -146,7 +145,7 @@ WHERE a.kind = 'no_full_run'
 -- Facts of the app that were not copied may concern any organisation.
 SELECT since, keys
 FROM current_alerts(%(today)s)
-WHERE kind = 'facts_missing' AND NOT is_acknowledged
+WHERE kind = 'facts_missing'
 
 -- name: read_uncertified_mentors
 -- Active mentors who have never had a certificate of a kind that counts. They are hidden and get no reminders.
