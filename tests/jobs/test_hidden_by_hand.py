@@ -118,6 +118,30 @@ def test_hide_by_hand_that_no_reading_confirms_is_an_alert_after_31_days(scene: 
     assert kinds(scene) == []
 
 
+def test_reading_that_was_cut_short_confirms_nothing(scene: Scene, rejected: UUID) -> None:
+    """It lists fewer than half of the mentors who should be visible, so the contact may be missing by mistake."""
+    scene.certified()
+    scene.run_sql("UPDATE mentors SET portal_visible = true WHERE member_no <> 'M1'")
+    confirm(scene, rejected)
+    scene.run_sql("UPDATE portal_sync_events SET delivered_at = now() - interval '32 days' WHERE hidden_by IS NOT NULL")
+    scene.portal.visible.clear()
+
+    scene.reconcile()
+
+    assert "may_be_visible" in kinds(scene)
+
+
+def test_contact_that_another_mentor_has_now_is_no_alert(scene: Scene, rejected: UUID) -> None:
+    """The portal shows it for the other mentor."""
+    confirm(scene, rejected)
+    scene.run_sql("UPDATE mentors SET dynamics_contact_id = NULL WHERE id = %s", rejected)
+    scene.certified(contact_id=CONTACT)
+
+    scene.reconcile()
+
+    assert "may_be_visible" not in kinds(scene)
+
+
 def test_mentor_who_may_be_visible_again_needs_no_hide(scene: Scene, withdrawn: UUID) -> None:
     confirm(scene, withdrawn)
     scene.run_sql("UPDATE portal_sync_events SET delivered_at = '2020-01-01' WHERE hidden_by IS NOT NULL")
