@@ -186,6 +186,7 @@ def test_hide_by_hand_waits_for_a_call_in_flight(scene: Scene) -> None:
 
 def test_command_stores_a_hide_by_hand(scene: Scene, rejected: UUID, here: Certjob) -> None:
     """With a reason. `status` and `explain` name it until a reading confirms it."""
+    assert here("resync", "M1", "--because", "x").returncode == 2
     missing = here("resync", "M1", "--hidden-by-hand")
     done = here("resync", "M1", "--hidden-by-hand", "--because", "in Dynamics")
 
@@ -208,8 +209,10 @@ def test_organisation_leaves_the_portal_with_its_hides_made_by_hand(
     scene.night(scene.portal)
 
     assert (result.returncode, kinds(scene)) == (0, [])
-    wrong = here("organisation", "set", "hlf", "--portal", "dynamics", "--hidden-by-hand", "--because", "x")
-    assert_one_line(wrong, "requires --portal none", code=2, command="certjob organisation set")
+    for wrong in (("--portal", "dynamics", "--because", "x"), ("--portal", "none")):
+        rejected_command = here("organisation", "set", "hlf", "--hidden-by-hand", *wrong)
+        said = "requires --because and --portal none"
+        assert_one_line(rejected_command, said, code=2, command="certjob organisation set")
 
 
 def test_digest_names_who_has_hidden_a_mentor_by_hand(scene: Scene, rejected: UUID) -> None:

@@ -162,8 +162,8 @@ def organisation_set(
     from certjob.jobs.acknowledge import confirm_all_hidden
     from certjob.jobs.planning import plan_next_run
 
-    if hidden_by_hand and portal != organisations.NONE:
-        message = "--hidden-by-hand requires --portal none"
+    if (hidden_by_hand or because) and not (hidden_by_hand and because.strip() and portal == organisations.NONE):
+        message = "--hidden-by-hand requires --because and --portal none"
         raise UsageError(message, next_step="run `certjob resync MENTOR --hidden-by-hand` for a single mentor")
     with call.session(interruptible=True):
         done = organisations.set_organisation(

@@ -131,6 +131,9 @@ def resync(
     from certjob.jobs import resync as resyncing
     from certjob.jobs.acknowledge import confirm_hidden
 
+    if because and not hidden_by_hand:
+        message = "--because requires --hidden-by-hand"
+        raise UsageError(message, next_step="add it if a person has hidden the contact")
     with call.session():
         mentor_id = find_mentor(call.connection, mentor, organisation=organisation)
         if hidden_by_hand:
