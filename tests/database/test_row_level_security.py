@@ -171,7 +171,7 @@ def test_unusual_times_stop_no_command(
 
     assert here("run", CERTJOB_DATABASE_URL=supabase_url).returncode == 3  # the pushes are alerts
     changes = here("changes", "--csv", CERTJOB_DATABASE_URL=supabase_url)
-    assert (changes.returncode, changes.stderr, changes.stdout.count("revoked,")) == (0, "", 2)
+    assert (changes.returncode, changes.stderr, changes.stdout.count("likeperson revoked")) == (0, "", 2)
     assert ours.facts.rows("SELECT status FROM certificates") == [("revoked",)] * 2
 
 
