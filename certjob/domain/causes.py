@@ -52,18 +52,6 @@ class Advice:
         return filled
 
 
-HELD_KINDS: Final = (
-    "pauses",
-    "departures",
-    "contacts",
-    "courses",
-    "returns",
-    "reinstatements",
-    "after_gap",
-    "reminders",
-)
-"""The kinds of changes that `certjob run` holds, as stored in ``held_reviews.what``."""
-
 _ADVICE: Final[Mapping[str, Advice]] = {
     advice.cause: advice
     for advice in (
@@ -128,15 +116,12 @@ _ADVICE: Final[Mapping[str, Advice]] = {
             action="If the reason is the address, correct it {address}; otherwise ask the administrator of the mail "
             "server.",
         ),
-        *(
-            Advice(
-                cause=what,
-                action="Check the clock and the last import; `certjob run --dry-run` lists the mentors. If the import "
-                "was wrong, correct it and run `certjob run`. If the changes are right, run `{command}`. "
-                "`certjob resync MENTOR` makes those of one mentor.",
-                says_all=True,
-            )
-            for what in HELD_KINDS
+        Advice(
+            cause="changes",
+            action="Check the clock and the last import; `certjob run --dry-run` lists the mentors. If the import was "
+            "wrong, correct it and run `certjob run`. If the changes are right, run `{command}`. "
+            "`certjob resync MENTOR` makes those of one mentor.",
+            says_all=True,
         ),
         Advice(
             cause="portal",
@@ -204,7 +189,7 @@ HELD_REASONS: Final[Mapping[str, str]] = {
     "reinstated": "would be shown or reinstated",
     "reminder": "would get a reminder",
 }
-"""The words for ``held_mentors.reason``: why a change is held for this mentor."""
+"""The words for ``still_due.reason`` of a held mentor, and for a mentor with held reminders."""
 
 
 def advise_on_push(cause: str, *, error: str | None) -> Advice:

@@ -46,28 +46,20 @@ class PauseChange(StrEnum):
 
 
 class Change(StrEnum):
-    """A kind of changes that the guards count, as stored in ``held_reviews.what`` and ``guard_counts.what``."""
+    """A kind of surprising changes, as stored in ``guard_counts.what``. `holds.held_changes` has the limits."""
 
-    REMOVAL = "pauses"
-    """certjob pauses or hides the mentor, or the last certified day moves earlier. The mentor has not left."""
-    DEPARTURE = "departures"
-    """certjob hides a mentor who has left."""
-    CONTACT = "contacts"
-    """A push to a contact ID that has replaced another one."""
-    COURSE = "courses"
-    """The mentor returns by a recent certificate that no review has seen."""
+    REMOVAL = "removals"
+    """certjob pauses or hides the mentor, or the last certified day moves earlier."""
     RETURN = "returns"
-    """Another mentor who was not certified becomes visible or, without a portal, active again."""
-    REINSTATEMENT = "reinstatements"
-    """A certified mentor becomes visible or active again."""
-    AFTER_GAP = "after_gap"
-    """A change that the last review foresaw, but that review is too old."""
+    """A mentor who was not certified returns, without a certificate that was issued recently."""
+    VISIBILITY = "visibility"
+    """Another return, or a push to a contact ID that has replaced another one."""
     REMINDER = "reminders"
     """A new reminder about a certificate that no review has seen."""
 
 
 class Effect(StrEnum):
-    """The effect of a surprising change, as stored in ``held_mentors.reason``. The most harmful come first."""
+    """What a surprising change does to the mentor, as stored in ``still_due.reason``. The most harmful come first."""
 
     REVOKED = "revoked"
     LEFT = "left"
@@ -106,7 +98,7 @@ class Certificate:
     status: Status = Status.RECORDED
     """The stored status, from the last review."""
     unseen: bool = False
-    """Whether it was entered or edited after the last review."""
+    """Whether no review of the mentor has seen this kind with this last day."""
 
 
 @_value()
@@ -135,6 +127,10 @@ class Mentor:
     """Whether the contact ID is another one than at an earlier review."""
     certified_until: date | None
     """As stored by the last review; None: never reviewed."""
+    decided_visible: bool | None = None
+    """Whether the last review decided that the mentor may be visible; None: never reviewed."""
+    seen: frozenset[str] = frozenset()
+    """The kinds and last days of certificates that a review has seen, as ``seen_key`` writes them."""
     due_by_calendar: bool
     """Whether the stored day of the next review stands. False: a fact has changed, or there was no review."""
     certificates: tuple[Certificate, ...]
@@ -161,14 +157,14 @@ class Transition:
 
 @_value()
 class Surprise:
-    """The changes of a decision that the last review did not foresee, as the guards count them."""
+    """The change of a decision that the last review did not foresee."""
 
-    kinds: tuple[Change, ...] = ()
-    """Without reminders."""
-    kinds_after_gap: tuple[Change, ...] = ()
+    change: Change | None = None
+    """A change of visibility."""
+    change_after_gap: Change | None = None
     """The same if the last review is too old to foresee anything."""
     effect: Effect = Effect.REMINDER
-    """The effect of these kinds."""
+    """What these do."""
     reminders: tuple[Reminder, ...] = ()
     """Due reminders about certificates that no review has seen. Some may be queued already."""
 
@@ -184,8 +180,8 @@ class Decision:
     member_no: str
     organisation: Organisation
     transitions: tuple[Transition, ...]
-    seen_ids: tuple[UUID, ...]
-    """Other certificates that no review had seen."""
+    seen: tuple[str, ...] | None
+    """The value of ``Mentor.seen`` to store; None: no change."""
     pause: PauseChange | None
     own_pause_id: UUID | None
     """certjob's open pause before the change."""

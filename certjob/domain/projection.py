@@ -61,5 +61,7 @@ def after(mentor: Mentor, decision: Decision) -> Mentor:
         portal_visible=decision.visible if decision.push else mentor.portal_visible,
         contact_replaced=False,
         certified_until=decision.certified_until,
+        decided_visible=decision.visible,
+        seen=frozenset(decision.seen) if decision.seen is not None else mentor.seen,
         due_by_calendar=True,
     )

@@ -44,7 +44,6 @@ def decide(mentor: Mentor, today: date) -> Decision:
     """Return the changes that this mentor needs on ``today``, and the day of the next review."""
     organisation = mentor.organisation
     transitions: list[Transition] = []
-    seen_ids: list[UUID] = []
     reminders: list[Reminder] = []
     review_days: list[int] = []
     for certificate in mentor.certificates:
@@ -53,8 +52,6 @@ def decide(mentor: Mentor, today: date) -> Decision:
             transitions.append(
                 Transition(certificate_id=certificate.id, from_status=certificate.status, to_status=status)
             )
-        elif certificate.unseen:
-            seen_ids.append(certificate.id)
         if status is Status.REVOKED or status is Status.RENEWED:
             continue  # only a changed fact ends these
         reminded = not (mentor.left or any(_following(certificate, mentor)))
@@ -80,7 +77,6 @@ def decide(mentor: Mentor, today: date) -> Decision:
     new_last_day = visible and _has_new_last_day(mentor, last_day)
     push = organisation.has_portal and (changes_visibility or new_last_day)
     due = tuple(sorted(reminders))
-    unseen = [each for each in mentor.certificates if each.unseen]
     now = today.toordinal()
     coming_days = [day for day in review_days if now < day <= _LAST_DAY]
     return Decision(
@@ -88,7 +84,7 @@ def decide(mentor: Mentor, today: date) -> Decision:
         member_no=mentor.member_no,
         organisation=organisation,
         transitions=tuple(sorted(transitions, key=lambda transition: transition.certificate_id)),
-        seen_ids=tuple(sorted(seen_ids)),
+        seen=_seen(mentor, today),
         pause=pause,
         own_pause_id=own_pause.id if own_pause else None,
         lapsed_kinds=lapsed_kinds,
@@ -99,9 +95,7 @@ def decide(mentor: Mentor, today: date) -> Decision:
         push=push,
         nothing_to_hide=nothing_to_hide,
         new_last_day=organisation.has_portal and new_last_day,
-        surprise=_surprise(
-            mentor, today, unseen, pause=pause, push=push, visible=visible, last_day=last_day, reminders=due
-        ),
+        surprise=_surprise(mentor, today, pause=pause, push=push, visible=visible, last_day=last_day, reminders=due),
         without_certificate=active and never_certified and not stays_paused,
         review_on=date.fromordinal(min(coming_days)) if coming_days else None,
     )
@@ -314,10 +308,25 @@ def _pause_change(
     return None, None if lapsed <= own_pause.lapsed_kinds else own_pause.lapsed_kinds | lapsed
 
 
+def seen_key(kind: str, expires_on: date) -> str:
+    """Return a certificate's kind and last day, as a review stores that it has seen them."""
+    return f"{expires_on} {kind}"
+
+
+def _seen(mentor: Mentor, today: date) -> tuple[str, ...] | None:
+    """Return the certificates that reviews have seen, or None without a new one.
+
+    Deleted ones that have not ended are included, because some apps delete and enter all certificates every day.
+    """
+    if not any(each.unseen for each in mentor.certificates):
+        return None
+    deleted = (key for key in mentor.seen if key >= today.isoformat())
+    return tuple(sorted({seen_key(each.kind, each.expires_on) for each in mentor.certificates}.union(deleted)))
+
+
 def _surprise(
     mentor: Mentor,
     today: date,
-    unseen: list[Certificate],
     *,
     pause: PauseChange | None,
     push: bool,
@@ -325,57 +334,45 @@ def _surprise(
     last_day: date,
     reminders: tuple[Reminder, ...],
 ) -> Surprise:
-    """Return what the guards count. A hide because of a person's pause is never held, and does not count."""
-    if not (pause or push or (unseen and reminders) or last_day < (mentor.certified_until or NOT_CERTIFIED)):
+    """Return what the guards count."""
+    if not (pause or push or reminders or last_day < (mentor.certified_until or NOT_CERTIFIED)):
         return NO_SURPRISE
-    if push and not visible and any(each.reason != OWN_PAUSE_REASON for each in mentor.open_pauses):
-        kinds: tuple[Change, ...] = ()
-        after_gap, effect = kinds, Effect.REMINDER
-    else:
-        kind, effect, foreseen = _main_change(
-            mentor, today, unseen, pause=pause, push=push, visible=visible, last_day=last_day
-        )
-        contact = (Change.CONTACT,) if push and mentor.contact_replaced else ()
-        if kind is None:
-            kinds = after_gap = contact
-            effect = Effect.NEW_CONTACT if contact else effect
-        else:
-            kinds = contact if foreseen else (kind, *contact)
-            was_reviewed = mentor.certified_until is not None
-            after_gap = (Change.AFTER_GAP if foreseen and was_reviewed else kind, *contact)
-    if reminders and unseen and Change.REMOVAL not in kinds:
-        # Some apps rewrite all certificates every day. The last review foresaw reminders about the day that it stored.
-        new = {each.id for each in unseen if each.expires_on != mentor.certified_until}
-        reminders = tuple(each for each in reminders if each.cert_id in new)
-    else:
-        reminders = ()
-    if not after_gap and not reminders:
+    change, effect, foreseen = _visibility_change(
+        mentor, today, pause=pause, push=push, visible=visible, last_day=last_day
+    )
+    unseen = {each.id for each in mentor.certificates if each.unseen} if reminders else ()
+    new = tuple(each for each in reminders if each.cert_id in unseen) if unseen else ()
+    if change is None and not new:
         return NO_SURPRISE
-    return Surprise(kinds=kinds, kinds_after_gap=after_gap, effect=effect, reminders=reminders)
+    return Surprise(change=None if foreseen else change, change_after_gap=change, effect=effect, reminders=new)
 
 
-def _main_change(
-    mentor: Mentor,
-    today: date,
-    unseen: list[Certificate],
-    *,
-    pause: PauseChange | None,
-    push: bool,
-    visible: bool,
-    last_day: date,
+def _visibility_change(
+    mentor: Mentor, today: date, *, pause: PauseChange | None, push: bool, visible: bool, last_day: date
 ) -> tuple[Change | None, Effect, bool]:
-    """Return the removal or return that a decision makes, its effect, and whether the last review foresaw it."""
-    stored = mentor.certified_until
+    """Return the change of visibility, its effect, and whether the last review foresaw it.
+
+    A person's pause hides the mentor in any case, so nothing else matters.
+    """
+    if any(each.reason != OWN_PAUSE_REASON for each in mentor.open_pauses):
+        return None, Effect.REMINDER, True
+    stored, has_new_contact = mentor.certified_until, push and mentor.contact_replaced
     if pause is PauseChange.OPEN or (push and not visible):
-        is_new = stored is None and not mentor.certificates
-        foreseen = is_new or (stored is not None and stored < today)
-        if mentor.left:
-            return Change.DEPARTURE, Effect.LEFT, foreseen
         revoked = any(each.revoked and each.issued_on <= today <= each.expires_on for each in mentor.certificates)
-        return Change.REMOVAL, Effect.REVOKED if revoked else Effect.ENDED, foreseen
-    lifts = pause is PauseChange.LIFT and len(mentor.open_pauses) == 1
-    if lifts or (push and visible and mentor.portal_visible is False):
-        return _return_kind(mentor, today, unseen), Effect.REINSTATED, mentor.due_by_calendar
+        effect = Effect.LEFT if mentor.left else Effect.REVOKED if revoked else Effect.ENDED
+        if has_new_contact:  # the end of a certification may be known already
+            is_news = mentor.left or pause is PauseChange.OPEN
+            return Change.VISIBILITY, effect if is_news else Effect.NEW_CONTACT, False
+        never_reviewed = stored is None and not mentor.certificates
+        ended = mentor.decided_visible is False or (stored is not None and stored < today)
+        return Change.REMOVAL, effect, never_reviewed or ended
+    if visible and mentor.decided_visible is False and (push or pause is PauseChange.LIFT):
+        was_certified = stored is not None and stored >= today
+        is_free = was_certified or _has_recent_certificate(mentor, today)
+        change = Change.VISIBILITY if is_free else Change.RETURN
+        return change, Effect.REINSTATED, mentor.due_by_calendar and not has_new_contact
+    if has_new_contact:
+        return Change.VISIBILITY, Effect.NEW_CONTACT, False
     if stored is not None and today <= last_day < stored and not mentor.left:
         if (last_day - today).days <= SOON_DAYS:
             return Change.REMOVAL, Effect.ENDS_SOON, False
@@ -385,11 +382,12 @@ def _main_change(
     return None, Effect.REMINDER, True
 
 
-def _return_kind(mentor: Mentor, today: date, unseen: list[Certificate]) -> Change:
-    optional = mentor.organisation.optional_kinds
-    for each in unseen:
-        is_recent = today <= each.expires_on and 0 <= (today - each.issued_on).days <= COURSE_DAYS
-        if is_recent and not each.revoked and each.kind not in optional:
-            return Change.COURSE
-    was_certified = mentor.certified_until is not None and mentor.certified_until >= today
-    return Change.REINSTATEMENT if was_certified else Change.RETURN
+def _has_recent_certificate(mentor: Mentor, today: date) -> bool:
+    """Return whether a certificate that counts was issued in the last COURSE_DAYS, and is in force."""
+    return any(
+        0 <= (today - each.issued_on).days <= COURSE_DAYS
+        and today <= each.expires_on
+        and not each.revoked
+        and each.kind not in mentor.organisation.optional_kinds
+        for each in mentor.certificates
+    )

@@ -7,6 +7,7 @@ from uuid import UUID
 
 from certjob import database
 from certjob.domain.models import Certificate, Mentor, OpenPause, Organisation, Status
+from certjob.domain.rules import seen_key
 
 CHUNK_SIZE = 1_000
 """Number of mentors in one chunk."""
@@ -40,7 +41,8 @@ def read(connection: database.Connection, ids: Sequence[UUID], *, lock: bool) ->
     readable = {"ids": list(rows)}
     locked_elsewhere: set[UUID] = set()
     certificates: dict[UUID, list[Certificate]] = {}
-    for mentor_id, row_id, kind, issued_on, expires_on, revoked, status, unseen in database.fetch(
+    seen = {mentor_id: frozenset[str](row[9]) for mentor_id, row in rows.items()}
+    for mentor_id, row_id, kind, issued_on, expires_on, revoked, status in database.fetch(
         connection, "lock_certificates" if lock else "read_certificates", readable
     ):
         if row_id is None:
@@ -53,7 +55,7 @@ def read(connection: database.Connection, ids: Sequence[UUID], *, lock: bool) ->
             expires_on=expires_on,
             revoked=revoked,
             status=_STATUSES[status],
-            unseen=unseen,
+            unseen=seen_key(kind, expires_on) not in seen[mentor_id],
         )
         certificates.setdefault(mentor_id, []).append(certificate)
     pauses: dict[UUID, list[OpenPause]] = {}
@@ -77,7 +79,9 @@ def read(connection: database.Connection, ids: Sequence[UUID], *, lock: bool) ->
             has_contact=row[5],
             contact_replaced=row[6],
             certified_until=row[7],
-            due_by_calendar=row[8],
+            decided_visible=row[8],
+            seen=seen[row[0]],
+            due_by_calendar=row[10],
             certificates=tuple(certificates.get(row[0], ())),
             open_pauses=tuple(pauses.get(row[0], ())),
         )

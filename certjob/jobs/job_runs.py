@@ -119,6 +119,7 @@ def _read_alerts(connection: Connection, report: RunReport | DeliverReport, *, i
         report.overdue = dict.fromkeys(attention.keys(Kind.NO_FULL_RUN), attention.overdue)
         return
     report.attention = attention
+    report.held = list(attention.held)
     if is_full_run:
         report.confirmed = [
             f"{slug}: {member_no} was hidden by hand, as user {who} said on {at:%Y-%m-%d}; see `certjob explain`"

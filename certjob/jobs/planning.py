@@ -37,25 +37,26 @@ def plan_run(
     today, counts = report.today, ReviewCounts()
     with database.read_only_snapshot(connection):
         everybody = everybody or looks_at_everybody(connection, today)
-        guard = MassChangeGuard(connection, today=today, run_id=None, allow=allow, everybody=everybody)
+        guard = MassChangeGuard(connection, today=today, allow=allow, everybody=everybody)
         guard.examine(organisation_id)
         for decisions, broken in plan.due_decisions(
             connection, today=today, organisation_id=organisation_id, everybody=everybody
         ):
             counts.broken |= broken
+            found = find_new_reminders(connection, decisions, today=today)
             new: dict[UUID, list[Reminder]] = defaultdict(list)
-            for mentor_id, reminder in find_new_reminders(connection, decisions, today=today):
+            for mentor_id, reminder in found:
                 new[mentor_id].append(reminder)
-            unreachable = find_without_address(connection, new)
+            unreachable, all_new = find_without_address(connection, new), set(found)
             counts.add([decision for decision in decisions if guard.hold_of(decision) is None])
             for decision in decisions:
-                hold, reminders = guard.hold_of(decision), new[decision.mentor_id]
+                hold = guard.hold_of(decision)
                 change = PlannedChange(
                     decision=decision,
-                    new_reminders=tuple(reminders),
+                    new_reminders=tuple(new[decision.mentor_id]),
                     has_address=decision.mentor_id not in unreachable,
                     held_because=decision.surprise.effect if hold else None,
-                    reminders_are_held=hold is not None or guard.hold_of_reminders(decision, reminders) is not None,
+                    reminders_are_held=hold is not None or bool(guard.held_reminders_of(decision, all_new)),
                 )
                 counts.held_back += change.is_held
                 if change.reminders_are_held:

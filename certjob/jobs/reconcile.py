@@ -58,7 +58,7 @@ def reconcile(
         found = compare(beating)
         if found is not None:
             comparison.store(connection, found)
-            store_portal_holds(connection, found.held, today=today, run_id=run_id)
+            store_portal_holds(connection, found.held)
             comparison.raise_events(connection, found, today=today, run_id=run_id, stop=job.stop)
             push(beating, report, seconds=job.deadline_seconds)
     return report

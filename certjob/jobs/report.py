@@ -55,7 +55,7 @@ class Report:
     open_work: Mapping[str, OpenWork] = field(default_factory=lambda: NO_WORK)
     """The open work at the end of the run."""
     held: list[str] = field(default_factory=list)
-    """One line for each hold of this run."""
+    """One line for each hold: of a run all open ones, of another command the new ones."""
     stopped: list[StageStop] = field(default_factory=list)
     crashed: bool = False
     """Whether a stage ended with an unexpected error."""

@@ -14,7 +14,7 @@ from certjob.jobs.job import Job
 from certjob.jobs.job_runs import recorded
 from certjob.jobs.report import ResyncReport
 from certjob.jobs.runs import missing_portal, stage
-from certjob.mail.reminders import reopen_failed_reminders
+from certjob.mail.reminders import reopen_reminders
 from certjob.outbox.calls import Calls
 from certjob.outbox.claims import Answer, StageStop
 from certjob.portal.push import PortalEvent, push_once
@@ -95,7 +95,7 @@ def review_now(job: Job, report: ResyncReport, mentor_id: UUID) -> None:
     """
     connection, today, run_id = job.connection, job.today, job.run_id
     portal = PortalSyncService(connection, run_id=run_id)
-    guard = MassChangeGuard(connection, today=today, run_id=run_id, allow=defaultdict[str, int](lambda: 1))
+    guard = MassChangeGuard(connection, today=today, allow=defaultdict[str, int](lambda: 1))
     service = CertificationManagementService(connection, today=today, run_id=run_id, guard=guard, stop=job.stop)
     report.review = service.counts
 
@@ -109,7 +109,7 @@ def review_now(job: Job, report: ResyncReport, mentor_id: UUID) -> None:
             message = f"mentor {mentor_id} is locked by another session (waited {LOCK_WAIT_SECONDS:g} s)"
             raise MentorBusyError(message, next_step="try again; the mentor was not changed")
         job.stop.sleep(_POLL_SECONDS)
-    reopen_failed_reminders(connection, mentor_id)
+    reopen_reminders(connection, mentor_id)
 
 
 def push_now(job: Job, report: ResyncReport, mentor_id: UUID) -> DynamicsSyncException | MentorBusyError | None:

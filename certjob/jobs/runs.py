@@ -99,7 +99,7 @@ def review(
     """Copy the facts of an app, and review the due mentors. Raises StoppedBySignalError."""
     report.stopped += copy_facts(job.connection)
     on_progress = job.phase("Reviewing mentors")  # includes the guard's count
-    guard = MassChangeGuard(job.connection, today=job.today, run_id=job.run_id, allow=allow)
+    guard = MassChangeGuard(job.connection, today=job.today, allow=allow)
     guard.examine(organisation_id)
     service = CertificationManagementService(
         job.connection, today=job.today, run_id=job.run_id, guard=guard, stop=job.stop, on_progress=on_progress
@@ -185,15 +185,15 @@ def push(job: Job, report: Report, *, seconds: float, wrong_day: StageStop | Non
 
 def _review_open_pushes(job: Job, report: Report) -> None:
     """Review the due mentors with an open push, with the guard, because their pushes may be outdated."""
-    guard = MassChangeGuard(job.connection, today=job.today, run_id=job.run_id)
+    guard = MassChangeGuard(job.connection, today=job.today)
     service = CertificationManagementService(
         job.connection, today=job.today, run_id=job.run_id, guard=guard, stop=job.stop
     )
     try:
         service.apply_open_pushes()
     finally:  # after an error, too, because the next delivery does not report a stored hold
-        if not isinstance(report, RunReport):  # a run reports every hold itself
-            report.held += service.new_holds
+        if service.has_new_holds and not isinstance(report, RunReport):  # a run reports every hold itself
+            report.held += [hold.line for hold in guard.held.values()]
 
 
 def missing_portal(job: Job) -> StageStop | None:

@@ -4,7 +4,7 @@ Reminders are queued in the transaction of the review that finds them due. Befor
 the rules again to the current facts.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import date
 from uuid import UUID
 
@@ -23,46 +23,58 @@ class CertificationReminderService:
         self._today = today
         self._run_id = run_id
 
-    def queue(self, decisions: Iterable[Decision]) -> list[UUID]:
-        """Queue new due reminders in the caller's transaction, and return the mentor of each.
+    def queue(self, decisions: Iterable[Decision], *, held: Collection[tuple[UUID, Reminder]] = ()) -> tuple[int, int]:
+        """Queue new due reminders in the caller's transaction; return the numbers of pending and held ones.
 
-        A more urgent reminder supersedes older unsent ones about the same certificate. If a certificate is deleted and
-        entered again, earlier mails about it count for the new one.
+        ``held`` has the (mentor, reminder) that wait for a permission. A more urgent reminder supersedes older unsent
+        ones about the same certificate. If a certificate is deleted and entered again, earlier mails about it count for
+        the new one.
         """
         due = _due(decisions)
         if not due:
-            return []
+            return 0, 0
         adopt_reminders(self._connection, due)
-        about = _arrays(due) | {"today": self._today, "run_id": self._run_id}
+        about = _arrays(due) | {"today": self._today, "run_id": self._run_id, "held": [each in held for each in due]}
         queued = database.fetch(self._connection, "queue_reminders", about)
-        mentor_ids = [row[0] for row in queued]
-        more_urgent = {"thresholds": [row[1] for row in queued], "cert_ids": [row[2] for row in queued]}
         if queued:
-            database.execute(self._connection, "supersede_reminders", {"mentor_ids": mentor_ids} | more_urgent)
-        return mentor_ids
+            columns = [list(column) for column in zip(*queued, strict=True)]
+            more_urgent = dict(zip(("mentor_ids", "thresholds", "cert_ids"), columns, strict=False))
+            database.execute(self._connection, "supersede_reminders", more_urgent)
+        statuses = [status for *_, status in queued]
+        return statuses.count("pending"), statuses.count("held")
 
 
-def cancel_failed_reminders(connection: database.Connection, mentor_ids: Sequence[UUID], *, today: date) -> None:
-    """Cancel failed reminders that no longer apply, in the caller's transaction, because no one has to act."""
-    failed = database.fetch(connection, "read_failed_reminders", {"mentor_ids": list(mentor_ids)})
-    if not failed:
+def cancel_outdated_reminders(connection: database.Connection, mentor_ids: Sequence[UUID], *, today: date) -> None:
+    """Cancel failed and held reminders that no longer apply, in the caller's transaction, because no one has to act."""
+    stopped = database.fetch(connection, "read_stopped_reminders", {"mentor_ids": list(mentor_ids)})
+    if not stopped:
         return
-    mentors = reading.read(connection, list({row[1] for row in failed}), lock=False).mentors
+    mentors = reading.read(connection, list({row[1] for row in stopped}), lock=False).mentors
     reasons: dict[int, str] = {}
     for mentor in mentors:
-        for row_id, mentor_id, cert_id, threshold_days, expires_on in failed:
+        for row_id, mentor_id, cert_id, threshold_days, expires_on in stopped:
             reminder = Reminder(cert_id=cert_id, threshold_days=threshold_days, expires_on=expires_on)
             reason = rules.cancel_reason(reminder, mentor, today) if mentor_id == mentor.id else None
             if reason is not None:
                 reasons[row_id] = reason
     columns = {"ids": list(reasons), "reasons": list(reasons.values())}
-    database.execute(connection, "cancel_failed_reminders", columns)
+    database.execute(connection, "cancel_stopped_reminders", columns)
 
 
-def reopen_failed_reminders(connection: database.Connection, mentor_id: UUID) -> None:
-    """Make failed reminders of a mentor due, because a person has asked for it; commit."""
+def find_held_reminders(connection: database.Connection, organisation_id: UUID) -> list[UUID]:
+    """Return the mentors of an organisation with held reminders."""
+    return [row[0] for row in database.fetch(connection, "find_held_reminders", {"organisation_id": organisation_id})]
+
+
+def release_reminders(connection: database.Connection, organisation: str, *, allow: int) -> None:
+    """Make the held reminders of an organisation pending in the caller's transaction, of at most ``allow`` mentors."""
+    database.execute(connection, "release_reminders", {"slug": organisation, "allow": allow})
+
+
+def reopen_reminders(connection: database.Connection, mentor_id: UUID) -> None:
+    """Make failed and held reminders of a mentor due, because a person has asked for it; commit."""
     row = {"mentor_id": mentor_id}
-    persist(connection, lambda: database.execute(connection, "reopen_failed_reminders", row))
+    persist(connection, lambda: database.execute(connection, "reopen_reminders", row))
 
 
 def adopt_reminders(connection: database.Connection, due: Sequence[tuple[UUID, Reminder]]) -> None:

@@ -15,7 +15,7 @@ from uuid import UUID
 
 from certjob import database
 from certjob.database import Connection, persist
-from certjob.domain.holds import MOST_SHOWS, Hold
+from certjob.domain.holds import MOST_SHOWS, PORTAL, Hold
 from certjob.domain.models import NOT_CERTIFIED
 from certjob.portal.sync import PortalSyncService, Wish
 from certjob.stopping import StopFlag
@@ -161,10 +161,9 @@ def _hold_shows(differences: Sequence[Difference], *, wanted: int, allow: Mappin
         Hold(
             organisation_id=organisation_id,
             organisation=slug,
-            what="portal",
+            what=PORTAL,
             reason=reason,
             mentors=number,
-            allow=number,
         )
         for (slug, organisation_id), number in sorted(shows.items())
         if number > allow[slug]

@@ -201,7 +201,7 @@ def explain(connection: Connection, mentor_id: UUID, *, today: date, zone: tzinf
             without_certificate=without_certificate,
             certified_because=list(explanations.why_certified(mentor, today)),
             last_run_on=last_run_date(connection),
-            held=[line for line in held if line],
+            held=list(dict.fromkeys(filter(None, held))),
             next=_first(occasions),
             alerts=read_alerts(connection, today=today, mentor_id=mentor_id),
             certificates=list(_explain_certificates(connection, mentor, today=today, zone=zone)),
@@ -236,13 +236,12 @@ _Held = tuple[str | None, str | None]
 
 
 def _ask_guard(connection: Connection, mentor: Mentor, *, today: date, everybody: bool) -> _Held:
-    guard = MassChangeGuard(connection, today=today, run_id=None, everybody=everybody)
+    guard = MassChangeGuard(connection, today=today, everybody=everybody)
     guard.examine(mentor.organisation.id)
     decision = rules.decide(replace(mentor, due_by_calendar=mentor.due_by_calendar and not everybody), today)
-    held = guard.hold_of(decision)
-    new = [reminder for _, reminder in find_new_reminders(connection, [decision], today=today)]
-    reminders = guard.hold_of_reminders(decision, new)
-    return held.line if held else None, reminders.line if reminders else None
+    new, hold = find_new_reminders(connection, [decision], today=today), guard.held.get(mentor.organisation.id)
+    line = hold.line if hold else None
+    return line if guard.hold_of(decision) else None, line if guard.held_reminders_of(decision, new) else None
 
 
 def _find_next_run(connection: Connection, mentor: Mentor, *, today: date, first: date | None) -> ComingRun | None:

@@ -8,22 +8,19 @@ import gc
 import time
 from collections.abc import Callable, Sequence
 from datetime import date
-from functools import partial
 from uuid import UUID
 
 import psycopg
 
 from certjob import database
 from certjob.database import CONTENTION, Connection, transaction
-from certjob.domain.holds import Hold
 from certjob.domain.models import Decision
 from certjob.errors import DatabaseUnavailableError
 from certjob.facts import reading
 from certjob.facts.reading import CHUNK_SIZE
 from certjob.review.decision_writer import Written, write_decisions
-from certjob.review.guards import CountedElsewhereError, MassChangeGuard
-from certjob.review.held import mentor_columns, store_held_mentors, store_hold
-from certjob.review.plan import LOCKED, ReviewCounts, decide_each
+from certjob.review.guards import Admitted, CountedElsewhereError, MassChangeGuard
+from certjob.review.plan import ReviewCounts, decide_each
 from certjob.stopping import StopFlag
 
 LOCK_TIMEOUT_MS = 500
@@ -62,25 +59,21 @@ class CertificationManagementService:
         self._guard = guard
         self._stop = stop
         self._on_progress = on_progress
-        self._staying_due: set[UUID] = set()
-        """Mentors who stay due because the guard holds their changes or reminders."""
-        self._held_back: set[UUID] = set()
-        """Mentors whose changes the guard holds back."""
-        self._stored: set[Hold] = set()
-        self._stored_mentors = 0
+        self._held: set[UUID] = set()
+        """Mentors who stay due because the guard holds them."""
         self.counts = ReviewCounts()
-        self.new_holds: list[str] = []
-        """The lines of holds that no earlier run had stored."""
+        self.has_new_holds = False
+        """Whether a mentor is held whom no earlier run has held."""
 
     def apply_due(self, organisation_id: UUID | None = None) -> ReviewCounts:
         """Review every due mentor in chunks, one transaction per chunk, and return the counts.
 
         The first pass skips locked mentors. Mentors who are still due after it are retried for WAIT_FOR_LOCKS_SECONDS
-        and then counted as skipped. Holds and mentors without a review are stored for the alerts. Raises
-        StoppedBySignalError between chunks.
+        and then counted as skipped. Mentors without a review are stored for the alerts. Raises StoppedBySignalError
+        between chunks.
         """
         gc.set_threshold(_GARBAGE_THRESHOLD)
-        self._store_holds()
+        database.persist(self._connection, self._guard.release_reminders)
         self._pass(organisation_id)
         give_up_at = time.monotonic() + WAIT_FOR_LOCKS_SECONDS
         while remaining := self._still_due(organisation_id):
@@ -91,7 +84,7 @@ class CertificationManagementService:
             self._pass(organisation_id, ids=remaining)
             if self.counts.reviewed == before:
                 self._stop.sleep(_POLL_SECONDS)
-        self._store_problems(organisation_id)
+        self._store_problems()
         return self.counts
 
     def apply_open_pushes(self) -> None:
@@ -101,7 +94,6 @@ class CertificationManagementService:
             if rows:
                 self._guard.examine(None)  # all due mentors count, or a few held changes would pass with each delivery
         if rows:
-            self._store_holds()
             self._pass(None, ids=[mentor_id for (mentor_id,) in rows])
 
     def review_one(self, mentor_id: UUID, *, then: Callable[[Decision], None]) -> bool:
@@ -114,11 +106,9 @@ class CertificationManagementService:
             with transaction(self._connection, lock_timeout_ms=LOCK_TIMEOUT_MS, by_index=True):
                 database.execute(self._connection, "lock_mentor", {"id": mentor_id})
                 written = self._review_locked([mentor_id])
-                if not written.decisions and mentor_id not in self.counts.broken:
+                if not written.admitted.decisions and mentor_id not in self.counts.broken:
                     return False
-                for decision in written.decisions:
-                    database.execute(self._connection, "forget_review_problem", {"id": mentor_id})
-                    database.execute(self._connection, "forget_held_mentor", {"id": mentor_id})
+                for decision in written.admitted.decisions:
                     then(decision)
         except CONTENTION:
             return False
@@ -199,71 +189,48 @@ class CertificationManagementService:
         A mentor with a locked certificate or pause is skipped and stays due.
         """
         if not ids:
-            return Written(decisions=())
+            return Written(admitted=Admitted(decisions=()))
         read = reading.read(self._connection, ids, lock=True)
         decisions, broken = decide_each(read, self._today)
         self.counts.broken |= broken
         admitted = self._guard.admit(decisions)
-        self._held_back |= admitted.staying_due - admitted.without_reminders
-        self.counts.held_back = len(self._held_back)
         return write_decisions(self._connection, admitted, today=self._today, run_id=self._run_id)
 
     def _count(self, written: Written) -> None:
-        """Count a committed transaction and store the new holds."""
-        counts = self.counts
-        counts.add(written.decisions)
+        """Count a committed transaction."""
+        counts, admitted = self.counts, written.admitted
+        counts.add(admitted.decisions)
         counts.reminders_queued += written.queued
-        self._staying_due |= written.staying_due
-        self._store_holds()
+        counts.reminders_held_back += written.held
+        self.has_new_holds |= written.has_new_holds
+        self._held |= {each.mentor_id for each in admitted.held}
+        counts.held_back = len(self._held)
+        self._guard.note_permitted(admitted)
         if self._on_progress:
             self._on_progress(counts.reviewed)
-
-    def _store_holds(self) -> None:
-        """Store each new hold for the alerts in a separate transaction.
-
-        Raises the database's errors, because a run that cannot report a hold has failed.
-        """
-        for hold in [each for each in self._guard.held.values() if each not in self._stored]:
-            store = partial(store_hold, self._connection, hold, today=self._today, run_id=self._run_id)
-            if database.persist(self._connection, store):
-                self.new_holds.append(hold.line)
-            self._stored.add(hold)
-        if len(self._guard.held_mentors) > self._stored_mentors:
-            database.persist(self._connection, partial(store_held_mentors, self._connection, self._guard.held_mentors))
-            self._stored_mentors = len(self._guard.held_mentors)
 
     def _still_due(self, organisation_id: UUID | None) -> list[UUID]:
         """Return the mentors who are still due without a hold: locked by another session, or changed since."""
         asked = {
             "today": self._today,
             "organisation_id": organisation_id,
-            "done": [*self.counts.broken, *self._staying_due],
+            "done": [*self.counts.broken, *self._held],
         }
         return [mentor_id for (mentor_id,) in database.fetch(self._connection, "find_due_mentors", asked)]
 
-    def _store_problems(self, organisation_id: UUID | None) -> None:
-        """Store the mentors without a review and the reasons, and delete holds and problems that are over."""
-        problems = {**dict.fromkeys(self.counts.skipped, LOCKED), **self.counts.broken}
+    def _store_problems(self) -> None:
+        """Store the mentors without a review and the reasons."""
+        problems = dict(self.counts.problems)
         found = {
             "ids": list(problems),
             "reasons": [reason[:_LONGEST_REASON] for reason in problems.values()],
+            "broken": list(self.counts.broken),
             "today": self._today,
-            "run_id": self._run_id,
         }
-        held = {
-            "organisation_id": organisation_id,
-            "held": [held_id for held_id, _ in self._guard.held],
-            "whats": [what for _, what in self._guard.held],
-        }
-        mentors = {"organisation_id": organisation_id, **mentor_columns(self._guard.held_mentors)}
-        over = {"organisation_id": organisation_id, "found": list(problems)}
 
         def store() -> None:
-            if problems:
-                database.execute(self._connection, "store_review_problems", found)
-            database.execute(self._connection, "forget_held_reviews", held)
-            database.execute(self._connection, "forget_held_mentors", mentors)
             database.execute(self._connection, "forget_guard_counts")
-            database.execute(self._connection, "forget_review_problems", over)
+            if problems:
+                database.execute(self._connection, "store_not_reviewed", found)
 
         database.persist(self._connection, store)

@@ -44,6 +44,8 @@ CREATE TABLE certjob.mentors (
     -- Derived columns.
     portal_visible      boolean,  -- the last value queued for the portal; null: queue the next one anyway
     certified_until     date,  -- the last certified day if no fact changes; 0001-01-01: not certified; null: unknown
+    decided_visible     boolean,  -- whether the last review decided that the mentor may be visible; null: never reviewed
+    seen_certificates   jsonb NOT NULL DEFAULT '[]',  -- last days and kinds that a review has seen, also of deleted ones
     review_on           date NOT NULL DEFAULT '-infinity',  -- the next review; -infinity: now, infinity: never
     reviewed_contact_id uuid,  -- the last contact ID that a review has seen
     UNIQUE (organisation_id, member_no),
@@ -61,7 +63,6 @@ CREATE TABLE certjob.certificates (
     revoked_at timestamptz,
     status     text NOT NULL DEFAULT 'recorded'  -- derived
         CHECK (status IN ('recorded', 'upcoming', 'valid', 'expiring', 'expired', 'renewed', 'revoked')),
-    unseen_since timestamptz DEFAULT now(),  -- derived: entered or edited then; null: a review has seen it
     UNIQUE (mentor_id, kind, issued_on),
     CONSTRAINT certificates_expires_on_check CHECK (expires_on >= issued_on),
     -- Many programs cannot read infinity or years after 9999. 9999-12-31 means "never".

@@ -25,7 +25,7 @@ CREATE TABLE certjob.cert_notification_log (
     kind            text,  -- of the certificate
     expires_on      date NOT NULL,
     status          text NOT NULL DEFAULT 'pending'
-        CHECK (status IN ('pending', 'sent', 'failed', 'cancelled', 'superseded')),
+        CHECK (status IN ('pending', 'held', 'sent', 'failed', 'cancelled', 'superseded')),  -- held: until permitted
     attempts        integer NOT NULL DEFAULT 0 CHECK (attempts >= 0),
     next_attempt_at timestamptz NOT NULL DEFAULT now(),
     claim_token     uuid,
@@ -42,7 +42,8 @@ CREATE TABLE certjob.cert_notification_log (
 );
 CREATE INDEX cert_notification_log_due_idx ON certjob.cert_notification_log (next_attempt_at, id)
     WHERE status = 'pending';
-CREATE INDEX cert_notification_log_failed_idx ON certjob.cert_notification_log (mentor_id) WHERE status = 'failed';
+CREATE INDEX cert_notification_log_failed_idx ON certjob.cert_notification_log (mentor_id)
+    WHERE status IN ('failed', 'held');
 CREATE INDEX cert_notification_log_sent_idx ON certjob.cert_notification_log (sent_at) WHERE status = 'sent';
 
 -- Returns whether a row of the log has sent a mail about this last day, now or in an earlier cycle: with this threshold, or
@@ -219,49 +220,30 @@ CREATE TABLE certjob.portal_unknown_contacts (
 CREATE INDEX portal_unknown_contacts_open_idx ON certjob.portal_unknown_contacts (first_seen_at, contact_id)
     WHERE gone_at IS NULL;
 
--- Changes that the guards hold back for an organisation. A run that releases them deletes the row.
-CREATE TABLE certjob.held_reviews (
-    organisation_id uuid NOT NULL,
-    what            text NOT NULL,  -- a kind of holds.LIMITS, or portal
-    since           timestamptz NOT NULL DEFAULT now(),
-    as_of           date NOT NULL,  -- the day of the last run that held them
-    reason          text NOT NULL,
-    mentors         integer NOT NULL,  -- the number of held mentors
-    allow           integer NOT NULL,  -- the number that permits them: run --allow ORGANISATION=NUMBER
-    after_gap       boolean NOT NULL DEFAULT false,  -- no run had reviewed the organisation for two days
-    run_id          uuid,
-    PRIMARY KEY (organisation_id, what)
-);
-
--- The mentors with a held change, for each kind of held_reviews. A run replaces the rows of its organisations.
-CREATE TABLE certjob.held_mentors (
-    mentor_id uuid NOT NULL REFERENCES certjob.mentors (id) ON DELETE CASCADE,
-    kind      text NOT NULL,  -- held_reviews.what
-    reason    text NOT NULL  -- what would happen, the most harmful first
-        CHECK (reason IN (
-            'revoked', 'left', 'ended', 'ends_soon', 'ends_earlier', 'new_contact', 'reinstated', 'reminder'
-        )),
-    since     timestamptz NOT NULL DEFAULT now(),
-    PRIMARY KEY (mentor_id, kind)
-);
-
--- Surprising changes that reviews have applied. The guards add those of the last 20 hours, and permitted ones only in
--- the run that had the permission.
-CREATE TABLE certjob.guard_counts (
-    organisation_id uuid NOT NULL,
-    what            text NOT NULL,  -- a kind of holds.LIMITS, or mentors: each one counted once
-    at              timestamptz NOT NULL DEFAULT now(),
-    number          integer NOT NULL CHECK (number > 0),
-    permitted_in    uuid  -- the run; null: no permission was needed
-);
-
--- Mentors that a run skipped, for example because of broken facts. The next review of the mentor deletes the row.
-CREATE TABLE certjob.review_problems (
+-- Why a mentor is still due. Only the transaction that writes a decision about the mentor deletes the row, under the lock of
+-- the mentor. Without a foreign key, because a mentor whom another session has locked gets a row, too.
+CREATE TABLE certjob.still_due (
     mentor_id uuid PRIMARY KEY,
-    reason    text NOT NULL,
+    what      text NOT NULL CHECK (what IN ('held', 'not_reviewed')),
+    reason    text NOT NULL,  -- why not; of a held mentor what would happen, as `Effect` in certjob/domain/models.py
     since     timestamptz NOT NULL DEFAULT now(),
     as_of     date NOT NULL,  -- the day of the last run that found it
-    run_id    uuid
+    after_gap boolean NOT NULL DEFAULT false  -- held, because the review that foresaw the change was too old
+);
+
+-- Shows that `certjob reconcile` holds, because the portal lists none of the mentors who should be visible.
+CREATE TABLE certjob.portal_holds (
+    organisation_id uuid PRIMARY KEY REFERENCES certjob.organisations (id) ON DELETE CASCADE,
+    since           timestamptz NOT NULL DEFAULT now(),
+    mentors         integer NOT NULL
+);
+
+-- The mentors with surprising changes of each chunk. The guards add those of the last 20 hours. Permitted changes have no row.
+CREATE TABLE certjob.guard_counts (
+    organisation_id uuid NOT NULL,
+    what            text NOT NULL,  -- `Change` in certjob/domain/models.py
+    at              timestamptz NOT NULL DEFAULT now(),
+    number          integer NOT NULL CHECK (number > 0)
 );
 
 -- The ledger of runs: one row for every run, also for a failed one.

@@ -66,21 +66,6 @@ CREATE TRIGGER certificate_updated
     )
     EXECUTE FUNCTION certjob_private.certificate_updated();
 
-CREATE FUNCTION certjob_private.certificate_edited() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-BEGIN
-    NEW.unseen_since := now();
-    RETURN NEW;
-END
-$$;
-CREATE TRIGGER certificate_edited
-    BEFORE UPDATE OF mentor_id, kind, issued_on, expires_on, revoked_at ON certjob.certificates
-    FOR EACH ROW WHEN (
-        (OLD.mentor_id, OLD.kind, OLD.issued_on, OLD.expires_on, OLD.revoked_at)
-        IS DISTINCT FROM (NEW.mentor_id, NEW.kind, NEW.issued_on, NEW.expires_on, NEW.revoked_at)
-    )
-    EXECUTE FUNCTION certjob_private.certificate_edited();
-
 -- OLD is null for an INSERT, and NEW for a DELETE.
 CREATE FUNCTION certjob_private.pause_changed() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -223,6 +208,7 @@ BEGIN
         RAISE EXCEPTION 'mentor % may still be shown on the portal', OLD.id
             USING ERRCODE = 'restrict_violation', HINT = 'set left_at, let certjob run, then delete';
     END IF;
+    DELETE FROM certjob.still_due WHERE mentor_id = OLD.id;
     RETURN OLD;
 END
 $$;
@@ -263,8 +249,8 @@ CREATE TRIGGER coordinator_updated AFTER UPDATE OF email ON certjob.coordinators
 -- Returns the facts of a mentor or certificate, without the derived columns.
 CREATE FUNCTION certjob_private.facts(of_row anyelement) RETURNS jsonb
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT to_jsonb(of_row) - '{portal_visible,certified_until,review_on,reviewed_contact_id}'::text[]
-        - '{status,unseen_since,renewed_at}'::text[]
+    SELECT to_jsonb(of_row) - '{portal_visible,certified_until,decided_visible,seen_certificates,review_on,
+        reviewed_contact_id,status}'::text[]
 $$;
 
 -- Records what `certjob load` changes. The command sets certjob.load_id in its transaction.
@@ -315,6 +301,7 @@ BEGIN
             'some mentors may still be shown on the portal, or have open intents (a portal push or a reminder)'
             USING ERRCODE = 'restrict_violation', HINT = 'set left_at for everyone, let certjob run, then truncate';
     END IF;
+    DELETE FROM certjob.still_due;
     RETURN NULL;
 END
 $$;

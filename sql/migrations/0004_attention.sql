@@ -77,44 +77,68 @@ CROSS JOIN LATERAL (
 ) AS lasting  -- the cause without the attempts that are under way
 WHERE e.status IN ('pending', 'blocked');
 
--- The mentors with a held change. In each hold, `place` counts them from the most harmful change.
+-- The held mentors, and those with held reminders. In each organisation, `place` counts them from the most harmful change.
+-- A row of still_due counts only while the mentor is due, because two overlapping runs can leave an old one.
 CREATE VIEW certjob_private.held_names WITH (security_invoker = true) AS
-SELECT m.organisation_id, h.kind, h.mentor_id, m.member_no, coalesce(m.full_name, m.member_no) AS full_name, h.reason,
-    h.since, row_number() OVER (
-        PARTITION BY m.organisation_id, h.kind
-        ORDER BY array_position('{revoked,left,ended,ends_soon,ends_earlier,new_contact}', h.reason), m.member_no
+SELECT m.organisation_id, h.mentor_id, m.member_no, coalesce(m.full_name, m.member_no) AS full_name, h.reason, h.since,
+    row_number() OVER (
+        PARTITION BY m.organisation_id
+        ORDER BY array_position('{revoked,left,ended,ends_soon,ends_earlier,new_contact,reinstated}', h.reason), m.member_no
     ) AS place
-FROM certjob.held_mentors AS h
-JOIN certjob.mentors AS m ON m.id = h.mentor_id;
+FROM (
+    SELECT s.mentor_id, s.reason, s.since, s.as_of FROM certjob.still_due AS s WHERE s.what = 'held'
+    UNION ALL
+    SELECT l.mentor_id, 'reminder', min(l.queued_at), 'infinity'
+    FROM certjob.cert_notification_log AS l
+    WHERE l.status = 'held'
+        AND NOT EXISTS (SELECT FROM certjob.still_due AS s WHERE s.mentor_id = l.mentor_id AND s.what = 'held')
+    GROUP BY l.mentor_id
+) AS h
+CROSS JOIN LATERAL (
+    SELECT o.organisation_id, o.member_no, o.full_name FROM certjob.mentors AS o
+    WHERE o.id = h.mentor_id AND (h.as_of = 'infinity' OR o.review_on <= h.as_of) OFFSET 0
+) AS m;
 
 -- The kinds of alerts, which `Kind` in certjob/domain/alert_kinds.py lists. All views have the same columns, in this order:
 --   subject  the last part of the alert's id, which names its row or event; null: the member number and row_id
 --   until    the last day on which it is an alert; null: none
 --   action   what to do if the cause alone does not say it
--- Rows of held_reviews and review_problems count only while a mentor is due, because two overlapping runs can leave old
--- rows. LIMIT 1 and OFFSET 0 make the planner look up mentors by index; it has no statistics for such small tables.
+-- OFFSET 0 makes the planner look up mentors by index; it has no statistics for such small tables.
 CREATE VIEW certjob_private.held_alerts WITH (security_invoker = true) AS
 SELECT 'held' AS kind, h.organisation_id, NULL::uuid AS mentor_id, h.what AS subject, NULL::bigint AS row_id, h.since,
     NULL::date AS until, 'Too many changes at once, held back until someone decides' AS sentence, h.what AS cause,
     'check_data' AS action, h.reason AS error, 'stopped' AS state, NULL::timestamptz AS next_attempt_at,
-    NULL::timestamptz AS last_failed_at, NULL::integer AS calls, h.allow AS number, NULL::date AS day
-FROM certjob.held_reviews AS h
-LEFT JOIN LATERAL (
-    SELECT m.id FROM certjob.mentors AS m
-    WHERE m.organisation_id = h.organisation_id AND m.review_on <= h.as_of
-    ORDER BY m.review_on, m.id LIMIT 1
-) AS due ON true
-WHERE h.what = 'portal' OR due.id IS NOT NULL;
+    NULL::timestamptz AS last_failed_at, NULL::integer AS calls, h.mentors AS number, NULL::date AS day
+FROM (
+    SELECT r.organisation_id, 'changes' AS what, min(r.since) AS since,
+        sum(r.mentors)::integer AS mentors,
+        format(CASE sum(r.mentors) WHEN 1 THEN '%s mentor is held back (%s)' ELSE '%s mentors are held back (%s)' END,
+            sum(r.mentors), string_agg(concat(r.mentors, ' ', replace(r.reason, '_', ' ')), ', ' ORDER BY r.place))
+            AS reason
+    FROM (
+        SELECT n.organisation_id, n.reason, count(*) AS mentors, min(n.since) AS since,
+            min(n.place) AS place
+        FROM certjob_private.held_names AS n
+        GROUP BY n.organisation_id, n.reason
+    ) AS r
+    GROUP BY r.organisation_id
+    UNION ALL
+    SELECT p.organisation_id, 'portal', p.since, p.mentors,
+        'the portal lists none of the mentors who should be visible; no one was shown, hides continue'
+    FROM certjob.portal_holds AS p
+    JOIN certjob.organisations AS o ON o.id = p.organisation_id AND o.portal IS NOT NULL
+) AS h;
 
 CREATE VIEW certjob_private.never_reviewed_alerts WITH (security_invoker = true) AS
 SELECT 'never_reviewed' AS kind, m.organisation_id, p.mentor_id, NULL::text AS subject, NULL::bigint AS row_id, p.since,
     NULL::date AS until, 'Not reviewed — mentor may still be visible on portal' AS sentence, 'not_reviewed' AS cause,
     'tell_operator' AS action, p.reason AS error, 'waiting' AS state, NULL::timestamptz AS next_attempt_at,
     NULL::timestamptz AS last_failed_at, NULL::integer AS calls, NULL::integer AS number, NULL::date AS day
-FROM certjob.review_problems AS p
+FROM certjob.still_due AS p
 CROSS JOIN LATERAL (
     SELECT o.organisation_id FROM certjob.mentors AS o WHERE o.id = p.mentor_id AND o.review_on <= p.as_of OFFSET 0
-) AS m;
+) AS m
+WHERE p.what = 'not_reviewed';
 
 -- Open pushes, and last hides of mentors who must not be visible that someone must make by hand: withdrawn ones, because the
 -- organisation has no portal now, and those that someone has said to have made, if a later reading lists the contact, or if
@@ -521,7 +545,7 @@ LANGUAGE sql STABLE AS $$
         coalesce((
             SELECT array_agg(md5(concat_ws(':', a.alert_id, h.mentor_id, h.reason)))
             FROM certjob_private.held_names AS h
-            WHERE a.kind = 'held' AND h.organisation_id = a.organisation_id AND h.kind = a.cause
+            WHERE a.kind = 'held' AND a.cause = 'changes' AND h.organisation_id = a.organisation_id
         ), ARRAY[md5(concat_ws(':', a.alert_id, a.cause))]),
         k.alert_id IS NOT NULL, k.until, k.because
     FROM every_alert AS a

@@ -105,7 +105,8 @@ BEGIN
     GET DIAGNOSTICS number = ROW_COUNT;
     IF number = 0 THEN
         RAISE EXCEPTION 'no hide is open' USING ERRCODE = 'no_data_found',
-            HINT = CASE WHEN EXISTS (SELECT FROM certjob.held_mentors AS h WHERE h.mentor_id = ANY (mentor_ids))
+            HINT = CASE WHEN EXISTS (SELECT FROM certjob.still_due AS s
+                WHERE s.mentor_id = ANY (mentor_ids) AND s.what = 'held')
                 THEN 'a guard holds the mentor; permit it first with `certjob resync`'
                 ELSE 'certjob must want the mentor hidden; see `certjob explain`' END;
     END IF;

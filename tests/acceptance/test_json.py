@@ -159,9 +159,6 @@ DEFER_AND_EXTEND = """
     UPDATE cert_notification_log SET history = jsonb_build_array(jsonb_build_object('expires_on', '2020-01-01',
         'status', 'sent', 'queued_at', now(), 'sent_at', now(), 'attempts', 1, 'maybe_sent', false,
         'last_error', null));
-    INSERT INTO held_mentors (mentor_id, kind, reason)
-        SELECT m.id, h.what, 'ended' FROM held_reviews AS h JOIN mentors AS m USING (organisation_id)
-        ON CONFLICT DO NOTHING;
 """
 
 

@@ -36,8 +36,9 @@ PROGRAMME = f"""
         SELECT id, 'illness', 'coordinator' FROM mentors ORDER BY email LIMIT {COUNT};
     UPDATE mentors AS m SET dynamics_contact_id = gen_random_uuid() FROM mentor_pauses AS p WHERE p.mentor_id = m.id;
     -- A review has seen the certificates, so the guards do not count their reminders.
-    INSERT INTO certificates (mentor_id, kind, issued_on, expires_on, unseen_since)
-        SELECT mentor_id, 'likeperson', '2024-01-01', '{{expires_on}}', NULL FROM mentor_pauses;
+    INSERT INTO certificates (mentor_id, kind, issued_on, expires_on)
+        SELECT mentor_id, 'likeperson', '2024-01-01', '{{expires_on}}' FROM mentor_pauses;
+    UPDATE mentors SET seen_certificates = '["{{expires_on}} likeperson"]';
     -- The first chunk of each session waits until every session has one.
     CREATE SEQUENCE arrivals;
     CREATE FUNCTION meet() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN

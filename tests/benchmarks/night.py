@@ -16,8 +16,10 @@ TIMES_SET_BASED = 1.75
 MEMORY_MB = 120
 
 _STATE = {
-    "mentors": "id, portal_visible, certified_until, review_on, reviewed_contact_id",
-    "certificates": "id, mentor_id, kind, issued_on, expires_on, revoked_at, status, unseen_since IS NULL",
+    "mentors": (
+        "id, portal_visible, certified_until, decided_visible, seen_certificates, review_on, reviewed_contact_id"
+    ),
+    "certificates": "id, mentor_id, kind, issued_on, expires_on, revoked_at, status",
     "mentor_pauses": "mentor_id, reason, actor, lifted_at IS NOT NULL, lifted_by, lapsed_kinds",
     "certificate_transitions": "certificate_id, mentor_id, from_status, to_status, as_of, run_id IS NULL",
     "cert_notification_log": (

@@ -71,8 +71,8 @@ HELD = alert(
     None,
     days=1.25,
     kind=Kind.HELD,
-    alert_id="hlf:held:pauses",
-    cause="pauses",
+    alert_id="hlf:held:changes",
+    cause="changes",
     sentence="Held",
     error="33 mentors would be paused",
     number=33,
@@ -104,7 +104,7 @@ def test_alerts_page_has_the_most_harmful_first_then_the_oldest() -> None:
         "1 guard holds changes",
         "33 mentors would be paused What to do: Check the clock and the last import;",
         "If the changes are right, run `certjob run --allow hlf=33`.",
-        "hlf:held:pauses hlf 2026-11-24 02:00",
+        "hlf:held:changes hlf 2026-11-24 02:00",
         VISIBLE,
         "4 mentors must not be visible, but the portal has not confirmed that it hides them",
         "Dynamics has no contact with this ID. (2) What to do: Correct the contact ID",
@@ -131,7 +131,7 @@ def test_alert_is_one_line_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None
     held, wrong, busy, reminder = capsys.readouterr().out.splitlines()
 
     assert held.startswith(
-        "Held: hlf:held:pauses, hlf, since 2026-11-24 02:00: 33 mentors would be paused; what to do: "
+        "Held: hlf:held:changes, hlf, since 2026-11-24 02:00: 33 mentors would be paused; what to do: "
     )
     pushed = f"{VISIBLE}: hlf:may_be_visible:M1001"
     step = "what to do: Correct the contact ID in the app or with `certjob load`; the next"

@@ -576,6 +576,7 @@ def everything(programme: Programme) -> None:
     reminder = {"threshold_days": 7, "cert_id": uuid4(), "expires_on": today(), "status": "failed"}
     facts.insert("cert_notification_log", mentor_id=mentor, failure_code="no_address", **reminder)
     busy = facts.mentor(organisation, full_name="Anne Busy")
-    facts.insert("review_problems", mentor_id=busy, reason="locked", as_of=today())
-    held = {"what": "pauses", "as_of": today(), "reason": "60 pauses", "mentors": 60, "allow": 62}
-    facts.insert("held_reviews", organisation_id=organisation, **held)
+    facts.insert("still_due", mentor_id=busy, what="not_reviewed", reason="locked", as_of=today())
+    for _ in range(60):
+        mentor = facts.mentor(organisation)
+        facts.insert("still_due", mentor_id=mentor, what="held", reason="ended", as_of=today())

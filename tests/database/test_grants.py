@@ -6,8 +6,8 @@ WORKER, COORDINATOR, SERVER = "certjob_worker", "authenticated", "service_role"
 
 READ_BY_COORDINATORS = (
     "acknowledgements alerts all_alerts cert_notification_log certificate_transitions certificates coordinators"
-    " dynamics_sync_failures held_mentors held_reviews mentor_pauses mentors open_pushes organisations"
-    " portal_sync_events review_problems held_alerts never_reviewed_alerts push_alerts reminder_alerts"
+    " dynamics_sync_failures mentor_pauses mentors open_pushes organisations portal_holds still_due"
+    " portal_sync_events held_names held_alerts never_reviewed_alerts push_alerts reminder_alerts"
 )
 """Relations that coordinators may read. The worker may read all."""
 
@@ -23,8 +23,8 @@ WRITTEN_BY_COORDINATORS = {
 FACTS = {"organisations", "coordinators", "mentors", "certificates", "mentor_pauses"}
 DELETED_BY_WORKER = (
     "acknowledgements coordinators cert_notification_log certificate_transitions coordinator_digests guard_counts"
-    " dynamics_sync_failures held_mentors held_reviews job_runs portal_sync_events"
-    " portal_unknown_contacts review_problems loaded_rows mentors certificates"
+    " dynamics_sync_failures job_runs portal_holds portal_sync_events still_due"
+    " portal_unknown_contacts loaded_rows mentors certificates"
 )
 
 CALLABLE = {

@@ -143,8 +143,6 @@ def test_run_without_due_mentors_reads_few_blocks(connection: Connection) -> Non
         | {"after_review": "-infinity", "after_id": UUID(int=0), "ids": None, "limit": 1_000},
         "count_due_mentors": guards,
         "find_due_mentors": everybody | {"done": []},
-        "forget_held_reviews": everybody | {"whats": []},
-        "forget_review_problems": everybody | {"found": []},
         "read_attention": everybody,
     }
     for name, parameters in nobody_due.items():

@@ -75,6 +75,7 @@ def mentors(draw: st.DrawFn, dates: st.SearchStrategy[date] = days) -> Mentor:
         portal_visible=draw(st.sampled_from([True, False, None])),
         has_contact=draw(st.booleans()),
         certified_until=draw(st.none() | dates),
+        decided_visible=draw(st.sampled_from([True, False, None])),
         due_by_calendar=draw(st.booleans()),
         contact_replaced=draw(st.booleans()),
     )

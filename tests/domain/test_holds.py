@@ -1,96 +1,61 @@
-"""The guards' rule: which kinds of changes are held, for which numbers."""
+"""The guards' rule: which surprising changes are held, for which numbers."""
 
 from collections import Counter
 
 import pytest
 
-from certjob.domain.holds import LIMITS, MENTORS, REMINDED, Past, held_kinds
+from certjob.domain.holds import held_changes, hold_reason, limit
 from certjob.domain.models import Change, Effect
 
-NONE = Counter[str]()
+REMOVAL, RETURN, VISIBILITY, REMINDER = Change.REMOVAL, Change.RETURN, Change.VISIBILITY, Change.REMINDER
 
 
-def held(
-    *counts: tuple[str, int], certified: int = 0, past: Past | None = None, allow: int = 0, is_after_gap: bool = False
-) -> list[str]:
-    """Return the held kinds. Each change is one of another mentor."""
-    numbers = Counter(dict(counts))
-    numbers[MENTORS] = sum(number for kind, number in counts if kind in LIMITS and kind != Change.REMINDER)
-    return list(held_kinds(numbers, past=past or Past(), certified=certified, allow=allow, is_after_gap=is_after_gap))
+def held(now: dict[Change, int], *, certified: int = 0, past: dict[Change, int] | None = None) -> set[Change]:
+    return set(held_changes(Counter(now), past=Counter(past or {}), certified=certified))
 
 
-@pytest.mark.parametrize(
-    ("kind", "minimum", "certified", "share", "most"),
-    [
-        (Change.REMOVAL, 10, 300, 30, 50),
-        (Change.REMINDER, 10, 300, 30, 50),
-        (Change.CONTACT, 20, 200, 40, 50),
-        (Change.COURSE, 40, 5_000, 100, None),
-        (Change.RETURN, 10, 5_000, 10, 10),
-        (Change.DEPARTURE, 20, 5_000, 500, None),
-        (Change.REINSTATEMENT, 20, 5_000, 500, None),
-        (Change.AFTER_GAP, 20, 5_000, 500, None),
-    ],
-)
-def test_limits_of_the_owners_table(kind: str, minimum: int, certified: int, share: int, most: int | None) -> None:
-    """The larger of a number and a share of the certified mentors, but never more than a third number."""
-    for limit, of_certified in ((minimum, 0), (share, certified), *([(most, 1_000_000)] if most else [])):
-        assert held((kind, limit), certified=of_certified) == []
-        assert held((kind, limit + 1), certified=of_certified) == [kind]
+@pytest.mark.parametrize(("certified", "most"), [(0, 20), (146, 20), (147, 21), (349, 49), (350, 50), (1_000_000, 50)])
+def test_limit_is_twenty_or_a_seventh_of_the_certified_and_at_most_fifty(certified: int, most: int) -> None:
+    assert limit(certified) == most
+    for kind in (REMOVAL, VISIBILITY, REMINDER):
+        assert held({kind: most}, certified=certified) == set()
+        assert held({kind: most + 1}, certified=certified) == {kind}
 
 
-def test_each_kind_is_judged_alone_with_its_changes_of_the_last_20_hours() -> None:
-    past = Past(counted=Counter(pauses=8))
-
-    assert held(("pauses", 8), ("returns", 8)) == []
-    assert held(("pauses", 3), ("returns", 3), past=past) == ["pauses"]
-    assert held(past=Past(counted=Counter(pauses=99))) == []
-    assert held(("returns", 1), past=Past(counted=Counter(pauses=99))) == []
+def test_ten_returns_without_a_recent_certificate_are_the_limit_of_any_organisation() -> None:
+    assert held({RETURN: 10}, certified=5_000) == set()
+    assert held({RETURN: 11}, certified=5_000) == {RETURN}
 
 
-def test_permission_is_for_all_kinds_together_and_for_the_whole_run() -> None:
-    """With one change more than permitted, all of them stay held."""
-    assert held(("pauses", 30), ("returns", 30), allow=60) == []
-    assert held(("pauses", 30), ("returns", 31), allow=60) == ["pauses", "returns"]
-    permitted = Past(permitted=Counter(pauses=60, mentors=60))
-    assert held(("pauses", 1), past=permitted, allow=61) == []
-    assert held(("pauses", 1), past=permitted, allow=60) == ["pauses"]
+def test_removals_go_out_while_other_changes_of_visibility_are_held() -> None:
+    """Fifteen new mentors must not hold a revocation."""
+    assert held({REMOVAL: 15, VISIBILITY: 4, RETURN: 2}) == {VISIBILITY, RETURN}
+    assert held({REMOVAL: 21, VISIBILITY: 1}) == {REMOVAL, VISIBILITY}
 
 
-def test_permission_is_also_for_as_many_reminders() -> None:
-    assert held(("pauses", 60), ("reminders", 60), allow=60) == []
-    assert held(("pauses", 60), ("reminders", 61), allow=60) == ["reminders"]
-    permitted = Past(permitted=Counter(reminders=60))
-    assert held(("reminders", 1), past=permitted, allow=60) == ["reminders"]
+def test_reminders_are_counted_alone() -> None:
+    assert held({REMOVAL: 20, REMINDER: 20}) == set()
+    assert held({REMOVAL: 1, REMINDER: 21}) == {REMINDER}
 
 
-def test_while_changes_after_a_gap_are_held_no_reminder_is_sent() -> None:
-    assert held(("after_gap", 21), (REMINDED, 1), is_after_gap=True) == ["after_gap", "reminders"]
-    assert held(("after_gap", 20), (REMINDED, 1), is_after_gap=True) == []
-    assert held(("after_gap", 21), (REMINDED, 1), is_after_gap=True, allow=21) == []
-    assert held(("pauses", 21), (REMINDED, 1)) == ["pauses"]
-
-
-def test_reason_names_last_days_that_move_earlier() -> None:
-    counts = Counter({Change.REMOVAL: 60, MENTORS: 60, Effect.ENDS_SOON: 48, Effect.ENDS_EARLIER: 1})
-
-    reasons = held_kinds(counts, past=Past(counted=Counter(pauses=2)), certified=300, allow=0)
-
-    assert reasons == {
-        "pauses": "11 mentors would be paused or hidden, 48 would end within 60 days, 1 would end earlier after 2 in"
-        " the last 20 hours, the limit is 30 (of 300 certified)"
-    }
+def test_changes_of_the_last_twenty_hours_add_up() -> None:
+    assert held({REMOVAL: 3}, past={REMOVAL: 17}) == set()
+    assert held({REMOVAL: 3}, past={REMOVAL: 18}) == {REMOVAL}
+    assert held({VISIBILITY: 3}, past={REMOVAL: 18}) == {VISIBILITY}
+    assert held({REMINDER: 1}, past={REMOVAL: 99}) == set()
+    assert held({}, past=dict.fromkeys(Change, 99)) == set()
 
 
 @pytest.mark.parametrize("kind", list(Change))
-def test_smallest_limit_holds_whatever_a_larger_one_holds(kind: str) -> None:
-    """So the certified mentors are counted only if the smallest limit is exceeded."""
-    for changes in range(0, 300, 7):
-        assert set(held((kind, changes), certified=1_000)) <= set(held((kind, changes)))
+def test_more_mentors_hold_at_least_as_much(kind: Change) -> None:
+    """So a bound can stand for the counts, and the certified are counted only above the smallest limit."""
+    for mentors in range(100):
+        assert held({kind: mentors}, certified=500) <= held({kind: mentors + 1}, certified=500)
+        assert held({kind: mentors}, certified=500) <= held({kind: mentors})
 
 
-@pytest.mark.parametrize("kind", list(Change))
-def test_more_changes_hold_at_least_as_much(kind: str) -> None:
-    """So a bound can stand for the counts."""
-    for changes in range(100):
-        assert set(held((kind, changes), certified=500)) <= set(held((kind, changes + 1), certified=500))
+def test_reason_has_the_number_of_mentors_and_what_would_happen() -> None:
+    effects = {Effect.REMINDER: 2, Effect.REVOKED: 1, Effect.ENDS_SOON: 40}
+
+    assert hold_reason(effects) == "43 mentors are held back (1 revoked, 40 ends soon, 2 reminder)"
+    assert hold_reason({Effect.LEFT: 1}) == "1 mentor is held back (1 left)"

@@ -88,7 +88,7 @@ def test_mentor_who_is_due_by_the_calendar_has_only_foreseen_changes(
         if decision.review_on is None or (date.max - decision.review_on).days < missed:
             return
         decision = rules.decide(person, decision.review_on + timedelta(days=missed))
-        assert (decision.surprise.kinds, decision.surprise.reminders) == ((), ())
+        assert (decision.surprise.change, decision.surprise.reminders) == (None, ())
 
 
 @ordinarily

@@ -190,7 +190,7 @@ def test_load_announces_held_renewals_with_the_command_that_permits_them(load: L
 
     first = ", ".join(f"M{number} Kari {number}" for number in (0, 1, *range(10, 18)))
     assert foreseen == f"certjob load: next run: 24 reinstated and shown, held back ({first}, …)"
-    assert held.startswith("certjob load: the next run will hold back hlf: 24 mentors would be shown or")
+    assert held.startswith("certjob load: the next run will hold back hlf: 24 mentors are held back (24 reinstated)")
     assert held.endswith("then `certjob run --allow hlf=24`")
 
 
@@ -204,7 +204,7 @@ def test_dry_run_says_how_many_mentors_the_next_run_would_pause(load: Load, fact
 
     first, held, last = result.stderr.splitlines()
     assert first.startswith("certjob load: next run: 21 paused, held back (M0 Kari 0, M1 Kari 1, M10 Kari 10, ")
-    assert held.startswith("certjob load: the next run will hold back hlf: 21 mentors would be paused or hidden")
+    assert held.startswith("certjob load: the next run will hold back hlf: 21 mentors are held back (21 ended)")
     assert held.endswith("then `certjob run --allow hlf=21`")
     assert last == "certjob load: --dry-run: nothing was changed"
     mentors = sorted(f"hlf,M{number}" for number in range(21))

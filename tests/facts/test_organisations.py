@@ -175,12 +175,12 @@ def test_new_thresholds_announce_the_reminders_that_follow(here: Certjob, facts:
 
 
 def test_new_thresholds_announce_what_the_next_run_queues(here: Certjob, facts: Facts) -> None:
-    """Not the 12 reminders about new certificates that a guard holds, and no mail that repeats the one of 30 days."""
+    """Not the 22 reminders about new certificates that a guard holds, and no mail that repeats the one of 30 days."""
     home = facts.organisation(thresholds=(30,))
     for days in (20, 25, 40):
         facts.certified_mentor(home, today() + timedelta(days=days))
     night(facts.connection, today(), channel=CollectingChannel())
-    for _ in range(12):
+    for _ in range(22):
         facts.certified_mentor(home, today() + timedelta(days=5))
 
     said = here("organisation", "set", "hlf", "--thresholds", "60,28,7", "--json")

@@ -4,6 +4,7 @@
 """
 
 import sys
+from operator import attrgetter
 
 from tests.lives.programme import START, Programme, live
 from tests.lives.wrong_inputs import try_wrong_inputs
@@ -14,14 +15,21 @@ YEARS, SEEDS = 3, 8
 def main() -> None:
     """Print a line for each size of the programme, and one for each wrong input that is not held."""
     for size in map(int, sys.argv[1:] or ["30", "60", "200"]):
-        alarms = 0
-        for seed in range(SEEDS):
-            nights = live(Programme(size, seed), until=START.replace(year=START.year + YEARS))
-            alarms += sum(night.day != START for night in nights)
+        alarms = [
+            nights
+            for seed in range(SEEDS)
+            for nights in live(Programme(size, seed), until=START.replace(year=START.year + YEARS))
+            if nights[0].day != START
+        ]
+        hidden, exposed = (
+            sum(number(night) for nights in alarms for night in nights) / YEARS / SEEDS
+            for number in (attrgetter("hidden"), attrgetter("exposed"))
+        )
         results = try_wrong_inputs(size)
         print(
-            f"{size:,} mentors: {alarms / YEARS / SEEDS:.2f} false alarms a year,"
-            f" {sum(results.values())} of {len(results)} wrong inputs are held"
+            f"{size:,} mentors: {len(alarms) / YEARS / SEEDS:.2f} false alarms a year ({hidden:.1f} mentor-days hidden,"
+            f" {exposed:.1f} visible), {sum(results.values())} of {len(results)} wrong inputs are held",
+            flush=True,
         )
         print("\n".join(f"    not held: {name}" for name, is_held in results.items() if not is_held))
 

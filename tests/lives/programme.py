@@ -12,7 +12,6 @@ from datetime import date, timedelta
 from uuid import UUID
 
 from certjob.domain import holds, rules
-from certjob.domain.holds import MENTORS, REMINDED, Past
 from certjob.domain.models import (
     OWN_PAUSE_REASON,
     Certificate,
@@ -43,16 +42,15 @@ class Row:
     issued_on: date
     expires_on: date
     revoked: bool = False
-    unseen: bool = True
 
-    def value(self) -> Certificate:
+    def value(self, seen: frozenset[str]) -> Certificate:
         return Certificate(
             id=self.id,
             kind=self.kind,
             issued_on=self.issued_on,
             expires_on=self.expires_on,
             revoked=self.revoked,
-            unseen=self.unseen,
+            unseen=rules.seen_key(self.kind, self.expires_on) not in seen,
         )
 
 
@@ -70,6 +68,9 @@ class Person:
     """With certjob's open pause."""
     portal_visible: bool | None = True
     certified_until: date | None = None
+    decided_visible: bool | None = None
+    seen: frozenset[str] = frozenset()
+    held_after_gap: bool = False
     review_on: date | None = None
     """None: a fact has changed."""
 
@@ -80,6 +81,10 @@ class Night:
 
     day: date
     held: frozenset[Change]
+    hidden: int = 0
+    """Held mentors who are hidden and may be visible."""
+    exposed: int = 0
+    """Held mentors who are visible and must not be."""
 
 
 class Programme:
@@ -98,11 +103,12 @@ class Programme:
         self.people: list[Person] = []
         self.portal: dict[int, bool] = {}
         self.mailed: set[Mailed] = set()
+        self.waiting: set[Mailed] = set()
+        """Held reminders."""
         self.coming: dict[date, list[tuple[Callable[..., None], tuple[object, ...]]]] = defaultdict(list)
         self._numbers = iter(range(1, 1_000_000))  # unlike count, it can be pickled in Python 3.14
         self._renewed_on: dict[date, list[tuple[Person, str]]] = defaultdict(list)
         self._runs: list[date] = []
-        self._gap_is_open = False
         self._found(mentors)
         self._plan_life(mentors)
         outages = self._plan_outages()
@@ -123,7 +129,7 @@ class Programme:
 
     def edit(self, person: Person, row: Row, expires_on: date) -> None:
         if expires_on > row.issued_on:
-            row.expires_on, row.unseen, person.review_on = expires_on, True, None
+            row.expires_on, person.review_on = expires_on, None
 
     def set_contact(self, person: Person, contact: int | None = None) -> None:
         person.contact = next(self._numbers) if contact is None else contact
@@ -136,12 +142,13 @@ class Programme:
         if with_contact:
             person.contact = next(self._numbers)
             self.portal[person.contact] = True
+            person.portal_visible = None
         return person
 
     def revoke(self, person: Person) -> None:
         for row in person.rows:
             if row.expires_on >= self.today:
-                row.revoked = row.unseen = True
+                row.revoked = True
         person.review_on = None
 
     def set_rules(self, *, thresholds: Sequence[int] | None = None, optional_kinds: Sequence[str] = ()) -> None:
@@ -348,34 +355,42 @@ class Programme:
             event(*values)
 
     def run(self, *, allow: int = 0, is_guarded: bool = True) -> Night:
-        """Decide about the due mentors, hold what `holds.held_kinds` holds, and apply the rest."""
+        """Decide about the due mentors, hold what `holds.held_changes` holds, and apply the rest."""
         today = self.today
-        is_gap = self._gap_is_open or not any(0 <= (today - day).days <= 2 for day in self._runs[-12:])
-        decided, counts = [], Counter[str]()
+        is_gap = not any(0 <= (today - day).days <= 2 for day in self._runs[-12:])
+        decided = []
         for person in self.people:
             if person.review_on is None or person.review_on <= today:
                 decision = rules.decide(self._mentor(person), today)
-                new = [each for each in decision.reminders if self._key(person, each) not in self.mailed]
+                known = self.mailed | self.waiting
+                new = [each for each in decision.reminders if self._key(person, each) not in known]
                 surprise = decision.surprise
-                kinds = surprise.kinds_after_gap if is_gap else surprise.kinds
-                is_surprising = not set(surprise.reminders).isdisjoint(new)
-                counts.update([*kinds, *([surprise.effect, MENTORS] if kinds else [])])
-                counts[Change.REMINDER] += is_surprising
-                counts[REMINDED] += bool(new) and not kinds
-                decided.append((person, decision, kinds, new, is_surprising))
-        held: frozenset[Change] = frozenset()
+                change = surprise.change or (surprise.change_after_gap if is_gap or person.held_after_gap else None)
+                if change is None and not set(surprise.reminders).isdisjoint(new):
+                    change = Change.REMINDER
+                decided.append((person, decision, change, new))
+        counts = Counter(change for _, _, change, _ in decided if change is not None)
+        held = frozenset[Change]()
         if is_guarded:
             certified = sum(self._was_certified(person) for person in self.people)
-            held = frozenset(
-                holds.held_kinds(counts, past=Past(), certified=certified, allow=allow, is_after_gap=is_gap)
-            )
-        for person, decision, kinds, new, is_surprising in decided:
-            if held.isdisjoint(kinds):
-                waits = bool(new) and Change.REMINDER in held and (is_gap or is_surprising)
-                self._apply(person, decision, [] if waits else new, stays_due=waits)
-        self._gap_is_open = bool(held) and is_gap
+            held = holds.held_changes(counts, past=Counter(), certified=certified)
+        if sum(counts[each] for each in held) <= allow:
+            held = frozenset()
+            self.mailed |= self.waiting
+            self.waiting = set()
+        hidden = exposed = 0
+        for person, decision, change, new in decided:
+            if change in held and change is not Change.REMINDER:
+                person.held_after_gap = decision.surprise.change is None
+                is_shown = person.contact is not None and self.portal.get(person.contact, False)
+                hidden += decision.push and decision.visible and not is_shown
+                exposed += decision.push and not decision.visible and is_shown
+                continue
+            waits = set(decision.surprise.reminders) if Change.REMINDER in held else ()
+            self.waiting |= {self._key(person, each) for each in new if each in waits}
+            self._apply(person, decision, [each for each in new if each not in waits])
         self._runs.append(today)
-        return Night(today, held)
+        return Night(today, held, hidden, exposed)
 
     def _mentor(self, person: Person) -> Mentor:
         own = OpenPause(id=UUID(int=1), reason=OWN_PAUSE_REASON, lapsed_kinds=person.lapsed_kinds or frozenset())
@@ -389,8 +404,10 @@ class Programme:
             contact_replaced=None not in (person.contact, person.reviewed_contact)
             and person.contact != person.reviewed_contact,
             certified_until=person.certified_until,
+            decided_visible=person.decided_visible,
+            seen=person.seen,
             due_by_calendar=person.review_on is not None,
-            certificates=tuple(row.value() for row in person.rows),
+            certificates=tuple(row.value(person.seen) for row in person.rows),
             open_pauses=((own,) if person.lapsed_kinds is not None else ()) + (ILLNESS,) * person.illnesses,
         )
 
@@ -405,7 +422,7 @@ class Programme:
             return person.certified_until >= self.today
         return any(not row.revoked and row.issued_on <= self.today <= row.expires_on for row in person.rows)
 
-    def _apply(self, person: Person, decision: Decision, new: Sequence[Reminder], *, stays_due: bool) -> None:
+    def _apply(self, person: Person, decision: Decision, new: Sequence[Reminder]) -> None:
         if decision.pause is PauseChange.LIFT:
             person.lapsed_kinds = None
         elif decision.lapsed_kinds is not None:
@@ -414,18 +431,16 @@ class Programme:
             person.portal_visible = decision.visible
             if person.contact is not None:
                 self.portal[person.contact] = decision.visible
-        if stays_due:
-            return
         self.mailed |= {self._key(person, reminder) for reminder in new}
         person.certified_until, person.review_on = decision.certified_until, decision.review_on or NEVER
+        person.decided_visible, person.held_after_gap = decision.visible, False
+        person.seen = person.seen if decision.seen is None else frozenset(decision.seen)
         person.reviewed_contact = person.contact if person.contact is not None else person.reviewed_contact
-        for row in person.rows:
-            row.unseen = False
 
 
-def live(programme: Programme, *, until: date, is_guarded: bool = True) -> list[Night]:
-    """Live until a day. On the first working day after a hold, a person permits it. Return the first night of each."""
-    alarms: list[Night] = []
+def live(programme: Programme, *, until: date, is_guarded: bool = True) -> list[list[Night]]:
+    """Live until a day. On the first working day after a hold, a person permits it. Return the nights of each hold."""
+    alarms: list[list[Night]] = []
     permitted_on: date | None = None
     day = programme.today
     while day <= until:
@@ -436,9 +451,11 @@ def live(programme: Programme, *, until: date, is_guarded: bool = True) -> list[
             if is_permitted:
                 permitted_on = None
             if night.held and permitted_on is None:
-                alarms.append(night)
+                alarms.append([])
                 permitted_on = day + DAY
                 while permitted_on.weekday() >= 5:
                     permitted_on += DAY
+            if night.held:
+                alarms[-1].append(night)
         day += DAY
     return alarms

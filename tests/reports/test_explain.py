@@ -1,6 +1,5 @@
 """`certjob explain`: one mentor's facts, their meaning, and the next change."""
 
-from dataclasses import replace
 from datetime import date, timedelta
 from typing import Any
 from uuid import UUID
@@ -109,8 +108,7 @@ def test_doubtful_dates_are_marked_on_the_page(facts: Facts) -> None:
 
 def test_held_changes_are_named_with_the_guards_line(facts: Facts, monkeypatch: pytest.MonkeyPatch) -> None:
     """If only reminders are held, the other changes are not marked as held."""
-    for kind, limit in holds.LIMITS.items():
-        monkeypatch.setitem(holds.LIMITS, kind, replace(limit, minimum=2))
+    monkeypatch.setattr(holds, "LEAST", 2)
     hlf, nhf = facts.organisation(thresholds=()), facts.organisation("nhf")
     ended, *_ = (facts.certified_mentor(hlf, YESTERDAY) for _ in range(3))
     reminded, *_ = (facts.certified_mentor(nhf, IN_20_DAYS) for _ in range(3))

@@ -8,11 +8,10 @@ from tests.conftest import Certjob
 from tests.support.facts import TODAY
 from tests.support.scene import Scene
 
-RUN = """
-    INSERT INTO held_reviews (organisation_id, what, as_of, reason, mentors, allow)
-    VALUES (%s, 'pauses', %s, 'r', 60, 60)
+HOLD = """
+    INSERT INTO still_due (mentor_id, what, reason, as_of)
+    SELECT id, 'held', %s, current_date FROM mentors WHERE member_no = %s
 """
-HOLD = "INSERT INTO held_mentors (mentor_id, kind, reason) SELECT id, 'pauses', %s FROM mentors WHERE member_no = %s"
 
 
 @pytest.fixture
@@ -21,7 +20,6 @@ def held(scene: Scene) -> Scene:
     for number in range(1000, 1060):
         scene.expired(member_no=f"M{number}")
         scene.run_sql(HOLD, {1058: "revoked", 1059: "left"}.get(number, "ended"), f"M{number}")
-    scene.run_sql(RUN, scene.hlf, TODAY)
     return scene
 
 
@@ -29,12 +27,12 @@ def test_alerts_name_the_mentors_of_a_hold(held: Scene, here: Certjob) -> None:
     """Revocations and departures come first. The next step has the command for one mentor."""
     lines = here("alerts").stdout.splitlines()
 
-    assert "hlf:held:pauses, hlf, since " in lines[0]
+    assert "hlf:held:changes, hlf, since " in lines[0]
     assert "`certjob resync MENTOR`" in lines[0]
-    assert lines[1] == "Held back: hlf:held:pauses, M1058, Kari Nordmann: a certificate was revoked"
-    assert lines[2] == "Held back: hlf:held:pauses, M1059, Kari Nordmann: has left"
-    assert lines[3] == "Held back: hlf:held:pauses, M1000, Kari Nordmann: no certificate is in force"
-    assert lines[-1] == "Held back: hlf:held:pauses, M1057, Kari Nordmann: no certificate is in force"
+    assert lines[1] == "Held back: hlf:held:changes, M1058, Kari Nordmann: a certificate was revoked"
+    assert lines[2] == "Held back: hlf:held:changes, M1059, Kari Nordmann: has left"
+    assert lines[3] == "Held back: hlf:held:changes, M1000, Kari Nordmann: no certificate is in force"
+    assert lines[-1] == "Held back: hlf:held:changes, M1057, Kari Nordmann: no certificate is in force"
     assert len(lines) == 1 + 60
 
 
@@ -42,7 +40,7 @@ def test_json_has_all_mentors_of_a_hold(held: Scene, here: Certjob) -> None:
     found = json.loads(here("alerts", "--json").stdout)["held_mentors"]
 
     assert len(found) == 60
-    assert (found[0]["alert_id"], found[0]["member_no"], found[0]["reason"]) == ("hlf:held:pauses", "M1058", "revoked")
+    assert (found[0]["alert_id"], found[0]["member_no"], found[0]["reason"]) == ("hlf:held:changes", "M1058", "revoked")
 
 
 def test_digest_names_twenty_mentors_of_a_hold(held: Scene) -> None:

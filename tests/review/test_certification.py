@@ -14,7 +14,7 @@ from certjob.stopping import StopFlag
 from tests.support.facts import TODAY
 from tests.support.scene import YESTERDAY, Scene
 
-PROBLEMS = "SELECT mentor_id, reason FROM review_problems"
+PROBLEMS = "SELECT mentor_id, reason FROM still_due"
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +25,7 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def apply_due(scene: Scene, **options: Any) -> ReviewCounts:
     run_id = uuid4()
-    guard = MassChangeGuard(scene.connection, today=TODAY, run_id=run_id)
+    guard = MassChangeGuard(scene.connection, today=TODAY)
     given: dict[str, Any] = {"today": TODAY, "run_id": run_id, "guard": guard, "stop": StopFlag()}
     return CertificationManagementService(scene.connection, **given | options).apply_due()
 

@@ -232,7 +232,7 @@ def backlog(facts: Facts, count: int, *, visible: bool = False) -> list[UUID]:
 def review(connection: Connection, today: date = TODAY) -> None:
     """Review the due mentors, as the first half of a night does."""
     run_id = uuid4()
-    guard = MassChangeGuard(connection, today=today, run_id=run_id, allow=EVERYTHING)
+    guard = MassChangeGuard(connection, today=today, allow=EVERYTHING)
     CertificationManagementService(connection, today=today, run_id=run_id, guard=guard, stop=StopFlag()).apply_due()
 
 

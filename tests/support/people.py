@@ -69,6 +69,7 @@ def mentor(
     portal_visible: bool | None = True,
     has_contact: bool = True,
     certified_until: date | None = None,
+    decided_visible: bool | None = None,
     due_by_calendar: bool = False,
     contact_replaced: bool = False,
 ) -> Mentor:
@@ -81,6 +82,7 @@ def mentor(
         portal_visible=portal_visible,
         has_contact=has_contact,
         certified_until=certified_until,
+        decided_visible=decided_visible,
         due_by_calendar=due_by_calendar,
         contact_replaced=contact_replaced,
         certificates=certificates,

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, date, datetime, timedelta
 from uuid import UUID
 
-from certjob.domain.causes import HELD_KINDS, HELD_REASONS
+from certjob.domain.causes import HELD_REASONS
 from certjob.domain.models import Certificate, Mentor, Organisation, Reminder
 from certjob.errors import Cause
 from certjob.mail.messages.content import LONGEST_LIST, Recipient, Words, digest_words, reminder_words
@@ -109,9 +109,9 @@ def _sections() -> dict[str, list[Words]]:
     return {
         "not_run": [{"since": _TODAY, "visible": 3}],
         "held": [
-            {"what": what, "since": _SINCE, "mentors": mentors, "is_danger": what == "pauses"}
-            | {"named": held if what == "pauses" else []}
-            for what, mentors in (("pauses", 33), ("pauses", 1), *((what, 33) for what in (*HELD_KINDS[1:], "portal")))
+            {"what": "changes", "since": _SINCE, "mentors": 33, "is_danger": True, "named": held},
+            {"what": "changes", "since": _SINCE, "mentors": 1, "is_danger": False, "named": held[-1:]},
+            {"what": "portal", "since": _SINCE, "mentors": 33, "is_danger": False, "named": []},
         ],
         "facts_missing": [{"since": _SINCE}],
         "unreviewed": [mentor | {"since": _SINCE} for mentor in (named, unnamed)],

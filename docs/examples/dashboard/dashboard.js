@@ -55,15 +55,12 @@ function dataOf({ data, error, status }) {
 async function readAlerts(user) {
   const read = (compare) =>
     supabase.from("alerts").select(COLUMNS, { count: "exact" })[compare]("kind", "may_be_visible").order("since");
-  const [own, worst, others, { data: holds }] = await Promise.all([
+  const [own, worst, others] = await Promise.all([
     supabase.from("coordinators").select("locale").eq("id", user).maybeSingle(),
     read("eq"), // on their own, because the API returns a limited number of rows
     read("neq"),
-    supabase.from("held_reviews").select("what, mentors"),
   ]);
-  const mentors = (alert) => holds?.find((each) => each.what === alert.cause)?.mentors ?? alert.number;
-  const alerts = [...dataOf(worst), ...dataOf(others)]
-    .map((alert) => alert.kind === "held" ? { ...alert, number: mentors(alert) } : alert);
+  const alerts = [...dataOf(worst), ...dataOf(others)];
   return { coordinator: dataOf(own), alerts, count: worst.count + others.count, at: Date.now() };
 }
 

@@ -58,7 +58,7 @@ LIMIT %(limit)s
 SELECT m.id, m.member_no, m.organisation_id, m.left_at IS NOT NULL AS "left", m.portal_visible,
     m.dynamics_contact_id IS NOT NULL AS has_contact,
     coalesce(m.dynamics_contact_id <> m.reviewed_contact_id, false) AS contact_replaced, m.certified_until,
-    m.review_on > '-infinity' AS due_by_calendar,
+    m.decided_visible, m.seen_certificates, m.review_on > '-infinity' AS due_by_calendar,
     CASE
         WHEN EXISTS (SELECT FROM certificates AS c WHERE c.mentor_id = m.id OFFSET 200)
             THEN 'more than 200 certificates; delete some of them'
@@ -81,8 +81,7 @@ FROM mentors AS m
 WHERE m.id = ANY (%(ids)b::uuid[])
 
 -- name: read_certificates
-SELECT mentor_id, id, kind, issued_on, expires_on, revoked_at IS NOT NULL AS revoked, status,
-    unseen_since IS NOT NULL AS unseen
+SELECT mentor_id, id, kind, issued_on, expires_on, revoked_at IS NOT NULL AS revoked, status
 FROM certificates
 WHERE mentor_id = ANY (%(ids)b::uuid[])
 
@@ -95,14 +94,12 @@ WHERE mentor_id = ANY (%(ids)b::uuid[]) AND lifted_at IS NULL
 -- The app locks a certificate before its mentor, so waiting for certificates of locked mentors would deadlock. A row
 -- that another session has locked is returned without an id, and its mentor waits for the next pass.
 WITH locked AS MATERIALIZED (
-    SELECT id, kind, issued_on, expires_on, revoked_at IS NOT NULL AS revoked, status,
-        unseen_since IS NOT NULL AS unseen
+    SELECT id, kind, issued_on, expires_on, revoked_at IS NOT NULL AS revoked, status
     FROM certificates
     WHERE mentor_id = ANY (%(ids)b::uuid[])
     FOR NO KEY UPDATE SKIP LOCKED
 )
-SELECT seen.mentor_id, locked.id, locked.kind, locked.issued_on, locked.expires_on, locked.revoked, locked.status,
-    locked.unseen
+SELECT seen.mentor_id, locked.id, locked.kind, locked.issued_on, locked.expires_on, locked.revoked, locked.status
 FROM certificates AS seen
 LEFT JOIN locked ON locked.id = seen.id
 WHERE seen.mentor_id = ANY (%(ids)b::uuid[])

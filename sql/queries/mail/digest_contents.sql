@@ -99,19 +99,21 @@ WHERE a.kind IN ('failed_reminders', 'waiting_reminders')
 ORDER BY l.next_attempt_at, l.id
 
 -- name: read_held_back
--- Changes that the guards hold, with the names of the twenty mentors with the most harmful ones. is_danger: someone may be
--- visible who must not be.
-SELECT h.what, h.what IN ('pauses', 'departures', 'contacts', 'after_gap') AS is_danger, h.since, h.mentors,
-    a.keys, ARRAY(
+-- The held mentors, with the names of the twenty with the most harmful changes. is_danger: someone may be visible who must
+-- not be.
+SELECT a.cause AS what, a.number AS mentors, a.since, a.keys, named.list AS named,
+    coalesce(named.list[1] ->> 'reason' IN ('revoked', 'left', 'ended', 'new_contact'), false) AS is_danger
+FROM current_alerts(%(today)s) AS a
+CROSS JOIN LATERAL (
+    SELECT ARRAY(
         SELECT jsonb_build_object('name', n.full_name, 'member_no', n.member_no, 'reason', n.reason)
         FROM certjob_private.held_names AS n
-        WHERE n.organisation_id = a.organisation_id AND n.kind = a.cause AND n.place <= 20
+        WHERE n.organisation_id = a.organisation_id AND a.cause = 'changes' AND n.place <= 20
         ORDER BY n.place
-    ) AS named
-FROM current_alerts(%(today)s) AS a
-JOIN held_reviews AS h ON h.organisation_id = a.organisation_id AND h.what = a.cause
+    ) AS list
+) AS named
 WHERE a.kind = 'held' AND a.organisation_id = %(organisation_id)s
-ORDER BY h.since, h.what
+ORDER BY a.since, a.cause
 
 -- name: read_unreviewed_mentors
 -- Mentors who could not be reviewed.

@@ -1,23 +1,25 @@
 -- name: lock_due_reminders
 -- Untried reminders first, then the oldest, because repeated rejections must not delay the others. If a threshold is reached
--- tomorrow, a run of tomorrow has queued the reminder, and sends it.
+-- tomorrow, a run of tomorrow has queued the reminder, and sends it. Mails to a held mentor wait.
 WITH untried AS MATERIALIZED (
     SELECT id
-    FROM cert_notification_log
+    FROM cert_notification_log AS l
     WHERE status = 'pending'
         AND next_attempt_at <= now()
         AND attempts = 0
         AND expires_on - threshold_days <> %(today)s::date + 1
+        AND NOT EXISTS (SELECT FROM still_due AS s WHERE s.mentor_id = l.mentor_id AND s.what = 'held')
     ORDER BY next_attempt_at, id
     LIMIT 1
     FOR NO KEY UPDATE SKIP LOCKED
 ), tried AS MATERIALIZED (
     SELECT id
-    FROM cert_notification_log
+    FROM cert_notification_log AS l
     WHERE status = 'pending'
         AND next_attempt_at <= now()
         AND attempts > 0
         AND expires_on - threshold_days <> %(today)s::date + 1
+        AND NOT EXISTS (SELECT FROM still_due AS s WHERE s.mentor_id = l.mentor_id AND s.what = 'held')
     ORDER BY next_attempt_at, id
     LIMIT 1 - (SELECT count(*) FROM untried)
     FOR NO KEY UPDATE SKIP LOCKED

@@ -107,19 +107,27 @@ WHERE l.id = pair.id
 --   same last day           no change, but a cancelled or superseded reminder is queued again
 --   new last day            queued again, and the earlier values go to the history
 --   is_mailed says so       no change, and no row
--- If a mail about the same last day may have been sent, the new one says that it may be a repeat. Rows are locked in the
+-- A held one waits for a permission, and so does a more urgent one about the same last day. If a mail about the same last day may have been sent, the new one says that it may be a repeat. Rows are locked in the
 -- order of mentors, as in all statements that lock several, which prevents deadlocks.
-INSERT INTO cert_notification_log AS l (mentor_id, threshold_days, cert_id, kind, expires_on, run_id)
+INSERT INTO cert_notification_log AS l (mentor_id, threshold_days, cert_id, kind, expires_on, status, run_id)
 SELECT n.mentor_id, n.threshold_days, n.cert_id, (SELECT c.kind FROM certificates AS c WHERE c.id = n.cert_id),
-    n.expires_on, %(run_id)s
-FROM unnest(%(mentor_ids)b::uuid[], %(thresholds)b::int[], %(cert_ids)b::uuid[], %(expiries)b::date[])
-    AS n (mentor_id, threshold_days, cert_id, expires_on)
+    n.expires_on, CASE
+        WHEN n.held OR EXISTS (
+            SELECT
+            FROM cert_notification_log AS h
+            WHERE h.mentor_id = n.mentor_id AND h.cert_id = n.cert_id AND h.expires_on = n.expires_on AND h.status = 'held'
+        ) THEN 'held'
+        ELSE 'pending'
+    END, %(run_id)s
+FROM unnest(
+    %(mentor_ids)b::uuid[], %(thresholds)b::int[], %(cert_ids)b::uuid[], %(expiries)b::date[], %(held)b::boolean[]
+) AS n (mentor_id, threshold_days, cert_id, expires_on, held)
 WHERE NOT certjob_private.is_mailed(n.mentor_id, n.cert_id, n.expires_on, n.threshold_days, %(today)s)
 ORDER BY n.mentor_id, n.threshold_days, n.cert_id
 ON CONFLICT (mentor_id, threshold_days, cert_id) DO UPDATE
 SET expires_on = excluded.expires_on,
     kind = excluded.kind,
-    status = 'pending',
+    status = excluded.status,
     attempts = 0,
     next_attempt_at = now(),
     claim_token = NULL,
@@ -136,24 +144,46 @@ SET expires_on = excluded.expires_on,
     maybe_sent = (l.expires_on = excluded.expires_on AND (l.maybe_sent OR l.claim_token IS NOT NULL))
         OR l.history @> jsonb_build_array(jsonb_build_object('expires_on', excluded.expires_on, 'maybe_sent', true))
 WHERE l.expires_on <> excluded.expires_on OR l.status IN ('cancelled', 'superseded')
-RETURNING l.mentor_id, l.threshold_days, l.cert_id
+RETURNING l.mentor_id, l.threshold_days, l.cert_id, l.status
 
--- name: read_failed_reminders
+-- name: read_stopped_reminders
 SELECT id, mentor_id, cert_id, threshold_days, expires_on
 FROM cert_notification_log
-WHERE mentor_id = ANY (%(mentor_ids)b::uuid[]) AND status = 'failed'
+WHERE mentor_id = ANY (%(mentor_ids)b::uuid[]) AND status IN ('failed', 'held')
 ORDER BY mentor_id, id
 
--- name: cancel_failed_reminders
+-- name: cancel_stopped_reminders
 UPDATE cert_notification_log AS l
 SET status = 'cancelled', last_error = n.reason, failure_code = NULL
 FROM unnest(%(ids)s::bigint[], %(reasons)s::text[]) AS n (id, reason)
-WHERE l.id = n.id AND l.status = 'failed'
+WHERE l.id = n.id AND l.status IN ('failed', 'held')
 
--- name: reopen_failed_reminders
+-- name: find_held_reminders
+SELECT DISTINCT l.mentor_id
+FROM cert_notification_log AS l
+JOIN mentors AS m ON m.id = l.mentor_id
+WHERE l.status = 'held' AND m.organisation_id = %(organisation_id)s
+
+-- name: release_reminders
+-- None if they are of more mentors than a person permits. The order prevents deadlocks.
+WITH held AS MATERIALIZED (
+    SELECT l.id, l.mentor_id
+    FROM cert_notification_log AS l
+    JOIN mentors AS m ON m.id = l.mentor_id
+    JOIN organisations AS o ON o.id = m.organisation_id
+    WHERE l.status = 'held' AND o.slug = %(slug)s
+    ORDER BY l.mentor_id
+    FOR NO KEY UPDATE OF l
+)
+UPDATE cert_notification_log AS l
+SET status = 'pending', next_attempt_at = now(), queued_at = now()
+FROM held
+WHERE l.id = held.id AND (SELECT count(DISTINCT h.mentor_id) FROM held AS h) <= %(allow)s
+
+-- name: reopen_reminders
 UPDATE cert_notification_log
 SET status = 'pending', attempts = 0, next_attempt_at = now(), queued_at = now()
-WHERE mentor_id = %(mentor_id)s AND status = 'failed'
+WHERE mentor_id = %(mentor_id)s AND status IN ('failed', 'held')
 
 -- name: supersede_reminders
 -- A more urgent reminder supersedes older unsent ones about the same certificate. A claimed one is checked under its claim.
@@ -163,5 +193,5 @@ FROM unnest(%(mentor_ids)b::uuid[], %(thresholds)b::int[], %(cert_ids)b::uuid[])
 WHERE l.mentor_id = n.mentor_id
     AND l.cert_id = n.cert_id
     AND l.threshold_days > n.threshold_days
-    AND l.status IN ('pending', 'failed')
+    AND l.status IN ('pending', 'failed', 'held')
     AND NOT (l.claim_token IS NOT NULL AND l.next_attempt_at > now())

@@ -10,8 +10,8 @@ ORDER BY since, alert_id
 -- The mentors of each hold, the most harmful changes first.
 SELECT a.alert_id, h.mentor_id, h.member_no, a.organisation, h.full_name, h.reason, h.since
 FROM current_alerts(%(today)s) AS a
-JOIN certjob_private.held_names AS h ON h.organisation_id = a.organisation_id AND h.kind = a.cause
-WHERE a.kind = 'held'
+JOIN certjob_private.held_names AS h ON h.organisation_id = a.organisation_id
+WHERE a.kind = 'held' AND a.cause = 'changes'
 ORDER BY a.since, a.alert_id, h.place
 
 -- name: count_acknowledged

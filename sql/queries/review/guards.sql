@@ -31,15 +31,13 @@ WHERE m.left_at IS NULL
 GROUP BY m.organisation_id
 
 -- name: read_guard_counts
--- The surprising changes of organisations in the last 20 hours by kind, and those that this run has made with a
--- permission. A time of a few hours in the future counts, because the clock may have been set back. A later one is
--- ignored, because it comes from a wrong clock.
-SELECT organisation_id, what, permitted_in IS NOT NULL AS is_permitted, sum(number)::integer
+-- The mentors with surprising changes of the last 20 hours. A time of a few hours in the future counts, because the clock
+-- may have been set back. A later one is ignored, because it comes from a wrong clock.
+SELECT organisation_id, what, sum(number)::integer
 FROM guard_counts
 WHERE organisation_id = ANY (%(organisation_ids)b::uuid[])
     AND at BETWEEN now() - interval '20 hours' AND now() + interval '20 hours'
-    AND (permitted_in IS NULL OR permitted_in = %(run_id)s)
-GROUP BY organisation_id, what, permitted_in IS NOT NULL
+GROUP BY organisation_id, what
 
 -- name: lock_counted_organisations
 -- Parallel runs count one after the other. Otherwise each could apply as many changes as the limit allows. The order
@@ -48,18 +46,16 @@ SELECT FROM organisations WHERE id = ANY (%(ids)b::uuid[]) ORDER BY id FOR NO KE
 
 -- name: insert_guard_counts
 -- The surprising changes of one chunk, in its transaction.
-INSERT INTO guard_counts (organisation_id, what, number, permitted_in)
-SELECT n.organisation_id, n.what, n.number, CASE WHEN n.is_permitted THEN %(run_id)s::uuid END
-FROM unnest(%(organisation_ids)b::uuid[], %(whats)b::text[], %(numbers)b::int[], %(permitted)b::boolean[])
-    AS n (organisation_id, what, number, is_permitted)
+INSERT INTO guard_counts (organisation_id, what, number)
+SELECT n.organisation_id, n.what, n.number
+FROM unnest(%(organisation_ids)b::uuid[], %(whats)b::text[], %(numbers)b::int[]) AS n (organisation_id, what, number)
 
 -- name: forget_guard_counts
 -- read_guard_counts ignores these rows.
 DELETE FROM guard_counts WHERE at NOT BETWEEN now() - interval '20 hours' AND now() + interval '20 hours'
 
 -- name: find_organisations_after_gap
--- Organisations that no finished run has reviewed for two days, that none has ever reviewed, or with a change that is
--- still held since then. The run that held it has reviewed the organisation, but has not applied the change.
+-- Organisations that no finished run has reviewed for two days, or that none has ever reviewed.
 SELECT o.id
 FROM organisations AS o
 WHERE NOT EXISTS (
@@ -73,7 +69,12 @@ WHERE NOT EXISTS (
     OR (  -- LIMIT, because a join would read all mentors
         SELECT m.id FROM mentors AS m WHERE m.organisation_id = o.id AND m.certified_until IS NOT NULL LIMIT 1
     ) IS NULL
-    OR EXISTS (SELECT FROM held_reviews AS h WHERE h.organisation_id = o.id AND h.after_gap)
+
+-- name: find_mentors_held_after_gap
+SELECT m.id, m.organisation_id
+FROM still_due AS s
+JOIN mentors AS m ON m.id = s.mentor_id
+WHERE s.after_gap
 
 -- name: read_last_run_date
 -- The date of the last finished full run.

@@ -1,9 +1,8 @@
 -- name: update_certificates
--- This transaction has locked the rows already. A certificate of a mentor who stays due remains unseen. A null keeps the
--- status.
+-- This transaction has locked the rows already.
 UPDATE certificates AS c
-SET status = coalesce(n.status, c.status), unseen_since = CASE WHEN n.stays_due THEN c.unseen_since END
-FROM unnest(%(ids)b::uuid[], %(statuses)b::text[], %(stays_due)b::boolean[]) AS n (id, status, stays_due)
+SET status = n.status
+FROM unnest(%(ids)b::uuid[], %(statuses)b::text[]) AS n (id, status)
 WHERE c.id = n.id
 
 -- name: insert_transitions
@@ -33,22 +32,47 @@ SET lifted_at = now(), lifted_by = 'certjob'
 WHERE id = ANY (%(ids)b::uuid[]) AND lifted_at IS NULL AND actor = 'certjob'
 
 -- name: update_mentors
--- The last statement of a review: the mentor stays due until then. With held reminders, the mentor also keeps the stored
--- values, with which the next review compares.
+-- The last statement of a review: the mentor stays due until then.
 UPDATE mentors AS m
-SET certified_until = CASE WHEN n.stays_due THEN m.certified_until ELSE n.certified_until END,
-    reviewed_contact_id = CASE
-        WHEN n.stays_due THEN m.reviewed_contact_id
-        ELSE coalesce(m.dynamics_contact_id, m.reviewed_contact_id)
-    END,
-    review_on = CASE WHEN n.stays_due THEN m.review_on ELSE coalesce(n.review_on, 'infinity') END,
+SET certified_until = n.certified_until,
+    decided_visible = n.visible,
+    seen_certificates = coalesce(n.seen::jsonb, m.seen_certificates),
+    reviewed_contact_id = coalesce(m.dynamics_contact_id, m.reviewed_contact_id),
+    review_on = coalesce(n.review_on, 'infinity'),
     portal_visible = CASE
         WHEN n.withdrawn THEN NULL  -- unknown: a new portal gets a push in any case
         WHEN n.push THEN n.visible
         ELSE m.portal_visible
     END
 FROM unnest(
-    %(ids)b::uuid[], %(certified_until)b::date[], %(review_dates)b::date[], %(stays_due)b::boolean[],
-    %(push)b::boolean[], %(visible)b::boolean[], %(withdrawn)b::boolean[]
-) AS n (id, certified_until, review_on, stays_due, push, visible, withdrawn)
+    %(ids)b::uuid[], %(certified_until)b::date[], %(seen)b::text[], %(review_dates)b::date[], %(push)b::boolean[],
+    %(visible)b::boolean[], %(withdrawn)b::boolean[]
+) AS n (id, certified_until, seen, review_on, push, visible, withdrawn)
 WHERE m.id = n.id
+
+-- name: store_held_mentors
+-- In the transaction that has locked the mentors. A repeated hold keeps its "since"; another reason is news. xmax is 0 in
+-- an inserted row.
+INSERT INTO still_due AS s (mentor_id, what, reason, as_of, after_gap)
+SELECT n.mentor_id, 'held', n.reason, %(today)s, n.after_gap
+FROM unnest(%(ids)b::uuid[], %(reasons)b::text[], %(after_gap)b::boolean[]) AS n (mentor_id, reason, after_gap)
+ORDER BY n.mentor_id
+ON CONFLICT (mentor_id) DO UPDATE
+SET what = excluded.what, reason = excluded.reason, as_of = excluded.as_of,
+    after_gap = s.after_gap OR excluded.after_gap,
+    since = CASE WHEN s.reason = excluded.reason THEN s.since ELSE excluded.since END
+RETURNING xmax = 0 AS is_new
+
+-- name: store_not_reviewed
+-- Mentors who are still due at the end of a run. A held one stays held if another session has locked it now.
+INSERT INTO still_due AS s (mentor_id, what, reason, as_of)
+SELECT n.mentor_id, 'not_reviewed', n.reason, %(today)s
+FROM unnest(%(ids)b::uuid[], %(reasons)b::text[]) AS n (mentor_id, reason)
+ORDER BY n.mentor_id
+ON CONFLICT (mentor_id) DO UPDATE
+SET what = excluded.what, reason = excluded.reason, as_of = excluded.as_of
+WHERE s.what <> 'held' OR s.mentor_id = ANY (%(broken)b::uuid[])
+
+-- name: forget_still_due
+-- In the transaction that writes the decisions about these mentors.
+DELETE FROM still_due WHERE mentor_id = ANY (%(ids)b::uuid[])

@@ -10,9 +10,10 @@ DELETE FROM mentor_pauses WHERE actor = 'certjob' AND mentor_id IN (SELECT id FR
 DELETE FROM certificate_transitions WHERE mentor_id IN (SELECT id FROM forgotten);
 DELETE FROM cert_notification_log WHERE mentor_id IN (SELECT id FROM forgotten);
 DELETE FROM portal_sync_events WHERE mentor_id IN (SELECT id FROM forgotten);
-UPDATE certificates SET status = 'recorded', unseen_since = now() WHERE mentor_id IN (SELECT id FROM forgotten);
+UPDATE certificates SET status = 'recorded' WHERE mentor_id IN (SELECT id FROM forgotten);
 UPDATE mentors
-SET review_on = '-infinity', portal_visible = NULL, certified_until = NULL, reviewed_contact_id = NULL
+SET review_on = '-infinity', portal_visible = NULL, certified_until = NULL, decided_visible = NULL,
+    seen_certificates = '[]', reviewed_contact_id = NULL
 WHERE id IN (SELECT id FROM forgotten);
 
 ALTER TABLE mentor_pauses ENABLE TRIGGER USER;

@@ -5,7 +5,6 @@
 CREATE TEMPORARY TABLE judged ON COMMIT DROP AS
 WITH owned AS (
     SELECT c.id, c.mentor_id, c.kind, c.issued_on, c.expires_on, c.status AS old_status, c.revoked_at IS NOT NULL AS revoked,
-        c.unseen_since IS NOT NULL AS unseen,
         m.left_at IS NOT NULL AS has_left, o.reminder_thresholds AS thresholds, o.optional_kinds,
         (c.expires_on - date '0001-01-01')::bigint * 4000000 + (c.issued_on - date '0001-01-01') AS place
     FROM mentors AS m
@@ -31,7 +30,7 @@ WITH owned AS (
         END AS new_status
     FROM placed
 )
-SELECT id, mentor_id, kind, issued_on, expires_on, revoked, unseen, old_status, new_status,
+SELECT id, mentor_id, kind, issued_on, expires_on, revoked, old_status, new_status,
     kind = ANY (optional_kinds) AS optional,
     CASE WHEN NOT has_left AND NOT coalesce(continued, false) AND new_status IN ('valid', 'expiring', 'expired') THEN (
         SELECT t FROM (SELECT min(t) AS t FROM unnest(thresholds) AS t WHERE expires_on - %(today)s <= t) AS reached
@@ -73,6 +72,11 @@ WITH kinds AS (
             AS certified_until
     FROM kinds
     GROUP BY mentor_id
+), seen AS (
+    SELECT j.mentor_id, jsonb_agg(DISTINCT certificate.seen ORDER BY certificate.seen) AS certificates
+    FROM judged AS j
+    CROSS JOIN LATERAL (SELECT (j.expires_on || ' ' || j.kind) COLLATE "C" AS seen) AS certificate
+    GROUP BY j.mentor_id
 ), pauses AS (
     SELECT mentor_id, bool_or(reason = 'certification_expired') AS own, bool_or(reason <> 'certification_expired') AS others
     FROM mentor_pauses
@@ -84,19 +88,21 @@ SELECT m.id AS mentor_id, coalesce(s.review_on, 'infinity') AS review_on,
     m.left_at IS NULL AND coalesce(p.own, false) AND NOT coalesce(s.uncertified, false) AS lifts,
     coalesce(s.lapsed_kinds, '{}') AS lapsed_kinds, o.portal IS NOT NULL AS has_portal, m.portal_visible,
     coalesce(s.certified_until, '0001-01-01') AS certified_until,
-    m.left_at IS NULL AND coalesce(s.certified_until >= %(today)s, false) AND NOT coalesce(p.others, false) AS visible
+    m.left_at IS NULL AND coalesce(s.certified_until >= %(today)s, false) AND NOT coalesce(p.others, false) AS visible,
+    coalesce(seen.certificates, '[]') AS seen
 FROM mentors AS m
 JOIN organisations AS o ON o.id = m.organisation_id
 LEFT JOIN states AS s ON s.mentor_id = m.id
+LEFT JOIN seen ON seen.mentor_id = m.id
 LEFT JOIN pauses AS p ON p.mentor_id = m.id
 WHERE m.review_on <= %(today)s;
 
 ANALYZE decided;
 
 UPDATE certificates AS c
-SET status = j.new_status, unseen_since = NULL
+SET status = j.new_status
 FROM judged AS j
-WHERE c.id = j.id AND (j.new_status <> j.old_status OR j.unseen);
+WHERE c.id = j.id AND j.new_status <> j.old_status;
 
 INSERT INTO certificate_transitions (certificate_id, mentor_id, from_status, to_status, as_of, run_id)
 SELECT id, mentor_id, old_status, new_status, %(today)s, %(run_id)s FROM judged WHERE new_status <> old_status;
@@ -160,6 +166,8 @@ WHERE NOT d.has_portal AND e.mentor_id = d.mentor_id AND e.status IN ('pending',
 UPDATE mentors AS m
 SET review_on = d.review_on,
     certified_until = d.certified_until,
+    decided_visible = d.visible,
+    seen_certificates = d.seen,
     reviewed_contact_id = coalesce(m.dynamics_contact_id, m.reviewed_contact_id),
     portal_visible = CASE WHEN d.has_portal THEN d.visible ELSE m.portal_visible END
 FROM decided AS d
