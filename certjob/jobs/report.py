@@ -245,12 +245,14 @@ class RetryReport(Report):
     command: str = "alerts"
     reopened: int = 0
     """The number of reopened pushes."""
+    mail_reopened: int = 0
+    """The number of reminders and digests that are due now."""
 
     def lines(self, told: Set[str] = NOTHING) -> list[str]:
         return [*self.held, *self._stops(told), *self._failed(see=""), *self._lost()]
 
     def to_document(self) -> dict[str, Any]:
-        return self._document(portal={"reopened": self.reopened})
+        return self._document(portal={"reopened": self.reopened}, after={"mail": {"reopened": self.mail_reopened}})
 
 
 @dataclass(slots=True, kw_only=True)

@@ -26,9 +26,10 @@ from certjob.jobs.job_runs import recorded
 from certjob.jobs.mirror import copy_facts
 from certjob.jobs.planning import plan_run
 from certjob.jobs.report import DeliverReport, Report, RetryReport, RunReport
-from certjob.mail.digests import DigestMail, queue_digests
+from certjob.mail.digests import DigestMail, queue_digests, reopen_digests
 from certjob.mail.messages.templates import Templates
 from certjob.mail.reminder_mail import ReminderMail
+from certjob.mail.reminders import reopen_reminders
 from certjob.mail.stage import send_mails
 from certjob.outbox.calls import Calls
 from certjob.outbox.claims import StageStop
@@ -130,7 +131,7 @@ def deliver(job: Job, *, accept_date: date | None = None) -> DeliverReport:
 
 
 def retry_all(job: Job) -> RetryReport:
-    """Make all open pushes due, also blocked ones, and push. No mail is sent.
+    """Make all open pushes due, also blocked ones, and push. Also make mail due, which the next delivery sends.
 
     If today's date is not trusted, send hides only, as ``deliver`` does.
     """
@@ -139,6 +140,7 @@ def retry_all(job: Job) -> RetryReport:
     with recorded(job, report) as beating:
         database.persist(job.connection, lambda: database.execute(job.connection, "forget_acknowledged_pushes"))
         report.reopened = PortalSyncService(job.connection, run_id=job.run_id).reopen_all()
+        report.mail_reopened = reopen_reminders(job.connection) + reopen_digests(job.connection)
         push(beating, report, seconds=job.deadline_seconds, wrong_day=wrong_day)
     return report
 

@@ -38,6 +38,11 @@ def queue_digests(connection: database.Connection, *, today: date, organisation_
     return persist(connection, lambda: database.execute(connection, "queue_digests", parameters))
 
 
+def reopen_digests(connection: database.Connection) -> int:
+    """Make undelivered digests due, because a person has asked for it; commit. Returns their number."""
+    return persist(connection, lambda: database.execute(connection, "reopen_digests"))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueuedDigest(ClaimedMail):
     """A claimed row of ``coordinator_digests``."""

@@ -71,10 +71,13 @@ def release_reminders(connection: database.Connection, organisation: str, *, all
     database.execute(connection, "release_reminders", {"slug": organisation, "allow": allow})
 
 
-def reopen_reminders(connection: database.Connection, mentor_id: UUID) -> None:
-    """Make failed and held reminders of a mentor due, because a person has asked for it; commit."""
+def reopen_reminders(connection: database.Connection, mentor_id: UUID | None = None) -> int:
+    """Make undelivered reminders of all due, or those of one mentor and the held ones, as a person asked; commit.
+
+    Returns their number.
+    """
     row = {"mentor_id": mentor_id}
-    persist(connection, lambda: database.execute(connection, "reopen_reminders", row))
+    return persist(connection, lambda: database.execute(connection, "reopen_reminders", row))
 
 
 def adopt_reminders(connection: database.Connection, due: Sequence[tuple[UUID, Reminder]]) -> None:

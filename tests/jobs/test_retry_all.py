@@ -1,13 +1,19 @@
-"""``certjob alerts --retry-all``: every open push is tried now, before its retry time."""
+"""``certjob alerts --retry-all``: every open push is tried now, before its retry time, and mail is due."""
 
 import json
 
+from certjob.errors import Cause, MailRejectedError, RecipientRejectedError
 from tests.conftest import Certjob
 from tests.support.command_line import assert_one_line
 from tests.support.facts import TODAY
+from tests.support.nights import FlakyPortal
 from tests.support.portal_answers import error, ok
 from tests.support.scene import Scene
 
+UNDELIVERED = """
+    SELECT status, next_attempt_at <= now() FROM cert_notification_log
+    UNION ALL SELECT status, next_attempt_at <= now() FROM coordinator_digests ORDER BY 1, 2
+"""
 OPEN = "SELECT status, attempts, version FROM portal_sync_events ORDER BY id"
 
 
@@ -28,6 +34,28 @@ def test_blocked_and_delayed_pushes_are_sent_but_no_mail(scene: Scene) -> None:
     assert scene.rows("SELECT count(*) FROM dynamics_sync_failures WHERE resolved_at IS NULL") == [(0,)]
     assert (report.outcome, report.reopened) == ("ok", 2)
     assert (scene.channel.sent, scene.rows("SELECT status FROM cert_notification_log")) == ([], [("pending",)])
+
+
+def test_undelivered_mail_is_due(scene: Scene) -> None:
+    """A failed reminder, one that the server has rejected, and a failed digest. The next delivery sends them."""
+    organisation = scene.facts.organisation("nhf", portal=None)
+    for number in range(2):
+        scene.facts.certified_mentor(organisation, TODAY, email=f"m{number}@example.org")
+    coordinator = {"full_name": "Berit", "email": "berit@example.org", "locale": "nb"}
+    scene.facts.insert("coordinators", organisation_id=organisation, **coordinator)
+    wrong = RecipientRejectedError("550 5.1.1 no", code=Cause.WRONG_ADDRESS)
+    refused = MailRejectedError("550 5.7.1 no", may_be_address=False)
+    scene.channel.on_send = lambda message: refused if message.to == "m1@example.org" else wrong
+    scene.night(FlakyPortal(), channel=scene.channel)
+    scene.channel.on_send = None
+    assert scene.rows(UNDELIVERED) == [("failed", True), ("failed", True), ("pending", False)]
+
+    report = scene.retry_all(FlakyPortal())
+
+    assert scene.rows(UNDELIVERED) == [("pending", True)] * 3
+    assert (report.mail_reopened, report.to_document()["mail"]) == (3, {"reopened": 3})
+    scene.deliver(FlakyPortal(), channel=scene.channel)
+    assert len(scene.channel.sent) == 3
 
 
 def test_locked_push_is_left_out(scene: Scene) -> None:

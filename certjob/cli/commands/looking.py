@@ -56,7 +56,7 @@ def alerts(
     call: Call,
     *,
     retry_all: Annotated[
-        bool, typer.Option("--retry-all", help="First retry every open push, even blocked ones.")
+        bool, typer.Option("--retry-all", help="First retry every open push, and make undelivered mail due.")
     ] = False,
     acknowledged: Annotated[
         bool, typer.Option("--acknowledged", help="Show acknowledged alerts only: until when, and why.")

@@ -1,3 +1,15 @@
+-- name: reopen_digests
+-- Undelivered digests.
+UPDATE coordinator_digests
+SET status = 'pending', attempts = 0, next_attempt_at = now()
+WHERE id IN (
+    SELECT id
+    FROM coordinator_digests
+    WHERE status = 'failed' OR (status = 'pending' AND next_attempt_at > now() AND claim_token IS NULL)
+    ORDER BY id
+    FOR NO KEY UPDATE
+)
+
 -- name: queue_digests
 -- Queue a digest for each coordinator (of one organisation, or of all) who may have news since the last sent one: certjob
 -- opened or lifted a pause, or corrected the portal, a certificate came within 30 days of its end, or an alert is open. A digest that turns out to

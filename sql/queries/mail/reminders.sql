@@ -181,9 +181,22 @@ FROM held
 WHERE l.id = held.id AND (SELECT count(DISTINCT h.mentor_id) FROM held AS h) <= %(allow)s
 
 -- name: reopen_reminders
+-- Undelivered reminders of all, or of one mentor, whose held ones are permitted as well.
 UPDATE cert_notification_log
-SET status = 'pending', attempts = 0, next_attempt_at = now(), queued_at = now()
-WHERE mentor_id = %(mentor_id)s AND status IN ('failed', 'held')
+SET status = 'pending', attempts = 0, next_attempt_at = now(),
+    queued_at = CASE status WHEN 'pending' THEN queued_at ELSE now() END
+WHERE id IN (
+    SELECT id
+    FROM cert_notification_log
+    WHERE (
+            status = 'failed'
+            OR (status = 'held' AND %(mentor_id)s::uuid IS NOT NULL)
+            OR (status = 'pending' AND next_attempt_at > now() AND claim_token IS NULL)
+        )
+        AND (%(mentor_id)s::uuid IS NULL OR mentor_id = %(mentor_id)s)
+    ORDER BY mentor_id, id
+    FOR NO KEY UPDATE
+)
 
 -- name: supersede_reminders
 -- A more urgent reminder supersedes older unsent ones about the same certificate. A claimed one is checked under its claim.
