@@ -43,7 +43,7 @@ def plan_run(
             connection, today=today, organisation_id=organisation_id, everybody=everybody
         ):
             counts.broken |= broken
-            found = find_new_reminders(connection, decisions, today=today)
+            found = find_new_reminders(connection, decisions)
             new: dict[UUID, list[Reminder]] = defaultdict(list)
             for mentor_id, reminder in found:
                 new[mentor_id].append(reminder)

@@ -12,6 +12,7 @@ from contextlib import suppress
 from email.message import Message
 from enum import StrEnum
 from functools import partial
+from hmac import compare_digest
 
 from certjob import database
 from certjob.database import Connection, persist
@@ -19,6 +20,7 @@ from certjob.domain.addresses import parse_address
 from certjob.mail.channels.server_text import Subject, readable, subject_of
 from certjob.mail.digests import digest_key
 from certjob.mail.reminder_mail import reminder_key
+from certjob.mail.steps import read_secret
 
 logger = logging.getLogger(__name__)
 
@@ -26,8 +28,8 @@ LARGEST_REPORT_OCTETS = 1_000_000
 """A mail by certjob has at most a tenth of that, and a report returns it at most once."""
 
 _OUR_MESSAGE_ID = re.compile(
-    r"<certjob-(?:(?P<key>reminder-(?P<reminder>[0-9]{1,18})-[0-9a-f]{8})"
-    r"|(?P<digest_key>digest-(?P<digest>[0-9]{1,18})-(?P<attempt>[0-9]{1,9})-[0-9a-f]{8}))@[^<>@\s]+>"
+    r"<certjob-(?:(?P<key>reminder-(?P<reminder>[0-9]{1,18})-[0-9a-f]{16})"
+    r"|(?P<digest_key>digest-(?P<digest>[0-9]{1,18})-(?P<attempt>[0-9]{1,9})-[0-9a-f]{16}))@[^<>@\s]+>"
 )
 _RETURNED = frozenset({"message/rfc822", "text/rfc822-headers", "message/global", "message/global-headers"})
 _GLOBAL_STATUS = re.compile(rb"(?i)message/global-delivery-status")
@@ -125,15 +127,15 @@ def _mark_bounced(connection: Connection, about: re.Match[str], failures: Sequen
 
 def _is_current(connection: Connection, about: re.Match[str], row: dict[str, object]) -> bool:
     """Return whether the key is that of the row: not forged, not about another last day, not before a restore."""
+    secret = read_secret(connection)
     if about["digest"] is not None:
         ((coordinator_id, digest_on),) = database.fetch(connection, "read_returned_digest", row)
-        key = digest_key(
-            int(about["digest"]), int(about["attempt"]), coordinator_id=coordinator_id, digest_on=digest_on
-        )
-        return key == about["digest_key"]
+        whose = {"coordinator_id": coordinator_id, "digest_on": digest_on}
+        key = digest_key(int(about["digest"]), int(about["attempt"]), secret=secret, **whose)
+        return compare_digest(key, about["digest_key"])
     ((mentor_id, threshold_days, expires_on),) = database.fetch(connection, "read_returned_reminder", row)
     about_it = {"mentor_id": mentor_id, "threshold_days": threshold_days, "expires_on": expires_on}
-    return reminder_key(int(about["reminder"]), **about_it) == about["key"]
+    return compare_digest(reminder_key(int(about["reminder"]), secret=secret, **about_it), about["key"])
 
 
 def _error(address: str, failures: Sequence[tuple[str, str]]) -> str | None:

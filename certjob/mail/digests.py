@@ -18,7 +18,7 @@ from certjob.mail.digest_contents import (
     Digest,
     read_digests,
 )
-from certjob.mail.message import OutgoingMessage, key_hash
+from certjob.mail.message import OutgoingMessage, sign_key
 from certjob.mail.messages.templates import Draft, Templates
 from certjob.mail.steps import ClaimedMail, Mails
 
@@ -88,7 +88,13 @@ class DigestMail(Mails[QueuedDigest]):
         reported = {"id": item.id, "token": item.claim_token, "keys": sorted(digest.keys)}
         if not database.execute(self.connection, "note_reported", reported):
             return None
-        key = digest_key(item.id, item.attempts, coordinator_id=item.coordinator_id, digest_on=item.digest_on)
+        key = digest_key(
+            item.id,
+            item.attempts,
+            secret=self.secret,
+            coordinator_id=item.coordinator_id,
+            digest_on=item.digest_on,
+        )
         return draft_digest(digest, key=key, repeat=item.maybe_sent, **self._setting)
 
 
@@ -109,9 +115,9 @@ def draft_digest(digest: Digest, *, key: str, repeat: bool, **setting: Any) -> D
     return Draft(message=message, words=digest.words(repeat=repeat, **setting))
 
 
-def digest_key(digest_id: int, attempts: int, *, coordinator_id: UUID, digest_on: date) -> str:
+def digest_key(digest_id: int, attempts: int, *, secret: bytes, coordinator_id: UUID, digest_on: date) -> str:
     """Return the idempotency key of an attempt, because one may report more than the one before.
 
     After a restore, another digest can have the same id, but not the same key.
     """
-    return f"digest-{digest_id}-{attempts}-{key_hash(coordinator_id, digest_on)}"
+    return f"digest-{digest_id}-{attempts}-{sign_key(secret, coordinator_id, digest_on)}"

@@ -1,5 +1,6 @@
 """A mail as values and as bytes, and the interface of the channels that send it."""
 
+import hmac
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from email.charset import QP, Charset
@@ -143,9 +144,9 @@ def _is_plain(text: str) -> bool:
     return text.isascii() and text.isprintable() and "=?" not in text
 
 
-def key_hash(*about: object) -> str:
-    """Return the part of an idempotency key that identifies the contents."""
-    return sha256(":".join(map(str, about)).encode()).hexdigest()[:8]
+def sign_key(secret: bytes, *about: object) -> str:
+    """Return the part of an idempotency key that identifies the contents, and that no one can compute without it."""
+    return hmac.new(secret, ":".join(map(str, about)).encode(), sha256).hexdigest()[:16]
 
 
 def message_id(key: str, *, sender: MailAddress) -> str:

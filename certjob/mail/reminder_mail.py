@@ -8,7 +8,7 @@ from certjob import database
 from certjob.domain import rules
 from certjob.domain.models import OWN_PAUSE_REASON, Reminder
 from certjob.facts import reading
-from certjob.mail.message import OutgoingMessage, key_hash
+from certjob.mail.message import OutgoingMessage, sign_key
 from certjob.mail.messages.content import Recipient, reminder_words
 from certjob.mail.messages.templates import Draft
 from certjob.mail.reminders import adopt_reminders
@@ -39,7 +39,7 @@ class ReminderMail(Mails[QueuedReminder]):
 
     def draft(self, item: QueuedReminder) -> Draft | str | None:
         """Apply the rules again; see ``Mails.draft``."""
-        row = {"id": item.id, "token": item.claim_token, "today": self.today}
+        row = {"id": item.id, "token": item.claim_token}
         recipient = read_recipient(self.connection, item.mentor_id)
         found = database.fetch(self.connection, "read_reminded_certificate", row)
         if recipient is None or not found:
@@ -54,7 +54,11 @@ class ReminderMail(Mails[QueuedReminder]):
         reason = rules.cancel_reason(due, recipient.mentor, self.today) or ("mailed already" if is_mailed else None)
         if reason is None:
             key = reminder_key(
-                item.id, mentor_id=item.mentor_id, threshold_days=due.threshold_days, expires_on=due.expires_on
+                item.id,
+                secret=self.secret,
+                mentor_id=item.mentor_id,
+                threshold_days=due.threshold_days,
+                expires_on=due.expires_on,
             )
             return draft_reminder(due, recipient, key=key, repeat=item.maybe_sent, today=self.today)
         if reason == "not due" or due.expires_on - timedelta(days=due.threshold_days) > self.today:
@@ -91,9 +95,9 @@ def draft_reminder(due: Reminder, recipient: Recipient, *, key: str, repeat: boo
     return Draft(message=message, words=reminder_words(due, recipient, today=today, repeat=repeat))
 
 
-def reminder_key(log_id: int, *, mentor_id: UUID, threshold_days: int, expires_on: date) -> str:
+def reminder_key(log_id: int, *, secret: bytes, mentor_id: UUID, threshold_days: int, expires_on: date) -> str:
     """Return the idempotency key of a reminder, which is the same on every repeat for the same last day.
 
     After a restore, another reminder can have the same id, but not the same key.
     """
-    return f"reminder-{log_id}-{key_hash(mentor_id, threshold_days, expires_on)}"
+    return f"reminder-{log_id}-{sign_key(secret, mentor_id, threshold_days, expires_on)}"

@@ -18,9 +18,8 @@ from certjob.facts import reading
 class CertificationReminderService:
     """Queues reminders; the mail stage sends them."""
 
-    def __init__(self, connection: database.Connection, *, today: date, run_id: UUID) -> None:
+    def __init__(self, connection: database.Connection, *, run_id: UUID) -> None:
         self._connection = connection
-        self._today = today
         self._run_id = run_id
 
     def queue(self, decisions: Iterable[Decision], *, held: Collection[tuple[UUID, Reminder]] = ()) -> tuple[int, int]:
@@ -34,7 +33,7 @@ class CertificationReminderService:
         if not due:
             return 0, 0
         adopt_reminders(self._connection, due)
-        about = _arrays(due) | {"today": self._today, "run_id": self._run_id, "held": [each in held for each in due]}
+        about = _arrays(due) | {"run_id": self._run_id, "held": [each in held for each in due]}
         queued = database.fetch(self._connection, "queue_reminders", about)
         if queued:
             columns = [list(column) for column in zip(*queued, strict=True)]
@@ -85,13 +84,10 @@ def adopt_reminders(connection: database.Connection, due: Sequence[tuple[UUID, R
     database.execute(connection, "adopt_reminders", _arrays(due))
 
 
-def find_new_reminders(
-    connection: database.Connection, decisions: Iterable[Decision], *, today: date
-) -> list[tuple[UUID, Reminder]]:
+def find_new_reminders(connection: database.Connection, decisions: Iterable[Decision]) -> list[tuple[UUID, Reminder]]:
     """Return (mentor, reminder) of the reminders that ``queue`` would queue, without queueing them."""
     due = _due(decisions)
-    about = _arrays(due) | {"today": today}
-    new = set(database.fetch(connection, "find_new_reminders", about)) if due else set()
+    new = set(database.fetch(connection, "find_new_reminders", _arrays(due))) if due else set()
     return [each for each in due if (each[0], each[1].threshold_days, each[1].cert_id) in new]
 
 

@@ -6,7 +6,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import date
-from functools import partial
+from functools import cached_property, partial
 from typing import ClassVar, Generic, TypeVar
 
 import psycopg
@@ -64,12 +64,23 @@ class Mails(Generic[Item]):
             lease_seconds=self.lease_seconds,
         )
 
+    @cached_property
+    def secret(self) -> bytes:
+        """The key of the Message-IDs."""
+        return read_secret(self.connection)
+
     def draft(self, item: Item) -> Draft | str | None:
         """Read the facts while the recipient is locked, and return a draft, or the reason to cancel the mail.
 
         Returns None if the row was deleted or another process has claimed it.
         """
         raise NotImplementedError
+
+
+def read_secret(connection: Connection) -> bytes:
+    """Return the key of the Message-IDs, which `certjob db migrate` has created."""
+    secret: bytes = database.fetch_value(connection, "read_mail_key")
+    return secret
 
 
 def claim(mails: Mails[Item]) -> Item | None:

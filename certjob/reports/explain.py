@@ -239,7 +239,7 @@ def _ask_guard(connection: Connection, mentor: Mentor, *, today: date, everybody
     guard = MassChangeGuard(connection, today=today, everybody=everybody)
     guard.examine(mentor.organisation.id)
     decision = rules.decide(replace(mentor, due_by_calendar=mentor.due_by_calendar and not everybody), today)
-    new, hold = find_new_reminders(connection, [decision], today=today), guard.held.get(mentor.organisation.id)
+    new, hold = find_new_reminders(connection, [decision]), guard.held.get(mentor.organisation.id)
     line = hold.line if hold else None
     return line if guard.hold_of(decision) else None, line if guard.held_reminders_of(decision, new) else None
 
@@ -248,7 +248,7 @@ def _find_next_run(connection: Connection, mentor: Mentor, *, today: date, first
     """Return the first run with a change, without the reminders that are in the log already."""
     runs = list(coming_runs(mentor, first=first)) if first else []
     decisions = [replace(run.decision, reminders=run.reminders) for run in runs]
-    new = {reminder for _, reminder in find_new_reminders(connection, decisions, today=today)}
+    new = {reminder for _, reminder in find_new_reminders(connection, decisions)}
     told = (replace(run, reminders=tuple(reminder for reminder in run.reminders if reminder in new)) for run in runs)
     return next((run for run in told if run.does_something), None)
 

@@ -44,7 +44,7 @@ def write_decisions(connection: Connection, admitted: Admitted, *, today: date, 
     portal = PortalSyncService(connection, run_id=run_id)
     _write_certificates(connection, decisions, today=today, run_id=run_id)
     PauseManagementService(connection).apply(decisions)
-    reminders = CertificationReminderService(connection, today=today, run_id=run_id)
+    reminders = CertificationReminderService(connection, run_id=run_id)
     queued, held = reminders.queue([d for d in decisions if d.reminders], held=admitted.held_reminders)
     cancel_outdated_reminders(connection, [d.mentor_id for d in decisions], today=today)
     portal.queue([Wish.of(d) for d in decisions if d.push])

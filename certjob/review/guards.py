@@ -192,7 +192,7 @@ class MassChangeGuard:
 
     def _find_new(self, decisions: Iterable[Decision]) -> frozenset[tuple[UUID, Reminder]]:
         surprising = [d for d in decisions if d.surprise.reminders]
-        return frozenset(find_new_reminders(self._connection, surprising, today=self._today))
+        return frozenset(find_new_reminders(self._connection, surprising))
 
     def _lock(self, counts: Mapping[Organisation, Counter[Change]]) -> dict[UUID, Counter[Change]]:
         """Lock organisations and return their changes of the last 20 hours and the permitted ones of this run.

@@ -19,7 +19,7 @@ CREATE INDEX certificate_transitions_mentor_id_idx ON certjob.certificate_transi
 -- The reminders: one row per threshold and certificate.
 CREATE TABLE certjob.cert_notification_log (
     id              bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    mentor_id       uuid NOT NULL REFERENCES certjob.mentors (id) ON DELETE CASCADE,
+    mentor_id       uuid NOT NULL,  -- no foreign key: sent mails outlive a deleted mentor, with a pseudonym
     threshold_days  integer NOT NULL,
     cert_id         uuid NOT NULL,  -- no foreign key: the history outlives a deleted certificate
     kind            text,  -- of the certificate
@@ -47,9 +47,9 @@ CREATE INDEX cert_notification_log_failed_idx ON certjob.cert_notification_log (
 CREATE INDEX cert_notification_log_sent_idx ON certjob.cert_notification_log (sent_at) WHERE status = 'sent';
 
 -- Returns whether a row of the log has sent a mail about this last day, now or in an earlier cycle: with this threshold, or
--- since the day on which the threshold was reached. A mail of a later day does not count, because a clock was wrong.
+-- since the day on which the threshold was reached.
 CREATE FUNCTION certjob_private.has_mailed(
-    log certjob.cert_notification_log, last_day date, threshold integer, today date
+    log certjob.cert_notification_log, last_day date, threshold integer
 ) RETURNS boolean
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT EXISTS (
@@ -62,14 +62,14 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
         ) AS mail (about, status, sent_on)
         WHERE mail.about = last_day
             AND mail.status = 'sent'
-            AND (log.threshold_days = threshold OR mail.sent_on BETWEEN last_day - threshold AND today)
+            AND (log.threshold_days = threshold OR mail.sent_on >= last_day - threshold)
     )
 $$;
 
 -- Returns whether a reminder need not be sent, because a mail about this certificate or another one of its kind has said the
 -- same; see has_mailed.
 CREATE FUNCTION certjob_private.is_mailed(
-    of_mentor uuid, certificate_id uuid, last_day date, threshold integer, today date
+    of_mentor uuid, certificate_id uuid, last_day date, threshold integer
 ) RETURNS boolean
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT EXISTS (
@@ -81,8 +81,15 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
                 l.cert_id = certificate_id
                 OR l.kind = (SELECT c.kind FROM certjob.certificates AS c WHERE c.id = certificate_id)
             )
-            AND certjob_private.has_mailed(l, last_day, threshold, today)
+            AND certjob_private.has_mailed(l, last_day, threshold)
     )
+$$;
+
+-- Returns the id under which the mails of a deleted mentor are kept, so that none is sent twice if the mentor is entered
+-- again. Without the key, no one can tell whose they are.
+CREATE FUNCTION certjob_private.pseudonym(key bytea, organisation_id uuid, member_no text) RETURNS uuid
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT left(encode(sha256(key || convert_to(concat_ws(':', organisation_id, member_no), 'UTF8')), 'hex'), 32)::uuid
 $$;
 
 -- The coordinators' daily mails: at most one open row per coordinator.
@@ -109,6 +116,12 @@ CREATE UNIQUE INDEX coordinator_digests_one_open ON certjob.coordinator_digests 
     WHERE status IN ('pending', 'failed', 'cancelled');
 CREATE INDEX coordinator_digests_sent_idx ON certjob.coordinator_digests (coordinator_id, sent_number DESC NULLS LAST)
     WHERE status = 'sent';
+
+-- The key of the Message-IDs, one row: without it, no one can forge a delivery report. set_up_rights creates it.
+CREATE TABLE certjob.mail_key (
+    only_one boolean PRIMARY KEY DEFAULT true CHECK (only_one),
+    key      bytea NOT NULL DEFAULT sha256(convert_to(concat(gen_random_uuid(), gen_random_uuid()), 'UTF8'))
+);
 
 -- Visibility to push: at most one open row per mentor, with the newest value.
 CREATE TABLE certjob.portal_sync_events (

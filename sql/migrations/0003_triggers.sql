@@ -209,11 +209,31 @@ BEGIN
             USING ERRCODE = 'restrict_violation', HINT = 'set left_at, let certjob run, then delete';
     END IF;
     DELETE FROM certjob.still_due WHERE mentor_id = OLD.id;
+    DELETE FROM certjob.cert_notification_log
+    WHERE mentor_id = OLD.id AND status <> 'sent' AND NOT history @> '[{"status": "sent"}]';
+    UPDATE certjob.cert_notification_log AS l
+    SET mentor_id = certjob_private.pseudonym(k.key, OLD.organisation_id, OLD.member_no)
+    FROM certjob.mail_key AS k
+    WHERE l.mentor_id = OLD.id;
     RETURN OLD;
 END
 $$;
 CREATE TRIGGER mentor_deleted BEFORE DELETE ON certjob.mentors
     FOR EACH ROW EXECUTE FUNCTION certjob_private.mentor_deleted();
+
+-- Some apps delete all profiles every day and enter them again. The mails of a mentor with the same number still count.
+CREATE FUNCTION certjob_private.mentors_entered() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    UPDATE certjob.cert_notification_log AS l
+    SET mentor_id = n.id
+    FROM entered AS n, certjob.mail_key AS k
+    WHERE l.mentor_id = certjob_private.pseudonym(k.key, n.organisation_id, n.member_no);
+    RETURN NULL;
+END
+$$;
+CREATE TRIGGER mentors_entered AFTER INSERT ON certjob.mentors REFERENCING NEW TABLE AS entered
+    FOR EACH STATEMENT EXECUTE FUNCTION certjob_private.mentors_entered();
 
 CREATE FUNCTION certjob_private.organisation_updated() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$

@@ -37,8 +37,8 @@ FROM (VALUES
     ('certjob_worker', '{DELETE}', 'TABLE', '{certjob.mentors,certjob.certificates}', NULL),
     ('certjob_worker', '{INSERT,UPDATE}', 'TABLE', '{certjob.portal_last_reading,certjob.facts_last_copy}', NULL),
     ('certjob_worker', '{EXECUTE}', 'FUNCTION', '{"certjob.prune(timestamptz, integer)",certjob.current_alerts(date),
-        "certjob_private.has_mailed(certjob.cert_notification_log, date, integer, date)",
-        "certjob_private.is_mailed(uuid, uuid, date, integer, date)",
+        "certjob_private.has_mailed(certjob.cert_notification_log, date, integer)",
+        "certjob_private.is_mailed(uuid, uuid, date, integer)",
         certjob_private.no_full_run_alert(date),"certjob_private.unhidden_mentors(date, text)",
         "certjob_private.exposures(timestamptz, date, text)",certjob_private.contact_is_taken(uuid),
         "certjob_private.is_listed(uuid, timestamptz)","certjob_private.settle_by_hand(uuid[], text, text)",
@@ -151,6 +151,10 @@ BEGIN
     LOOP
         EXECUTE statement;
     END LOOP;
+    INSERT INTO certjob.mail_key DEFAULT VALUES ON CONFLICT DO NOTHING;
+    IF to_regrole('service_role') IS NOT NULL THEN
+        REVOKE ALL ON certjob.mail_key FROM service_role;
+    END IF;
     FOR statement IN
         SELECT concat(format('CREATE POLICY %I ON %s FOR %s TO %I', p.name, p.relation, p.command, p.role),
             ' USING (' || p.sees || ')', ' WITH CHECK (' || p.writes || ')')

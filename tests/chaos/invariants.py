@@ -82,9 +82,10 @@ def contract_complaints(_connection: Connection, run: "ChaosRun") -> Iterator[st
 
 def reminder_complaints(connection: Connection, run: "ChaosRun") -> Iterator[str]:
     """Each due reminder was received, and no other; a second copy says so and has the same Message-ID."""
+    ((secret,),) = connection.execute("SELECT key FROM mail_key")
     cycles = {}
     for row_id, mentor_id, email, cert_id, threshold, day in connection.execute(_REMINDERS):
-        key = reminder_key(row_id, mentor_id=mentor_id, threshold_days=threshold, expires_on=day)
+        key = reminder_key(row_id, secret=secret, mentor_id=mentor_id, threshold_days=threshold, expires_on=day)
         cycles[f"<certjob-{key}"] = email, Reminder(cert_id=cert_id, threshold_days=threshold, expires_on=day)
     received: dict[Reminder, list[Received]] = defaultdict(list)
     for message in run.mail_server.received:

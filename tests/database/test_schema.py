@@ -293,7 +293,7 @@ def test_mentor_with_open_work_cannot_be_deleted(facts: Facts) -> None:
 
 
 def test_mentor_without_open_work_is_deleted_with_all_rows(facts: Facts) -> None:
-    """Rows of other mentors stay, and an organisation with mentors cannot be deleted."""
+    """Sent mails stay under a pseudonym. Rows of others stay, and an organisation with mentors cannot be deleted."""
     ours, theirs = (furnish(facts.connection, slug, api=facts.connection) for slug in ("hlf", "nhf"))
     execute(
         facts.connection,
@@ -303,10 +303,12 @@ def test_mentor_without_open_work_is_deleted_with_all_rows(facts: Facts) -> None
     execute(facts.connection, f"{LEFT} DELETE FROM mentors WHERE id = '{ours.mentor}'")
 
     for table in (
-        *("certificates", "mentor_pauses", "certificate_transitions", "cert_notification_log"),
+        *("certificates", "mentor_pauses", "certificate_transitions"),
         *("portal_sync_events", "dynamics_sync_failures"),
     ):
         assert facts.rows(f"SELECT mentor_id FROM {table}") == [(theirs.mentor,)], table
+    logged = {mentor_id for (mentor_id,) in facts.rows("SELECT mentor_id FROM cert_notification_log")}
+    assert (len(logged), theirs.mentor in logged, ours.mentor in logged) == (2, True, False)
     with pytest.raises(psycopg.errors.IntegrityError):
         execute(facts.connection, "DELETE FROM organisations WHERE slug = 'nhf'")
 

@@ -96,10 +96,10 @@ def test_other_reports_change_nothing(nights: Nights, sent: str) -> None:
         ReportResult.NOT_OURS: [
             postfix(sent, "kari@example.org.evil.example"),
             postfix("<4711@shop.example>", KARI),
-            postfix("<certjob-reminder-999999-0123abcd@example.org>", KARI),
-            postfix(re.sub(r"-[0-9a-f]{8}@", "-0123abcd@", sent), KARI),
-            postfix("<certjob-reminder-9999999999999999999-0123abcd@example.org>", KARI),
-            postfix("<certjob-digest-999999-1-0123abcd@example.org>", KARI),
+            postfix("<certjob-reminder-999999-0123456789abcdef@example.org>", KARI),
+            postfix(re.sub(r"-[0-9a-f]{16}@", "-0123456789abcdef@", sent), KARI),
+            postfix("<certjob-reminder-9999999999999999999-0123456789abcdef@example.org>", KARI),
+            postfix("<certjob-digest-999999-1-0123456789abcdef@example.org>", KARI),
         ],
         ReportResult.UNREADABLE: [
             f"Subject: Undeliverable\r\n\r\n{sent} to {KARI} failed".encode(),
@@ -154,7 +154,7 @@ def test_returned_digest_goes_to_the_corrected_address(desk: Nights) -> None:
     desk.certified("Per Berg", until=0)
     desk.night(1, deliver=False)
 
-    forged = re.sub(r"-[0-9a-f]{8}@", "-0123abcd@", digest)
+    forged = re.sub(r"-[0-9a-f]{16}@", "-0123456789abcdef@", digest)
     reports = [postfix(digest, "someone@example.org"), postfix(forged, BERIT), *[postfix(digest, BERIT)] * 2]
     read = [take_report(desk.connection, report).value for report in reports]
     assert read == ["not_ours", "not_ours", "bounced", "not_ours"]

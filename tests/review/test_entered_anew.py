@@ -39,6 +39,30 @@ def test_each_threshold_is_mailed_once(scene: Scene, mentor: UUID) -> None:
     assert [message.threshold_days for message in scene.channel.sent] == [30, 14, 7, 1, -1]
 
 
+@pytest.mark.parametrize("same_id", [True, False], ids=["same id", "same number"])
+def test_mentor_entered_again_is_mailed_once_per_threshold(scene: Scene, *, same_id: bool) -> None:
+    """Also without the mails of another organisation's mentor with this number, and without a mail that failed."""
+    home, other = (scene.facts.organisation(slug, portal=None) for slug in ("nhf", "lhl"))
+    mentor = scene.facts.certified_mentor(home, days(25), member_no="M1")
+    for number in (0, 1, 11, 12):
+        scene.run_sql("DELETE FROM mentors")
+        again = {"id": mentor} if same_id else {}
+        scene.facts.insert(
+            "mentors", organisation_id=home, member_no="M1", full_name="Kari", email="m1@x.example", **again
+        )
+        ((mentor,),) = scene.rows("SELECT id FROM mentors")
+        scene.facts.certificate(mentor, days(25))
+        scene.night(today=days(number))
+    stored = scene.rows("SELECT l::text FROM cert_notification_log AS l")
+    assert [message.threshold_days for message in scene.channel.sent] == [30, 14]
+    assert {mentor} == {row[0] for row in scene.rows("SELECT mentor_id FROM cert_notification_log")}, stored
+
+    scene.facts.certified_mentor(other, days(25), member_no="M1", email="m1@y.example")
+    scene.night(today=days(12))
+
+    assert [message.to for message in scene.channel.sent][2:] == ["m1@y.example"]
+
+
 def test_new_first_day_is_not_mailed(scene: Scene, mentor: UUID) -> None:
     """Neither before nor after the old certificate is deleted."""
     first = scene.facts.certificate(mentor, days(25))

@@ -1,3 +1,6 @@
+-- name: read_mail_key
+SELECT key FROM mail_key
+
 -- name: read_returned_reminder
 -- The mentor is locked.
 SELECT mentor_id, threshold_days, expires_on FROM cert_notification_log WHERE id = %(id)s

@@ -27,7 +27,7 @@ LEFT JOIN LATERAL (
     LIMIT 1
 ) AS l ON true
 WHERE (l.id IS NULL OR l.expires_on <> n.expires_on OR l.status IN ('cancelled', 'superseded'))
-    AND NOT certjob_private.is_mailed(n.mentor_id, n.cert_id, n.expires_on, n.threshold_days, %(today)s)
+    AND NOT certjob_private.is_mailed(n.mentor_id, n.cert_id, n.expires_on, n.threshold_days)
 
 -- name: find_without_address
 -- Mentors without an address; as in read_recipient.
@@ -73,7 +73,7 @@ WITH known AS MATERIALIZED (
         ) AS number
     FROM (SELECT DISTINCT d.mentor_id, d.threshold_days, d.expires_on FROM due AS d) AS d
     CROSS JOIN LATERAL (
-        SELECT o.id, o.kind, certjob_private.has_mailed(o, d.expires_on, d.threshold_days, NULL) AS was_sent
+        SELECT o.id, o.kind, certjob_private.has_mailed(o, d.expires_on, d.threshold_days) AS was_sent
         FROM cert_notification_log AS o
         WHERE o.mentor_id = d.mentor_id
             AND o.threshold_days = d.threshold_days
@@ -122,7 +122,7 @@ SELECT n.mentor_id, n.threshold_days, n.cert_id, (SELECT c.kind FROM certificate
 FROM unnest(
     %(mentor_ids)b::uuid[], %(thresholds)b::int[], %(cert_ids)b::uuid[], %(expiries)b::date[], %(held)b::boolean[]
 ) AS n (mentor_id, threshold_days, cert_id, expires_on, held)
-WHERE NOT certjob_private.is_mailed(n.mentor_id, n.cert_id, n.expires_on, n.threshold_days, %(today)s)
+WHERE NOT certjob_private.is_mailed(n.mentor_id, n.cert_id, n.expires_on, n.threshold_days)
 ORDER BY n.mentor_id, n.threshold_days, n.cert_id
 ON CONFLICT (mentor_id, threshold_days, cert_id) DO UPDATE
 SET expires_on = excluded.expires_on,
