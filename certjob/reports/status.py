@@ -132,10 +132,7 @@ def read_status(connection: Connection, *, today: date, zone: tzinfo = UTC, max_
         backlog = read_open_work(connection)
         good_runs = database.fetch(connection, "read_last_good_run", into=GoodRun)
         attention = read_attention(connection, today=today)
-        optional_kinds = [row[0] for row in database.fetch(connection, "list_optional_kinds")]
-        without_certificate = database.fetch(
-            connection, "find_without_certificate", {"today": today, "optional_kinds": optional_kinds}
-        )
+        without_certificate = database.fetch(connection, "find_without_certificate")
         days = [today + timedelta(days=number) for number in range(COMING_DAYS)]
         until = {"today": today, "until": today + timedelta(days=COMING_DAYS)}
         reviews = dict(database.fetch(connection, "count_coming_reviews", until))

@@ -56,6 +56,7 @@ def write_decisions(connection: Connection, admitted: Admitted, *, today: date, 
         "review_dates": [d.review_on for d in decisions],
         "push": [d.push for d in decisions],
         "visible": [d.visible for d in decisions],
+        "without_certificate": [d.without_certificate for d in decisions],
         "withdrawn": [d.mentor_id in withdrawn for d in decisions],
     }
     database.execute(connection, "forget_still_due", {"ids": columns["ids"]})

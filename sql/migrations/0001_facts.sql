@@ -45,6 +45,7 @@ CREATE TABLE certjob.mentors (
     portal_visible      boolean,  -- the last value queued for the portal; null: queue the next one anyway
     certified_until     date,  -- the last certified day if no fact changes; 0001-01-01: not certified; null: unknown
     decided_visible     boolean,  -- whether the last review decided that the mentor may be visible; null: never reviewed
+    without_certificate boolean NOT NULL DEFAULT false,  -- active, and has never had a certificate that counts
     seen_certificates   jsonb NOT NULL DEFAULT '[]',  -- last days and kinds that a review has seen, also of deleted ones
     review_on           date NOT NULL DEFAULT '-infinity',  -- the next review; -infinity: now, infinity: never
     reviewed_contact_id uuid,  -- the last contact ID that a review has seen
@@ -53,6 +54,7 @@ CREATE TABLE certjob.mentors (
     CONSTRAINT mentors_id_check CHECK (id <> '00000000-0000-0000-0000-000000000000')
 );
 CREATE INDEX mentors_review_on_id_idx ON certjob.mentors (review_on, id);
+CREATE INDEX mentors_without_certificate_idx ON certjob.mentors (organisation_id) WHERE without_certificate;
 
 CREATE TABLE certjob.certificates (
     id         uuid PRIMARY KEY DEFAULT gen_random_uuid(),

@@ -269,7 +269,7 @@ CREATE TRIGGER coordinator_updated AFTER UPDATE OF email ON certjob.coordinators
 -- Returns the facts of a mentor or certificate, without the derived columns.
 CREATE FUNCTION certjob_private.facts(of_row anyelement) RETURNS jsonb
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT to_jsonb(of_row) - '{portal_visible,certified_until,decided_visible,seen_certificates,review_on,
+    SELECT to_jsonb(of_row) - '{portal_visible,certified_until,decided_visible,without_certificate,seen_certificates,review_on,
         reviewed_contact_id,status}'::text[]
 $$;
 

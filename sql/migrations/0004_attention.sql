@@ -23,6 +23,18 @@ AS $$
     WHERE r.read_at > since AND r.read_at <= now()
 $$;
 
+-- Returns whether the mentor must not be visible, as far as this is known without the rules: the last review has decided it,
+-- its last day has passed, or a guard holds the removal. Facts that no review has seen need the rules.
+CREATE FUNCTION certjob_private.must_be_hidden(m certjob.mentors, today date) RETURNS boolean
+LANGUAGE sql STABLE AS $$
+    SELECT m.left_at IS NOT NULL OR m.certified_until < today
+        OR EXISTS (SELECT FROM certjob.mentor_pauses AS p WHERE p.mentor_id = m.id AND p.lifted_at IS NULL)
+        OR EXISTS (
+            SELECT FROM certjob.still_due AS s
+            WHERE s.mentor_id = m.id AND s.what = 'held' AND s.reason IN ('revoked', 'left', 'ended')
+        )
+$$;
+
 -- Open pushes.
 --   cause     the first that applies; certjob/errors.py and docs/json.md list the causes
 --   since     when the push became an alert, or will become one; not before the push was requested
@@ -175,9 +187,7 @@ FROM (
     FROM certjob.portal_sync_events AS e
     CROSS JOIN LATERAL (
         SELECT o.organisation_id, o.dynamics_contact_id FROM certjob.mentors AS o
-        WHERE o.id = e.mentor_id AND (o.left_at IS NOT NULL OR o.certified_until < current_date
-            OR EXISTS (SELECT FROM certjob.mentor_pauses AS p WHERE p.mentor_id = o.id AND p.lifted_at IS NULL))
-        OFFSET 0
+        WHERE o.id = e.mentor_id AND certjob_private.must_be_hidden(o, current_date) OFFSET 0
     ) AS m
     CROSS JOIN LATERAL certjob_private.is_listed(e.claim_contact_id, e.delivered_at) AS is_listed
     WHERE NOT e.visible AND (e.status = 'withdrawn' OR e.hidden_by IS NOT NULL)
@@ -285,55 +295,33 @@ WHERE NOT e.visible AND e.hidden_by IS NOT NULL
         SELECT FROM certjob.portal_sync_events AS later WHERE later.mentor_id = e.mentor_id AND later.id > e.id
     );
 
--- Mentors who must not be visible on their portal, without a confirmation that their contact is hidden, and since when;
--- null: no fact says it, because their certificates were deleted, have not begun, or have become optional, or because
--- the contact has replaced a hidden one.
--- A mentor whose facts have changed, or whose certificate has ended, is due for a review; the others have an open hide.
--- A portal with a date column hides a mentor after the latest day that it may have, unless a later reading lists the
--- contact.
--- Joins and groups instead of a look-up for each mentor, because everyone may be due.
+-- Mentors who must not be visible on their portal, without a confirmation that their contact is hidden. They are due for a
+-- review, or have an open hide. A portal with a date column hides a mentor after the latest day that it may have, unless a
+-- later reading lists the contact.
+--   hidden_at    when the portal has hidden the contact before
+--   is_replaced  the contact is another one than that of the last confirmation
 CREATE FUNCTION certjob_private.unhidden_mentors(today date, zone text DEFAULT 'UTC') RETURNS TABLE (
-    mentor_id uuid, organisation_id uuid, since timestamptz
+    mentor_id uuid, organisation_id uuid, hidden_at timestamptz, is_replaced boolean
 )
 LANGUAGE sql STABLE AS $$
-    SELECT known.mentor_id, known.organisation_id,
-        CASE WHEN known.is_replaced IS NOT TRUE THEN greatest(known.since, known.hidden_at)
-            WHEN (known.hidden_at >= known.since) IS NOT TRUE THEN known.since END
+    SELECT known.id, known.organisation_id, known.hidden_at, known.is_replaced
     FROM (
-        SELECT DISTINCT ON (must_hide.mentor_id) must_hide.mentor_id, must_hide.organisation_id, must_hide.since,
-            must_hide.dynamics_contact_id, e.visible, e.claim_contact_id <> must_hide.dynamics_contact_id AS is_replaced,
+        SELECT DISTINCT ON (m.id) m.id, m.organisation_id, m.dynamics_contact_id, e.visible,
+            e.claim_contact_id <> m.dynamics_contact_id AS is_replaced,
             CASE WHEN coalesce(open.shown_until, e.shown_until) < today THEN greatest(e.delivered_at,
                 (coalesce(open.shown_until, e.shown_until) + 1)::timestamp AT TIME ZONE zone) END AS hidden_at
         FROM (
-            SELECT by_kind.mentor_id, by_kind.organisation_id, by_kind.dynamics_contact_id,
-                least(by_kind.left_at, min(by_kind.paused_at), min(by_kind.ended_at)) AS since
-            FROM (
-                SELECT m.id AS mentor_id, m.organisation_id, m.dynamics_contact_id, m.left_at, c.kind,
-                    min(p.paused_at) AS paused_at,
-                    CASE WHEN NOT bool_or(c.revoked_at IS NULL AND c.expires_on >= today)
-                        THEN max(least(c.revoked_at, (c.expires_on + 1)::timestamp AT TIME ZONE zone)) END AS ended_at
-                FROM (
-                    SELECT due.id FROM certjob.mentors AS due WHERE due.review_on <= today
-                    UNION
-                    SELECT e.mentor_id FROM certjob.portal_sync_events AS e
-                    WHERE e.status IN ('pending', 'blocked') AND NOT e.visible
-                ) AS candidate
-                JOIN certjob.mentors AS m ON m.id = candidate.id
-                JOIN certjob.organisations AS o ON o.id = m.organisation_id AND o.portal IS NOT NULL
-                LEFT JOIN certjob.mentor_pauses AS p ON p.mentor_id = m.id AND p.lifted_at IS NULL
-                LEFT JOIN certjob.certificates AS c ON c.mentor_id = m.id AND c.kind <> ALL (o.optional_kinds)
-                    AND (c.issued_on <= today OR c.revoked_at IS NOT NULL)
-                GROUP BY m.id, c.kind
-            ) AS by_kind
-            GROUP BY by_kind.mentor_id, by_kind.organisation_id, by_kind.dynamics_contact_id, by_kind.left_at
-            HAVING least(by_kind.left_at, min(by_kind.paused_at), min(by_kind.ended_at)) IS NOT NULL
-                OR min(by_kind.kind) IS NULL
-        ) AS must_hide
-        LEFT JOIN certjob.portal_sync_events AS e
-            ON e.mentor_id = must_hide.mentor_id AND e.status = 'delivered'
-        LEFT JOIN certjob.portal_sync_events AS open
-            ON open.mentor_id = must_hide.mentor_id AND open.status IN ('pending', 'blocked')
-        ORDER BY must_hide.mentor_id, e.id DESC
+            SELECT due.id FROM certjob.mentors AS due WHERE due.review_on <= today
+            UNION
+            SELECT h.mentor_id FROM certjob.portal_sync_events AS h
+            WHERE h.status IN ('pending', 'blocked') AND NOT h.visible
+        ) AS candidate
+        JOIN certjob.mentors AS m ON m.id = candidate.id
+        JOIN certjob.organisations AS o ON o.id = m.organisation_id AND o.portal IS NOT NULL
+        LEFT JOIN certjob.portal_sync_events AS e ON e.mentor_id = m.id AND e.status = 'delivered'
+        LEFT JOIN certjob.portal_sync_events AS open ON open.mentor_id = m.id AND open.status IN ('pending', 'blocked')
+        WHERE certjob_private.must_be_hidden(m, today)
+        ORDER BY m.id, e.id DESC
     ) AS known
     WHERE known.is_replaced
         OR CASE WHEN known.hidden_at IS NULL THEN known.visible OR known.dynamics_contact_id IS NOT NULL
@@ -342,31 +330,36 @@ LANGUAGE sql STABLE AS $$
 $$;
 
 -- How long mentors were visible who must not be: exposures that have ended after a moment, or that last (`ended_at` is
--- null). Computed from the pushes, because the confirmed ones are the changes on the portal. One that lasts begins with
--- the fact or, if no fact has a time, with the open hide. One that has ended begins with the fact that a confirmed hide
--- followed, or with the hide's request, but not before the show. It ends with the hide, or with the last day that the
--- portal had confirmed.
+-- null). Computed from the pushes, because the confirmed ones are the changes on the portal. An exposure begins with the
+-- fact or, if no fact has a time, with the hide's request, but not before the show. It ends with the hide, or with the
+-- last day that the portal had confirmed.
 CREATE FUNCTION certjob_private.exposures(after timestamptz, today date, zone text) RETURNS TABLE (
     mentor_id uuid, began_at timestamptz, ended_at timestamptz
 )
 LANGUAGE sql STABLE AS $$
-    SELECT u.mentor_id, coalesce(u.since, e.wanted_at, now()) AS began_at, NULL::timestamptz AS ended_at
-    FROM certjob_private.unhidden_mentors(today, zone) AS u
-    LEFT JOIN certjob.portal_sync_events AS e
-        ON e.mentor_id = u.mentor_id AND e.status IN ('pending', 'blocked') AND NOT e.visible
-    UNION ALL
-    SELECT hide.mentor_id, span.began_at, span.ended_at
-    FROM certjob.portal_sync_events AS hide
+    SELECT hide.mentor_id, span.began_at, hide.ended_at
+    FROM (
+        SELECT u.mentor_id, coalesce(e.wanted_at, now()) AS wanted_at, u.hidden_at AS shown_at, u.is_replaced,
+            NULL::timestamptz AS ended_at
+        FROM certjob_private.unhidden_mentors(today, zone) AS u
+        LEFT JOIN certjob.portal_sync_events AS e
+            ON e.mentor_id = u.mentor_id AND e.status IN ('pending', 'blocked') AND NOT e.visible
+        UNION ALL
+        SELECT e.mentor_id, e.wanted_at, show.delivered_at, false, least(e.delivered_at, show.until)
+        FROM certjob.portal_sync_events AS e
+        CROSS JOIN LATERAL (
+            SELECT s.visible, s.delivered_at, s.claim_contact_id,
+                (s.shown_until + 1)::timestamp AT TIME ZONE zone AS until
+            FROM certjob.portal_sync_events AS s
+            WHERE s.mentor_id = e.mentor_id AND s.status = 'delivered' AND s.id < e.id
+            ORDER BY s.id DESC
+            LIMIT 1
+        ) AS show
+        WHERE e.status = 'delivered' AND NOT e.visible AND e.delivered_at >= after
+            AND show.visible AND show.claim_contact_id = e.claim_contact_id
+    ) AS hide
     JOIN certjob.mentors AS m ON m.id = hide.mentor_id
     JOIN certjob.organisations AS o ON o.id = m.organisation_id
-    CROSS JOIN LATERAL (
-        SELECT e.visible, e.delivered_at, e.claim_contact_id,
-            (e.shown_until + 1)::timestamp AT TIME ZONE zone AS until
-        FROM certjob.portal_sync_events AS e
-        WHERE e.mentor_id = hide.mentor_id AND e.status = 'delivered' AND e.id < hide.id
-        ORDER BY e.id DESC
-        LIMIT 1
-    ) AS show
     CROSS JOIN LATERAL (
         SELECT min(f.at) AS at
         FROM (
@@ -385,12 +378,10 @@ LANGUAGE sql STABLE AS $$
         WHERE f.at <= hide.wanted_at
     ) AS fact
     CROSS JOIN LATERAL (
-        SELECT greatest(least(fact.at, hide.wanted_at), show.delivered_at) AS began_at,
-            least(hide.delivered_at, show.until) AS ended_at
+        SELECT CASE WHEN hide.is_replaced AND hide.shown_at >= fact.at THEN hide.wanted_at
+            ELSE greatest(least(fact.at, hide.wanted_at), hide.shown_at) END AS began_at
     ) AS span
-    WHERE hide.status = 'delivered' AND NOT hide.visible AND hide.delivered_at >= after
-        AND show.visible AND show.claim_contact_id = hide.claim_contact_id
-        AND span.ended_at >= after AND span.began_at < span.ended_at;
+    WHERE hide.ended_at IS NULL OR (hide.ended_at >= after AND span.began_at < hide.ended_at);
 $$;
 
 -- The kinds that only an operator can act on. `name` is the person if that is not a mentor.
@@ -408,6 +399,10 @@ LANGUAGE sql STABLE AS $$
                 WHEN 0 THEN ''
                 WHEN 1 THEN '; 1 mentor who must not be visible may still be visible'
                 ELSE format('; %s mentors who must not be visible may still be visible', unhidden.number)
+            END || CASE unseen.number
+                WHEN 0 THEN ''
+                WHEN 1 THEN '; 1 mentor with changed facts waits for a review'
+                ELSE format('; %s mentors with changed facts wait for a review', unseen.number)
             END AS error,
         unhidden.number, last_run.as_of AS day
     FROM (SELECT min(r.started_at) AS started_at FROM certjob.job_runs AS r) AS first_run
@@ -419,9 +414,13 @@ LANGUAGE sql STABLE AS $$
     ) AS last_run ON true
     CROSS JOIN LATERAL (
         SELECT count(*)::integer AS number
-        FROM certjob_private.unhidden_mentors(today) AS u
+        FROM certjob_private.unhidden_mentors(today)
         WHERE first_run.started_at IS NOT NULL
     ) AS unhidden
+    CROSS JOIN LATERAL (
+        SELECT count(*) AS number FROM certjob.mentors AS m
+        WHERE m.review_on = '-infinity' AND first_run.started_at IS NOT NULL
+    ) AS unseen
     WHERE coalesce(last_run.finished_at, first_run.started_at) < now() - interval '26 hours' AND NOT EXISTS (
         SELECT FROM certjob.job_runs AS r  -- a full run that is at work
         WHERE r.command = 'run' AND r.organisation IS NULL AND r.as_of = today AND r.finished_at IS NULL

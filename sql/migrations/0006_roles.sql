@@ -22,7 +22,8 @@ FROM (VALUES
     ('certjob_worker', '{INSERT}', 'TABLE', '{certjob.mentors}',
         'organisation_id, member_no, full_name, email, locale, dynamics_contact_id, left_at'),
     ('certjob_worker', '{UPDATE}', 'TABLE', '{certjob.mentors}', 'full_name, email, locale, dynamics_contact_id,'
-        ' left_at, portal_visible, certified_until, decided_visible, seen_certificates, review_on, reviewed_contact_id'),
+        ' left_at, portal_visible, certified_until, decided_visible, without_certificate, seen_certificates, review_on,'
+        ' reviewed_contact_id'),
     ('certjob_worker', '{INSERT}', 'TABLE', '{certjob.certificates}',
         'mentor_id, kind, issued_on, expires_on, revoked_at'),
     ('certjob_worker', '{UPDATE}', 'TABLE', '{certjob.certificates}', 'expires_on, revoked_at, status'),
@@ -40,8 +41,9 @@ FROM (VALUES
         "certjob_private.has_mailed(certjob.cert_notification_log, date, integer)",
         "certjob_private.is_mailed(uuid, uuid, date, integer)",
         certjob_private.no_full_run_alert(date),"certjob_private.unhidden_mentors(date, text)",
-        "certjob_private.exposures(timestamptz, date, text)",certjob_private.contact_is_taken(uuid),
-        "certjob_private.is_listed(uuid, timestamptz)","certjob_private.settle_by_hand(uuid[], text, text)",
+        "certjob_private.must_be_hidden(certjob.mentors, date)",
+        "certjob_private.exposures(timestamptz, date, text)",
+        certjob_private.contact_is_taken(uuid),        "certjob_private.is_listed(uuid, timestamptz)","certjob_private.settle_by_hand(uuid[], text, text)",
         certjob_private.days_on_portal(certjob.mentors),certjob_private.facts(anyelement)}', NULL),
 
     -- The app's server writes no derived columns. It may set ids and keys, because an upsert names them.
@@ -49,6 +51,7 @@ FROM (VALUES
     ('service_role', '{SELECT}', 'ALL TABLES IN SCHEMA', '{certjob,certjob_private}', NULL),
     ('service_role', '{EXECUTE}', 'FUNCTION', '{certjob.current_alerts(date),
         certjob_private.no_full_run_alert(date),"certjob_private.unhidden_mentors(date, text)",
+        "certjob_private.must_be_hidden(certjob.mentors, date)",
         certjob_private.contact_is_taken(uuid),"certjob_private.is_listed(uuid, timestamptz)"}', NULL),
     ('service_role', '{INSERT,UPDATE,DELETE}', 'TABLE', '{certjob.organisations,certjob.coordinators}', NULL),
     ('service_role', '{INSERT,UPDATE}', 'TABLE', '{certjob.mentors}',
@@ -78,6 +81,7 @@ FROM (VALUES
     ('authenticated', '{UPDATE}', 'TABLE', '{certjob.mentor_pauses}', 'lifted_at, lifted_by'),
     ('authenticated', '{EXECUTE}', 'FUNCTION', '{certjob.request_portal_resync(uuid),
         "certjob.confirm_hidden(uuid, text)",
+        "certjob_private.must_be_hidden(certjob.mentors, date)",
         certjob_private.coordinator_organisation_id(),certjob_private.user_id(),
         certjob_private.contact_is_taken(uuid),"certjob_private.is_listed(uuid, timestamptz)"}', NULL)
 ) AS r (role, privileges, type, objects, columns)

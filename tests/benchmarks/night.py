@@ -17,7 +17,8 @@ MEMORY_MB = 120
 
 _STATE = {
     "mentors": (
-        "id, portal_visible, certified_until, decided_visible, seen_certificates, review_on, reviewed_contact_id"
+        "id, portal_visible, certified_until, decided_visible, without_certificate, seen_certificates, review_on,"
+        " reviewed_contact_id"
     ),
     "certificates": "id, mentor_id, kind, issued_on, expires_on, revoked_at, status",
     "mentor_pauses": "mentor_id, reason, actor, lifted_at IS NOT NULL, lifted_by, lapsed_kinds",

@@ -38,6 +38,7 @@ CALLABLE = {
     "no_full_run_alert": [WORKER, SERVER],
     "settle_by_hand": [WORKER],
     "unhidden_mentors": [WORKER, SERVER],
+    "must_be_hidden": [WORKER, SERVER, COORDINATOR],
     "coordinator_organisation_id": [COORDINATOR],
     "has_mailed": [WORKER],
     "is_mailed": [WORKER],
@@ -47,7 +48,14 @@ CALLABLE = {
 }
 """Functions that someone other than their owner may call."""
 
-INLINED = {"current_alerts", "days_on_portal", "exposures", "no_full_run_alert", "unhidden_mentors"}
+INLINED = {
+    "current_alerts",
+    "days_on_portal",
+    "exposures",
+    "must_be_hidden",
+    "no_full_run_alert",
+    "unhidden_mentors",
+}
 """Functions without a search_path, because it would prevent that the planner inlines them. They name each schema."""
 
 NEEDED_BY_COORDINATORS = {

@@ -136,8 +136,8 @@ def test_mentor_who_has_no_certificate_now_is_exposed_since_the_hide_was_queued(
     assert exposures(scene) == scene.rows(
         "SELECT wanted_at, NULL::timestamptz FROM portal_sync_events WHERE NOT visible"
     )
-    overdue = "SELECT mentor_id, since FROM certjob_private.unhidden_mentors(%s)"
-    assert scene.rows(overdue, TODAY) == [(shown, None)]
+    overdue = "SELECT mentor_id FROM certjob_private.unhidden_mentors(%s)"
+    assert scene.rows(overdue, TODAY) == [(shown,)]
 
 
 def test_portal_that_hides_on_time_exposes_no_one(scene: Scene) -> None:

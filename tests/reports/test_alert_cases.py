@@ -2,9 +2,11 @@
 
 from datetime import timedelta
 
+from certjob import database
 from certjob.errors import PermanentPortalError, PortalStageError, TransientPortalError
 from certjob.jobs.acknowledge import acknowledge
 from certjob.reports.alerts import Alert, read_alerts
+from certjob.reports.status import read_status
 from tests.conftest import Certjob
 from tests.support.command_line import today
 from tests.support.facts import TODAY
@@ -107,7 +109,10 @@ def test_overdue_run_is_an_alert_with_the_number_of_mentors_who_may_be_visible(s
 
 
 def test_overdue_run_counts_everyone_whose_hide_is_not_confirmed(scene: Scene) -> None:
-    """A pause by a person, a revocation and a departure on the first day without a run. A pushed hide is confirmed."""
+    """A pause by a person and a departure on the first day without a run. A pushed hide is confirmed.
+
+    Only a review knows what a revocation means.
+    """
     paused, revoked, left, hidden = (scene.certified(member_no=f"M{number}") for number in range(4))
     scene.night(FlakyPortal(), channel=None)
     scene.run_sql(LATE)
@@ -119,7 +124,28 @@ def test_overdue_run_counts_everyone_whose_hide_is_not_confirmed(scene: Scene) -
     scene.resync(hidden, FlakyPortal())
 
     (alert,) = alerts(scene)
-    assert (alert.kind, alert.number) == ("no_full_run", 3)
+    assert (alert.kind, alert.number) == ("no_full_run", 2)
+    assert alert.error is not None
+    assert alert.error.endswith(
+        "; 2 mentors who must not be visible may still be visible; 3 mentors with changed facts wait for a review"
+    )
+
+
+def test_revoked_mentor_whose_removal_is_held_is_in_every_number(scene: Scene) -> None:
+    """The alert of an overdue run, the exposures, and a coordinator's digest."""
+    mentor = scene.certified(member_no="M1")
+    scene.night(FlakyPortal(), channel=None)
+    scene.facts.insert("portal_sync_events", mentor_id=mentor, visible=True, status="delivered")
+    scene.run_sql("UPDATE certificates SET revoked_at = now()")
+    scene.facts.insert("still_due", mentor_id=mentor, what="held", reason="revoked", as_of=TODAY)
+    scene.run_sql(LATE)
+
+    overdue = next(alert for alert in alerts(scene) if alert.kind == "no_full_run")
+    status = read_status(scene.connection, today=TODAY, max_age=timedelta(days=1))
+    about = {"today": TODAY, "organisation_id": scene.hlf}
+    (digest,) = database.fetch(scene.connection, "read_missing_run", about, into=dict)
+
+    assert (overdue.number, status.exposure.mentors, digest["visible"]) == (1, 1, 1)
 
 
 def test_overdue_run_does_not_count_whom_the_portal_hides_on_its_day(scene: Scene) -> None:

@@ -153,17 +153,7 @@ WHERE kind = 'facts_missing'
 -- Active mentors who have never had a certificate of a kind that counts. They are hidden and get no reminders.
 SELECT coalesce(m.full_name, m.member_no) AS name, m.member_no, 'uncertified:' || m.id AS key
 FROM mentors AS m
-JOIN organisations AS o ON o.id = m.organisation_id
-WHERE m.organisation_id = %(organisation_id)s
-    AND m.left_at IS NULL
-    AND NOT EXISTS (
-        SELECT
-        FROM certificates AS c
-        WHERE c.mentor_id = m.id
-            AND NOT (c.kind = ANY (o.optional_kinds))
-            AND (c.issued_on <= %(today)s OR c.revoked_at IS NOT NULL)
-    )
-    AND NOT EXISTS (SELECT FROM mentor_pauses AS p WHERE p.mentor_id = m.id AND p.lifted_at IS NULL)
+WHERE m.organisation_id = %(organisation_id)s AND m.without_certificate AND m.left_at IS NULL
 ORDER BY name, m.member_no
 
 -- name: count_acknowledged_of

@@ -26,35 +26,12 @@ WHERE command = 'run' AND organisation IS NULL AND outcome IN ('ok', 'attention'
 ORDER BY finished_at DESC
 LIMIT 1
 
--- name: list_optional_kinds
-SELECT DISTINCT kind FROM organisations AS o CROSS JOIN LATERAL unnest(o.optional_kinds) AS kind
-
 -- name: find_without_certificate
--- The first five active mentors who have never had a certificate that counts, and the number of all. Few of a million
--- mentors are candidates: mentors who are due or never will be, and holders of a certificate that has not begun or is of
--- a kind that is optional somewhere. All others have a later review, which only a certificate that counts can cause. The
--- optional kinds are a parameter, because the planner can then estimate the number of these certificates.
-WITH candidate AS (
-    SELECT id, organisation_id, member_no
-    FROM mentors
-    WHERE (review_on <= %(today)s OR review_on = 'infinity') AND left_at IS NULL
-    UNION
-    SELECT m.id, m.organisation_id, m.member_no
-    FROM certificates AS c
-    JOIN mentors AS m ON m.id = c.mentor_id
-    WHERE (c.issued_on > %(today)s OR c.kind = ANY (%(optional_kinds)s)) AND m.left_at IS NULL
-)
+-- The first five active mentors who have never had a certificate that counts, and the number of all.
 SELECT o.slug || ' ' || m.member_no, count(*) OVER ()
-FROM candidate AS m
+FROM mentors AS m
 JOIN organisations AS o ON o.id = m.organisation_id
-WHERE NOT EXISTS (
-        SELECT
-        FROM certificates AS c
-        WHERE c.mentor_id = m.id
-            AND NOT (c.kind = ANY (o.optional_kinds))
-            AND (c.issued_on <= %(today)s OR c.revoked_at IS NOT NULL)
-    )
-    AND NOT EXISTS (SELECT FROM mentor_pauses AS p WHERE p.mentor_id = m.id AND p.lifted_at IS NULL)
+WHERE m.without_certificate AND m.left_at IS NULL
 ORDER BY o.slug, m.member_no
 LIMIT 5
 

@@ -36,6 +36,7 @@ WHERE id = ANY (%(ids)b::uuid[]) AND lifted_at IS NULL AND actor = 'certjob'
 UPDATE mentors AS m
 SET certified_until = n.certified_until,
     decided_visible = n.visible,
+    without_certificate = n.without_certificate,
     seen_certificates = coalesce(n.seen::jsonb, m.seen_certificates),
     reviewed_contact_id = coalesce(m.dynamics_contact_id, m.reviewed_contact_id),
     review_on = coalesce(n.review_on, 'infinity'),
@@ -46,8 +47,8 @@ SET certified_until = n.certified_until,
     END
 FROM unnest(
     %(ids)b::uuid[], %(certified_until)b::date[], %(seen)b::text[], %(review_dates)b::date[], %(push)b::boolean[],
-    %(visible)b::boolean[], %(withdrawn)b::boolean[]
-) AS n (id, certified_until, seen, review_on, push, visible, withdrawn)
+    %(visible)b::boolean[], %(without_certificate)b::boolean[], %(withdrawn)b::boolean[]
+) AS n (id, certified_until, seen, review_on, push, visible, without_certificate, withdrawn)
 WHERE m.id = n.id
 
 -- name: store_held_mentors

@@ -13,7 +13,7 @@ DELETE FROM portal_sync_events WHERE mentor_id IN (SELECT id FROM forgotten);
 UPDATE certificates SET status = 'recorded' WHERE mentor_id IN (SELECT id FROM forgotten);
 UPDATE mentors
 SET review_on = '-infinity', portal_visible = NULL, certified_until = NULL, decided_visible = NULL,
-    seen_certificates = '[]', reviewed_contact_id = NULL
+    without_certificate = false,    seen_certificates = '[]', reviewed_contact_id = NULL
 WHERE id IN (SELECT id FROM forgotten);
 
 ALTER TABLE mentor_pauses ENABLE TRIGGER USER;

@@ -55,6 +55,7 @@ WITH kinds AS (
     SELECT mentor_id, kind, min(review_on) AS review_on,
         bool_or(new_status <> 'upcoming') AND NOT bool_or(new_status IN ('valid', 'expiring')) AND NOT bool_or(optional)
             AS lapsed,
+        bool_or(new_status <> 'upcoming' AND NOT optional) AS had,
         bool_or(new_status IN ('valid', 'expiring') AND NOT optional) AS in_force,
         (
             SELECT min(upper(span) - 1)
@@ -66,7 +67,7 @@ WITH kinds AS (
     FROM judged
     GROUP BY mentor_id, kind
 ), states AS (
-    SELECT mentor_id, min(review_on) AS review_on, bool_or(lapsed) AS uncertified,
+    SELECT mentor_id, min(review_on) AS review_on, bool_or(lapsed) AS uncertified, bool_or(had) AS had,
         array_agg(kind ORDER BY kind) FILTER (WHERE lapsed) AS lapsed_kinds,
         CASE WHEN bool_or(in_force) AND NOT bool_or(lapsed) THEN min(certified_until) ELSE '0001-01-01' END
             AS certified_until
@@ -89,6 +90,7 @@ SELECT m.id AS mentor_id, coalesce(s.review_on, 'infinity') AS review_on,
     coalesce(s.lapsed_kinds, '{}') AS lapsed_kinds, o.portal IS NOT NULL AS has_portal, m.portal_visible,
     coalesce(s.certified_until, '0001-01-01') AS certified_until,
     m.left_at IS NULL AND coalesce(s.certified_until >= %(today)s, false) AND NOT coalesce(p.others, false) AS visible,
+    m.left_at IS NULL AND NOT coalesce(s.had, false) AND p.mentor_id IS NULL AS without_certificate,
     coalesce(seen.certificates, '[]') AS seen
 FROM mentors AS m
 JOIN organisations AS o ON o.id = m.organisation_id
@@ -167,6 +169,7 @@ UPDATE mentors AS m
 SET review_on = d.review_on,
     certified_until = d.certified_until,
     decided_visible = d.visible,
+    without_certificate = d.without_certificate,
     seen_certificates = d.seen,
     reviewed_contact_id = coalesce(m.dynamics_contact_id, m.reviewed_contact_id),
     portal_visible = CASE WHEN d.has_portal THEN d.visible ELSE m.portal_visible END
