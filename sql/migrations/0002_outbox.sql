@@ -159,7 +159,7 @@ CREATE UNIQUE INDEX portal_sync_events_one_open_per_mentor ON certjob.portal_syn
 CREATE INDEX portal_sync_events_due_idx ON certjob.portal_sync_events
     ((sure_until > '0001-01-01' AND NOT is_urgent), (attempts > 0), (NOT is_urgent), next_attempt_at)
     WHERE status = 'pending';
-CREATE INDEX portal_sync_events_mentor_id_idx ON certjob.portal_sync_events (mentor_id);
+CREATE INDEX portal_sync_events_mentor_id_idx ON certjob.portal_sync_events (mentor_id, id);
 CREATE INDEX portal_sync_events_hidden_idx ON certjob.portal_sync_events (delivered_at)
     WHERE status = 'delivered' AND NOT visible;
 CREATE INDEX portal_sync_events_by_hand_idx ON certjob.portal_sync_events (mentor_id)

@@ -91,6 +91,9 @@ def test_review_of_a_new_database_reads_no_whole_table(connection: Connection, p
     for name in ("lock_due_mentors", "read_mentors", "open_pauses", "queue_portal_events", "update_mentors"):
         assert plans[name], name
         assert not any(map(scanned_tables, plans[name])), name
+    assert (
+        max(map(rows_touched, plans["queue_portal_events"])) <= 20 * MENTORS
+    )  # a join of all mentors touches MENTORS²
 
 
 def test_claim_and_settle_read_only_their_batch(connection: Connection, plans: dict[str, list[Plan]]) -> None:

@@ -1,15 +1,16 @@
 -- name: queue_portal_events
 -- A new value replaces an open one. The new version tells a call in flight that its value is old. A live lease is
 -- kept, because the contact must not get a second call. If the value is the same, `wanted_at` is kept for the alerts.
--- %(read_until)s is the last day that a reading has found. The order of the mentors prevents deadlocks.
+-- %(read_until)s is the last day that a reading has found. The order of the mentors prevents deadlocks. OFFSET 0, because a
+-- join would read all mentors in this order.
 INSERT INTO portal_sync_events AS e (mentor_id, visible, wanted_until, sure_until, shown_until, run_id)
 SELECT n.mentor_id, n.visible, n.wanted_until, coalesce(n.read_until, d.sure_until), coalesce(n.read_until, d.shown_until),
     %(run_id)s
 FROM unnest(
     %(mentor_ids)b::uuid[], %(visible)b::boolean[], %(wanted_until)b::date[], %(read_until)b::date[]
 ) AS n (mentor_id, visible, wanted_until, read_until)
-JOIN mentors AS m ON m.id = n.mentor_id
-CROSS JOIN LATERAL certjob_private.days_on_portal(m) AS d
+CROSS JOIN LATERAL (SELECT o AS mentor FROM mentors AS o WHERE o.id = n.mentor_id OFFSET 0) AS m
+CROSS JOIN LATERAL certjob_private.days_on_portal(m.mentor) AS d
 ORDER BY n.mentor_id
 ON CONFLICT (mentor_id) WHERE status IN ('pending', 'blocked') DO UPDATE
 SET visible = excluded.visible,
