@@ -17,11 +17,12 @@ from certjob import database
 from tests.dashboard import browser as browsers
 from tests.dashboard.browser import Browser, Page
 from tests.database import supabase
+from tests.looks.contrast import CONTRASTS
 from tests.support.command_line import run_in_process, today
 from tests.support.docs import ROOT, read
 from tests.support.facts import Facts
 from tests.support.own_server import Cluster, data_folder
-from tests.support.portal_answers import error, ok
+from tests.support.portal_answers import Behaviour, error, ok
 from tests.support.portal_server import PortalServer
 from tests.support.waiting import until
 
@@ -36,6 +37,7 @@ FASTER = "{ const real = setInterval; setInterval = (act, delay) => real(act, de
 """With this script an hour has 36 seconds for the page."""
 REQUESTS = "performance.getEntriesByType('resource').filter((each) => each.name.includes('/alerts?')).length"
 """The number of requests for alerts, two in each round."""
+DOWN, UNKNOWN = error(503, "dynamics_unavailable"), error(404, "contact_not_found")
 SESSIONS = "Object.keys(localStorage).map((key) => [key, JSON.parse(localStorage[key])])"
 
 
@@ -62,7 +64,7 @@ def cluster() -> Iterator[Cluster]:
 
 
 @dataclass
-class Programme:
+class Site:
     """Two organisations, the portal, and the page."""
 
     facts: Facts
@@ -77,18 +79,29 @@ class Programme:
         self.facts.certificate(mentor, today().replace(year=today().year - 1))
         return mentor
 
+    def fail_to_hide(self, answer: Behaviour = DOWN) -> UUID:
+        """Let the portal answer like this when a run hides a mentor, which is an alert."""
+        self.portal.default = answer
+        mentor = self.expired()
+        self.run("run")
+        return mentor
+
     def enter(self, email: str = EVA, *, language: str = "nb-NO") -> Page:
         """Open the page and log in."""
         page = self.browser.open(language=language)
         page.log_in(email)
         return page
 
-    def value(self, statement: str, *parameters: object) -> object:
-        return self.facts.rows(statement, *parameters)[0][0]
+    def show_alert(self, answer: Behaviour = DOWN) -> Page:
+        """Open the page with one alert, about a mentor whom this answer leaves visible."""
+        self.fail_to_hide(answer)
+        page = self.enter()
+        page.sees("1 varsel")
+        return page
 
 
 @pytest.fixture
-def programme(cluster: Cluster, programs: Path, portal: PortalServer, tmp_path: Path) -> Iterator[Programme]:
+def site(cluster: Cluster, programs: Path, portal: PortalServer, tmp_path: Path) -> Iterator[Site]:
     """A migrated database like Supabase's, its coordinators, and the page."""
     name = f"page_{uuid4().hex}"
     with cluster.fresh_database(name, template="template0") as url, database.connect(url) as connection:
@@ -102,45 +115,40 @@ def programme(cluster: Cluster, programs: Path, portal: PortalServer, tmp_path: 
         assert run("db", "migrate").returncode == 0
         facts = Facts(connection)
         with Browser.start(programs, database_url=url, users=USERS) as browser:
-            made = Programme(facts=facts, portal=portal, browser=browser, run=run)
-            for email, slug, locale in ((EVA, "hlf", "nb"), (PER, "lhl", "nb")):
+            made = Site(facts=facts, portal=portal, browser=browser, run=run)
+            for email, slug in ((EVA, "hlf"), (PER, "lhl")):
                 made.organisations[slug] = facts.organisation(slug)
-                row = {"id": USERS[email], "organisation_id": made.organisations[slug], "locale": locale}
+                row = {"id": USERS[email], "organisation_id": made.organisations[slug], "locale": "nb"}
                 facts.insert("coordinators", email=email, full_name=email.partition("@")[0].title(), **row)
             yield made
 
 
-def test_alert_appears_without_a_reload_and_a_retry_leads_to_a_push(programme: Programme) -> None:
+def test_alert_appears_without_a_reload_and_a_retry_leads_to_a_push(site: Site) -> None:
     """Realtime reports the failure; the button makes the push due; the next delivery ends the alert."""
-    programme.portal.default = error(503, "dynamics_unavailable")
-    mentor = programme.expired()
-    page = programme.enter()
+    page = site.enter()
     page.sees("Ingen varsler")
 
-    programme.run("run")
+    site.fail_to_hide()
 
     page.sees("1 varsel", SENTENCE, "Kari Nordmann", "Portalen hadde problemer da vi prøvde sist", "Neste forsøk")
     page.click("[name=retry]")
     page.sees("Vi skjuler likepersonen på portalen", "Vi prøver igjen straks")
     assert page.evaluate("document.querySelector('[name=retry]')") is None, "one request is enough"
-    due = "SELECT next_attempt_at <= now() FROM certjob.portal_sync_events WHERE mentor_id = %s"
-    assert programme.value(due, mentor) is True
-    programme.portal.default = ok()
-    programme.run("deliver")
-    assert list(programme.portal.visible.values()) == [False]
+    assert site.facts.rows("SELECT next_attempt_at <= now() FROM portal_sync_events") == [(True,)]
+    site.portal.default = ok()
+    site.run("deliver")
+    assert list(site.portal.visible.values()) == [False]
     page.reads_again()
     page.sees("Ingen varsler")
-    assert programme.browser.errors == []
+    assert site.browser.errors == []
 
 
-def test_corrected_contact_id_ends_the_alert(programme: Programme) -> None:
+def test_corrected_contact_id_ends_the_alert(site: Site) -> None:
     """A contact ID of another mentor, and one that is not a UUID, are rejected with words."""
-    programme.portal.default = error(404, "contact_not_found")
-    mentor = programme.expired()
-    programme.run("run")
+    mentor = site.fail_to_hide(UNKNOWN)
     taken, right = uuid4(), uuid4()
-    programme.facts.mentor(programme.organisations["lhl"], contact_id=taken)
-    page = programme.enter()
+    site.facts.mentor(site.organisations["lhl"], contact_id=taken)
+    page = site.enter()
     page.sees("Kontakt‑ID‑en finnes ikke i Dynamics")
     assert page.evaluate("document.querySelector('[name=retry]')") is None, "a retry cannot help"
 
@@ -154,20 +162,16 @@ def test_corrected_contact_id_ends_the_alert(programme: Programme) -> None:
     page.press("Enter")
     page.sees("Kontakt‑ID‑en er lagret")
 
-    assert programme.value("SELECT dynamics_contact_id FROM certjob.mentors WHERE id = %s", mentor) == right
-    programme.portal.default = ok()
-    programme.run("deliver")
+    assert site.facts.rows("SELECT dynamics_contact_id FROM mentors WHERE id = %s", mentor) == [(right,)]
+    site.portal.default = ok()
+    site.run("deliver")
     page.reads_again()
     page.sees("Ingen varsler")
 
 
-def test_alert_ends_when_a_coordinator_has_hidden_the_contact_by_hand(programme: Programme) -> None:
+def test_alert_ends_when_a_coordinator_has_hidden_the_contact_by_hand(site: Site) -> None:
     """It is stored with the reason and the user, and the next run prints it."""
-    programme.portal.default = error(404, "contact_not_found")
-    programme.expired()
-    programme.run("run")
-    page = programme.enter()
-    page.sees("1 varsel")
+    page = site.show_alert(UNKNOWN)
 
     page.click("summary")
     page.fill("[name=because]", "Skjult i Dynamics")
@@ -175,23 +179,21 @@ def test_alert_ends_when_a_coordinator_has_hidden_the_contact_by_hand(programme:
     page.sees("Vi kontrollerer det neste gang vi leser portalen")
 
     assert page.cards() == []
-    stored = programme.facts.rows("SELECT hidden_because, hidden_by FROM portal_sync_events")
+    stored = site.facts.rows("SELECT hidden_because, hidden_by FROM portal_sync_events")
     assert stored == [("Skjult i Dynamics", str(USERS[EVA]))]
-    assert "was hidden by hand" in programme.run("run").stderr
+    assert "was hidden by hand" in site.run("run").stderr
 
 
-def test_page_shows_only_the_own_organisation(programme: Programme) -> None:
+def test_page_shows_only_the_own_organisation(site: Site) -> None:
     """Neither in the list nor by Realtime. A user who is no coordinator gets a sentence."""
-    programme.portal.default = error(503, "dynamics_unavailable")
-    theirs = programme.enter(PER)
+    theirs = site.enter(PER)
     theirs.sees("Ingen varsler")
-    ours = programme.enter(EVA)
+    ours = site.enter(EVA)
     ours.sees("Ingen varsler")
-    no_ones = programme.enter(OLA)
+    no_ones = site.enter(OLA)
     no_ones.sees("Du er ikke registrert som koordinator")
 
-    programme.expired()
-    programme.run("run")
+    site.fail_to_hide()
 
     ours.sees("Kari Nordmann")
     theirs.reads_again()
@@ -200,16 +202,14 @@ def test_page_shows_only_the_own_organisation(programme: Programme) -> None:
 
 
 @pytest.mark.parametrize("email", [OLA, EVA], ids=["never one", "removed while the page is open"])
-def test_user_who_is_no_coordinator_never_reads_that_everything_is_in_order(programme: Programme, email: str) -> None:
+def test_user_who_is_no_coordinator_never_reads_that_everything_is_in_order(site: Site, email: str) -> None:
     """Row-level security then answers with no alerts, in each round."""
-    programme.portal.default = error(503, "dynamics_unavailable")
-    programme.expired()
-    programme.run("run")
-    page = programme.browser.open(language="nb-NO", script=FASTER)
+    site.fail_to_hide()
+    page = site.browser.open(language="nb-NO", script=FASTER)
     page.log_in(email)
     page.sees("1 varsel" if email == EVA else "Du er ikke registrert som koordinator")
 
-    programme.facts.connection.execute("DELETE FROM certjob.coordinators WHERE id = %s", (USERS[email],))
+    site.facts.connection.execute("DELETE FROM certjob.coordinators WHERE id = %s", (USERS[email],))
     before = page.evaluate(REQUESTS)
     until(lambda: page.evaluate(REQUESTS) > before + 4)
 
@@ -218,41 +218,37 @@ def test_user_who_is_no_coordinator_never_reads_that_everything_is_in_order(prog
     assert page.cards() == []
 
 
-def test_answer_ends_with_the_attempt_that_it_is_about(programme: Programme) -> None:
+def test_answer_ends_with_the_attempt_that_it_is_about(site: Site) -> None:
     """Neither a failed retry nor a later alert about the mentor says again that certjob is about to hide them."""
     answer = "Vi skjuler likepersonen på portalen"
-    programme.portal.default = error(503, "dynamics_unavailable")
-    programme.expired()
-    programme.run("run")
-    page = programme.enter()
+    site.fail_to_hide()
+    page = site.enter()
     page.sees("Neste forsøk")
     page.click("[name=retry]")
     page.sees(answer, "Vi prøver igjen straks")
     page.reads_again()
     page.sees(answer)
 
-    programme.run("deliver")
+    site.run("deliver")
     page.reads_again()
     page.sees("Neste forsøk")
     assert answer not in page.text
 
-    programme.portal.default = ok()
-    programme.run("resync", "M1001")
+    site.portal.default = ok()
+    site.run("resync", "M1001")
     page.reads_again()
     page.sees("Ingen varsler")
-    programme.portal.default = error(503, "dynamics_unavailable")
-    programme.run("resync", "M1001")
+    site.portal.default = DOWN
+    site.run("resync", "M1001")
     page.reads_again()
     page.sees("1 varsel")
     assert answer not in page.text
 
 
-def test_most_harmful_alerts_are_read_first(programme: Programme) -> None:
+def test_most_harmful_alerts_are_read_first(site: Site) -> None:
     """The API returns at most 1,000 rows. The page says that there are more."""
-    programme.portal.default = error(503, "dynamics_unavailable")
-    mentor = programme.expired()
-    programme.run("run")
-    programme.facts.connection.execute(
+    mentor = site.fail_to_hide()
+    site.facts.connection.execute(
         "INSERT INTO certjob.cert_notification_log"
         " (mentor_id, threshold_days, cert_id, expires_on, status, failure_code, next_attempt_at)"
         " SELECT %s, 7, gen_random_uuid(), current_date, 'failed', 'no_address', now() - interval '3 days'"
@@ -260,37 +256,33 @@ def test_most_harmful_alerts_are_read_first(programme: Programme) -> None:
         (mentor,),
     )
 
-    page = programme.enter()
+    page = site.enter()
 
     page.sees("1001 varsler og 1 til", SENTENCE)
     assert len(page.cards()) == 1001
 
 
-def test_contact_id_that_was_not_saved_is_not_reported_as_saved(programme: Programme) -> None:
+def test_contact_id_that_was_not_saved_is_not_reported_as_saved(site: Site) -> None:
     """Another person has moved the mentor to another organisation in between."""
-    programme.portal.default = error(404, "contact_not_found")
-    programme.expired()
-    programme.run("run")
-    page = programme.enter()
+    site.fail_to_hide(UNKNOWN)
+    page = site.enter()
     page.sees("Kontakt‑ID‑en finnes ikke i Dynamics")
 
-    programme.facts.connection.execute(
-        "UPDATE certjob.mentors SET organisation_id = %s", (programme.organisations["lhl"],)
-    )
+    with site.facts.connection.transaction():
+        site.facts.connection.execute("SET LOCAL session_replication_role = replica")  # Realtime reports nothing
+        site.facts.connection.execute("UPDATE mentors SET organisation_id = %s", (site.organisations["lhl"],))
     page.fill("[name=contact_id]", str(uuid4()))
     page.press("Enter")
 
     page.sees("Kontakt‑ID‑en er ikke lagret")
 
 
-def test_same_wrong_contact_id_can_be_sent_twice(programme: Programme) -> None:
+def test_same_wrong_contact_id_can_be_sent_twice(site: Site) -> None:
     """The card does not change, so its button must work again."""
-    programme.portal.default = error(404, "contact_not_found")
-    programme.expired()
-    programme.run("run")
+    site.fail_to_hide(UNKNOWN)
     taken = uuid4()
-    programme.facts.mentor(programme.organisations["lhl"], contact_id=taken)
-    page = programme.enter()
+    site.facts.mentor(site.organisations["lhl"], contact_id=taken)
+    page = site.enter()
     page.sees("1 varsel")
 
     for _ in range(2):
@@ -307,13 +299,9 @@ def test_same_wrong_contact_id_can_be_sent_twice(programme: Programme) -> None:
     ["session.expires_at = 1", "session.access_token = 'no.longer.valid'"],
     ids=["not renewed", "token rejected"],
 )
-def test_lapsed_login_asks_to_log_in_again(programme: Programme, end: str) -> None:
+def test_lapsed_login_asks_to_log_in_again(site: Site, end: str) -> None:
     """Without a valid token, the API answers as to a visitor, who may not read the schema."""
-    programme.portal.default = error(503, "dynamics_unavailable")
-    programme.expired()
-    programme.run("run")
-    page = programme.enter()
-    page.sees("1 varsel")
+    page = site.show_alert()
 
     page.evaluate(f"{SESSIONS}.forEach(([key, session]) => {{ {end}; localStorage[key] = JSON.stringify(session) }})")
     page.reads_again()
@@ -325,9 +313,9 @@ def test_lapsed_login_asks_to_log_in_again(programme: Programme, end: str) -> No
     page.sees("1 varsel")
 
 
-def test_logout_that_fails_is_reported(programme: Programme) -> None:
+def test_logout_that_fails_is_reported(site: Site) -> None:
     """Otherwise someone would leave the computer logged in."""
-    page = programme.enter()
+    page = site.enter()
     page.sees("Ingen varsler")
 
     page.go_offline()
@@ -345,16 +333,16 @@ def test_logout_that_fails_is_reported(programme: Programme) -> None:
     ],
     ids=["no supabase.js, or another version", "address without https"],
 )
-def test_page_that_cannot_start_says_so(programme: Programme, wrong: str) -> None:
+def test_page_that_cannot_start_says_so(site: Site, wrong: str) -> None:
     """A blank page would not say whom to ask."""
-    page = programme.browser.open(language="nb-NO", script=wrong)
+    page = site.browser.open(language="nb-NO", script=wrong)
 
     page.sees("Siden kan ikke starte", "Gi beskjed til dem som drifter løsningen")
 
 
-def test_focus_is_on_the_heading_after_the_login(programme: Programme) -> None:
+def test_focus_is_on_the_heading_after_the_login(site: Site) -> None:
     """The focused field has gone. After the logout the focus is in the login form."""
-    page = programme.enter()
+    page = site.enter()
     page.sees("Ingen varsler")
 
     assert page.evaluate("document.activeElement.tagName") == "H1"
@@ -363,25 +351,23 @@ def test_focus_is_on_the_heading_after_the_login(programme: Programme) -> None:
     assert page.evaluate("document.activeElement.name") == "email"
 
 
-def test_each_button_is_described_by_its_mentor(programme: Programme) -> None:
+def test_each_button_is_described_by_its_mentor(site: Site) -> None:
     """Otherwise a screen reader lists equal buttons."""
-    programme.portal.default = error(503, "dynamics_unavailable")
-    programme.expired()
-    programme.expired(name="Ola Hansen")
-    programme.run("run")
-    page = programme.enter()
+    site.expired(name="Ola Hansen")
+    site.fail_to_hide()
+    page = site.enter()
     page.sees("2 varsler")
 
     described = page.describes()
 
     retries = described.pop("Prøv igjen nå")
-    assert sorted(retries) == ["Kari Nordmann M1001", "Ola Hansen M1002"]
+    assert sorted(retries) == ["Kari Nordmann M1002", "Ola Hansen M1001"]
 
 
 @pytest.mark.parametrize("address", ["https://other.example/", "http://127.0.0.1:9/"])
-def test_page_connects_to_its_project_only(programme: Programme, address: str) -> None:
+def test_page_connects_to_its_project_only(site: Site, address: str) -> None:
     """Even injected text could not send the alerts elsewhere."""
-    page = programme.enter()
+    page = site.enter()
     page.sees("Ingen varsler")
 
     rejected = page.evaluate(
@@ -402,14 +388,12 @@ def test_page_connects_to_its_project_only(programme: Programme, address: str) -
     ids=["nb", "nn", "en"],
 )
 def test_page_speaks_the_coordinators_language(
-    programme: Programme, locale: str, browser_language: str, login: str, texts: tuple[str, ...]
+    site: Site, locale: str, browser_language: str, login: str, texts: tuple[str, ...]
 ) -> None:
     """Before the login it is the browser's."""
-    programme.facts.connection.execute("UPDATE certjob.coordinators SET locale = %s", (locale,))
-    programme.portal.default = error(503, "dynamics_unavailable")
-    programme.expired()
-    programme.run("run")
-    page = programme.browser.open(language=browser_language)
+    site.facts.connection.execute("UPDATE certjob.coordinators SET locale = %s", (locale,))
+    site.fail_to_hide()
+    page = site.browser.open(language=browser_language)
     page.sees(login)
 
     page.log_in(EVA)
@@ -419,9 +403,9 @@ def test_page_speaks_the_coordinators_language(
     assert "undefined" not in page.text
 
 
-def test_rejected_login_and_logout(programme: Programme) -> None:
+def test_rejected_login_and_logout(site: Site) -> None:
     """A reload keeps the login; the button ends it."""
-    page = programme.browser.open(language="en-GB")
+    page = site.browser.open(language="en-GB")
 
     page.log_in(EVA, password="wrong")
     page.sees("The email address or the password is wrong.")
@@ -435,34 +419,28 @@ def test_rejected_login_and_logout(programme: Programme) -> None:
     assert EVA not in page.text
 
 
-def test_reading_goes_on_after_an_interruption(programme: Programme) -> None:
+def test_reading_goes_on_after_an_interruption(site: Site) -> None:
     """Offline, and with a server that rejects the reading, the page says so and keeps the list."""
-    programme.portal.default = error(503, "dynamics_unavailable")
-    programme.expired()
-    programme.run("run")
-    page = programme.enter()
-    page.sees("1 varsel")
+    page = site.show_alert()
 
     page.go_offline()
     page.sees("Du er ikke på nett. Varslene er fra", "Kari Nordmann")
     page.go_offline(offline=False)
     page.sees("1 varsel")
-    programme.facts.connection.execute("REVOKE SELECT ON certjob.alerts FROM authenticated")
+    site.facts.connection.execute("REVOKE SELECT ON certjob.alerts FROM authenticated")
     page.reads_again()
     page.sees("Vi fikk ikke hentet varslene", "permission denied", "Kari Nordmann")
-    programme.run("db", "migrate")
+    site.run("db", "migrate")
     page.reads_again()
 
     page.sees("1 varsel")
 
 
-def test_page_reads_every_30_seconds_while_it_is_visible(programme: Programme) -> None:
+def test_page_reads_every_30_seconds_while_it_is_visible(site: Site) -> None:
     """Realtime does not report the end of a failure."""
-    programme.portal.default = error(503, "dynamics_unavailable")
-    programme.expired()
-    programme.run("run")
+    site.fail_to_hide()
     hidden = "Object.defineProperty(document, 'visibilityState', { get: () => window.isHidden ? 'hidden' : 'visible' })"
-    page = programme.browser.open(language="nb-NO", script=FASTER + hidden)
+    page = site.browser.open(language="nb-NO", script=FASTER + hidden)
     page.log_in(EVA)
     page.sees("1 varsel")
 
@@ -472,22 +450,18 @@ def test_page_reads_every_30_seconds_while_it_is_visible(programme: Programme) -
     page.evaluate("new Promise((done) => setTimeout(done, 1000))")
     assert page.evaluate(REQUESTS) <= before + 2, "one reading may have been under way"
     page.evaluate("window.isHidden = false")
-    programme.portal.default = ok()
-    programme.run("resync", "M1001")
+    site.portal.default = ok()
+    site.run("resync", "M1001")
 
     page.sees("Ingen varsler")
 
 
-def test_typed_text_and_focus_survive_a_new_reading(programme: Programme) -> None:
+def test_typed_text_and_focus_survive_a_new_reading(site: Site) -> None:
     """Also if the alert has changed, such as its number of calls. Everything works with the keyboard."""
-    programme.portal.default = error(404, "contact_not_found")
-    programme.expired()
-    programme.run("run")
-    page = programme.enter()
-    page.sees("1 varsel")
+    page = site.show_alert(UNKNOWN)
     page.fill("[name=contact_id]", "6f96")
 
-    programme.facts.connection.execute("UPDATE certjob.mentors SET full_name = 'Kari Hansen'")
+    site.facts.connection.execute("UPDATE certjob.mentors SET full_name = 'Kari Hansen'")
     page.reads_again()
     page.sees("Kari Hansen")
 
@@ -517,33 +491,13 @@ def test_typescript_of_the_documents_is_valid(programs: Path, tmp_path: Path) ->
     assert done.returncode == 0, done.stderr.decode()
 
 
-CONTRASTS = """
-(() => {
-  const light = (colour) => {
-    const parts = colour.match(/[\\d.]+/g).slice(0, 3).map((part) => part / 255);
-    const [r, g, b] = parts.map((part) => part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4);
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b + 0.05;
-  };
-  const ground = (element) => {
-    const colour = getComputedStyle(element).backgroundColor;
-    return colour === "rgba(0, 0, 0, 0)" ? ground(element.parentElement) : colour;
-  };
-  return [...document.querySelectorAll("body *")].filter((each) => each.innerText && !each.disabled).map((each) => {
-    const [one, other] = [light(getComputedStyle(each).color), light(ground(each))];
-    return [Math.max(one, other) / Math.min(one, other), each.innerText];
-  });
-})()
-"""
-"""The contrast of each element's text with its background, as WCAG computes it."""
-
-
 @pytest.mark.parametrize("locale", ["nb", "nn", "en"])
-def test_page_fits_every_screen_and_has_enough_contrast(programme: Programme, locale: str) -> None:
+def test_page_fits_every_screen_and_has_enough_contrast(site: Site, locale: str) -> None:
     """No sideways scrolling from 320 pixels on, and level AA in both schemes. The pictures are in build/looks."""
-    programme.facts.connection.execute("UPDATE certjob.coordinators SET locale = %s", (locale,))
+    site.facts.connection.execute("UPDATE certjob.coordinators SET locale = %s", (locale,))
     PICTURES.mkdir(parents=True, exist_ok=True)
-    everything(programme)
-    page = programme.enter()
+    everything(site)
+    page = site.enter()
     until(lambda: len(page.cards()) == 7)
     assert any(" 60 " in card for card in page.cards()), "the held mentors, not the number that permits them"
     for width, height in ((320, 700), (375, 800), (800, 900), (1280, 900)):
@@ -555,13 +509,11 @@ def test_page_fits_every_screen_and_has_enough_contrast(programme: Programme, lo
             assert [found for found in contrasts if found[0] < 4.5] == []
 
 
-def everything(programme: Programme) -> None:
+def everything(site: Site) -> None:
     """Let the page have alerts of each kind, with long names."""
-    organisation, facts = programme.organisations["hlf"], programme.facts
+    organisation, facts = site.organisations["hlf"], site.facts
     unknown = uuid4()
-    programme.portal.decide = lambda request: (
-        error(404, "contact_not_found") if request.contact_id == unknown else error(503, "dynamics_unavailable")
-    )
+    site.portal.decide = lambda request: UNKNOWN if request.contact_id == unknown else DOWN
     ended, late = today() - timedelta(days=1), today() + timedelta(days=400)
     for name, contact_id, last_day in (
         ("Kari Nordmann", unknown, ended),
@@ -572,7 +524,7 @@ def everything(programme: Programme) -> None:
         mentor = facts.mentor(organisation, full_name=name, contact_id=contact_id, email=None)
         facts.certificate(mentor, last_day)
     facts.connection.execute("UPDATE mentors SET portal_visible = false WHERE full_name = 'Per Hansen'")
-    programme.run("run")
+    site.run("run")
     reminder = {"threshold_days": 7, "cert_id": uuid4(), "expires_on": today(), "status": "failed"}
     facts.insert("cert_notification_log", mentor_id=mentor, failure_code="no_address", **reminder)
     busy = facts.mentor(organisation, full_name="Anne Busy")

@@ -38,11 +38,10 @@ def main() -> int:
     for name, message in messages():
         size = len(message.html.encode())
         for scheme in SCHEMES:
-            found = list(contrasts(message.html, dark=scheme == "dark"))
-            weak += sum(ratio < 4.5 for ratio, *_ in found)
-            lowest, colour, ground, _ = min(found)
-            take_picture(browser, message, folder / f"{name}-{scheme}.png", scheme=scheme)
-            print(f"{name:24} {scheme:5} {size / 1000:6.1f} kB  lowest contrast {lowest:5.2f}  {colour} on {ground}")
+            found = take_picture(browser, message, folder / f"{name}-{scheme}.png", scheme=scheme)
+            weak += sum(ratio < 4.5 for ratio, _ in found)
+            lowest, text = min(found)
+            print(f"{name:24} {scheme:5} {size / 1000:6.1f} kB  lowest contrast {lowest:5.2f}  {text[:40]!r}")
     return 1 if weak else 0
 
 
@@ -60,8 +59,8 @@ def messages() -> Iterator[tuple[str, RenderedMessage]]:
             yield f"digest-{language}-{name}", page
 
 
-def take_picture(browser: str, message: RenderedMessage, picture: Path, *, scheme: str) -> None:
-    """Show the page in frames of three widths, because a window cannot be as narrow as a phone."""
+def take_picture(browser: str, message: RenderedMessage, picture: Path, *, scheme: str) -> list[tuple[float, str]]:
+    """Show the page in frames, because a window cannot be as narrow as a phone; return its contrasts."""
     height = next(pixels for part, pixels in HEIGHTS.items() if part in picture.name)
     frame = f'<iframe srcdoc="{html.escape(message.html)}" style="border: 0; height: {height - 20}px'
     frames = "".join(f'{frame}; width: {width}px"></iframe> ' for width in WIDTHS)
@@ -69,11 +68,12 @@ def take_picture(browser: str, message: RenderedMessage, picture: Path, *, schem
     with tempfile.TemporaryDirectory() as scratch:
         document = Path(scratch, "page.html")
         document.write_text(page, encoding="utf-8")
-        options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
-        options += [f"--user-data-dir={scratch}/profile", f"--screenshot={picture.resolve()}"]
-        options += [f"--window-size={sum(WIDTHS) + 60},{height}"]
-        options += [f"--blink-settings=preferredColorScheme={SCHEMES[scheme]}"]
-        subprocess.run([browser, *options, document.as_uri()], check=True, capture_output=True, timeout=120)
+        command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
+        command += [f"--user-data-dir={scratch}/profile", f"--blink-settings=preferredColorScheme={SCHEMES[scheme]}"]
+        options = [f"--screenshot={picture.resolve()}", f"--window-size={sum(WIDTHS) + 60},{height}"]
+        subprocess.run([*command, *options, document.as_uri()], check=True, capture_output=True, timeout=120)
+        document.write_text(message.html, encoding="utf-8")
+        return contrasts(command, document)
 
 
 if __name__ == "__main__":
