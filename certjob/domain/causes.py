@@ -6,8 +6,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import date
 from typing import Final, Literal
 
+from certjob.domain.explanations import whole_date
+from certjob.domain.models import Effect
 from certjob.errors import Cause
 
 _ADDRESS: Final = {
@@ -190,6 +193,16 @@ HELD_REASONS: Final[Mapping[str, str]] = {
     "reminder": "would get a reminder",
 }
 """The words for ``still_due.reason`` of a held mentor, and for a mentor with held reminders."""
+
+
+def held_words(reason: str, *, old_last_day: date | None, new_last_day: date | None) -> str:
+    """Return why a mentor is held, with the last certified day if it would change.
+
+    >>> held_words("ends_earlier", old_last_day=date(2027, 12, 25), new_last_day=date(2027, 12, 24))
+    'would end earlier: last day 25 December 2027 → 24 December 2027'
+    """
+    old, new = (whole_date(day) if day else "none" for day in (old_last_day, new_last_day))
+    return HELD_REASONS[reason] + (f": last day {old} → {new}" if old != new and reason != Effect.REMINDER else "")
 
 
 def advise_on_push(cause: str, *, error: str | None) -> Advice:

@@ -17,6 +17,11 @@ def day_words(day: date, today: date) -> str:
     return f"{day.day} {day:%B}" + ("" if day.year == today.year else f" {day.year:04}")
 
 
+def whole_date(day: date) -> str:
+    """Return a date with its year, such as 12 March 2027."""
+    return f"{day.day} {day:%B} {day.year:04}"
+
+
 def moment_words(at: datetime, today: date) -> str:
     """Return a local time with its day, for sentences. Tables and lines for programs have ISO dates.
 

@@ -186,6 +186,7 @@ def _effects(change: PlannedChange) -> Iterator[dict[str, Any]]:
     decision, what = change.decision, None
     mentor: dict[str, Any] = {"organisation": decision.organisation.slug, "member_no": decision.member_no}
     mentor |= {"mentor_id": decision.mentor_id}
+    old, new = change.last_days.values()
     shows = decision.push and decision.visible and not decision.new_last_day
     if decision.pause is PauseChange.OPEN:
         what = "paused"
@@ -195,9 +196,9 @@ def _effects(change: PlannedChange) -> Iterator[dict[str, Any]]:
         what = "reinstated and shown" if shows else "reinstated"
     elif shows:
         what = "shown"
-    elif decision.new_last_day:
-        what = f"{'later' if decision.certified_until > (decision.stored_until or date.max) else 'earlier'} last day"
+    elif old and new and old != new:
+        what = "later last day" if old < new else "earlier last day"
     if what:
         yield mentor | {"what": what, "held": change.is_held}
     if change.new_reminders:
-        yield mentor | {"what": "reminded", "held": change.reminders_are_held}
+        yield mentor | {"what": "reminded", "held": change.held_because is not None}

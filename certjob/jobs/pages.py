@@ -6,7 +6,7 @@ from dataclasses import asdict
 from itertools import islice
 from uuid import UUID
 
-from certjob.domain.causes import HELD_REASONS
+from certjob.domain.causes import held_words
 from certjob.domain.explanations import number, reason_words
 from certjob.domain.models import Decision, PauseChange
 from certjob.facts.lookup import MentorName
@@ -35,6 +35,9 @@ def report_page(report: Report, *, find_names: FindNames) -> Iterator[Line | Tab
         yield Table(_planned_rows(report.changes, find_names), _PLANNED, count=len(report.changes))
         if report.review.held_back:
             yield Line("`certjob resync MENTOR` permits the held changes of one mentor.")
+        if report.held_before:
+            more = number(report.held_before, "more mentor")
+            yield Line(f"Earlier runs have held the reminders of {more}, whom `certjob alerts` names.")
         yield GAP
     if isinstance(report, ReconcileReport) and report.comparison is not None:
         yield from _differences(report.corrections, report.comparison, find_names)
@@ -66,7 +69,7 @@ def _planned_rows(changes: Iterable[PlannedChange], find_names: FindNames) -> It
                 "pause": {PauseChange.OPEN: "starts", PauseChange.LIFT: "ends", None: None}[decision.pause],
                 "reminders": _reminders(change),
                 "portal": _push_words(decision),
-                "held_because": change.held_because and HELD_REASONS[change.held_because],
+                "held_because": change.held_because and held_words(change.held_because, **change.last_days),
             }
 
 
@@ -74,8 +77,6 @@ def _reminders(change: PlannedChange) -> str:
     words = [_threshold(reminder.threshold_days) for reminder in change.new_reminders]
     if words and not change.has_address:
         words.append("no address")
-    if words and change.reminders_are_held and not change.is_held:
-        words.append("held back")
     return ", ".join(words)
 
 

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from certjob import database
 from certjob.database import Connection
-from certjob.domain.models import Reminder
+from certjob.domain.models import Effect, Reminder
 from certjob.jobs.report import RunReport
 from certjob.mail.reminders import find_new_reminders, find_without_address
 from certjob.outbox.open_work import read_open_work
@@ -34,7 +34,7 @@ def plan_run(
     on_progress: Callable[[int], None] = lambda _: None,
 ) -> None:
     """Fill the report of a dry run from one read-only snapshot, without locks and calls."""
-    today, counts = report.today, ReviewCounts()
+    today, counts, held = report.today, ReviewCounts(), 0
     with database.read_only_snapshot(connection):
         everybody = everybody or looks_at_everybody(connection, today)
         guard = MassChangeGuard(connection, today=today, allow=allow, everybody=everybody)
@@ -50,22 +50,27 @@ def plan_run(
             unreachable, all_new = find_without_address(connection, new), set(found)
             counts.add([decision for decision in decisions if guard.hold_of(decision) is None])
             for decision in decisions:
-                hold = guard.hold_of(decision)
+                held_because = None
+                if guard.hold_of(decision) is not None:
+                    held_because = decision.surprise.effect
+                elif guard.held_reminders_of(decision, all_new):
+                    held_because = Effect.REMINDER
                 change = PlannedChange(
                     decision=decision,
                     new_reminders=tuple(new[decision.mentor_id]),
                     has_address=decision.mentor_id not in unreachable,
-                    held_because=decision.surprise.effect if hold else None,
-                    reminders_are_held=hold is not None or bool(guard.held_reminders_of(decision, all_new)),
+                    held_because=held_because,
                 )
                 counts.held_back += change.is_held
-                if change.reminders_are_held:
+                held += held_because is not None
+                if held_because:
                     counts.reminders_held_back += len(change.new_reminders)
                 else:
                     counts.reminders_queued += len(change.new_reminders)
-                if decision.transitions or decision.pause or decision.push or change.new_reminders:
+                if held_because or decision.transitions or decision.pause or decision.push or change.new_reminders:
                     report.changes.append(change)
             on_progress(counts.reviewed)
         report.review = counts
         report.held = [hold.line for hold in guard.held.values()]
+        report.held_before = sum(hold.mentors for hold in guard.held.values()) - held
         report.open_work = read_open_work(connection)

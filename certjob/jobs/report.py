@@ -161,6 +161,8 @@ class RunReport(Report):
     """All alerts at the end of the run, or None if it has not read them."""
     changes: SortedRows[PlannedChange] = field(default_factory=lambda: SortedRows(PlannedChange.sort_key))
     """The changes that a dry run has planned."""
+    held_before: int = 0
+    """Mentors of the holds whom a dry run does not list, because earlier runs hold their reminders."""
 
     def lines(self, told: Set[str] = NOTHING) -> list[str]:
         """Return the lines. Each reason has one: alerts follow only where no line of this run says the same."""

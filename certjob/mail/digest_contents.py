@@ -113,7 +113,7 @@ def _read_digest(connection: Connection, coordinator: DigestRecipient, *, today:
     mentors = {mentor.id: mentor for mentor in reading.read(connection, ids, lock=False).mentors}
     is_open = {
         "not_run": read("read_missing_run"),
-        "held": read("read_held_back"),
+        "held": [row | {"named": list(map(_held, row["named"]))} for row in read("read_held_back")],
         "facts_missing": read("read_missing_facts"),
         "unreviewed": read("read_unreviewed_mentors"),
         "visible": [row for row in pushes if not row["is_show"]],
@@ -153,6 +153,12 @@ def _keys(row: Words) -> Sequence[str]:
     """Return the keys of a row: of a problem those of its alert. A hide by hand has none, because it is no news."""
     keys: Sequence[str] = row.get("keys") or list(filter(None, [row.get("key")]))
     return keys
+
+
+def _held(named: Words) -> Words:
+    """Return a held mentor of a JSON document with dates."""
+    days = {name: named[name] and date.fromisoformat(named[name]) for name in ("old_on", "new_on")}
+    return named | days
 
 
 def _lapses(mentor: Mentor | None, *, today: date) -> list[Words]:

@@ -13,8 +13,8 @@ from certjob import database
 from certjob.database import Connection
 from certjob.domain import holds
 from certjob.domain.alert_kinds import WORDS, Kind, count_in_words
-from certjob.domain.causes import HELD_REASONS, NO_MAIL_AT_ALL, Advice, advise_on, advise_on_message, advise_on_push
-from certjob.domain.explanations import day_words, moment_words, number
+from certjob.domain.causes import NO_MAIL_AT_ALL, Advice, advise_on, advise_on_message, advise_on_push, held_words
+from certjob.domain.explanations import day_words, moment_words, number, whole_date
 from certjob.errors import Cause
 from certjob.page import GAP, Line, Table, heading
 from certjob.redaction import harmless
@@ -103,6 +103,14 @@ class HeldMentor:
     reason: str
     """See `certjob.domain.causes.HELD_REASONS`."""
     since: datetime
+    old_last_day: date | None
+    """The last certified day; None: not certified."""
+    new_last_day: date | None
+
+    @property
+    def words(self) -> str:
+        """The reason and the last days."""
+        return held_words(self.reason, old_last_day=self.old_last_day, new_last_day=self.new_last_day)
 
 
 def held_mentors(connection: Connection, *, today: date) -> Iterator[HeldMentor]:
@@ -159,7 +167,7 @@ def alerts_page(
         for group in _groups(section):
             yield from _group_parts(group, now=now)
         if kind is Kind.HELD:
-            rows = [asdict(each) | {"reason": HELD_REASONS[each.reason]} for each in held]
+            rows = [asdict(each) | {"reason": each.words} for each in held]
             yield Table(rows, _HELD)
     if acknowledged:
         yield from (GAP, Line(_acknowledged_words(acknowledged)))
@@ -177,14 +185,14 @@ def alert_lines(
         steps = f"{why.removesuffix('.')}; what to do: {alert.what_to_do(next_try=next_try)}"
         yield harmless(f"{alert.sentence}: {', '.join(filter(None, who))}: {steps}")
     for each in held:
-        yield harmless(f"Held back: {each.alert_id}, {each.member_no}, {each.full_name}: {HELD_REASONS[each.reason]}")
+        yield harmless(f"Held back: {each.alert_id}, {each.member_no}, {each.full_name}: {each.words}")
     if acknowledged:
         yield _acknowledged_words(acknowledged)
 
 
 def _about(alert: Alert) -> str:
     """Return the certificate or the digest, or the day until which the portal shows the mentor."""
-    day = f"{alert.day.day} {alert.day:%B} {alert.day.year:04}" if alert.day else ""
+    day = whole_date(alert.day) if alert.day else ""
     match alert.kind:
         case Kind.FAILED_REMINDERS | Kind.WAITING_REMINDERS:
             return f"certificate until {day}"

@@ -13,7 +13,15 @@ from uuid import UUID
 from certjob import database
 from certjob.database import Connection
 from certjob.domain import explanations, rules
-from certjob.domain.explanations import day_words, distance_words, moment_words, number, reason_words, threshold_words
+from certjob.domain.explanations import (
+    day_words,
+    distance_words,
+    moment_words,
+    number,
+    reason_words,
+    threshold_words,
+    whole_date,
+)
 from certjob.domain.models import OWN_PAUSE_REASON, Mentor, PauseChange, Status
 from certjob.domain.projection import ComingRun, coming_runs
 from certjob.errors import BrokenMentorError, UnknownMentorError
@@ -387,7 +395,7 @@ def _certificate_lines(explained: Explanation) -> Iterator[Line]:
         yield _item("none")
     for each in explained.certificates:
         optional = ", optional" if each.optional else ""
-        span = f"{_whole_date(each.issued_on)} to {_whole_date(each.expires_on)}"
+        span = f"{whole_date(each.issued_on)} to {whole_date(each.expires_on)}"
         yield _item("", head=f"{each.kind}{optional}, {span}: {each.status}")
         yield _detail(each.because + _stored(each, today=explained.today))
 
@@ -458,10 +466,6 @@ def _outcome(row: LoggedReminder, moment: _Moment) -> str:
         case "superseded":
             return "never sent: a more urgent one took its place"
     return f"cancelled: {row.error or 'it no longer applied'}"
-
-
-def _whole_date(day: date) -> str:
-    return f"{day.day} {day:%B} {day.year:04}"
 
 
 def _portal_lines(explained: Explanation, moment: _Moment) -> Iterator[Line]:

@@ -36,6 +36,7 @@ def write_decisions(connection: Connection, admitted: Admitted, *, today: date, 
             "ids": [each.mentor_id for each in admitted.held],
             "reasons": [each.effect for each in admitted.held],
             "after_gap": [each.after_gap for each in admitted.held],
+            "certified_until": [each.certified_until for each in admitted.held],
             "today": today,
         }
         has_new_holds = any(is_new for (is_new,) in database.fetch(connection, "store_held_mentors", rows))

@@ -36,6 +36,8 @@ class HeldMentor:
     effect: Effect
     after_gap: bool
     """Whether the change was foreseen, but by a review that is too old. Later runs must hold it as well."""
+    certified_until: date
+    """The value that a review would store."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +122,12 @@ class MassChangeGuard:
         return Admitted(
             decisions=[d for d in decisions if d.mentor_id not in ids],
             held=[
-                HeldMentor(mentor_id=d.mentor_id, effect=d.surprise.effect, after_gap=d.surprise.change is None)
+                HeldMentor(
+                    mentor_id=d.mentor_id,
+                    effect=d.surprise.effect,
+                    after_gap=d.surprise.change is None,
+                    certified_until=d.certified_until,
+                )
                 for d in held
             ],
             held_reminders={each for d in decisions for each in self.held_reminders_of(d, new)},

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from certjob import database
 from certjob.domain import rules
-from certjob.domain.models import Decision, Effect, PauseChange, Reminder, Status
+from certjob.domain.models import NOT_CERTIFIED, Decision, Effect, PauseChange, Reminder, Status
 from certjob.facts import reading
 
 
@@ -91,13 +91,21 @@ class PlannedChange:
     has_address: bool = True
     """Whether the new reminders, if there are any, can be sent."""
     held_because: Effect | None = None
-    """The effect for which a guard holds the whole decision."""
-    reminders_are_held: bool = False
+    """The effect for which a guard holds the whole decision, or REMINDER: only the new reminders."""
 
     @property
     def is_held(self) -> bool:
         """Whether a guard holds the whole decision."""
-        return self.held_because is not None
+        return self.held_because not in (None, Effect.REMINDER)
+
+    @property
+    def last_days(self) -> dict[str, date | None]:
+        """The last certified day before and after the change; None: not certified."""
+        old, new = self.decision.stored_until, self.decision.certified_until
+        return {
+            "old_last_day": None if old == NOT_CERTIFIED else old,
+            "new_last_day": None if new == NOT_CERTIFIED else new,
+        }
 
     def sort_key(self) -> tuple[str, int, bool, bool, bool, str]:
         """Sort by organisation: held changes by their harm, pauses, returns, reminders, changes of a status only."""
@@ -129,11 +137,12 @@ class PlannedChange:
                     "threshold_days": r.threshold_days,
                     "expires_on": r.expires_on.isoformat(),
                     "has_address": self.has_address,
-                    "held": self.reminders_are_held,
+                    "held": self.held_because is not None,
                 }
                 for r in self.new_reminders
             ],
             "portal": decision.visible if decision.push else None,
             "held": self.is_held,
             "held_because": str(self.held_because) if self.held_because else None,
+            **{name: day and day.isoformat() for name, day in self.last_days.items()},
         }

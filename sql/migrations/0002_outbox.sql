@@ -241,7 +241,8 @@ CREATE TABLE certjob.still_due (
     reason    text NOT NULL,  -- why not; of a held mentor what would happen, as `Effect` in certjob/domain/models.py
     since     timestamptz NOT NULL DEFAULT now(),
     as_of     date NOT NULL,  -- the day of the last run that found it
-    after_gap boolean NOT NULL DEFAULT false  -- held, because the review that foresaw the change was too old
+    after_gap boolean NOT NULL DEFAULT false,  -- held, because the review that foresaw the change was too old
+    certified_until date  -- of a held mentor the value that a review would store
 );
 
 -- Shows that `certjob reconcile` holds, because the portal lists none of the mentors who should be visible.

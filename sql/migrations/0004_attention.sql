@@ -91,23 +91,25 @@ WHERE e.status IN ('pending', 'blocked');
 
 -- The held mentors, and those with held reminders. In each organisation, `place` counts them from the most harmful change.
 -- A row of still_due counts only while the mentor is due, because two overlapping runs can leave an old one.
+--   old_last_day, new_last_day  the last certified day, and what a review would store; null: not certified
 CREATE VIEW certjob_private.held_names WITH (security_invoker = true) AS
 SELECT m.organisation_id, h.mentor_id, m.member_no, coalesce(m.full_name, m.member_no) AS full_name, h.reason, h.since,
     row_number() OVER (
         PARTITION BY m.organisation_id
         ORDER BY array_position('{revoked,left,ended,ends_soon,ends_earlier,new_contact,reinstated}', h.reason), m.member_no
-    ) AS place
+    ) AS place, nullif(m.certified_until, '0001-01-01') AS old_last_day,
+    nullif(coalesce(h.certified_until, m.certified_until), '0001-01-01') AS new_last_day
 FROM (
-    SELECT s.mentor_id, s.reason, s.since, s.as_of FROM certjob.still_due AS s WHERE s.what = 'held'
+    SELECT s.mentor_id, s.reason, s.since, s.as_of, s.certified_until FROM certjob.still_due AS s WHERE s.what = 'held'
     UNION ALL
-    SELECT l.mentor_id, 'reminder', min(l.queued_at), 'infinity'
+    SELECT l.mentor_id, 'reminder', min(l.queued_at), 'infinity', NULL
     FROM certjob.cert_notification_log AS l
     WHERE l.status = 'held'
         AND NOT EXISTS (SELECT FROM certjob.still_due AS s WHERE s.mentor_id = l.mentor_id AND s.what = 'held')
     GROUP BY l.mentor_id
 ) AS h
 CROSS JOIN LATERAL (
-    SELECT o.organisation_id, o.member_no, o.full_name FROM certjob.mentors AS o
+    SELECT o.organisation_id, o.member_no, o.full_name, o.certified_until FROM certjob.mentors AS o
     WHERE o.id = h.mentor_id AND (h.as_of = 'infinity' OR o.review_on <= h.as_of) OFFSET 0
 ) AS m;
 

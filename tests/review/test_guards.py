@@ -383,6 +383,7 @@ def test_permission_counts_each_mentor_of_held_changes_and_reminders_once(scene:
     run(scene)
     mentors = [row[0] for row in scene.rows("SELECT mentor_id FROM cert_notification_log ORDER BY mentor_id")]
     change(scene, mentors[:3], "revoked_at = now()")
+    assert run(scene, dry_run=True).held_before == 1
     assert held(run(scene)) == ["nhf: 4 mentors are held back (3 revoked, 1 reminder)"]
     assert held(scene.night(deliver=False, allow=Counter(nhf=3))) != []
 

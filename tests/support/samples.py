@@ -101,7 +101,8 @@ def _sections() -> dict[str, list[Words]]:
     ]
     expired, revoked = {"kind": "likeperson", "ended_on": _TODAY}, {"kind": "b", "ended_on": ""}
 
-    held = [named | {"reason": reason} for reason in HELD_REASONS]
+    days = {"old_on": _TODAY, "new_on": None}
+    held = [named | days | {"reason": reason} for reason in HELD_REASONS]
 
     def ends_in(days: int) -> Words:
         return {"expires_on": _TODAY + timedelta(days=days), "days_left": days}

@@ -106,7 +106,8 @@ SELECT a.cause AS what, a.number AS mentors, a.since, a.keys, named.list AS name
 FROM current_alerts(%(today)s) AS a
 CROSS JOIN LATERAL (
     SELECT ARRAY(
-        SELECT jsonb_build_object('name', n.full_name, 'member_no', n.member_no, 'reason', n.reason)
+        SELECT jsonb_build_object('name', n.full_name, 'member_no', n.member_no, 'reason', n.reason,
+            'old_on', n.old_last_day, 'new_on', n.new_last_day)
         FROM certjob_private.held_names AS n
         WHERE n.organisation_id = a.organisation_id AND a.cause = 'changes' AND n.place <= 20
         ORDER BY n.place

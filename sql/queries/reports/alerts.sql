@@ -8,7 +8,8 @@ ORDER BY since, alert_id
 
 -- name: list_held_mentors
 -- The mentors of each hold, the most harmful changes first.
-SELECT a.alert_id, h.mentor_id, h.member_no, a.organisation, h.full_name, h.reason, h.since
+SELECT a.alert_id, h.mentor_id, h.member_no, a.organisation, h.full_name, h.reason, h.since,
+    h.old_last_day, h.new_last_day
 FROM current_alerts(%(today)s) AS a
 JOIN certjob_private.held_names AS h ON h.organisation_id = a.organisation_id
 WHERE a.kind = 'held' AND a.cause = 'changes'

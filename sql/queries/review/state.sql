@@ -54,13 +54,14 @@ WHERE m.id = n.id
 -- name: store_held_mentors
 -- In the transaction that has locked the mentors. A repeated hold keeps its "since"; another reason is news. xmax is 0 in
 -- an inserted row.
-INSERT INTO still_due AS s (mentor_id, what, reason, as_of, after_gap)
-SELECT n.mentor_id, 'held', n.reason, %(today)s, n.after_gap
-FROM unnest(%(ids)b::uuid[], %(reasons)b::text[], %(after_gap)b::boolean[]) AS n (mentor_id, reason, after_gap)
+INSERT INTO still_due AS s (mentor_id, what, reason, as_of, after_gap, certified_until)
+SELECT n.mentor_id, 'held', n.reason, %(today)s, n.after_gap, n.certified_until
+FROM unnest(%(ids)b::uuid[], %(reasons)b::text[], %(after_gap)b::boolean[], %(certified_until)b::date[])
+    AS n (mentor_id, reason, after_gap, certified_until)
 ORDER BY n.mentor_id
 ON CONFLICT (mentor_id) DO UPDATE
 SET what = excluded.what, reason = excluded.reason, as_of = excluded.as_of,
-    after_gap = s.after_gap OR excluded.after_gap,
+    after_gap = s.after_gap OR excluded.after_gap, certified_until = excluded.certified_until,
     since = CASE WHEN s.reason = excluded.reason THEN s.since ELSE excluded.since END
 RETURNING xmax = 0 AS is_new
 
