@@ -193,12 +193,12 @@ def portal() -> Iterator["PortalServer"]:
 
 
 @pytest.fixture
-def scene(connection: database.Connection, database_url: str, portal: "PortalServer") -> Iterator["Scene"]:
+def scene(connection: database.Connection, request: pytest.FixtureRequest) -> Iterator["Scene"]:
     """See ``tests.support.scene``."""
     from tests.support.scene import Scene
 
     with ExitStack() as sessions:
-        yield Scene(connection, portal, url=database_url, sessions=sessions)
+        yield Scene(connection, lambda: request.getfixturevalue("portal"), sessions=sessions)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from certjob.errors import DynamicsSyncException, TransientPortalError
 from tests.support.facts import TODAY
 from tests.support.nights import FlakyPortal
 from tests.support.portal_answers import error, ok, reset
-from tests.support.scene import NEXT_YEAR, YESTERDAY, Scene, push_once
+from tests.support.scene import NEXT_YEAR, YESTERDAY, Scene
 
 CONTACT = UUID("6f9619ff-8b86-4d01-b42d-00cf4fc964ff")
 FAILURES = "SELECT visible, kind, attempts, resolved_at IS NOT NULL AS is_resolved FROM dynamics_sync_failures"
@@ -71,27 +71,19 @@ def test_failed_push_keeps_the_expiry_and_the_pause(scene: Scene, expired_mentor
     assert scene.rows("SELECT status, attempts FROM portal_sync_events") == [("pending", 1)]
 
 
-def test_exhausted_push_ends_in_dynamics_sync_exception(scene: Scene, expired_mentor: UUID) -> None:
-    """Requirement 5: the error names mentor, event, attempts and cause."""
-    scene.night(deliver=False)
-    (event,) = scene.claim()
-
-    error = push_once(event, FlakyPortal(failures=99)).error
-
-    assert isinstance(error, DynamicsSyncException)
-    assert (error.mentor_id, error.event_id, error.attempts) == (expired_mentor, event.id, 3)
-    assert isinstance(error.cause, TransientPortalError)
-    assert "M1042" in str(error)
-
-
-def test_run_counts_a_failed_push_and_resync_returns_its_error(scene: Scene, expired_mentor: UUID) -> None:
-    """Requirement 5: a run goes on with other mentors, and a resync tells its caller."""
+def test_run_counts_a_failed_push_and_resync_ends_in_dynamics_sync_exception(
+    scene: Scene, expired_mentor: UUID
+) -> None:
+    """Requirement 5: a run goes on with other mentors. The error of a resync names mentor, event, calls and cause."""
     document = scene.night(FlakyPortal(failures=99)).to_document()
     error = scene.resync(expired_mentor, FlakyPortal(failures=99)).error
 
+    ((event_id,),) = scene.rows("SELECT id FROM portal_sync_events")
     assert (document["outcome"], document["portal"]["failed"]) == ("attention", 1)
     assert isinstance(error, DynamicsSyncException)
-    assert error.exit_code == 3
+    assert (error.mentor_id, error.event_id, error.attempts, error.exit_code) == (expired_mentor, event_id, 3, 3)
+    assert isinstance(error.cause, TransientPortalError)
+    assert "M1042" in str(error)
     assert scene.rows(FAILURES) == [(False, "transient", 6, False)]
 
 

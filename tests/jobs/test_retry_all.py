@@ -70,19 +70,6 @@ def test_locked_push_is_left_out(scene: Scene) -> None:
     assert (len(scene.portal.requests), report.reopened) == (4, 4)
 
 
-def test_hides_are_tried_before_the_breaker_ends_the_stage(scene: Scene) -> None:
-    """Five failures in a row end the stage. The other shows stay pending."""
-    scene.backlog(6, visible=True)
-    hidden = scene.backlog(2)
-    scene.run_sql("UPDATE portal_sync_events SET status = 'blocked', attempts = 4")
-    scene.portal.decide = lambda request: ok() if request.visible is False else error(503, "dynamics_unavailable")
-
-    report = scene.retry_all(scene.portal)
-
-    assert scene.portal.visible == dict.fromkeys(hidden, False)
-    assert (report.reopened, report.outcome) == (8, "attention")
-
-
 def test_retry_all_shows_the_remaining_alerts(scene: Scene, here: Certjob, delivery_settings: dict[str, str]) -> None:
     """Exit 3 with the reasons while there is any, otherwise 0 without output."""
     scene.backlog(2)

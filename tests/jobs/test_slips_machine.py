@@ -569,16 +569,6 @@ def test_shifted_contacts_are_held_until_they_are_corrected(slips: SlipsMachine)
     slips.certjob("run")
 
 
-def test_deleted_certificate_lifts_no_pause(slips: SlipsMachine) -> None:
-    """The app deletes expired certificates, and only the other kind is left."""
-    slips.begin()
-    slips.change("enter a certificate", "M1", kind="first aid", ends_in=-1)
-    slips.certjob("run")
-
-    slips.change("delete expired certificates", "M1")
-    slips.certjob("run")
-
-
 def test_earlier_last_day_that_the_portal_rejects_is_an_alert(slips: SlipsMachine) -> None:
     """Without certjob, the portal would show the mentor until the later day."""
     slips.begin(dates=True)
@@ -605,39 +595,3 @@ def test_hide_by_hand_does_not_cover_a_later_hide(slips: SlipsMachine) -> None:
     slips.portal("is down")
     slips.change("revoke or restore", "M1")
     slips.certjob("run")
-
-
-def test_failing_show_that_becomes_a_hide_is_printed(slips: SlipsMachine) -> None:
-    """Both fail on one day."""
-    slips.begin()
-    slips.change("pause", "M1")
-    slips.certjob("run")
-    slips.portal("is down")
-    slips.change("lift the pause", "M1")
-    slips.certjob("run")
-
-    slips.change("pause", "M1")
-    slips.certjob("run")
-
-
-def test_mentor_with_an_open_hide_is_not_deleted(slips: SlipsMachine) -> None:
-    """Its contact was removed, and the portal still shows this contact."""
-    slips.begin()
-    slips.change("remove the contact", "M1")
-    slips.change("change the last day", "M1", ends_in=-1)
-    slips.certjob("run")
-
-    slips.change("delete the mentor", "M1")
-    slips.certjob("run")
-
-
-def test_reminder_survives_a_rewrite_of_all_certificates(slips: SlipsMachine) -> None:
-    """The app deletes and enters them between the run and the mail."""
-    slips.begin()
-    slips.mail_server("is down")
-    slips.change("change the last day", "M1", ends_in=30)
-    slips.certjob("run")
-
-    slips.change("enter all certificates again", "M1")
-    slips.mail_server("accepts")
-    slips.certjob("deliver")

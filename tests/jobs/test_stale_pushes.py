@@ -1,5 +1,6 @@
 """A queued push is sent only while it is still true."""
 
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -27,25 +28,19 @@ def queue_show(scene: Scene) -> UUID:
     return mentor
 
 
-@pytest.mark.parametrize("change", [PAUSE, REVOKE, LEAVE], ids=["paused", "revoked", "left"])
-def test_outdated_show_becomes_a_hide(scene: Scene, change: str) -> None:
+@pytest.mark.parametrize(
+    ("start", "change"),
+    [(Scene.deliver, PAUSE), (Scene.deliver, REVOKE), (Scene.deliver, LEAVE), (Scene.retry_all, PAUSE)],
+    ids=["paused", "revoked", "left", "alerts --retry-all"],
+)
+def test_outdated_show_becomes_a_hide(scene: Scene, start: Callable[..., Any], change: str) -> None:
     """A coordinator has changed the facts since the show was queued."""
     scene.run_sql(change, queue_show(scene))
     portal = FlakyPortal()
 
-    report = scene.deliver(portal)
+    report = start(scene, portal)
 
     assert (portal.values, report.outcome) == ([False], "ok")
-
-
-def test_retry_all_sends_no_outdated_show(scene: Scene) -> None:
-    """It reviews the mentors with an open push as well."""
-    scene.run_sql(PAUSE, queue_show(scene))
-    portal = FlakyPortal()
-
-    scene.retry_all(portal)
-
-    assert portal.values == [False]
 
 
 def test_outdated_hide_becomes_a_show(scene: Scene) -> None:

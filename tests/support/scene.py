@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import date, timedelta
 from functools import cached_property
@@ -43,13 +44,9 @@ def push_once(event: PortalEvent, portal: HLFDynamicsSyncService) -> Push:
 class Scene:
     """A database, a portal over real HTTP, a mail channel, and certjob's actions on them."""
 
-    def __init__(self, connection: Connection, portal: PortalServer, *, url: str, sessions: ExitStack) -> None:
+    def __init__(self, connection: Connection, open_portal: Callable[[], PortalServer], *, sessions: ExitStack) -> None:
         self.connection = connection
-        self.portal = portal
-        self.other: Connection = sessions.enter_context(database.connect(url))
-        """The connection of a second run."""
-        self.app = sessions.enter_context(contextlib.closing(psycopg.connect(url)))
-        """The app's session, which keeps its transaction open."""
+        self._open_portal, self._sessions = open_portal, sessions
         self.channel = nights.CollectingChannel()
         self.facts = Facts(connection)
         self.service = PortalSyncService(connection, run_id=uuid4())
@@ -57,6 +54,21 @@ class Scene:
         """Of the last stage or push."""
         self.said = ""
         """Why the last stage ended early."""
+
+    @cached_property
+    def portal(self) -> PortalServer:
+        """A portal over real HTTP, which shows no one at first."""
+        return self._open_portal()
+
+    @cached_property
+    def other(self) -> Connection:
+        """The connection of a second run."""
+        return self._sessions.enter_context(database.connect(self.connection.info.dsn))
+
+    @cached_property
+    def app(self) -> "psycopg.Connection[tuple[Any, ...]]":
+        """The app's session, which keeps its transaction open."""
+        return self._sessions.enter_context(contextlib.closing(psycopg.connect(self.connection.info.dsn)))
 
     @cached_property
     def hlf(self) -> UUID:
