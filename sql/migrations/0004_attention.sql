@@ -278,7 +278,10 @@ CREATE TABLE certjob.acknowledgements (
 CREATE VIEW certjob.alerts WITH (security_invoker = true) AS
 SELECT a.alert_id, a.kind, a.organisation_id, a.organisation, a.mentor_id, a.member_no, a.full_name, a.row_id,
     a.since, a.sentence, a.cause, a.action, a.error, a.state, a.next_attempt_at, a.last_failed_at, a.calls, a.number,
-    a.day, a.visible_until
+    a.day, a.visible_until, a.kind = 'may_be_visible' AND EXISTS (
+        SELECT FROM certjob.portal_sync_events AS e
+        WHERE e.id = a.row_id AND NOT e.visible AND (e.claim_token IS NULL OR e.next_attempt_at <= now())
+    ) AS can_confirm_hidden
 FROM certjob.all_alerts AS a
 WHERE (a.until IS NULL OR a.until >= current_date) AND NOT EXISTS (
     SELECT FROM certjob.acknowledgements AS k

@@ -1,5 +1,7 @@
 """confirm_hidden, by which coordinators say that they have hidden a contact of their own organisation by hand."""
 
+from contextlib import nullcontext
+
 import psycopg
 import pytest
 
@@ -36,6 +38,27 @@ def test_mentor_of_another_organisation_is_rejected(ours: Organisation, theirs: 
 def test_reason_is_required(ours: Organisation, because: str | None) -> None:
     with pytest.raises(psycopg.errors.InvalidParameterValue, match="1 to 1,000 characters"):
         confirm(ours, because=because)
+
+
+@pytest.mark.parametrize(
+    ("push", "can_confirm"),
+    [
+        ("status = 'blocked'", True),
+        ("status = 'withdrawn'", True),
+        ("claim_token = gen_random_uuid(), next_attempt_at = now() - interval '1 minute'", True),
+        ("claim_token = gen_random_uuid(), next_attempt_at = now() + interval '1 minute'", False),
+        ("visible = true, wanted_until = current_date, shown_until = current_date + 9", False),
+    ],
+    ids=["open", "withdrawn", "call ended", "call under way", "earlier last day"],
+)
+def test_alert_says_whether_a_coordinator_can_confirm(ours: Organisation, push: str, can_confirm: bool) -> None:
+    ours.facts.connection.execute("UPDATE mentors SET left_at = now(), dynamics_contact_id = NULL")
+    ours.facts.connection.execute(f"UPDATE portal_sync_events SET {push}")
+
+    assert ours.asks("SELECT can_confirm_hidden FROM certjob.alerts WHERE kind = 'may_be_visible'") == [(can_confirm,)]
+
+    with nullcontext() if can_confirm else pytest.raises((psycopg.errors.ObjectInUse, psycopg.errors.NoDataFound)):
+        confirm(ours)
 
 
 @pytest.mark.parametrize("role", ["anon", "service_role", "authenticated"])

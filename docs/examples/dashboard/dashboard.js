@@ -5,7 +5,7 @@ const words = await (await fetch("words.json")).json();
 const DATES = { nb: "nb-NO", nn: "nb-NO", en: "en-GB" }; // few browsers know nn, which writes dates like nb
 const COLUMNS =
   "alert_id, kind, organisation, mentor_id, member_no, full_name, sentence, cause, action, state, since, " +
-  "next_attempt_at, number";
+  "next_attempt_at, number, can_confirm_hidden";
 // The sections of the page in order, with the kinds of alerts in each. Other kinds come last.
 const SECTIONS = {
   visible: ["may_be_visible"],
@@ -27,9 +27,8 @@ let channel = null;
 const say = (name, ...values) => fill(words[language].page[name], ...values);
 const fill = (text, ...values) => values.reduce((filled, value) => filled.replace("{}", value), text);
 const plural = (texts, number) => fill(texts[number === 1 ? 0 : 1], number);
-const day = (time, more = {}) =>
-  new Intl.DateTimeFormat(DATES[language], { dateStyle: "long", ...more }).format(new Date(time));
-const moment = (time) => day(time, { timeStyle: "short" });
+const moment = (time) =>
+  new Intl.DateTimeFormat(DATES[language], { dateStyle: "long", timeStyle: "short" }).format(new Date(time));
 
 function element(name, properties = {}, ...children) {
   const made = Object.assign(document.createElement(name), properties);
@@ -95,8 +94,7 @@ function watch() {
 const refreshIfSeen = () => document.visibilityState === "visible" && refresh();
 setInterval(refreshIfSeen, 30_000);
 document.addEventListener("visibilitychange", refreshIfSeen);
-addEventListener("online", refresh);
-addEventListener("offline", refresh);
+for (const event of ["online", "offline"]) addEventListener(event, refresh);
 
 async function retry(alert) {
   const { visible } = dataOf(await supabase.rpc("request_portal_resync", { mentor_id: alert.mentor_id }).single());
@@ -203,9 +201,9 @@ function actions(alert, old) {
     const input = { name: "contact_id", required: true, pattern, title: say("contact_form"), autocomplete: "off" };
     found.push(form(alert, old, correctContact, say("save"), [say("contact_id"), input]));
   }
-  if (alert.kind === "may_be_visible" && alert.cause !== "later_day_on_portal") {
-    const because = [say("because"), { name: "because", required: true, maxLength: 1000, autocomplete: "off" }];
-    const fields = form(alert, old, confirmHidden, say("hidden_by_hand"), because);
+  if (alert.can_confirm_hidden || old?.querySelector("[name=because]")?.value) { // someone may be typing
+    const input = { name: "because", required: true, pattern: ".*\\S.*", maxLength: 1000, autocomplete: "off" };
+    const fields = form(alert, old, confirmHidden, say("confirm"), [say("because"), input]);
     const open = old?.querySelector("details")?.open ?? false;
     found.push(element("details", { open }, element("summary", {}, say("hidden_by_hand")), fields));
   }
@@ -232,7 +230,7 @@ function restoreFocus(old) {
   if (old.isConnected) return old.focus();
   const { alert } = old.closest(".card").dataset;
   const now = [...document.querySelectorAll(".card")].find((each) => each.dataset.alert === alert);
-  (now?.querySelector(`[name=${old.name}]`) ?? document.querySelector("h1")).focus();
+  (now?.querySelector(old.name ? `[name=${old.name}]` : "summary") ?? document.querySelector("h1")).focus();
 }
 
 function setStatus(text, isProblem = false) {
