@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 
 from certjob.database import statements
-from certjob.errors import StageEnd
+from certjob.errors import StoppedBySignalError
 from certjob.jobs import job_runs, runs
-from certjob.jobs.job import DELIVER_SECONDS
 from certjob.outbox import claims
 from certjob.portal import stage
 from certjob.portal.sync import PortalSyncService
+from certjob.stopping import StopFlag
 from tests.conftest import Certjob, installed_command
 from tests.support.facts import TODAY
-from tests.support.nights import FlakyPortal, delivery
-from tests.support.portal_answers import Behaviour, error, ok
+from tests.support.nights import FlakyPortal, delivery, new_job, pushes
+from tests.support.portal_answers import Behaviour, Exchange, error, ok
 from tests.support.scene import Scene
 
 
@@ -45,17 +45,53 @@ def test_portal_comes_first_then_reminders_then_digests(due: Scene) -> None:
     assert happened == ["push", "reminder", "digest"]
 
 
-def test_portal_has_three_quarters_of_ten_minutes(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each push takes 50 seconds, so nine begin. A late hide is worse than a late mail, but some mail goes out."""
-    scene.backlog(15)
+@pytest.mark.parametrize(("command", "calls"), [("run", 36), ("deliver", 9)])
+def test_portal_has_three_quarters_of_the_time(
+    scene: Scene, here: Certjob, monkeypatch: pytest.MonkeyPatch, command: str, calls: int
+) -> None:
+    """Of 40 minutes in a run, which cron ends after 55, and of 10 in a delivery. Each push takes 50 seconds.
+
+    A late hide is worse than a late mail, but some mail goes out.
+    """
+    scene.backlog(40)
     clock: Any = SimpleNamespace(now=0.0)
     clock.monotonic = lambda: clock.now
     monkeypatch.setattr(stage, "time", clock)
-    portal = FlakyPortal(lambda _number: setattr(clock, "now", clock.now + 50))
 
-    report = scene.deliver(portal, deadline_seconds=DELIVER_SECONDS)
+    def answer(exchange: Exchange) -> None:
+        clock.now += 50
+        ok()(exchange)
 
-    assert (len(portal.calls), [stop.code for stop in report.stopped]) == (9, [StageEnd.DEADLINE])
+    scene.portal.default = answer
+
+    with pushes(concurrency=1):
+        result = here(command, CERTJOB_PORTAL_URL=scene.portal.url, CERTJOB_PORTAL_KEY=scene.portal.key)
+
+    assert "the time for deliveries is over" in result.stderr
+    assert len(scene.portal.requests) == calls
+
+
+def test_run_of_one_organisation_leaves_the_others(due: Scene) -> None:
+    """Neither their mentors are reviewed, nor do their coordinators get digests."""
+    nhf = due.facts.organisation("nhf", portal=None)
+    due.facts.insert("coordinators", organisation_id=nhf, full_name="Ola", email="ola@example.org")
+    mentor = due.facts.certified_mentor(nhf, TODAY - timedelta(days=40))
+
+    due.night(FlakyPortal(), organisation="nhf")
+
+    assert due.rows("SELECT mentor_id FROM mentor_pauses") == [(mentor,)]
+    assert [message.to for message in due.channel.sent] == ["ola@example.org"]
+
+
+def test_signal_queues_the_digests_about_the_stopped_run(due: Scene) -> None:
+    """The next run may be stopped, too."""
+    stop = StopFlag()
+    portal = FlakyPortal(lambda _number: stop.set())
+
+    with pytest.raises(StoppedBySignalError):
+        runs.run(new_job(due.connection, stop=stop, ways_out=delivery(portal=portal)), accept_date=TODAY)
+
+    assert due.rows("SELECT status FROM coordinator_digests") == [("pending",)]
 
 
 def test_crash_of_the_portal_stage_does_not_stop_the_mail(due: Scene) -> None:
@@ -117,7 +153,7 @@ def test_run_that_cannot_read_the_alerts_needs_attention(due: Scene, monkeypatch
 
 
 def test_deliver_prints_only_new_failures(scene: Scene) -> None:
-    """It starts every 15 minutes. A failure is new for another mentor or with another cause. The exit code has each."""
+    """It starts every 15 minutes. New are another mentor, another cause, or a return. The exit code has every one."""
 
     def reasons(answer: Behaviour) -> list[str]:
         scene.make_due()
@@ -126,8 +162,8 @@ def test_deliver_prints_only_new_failures(scene: Scene) -> None:
         assert report.outcome == "attention"
         return report.news
 
-    bad_gateway = error(502, "dynamics_unavailable")
-    scene.queue(scene.mentor(), visible=False)
+    bad_gateway, mentor = error(502, "dynamics_unavailable"), scene.mentor()
+    scene.queue(mentor, visible=False)
     assert reasons(bad_gateway) == ["1 portal push failed; see `certjob alerts`"]
     assert reasons(bad_gateway) == []
 
@@ -135,6 +171,11 @@ def test_deliver_prints_only_new_failures(scene: Scene) -> None:
     assert reasons(bad_gateway) == ["1 portal push failed; see `certjob alerts`"]
 
     assert reasons(error(404, "contact_not_found")) == ["2 portal pushes failed; see `certjob alerts`"]
+
+    scene.portal.default = ok()
+    scene.retry_all(scene.portal)
+    scene.queue(mentor, visible=False)
+    assert reasons(error(404, "contact_not_found")) == ["1 portal push failed; see `certjob alerts`"]
 
 
 def test_deliver_prints_only_new_reasons_of_stages(scene: Scene) -> None:

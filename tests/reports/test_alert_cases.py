@@ -179,6 +179,7 @@ def test_overdue_run_is_told_by_alerts_status_and_check(scene: Scene, here: Cert
 
 
 def test_run_of_one_organisation_is_not_a_full_run(scene: Scene) -> None:
+    """The digests of the organisation do not report it for 26 hours."""
     scene.certified()
     scene.night(FlakyPortal(), channel=None)
     scene.run_sql(LATE)
@@ -186,6 +187,10 @@ def test_run_of_one_organisation_is_not_a_full_run(scene: Scene) -> None:
     scene.night(FlakyPortal(), channel=None, organisation="hlf")
 
     assert [alert.kind for alert in alerts(scene)] == ["no_full_run"]
+    about = {"organisation_id": scene.hlf, "today": TODAY}
+    for hours, lines in ((25, 0), (27, 1)):
+        scene.run_sql(f"UPDATE job_runs SET finished_at = now() - interval '{hours} h' WHERE organisation = 'hlf'")
+        assert len(database.fetch(scene.connection, "read_missing_run", about)) == lines
     scene.night(FlakyPortal(), channel=None)
     assert alerts(scene) == []
 

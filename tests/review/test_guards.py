@@ -392,6 +392,19 @@ def test_permission_counts_each_mentor_of_held_changes_and_reminders_once(scene:
     assert (permitted.held, len(scene.rows(PAUSED)), scene.rows(LOG)) == ([], 3, [("pending",)] * 4)
 
 
+def test_resync_permits_the_change_of_one_mentor(scene: Scene) -> None:
+    """The changes of the day have used up the limit."""
+    mentors = join(scene, scene.hlf, valid=3)
+    run(scene)
+    change(scene, mentors[:2], "revoked_at = now()")
+    run(scene)
+    change(scene, mentors[2:], "revoked_at = now()")
+
+    scene.resync(mentors[2], FlakyPortal())
+
+    assert hidden(scene) == set(mentors)
+
+
 def test_resync_permits_the_held_reminders_of_a_mentor(scene: Scene) -> None:
     join_with_reminders(scene, {scene.facts.organisation("nhf"): 3})
     run(scene)
