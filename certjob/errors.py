@@ -134,7 +134,10 @@ class ClocksDisagreeError(ConfigurationError, code="clocks_disagree"):
 
 
 class TemplateError(ConfigurationError, code="template"):
-    """A message template is broken, or fails with one mentor's data. ``file`` is its path in the template folder."""
+    """A message template is broken, or fails with one mentor's data.
+
+    ``file`` is its path in the template folder.
+    """
 
     def __init__(self, reason: str, *, file: str, next_step: str, line: int | None = None) -> None:
         super().__init__(f"{file} line {line}: {reason}" if line else f"{file}: {reason}", next_step=next_step)

@@ -1,7 +1,7 @@
 -- Tables that certjob writes: the audit, the intents (mails to send, portal values to push), their failures, and the
 -- ledger of runs. An intent is committed together with the state that causes it, and delivered afterwards. A claim sets
 -- claim_token and moves next_attempt_at to the end of its lease; only its token settles the intent. last_error and
--- failure_code (a cause of docs/json.md) describe the last failure.
+-- failure_code (a cause of docs/samples/codes.md) describe the last failure.
 
 -- The audit: every change of a certificate's status.
 CREATE TABLE certjob.certificate_transitions (

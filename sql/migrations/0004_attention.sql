@@ -36,7 +36,7 @@ LANGUAGE sql STABLE AS $$
 $$;
 
 -- Open pushes.
---   cause     the first that applies; certjob/errors.py and docs/json.md list the causes
+--   cause     the first that applies; docs/samples/codes.md lists the causes
 --   since     when the push became an alert, or will become one; not before the push was requested
 --   is_alert  true if the push failed or is an hour old, or if its time is in the future because a wrong clock wrote
 --             it. Exceptions: a show of a mentor who waits for a review, because the review comes first, and a hide

@@ -1,4 +1,4 @@
-"""docs/json.md and the samples in docs/samples have every key that a command prints, and no other."""
+"""docs/json.md and docs/samples have every key that a command prints, and no other, and every code."""
 
 import getpass
 import itertools
@@ -15,6 +15,8 @@ from uuid import UUID, uuid4
 import pytest
 
 from certjob import errors
+from certjob.domain.alert_kinds import WORDS
+from certjob.domain.causes import HELD_REASONS, advise_on_message
 from tests.conftest import Certjob
 from tests.support.command_line import commands, today
 from tests.support.docs import ROOT, read
@@ -251,7 +253,7 @@ def write_samples(printed: dict[str, Any]) -> list[str]:
 
 def differences(printed: dict[str, Any]) -> tuple[set[str], set[str]]:
     """Return the printed keys without a meaning on the page, and the keys of the page that no command prints."""
-    unexplained, unused = set(), {*rows(read("docs/json.md").partition("\n## Errors")[0])}
+    unexplained, unused = set(), {*rows(read("docs/json.md"))}
     for command, document in printed.items():
         found, known = {*paths(document)}, meanings(command)
         for path in found:
@@ -268,7 +270,7 @@ def test_page_has_every_command_with_a_document() -> None:
 
     assert {re.sub(r" --.*", "", command) for command in COMMANDS} == with_json
     names = {re.sub("[ -]+", "-", command) for command in COMMANDS}
-    assert {file.stem for file in FOLDER.iterdir()} == names
+    assert {file.stem for file in FOLDER.glob("*.json")} == names
 
 
 def test_failed_command_prints_the_error_alone(here: Certjob) -> None:
@@ -277,11 +279,44 @@ def test_failed_command_prints_the_error_alone(here: Certjob) -> None:
     assert {*paths(document)} == IN_EVERY_DOCUMENT
 
 
-def test_page_has_every_error_code_and_every_cause() -> None:
-    """No command ends with a DeliveryError; ``crash`` is an error without a class."""
+def codes_page() -> str:
+    """Return docs/samples/codes.md: alerts, causes, reasons of holds and errors, in the program's words."""
 
-    def codes(kind: type[errors.CertjobError]) -> set[str]:
-        return {kind.code}.union(*(codes(each) for each in kind.__subclasses__() if each is not errors.DeliveryError))
+    def all_errors(kind: type[errors.CertjobError]) -> Iterator[type[errors.CertjobError]]:
+        """Yield the errors that end a command. A DeliveryError does not."""
+        yield kind
+        for each in kind.__subclasses__():
+            yield from all_errors(each) if each is not errors.DeliveryError else ()
 
-    assert {*re.findall("`([a-z_]+)`", SECTIONS["Errors"])} == codes(errors.CertjobError) | {"crash"}
-    assert [*rows(SECTIONS["Causes"])] == [cause.value for cause in errors.Cause]
+    tables: dict[str, list[tuple[str, ...]]] = {
+        "Alerts": [
+            ("kind", "alert", "can be muted for"),
+            *((f"`{k}`", w.one, f"{w.longest_days} days" if w.longest_days else "never") for k, w in WORDS.items()),
+        ],
+        "Causes": [("code", "meaning"), *((f"`{each}`", advise_on_message(each).why) for each in errors.Cause)],
+        "Held mentors": [("reason", "meaning"), *((f"`{reason}`", words) for reason, words in HELD_REASONS.items())],
+        "Errors": [
+            ("exit code", "code", "meaning"),
+            ("1", "`failed`", "Any other failure."),
+            ("1", "`crash`", "One stage of a run ended with an internal error. The document is otherwise complete."),
+            *(
+                (str(each.exit_code), f"`{each.code}`", (each.__doc__ or "").partition("\n")[0])
+                for each in sorted(all_errors(errors.CertjobError), key=lambda each: each.exit_code)
+                if each is not errors.CertjobError
+            ),
+        ],
+    }
+    page = "# Codes\n\n`tests/acceptance/test_json.py` writes this page.\n"
+    for title, (head, *body) in tables.items():
+        lines = (head, ("---",) * len(head), *body)
+        page += f"\n## {title}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return page
+
+
+def test_codes_page_has_every_code() -> None:
+    """Writes the page if it differs."""
+    page, file = codes_page(), FOLDER / "codes.md"
+    before = file.read_text(encoding="utf-8") if file.exists() else ""
+    file.write_text(page, encoding="utf-8")
+
+    assert before == page, "docs/samples/codes.md was out of date and has been rewritten"
