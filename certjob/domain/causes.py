@@ -4,7 +4,7 @@
 ``certjob/mail/messages/digest.<language>.words``.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date
 from typing import Final, Literal
@@ -210,6 +210,13 @@ def advise_on_push(cause: str, *, error: str | None) -> Advice:
     if cause == Cause.PORTAL_STOPPED and error is None:
         return _NEVER_TRIED
     return _ADVICE.get(cause, _ADVICE[Cause.PORTAL_STOPPED])
+
+
+def why_pushes_fail(causes: Iterable[str]) -> str:
+    """Return the causes for the end of a line about failed pushes. The line about an early end has its own."""
+    named = {Cause.NO_CONTACT_ID, Cause.CONTACT_NOT_FOUND, Cause.CHANGE_REFUSED, Cause.PORTAL_DOWN}.intersection(causes)
+    words = ", ".join(_ADVICE[each].why.removesuffix(".").replace("The ", "the ") for each in sorted(named))
+    return words and f": {words}"
 
 
 def advise_on_message(code: str | None) -> Advice:

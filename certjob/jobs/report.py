@@ -9,6 +9,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from certjob.domain.alert_kinds import Kind, count_in_words
+from certjob.domain.causes import why_pushes_fail
 from certjob.domain.models import Status
 from certjob.errors import Outcome, StageEnd
 from certjob.mail.stage import MailCounts
@@ -145,7 +146,9 @@ class Report:
     def _failed(self, *, pushes: int | None = None, see: str = SEE_ALERTS) -> list[str]:
         """Return the numbers of failures; of ``pushes`` instead of all failed ones, if given."""
         pushes = self.portal.failed if pushes is None else pushes
-        return _tally(f"failed{see}", f"failed{see}", pushes, self.mail.reminders.failed, self.mail.digests.failed)
+        why = why_pushes_fail(self.portal.causes)
+        lines = _counted(pushes, f"portal push failed{why}{see}", f"portal pushes failed{why}{see}")
+        return lines + _tally(f"failed{see}", f"failed{see}", 0, self.mail.reminders.failed, self.mail.digests.failed)
 
     def _lost(self) -> list[str]:
         numbers = self.portal.lost, self.mail.reminders.lost, self.mail.digests.lost

@@ -6,7 +6,7 @@ or open; an open event that fails is an alert.
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from typing import Self
 from uuid import UUID
@@ -34,6 +34,8 @@ class PortalCounts:
     lost: int = 0
     news: int = 0
     """The failed events that had not failed before, or for another reason."""
+    causes: set[str] = field(default_factory=set)
+    """Of the failed events, as in the alerts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +142,7 @@ class PortalSyncService:
             counts.delivered += push.outcome is PushOutcome.DELIVERED
             counts.failed += push.is_failure
             counts.news += is_news
+            counts.causes |= {push.error.cause.code} if push.is_failure and push.error else set()
         if logger.isEnabledFor(logging.DEBUG):
             _log(push, answer)
         return answer

@@ -9,6 +9,7 @@ from certjob import database
 from certjob.database import Connection
 from certjob.domain import holds
 from certjob.domain.alert_kinds import Kind, count_in_words
+from certjob.domain.causes import why_pushes_fail
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,6 +19,8 @@ class Count:
     number: int = 0
     keys: Sequence[Sequence[str]] = ()
     """The keys of each alert. A hold has one for each mentor with the reason."""
+    causes: Sequence[str] = ()
+    """Of pushes."""
 
     def news(self, told: Set[str]) -> int:
         """Return the number of alerts with a key that was not told."""
@@ -52,14 +55,15 @@ class Attention:
         for kind, count in self.counts.items():
             if new := count.news(told):
                 only = f" ({new:,} new)" if new < count.number else ""
-                lines[kind] = f"{count_in_words(kind, count.number)}{only}; see `certjob alerts`"
+                what = f"{count_in_words(kind, count.number)}{only}{why_pushes_fail(count.causes)}"
+                lines[kind] = f"{what}; see `certjob alerts`"
         return lines | ({Kind.NO_FULL_RUN: self.overdue} if Kind.NO_FULL_RUN in lines else {})
 
 
 def read_attention(connection: Connection, *, today: date) -> Attention:
     """Count the alerts."""
     rows = database.fetch(connection, "read_attention", {"today": today}, into=dict)
-    counts = {Kind(row["kind"]): Count(number=row["number"], keys=row["keys"]) for row in rows}
+    counts = {Kind(row["kind"]): Count(number=row["number"], keys=row["keys"], causes=row["causes"]) for row in rows}
     single = {Kind(row["kind"]): row["single"] for row in rows}
     overdue = single.get(Kind.NO_FULL_RUN, ())
     return Attention(

@@ -66,7 +66,9 @@ def test_log_names_no_person(here: Certjob, facts: Facts, portal: PortalServer) 
 @pytest.mark.parametrize(
     ("options", "zone", "code", "line"),
     [
-        pytest.param("-q", "", 3, "1 mentor may still be visible on the portal; see `certjob alerts`", id="alert"),
+        pytest.param(
+            "-q", "", 3, "1 mentor may still be visible on the portal: Dynamics has no contact with this", id="alert"
+        ),
         pytest.param("-q --dryrun", "", 2, "No such option: --dryrun", id="unknown option"),
         pytest.param("-q", "Mars", 2, "CERTJOB_TIME_ZONE: no such time zone", id="wrong setting"),
     ],

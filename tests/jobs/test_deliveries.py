@@ -153,7 +153,7 @@ def test_run_that_cannot_read_the_alerts_needs_attention(due: Scene, monkeypatch
 
 
 def test_deliver_prints_only_new_failures(scene: Scene) -> None:
-    """It starts every 15 minutes. New are another mentor, another cause, or a return. The exit code has every one."""
+    """It starts every 15 minutes. New are another mentor, another cause, or a return. The exit code has each."""
 
     def reasons(answer: Behaviour) -> list[str]:
         scene.make_due()
@@ -163,19 +163,20 @@ def test_deliver_prints_only_new_failures(scene: Scene) -> None:
         return report.news
 
     bad_gateway, mentor = error(502, "dynamics_unavailable"), scene.mentor()
+    down, not_found = "the portal did not answer or could not make the change", "Dynamics has no contact with this ID"
     scene.queue(mentor, visible=False)
-    assert reasons(bad_gateway) == ["1 portal push failed; see `certjob alerts`"]
+    assert reasons(bad_gateway) == [f"1 portal push failed: {down}; see `certjob alerts`"]
     assert reasons(bad_gateway) == []
 
     scene.queue(scene.mentor(), visible=False)
-    assert reasons(bad_gateway) == ["1 portal push failed; see `certjob alerts`"]
+    assert reasons(bad_gateway) == [f"1 portal push failed: {down}; see `certjob alerts`"]
 
-    assert reasons(error(404, "contact_not_found")) == ["2 portal pushes failed; see `certjob alerts`"]
+    assert reasons(error(404, "contact_not_found")) == [f"2 portal pushes failed: {not_found}; see `certjob alerts`"]
 
     scene.portal.default = ok()
     scene.retry_all(scene.portal)
     scene.queue(mentor, visible=False)
-    assert reasons(error(404, "contact_not_found")) == ["1 portal push failed; see `certjob alerts`"]
+    assert reasons(error(404, "contact_not_found")) == [f"1 portal push failed: {not_found}; see `certjob alerts`"]
 
 
 def test_deliver_prints_only_new_reasons_of_stages(scene: Scene) -> None:

@@ -70,7 +70,7 @@ def test_first_full_run_of_a_day_prints_every_alert(scene: Scene) -> None:
     scene.expired()
     scene.night(FlakyPortal(failures=99, error=lambda: PermanentPortalError("404")))
     tomorrow = TODAY + timedelta(days=1)
-    line = "1 mentor may still be visible on the portal; see `certjob alerts`"
+    line = "1 mentor may still be visible on the portal: Dynamics rejected the change; see `certjob alerts`"
 
     of_one, full, again = (
         scene.night(FlakyPortal(), today=tomorrow, organisation=slug) for slug in ("hlf", None, None)
@@ -118,7 +118,8 @@ def test_failing_show_that_becomes_a_failing_hide_is_news(scene: Scene) -> None:
 
     second = scene.night(FlakyPortal(failures=99)).news
 
-    assert first == ["1 mentor may still be hidden on the portal; see `certjob alerts`"]
-    assert second == ["1 mentor may still be visible on the portal; see `certjob alerts`"]
+    why = "the portal did not answer or could not make the change"
+    assert first == [f"1 mentor may still be hidden on the portal: {why}; see `certjob alerts`"]
+    assert second == [f"1 mentor may still be visible on the portal: {why}; see `certjob alerts`"]
     (alert,) = read_alerts(scene.connection, today=TODAY)
     assert alert.since >= scene.rows("SELECT wanted_at FROM portal_sync_events")[0][0]

@@ -81,7 +81,9 @@ def test_retry_all_shows_the_remaining_alerts(scene: Scene, here: Certjob, deliv
     scene.portal.default = ok()
     mended = here("alerts", "--retry-all", **delivery_settings)
 
-    assert_one_line(stuck, "2 portal pushes failed\n", code=3, command="certjob alerts")
+    assert_one_line(
+        stuck, "2 portal pushes failed: Dynamics has no contact with this ID\n", code=3, command="certjob alerts"
+    )
     assert stuck.stdout.count("Dynamics sync pending — mentor may still be visible on portal") == 2
     document = json.loads(half.stdout)
     assert (half.returncode, document["outcome"], document["portal"]["delivered"]) == (3, "attention", 1)
