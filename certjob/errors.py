@@ -77,7 +77,7 @@ class StageEnd(StrEnum):
 
     @property
     def cause(self) -> Cause:
-        """The cause for the mentors whose push was not tried."""
+        """The cause for mentors without a push attempt."""
         match self:
             case StageEnd.DEADLINE | StageEnd.LEASE | StageEnd.IN_FLIGHT | StageEnd.LOCKED:
                 return Cause.QUEUED

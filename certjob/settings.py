@@ -33,7 +33,7 @@ ABOUT_MAIL = frozenset(
         "CERTJOB_OPERATOR_ADDRESS",
     }
 )
-"""Settings whose errors stop the mails only, because a hide on the portal must not wait for them."""
+"""Errors of these settings stop the mails only, because a hide on the portal must not wait for them."""
 
 
 class _RejectedError(ValueError):

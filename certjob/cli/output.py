@@ -1,4 +1,4 @@
-"""What a command prints: its page, its JSON document, CSV, the lines on stderr, and progress.
+"""The output of a command: its page, its JSON document, CSV, the lines on stderr, and progress.
 
 Results go to stdout, messages and logs to stderr. Lines in a pipe are not wrapped, cut or coloured.
 """

@@ -38,7 +38,7 @@ class Commands(typer.Typer):
     def command(  # type: ignore[override]
         self, name: str | None = None, *, examples: tuple[str, ...] = ()
     ) -> Callable[[Function], Function]:
-        """Register a function with Typer, whose docstring is the help."""
+        """Register a function with Typer. Its docstring is the help."""
         epilog = "\n".join(("\b", "Examples:", *(f"  {line}" for line in examples))) if examples else None
 
         def register(function: Function) -> Function:
@@ -77,7 +77,7 @@ def _common_parameters() -> list[Any]:
 
 
 class Call(typer.Context):
-    """The called command: its common options, what it prints, and in ``session`` its settings and its connection."""
+    """The called command: its common options, its output, and in ``session`` its settings and its connection."""
 
     json = verbose = quiet = False
     env_file: str | None = None
@@ -167,7 +167,7 @@ class Call(typer.Context):
             yield
 
     def job(self, progress: "Phases | None" = None, *, seconds: float | None = None) -> "Job":
-        """Prepare a job, whose deliveries take at most ``seconds``, without connecting. Raises ConfigurationError.
+        """Prepare a job without connecting. Its deliveries take at most ``seconds``. Raises ConfigurationError.
 
         A wrong setting about mail or a broken template does not stop the job: it sends no mail, or certjob's own
         template, and reports it.
@@ -209,7 +209,7 @@ class Call(typer.Context):
 
 
 class _Command(TyperCommand):
-    """A command whose context is a Call, with the options of every command."""
+    """A command with a Call as its context, and with the options of every command."""
 
     context_class = Call
 

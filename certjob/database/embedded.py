@@ -223,7 +223,7 @@ def _prepare(directory: Path) -> None:
 
 
 def server_user_id() -> int:
-    """Return the id of the server's user: the current user, or for root one of its own, created if absent."""
+    """Return the id of the server's user: the current user, or for root a separate one, created if absent."""
     if os.geteuid() != 0:
         return os.geteuid()
     try:

@@ -22,7 +22,7 @@ MOST_SHOWS: Final = 20
 
 CHANGES: Final = "changes"
 PORTAL: Final = "portal"
-"""What is held: changes by a review, or shows by `certjob reconcile`."""
+"""The kind of a hold: changes by a review, or shows by `certjob reconcile`."""
 
 
 def limit(certified: int) -> int:
@@ -74,7 +74,7 @@ class Hold:
 
 
 def hold_reason(effects: Mapping[Effect, int]) -> str:
-    """Return the number of held mentors, in all and by what would happen, as the view ``held_alerts`` does."""
+    """Return the number of held mentors, in all and by effect, as the view ``held_alerts`` does."""
     mentors = sum(effects.values())
     words = ", ".join(f"{effects[each]:,} {each.replace('_', ' ')}" for each in Effect if effects.get(each))
     return f"{number(mentors, 'mentor')} {'is' if mentors == 1 else 'are'} held back ({words})"

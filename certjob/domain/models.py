@@ -59,7 +59,7 @@ class Change(StrEnum):
 
 
 class Effect(StrEnum):
-    """What a surprising change does to the mentor, as stored in ``still_due.reason``. The most harmful come first."""
+    """The effect of a surprising change, as stored in ``still_due.reason``. The most harmful come first."""
 
     REVOKED = "revoked"
     LEFT = "left"

@@ -334,7 +334,7 @@ def _surprise(
     last_day: date,
     reminders: tuple[Reminder, ...],
 ) -> Surprise:
-    """Return what the guards count."""
+    """Return the changes that the guards count."""
     if not (pause or push or reminders or last_day < (mentor.certified_until or NOT_CERTIFIED)):
         return NO_SURPRISE
     change, effect, foreseen = _visibility_change(
@@ -352,7 +352,7 @@ def _visibility_change(
 ) -> tuple[Change | None, Effect, bool]:
     """Return the change of visibility, its effect, and whether the last review foresaw it.
 
-    A person's pause hides the mentor in any case, so nothing else matters.
+    A person's pause hides the mentor in any case, so other facts have no effect.
     """
     if any(each.reason != OWN_PAUSE_REASON for each in mentor.open_pauses):
         return None, Effect.REMINDER, True

@@ -42,7 +42,7 @@ class FactChange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OldCertificate:
-    """A new certificate whose first day is long ago."""
+    """A new certificate that began long ago."""
 
     member_no: str
     kind: str
@@ -144,9 +144,9 @@ def load_file(
 def undo_load(
     connection: Connection, *, by: str, dry_run: bool = False, before_rollback: Callable[[], None] = lambda: None
 ) -> Undone:
-    """Delete what the last load has added, and restore what it has changed, except rows that were changed since.
+    """Delete the rows that the last load added and restore its changes, except in rows that were changed since.
 
-    Raises InputError if there is no load to undo; otherwise like ``load_file``.
+    Raises InputError without a load to undo; otherwise like ``load_file``.
     """
     _require_own_facts(connection)
 

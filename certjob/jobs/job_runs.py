@@ -110,7 +110,7 @@ def recorded(
 
 
 def _read_alerts(connection: Connection, report: RunReport | DeliverReport, *, is_full_run: bool) -> None:
-    """Add the alerts, and what the commands of this day have printed. The first full run prints everything."""
+    """Add the alerts, and the printed lines of this day's commands. The first full run prints everything."""
     printed = database.fetch(connection, "read_told", {"today": report.today})
     if not (is_full_run and not any(is_full for _, is_full in printed)):
         report.told = frozenset(key for keys, _ in printed for key in keys)

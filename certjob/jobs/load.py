@@ -36,13 +36,13 @@ class Planned:
     """The plan of the next run with the facts after a load, or after its undoing."""
 
     effects: Sequence[dict[str, Any]]
-    """What the next run does, by mentor."""
+    """The effects of the next run, by mentor."""
     held: Sequence[str]
     """A line for each kind of changes that the guards will hold back."""
     dry_run: bool
 
     def notes(self) -> Iterator[str]:
-        """Yield the plan in lines: the numbers with names, and what guards will hold back."""
+        """Yield the plan in lines: the numbers with names, and the changes that guards will hold back."""
         groups: dict[tuple[int, str], list[str]] = defaultdict(list)
         for each in self.effects:
             place = _HARM.index(each["what"]) if each["what"] in _HARM else len(_HARM)
@@ -93,7 +93,7 @@ class Loaded:
         yield from self.next_run.tables(self.report.changes)
 
     def doubts(self) -> Iterator[str]:
-        """Yield what a person should look at, because it is unusual."""
+        """Yield a line for each unusual fact, because a person should look at it."""
         if old := self.report.old_certificates:
             examples = ", ".join(f"{each.member_no} {each.kind} from {each.issued_on}" for each in old)
             certificates = number(old[0].number, "new certificate")
@@ -182,7 +182,7 @@ def _plan(connection: Connection, plans: list[Planned], *, today: date, dry_run:
 
 
 def _effects(change: PlannedChange) -> Iterator[dict[str, Any]]:
-    """Yield what the next run does with a mentor, and whether a guard holds it."""
+    """Yield the effects of the next run on a mentor, and whether a guard holds them."""
     decision, what = change.decision, None
     mentor: dict[str, Any] = {"organisation": decision.organisation.slug, "member_no": decision.member_no}
     mentor |= {"mentor_id": decision.mentor_id}

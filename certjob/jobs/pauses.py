@@ -129,7 +129,7 @@ def _broken(mentor_id: UUID, broken: Mapping[UUID, str]) -> BrokenMentorError | 
 
 @contextmanager
 def _explained(not_done: str, *, next_step: str) -> Iterator[None]:
-    """Replace the error of a lock by MentorBusyError, which says what was not stored."""
+    """Replace the error of a lock by MentorBusyError, which says that the change is not stored."""
     try:
         yield
     except database.CONTENTION as error:

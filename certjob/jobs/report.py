@@ -44,7 +44,7 @@ NO_PARTS: Mapping[str, Any] = {}
 
 @dataclass(slots=True, kw_only=True)
 class Report:
-    """What every command reports. Each command has a class of its own for its other parts."""
+    """The common parts of every report. Each command has its own class for the other parts."""
 
     command: str
     today: date

@@ -1,7 +1,7 @@
 """Delivery reports (RFC 3464): a mail that came back is an alert, and is sent again.
 
 A report counts only if it returns the Message-ID of a mail by certjob and names the current address of its recipient.
-Delays, reports about other mails and forged reports change nothing.
+Delays, reports about other mails and forged reports are ignored.
 """
 
 import email

@@ -84,7 +84,7 @@ def read_digests(
     email: str | None = None,
     slug: str | None = None,
 ) -> list[Digest]:
-    """Return what a coordinator would be told now, or each one with this address, of one organisation or of all."""
+    """Return the present digest of each coordinator with this address, of one organisation or of all."""
     about = {"id": coordinator_id, "email": email, "slug": slug, "today": today}
     found = database.fetch(connection, "read_digest_coordinators", about, into=DigestRecipient)
     return [_read_digest(connection, coordinator, today=today) for coordinator in found]

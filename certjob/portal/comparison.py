@@ -1,6 +1,6 @@
 """Compare the visible contacts on the portal with the visibility that certjob wants, and queue corrections.
 
-The comparison reads one snapshot and writes nothing. A correction is queued only if the same query finds the same
+The comparison reads one snapshot, without writes. A correction is queued only if the same query finds the same
 difference again after the mentor has been locked.
 """
 
@@ -32,7 +32,7 @@ _POLL_SECONDS = 0.25
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """A mentor for whom the portal and certjob differ."""
+    """A difference between the portal and certjob about a mentor."""
 
     mentor_id: UUID
     member_no: str

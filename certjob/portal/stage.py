@@ -36,7 +36,7 @@ LONGEST_PAUSE_SECONDS = 600.0
 
 @dataclass(slots=True, kw_only=True)
 class StageState:
-    """What the pushes so far mean for the next ones."""
+    """The consequence of the pushes so far for the next ones."""
 
     deadline_at: float
     longest_pause_seconds: float = LONGEST_PAUSE_SECONDS

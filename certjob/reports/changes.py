@@ -1,4 +1,4 @@
-"""`certjob changes`: what is stored about each person since a moment. `certjob explain` says why."""
+"""`certjob changes`: the stored changes of each person since a moment. `certjob explain` says why."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -74,7 +74,7 @@ def read_changes(
 
 
 def _text(stored: dict[str, Any], today: date, zone: tzinfo) -> str:
-    """Return what has happened."""
+    """Return the changes in words."""
     by, kind = stored.get("by"), stored.get("kind") or "a deleted certificate"
     day = day_words(date.fromisoformat(stored["day"]), today) if stored.get("day") else None
     match stored["what"]:

@@ -63,7 +63,7 @@ class CertificationManagementService:
         """Mentors who stay due because the guard holds them."""
         self.counts = ReviewCounts()
         self.has_new_holds = False
-        """Whether a mentor is held whom no earlier run has held."""
+        """Whether a mentor is held for the first time."""
 
     def apply_due(self, organisation_id: UUID | None = None) -> ReviewCounts:
         """Review every due mentor in chunks, one transaction per chunk, and return the counts.

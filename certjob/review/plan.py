@@ -57,7 +57,7 @@ class ReviewCounts:
     transitions: Counter[Status] = field(default_factory=Counter)
     """Transitions by their new status."""
     held_back: int = 0
-    """Mentors whose changes a guard holds back."""
+    """Mentors with changes that a guard holds back."""
     reminders_queued: int = 0
     reminders_held_back: int = 0
     portal_queued: int = 0

@@ -188,7 +188,7 @@ def test_samples_and_page_have_every_printed_key(
     database_url: str,
     tmp_path: Path,
 ) -> None:
-    """Every command runs in every form that has a document of its own. Writes the samples that differ."""
+    """Every command runs in every form that has its own document. Writes the samples that differ."""
     header = "organisation,member_no,kind,issued_on,expires_on"
     (tmp_path / "people.csv").write_text(f"{header}\nhlf,M9,likeperson,2024-01-01,2099-01-01\n")
     portal.default = error(404, "contact_not_found")

@@ -113,7 +113,7 @@ CHANGED_STATUSES = """
 
 
 def test_two_years_of_a_mentor_are_as_the_diary_says(facts: Facts, portal: PortalServer) -> None:
-    """The nights before those of the diary, and one in forty of the others, do nothing."""
+    """The nights before those of the diary, and one in forty of the others, make no change."""
     facts.mentor(facts.organisation())
     channel = CollectingChannel()
 

@@ -1,4 +1,4 @@
-"""Several runs at the same time share the work, and do nothing twice."""
+"""Several runs at the same time share the work, and do no work twice."""
 
 import asyncio
 import json

@@ -35,7 +35,7 @@ def url(cluster: Cluster) -> Iterator[str]:
 
 
 def night_of_a_new_process(url: str, today: date = TODAY, **ways_out: Any) -> None:
-    """Run a night over a connection of its own."""
+    """Run a night over a new connection."""
     with database.connect(url) as connection:
         night(connection, today, **ways_out)
 
@@ -119,7 +119,7 @@ END_ONE_SESSION = b"""
 
 
 def test_review_that_lost_its_session_is_done_by_the_next_start(url: str) -> None:
-    """The session ends within the transaction, which stores nothing."""
+    """The session ends within the transaction, which is rolled back."""
     with database.connect(url) as connection:
         connection.execute(END_ONE_SESSION)
     portal = FlakyPortal()

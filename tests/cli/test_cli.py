@@ -28,7 +28,7 @@ def document_of(result: Finished) -> Any:
 
 
 def pending_hide(facts: Facts, full_name: str = "Kari Nordmann") -> None:
-    """Add a mentor whose hide has waited long enough to be an alert."""
+    """Add a mentor with a hide that has waited long enough to be an alert."""
     mentor_id = facts.mentor(facts.organisation(), full_name=full_name)
     times = {"wanted_at": "2026-01-15 23:30+00", "next_attempt_at": datetime.now(UTC) + timedelta(hours=20)}
     facts.connection.execute("UPDATE mentors SET portal_visible = false")
@@ -149,7 +149,7 @@ def test_help_describes_every_option_in_80_columns(anywhere: Certjob, words: tup
     assert (result.returncode, result.stderr) == (0, "")
     assert max(map(len, result.stdout.splitlines())) <= 80
     assert all(each.help for each in (command, *command.params))
-    assert not any("[" in each.help for each in command.params), "Rich would read markup, and print nothing"
+    assert not any("[" in each.help for each in command.params), "Rich would read markup, and omit it"
 
 
 NEEDED = {"resync": "M1", "preview": "M1", "explain": "M1", "set": "hlf", "show": "hlf", "load": "x.csv"}

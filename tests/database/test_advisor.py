@@ -1,7 +1,7 @@
-"""What Supabase's advisor finds in certjob's schema and in the mirror. Without a package registry the test is skipped.
+"""Findings of Supabase's advisor in certjob's schema and in the mirror. Without a package registry the test is skipped.
 
-Supabase's command (the npm package ``supabase``, MIT licence, pinned in advisor/deno.lock) contains its advisor: the
-SQL of supabase/splinter, whose repository has no licence file, so that certjob has no copy of it.
+Supabase's command (the npm package ``supabase``, MIT licence, pinned in advisor/deno.lock) contains the advisor: the
+SQL of supabase/splinter. That repository has no licence file, so this one has no copy of it.
 """
 
 import json

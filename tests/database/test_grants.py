@@ -102,7 +102,7 @@ def granted(owner: Connection) -> dict[tuple[str, str, str], str | None]:
 
 
 def test_each_role_has_only_the_listed_rights(owner: Connection) -> None:
-    """A coordinator writes no derived column, the app's server only facts, and the worker deletes only what is over."""
+    """A coordinator writes no derived column, the app's server only facts; the worker deletes only finished rows."""
     grants = granted(owner)
 
     assert {role for _, role, _ in grants} == {WORKER, COORDINATOR, SERVER}

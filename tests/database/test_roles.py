@@ -91,7 +91,7 @@ def test_worker_cannot_log_in_or_change_roles(connection: database.Connection) -
 
 
 def test_migrate_grants_to_supabases_roles_that_came_later(connection: database.Connection) -> None:
-    """Without auth.uid(), certjob cannot identify the coordinator, so it grants nothing."""
+    """Without auth.uid(), certjob cannot identify the coordinator, so it grants no right."""
     supabase.set_up(connection)
     ours = furnish(connection, "hlf", api=connection)
     with pytest.raises(DENIED):

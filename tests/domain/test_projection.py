@@ -16,7 +16,7 @@ Night = tuple[date, object, object, bool | None, frozenset[Reminder]]
 
 
 def night(day: date, decision: Decision, reminders: frozenset[Reminder]) -> Night | None:
-    """Return what a night does, or None."""
+    """Return the change that a night makes, or None."""
     done = (decision.transitions, decision.pause, decision.visible if decision.push else None, reminders)
     return (day, *done) if decision.push or any(done) else None
 

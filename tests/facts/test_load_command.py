@@ -34,7 +34,7 @@ def load(here: Certjob, facts: Facts, tmp_path: Path) -> Load:
 
 
 def test_load_prints_new_kinds_and_what_the_next_run_does(load: Load) -> None:
-    """Also if nothing needs attention."""
+    """Also if no one has to act."""
     result, again = load(HEADER + GOOD.format(1)), load(HEADER + GOOD.format(1))
 
     assert (result.returncode, result.stdout) == (0, "")
@@ -92,7 +92,7 @@ def test_load_prints_20_lines_of_each_kind_of_problem_and_the_number_of_the_othe
 
 
 def test_load_warns_of_a_new_kind_that_is_similar_to_a_known_one(load: Load, facts: Facts) -> None:
-    """It would count beside the known one. Known kinds, those of others, and different names cause no warning."""
+    """It would count beside the known one. Known kinds, kinds of others, and different names cause no warning."""
     facts.certificate(facts.mentor(facts.organisation("lhl")), date(2030, 1, 1), kind="Likeperson")
     load(HEADER + GOOD.format(1) + GOOD.format(2))
 
@@ -221,7 +221,7 @@ def test_dry_run_says_how_many_mentors_the_next_run_would_pause(load: Load, fact
 
 
 def test_dry_run_names_each_change_from_old_to_new(load: Load, facts: Facts) -> None:
-    """New mentors, certificates and kinds, too. --json has the same changes, and nothing is changed."""
+    """New mentors, certificates and kinds, too. --json has the same changes, and the database stays unchanged."""
     load(HEADER + GOOD.format(1))
     night(facts.connection, today())
     before = facts.rows("SELECT to_jsonb(m) FROM mentors AS m")

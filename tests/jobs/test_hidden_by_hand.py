@@ -50,7 +50,7 @@ def confirm(scene: Scene, mentor: UUID) -> None:
 
 @pytest.mark.parametrize("mentor", ["rejected", "withdrawn"])
 def test_hide_by_hand_ends_the_alert(scene: Scene, mentor: str, request: pytest.FixtureRequest) -> None:
-    """It stores who, when and which contact. Later runs push nothing."""
+    """It stores who, when and which contact. Later runs make no push."""
     confirm(scene, request.getfixturevalue(mentor))
     scene.portal.requests.clear()
 
@@ -163,7 +163,7 @@ def test_hide_by_hand_needs_an_open_hide(scene: Scene) -> None:
 
 
 def test_held_mentor_must_be_permitted_first(scene: Scene) -> None:
-    """certjob has decided nothing about this mentor."""
+    """certjob has made no decision about this mentor."""
     mentors = [scene.certified() for _ in range(30)]
     scene.night(scene.portal)
     scene.run_sql("UPDATE certificates SET expires_on = %s", YESTERDAY)

@@ -82,7 +82,7 @@ def unpause(scene: Scene, mentor: UUID, portal: FlakyPortal, **options: Any) -> 
 
 
 def test_pause_hides_the_mentor_now_and_names_the_person(scene: Scene, shown: UUID) -> None:
-    """A second one with the same reason opens nothing, but hides again."""
+    """A second one with the same reason opens no second pause, but hides again."""
     portal = FlakyPortal()
 
     first, again = (pause(scene, shown, portal) for _ in range(2))

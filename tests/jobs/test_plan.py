@@ -1,4 +1,4 @@
-"""The dry run: it only reads, and the next run does exactly what it has planned."""
+"""The dry run: it only reads, and the next run makes exactly the planned changes."""
 
 from collections import Counter
 from datetime import timedelta

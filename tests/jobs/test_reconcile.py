@@ -231,7 +231,7 @@ def test_contact_of_no_mentor_is_an_alert_until_it_is_gone(scene: Scene) -> None
 def test_contact_of_no_mentor_is_gone_only_if_half_of_the_wanted_are_listed(
     scene: Scene, listed: int, is_gone: bool
 ) -> None:
-    """A list that was cut short proves nothing."""
+    """A list that was cut short is no proof."""
     contacts, contact = reconciled(scene, 10), uuid4()
     scene.portal.visible[contact] = True
     scene.reconcile()
@@ -244,7 +244,7 @@ def test_contact_of_no_mentor_is_gone_only_if_half_of_the_wanted_are_listed(
 
 @pytest.mark.parametrize("new_contact", [None, uuid4()], ids=["removed", "replaced"])
 def test_contact_that_a_mentor_loses_is_an_alert_at_once(scene: Scene, new_contact: UUID | None) -> None:
-    """certjob has shown it and can no longer hide it. The next reading without it ends the alert."""
+    """certjob has shown it and cannot hide it now. The next reading without it ends the alert."""
     contact = uuid4()
     scene.certified(contact_id=contact)
     scene.run_sql("UPDATE mentors SET portal_visible = NULL")  # so the run pushes the value

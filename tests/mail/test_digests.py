@@ -1,4 +1,4 @@
-"""Coordinators' digests: what has happened and what needs attention, at most once a day."""
+"""Coordinators' digests: news and open problems, at most once a day."""
 
 import json
 from datetime import UTC, datetime
@@ -305,7 +305,7 @@ def test_corrected_address_gets_the_rejected_digest_at_once(desk: Nights) -> Non
 
 
 class ProcessDiedError(Exception):
-    """Raised in place of a kill -9."""
+    """Raised instead of a kill -9."""
 
 
 @pytest.mark.parametrize(

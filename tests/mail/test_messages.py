@@ -104,7 +104,7 @@ def test_only_a_repeat_says_that_it_may_be_one(language: str, said: str) -> None
 
 @in_each_language
 def test_reminder_shows_where_its_links_lead(language: str) -> None:
-    """The button names the host, and the address is below it. Nothing is loaded from other servers."""
+    """The button names the host, and the address is below it. No content is loaded from other servers."""
     document = written_reminder(locale=language).html
     renew, *others = "https://hlf.example/forny?a=1&b=2", "mailto:kontakt@hlf.example", "tel:+4722000000"
     assert links(document) == [renew, renew, *others]

@@ -164,7 +164,7 @@ def test_job_of_the_day_before_leaves_a_new_reminder(nights: Nights, attempts: i
 
 @pytest.mark.usefixtures("kari")
 def test_urgent_reminder_leaves_a_claimed_one_to_its_claim(nights: Nights) -> None:
-    """It supersedes it after the lease, and the late outcome of the claim changes nothing."""
+    """It supersedes it after the lease, and the late outcome of the claim has no effect."""
     nights.review()
     claimed = claim(nights)
     review(nights, 12)
@@ -324,7 +324,7 @@ def test_deferred_reminder_is_an_alert_a_day_after_the_first_rejection(nights: N
 
 @pytest.mark.parametrize("rewrite", [False, True], ids=["same certificate", "entered again every day"])
 def test_changed_thresholds_repeat_no_mail(nights: Nights, kari: UUID, *, rewrite: bool) -> None:
-    """The 60-day reminder would say what the 30-day one has said since its day. A dry run announces the same mails."""
+    """The 60-day reminder would repeat the 30-day one. A dry run announces the same mails."""
     nights.execute("UPDATE certificates SET expires_on = %s", day(30))
     mails = nights.night()
     nights.execute("UPDATE organisations SET reminder_thresholds = '{60,28}'")
@@ -455,7 +455,7 @@ def test_failed_reminder_that_no_longer_applies_is_cancelled_by_the_review(
 
 @pytest.mark.usefixtures("kari")
 def test_failed_reminder_that_applies_stays_failed(nights: Nights) -> None:
-    """A review that has another reason changes nothing about it."""
+    """A review for another reason leaves it unchanged."""
     nights.night(on_send=lambda _message: REJECTED)
     nights.execute("UPDATE mentors SET dynamics_contact_id = gen_random_uuid()")
 

@@ -1,4 +1,4 @@
-"""A message, a reminder, and what the reader of a page sees."""
+"""A message, a reminder, and the visible text of a page."""
 
 import html
 import re

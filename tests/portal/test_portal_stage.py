@@ -1,4 +1,4 @@
-"""The portal stage over real HTTP: when it continues, when it ends, and what it leaves for the next run."""
+"""The portal stage over real HTTP: when it continues, when it ends, and which pushes remain for the next run."""
 
 import time
 from collections import Counter

@@ -31,7 +31,7 @@ def alerts(scene: Scene) -> list[Alert]:
 
 
 def test_rejected_key_becomes_the_cause_of_a_push_that_failed_before(scene: Scene) -> None:
-    """The outage is no longer the cause. A push that the portal rejected keeps its own cause."""
+    """After the outage, the cause is another one. A push that the portal rejected keeps its own cause."""
     scene.expired(member_no="rejected")
     scene.night(REJECTED, channel=None)
     scene.expired(member_no="outage")
@@ -111,7 +111,7 @@ def test_overdue_run_is_an_alert_with_the_number_of_mentors_who_may_be_visible(s
 def test_overdue_run_counts_everyone_whose_hide_is_not_confirmed(scene: Scene) -> None:
     """A pause by a person and a departure on the first day without a run. A pushed hide is confirmed.
 
-    Only a review knows what a revocation means.
+    Only a review knows the consequence of a revocation.
     """
     paused, revoked, left, hidden = (scene.certified(member_no=f"M{number}") for number in range(4))
     scene.night(FlakyPortal(), channel=None)

@@ -1,4 +1,4 @@
-"""`certjob changes`: what happened to whom since a moment."""
+"""`certjob changes`: the changes of each person since a moment."""
 
 import csv
 import json

@@ -25,7 +25,7 @@ UNREACHABLE = f"postgresql://certjob:{SECRET}@127.0.0.1:1/certjob"
 
 @pytest.fixture
 def check(here: Certjob, facts: Facts, portal: PortalServer, tmp_path: Path) -> Check:
-    """Run the command with right settings, except the given ones, and an organisation that lacks nothing."""
+    """Run the command with right settings, except the given ones, and a complete organisation."""
     organisation = facts.organisation()
     facts.mentor(organisation)
     facts.insert("coordinators", organisation_id=organisation, email="k@example.org")

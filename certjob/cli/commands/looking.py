@@ -111,7 +111,7 @@ def changes(
     organisation: OrganisationSlug = None,
     csv: Csv = False,
 ) -> int:
-    """Show what has happened to whom: certificates, pauses, portal and reminders, and who was wrongly visible.
+    """Show the changes of certificates, pauses, portal and reminders for each person, and who was wrongly visible.
 
     Each person has one line, in the order of the first change. `certjob explain MENTOR` says why.
     """

@@ -56,4 +56,4 @@ class MaildirChannel:
                 raise ChannelDownError(message, next_step="correct CERTJOB_NOTIFY_URL or its owner and rights")
 
     async def close(self) -> None:
-        """Do nothing; see ``Channel.close``."""
+        """Return at once; see ``Channel.close``."""

@@ -1,4 +1,4 @@
-"""Answers of mail servers: what they are about, and their text made safe for a log."""
+"""Classify the answers of mail servers, and make their text safe for a log."""
 
 import re
 from collections.abc import Iterable
@@ -17,7 +17,7 @@ but so does a server without a route for anyone.
 
 
 class Subject(Enum):
-    """What a rejection is about."""
+    """The subject of a rejection."""
 
     ADDRESS = "address"
     FULL_MAILBOX = "full mailbox"
@@ -38,9 +38,9 @@ def readable(text: str, *, recipient: MailAddress | None = None, secrets: Iterab
 
 
 def subject_of(rejection: str) -> Subject:
-    """Return what a rejection is about: a reply of 5xx with its text, or the status of a delivery report with its text.
+    """Return the subject of a reply of 5xx with its text, or of a delivery report's status with its text.
 
-    The first enhanced status code decides. Reports of Exim have 5.0.0, which says nothing, before that of the reply.
+    The first enhanced status code decides, except 5.0.0, which Exim's reports have before the code of the reply.
     """
     codes = re.findall(r"(?<![\d.])5\.(\d{1,3}\.\d{1,3})(?![\d.])", rejection)
     if (code := next((code for code in codes if code != "0.0"), None)) is not None:

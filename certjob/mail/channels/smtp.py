@@ -116,7 +116,7 @@ class SmtpChannel:
             _abort(transport)  # otherwise TLS waits for the other side
 
     def _drop(self) -> None:
-        """Cut the connection, without sending what is buffered."""
+        """Cut the connection without sending the buffered bytes."""
         if self._client is not None:
             _abort(self._client.transport)
             self._client.close()

@@ -16,7 +16,7 @@ WHERE id = %(id)s
 UPDATE job_runs SET told = %(keys)b WHERE id = %(id)s
 
 -- name: read_told
--- What the commands of this day have printed, and whether a full run is among them.
+-- The lines that the commands of this day have printed, and whether a full run is among them.
 SELECT told, command = 'run' AND organisation IS NULL AS is_full_run
 FROM job_runs
 WHERE as_of = %(today)s AND told IS NOT NULL

@@ -7,7 +7,7 @@ WHERE command = 'run' AND organisation IS NULL AND as_of = (
 )
 
 -- name: read_changes
--- What is stored about each person since a moment, in the order of the first change. An exposure overlaps with the time
+-- The stored changes of each person since a moment, in the order of the first change. An exposure overlaps with the time
 -- since the moment. A contact of no mentor belongs to no organisation. Python cannot represent infinity.
 WITH happened AS (
     SELECT t.mentor_id, t.at, t.to_status AS what, jsonb_build_object('kind', c.kind, 'day', c.expires_on) AS about
