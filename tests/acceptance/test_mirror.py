@@ -1,6 +1,5 @@
 """docs/examples/mirror.sql: certjob's facts follow the tables of an app that does not know certjob."""
 
-import re
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,7 +13,7 @@ from psycopg.conninfo import make_conninfo
 from certjob import database
 from certjob.jobs.report import RunReport
 from tests.conftest import Certjob
-from tests.support.docs import read, read_section
+from tests.support.docs import read
 from tests.support.facts import TODAY, Facts
 from tests.support.nights import CollectingChannel, FlakyPortal, night
 
@@ -417,9 +416,8 @@ def test_mentor_who_cannot_be_read_keeps_the_contact(app: App) -> None:
 
 
 def test_breaks_of_the_app_are_pauses_as_long_as_they_last(app: App) -> None:
-    """The statements of docs/install.md. A pause by a coordinator stays."""
-    section = read_section("docs/install.md", "Next to an existing app")
-    statements = re.findall(r"^    (?:INSERT|UPDATE) (?:.*\n)+?.*;$", section, re.MULTILINE)
+    """docs/examples/breaks.sql. A pause by a coordinator stays."""
+    statements = read("docs/examples/breaks.sql").strip().removesuffix(";").split(";\n\n")
     app.rows("CREATE TABLE public.breaks (profile_id uuid, begins_at timestamptz, ends_at timestamptz)")
     first, second = app.profiles("M1", "M2")
     app.sync()
