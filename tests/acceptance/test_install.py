@@ -10,11 +10,12 @@ import psycopg
 import pytest
 
 from certjob.database import embedded
-from tests.acceptance.test_mirror import APP, MIRROR
+from tests.acceptance.test_mirror import MIRROR
 from tests.conftest import Certjob
 from tests.support.command_line import today
 from tests.support.docs import read_section
 from tests.support.own_server import data_folder
+from tests.support.programme_world import APP_TABLES
 
 
 def sql_blocks(title: str) -> list[list[str]]:
@@ -70,7 +71,9 @@ def test_install_page_leads_from_the_tables_of_an_app_to_a_mail(here: Certjob, n
         for user in ("app", "certjob_owner", "certjob_cron")
     )
     execute(new_server, "CREATE ROLE app LOGIN", "CREATE DATABASE programme OWNER app", create_owner)
-    execute(app, APP, "INSERT INTO profiles (club_id, member_number, email) VALUES (1, 'M1', 'kari@example.org')")
+    execute(
+        app, APP_TABLES, "INSERT INTO profiles (club_id, member_number, email) VALUES (1, 'M1', 'kari@example.org')"
+    )
     execute(app, f"INSERT INTO certifications SELECT id, 'x', '2025-01-01', '{today() + timedelta(7)}' FROM profiles")
 
     execute(new_server.replace("/postgres?", "/programme?"), may_create_schemas)

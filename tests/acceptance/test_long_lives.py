@@ -30,7 +30,7 @@ REVOKE_FIRST_AID = "UPDATE certificates SET revoked_at = now() WHERE kind = 'fir
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Night:
+class Entry:
     """The changes by people before a night, and the work of the night.
 
     The name of a certificate is its kind and first year. A mail has its threshold and a last day.
@@ -46,64 +46,64 @@ class Night:
 
 
 DIARY = [
-    Night(
+    Entry(
         on="2025-01-01",
         people=[certify("course", "2024-03-01", "2026-02-28"), certify("first aid", "2023-06-15", "2025-06-15")],
         statuses={"course 2024": "valid", "first aid 2023": "valid"},
     ),
     # No night ran on the sixtieth day (16 April).
-    Night(on="2025-04-19", statuses={"first aid 2023": "expiring"}, mails=[(60, "2025-06-15")]),
-    Night(on="2025-05-16", mails=[(30, "2025-06-15")]),
+    Entry(on="2025-04-19", statuses={"first aid 2023": "expiring"}, mails=[(60, "2025-06-15")]),
+    Entry(on="2025-05-16", mails=[(30, "2025-06-15")]),
     # No night ran with 14 and with 7 days left: one mail, for the more urgent threshold.
-    Night(on="2025-06-09", mails=[(7, "2025-06-15")]),
-    Night(on="2025-06-14", mails=[(1, "2025-06-15")]),
+    Entry(on="2025-06-09", mails=[(7, "2025-06-15")]),
+    Entry(on="2025-06-14", mails=[(1, "2025-06-15")]),
     # The certificate is in force on its last day. The course does not help, because each kind must be in force.
-    Night(on="2025-06-16", statuses={"first aid 2023": "expired"}, pauses=1, shown=False, mails=[(-1, "2025-06-15")]),
-    Night(on="2025-06-20", people=[PAUSE]),
+    Entry(on="2025-06-16", statuses={"first aid 2023": "expired"}, pauses=1, shown=False, mails=[(-1, "2025-06-15")]),
+    Entry(on="2025-06-20", people=[PAUSE]),
     # The renewal ends certjob's pause. The coordinator's pause hides the mentor until the 31st.
-    Night(
+    Entry(
         on="2025-07-01",
         people=[certify("first aid", "2025-07-01", "2027-06-30")],
         statuses={"first aid 2023": "renewed", "first aid 2025": "valid"},
         resumes=1,
     ),
-    Night(on="2025-07-31", people=[LIFT], shown=True),
-    Night(on="2025-12-30", statuses={"course 2024": "expiring"}, mails=[(60, "2026-02-28")]),
-    Night(on="2026-01-29", mails=[(30, "2026-02-28")]),
+    Entry(on="2025-07-31", people=[LIFT], shown=True),
+    Entry(on="2025-12-30", statuses={"course 2024": "expiring"}, mails=[(60, "2026-02-28")]),
+    Entry(on="2026-01-29", mails=[(30, "2026-02-28")]),
     # The extension starts the reminders again. The portal learns each new last visible day.
-    Night(on="2026-02-05", people=[extend_course("2026-08-31")], statuses={"course 2024": "valid"}, shown=True),
-    Night(on="2026-07-02", statuses={"course 2024": "expiring"}, mails=[(60, "2026-08-31")]),
-    Night(on="2026-08-01", mails=[(30, "2026-08-31")]),
+    Entry(on="2026-02-05", people=[extend_course("2026-08-31")], statuses={"course 2024": "valid"}, shown=True),
+    Entry(on="2026-07-02", statuses={"course 2024": "expiring"}, mails=[(60, "2026-08-31")]),
+    Entry(on="2026-08-01", mails=[(30, "2026-08-31")]),
     # A wrong date is mailed once, and neither it nor the corrected date a second time.
-    Night(on="2026-08-03", people=[extend_course("2026-08-20")], shown=True, mails=[(30, "2026-08-20")]),
-    Night(on="2026-08-04", people=[extend_course("2026-08-31")], shown=True),
-    Night(on="2026-08-17", mails=[(14, "2026-08-31")]),
+    Entry(on="2026-08-03", people=[extend_course("2026-08-20")], shown=True, mails=[(30, "2026-08-20")]),
+    Entry(on="2026-08-04", people=[extend_course("2026-08-31")], shown=True),
+    Entry(on="2026-08-17", mails=[(14, "2026-08-31")]),
     # A coordinator's pause hides the mentor. A paused mentor is reminded.
-    Night(on="2026-08-20", people=[PAUSE], shown=False),
-    Night(on="2026-08-24", mails=[(7, "2026-08-31")]),
+    Entry(on="2026-08-20", people=[PAUSE], shown=False),
+    Entry(on="2026-08-24", mails=[(7, "2026-08-31")]),
     # The revocation ends the renewal of the first certificate, which expired long ago: no mail.
-    Night(
+    Entry(
         on="2026-08-27",
         people=[REVOKE_FIRST_AID],
         statuses={"first aid 2023": "expired", "first aid 2025": "revoked"},
         pauses=1,
     ),
-    Night(on="2026-08-30", mails=[(1, "2026-08-31")]),
-    Night(on="2026-09-01", statuses={"course 2024": "expired"}, mails=[(-1, "2026-08-31")]),
+    Entry(on="2026-08-30", mails=[(1, "2026-08-31")]),
+    Entry(on="2026-09-01", statuses={"course 2024": "expired"}, mails=[(-1, "2026-08-31")]),
     # A certificate renews when it begins, not when it is recorded. The pause ends when both kinds are in force.
-    Night(
+    Entry(
         on="2026-09-05",
         people=[certify("first aid", "2026-09-10", "2028-03-30")],
         statuses={"first aid 2026": "upcoming"},
     ),
-    Night(on="2026-09-10", statuses={"first aid 2023": "renewed", "first aid 2026": "valid"}),
-    Night(
+    Entry(on="2026-09-10", statuses={"first aid 2023": "renewed", "first aid 2026": "valid"}),
+    Entry(
         on="2026-09-20",
         people=[certify("course", "2026-09-15", "2028-03-30")],
         statuses={"course 2024": "renewed", "course 2026": "valid"},
         resumes=1,
     ),
-    Night(on="2026-10-01", people=[LIFT], shown=True),
+    Entry(on="2026-10-01", people=[LIFT], shown=True),
 ]
 MISSED = [("2025-04-14", "2025-04-18"), ("2025-06-01", "2025-06-08")]
 CHANGED_STATUSES = """
@@ -117,14 +117,14 @@ def test_two_years_of_a_mentor_are_as_the_diary_says(facts: Facts, portal: Porta
     facts.mentor(facts.organisation())
     channel = CollectingChannel()
 
-    def run_night(on: str) -> Night:
+    def run_night(on: str) -> Entry:
         calls, mails = len(portal.requests), len(channel.sent)
         report = night(facts.connection, date.fromisoformat(on), portal=portal, channel=channel)
         assert report.outcome is Outcome.OK, report.reasons
         assert report.review is not None
         pushed = [request.visible for request in portal.requests[calls:]]
         assert len(pushed) <= 1
-        return Night(
+        return Entry(
             on=on,
             statuses={str(name): str(status) for name, status in facts.rows(CHANGED_STATUSES, on)},
             pauses=report.review.paused,
@@ -140,7 +140,7 @@ def test_two_years_of_a_mentor_are_as_the_diary_says(facts: Facts, portal: Porta
         if any(first <= on <= last for first, last in MISSED):
             continue
         if on in expected or tomorrow in expected or number % 40 == 0:
-            planned = expected.get(on, Night(on=on))
+            planned = expected.get(on, Entry(on=on))
             for statement in planned.people:
                 assert facts.connection.execute(statement.encode()).rowcount == 1, (on, statement)
             assert run_night(on) == planned

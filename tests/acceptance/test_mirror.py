@@ -16,22 +16,9 @@ from tests.conftest import Certjob
 from tests.support.docs import read
 from tests.support.facts import TODAY, Facts
 from tests.support.nights import CollectingChannel, FlakyPortal, night
+from tests.support.programme_world import APP_TABLES
 
 MIRROR = read("docs/examples/mirror.sql").encode()
-
-APP = b"""
-CREATE TABLE public.clubs (id serial PRIMARY KEY, slug text UNIQUE);
-CREATE TABLE public.profiles (
-    id uuid PRIMARY KEY DEFAULT gen_random_uuid(), club_id integer REFERENCES public.clubs, member_number text,
-    name text DEFAULT 'Kari', email text, language text, crm_contact uuid DEFAULT gen_random_uuid(),
-    deactivated_at timestamptz, is_mentor boolean NOT NULL DEFAULT true
-);
-CREATE TABLE public.certifications (
-    profile_id uuid REFERENCES public.profiles ON DELETE CASCADE, course text DEFAULT 'likeperson',
-    passed_on date DEFAULT '2024-01-01', valid_until date, withdrawn_at timestamptz
-);
-INSERT INTO public.clubs (slug) VALUES ('hlf');
-"""
 
 KNOWN = """
     SELECT m.id, m.member_no, m.dynamics_contact_id, o.slug, m.left_at IS NOT NULL, array_agg(
@@ -95,7 +82,7 @@ def app(facts: Facts, database_url: str, worker_url: str) -> Iterator[App]:
         psycopg.connect(database_url, autocommit=True) as owner,
         psycopg.connect(worker_url, autocommit=True) as worker,
     ):
-        owner.execute(APP)
+        owner.execute(APP_TABLES)
         owner.execute(MIRROR)
         yield App(owner, worker)
 
@@ -193,7 +180,6 @@ REMOVALS = {
 def test_many_removals_of_an_organisation_need_a_permission(app: App, facts: Facts, statement: str) -> None:
     """A table that is being restored looks the same. Other organisations go on."""
     facts.organisation("nhf")
-    app.rows("INSERT INTO public.clubs (slug) VALUES ('nhf')")
     app.profiles("M0", "M1", "M2", "M3", "M4", "M5")
     (other,) = app.profiles("N1", club=2)
     app.sync()
@@ -230,7 +216,8 @@ def test_unknown_organisation_is_returned_and_its_mentors_stay(app: App) -> None
     """A renamed slug looks like this. Departures apply nevertheless."""
     left, *_ = app.profiles("M1", "M2")
     app.sync()
-    app.rows("UPDATE public.clubs SET slug = 'new'; INSERT INTO public.profiles (member_number) VALUES ('M3')")
+    app.rows("UPDATE public.clubs SET slug = 'new' WHERE slug = 'hlf'")
+    app.rows("INSERT INTO public.profiles (member_number) VALUES ('M3')")
     app.change(left, deactivated_at="2026-03-01")
 
     problems = app.sync()

@@ -53,37 +53,29 @@ def test_wheel_has_the_edge_function_and_the_examples(dist: Path) -> None:
     assert re.findall(r"\]\((?!https://|#)[^)]*\)", readme) == []
 
 
-def test_sbom_lists_the_packages_of_the_lock(dist: Path) -> None:
-    """Each with the version that pip installs, and certjob itself."""
-    document = json.loads((dist / "sbom.cdx.json").read_text(encoding="utf-8"))
-
-    locked = re.findall(r"^([a-z0-9-]+)==(\S+)$", (dist / "constraints.txt").read_text(), re.MULTILINE)
-    assert [(each["name"], each["version"]) for each in document["components"]] == locked
-    assert {("psycopg", "3"), ("httpx", "0")} <= {(name, version.split(".")[0]) for name, version in locked}
-    (wheel,) = dist.glob("*.whl")
-    assert f"certjob-{document['metadata']['component']['version']}-" in wheel.name
-
-
-def test_sbom_has_the_tree_and_the_hashes(dist: Path) -> None:
+def test_sbom_has_the_packages_of_the_lock_with_their_tree_and_hashes(dist: Path) -> None:
     """Each package is reached from certjob by those that need it. A plus sign in a package URL would mean a space."""
     document = json.loads((dist / "sbom.cdx.json").read_text(encoding="utf-8"))
     components = {each["name"]: each for each in document["components"]}
+    refs = {name: each["bom-ref"] for name, each in components.items()}
     tree = {each["ref"]: each["dependsOn"] for each in document["dependencies"]}
+    ours = document["metadata"]["component"]["bom-ref"]
 
-    reached, open_references = set[str](), [document["metadata"]["component"]["bom-ref"]]
+    reached, open_references = set[str](), [ours]
     while open_references:
         reference = open_references.pop()
         reached.add(reference)
         open_references += [each for each in tree[reference] if each not in reached]
 
-    assert (
-        reached
-        == {*tree}
-        == {document["metadata"]["component"]["bom-ref"]} | {each["bom-ref"] for each in components.values()}
-    )
-    assert components["httpcore"]["bom-ref"] in tree[components["httpx"]["bom-ref"]]
-    assert components["psycopg-binary"]["bom-ref"] in tree[components["psycopg"]["bom-ref"]], "an extra of the lock"
-    assert components["httpcore"]["bom-ref"] not in tree[document["metadata"]["component"]["bom-ref"]]
+    locked = re.findall(r"^([a-z0-9-]+)==(\S+)$", (dist / "constraints.txt").read_text(), re.MULTILINE)
+    assert [(name, each["version"]) for name, each in components.items()] == locked
+    assert {("psycopg", "3"), ("httpx", "0")} <= {(name, version.split(".")[0]) for name, version in locked}
+    (wheel,) = dist.glob("*.whl")
+    assert f"certjob-{document['metadata']['component']['version']}-" in wheel.name
+    assert reached == {*tree} == {ours, *refs.values()}
+    assert refs["httpcore"] in tree[refs["httpx"]]
+    assert refs["psycopg-binary"] in tree[refs["psycopg"]], "an extra of the lock"
+    assert refs["httpcore"] not in tree[ours]
     hashes = [value["content"] for each in components.values() for value in each["hashes"]]
     assert hashes == re.findall(r"--hash=sha256:(\w{64})", (dist / "requirements.lock").read_text())
     assert not any("+" in reference for reference in reached)

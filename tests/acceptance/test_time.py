@@ -13,21 +13,21 @@ from freezegun import freeze_time
 from tests.support.command_line import run_in_process
 from tests.support.facts import Facts
 
-Night = Callable[..., Any]
+RunAt = Callable[..., Any]
 
 
 @pytest.fixture
-def night(environment: dict[str, str], tmp_path: Path) -> Night:
-    """Run a night at a moment in UTC; return its document."""
+def run_at(environment: dict[str, str], tmp_path: Path) -> RunAt:
+    """Run certjob at a moment in UTC; return its document."""
 
-    def night(moment: str, *arguments: str, **settings: str) -> Any:
+    def run(moment: str, *arguments: str, **settings: str) -> Any:
         zone = ZoneInfo(settings.get("CERTJOB_TIME_ZONE", "Europe/Oslo"))
         today = datetime.fromisoformat(moment).replace(tzinfo=UTC).astimezone(zone).date()
         words = ("run", "--json", "--accept-date", str(today), *arguments)
         with freeze_time(moment):
             return json.loads(run_in_process(*words, environment=environment | settings, folder=tmp_path).stdout)
 
-    return night
+    return run
 
 
 @pytest.mark.parametrize(
@@ -39,13 +39,13 @@ def night(environment: dict[str, str], tmp_path: Path) -> Night:
     ],
 )
 def test_certificate_is_in_force_to_the_end_of_its_last_day_in_oslo(
-    night: Night, facts: Facts, moment: str, today: date
+    run_at: RunAt, facts: Facts, moment: str, today: date
 ) -> None:
     organisation_id = facts.organisation(portal=None)
     for days in (-1, 0, 1):
         facts.certified_mentor(organisation_id, today + timedelta(days=days))
 
-    document = night(moment)
+    document = run_at(moment)
 
     assert (document["today"], document["mentors"]["paused"]) == (today.isoformat(), 1)
     statuses = facts.rows("SELECT status FROM certificates ORDER BY expires_on")
@@ -53,6 +53,6 @@ def test_certificate_is_in_force_to_the_end_of_its_last_day_in_oslo(
     assert facts.rows("SELECT as_of FROM certificate_transitions UNION SELECT as_of FROM job_runs") == [(today,)]
 
 
-def test_day_is_that_of_the_configured_time_zone(night: Night) -> None:
-    assert night("2026-01-15 23:30", CERTJOB_TIME_ZONE="UTC")["today"] == "2026-01-15"
-    assert night("2026-01-15 12:00", CERTJOB_TIME_ZONE="Pacific/Kiritimati")["today"] == "2026-01-16"
+def test_day_is_that_of_the_configured_time_zone(run_at: RunAt) -> None:
+    assert run_at("2026-01-15 23:30", CERTJOB_TIME_ZONE="UTC")["today"] == "2026-01-15"
+    assert run_at("2026-01-15 12:00", CERTJOB_TIME_ZONE="Pacific/Kiritimati")["today"] == "2026-01-16"

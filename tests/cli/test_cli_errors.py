@@ -27,6 +27,7 @@ from tests.support.portal_server import PortalServer
         ("run --dry-run --as-of 10.03.2026", "certjob run", "'10.03.2026' is not a valid date; give one such as 2026"),
         ("db prune --older-than soon", "certjob db prune", "'soon' is not an age; give one such as 3y, 18m (months)"),
         ("preview M1 --threshold soon --json", "certjob preview", "'--threshold': Input should be a valid integer"),
+        ("list --from 2027-05-31 --to 2027-05-01", "certjob list", "--from"),
         ("status --max-age=-5m", "certjob status", "is not a valid duration; give one such as 90s, 30m or 2h"),
         (f"status --max-age={'9' * 5000}h", "certjob status", "is not a valid duration"),
     ],

@@ -31,17 +31,6 @@ $$;
 CREATE PUBLICATION supabase_realtime;
 """
 
-CUSTOM_SCHEMA_GUIDE = """
-GRANT USAGE ON SCHEMA certjob TO anon, authenticated, service_role;
-GRANT ALL ON ALL TABLES IN SCHEMA certjob TO anon, authenticated, service_role;
-GRANT ALL ON ALL ROUTINES IN SCHEMA certjob TO anon, authenticated, service_role;
-GRANT ALL ON ALL SEQUENCES IN SCHEMA certjob TO anon, authenticated, service_role;
-ALTER DEFAULT PRIVILEGES IN SCHEMA certjob GRANT ALL ON TABLES TO anon, authenticated, service_role;
-ALTER DEFAULT PRIVILEGES IN SCHEMA certjob GRANT ALL ON ROUTINES TO anon, authenticated, service_role;
-ALTER DEFAULT PRIVILEGES IN SCHEMA certjob GRANT ALL ON SEQUENCES TO anon, authenticated, service_role;
-"""
-"""What Supabase's guide "Using Custom Schemas" tells a team to run for a schema that the API serves."""
-
 
 def set_up(connection: Connection) -> None:
     """Give a database Supabase's shape. The roles belong to the whole server: another test may be faster."""

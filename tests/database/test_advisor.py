@@ -17,9 +17,10 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from tests.acceptance.test_mirror import APP, MIRROR
+from tests.acceptance.test_mirror import MIRROR
 from tests.support.docs import read_section
 from tests.support.own_server import data_folder
+from tests.support.programme_world import APP_TABLES
 from tests.support.proxy import Proxy
 
 ADVISOR = Path(__file__).parent / "advisor"
@@ -65,7 +66,7 @@ def advisor() -> Iterator[Path]:
 def test_page_lists_what_the_advisor_finds(advisor: Path, supabase_url: str) -> None:
     """The tables of the app next to certjob have findings of their own, and no index of a new database was used."""
     with psycopg.connect(supabase_url, autocommit=True) as owner:
-        owner.execute(APP)
+        owner.execute(APP_TABLES)
         owner.execute(MIRROR)
         owner.execute(LIKE_SUPABASE)
     with Proxy(supabase_url) as server:

@@ -170,6 +170,8 @@ def test_unusual_times_stop_no_command(
         assert (story.returncode, story.stderr, "Left on" in story.stdout) == (0, "", True)
 
     assert here("run", CERTJOB_DATABASE_URL=supabase_url).returncode == 3  # the pushes are alerts
+    for page in ("status", "list", "alerts"):
+        assert here(page, CERTJOB_DATABASE_URL=supabase_url).returncode in (0, 3), page
     changes = here("changes", "--csv", CERTJOB_DATABASE_URL=supabase_url)
     assert (changes.returncode, changes.stderr, changes.stdout.count("likeperson revoked")) == (0, "", 2)
     assert ours.facts.rows("SELECT status FROM certificates") == [("revoked",)] * 2

@@ -12,10 +12,10 @@ from tests.domain.strategies import any_day, days, mentors, thoroughly
 from tests.support.facts import TODAY
 from tests.support.people import certificate, expiring_in, mentor, organisation
 
-Night = tuple[date, object, object, bool | None, frozenset[Reminder]]
+Work = tuple[date, object, object, bool | None, frozenset[Reminder]]
 
 
-def night(day: date, decision: Decision, reminders: frozenset[Reminder]) -> Night | None:
+def work(day: date, decision: Decision, reminders: frozenset[Reminder]) -> Work | None:
     """Return the change that a night makes, or None."""
     done = (decision.transitions, decision.pause, decision.visible if decision.push else None, reminders)
     return (day, *done) if decision.push or any(done) else None
@@ -27,13 +27,13 @@ def test_coming_nights_are_those_of_a_daily_review(person: Mentor, today: date) 
     """So no day is missing in ``review_on``."""
     nights = list(coming_runs(person, first=today))
 
-    told = [night(each.day, each.decision, frozenset(each.reminders)) for each in nights]
+    told = [work(each.day, each.decision, frozenset(each.reminders)) for each in nights]
     assert [each.does_something for each in nights] == [each is not None for each in told]
 
     daily, known = [], frozenset[Reminder]()
     for day in (today + timedelta(days=number) for number in range(600)):
         decision = rules.decide(person, day)
-        daily.append(night(day, decision, frozenset(decision.reminders) - known))
+        daily.append(work(day, decision, frozenset(decision.reminders) - known))
         known |= frozenset(decision.reminders)
         person = projection.after(person, decision)
     assert list(filter(None, told)) == list(filter(None, daily))

@@ -52,7 +52,7 @@ def all_facts(facts: Facts) -> list[list[tuple[object, ...]]]:
     return [facts.rows(statement) for statement in FACTS]
 
 
-def programme(facts: Facts, *, mentors: int = 20) -> None:
+def enter_mentors(facts: Facts, *, mentors: int = 20) -> None:
     """Certificates of twenty months, one ending every tenth day. Three have ended; those mentors are paused."""
     hlf = facts.organisation(thresholds=[30])
     for number in range(mentors):
@@ -109,7 +109,7 @@ def test_departure_at_an_impossible_time_stays_one(here: Certjob, facts: Facts, 
 
 def test_two_people_with_one_number_are_both_rejected(here: Certjob, facts: Facts, load: LoadRows) -> None:
     """In the trial they were merged, and an uncertified mentor was visible for 83 days."""
-    programme(facts, mentors=4)
+    enter_mentors(facts, mentors=4)
     rows = export(here)
     stranger = {"full_name": "Ola", "email": "ola@example.org", "dynamics_contact_id": str(uuid4())}
     stranger |= {"issued_on": str(today()), "expires_on": str(today() + timedelta(days=700))}
@@ -127,7 +127,7 @@ def test_two_people_with_one_number_are_both_rejected(here: Certjob, facts: Fact
 
 def test_days_shifted_by_one_row_are_seen_and_undone(here: Certjob, facts: Facts, load: LoadRows) -> None:
     """Each mentor gets the certificate of the next row. In the trial, seven expired mentors were shown."""
-    programme(facts)
+    enter_mentors(facts)
     rows, before = export(here), all_facts(facts)
     days = [{name: row[name] for name in ("issued_on", "expires_on")} for row in rows]
     shifted = [row | days[(place + 1) % len(rows)] for place, row in enumerate(rows)]
@@ -149,7 +149,7 @@ def test_days_shifted_by_one_row_are_seen_and_undone(here: Certjob, facts: Facts
 
 
 def test_shifted_last_days_are_seen_and_undone(here: Certjob, facts: Facts, load: LoadRows) -> None:
-    programme(facts)
+    enter_mentors(facts)
     rows, before = export(here), all_facts(facts)
     shifted = [row | {"expires_on": following["expires_on"]} for row, following in pairwise(rows)]
 
@@ -198,7 +198,7 @@ def test_undo_restores_every_value(here: Certjob, facts: Facts, load: LoadRows, 
 
 def test_row_that_was_changed_since_stays_and_is_named(here: Certjob, facts: Facts, load: LoadRows) -> None:
     """Someone has corrected one certificate by hand. The dry run says so as well, and the second undo is rejected."""
-    programme(facts, mentors=6)
+    enter_mentors(facts, mentors=6)
     rows = export(here)
     late = str(today() + timedelta(days=900))
     load([row | {"expires_on": late} for row in rows[3:]])
@@ -223,7 +223,7 @@ def test_undo_lifts_the_pause_because_of_a_certificate_that_it_deletes(
     here: Certjob, facts: Facts, load: LoadRows
 ) -> None:
     """The file had an ended certificate of a new kind. An earlier pause stays."""
-    programme(facts, mentors=6)
+    enter_mentors(facts, mentors=6)
     rows = export(here)
     ended = {"kind": "kurs", "issued_on": "2025-01-01", "expires_on": "2025-06-01"}
     load([row | ended for row in rows])
@@ -268,7 +268,7 @@ def test_added_mentor_is_deleted_unless_certjob_has_shown_or_mailed_them(
 
 def test_explain_lists_loads_and_prune_forgets_them_after_90_days(here: Certjob, facts: Facts, load: LoadRows) -> None:
     """Signed, with the values before and after."""
-    programme(facts, mentors=1)
+    enter_mentors(facts, mentors=1)
     (row,) = export(here)
     late = str(today() + timedelta(days=900))
     load([row | {"expires_on": late}])

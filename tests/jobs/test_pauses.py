@@ -239,33 +239,20 @@ def test_unpause_lifts_the_only_pause_and_shows_the_mentor(scene: Scene, shown: 
 
 
 def test_one_of_several_pauses_must_be_named(scene: Scene, shown: UUID) -> None:
-    """The message lists them. A reason is chosen as it is printed; the app stored two spaces and a line end."""
+    """The message lists them, also with a time that Python cannot represent.
+
+    A reason is chosen as it is printed; the app stored two spaces and a line end.
+    """
     for reason in ("a  b\nc", "complaint"):
         scene.facts.pause(shown, reason=reason, actor="kari")
+    scene.run_sql("UPDATE mentor_pauses SET paused_at = '-infinity'")
 
-    with pytest.raises(UsageError, match=r"several open pauses: a  b\nc \(by kari since "):
+    with pytest.raises(UsageError, match=r"(?s)several open pauses: .*a  b\nc \(by kari since -infinity\)"):
         unpause(scene, shown, FlakyPortal())
     with pytest.raises(UsageError, match=r"(?s)no such open pause, but .*complaint"):
         unpause(scene, shown, FlakyPortal(), reason="leave")
 
     assert unpause(scene, shown, FlakyPortal(), reason="a b c").after.pauses == ["complaint"]
-
-
-@pytest.mark.parametrize("paused_at", ["-infinity", "0044-03-15 BC"])
-def test_pause_of_any_time_is_lifted_like_any_other(scene: Scene, shown: UUID, here: Certjob, paused_at: str) -> None:
-    """Python cannot represent these times. All commands still work while it is open, and name it."""
-    for reason in ("illness", "complaint"):
-        scene.facts.pause(shown, reason=reason, actor="kari")
-    scene.run_sql("UPDATE mentor_pauses SET paused_at = %s", paused_at)
-    scene.run_sql("UPDATE portal_sync_events SET status = 'blocked', delivered_at = NULL")
-
-    with pytest.raises(UsageError, match=f"illness \\(by kari since {paused_at}\\)"):
-        unpause(scene, shown, FlakyPortal())
-    codes = {page: here(page).returncode for page in ("status", "changes", "list", "alerts")}
-    result = unpause(scene, shown, FlakyPortal(), reason="illness")
-
-    assert result.after.pauses == ["complaint"]
-    assert set(codes.values()) <= {0, 3}, codes
 
 
 def test_name_and_reason_with_strange_bytes_are_stored_as_one_line(

@@ -49,7 +49,7 @@ def day(number: int) -> date:
     return TODAY + timedelta(days=number)
 
 
-class Nights:
+class Mailing:
     """Mentors of one organisation, and the mails that they and the coordinators get."""
 
     report: RunReport
@@ -91,7 +91,7 @@ class Nights:
         for table in ("cert_notification_log", "coordinator_digests"):
             support.expire_leases(self.facts, table)
 
-    def night(
+    def mails(
         self, number: int = 0, *, on_send: Callable[[OutgoingMessage], object] | None = None, **options: Any
     ) -> Messages:
         """Run a night and return its mails. An error that ``on_send`` returns is the outcome of a message."""
@@ -102,7 +102,7 @@ class Nights:
 
     def digests(self, number: int = 0, **options: Any) -> Messages:
         """Run a night and return its digests."""
-        return [message for message in self.night(number, **options) if message.kind == "digest"]
+        return [message for message in self.mails(number, **options) if message.kind == "digest"]
 
     def stage(
         self,
@@ -131,15 +131,15 @@ class Nights:
 
 
 @pytest.fixture
-def nights(facts: Facts) -> Nights:
+def mailing(facts: Facts) -> Mailing:
     """An organisation with reminders and without a portal."""
-    return Nights(facts, home=facts.organisation("nhf", portal=None))
+    return Mailing(facts, home=facts.organisation("nhf", portal=None))
 
 
 @pytest.fixture
-def desk(facts: Facts) -> Nights:
+def desk(facts: Facts) -> Mailing:
     """An organisation with a portal and without reminders, and its coordinator Berit."""
-    desk = Nights(facts, home=facts.organisation(thresholds=()))
+    desk = Mailing(facts, home=facts.organisation(thresholds=()))
     desk.coordinator()
     return desk
 

@@ -10,7 +10,7 @@ from certjob.mail.bounces import LARGEST_REPORT_OCTETS, ReportResult, take_repor
 from certjob.mail.message import OutgoingMessage, message_id
 from certjob.reports.alerts import read_alerts
 from tests.conftest import Certjob
-from tests.mail.conftest import Nights
+from tests.mail.conftest import Mailing
 from tests.support.bounces import exim, in_utf8, microsoft_365, postfix
 from tests.support.facts import TODAY
 
@@ -20,9 +20,9 @@ WHOLE = "SELECT l::text FROM cert_notification_log AS l UNION ALL SELECT d::text
 BOUNCED = [("failed", "wrong_address", None)]
 
 
-def one(nights: Nights, kind: str, number: int = 0) -> OutgoingMessage:
+def one(mailing: Mailing, kind: str, number: int = 0) -> OutgoingMessage:
     """Run a night and return its only message of this kind."""
-    (message,) = (message for message in nights.night(number) if message.kind == kind)
+    (message,) = (message for message in mailing.mails(number) if message.kind == kind)
     return message
 
 
@@ -31,39 +31,39 @@ def id_of(message: OutgoingMessage) -> str:
 
 
 @pytest.fixture
-def sent(nights: Nights) -> str:
+def sent(mailing: Mailing) -> str:
     """The Message-ID of Kari's reminder, which a mail server has accepted."""
-    nights.coordinator(BERIT)
-    nights.certified(until=5, email=KARI)
-    nights.review()
-    nights.stage()
-    return id_of(nights.sent[0])
+    mailing.coordinator(BERIT)
+    mailing.certified(until=5, email=KARI)
+    mailing.review()
+    mailing.stage()
+    return id_of(mailing.sent[0])
 
 
-def test_returned_reminder_fails_until_the_address_is_corrected(nights: Nights, sent: str) -> None:
+def test_returned_reminder_fails_until_the_address_is_corrected(mailing: Mailing, sent: str) -> None:
     """Operators read the server's words without the address. A report about the old address has no effect."""
-    assert take_report(nights.connection, postfix(sent, KARI)) is ReportResult.BOUNCED
+    assert take_report(mailing.connection, postfix(sent, KARI)) is ReportResult.BOUNCED
 
-    assert nights.rows(ROWS) == BOUNCED
-    (alert,) = read_alerts(nights.connection, today=TODAY)
+    assert mailing.rows(ROWS) == BOUNCED
+    (alert,) = read_alerts(mailing.connection, today=TODAY)
     assert str(alert.error).startswith("the mail came back (5.1.1 550 5.1.1")
     assert "kari" not in str(alert.error)
-    assert "postadressen er feil eller kan ikke brukes." in one(nights, "digest", 1).text
-    nights.execute("UPDATE mentors SET email = 'kari.n@example.org'")
-    again = one(nights, "reminder", 2)
+    assert "postadressen er feil eller kan ikke brukes." in one(mailing, "digest", 1).text
+    mailing.execute("UPDATE mentors SET email = 'kari.n@example.org'")
+    again = one(mailing, "reminder", 2)
     assert (again.to, id_of(again), again.repeat) == ("kari.n@example.org", sent, False)
-    assert take_report(nights.connection, postfix(sent, KARI)) is ReportResult.NOT_OURS
-    assert nights.rows(ROWS) == [("sent", None, None)]
+    assert take_report(mailing.connection, postfix(sent, KARI)) is ReportResult.NOT_OURS
+    assert mailing.rows(ROWS) == [("sent", None, None)]
 
 
-def test_report_of_each_mail_server_is_read(nights: Nights, sent: str) -> None:
+def test_report_of_each_mail_server_is_read(mailing: Mailing, sent: str) -> None:
     """RFC 6533 has other content types for any letters, and servers return only the headers of a large mail."""
-    nights.execute("UPDATE mentors SET email = 'kåre@blåkors.example'")
+    mailing.execute("UPDATE mentors SET email = 'kåre@blåkors.example'")
     in_dns = "Kåre@XN--blkors-jua.example"
     headers = postfix(sent, in_dns, returned="text/rfc822-headers")
     for report in (exim(sent, in_dns), microsoft_365(sent, in_dns), headers, in_utf8(sent, "kåre@blåkors.example")):
-        nights.execute("UPDATE cert_notification_log SET status = 'sent'")
-        assert take_report(nights.connection, report) is ReportResult.BOUNCED
+        mailing.execute("UPDATE cert_notification_log SET status = 'sent'")
+        assert take_report(mailing.connection, report) is ReportResult.BOUNCED
 
 
 @pytest.mark.parametrize(
@@ -76,18 +76,18 @@ def test_report_of_each_mail_server_is_read(nights: Nights, sent: str) -> None:
     ],
 )
 def test_only_a_reminder_that_may_have_been_sent_fails(
-    nights: Nights, sent: str, state: str, *, is_bounced: bool
+    mailing: Mailing, sent: str, state: str, *, is_bounced: bool
 ) -> None:
     """A report ends the claim of a mail that was not settled yet."""
-    nights.execute(f"UPDATE cert_notification_log SET status = {state}")
+    mailing.execute(f"UPDATE cert_notification_log SET status = {state}")
 
-    verdict = take_report(nights.connection, postfix(sent, KARI))
+    verdict = take_report(mailing.connection, postfix(sent, KARI))
 
     assert (verdict is ReportResult.BOUNCED) == is_bounced
-    assert (nights.rows(ROWS) == BOUNCED) == is_bounced
+    assert (mailing.rows(ROWS) == BOUNCED) == is_bounced
 
 
-def test_other_reports_change_nothing(nights: Nights, sent: str) -> None:
+def test_other_reports_change_nothing(mailing: Mailing, sent: str) -> None:
     """Delayed, foreign, forged, broken and huge ones."""
     good = postfix(sent, KARI)
     nested = b"".join(b'Content-Type: multipart/report; boundary="%d"\n\n--%d\n' % (n, n) for n in range(1000))
@@ -109,35 +109,35 @@ def test_other_reports_change_nothing(nights: Nights, sent: str) -> None:
             nested,
         ],
     }
-    before = nights.rows(WHOLE)
+    before = mailing.rows(WHOLE)
 
     for verdict, data in reports.items():
-        assert [take_report(nights.connection, each) for each in data] == [verdict] * len(data)
+        assert [take_report(mailing.connection, each) for each in data] == [verdict] * len(data)
 
-    assert nights.rows(WHOLE) == before
+    assert mailing.rows(WHOLE) == before
 
 
 @pytest.mark.parametrize("status", ["5.2.2", "5.7.1", "5.4.4"])
 def test_mail_that_came_back_with_a_right_address_is_tried_again_a_day_later(
-    nights: Nights, sent: str, status: str
+    mailing: Mailing, sent: str, status: str
 ) -> None:
     """The mailbox is full, or a server on the way is at fault. The reminder is cancelled when it is outdated."""
     full = postfix(sent, KARI, status=status)
-    assert take_report(nights.connection, full) is ReportResult.BOUNCED
+    assert take_report(mailing.connection, full) is ReportResult.BOUNCED
 
     due_in = "ceil(extract(epoch FROM next_attempt_at - now()) / 3600)"
-    assert nights.rows(f"SELECT status, failure_code, {due_in} FROM cert_notification_log") == [
+    assert mailing.rows(f"SELECT status, failure_code, {due_in} FROM cert_notification_log") == [
         ("pending", "mail_delayed", 24)
     ]
-    nights.make_due()
-    assert id_of(one(nights, "reminder", 1)) == sent
-    assert take_report(nights.connection, full) is ReportResult.BOUNCED
-    nights.make_due()
-    nights.stage(number=6)
-    assert nights.rows("SELECT status, last_error FROM cert_notification_log") == [("cancelled", "too late")]
+    mailing.make_due()
+    assert id_of(one(mailing, "reminder", 1)) == sent
+    assert take_report(mailing.connection, full) is ReportResult.BOUNCED
+    mailing.make_due()
+    mailing.stage(number=6)
+    assert mailing.rows("SELECT status, last_error FROM cert_notification_log") == [("cancelled", "too late")]
 
 
-def test_digest_for_a_full_mailbox_is_tried_again_a_day_later(desk: Nights) -> None:
+def test_digest_for_a_full_mailbox_is_tried_again_a_day_later(desk: Mailing) -> None:
     desk.ended("Ola Hansen")
     digest = id_of(one(desk, "digest"))
 
@@ -147,12 +147,12 @@ def test_digest_for_a_full_mailbox_is_tried_again_a_day_later(desk: Nights) -> N
     assert "Ola Hansen" in one(desk, "digest", 1).text
 
 
-def test_returned_digest_goes_to_the_corrected_address(desk: Nights) -> None:
+def test_returned_digest_goes_to_the_corrected_address(desk: Mailing) -> None:
     """No one has read it, so it replaces the open digest and reports the contents of both."""
     desk.ended("Ola Hansen")
     digest = id_of(one(desk, "digest"))
     desk.certified("Per Berg", until=0)
-    desk.night(1, deliver=False)
+    desk.mails(1, deliver=False)
 
     forged = re.sub(r"-[0-9a-f]{16}@", "-0123456789abcdef@", digest)
     reports = [postfix(digest, "someone@example.org"), postfix(forged, BERIT), *[postfix(digest, BERIT)] * 2]
@@ -166,15 +166,15 @@ def test_returned_digest_goes_to_the_corrected_address(desk: Nights) -> None:
     assert (again.to, "Ola Hansen" in again.text, "Per Berg" in again.text) == ("berit.n@example.org", True, True)
 
 
-def test_bounces_reads_one_report_from_standard_input(here: Certjob, nights: Nights, sent: str) -> None:
+def test_bounces_reads_one_report_from_standard_input(here: Certjob, mailing: Mailing, sent: str) -> None:
     """Some mail servers add the first line of an mbox. The command prints a result only with ``--json``."""
     report = b"From MAILER-DAEMON Tue Mar 10 08:00:07 2026\n" + exim(sent, KARI)
 
     quiet = here("bounces", given=report)
 
     assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
-    assert nights.rows(ROWS) == BOUNCED
-    nights.execute("UPDATE cert_notification_log SET status = 'sent'")
+    assert mailing.rows(ROWS) == BOUNCED
+    mailing.execute("UPDATE cert_notification_log SET status = 'sent'")
     assert json.loads(here("bounces", "--json", given=report).stdout) == {"outcome": "ok", "report": "bounced"}
     too_large = here("bounces", "--json", given=b"x" * (3 * LARGEST_REPORT_OCTETS))
     assert (too_large.returncode, json.loads(too_large.stdout)["report"]) == (0, "unreadable")

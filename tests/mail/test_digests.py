@@ -16,7 +16,7 @@ from certjob.mail.digests import QueuedDigest
 from certjob.mail.message import OutgoingMessage
 from certjob.reports.alerts import read_alerts
 from tests.mail.channels import digest_mail
-from tests.mail.conftest import CUT, DOWN, REFUSED, REJECTED, Messages, Nights, day, reject_reminders
+from tests.mail.conftest import CUT, DOWN, REFUSED, REJECTED, Mailing, Messages, day, reject_reminders
 from tests.mail.written import breakable
 from tests.support.facts import TODAY
 from tests.support.nights import FlakyPortal, delivery, new_job, night
@@ -29,12 +29,12 @@ def named(messages: Messages) -> list[str]:
     return [name for name in NAMES if any(name in message.text for message in messages)]
 
 
-def queue(desk: Nights, number: int = 0) -> None:
+def queue(desk: Mailing, number: int = 0) -> None:
     """Run a night without deliveries."""
     night(desk.connection, day(number), portal=FlakyPortal(), deliver=False)
 
 
-def deliver(desk: Nights, number: int = 0) -> Messages:
+def deliver(desk: Mailing, number: int = 0) -> Messages:
     """Run `certjob deliver`, and return its digests."""
     before = len(desk.channel.sent)
     desk.channel.on_send = None
@@ -43,12 +43,12 @@ def deliver(desk: Nights, number: int = 0) -> Messages:
     return [message for message in desk.channel.sent[before:] if message.kind == "digest"]
 
 
-def rows(desk: Nights) -> list[tuple[object, ...]]:
+def rows(desk: Mailing) -> list[tuple[object, ...]]:
     """Return day, counted from TODAY, and status of each digest."""
     return desk.rows("SELECT digest_on - %s::date, status FROM coordinator_digests ORDER BY id", TODAY)
 
 
-def test_digest_names_paused_and_reinstated_mentors_with_the_reason(desk: Nights) -> None:
+def test_digest_names_paused_and_reinstated_mentors_with_the_reason(desk: Mailing) -> None:
     """It says if another pause is open, and if someone had ended the pause."""
     kari, pia, tor = desk.ended("Kari", "Pia", "Tor")
     ola = desk.facts.mentor(desk.home, full_name="Ola", member_no="M2")
@@ -73,7 +73,7 @@ def test_digest_names_paused_and_reinstated_mentors_with_the_reason(desk: Nights
     assert "Noen hadde avsluttet pausen" in reopened.text
 
 
-def test_open_push_is_news_once_a_week(desk: Nights) -> None:
+def test_open_push_is_news_once_a_week(desk: Mailing) -> None:
     """It is also in each digest with other news."""
     desk.ended("Kari")
     desk.certified("Ola", until=2)
@@ -91,7 +91,7 @@ def test_open_push_is_news_once_a_week(desk: Nights) -> None:
     assert named([next_week]) == ["Kari", "Ola"]
 
 
-def test_subject_is_the_news_and_not_the_oldest_problem(desk: Nights) -> None:
+def test_subject_is_the_news_and_not_the_oldest_problem(desk: Mailing) -> None:
     """A mentor may be visible since the first day. Another cause of that is news again."""
     desk.execute("UPDATE coordinators SET locale = 'en'")
     desk.ended("Kari")
@@ -110,7 +110,7 @@ def test_subject_is_the_news_and_not_the_oldest_problem(desk: Nights) -> None:
     assert about_kari.subject.startswith(may_be_visible)
 
 
-def test_undelivered_reminder_is_news_once_per_address(desk: Nights) -> None:
+def test_undelivered_reminder_is_news_once_per_address(desk: Mailing) -> None:
     """The reminder of the next threshold, on the third day, is news again."""
     desk.execute("UPDATE organisations SET portal = NULL, reminder_thresholds = '{14,12}'")
     desk.certified("Kari", until=14, email=None)
@@ -124,7 +124,7 @@ def test_undelivered_reminder_is_news_once_per_address(desk: Nights) -> None:
     assert again == []
 
 
-def test_certificate_that_ends_within_30_days_is_news_once(desk: Nights) -> None:
+def test_certificate_that_ends_within_30_days_is_news_once(desk: Mailing) -> None:
     """Not one that continues, one of a mentor who has left, or a revoked one of an optional kind."""
     desk.execute("UPDATE organisations SET optional_kinds = '{first-aid}'")
     desk.facts.certificate(desk.certified("Ola", until=31), day(365), issued_on=day(32))
@@ -139,7 +139,7 @@ def test_certificate_that_ends_within_30_days_is_news_once(desk: Nights) -> None
     assert "* 12. april 2026 (30 dager igjen): Kari (M1004)\n" in breakable(page.text)
 
 
-def test_digest_is_about_one_organisation_in_the_coordinators_language(desk: Nights) -> None:
+def test_digest_is_about_one_organisation_in_the_coordinators_language(desk: Mailing) -> None:
     """A coordinator of two organisations gets two digests."""
     desk.ended("Kari")
     lhl = desk.facts.organisation("lhl", portal=None, thresholds=())
@@ -157,7 +157,7 @@ def test_digest_is_about_one_organisation_in_the_coordinators_language(desk: Nig
     assert "expired on 9 March 2026" in breakable(en.text)
 
 
-def test_digest_has_everything_since_the_last_one(desk: Nights) -> None:
+def test_digest_has_everything_since_the_last_one(desk: Mailing) -> None:
     """There is one a day, and one after nights without a mail server."""
     desk.ended("Kari")
     morning = desk.digests()
@@ -179,7 +179,7 @@ def test_digest_has_everything_since_the_last_one(desk: Nights) -> None:
     ("error", "code", "sent"),
     [pytest.param(REFUSED, "all_refused", 1, id="rejected"), pytest.param(DOWN, "channel_down", 0, id="down")],
 )
-def test_rejected_reminders_do_not_stop_the_digests(desk: Nights, error: Exception, code: str, sent: int) -> None:
+def test_rejected_reminders_do_not_stop_the_digests(desk: Mailing, error: Exception, code: str, sent: int) -> None:
     """A server that is down stops both."""
     desk.execute("UPDATE organisations SET reminder_thresholds = '{30}'")
     for _ in range(20):
@@ -196,7 +196,7 @@ def test_rejected_reminders_do_not_stop_the_digests(desk: Nights, error: Excepti
 
 
 def test_pause_committed_after_the_digest_is_in_the_next_one(
-    desk: Nights, app: psycopg.Connection[tuple[object, ...]]
+    desk: Mailing, app: psycopg.Connection[tuple[object, ...]]
 ) -> None:
     """Its time is that of the beginning of its transaction, which is before the digest."""
     late = desk.facts.mentor(desk.home, full_name="Ola")
@@ -211,7 +211,7 @@ def test_pause_committed_after_the_digest_is_in_the_next_one(
     assert (named(first), named(desk.digests(1))) == (["Kari"], ["Ola"])
 
 
-def test_digest_repeats_the_two_days_before_the_last_one(desk: Nights) -> None:
+def test_digest_repeats_the_two_days_before_the_last_one(desk: Mailing) -> None:
     """A pause is committed later than it is dated. An older one was in the last digest."""
     desk.ended("Kari")
     desk.digests()
@@ -224,7 +224,7 @@ def test_digest_repeats_the_two_days_before_the_last_one(desk: Nights) -> None:
     assert named(desk.digests(1)) == ["Ola"]
 
 
-def test_cancelled_digest_that_is_queued_again_has_a_new_key(desk: Nights) -> None:
+def test_cancelled_digest_that_is_queued_again_has_a_new_key(desk: Mailing) -> None:
     """Otherwise its Message-ID would be that of the first attempt."""
     desk.ended("Kari")
     keys: list[str] = []
@@ -239,7 +239,7 @@ def test_cancelled_digest_that_is_queued_again_has_a_new_key(desk: Nights) -> No
     assert second.idempotency_key not in keys
 
 
-def test_digest_sent_with_a_wrong_clock_hides_nothing(desk: Nights) -> None:
+def test_digest_sent_with_a_wrong_clock_hides_nothing(desk: Mailing) -> None:
     """Neither a digest nor a pause of 2130 delays news until 2130."""
     desk.ended("Kari")
     desk.certified("Ola", until=0)
@@ -250,13 +250,13 @@ def test_digest_sent_with_a_wrong_clock_hides_nothing(desk: Nights) -> None:
     assert (named(desk.digests(1)), desk.digests(2)) == (["Ola"], [])
 
 
-def claim(desk: Nights) -> QueuedDigest:
+def claim(desk: Mailing) -> QueuedDigest:
     claimed = steps.claim(digest_mail(desk.connection))
     assert claimed is not None
     return claimed
 
 
-def test_claimed_digest_belongs_to_its_claim(desk: Nights) -> None:
+def test_claimed_digest_belongs_to_its_claim(desk: Mailing) -> None:
     """No other run queues, sends or writes it until the lease has expired."""
     desk.ended("Kari")
     queue(desk)
@@ -270,7 +270,7 @@ def test_claimed_digest_belongs_to_its_claim(desk: Nights) -> None:
     assert steps.prepare(digest_mail(desk.connection), first) is None
 
 
-def test_coordinator_who_was_deleted_after_the_claim_gets_no_digest(desk: Nights) -> None:
+def test_coordinator_who_was_deleted_after_the_claim_gets_no_digest(desk: Mailing) -> None:
     """The digest was deleted, too."""
     desk.ended("Kari")
     queue(desk)
@@ -280,7 +280,7 @@ def test_coordinator_who_was_deleted_after_the_claim_gets_no_digest(desk: Nights
     assert steps.prepare(digest_mail(desk.connection), claimed) is None
 
 
-def test_rejected_digest_is_an_alert_until_the_next_day(desk: Nights) -> None:
+def test_rejected_digest_is_an_alert_until_the_next_day(desk: Mailing) -> None:
     """The next day's digest reports the same."""
     desk.ended("Kari")
     desk.digests(on_send=lambda _message: REJECTED)
@@ -292,7 +292,7 @@ def test_rejected_digest_is_an_alert_until_the_next_day(desk: Nights) -> None:
     assert read_alerts(desk.connection, today=TODAY) == []
 
 
-def test_corrected_address_gets_the_rejected_digest_at_once(desk: Nights) -> None:
+def test_corrected_address_gets_the_rejected_digest_at_once(desk: Mailing) -> None:
     """Another change of the coordinator does not send it."""
     desk.ended("Kari")
     desk.digests(on_send=lambda _message: REJECTED)
@@ -313,7 +313,7 @@ class ProcessDiedError(Exception):
     [("claim_digests", [False]), ("note_reported", [True]), ("settle_digests", [False, True])],
 )
 def test_death_of_a_process_loses_no_news_and_marks_repeats(
-    desk: Nights, database_url: str, monkeypatch: pytest.MonkeyPatch, statement: str, repeats: list[bool]
+    desk: Mailing, database_url: str, monkeypatch: pytest.MonkeyPatch, statement: str, repeats: list[bool]
 ) -> None:
     """It dies before it writes. The digest comes on the next day, as a repeat if it may have been sent."""
     desk.ended("Kari")
@@ -331,7 +331,7 @@ def test_death_of_a_process_loses_no_news_and_marks_repeats(
         with pytest.raises(ProcessDiedError):
             desk.stage(mails=digest_mail(doomed))
     desk.expire_leases()
-    desk.night(1)
+    desk.mails(1)
 
     assert [(page.repeat, named([page])) for page in desk.channel.sent] == [(repeat, ["Kari"]) for repeat in repeats]
     assert len({page.idempotency_key for page in desk.channel.sent}) == len(repeats), "mail programs drop a known one"
@@ -340,7 +340,7 @@ def test_death_of_a_process_loses_no_news_and_marks_repeats(
 
 @pytest.mark.parametrize(("portal", "number"), [("dynamics", 1), (None, 0)])
 def test_digest_names_contacts_of_no_mentor_to_users_of_the_portal(
-    desk: Nights, portal: str | None, number: int
+    desk: Mailing, portal: str | None, number: int
 ) -> None:
     """When it appears, and weekly, also if other news comes every day."""
     desk.connection.execute("UPDATE organisations SET portal = %s", (portal,))
@@ -359,7 +359,7 @@ def test_digest_names_contacts_of_no_mentor_to_users_of_the_portal(
     assert named_on == [0, 7] * number
 
 
-def test_next_digest_names_the_corrections_on_the_portal(desk: Nights) -> None:
+def test_next_digest_names_the_corrections_on_the_portal(desk: Mailing) -> None:
     """Once, in the digest after the reading."""
     mentor = desk.certified(until=400)
     assert desk.digests(0) == []

@@ -19,113 +19,101 @@ from certjob.outbox.retry import seconds_to_next_round
 from certjob.reports.alerts import read_alerts
 from certjob.stopping import StopFlag
 from tests.mail.channels import reminder_mail, smtp_channel
-from tests.mail.conftest import CUT, DEFERRED, DOWN, REFUSED, REJECTED, UNCLEAR, Nights, day
+from tests.mail.conftest import CUT, DEFERRED, DOWN, REFUSED, REJECTED, UNCLEAR, Mailing, day
 from tests.support.facts import Facts
 from tests.support.nights import delivery, expire_leases, new_job
 from tests.support.smtp_server import ScriptedServer, ServerFault
 
 
-def queue(nights: Nights, count: int) -> None:
+def queue(mailing: Mailing, count: int) -> None:
     """Queue a reminder each for m0@example.org, m1@example.org, … in the order of delivery."""
     for number in range(count):
         mentor = {"id": UUID(int=number + 1), "full_name": "Kari Nordmann", "email": f"m{number}@example.org"}
-        nights.facts.insert("mentors", organisation_id=nights.home, member_no=f"M{number}", **mentor)
-        nights.facts.certificate(UUID(int=number + 1), day(5))
-    nights.review()
+        mailing.facts.insert("mentors", organisation_id=mailing.home, member_no=f"M{number}", **mentor)
+        mailing.facts.certificate(UUID(int=number + 1), day(5))
+    mailing.review()
 
 
-def test_alert_about_waiting_mail_has_the_newest_reason(nights: Nights) -> None:
-    queue(nights, 1)
+def test_alert_about_waiting_mail_has_the_newest_reason(mailing: Mailing) -> None:
+    queue(mailing, 1)
     for reason in ("first reason", "second reason"):
-        nights.night(on_send=lambda _message, reason=reason: ChannelDownError(reason))  # type: ignore[misc]
-    nights.execute("UPDATE cert_notification_log SET queued_at = now() - interval '2 days'")
+        mailing.mails(on_send=lambda _message, reason=reason: ChannelDownError(reason))  # type: ignore[misc]
+    mailing.execute("UPDATE cert_notification_log SET queued_at = now() - interval '2 days'")
 
-    (alert,) = read_alerts(nights.connection, today=day(0))
+    (alert,) = read_alerts(mailing.connection, today=day(0))
 
     assert "second reason" in (alert.error or "")
 
 
-def statuses(nights: Nights) -> dict[object, object]:
+def statuses(mailing: Mailing) -> dict[object, object]:
     """Count the reminders by status. ``untouched``: pending as before the first claim."""
-    rows = nights.rows(
+    rows = mailing.rows(
         "SELECT CASE WHEN status = 'pending' AND attempts = 0 AND claim_token IS NULL AND NOT maybe_sent"
         " AND next_attempt_at <= now() THEN 'untouched' ELSE status END, count(*) FROM cert_notification_log GROUP BY 1"
     )
     return {status: count for status, count in rows}  # noqa: C416 - dict() wants pairs
 
 
-def log(nights: Nights, columns: str) -> list[tuple[object, ...]]:
-    return nights.rows(f"SELECT {columns} FROM cert_notification_log ORDER BY id")
+def log(mailing: Mailing, columns: str) -> list[tuple[object, ...]]:
+    return mailing.rows(f"SELECT {columns} FROM cert_notification_log ORDER BY id")
 
 
-def test_each_message_is_settled_before_the_next_is_sent(nights: Nights, other: Connection) -> None:
+def test_each_message_is_settled_before_the_next_is_sent(mailing: Mailing, other: Connection) -> None:
     """So at most one mail can come twice after a crash."""
-    queue(nights, 3)
+    queue(mailing, 3)
 
     def look(_message: OutgoingMessage) -> None:
         sent = other.execute("SELECT FROM cert_notification_log WHERE status = 'sent'").fetchall()
-        assert len(sent) == len(nights.channel.sent)
+        assert len(sent) == len(mailing.channel.sent)
 
-    assert nights.stage(on_send=look) is None
+    assert mailing.stage(on_send=look) is None
 
-    assert log(nights, "status, sent_at IS NOT NULL") == [("sent", True)] * 3
-    assert [message.to for message in nights.sent] == [f"m{number}@example.org" for number in range(3)]
+    assert log(mailing, "status, sent_at IS NOT NULL") == [("sent", True)] * 3
+    assert [message.to for message in mailing.sent] == [f"m{number}@example.org" for number in range(3)]
 
 
-def test_repeat_after_an_unknown_outcome_says_so(nights: Nights) -> None:
+def test_repeat_after_an_unknown_outcome_says_so(mailing: Mailing) -> None:
     """The connection broke after the message. The repeat has the same Message-ID."""
-    queue(nights, 2)
+    queue(mailing, 2)
     with ScriptedServer({"END": ServerFault.CUT}) as server:
-        assert nights.stage(channel=smtp_channel(server.port)) is None
+        assert mailing.stage(channel=smtp_channel(server.port)) is None
 
-    assert log(nights, "status, maybe_sent") == [("pending", True)] * 2
-    nights.make_due()
-    nights.stage()
-    for message, first in zip(nights.sent, server.bodies, strict=True):
+    assert log(mailing, "status, maybe_sent") == [("pending", True)] * 2
+    mailing.make_due()
+    mailing.stage()
+    for message, first in zip(mailing.sent, server.bodies, strict=True):
         assert f"-{message.idempotency_key}@".encode() in first
         assert message.repeat
         assert "Du har kanskje fått denne påminnelsen før." in message.text
 
 
-@pytest.mark.parametrize("url_is_valid", [True, False], ids=["server back", "URL wrong now"])
+@pytest.mark.parametrize(
+    ("outcome", "url_is_valid", "becomes"),
+    [(None, True, "sent"), (None, False, "pending"), (REJECTED, True, "failed")],
+    ids=["sent", "sent, URL wrong now", "rejected"],
+)
 def test_outcome_is_stored_although_the_session_ended(
-    nights: Nights, database_url: str, other: Connection, *, url_is_valid: bool
+    mailing: Mailing, database_url: str, other: Connection, outcome: Exception | None, url_is_valid: bool, becomes: str
 ) -> None:
-    """The stage ends with the error of the database."""
-    queue(nights, 2)
+    """The stage ends with the error of the database. The next message is untouched."""
+    queue(mailing, 2)
 
-    def end_the_session(_message: OutgoingMessage) -> None:
+    def end_the_session(_message: OutgoingMessage) -> Exception | None:
         other.execute("SELECT pg_terminate_backend(%s, 5000)", [lost.info.backend_pid])
         lost.url = database_url if url_is_valid else "postgresql://user@example.org:none/"
+        return outcome
 
     with database.connect(database_url) as lost, pytest.raises(psycopg.OperationalError):
-        nights.stage(mails=reminder_mail(lost), on_send=end_the_session)
+        mailing.stage(mails=reminder_mail(lost), on_send=end_the_session)
 
-    assert log(nights, "status")[0] == ("sent" if url_is_valid else "pending",)
-    assert log(nights, "status, attempts")[1] == ("pending", 0)
-
-
-def test_rejected_mail_is_stored_although_the_session_ended(
-    nights: Nights, database_url: str, other: Connection
-) -> None:
-    """It has failed, and is not sent again."""
-    queue(nights, 1)
-
-    def reject(_message: OutgoingMessage) -> Exception:
-        other.execute("SELECT pg_terminate_backend(%s, 5000)", [lost.info.backend_pid])
-        return REJECTED
-
-    with database.connect(database_url) as lost, pytest.raises(psycopg.OperationalError):
-        nights.stage(mails=reminder_mail(lost), on_send=reject)
-
-    assert log(nights, "status, attempts, claim_token") == [("failed", 1, None)]
+    assert log(mailing, "status, attempts, claim_token IS NULL") == [(becomes, 1, url_is_valid), ("pending", 0, True)]
 
 
 def test_mail_that_was_not_sent_is_released_although_the_session_ended(
-    nights: Nights, database_url: str, other: Connection, monkeypatch: pytest.MonkeyPatch
+    mailing: Mailing, database_url: str, other: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The session ends while the facts are read. The mail is due at once, and no repeat."""
-    queue(nights, 1)
+    queue(mailing, 1)
 
     def read(_item: object) -> None:
         other.execute("SELECT pg_terminate_backend(%s, 5000)", [lost.info.backend_pid])
@@ -135,9 +123,9 @@ def test_mail_that_was_not_sent_is_released_although_the_session_ended(
         mails = reminder_mail(lost)
         monkeypatch.setattr(mails, "draft", read)
         with pytest.raises(psycopg.OperationalError):
-            nights.stage(mails=mails)
+            mailing.stage(mails=mails)
 
-    assert log(nights, "status, attempts, claim_token, next_attempt_at <= now()") == [("pending", 0, None, True)]
+    assert log(mailing, "status, attempts, claim_token, next_attempt_at <= now()") == [("pending", 0, None, True)]
 
 
 OUTCOMES = {
@@ -160,101 +148,101 @@ OUTCOMES = {
 
 
 @pytest.mark.parametrize("case", OUTCOMES.values(), ids=OUTCOMES)
-def test_many_failures_end_the_stage(nights: Nights, case: dict[str, Any]) -> None:
+def test_many_failures_end_the_stage(mailing: Mailing, case: dict[str, Any]) -> None:
     """Messages that were certainly not sent stay untouched."""
     stopped, became = case.get("stopped", "None"), case["became"]
-    queue(nights, sum(became.values()))
+    queue(mailing, sum(became.values()))
 
-    assert str(nights.stage(*case["outcomes"])).startswith(stopped)
+    assert str(mailing.stage(*case["outcomes"])).startswith(stopped)
 
-    assert statuses(nights) == became
-    assert nights.counts == MailCounts(sent=became.get("sent", 0), failed=became.get("failed", 0))
+    assert statuses(mailing) == became
+    assert mailing.counts == MailCounts(sent=became.get("sent", 0), failed=became.get("failed", 0))
 
 
-def test_each_outcome_is_stored(nights: Nights) -> None:
+def test_each_outcome_is_stored(mailing: Mailing) -> None:
     """The delay doubles with each attempt. No server is asked about an invalid address."""
-    queue(nights, 5)
-    nights.execute("UPDATE mentors SET email = 'nowhere' WHERE email = 'm0@example.org'")
-    nights.execute("UPDATE cert_notification_log SET attempts = 1 WHERE mentor_id = %s", UUID(int=4))  # comes last
+    queue(mailing, 5)
+    mailing.execute("UPDATE mentors SET email = 'nowhere' WHERE email = 'm0@example.org'")
+    mailing.execute("UPDATE cert_notification_log SET attempts = 1 WHERE mentor_id = %s", UUID(int=4))  # comes last
 
-    nights.stage(None, REJECTED, CUT, DEFERRED)
+    mailing.stage(None, REJECTED, CUT, DEFERRED)
 
     row = "status, attempts, maybe_sent, last_error, failure_code, claim_token"
     delay = "ceil(extract(epoch FROM next_attempt_at - now()) / 60) = 15 * attempts"
-    assert log(nights, f"{row}, {delay}")[1:] == [
+    assert log(mailing, f"{row}, {delay}")[1:] == [
         ("sent", 1, False, None, None, None, False),
         ("failed", 1, False, "550 no such user", "wrong_address", None, False),
         ("pending", 2, False, "450 greylisted", "mail_delayed", None, True),
         ("pending", 1, True, "cut", "mail_delayed", None, True),
     ]
-    assert log(nights, "status, attempts, failure_code")[0] == ("failed", 0, "wrong_address")
+    assert log(mailing, "status, attempts, failure_code")[0] == ("failed", 0, "wrong_address")
     assert [seconds_to_next_round(attempts) / 60 for attempts in (1, 2, 3, 5, 6, 99)] == [15, 30, 60, 240, 360, 360]
 
 
-def test_first_success_makes_rejected_mails_due(nights: Nights) -> None:
+def test_first_success_makes_rejected_mails_due(mailing: Mailing) -> None:
     """Here a digest. Without a success, a rejected mail waits for at most 45 minutes."""
-    queue(nights, 3)
+    queue(mailing, 3)
     waits = "status, attempts, ceil(extract(epoch FROM next_attempt_at - now()) / 60)"
     for attempts, minutes in ((1, 15), (2, 30), (3, 45), (4, 45)):
-        nights.stage(*[REFUSED] * 3)
-        assert log(nights, waits) == [("pending", attempts, minutes)] * 3
-        nights.make_due()
-    nights.stage(*[REFUSED] * 3)
-    nights.coordinator()
+        mailing.stage(*[REFUSED] * 3)
+        assert log(mailing, waits) == [("pending", attempts, minutes)] * 3
+        mailing.make_due()
+    mailing.stage(*[REFUSED] * 3)
+    mailing.coordinator()
 
-    sent = [[message.kind for message in nights.night()] for _ in range(2)]
+    sent = [[message.kind for message in mailing.mails()] for _ in range(2)]
 
     assert sent == [["digest"], ["reminder"] * 3]
 
 
 @pytest.mark.parametrize("other", ["reminder", "digest"])
-def test_unclear_rejection_is_a_wrong_address_after_another_mail_was_accepted(nights: Nights, other: str) -> None:
+def test_unclear_rejection_is_a_wrong_address_after_another_mail_was_accepted(mailing: Mailing, other: str) -> None:
     """A server without enhanced codes may reject everyone. An acceptance before the rejection says nothing."""
-    queue(nights, 3 if other == "reminder" else 2)
+    queue(mailing, 3 if other == "reminder" else 2)
     if other == "digest":
-        nights.coordinator()
+        mailing.coordinator()
 
     def reject_two(message: OutgoingMessage) -> Exception | None:
         return UNCLEAR if message.to in ("m0@example.org", "m1@example.org") else None
 
-    nights.stage(on_send=lambda message: UNCLEAR)
-    nights.make_due()
-    nights.stage(on_send=lambda message: UNCLEAR)
-    assert log(nights, "status, failure_code")[:2] == [("pending", "mail_stopped")] * 2
-    nights.make_due()
+    mailing.stage(on_send=lambda message: UNCLEAR)
+    mailing.make_due()
+    mailing.stage(on_send=lambda message: UNCLEAR)
+    assert log(mailing, "status, failure_code")[:2] == [("pending", "mail_stopped")] * 2
+    mailing.make_due()
 
     for _ in range(2):
-        nights.night(on_send=reject_two)
+        mailing.mails(on_send=reject_two)
 
-    assert log(nights, "status, failure_code, last_error")[:2] == [("failed", "wrong_address", "550 no")] * 2
-    assert [alert.kind for alert in read_alerts(nights.connection, today=day(0))] == ["failed_reminders"] * 2
+    assert log(mailing, "status, failure_code, last_error")[:2] == [("failed", "wrong_address", "550 no")] * 2
+    assert [alert.kind for alert in read_alerts(mailing.connection, today=day(0))] == ["failed_reminders"] * 2
 
 
-def test_mail_that_is_rejected_for_a_day_is_an_alert_with_the_servers_words(nights: Nights) -> None:
+def test_mail_that_is_rejected_for_a_day_is_an_alert_with_the_servers_words(mailing: Mailing) -> None:
     """Exchange rejects unknown recipients like this. Others are delivered, so the stage does not stop."""
-    queue(nights, 2)
+    queue(mailing, 2)
     unknown = MailRejectedError("550 5.4.1 Recipient address rejected: Access denied", may_be_address=False)
-    nights.night(on_send=lambda message: unknown if message.to == "m0@example.org" else None)
-    assert (nights.report.stopped, read_alerts(nights.connection, today=day(0))) == ([], [])
+    mailing.mails(on_send=lambda message: unknown if message.to == "m0@example.org" else None)
+    assert (mailing.report.stopped, read_alerts(mailing.connection, today=day(0))) == ([], [])
     for column in ("queued_at", "deferred_since", "sent_at"):
-        nights.execute(f"UPDATE cert_notification_log SET {column} = {column} - interval '25 hours'")
+        mailing.execute(f"UPDATE cert_notification_log SET {column} = {column} - interval '25 hours'")
 
-    (alert,) = read_alerts(nights.connection, today=day(0))
+    (alert,) = read_alerts(mailing.connection, today=day(0))
 
     assert (alert.kind, alert.cause, alert.error) == ("failed_reminders", "mail_stopped", str(unknown))
 
 
-def test_stage_ends_at_its_deadline(nights: Nights) -> None:
+def test_stage_ends_at_its_deadline(mailing: Mailing) -> None:
     """The rest stays untouched."""
-    queue(nights, 2)
-    assert nights.stage(seconds=0) == "deadline: the time for deliveries is over; the rest stays pending"
-    assert statuses(nights) == {"untouched": 2}
+    queue(mailing, 2)
+    assert mailing.stage(seconds=0) == "deadline: the time for deliveries is over; the rest stays pending"
+    assert statuses(mailing) == {"untouched": 2}
 
 
 @pytest.mark.parametrize("error", [None, DOWN], ids=["sent", "down"])
-def test_signal_ends_the_stage_after_the_current_message(nights: Nights, error: Exception | None) -> None:
+def test_signal_ends_the_stage_after_the_current_message(mailing: Mailing, error: Exception | None) -> None:
     """A sent message is settled, and the others stay untouched. The error is not one of the mail server."""
-    queue(nights, 3)
+    queue(mailing, 3)
     stop = StopFlag()
 
     def set_and_fail(_message: OutgoingMessage) -> Exception | None:
@@ -263,48 +251,50 @@ def test_signal_ends_the_stage_after_the_current_message(nights: Nights, error: 
         return error
 
     with pytest.raises(StoppedBySignalError):
-        nights.stage(on_send=set_and_fail, stop=stop)
+        mailing.stage(on_send=set_and_fail, stop=stop)
 
-    assert statuses(nights) == ({"untouched": 3} if error else {"untouched": 2, "sent": 1})
+    assert statuses(mailing) == ({"untouched": 3} if error else {"untouched": 2, "sent": 1})
 
 
-def test_no_attempt_starts_that_could_outlast_the_lease(nights: Nights, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_attempt_starts_that_could_outlast_the_lease(mailing: Mailing, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither a first attempt, nor a second one after a slow first. The claim is released."""
-    queue(nights, 2)
+    queue(mailing, 2)
     tries = []
 
     def time_out(message: OutgoingMessage) -> None:
         tries.append(message)
-        monkeypatch.setattr(nights.channel, "worst_case_seconds", 1000.0)
+        monkeypatch.setattr(mailing.channel, "worst_case_seconds", 1000.0)
         raise DOWN
 
     for lease_seconds in (0.5, 900.0):
         monkeypatch.setattr(ReminderMail, "lease_seconds", lease_seconds)
-        stopped = str(nights.stage(on_send=time_out))
+        stopped = str(mailing.stage(on_send=time_out))
         assert stopped.startswith("channel_down: a message can take longer than its lease")
-        assert statuses(nights) == {"untouched": 2}
+        assert statuses(mailing) == {"untouched": 2}
     assert len(tries) == 1
 
 
 @pytest.mark.parametrize("outcome", [None, REJECTED, CUT], ids=["sent", "rejected", "unknown"])
-def test_outcome_of_a_lost_lease_changes_nothing(nights: Nights, other: Connection, outcome: Exception | None) -> None:
+def test_outcome_of_a_lost_lease_changes_nothing(
+    mailing: Mailing, other: Connection, outcome: Exception | None
+) -> None:
     """Another process has claimed the reminder during the call. The report counts it."""
-    queue(nights, 1)
+    queue(mailing, 1)
 
     def take_over(_message: OutgoingMessage) -> Exception | None:
         expire_leases(Facts(other), "cert_notification_log")
         steps.claim(reminder_mail(other))
         return outcome
 
-    nights.stage(on_send=take_over)
+    mailing.stage(on_send=take_over)
 
-    assert nights.counts == MailCounts(lost=1)
-    assert log(nights, "status, attempts, claim_token IS NOT NULL, maybe_sent") == [("pending", 2, True, True)]
+    assert mailing.counts == MailCounts(lost=1)
+    assert log(mailing, "status, attempts, claim_token IS NOT NULL, maybe_sent") == [("pending", 2, True, True)]
 
 
-def test_server_that_rejects_everything_for_three_days(nights: Nights) -> None:
+def test_server_that_rejects_everything_for_three_days(mailing: Mailing) -> None:
     """No address is called wrong. Within an hour of the repair, each mail arrives once, except those of past days."""
-    nights.coordinator()
+    mailing.coordinator()
     rejects = {"RCPT": b"550 5.7.1 Service unavailable, this account is suspended"}
     tried = list[int]()
     with ScriptedServer(rejects) as server:
@@ -313,19 +303,19 @@ def test_server_that_rejects_everything_for_three_days(nights: Nights) -> None:
             channel = smtp_channel(server.port)
             for _ in range(hours):
                 for table in ("cert_notification_log", "coordinator_digests"):
-                    nights.execute(f"UPDATE {table} SET next_attempt_at = next_attempt_at - interval '1 hour'")
+                    mailing.execute(f"UPDATE {table} SET next_attempt_at = next_attempt_at - interval '1 hour'")
                 server.commands.clear()
-                job = new_job(nights.connection, day(number), ways_out=delivery(channel=channel))
+                job = new_job(mailing.connection, day(number), ways_out=delivery(channel=channel))
                 runs.deliver(job, accept_date=day(number))
                 tried.append(sum(command.startswith("RCPT") for command in server.commands))
 
-        nights.certified("Pia", until=0, email="pia@example.org")
+        mailing.certified("Pia", until=0, email="pia@example.org")
         for number in range(3):
             for _ in range(3):
-                nights.certified(until=number + 7)
-            nights.night(number, channel=smtp_channel(server.port))
+                mailing.certified(until=number + 7)
+            mailing.mails(number, channel=smtp_channel(server.port))
             deliver_hourly(number, hours=8)
-        statuses_then = {status for (status,) in log(nights, "status")}
+        statuses_then = {status for (status,) in log(mailing, "status")}
         server.answers = {}
         deliver_hourly(2, hours=1)
 
@@ -333,4 +323,4 @@ def test_server_that_rejects_everything_for_three_days(nights: Nights) -> None:
     assert statuses_then == {"pending", "superseded"}
     arrived = [email.message_from_bytes(body)["Message-ID"] for body in server.bodies]
     assert len(arrived) == len(set(arrived)) == 3 * 3 + 1 + 1
-    assert read_alerts(nights.connection, today=day(2)) == []
+    assert read_alerts(mailing.connection, today=day(2)) == []

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from certjob.domain.addresses import parse_sender
 from certjob.facts.organisations import set_organisation
 from certjob.mail.message import OutgoingMessage, compose
-from tests.mail.conftest import Nights, day
+from tests.mail.conftest import Mailing, day
 from tests.mail.written import MESSAGE
 
 BCC = "\r\nBcc: spy@example.org"
@@ -113,14 +113,14 @@ def test_invalid_sender_or_reply_address_is_left_out() -> None:
         assert (message["From"], message["Bcc"]) == (own if sender == own else "post@hlf.example", None)
 
 
-def test_mails_name_the_organisation_as_sender_and_for_replies(nights: Nights) -> None:
+def test_mails_name_the_organisation_as_sender_and_for_replies(mailing: Mailing) -> None:
     """Without its own sender, that of the channel. Digests have a list name."""
-    nights.ended("Kari")
-    nights.facts.certified_mentor(nights.facts.organisation("lhl", portal=None), day(-1), full_name="Ola")
+    mailing.ended("Kari")
+    mailing.facts.certified_mentor(mailing.facts.organisation("lhl", portal=None), day(-1), full_name="Ola")
     for slug, sender in (("nhf", None), ("lhl", "LHL <likeperson@lhl.example>")):
-        set_organisation(nights.connection, slug, coordinators=[f"Åse Berg <ase@{slug}.example>"], sender=sender)
+        set_organisation(mailing.connection, slug, coordinators=[f"Åse Berg <ase@{slug}.example>"], sender=sender)
 
-    sent = nights.night()
+    sent = mailing.mails()
 
     named = ("kind", "sender", "reply_to", "to_name", "list_name")
     assert sorted(str([getattr(message, name) for name in named]) for message in sent) == [

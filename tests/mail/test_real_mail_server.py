@@ -13,7 +13,7 @@ from pydantic import SecretStr
 
 from tests.conftest import Certjob
 from tests.mail.channels import smtp_channel
-from tests.mail.conftest import Nights
+from tests.mail.conftest import Mailing
 from tests.mail.exim import LOGIN, MISSING, PROGRAM, Exim, running_exim
 from tests.mail.written import MESSAGE
 from tests.support.blocking import Blocking
@@ -55,9 +55,9 @@ def test_messages_arrive_whole_after_a_login(server: Exim) -> None:
     assert all("esmtpsa" in str(message["Received"]) for message in messages)  # s for TLS, a for login (RFC 3848)
 
 
-def test_returned_mail_goes_to_the_corrected_address(server: Exim, here: Certjob, nights: Nights) -> None:
+def test_returned_mail_goes_to_the_corrected_address(server: Exim, here: Certjob, mailing: Mailing) -> None:
     """Exim accepts it, does not know the recipient, and reports this to the envelope sender."""
-    nights.certified(until=(today() - TODAY).days + 5, email="unknown@example.org")
+    mailing.certified(until=(today() - TODAY).days + 5, email="unknown@example.org")
     settings = {
         "CERTJOB_NOTIFY_URL": f"smtp://127.0.0.1:{server.port}",
         "CERTJOB_MAIL_FROM": "post@example.org",
@@ -73,6 +73,6 @@ def test_returned_mail_goes_to_the_corrected_address(server: Exim, here: Certjob
     alerts = here("alerts")
     assert alerts.returncode == 3
     assert "the mail came back (5.0.0); what to do: Ask for an address that works" in alerts.stdout
-    nights.execute("UPDATE mentors SET email = 'kari.n@example.org'")
+    mailing.execute("UPDATE mentors SET email = 'kari.n@example.org'")
     assert here("deliver", **settings).returncode == 0
     assert [message["Envelope-to"] for message in arrived(server, 1)] == ["kari.n@example.org"]

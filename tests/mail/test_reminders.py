@@ -15,7 +15,7 @@ from certjob.outbox.claims import Answer, Settlement
 from certjob.reports.alerts import read_alerts
 from tests.conftest import Certjob
 from tests.mail.channels import reminder_mail
-from tests.mail.conftest import REJECTED, Nights, day
+from tests.mail.conftest import REJECTED, Mailing, day
 from tests.support.command_line import today
 from tests.support.facts import TODAY, Facts
 
@@ -26,244 +26,232 @@ RESTORE = "UPDATE certificates SET revoked_at = NULL"
 
 
 @pytest.fixture
-def kari(nights: Nights) -> UUID:
+def kari(mailing: Mailing) -> UUID:
     """A mentor with 25 days left on the certificate, so the 30-day reminder is due."""
-    return nights.certified("Kari", until=25, email="kari@example.org")
+    return mailing.certified("Kari", until=25, email="kari@example.org")
 
 
-def claim(nights: Nights) -> QueuedReminder:
-    reminder = steps.claim(reminder_mail(nights.connection))
+def claim(mailing: Mailing) -> QueuedReminder:
+    reminder = steps.claim(reminder_mail(mailing.connection))
     assert reminder is not None
     return reminder
 
 
-def log(nights: Nights, columns: str = "threshold_days, status") -> list[tuple[object, ...]]:
-    return nights.rows(f"SELECT {columns} FROM cert_notification_log ORDER BY threshold_days DESC, id")
+def log(mailing: Mailing, columns: str = "threshold_days, status") -> list[tuple[object, ...]]:
+    return mailing.rows(f"SELECT {columns} FROM cert_notification_log ORDER BY threshold_days DESC, id")
 
 
-def review(nights: Nights, number: int = 0) -> None:
+def review(mailing: Mailing, number: int = 0) -> None:
     """Review all mentors, also those that are not due."""
-    nights.execute("UPDATE mentors SET review_on = '-infinity'")
-    nights.review(number)
+    mailing.execute("UPDATE mentors SET review_on = '-infinity'")
+    mailing.review(number)
 
 
-def move(nights: Nights, days_left: int) -> None:
+def move(mailing: Mailing, days_left: int) -> None:
     """Change the last day in place, as the app does."""
-    nights.execute("UPDATE certificates SET expires_on = %s", day(days_left))
+    mailing.execute("UPDATE certificates SET expires_on = %s", day(days_left))
 
 
 @pytest.mark.parametrize("status", ["pending", "sent", "failed"])
-def test_same_date_is_queued_once(nights: Nights, kari: UUID, status: str) -> None:
+def test_same_date_is_queued_once(mailing: Mailing, kari: UUID, status: str) -> None:
     """Another kind has its own reminder."""
-    review(nights)
-    nights.execute("UPDATE cert_notification_log SET status = %s", status)
-    review(nights)
-    assert log(nights) == [(30, status)]
+    review(mailing)
+    mailing.execute("UPDATE cert_notification_log SET status = %s", status)
+    review(mailing)
+    assert log(mailing) == [(30, status)]
 
-    nights.facts.certificate(kari, day(25), kind="first-aid")
-    review(nights)
+    mailing.facts.certificate(kari, day(25), kind="first-aid")
+    review(mailing)
 
-    assert log(nights) == [(30, status), (30, "pending")]
+    assert log(mailing) == [(30, status), (30, "pending")]
 
 
 @pytest.mark.usefixtures("kari")
-def test_date_moved_back_and_forth_is_mailed_once_per_date(nights: Nights) -> None:
+def test_date_moved_back_and_forth_is_mailed_once_per_date(mailing: Mailing) -> None:
     """A dry run announces the same mails."""
     mailed: list[date | None] = []
     for days_left in (25, 26, 25, 26, 25):
-        move(nights, days_left)
-        nights.night(dry_run=True)
-        planned = nights.report.to_document()["reminders"]["queued"]
-        mails = nights.night()
+        move(mailing, days_left)
+        mailing.mails(dry_run=True)
+        planned = mailing.report.to_document()["reminders"]["queued"]
+        mails = mailing.mails()
         assert len(mails) == planned
         mailed += [mail.expires_on for mail in mails]
 
     assert mailed == [day(25), day(26)]
 
 
-def test_mail_about_a_deleted_certificate_counts_for_its_date(nights: Nights, kari: UUID) -> None:
+def test_mail_about_a_deleted_certificate_counts_for_its_date(mailing: Mailing, kari: UUID) -> None:
     """The certificate that replaces it may get this date later."""
-    nights.night()
-    nights.execute("DELETE FROM certificates")
-    nights.facts.certificate(kari, day(24))
-    nights.night()
+    mailing.mails()
+    mailing.execute("DELETE FROM certificates")
+    mailing.facts.certificate(kari, day(24))
+    mailing.mails()
 
     for days_left in (25, 26):
-        move(nights, days_left)
-        nights.night()
+        move(mailing, days_left)
+        mailing.mails()
 
-    assert [mail.expires_on for mail in nights.channel.sent] == [day(25), day(24), day(26)]
-
-
-def test_mail_about_one_kind_does_not_count_for_another(nights: Nights, kari: UUID) -> None:
-    """Also when their last days become the same."""
-    nights.night()
-    nights.facts.certificate(kari, day(24), kind="first-aid")
-    nights.night()
-
-    move(nights, 25)
-    (mail,) = nights.night()
-
-    assert ("first-aid" in mail.subject, mail.expires_on) == (True, day(25))
+    assert [mail.expires_on for mail in mailing.channel.sent] == [day(25), day(24), day(26)]
 
 
 @pytest.mark.usefixtures("kari")
 @pytest.mark.parametrize("dies", [False, True], ids=["not tried", "died after the mail"])
-def test_restored_certificate_brings_back_the_reminder(nights: Nights, *, dies: bool) -> None:
+def test_restored_certificate_brings_back_the_reminder(mailing: Mailing, *, dies: bool) -> None:
     """It is a repeat if a process died after it sent the mail."""
-    nights.review()
+    mailing.review()
     if dies:
-        claim(nights)
-        nights.expire_leases()
-    nights.execute(REVOKE)
-    assert nights.night() == []
-    assert log(nights) == [(30, "cancelled")]
-    nights.execute(RESTORE)
+        claim(mailing)
+        mailing.expire_leases()
+    mailing.execute(REVOKE)
+    assert mailing.mails() == []
+    assert log(mailing) == [(30, "cancelled")]
+    mailing.execute(RESTORE)
 
-    assert [mail.repeat for mail in nights.night()] == [dies]
+    assert [mail.repeat for mail in mailing.mails()] == [dies]
 
 
 @pytest.mark.parametrize(
     ("status", "becomes"),
     [("pending", "superseded"), ("failed", "superseded"), ("cancelled", "cancelled"), ("sent", "sent")],
 )
-def test_urgent_reminder_supersedes_unsent_ones(nights: Nights, kari: UUID, status: str, becomes: str) -> None:
+def test_urgent_reminder_supersedes_unsent_ones(mailing: Mailing, kari: UUID, status: str, becomes: str) -> None:
     """Only those of its certificate."""
-    nights.facts.certificate(kari, day(50), kind="longer")
-    nights.review()
-    nights.execute("UPDATE cert_notification_log SET status = %s WHERE threshold_days = 30", status)
+    mailing.facts.certificate(kari, day(50), kind="longer")
+    mailing.review()
+    mailing.execute("UPDATE cert_notification_log SET status = %s WHERE threshold_days = 30", status)
 
-    review(nights, 12)
+    review(mailing, 12)
 
-    assert log(nights) == [(60, "pending"), (30, becomes), (14, "pending")]
+    assert log(mailing) == [(60, "pending"), (30, becomes), (14, "pending")]
 
 
 @pytest.mark.usefixtures("kari")
 @pytest.mark.parametrize(("number", "begins", "threshold"), [(12, -100, 14), (1, 1, 30)])
-def test_reminder_of_a_later_day_comes_on_its_day(nights: Nights, number: int, begins: int, threshold: int) -> None:
+def test_reminder_of_a_later_day_comes_on_its_day(mailing: Mailing, number: int, begins: int, threshold: int) -> None:
     """A slow job of an earlier day cancels it: the threshold is not reached, or the certificate has not begun."""
-    nights.execute("UPDATE certificates SET issued_on = %s", day(begins))
-    nights.review(number)
-    nights.stage()
-    assert log(nights) == [(threshold, "cancelled")]
+    mailing.execute("UPDATE certificates SET issued_on = %s", day(begins))
+    mailing.review(number)
+    mailing.stage()
+    assert log(mailing) == [(threshold, "cancelled")]
 
-    assert [mail.threshold_days for mail in nights.night(number)] == [threshold]
+    assert [mail.threshold_days for mail in mailing.mails(number)] == [threshold]
 
 
 @pytest.mark.usefixtures("kari")
 @pytest.mark.parametrize("attempts", [0, 1])
-def test_job_of_the_day_before_leaves_a_new_reminder(nights: Nights, attempts: int) -> None:
+def test_job_of_the_day_before_leaves_a_new_reminder(mailing: Mailing, attempts: int) -> None:
     """A night that passes midnight runs beside one of the new day."""
-    nights.review(11)
-    nights.execute("UPDATE cert_notification_log SET attempts = %s WHERE threshold_days = 14", attempts)
+    mailing.review(11)
+    mailing.execute("UPDATE cert_notification_log SET attempts = %s WHERE threshold_days = 14", attempts)
 
-    nights.stage(number=10)
+    mailing.stage(number=10)
 
-    assert (nights.sent, log(nights)) == ([], [(14, "pending")])
+    assert (mailing.sent, log(mailing)) == ([], [(14, "pending")])
 
 
 @pytest.mark.usefixtures("kari")
-def test_urgent_reminder_leaves_a_claimed_one_to_its_claim(nights: Nights) -> None:
+def test_urgent_reminder_leaves_a_claimed_one_to_its_claim(mailing: Mailing) -> None:
     """It supersedes it after the lease, and the late outcome of the claim has no effect."""
-    nights.review()
-    claimed = claim(nights)
-    review(nights, 12)
-    assert log(nights) == [(30, "pending"), (14, "pending")]
+    mailing.review()
+    claimed = claim(mailing)
+    review(mailing, 12)
+    assert log(mailing) == [(30, "pending"), (14, "pending")]
 
-    nights.expire_leases()
-    review(nights, 19)
+    mailing.expire_leases()
+    review(mailing, 19)
 
-    assert steps.settle(reminder_mail(nights.connection), claimed, Settlement(status="sent")) is Answer.LOST
-    assert log(nights) == [(30, "superseded"), (14, "superseded"), (7, "pending")]
+    assert steps.settle(reminder_mail(mailing.connection), claimed, Settlement(status="sent")) is Answer.LOST
+    assert log(mailing) == [(30, "superseded"), (14, "superseded"), (7, "pending")]
 
 
 @pytest.mark.usefixtures("kari")
-def test_claim_is_lost_if_the_date_is_changed(nights: Nights) -> None:
+def test_claim_is_lost_if_the_date_is_changed(mailing: Mailing) -> None:
     """If the first date comes back, its mail is a repeat."""
-    mail, sent = reminder_mail(nights.connection), Settlement(status="sent")
-    nights.review()
-    first = claim(nights)
+    mail, sent = reminder_mail(mailing.connection), Settlement(status="sent")
+    mailing.review()
+    first = claim(mailing)
 
-    move(nights, 26)
-    review(nights)
+    move(mailing, 26)
+    review(mailing)
     assert steps.settle(mail, first, sent) is Answer.LOST
 
-    move(nights, 25)
-    review(nights)
-    second = claim(nights)
+    move(mailing, 25)
+    review(mailing)
+    second = claim(mailing)
     assert (second.maybe_sent, steps.settle(mail, second, sent)) == (True, Answer.SETTLED)
 
 
 @pytest.mark.usefixtures("kari")
-def test_extension_in_place_starts_a_new_reminder(nights: Nights) -> None:
+def test_extension_in_place_starts_a_new_reminder(mailing: Mailing) -> None:
     """It is not a repeat."""
-    (first,) = nights.night()
-    nights.execute("UPDATE cert_notification_log SET attempts = 3, maybe_sent = true")
-    move(nights, 26)
+    (first,) = mailing.mails()
+    mailing.execute("UPDATE cert_notification_log SET attempts = 3, maybe_sent = true")
+    move(mailing, 26)
 
-    (second,) = nights.night()
+    (second,) = mailing.mails()
 
     assert (second.expires_on, second.repeat) == (day(26), False)
     assert second.idempotency_key != first.idempotency_key
-    assert log(nights, "status, attempts") == [("sent", 1)]
+    assert log(mailing, "status, attempts") == [("sent", 1)]
 
 
-def test_reminder_after_a_restore_has_its_own_key(nights: Nights, kari: UUID) -> None:
+def test_reminder_after_a_restore_has_its_own_key(mailing: Mailing, kari: UUID) -> None:
     """The restored sequence gives another mentor's reminder the same id."""
-    (lost,) = nights.night()
-    nights.execute("DELETE FROM mentors WHERE id = %s", kari)
-    nights.execute("DELETE FROM cert_notification_log")
-    nights.execute("ALTER TABLE cert_notification_log ALTER COLUMN id RESTART")
-    nights.certified("Ola", until=25)
+    (lost,) = mailing.mails()
+    mailing.execute("DELETE FROM mentors WHERE id = %s", kari)
+    mailing.execute("DELETE FROM cert_notification_log")
+    mailing.execute("ALTER TABLE cert_notification_log ALTER COLUMN id RESTART")
+    mailing.certified("Ola", until=25)
 
-    (sent,) = nights.night()
+    (sent,) = mailing.mails()
 
     assert lost.idempotency_key.rpartition("-")[0] == sent.idempotency_key.rpartition("-")[0]
     assert lost.idempotency_key != sent.idempotency_key
 
 
 @pytest.mark.usefixtures("kari")
-def test_outdated_reminder_is_cancelled(nights: Nights, app: App) -> None:
+def test_outdated_reminder_is_cancelled(mailing: Mailing, app: App) -> None:
     """It waits while another session has locked the mentor. Neither counts as an attempt."""
-    nights.review()
-    nights.execute(REVOKE)
+    mailing.review()
+    mailing.execute(REVOKE)
     app.execute("UPDATE mentors SET full_name = 'Kari Hansen'")
-    nights.stage()
-    assert nights.counts == MailCounts()
-    assert log(nights, "status, attempts, claim_token, next_attempt_at > now()") == [("pending", 0, None, True)]
+    mailing.stage()
+    assert mailing.counts == MailCounts()
+    assert log(mailing, "status, attempts, claim_token, next_attempt_at > now()") == [("pending", 0, None, True)]
     app.rollback()
-    nights.make_due()
+    mailing.make_due()
 
-    nights.stage()
+    mailing.stage()
 
-    assert (nights.counts, nights.sent) == (MailCounts(cancelled=1), [])
-    assert log(nights, "status, last_error, attempts, claim_token") == [("cancelled", "revoked", 0, None)]
+    assert (mailing.counts, mailing.sent) == (MailCounts(cancelled=1), [])
+    assert log(mailing, "status, last_error, attempts, claim_token") == [("cancelled", "revoked", 0, None)]
 
 
 @pytest.mark.parametrize(
     ("email", "reason", "code"), [("   ", "no address", "no_address"), ("kari@", "is not an address", "wrong_address")]
 )
-def test_corrected_address_sends_the_reminder(nights: Nights, email: str, reason: str, code: str) -> None:
+def test_corrected_address_sends_the_reminder(mailing: Mailing, email: str, reason: str, code: str) -> None:
     """The failure is printed each day, without an attempt. The mail has the current name, and is no repeat."""
-    nights.certified(until=25, email=email)
+    mailing.certified(until=25, email=email)
     for number in range(2):
-        assert nights.night(number) == []
-        assert nights.report.to_document()["reminders"]["failed"] == 1 - number
-        assert nights.report.reasons == ["1 reminder was not delivered; see `certjob alerts`"]
-    ((error, *row),) = log(nights, "last_error, status, failure_code, attempts")
+        assert mailing.mails(number) == []
+        assert mailing.report.to_document()["reminders"]["failed"] == 1 - number
+        assert mailing.report.reasons == ["1 reminder was not delivered; see `certjob alerts`"]
+    ((error, *row),) = log(mailing, "last_error, status, failure_code, attempts")
     assert (reason in str(error), row) == (True, ["failed", code, 0])
-    nights.execute("UPDATE mentors SET email = ' kari@example.org ', full_name = 'Kari Hansen'")
+    mailing.execute("UPDATE mentors SET email = ' kari@example.org ', full_name = 'Kari Hansen'")
 
-    (message,) = nights.night(2)
+    (message,) = mailing.mails(2)
     assert (message.to, message.repeat, "Kari Hansen" in message.text) == ("kari@example.org", False, True)
-    assert log(nights, "status, attempts, last_error") == [("sent", 1, None)]
+    assert log(mailing, "status, attempts, last_error") == [("sent", 1, None)]
 
 
 @pytest.mark.usefixtures("kari")
 @pytest.mark.parametrize("committed", [True, False], ids=["committed before", "committed after"])
-def test_address_corrected_during_a_rejection_is_tried(nights: Nights, app: App, committed: bool) -> None:
+def test_address_corrected_during_a_rejection_is_tried(mailing: Mailing, app: App, committed: bool) -> None:
     """Also if the rejection is stored before the correction is committed."""
-    nights.review()
+    mailing.review()
 
     def reject(message: OutgoingMessage) -> None:
         if message.to == "kari@example.org":
@@ -272,70 +260,70 @@ def test_address_corrected_during_a_rejection_is_tried(nights: Nights, app: App,
                 app.commit()
             raise REJECTED
 
-    nights.stage(on_send=reject)
-    assert nights.counts.failed == 0
+    mailing.stage(on_send=reject)
+    assert mailing.counts.failed == 0
     if not committed:
         app.commit()
-        assert log(nights, "status, last_error") == [("pending", "550 no such user")]
-        nights.make_due()
-        nights.stage()
+        assert log(mailing, "status, last_error") == [("pending", "550 no such user")]
+        mailing.make_due()
+        mailing.stage()
 
-    assert [message.to for message in nights.sent] == ["new@example.org"]
-    assert log(nights, "attempts") == [(1 if committed else 2,)]
+    assert [message.to for message in mailing.sent] == ["new@example.org"]
+    assert log(mailing, "attempts") == [(1 if committed else 2,)]
 
 
-def test_failed_reminder_is_an_alert_for_14_days_after_queueing(nights: Nights) -> None:
+def test_failed_reminder_is_an_alert_for_14_days_after_queueing(mailing: Mailing) -> None:
     """A first import queues reminders long after their threshold."""
     for number in (40, 5):
-        nights.certified(until=number, email=None)
+        mailing.certified(until=number, email=None)
 
-    nights.night()
+    mailing.mails()
 
-    nights.execute("UPDATE cert_notification_log SET queued_at = %s", TODAY)
-    assert [len(read_alerts(nights.connection, today=day(number))) for number in (0, 14, 15)] == [2, 2, 0]
+    mailing.execute("UPDATE cert_notification_log SET queued_at = %s", TODAY)
+    assert [len(read_alerts(mailing.connection, today=day(number))) for number in (0, 14, 15)] == [2, 2, 0]
 
 
 @pytest.mark.usefixtures("kari")
-def test_deferred_reminder_is_an_alert_a_day_after_the_first_rejection(nights: Nights) -> None:
+def test_deferred_reminder_is_an_alert_a_day_after_the_first_rejection(mailing: Mailing) -> None:
     """It is in one digest, and an alert until the mail arrives."""
     full = RecipientDeferredError("the mail server deferred the recipient (452 4.2.2 mailbox full)")
 
     def defer(message: OutgoingMessage) -> Exception | None:
         return full if message.kind == "reminder" else None
 
-    nights.night(on_send=defer)
-    assert read_alerts(nights.connection, today=TODAY) == []
+    mailing.mails(on_send=defer)
+    assert read_alerts(mailing.connection, today=TODAY) == []
     for column in ("queued_at", "deferred_since"):
-        nights.execute(f"UPDATE cert_notification_log SET {column} = {column} - interval '25 hours'")
-    nights.coordinator()
+        mailing.execute(f"UPDATE cert_notification_log SET {column} = {column} - interval '25 hours'")
+    mailing.coordinator()
     digests = []
     for number in (1, 2):
-        nights.make_due()
-        digests += nights.digests(number, on_send=defer)
+        mailing.make_due()
+        digests += mailing.digests(number, on_send=defer)
 
-    (alert,) = read_alerts(nights.connection, today=TODAY)
+    (alert,) = read_alerts(mailing.connection, today=TODAY)
     assert (alert.kind, alert.cause, alert.error) == ("failed_reminders", "mail_delayed", str(full))
     (digest,) = digests
     assert "Påminnelsen har kanskje ikke kommet fram. Vi prøver igjen automatisk." in digest.text
-    nights.make_due()
-    assert [message.kind for message in nights.night(3)] == ["reminder"]
-    assert read_alerts(nights.connection, today=TODAY) == []
+    mailing.make_due()
+    assert [message.kind for message in mailing.mails(3)] == ["reminder"]
+    assert read_alerts(mailing.connection, today=TODAY) == []
 
 
 @pytest.mark.parametrize("rewrite", [False, True], ids=["same certificate", "entered again every day"])
-def test_changed_thresholds_repeat_no_mail(nights: Nights, kari: UUID, *, rewrite: bool) -> None:
+def test_changed_thresholds_repeat_no_mail(mailing: Mailing, kari: UUID, *, rewrite: bool) -> None:
     """The 60-day reminder would repeat the 30-day one. A dry run announces the same mails."""
-    nights.execute("UPDATE certificates SET expires_on = %s", day(30))
-    mails = nights.night()
-    nights.execute("UPDATE organisations SET reminder_thresholds = '{60,28}'")
+    mailing.execute("UPDATE certificates SET expires_on = %s", day(30))
+    mails = mailing.mails()
+    mailing.execute("UPDATE organisations SET reminder_thresholds = '{60,28}'")
 
     for number in (1, 2, 3):
         if rewrite:
-            nights.execute("DELETE FROM certificates")
-            nights.facts.certificate(kari, day(30))
-        nights.night(number, dry_run=True)
-        planned = nights.report.to_document()["reminders"]["queued"]
-        mails += (sent := nights.night(number))
+            mailing.execute("DELETE FROM certificates")
+            mailing.facts.certificate(kari, day(30))
+        mailing.mails(number, dry_run=True)
+        planned = mailing.report.to_document()["reminders"]["queued"]
+        mails += (sent := mailing.mails(number))
         assert len(sent) == planned
 
     assert [mail.threshold_days for mail in mails] == [30, 28]
@@ -353,75 +341,75 @@ def test_changed_thresholds_repeat_no_mail(nights: Nights, kari: UUID, *, rewrit
     ],
     ids=["not sent", "sent before the threshold", "sent on a later day", "sent since", "sent with this threshold"],
 )
-def test_threshold_is_done_if_a_mail_has_said_the_same_since_its_day(nights: Nights, change: str, sent: int) -> None:
+def test_threshold_is_done_if_a_mail_has_said_the_same_since_its_day(mailing: Mailing, change: str, sent: int) -> None:
     """The 60-day threshold was reached on 3 February. A mail of a later day has also been sent, by a wrong clock."""
-    nights.night()
-    nights.execute(f"UPDATE cert_notification_log SET {change}")
+    mailing.mails()
+    mailing.execute(f"UPDATE cert_notification_log SET {change}")
 
-    nights.execute("UPDATE organisations SET reminder_thresholds = '{60}'")
+    mailing.execute("UPDATE organisations SET reminder_thresholds = '{60}'")
 
-    assert len(nights.night(1)) == sent
+    assert len(mailing.mails(1)) == sent
 
 
 @pytest.mark.parametrize("rewrite", [False, True], ids=["same certificates", "entered again"])
 def test_mail_about_another_kind_with_the_same_last_day_does_not_count(
-    nights: Nights, kari: UUID, *, rewrite: bool
+    mailing: Mailing, kari: UUID, *, rewrite: bool
 ) -> None:
     """Also if both certificates are deleted and entered again."""
-    nights.night()
-    nights.execute("UPDATE organisations SET reminder_thresholds = '{60}'")
+    mailing.mails()
+    mailing.execute("UPDATE organisations SET reminder_thresholds = '{60}'")
     if rewrite:
-        nights.execute("DELETE FROM certificates")
-        nights.facts.certificate(kari, day(25))
-    nights.facts.certificate(kari, day(25), kind="first-aid")
+        mailing.execute("DELETE FROM certificates")
+        mailing.facts.certificate(kari, day(25))
+    mailing.facts.certificate(kari, day(25), kind="first-aid")
 
-    assert ["first-aid" in mail.subject for mail in nights.night()] == [True]
+    assert ["first-aid" in mail.subject for mail in mailing.mails()] == [True]
 
 
 @pytest.mark.usefixtures("kari")
-def test_reminder_that_another_one_has_made_superfluous_is_cancelled(nights: Nights) -> None:
+def test_reminder_that_another_one_has_made_superfluous_is_cancelled(mailing: Mailing) -> None:
     """It was queued before the other one was sent."""
-    nights.night()
-    nights.execute("UPDATE organisations SET reminder_thresholds = '{60}'")
-    nights.execute(
+    mailing.mails()
+    mailing.execute("UPDATE organisations SET reminder_thresholds = '{60}'")
+    mailing.execute(
         "INSERT INTO cert_notification_log (mentor_id, threshold_days, cert_id, expires_on)"
         " SELECT mentor_id, 60, cert_id, expires_on FROM cert_notification_log"
     )
 
-    nights.stage()
+    mailing.stage()
 
-    assert nights.sent == []
-    assert log(nights, "status, last_error") == [("cancelled", "mailed already"), ("sent", None)]
+    assert mailing.sent == []
+    assert log(mailing, "status, last_error") == [("cancelled", "mailed already"), ("sent", None)]
 
 
 @pytest.mark.parametrize("how", ["deleted and entered again", "new id"])
-def test_reminder_of_a_certificate_with_another_id_is_sent(nights: Nights, kari: UUID, how: str) -> None:
+def test_reminder_of_a_certificate_with_another_id_is_sent(mailing: Mailing, kari: UUID, how: str) -> None:
     """Between the review and the mail, an app may write all certificates again. The next review repeats no mail."""
-    nights.review()
+    mailing.review()
     if how == "new id":
-        nights.execute("UPDATE certificates SET id = gen_random_uuid()")
+        mailing.execute("UPDATE certificates SET id = gen_random_uuid()")
     else:
-        nights.execute("DELETE FROM certificates")
-        nights.facts.certificate(kari, day(25), issued_on=date(2025, 1, 1))
+        mailing.execute("DELETE FROM certificates")
+        mailing.facts.certificate(kari, day(25), issued_on=date(2025, 1, 1))
 
-    nights.stage()
+    mailing.stage()
 
-    assert [message.threshold_days for message in nights.sent] == [30]
-    assert nights.night(1) == []
+    assert [message.threshold_days for message in mailing.sent] == [30]
+    assert mailing.mails(1) == []
 
 
 def test_reminder_of_a_certificate_that_was_entered_again_with_another_day_is_cancelled(
-    nights: Nights, kari: UUID
+    mailing: Mailing, kari: UUID
 ) -> None:
     """The next review queues the reminder of the new day."""
-    nights.review()
-    nights.execute("DELETE FROM certificates")
-    nights.facts.certificate(kari, day(26))
+    mailing.review()
+    mailing.execute("DELETE FROM certificates")
+    mailing.facts.certificate(kari, day(26))
 
-    nights.stage()
+    mailing.stage()
 
-    assert log(nights, "status, last_error") == [("cancelled", "deleted")]
-    assert [message.expires_on for message in nights.night()] == [day(26)]
+    assert log(mailing, "status, last_error") == [("cancelled", "deleted")]
+    assert [message.expires_on for message in mailing.mails()] == [day(26)]
 
 
 OUTDATED = {
@@ -440,28 +428,28 @@ OUTDATED = {
 @pytest.mark.usefixtures("kari")
 @pytest.mark.parametrize(("change", "reason"), OUTDATED.values(), ids=OUTDATED)
 def test_failed_reminder_that_no_longer_applies_is_cancelled_by_the_review(
-    nights: Nights, change: str, reason: str
+    mailing: Mailing, change: str, reason: str
 ) -> None:
     """No one has to correct an address for it, so the alert ends."""
-    nights.night(on_send=lambda _message: REJECTED)
-    assert [alert.kind for alert in read_alerts(nights.connection, today=TODAY)] == ["failed_reminders"]
+    mailing.mails(on_send=lambda _message: REJECTED)
+    assert [alert.kind for alert in read_alerts(mailing.connection, today=TODAY)] == ["failed_reminders"]
 
-    nights.execute(change)
-    nights.review(1)
+    mailing.execute(change)
+    mailing.review(1)
 
-    assert log(nights, "status, last_error, failure_code") == [("cancelled", reason, None)]
-    assert read_alerts(nights.connection, today=TODAY) == []
+    assert log(mailing, "status, last_error, failure_code") == [("cancelled", reason, None)]
+    assert read_alerts(mailing.connection, today=TODAY) == []
 
 
 @pytest.mark.usefixtures("kari")
-def test_failed_reminder_that_applies_stays_failed(nights: Nights) -> None:
+def test_failed_reminder_that_applies_stays_failed(mailing: Mailing) -> None:
     """A review for another reason leaves it unchanged."""
-    nights.night(on_send=lambda _message: REJECTED)
-    nights.execute("UPDATE mentors SET dynamics_contact_id = gen_random_uuid()")
+    mailing.mails(on_send=lambda _message: REJECTED)
+    mailing.execute("UPDATE mentors SET dynamics_contact_id = gen_random_uuid()")
 
-    nights.review(1)
+    mailing.review(1)
 
-    assert log(nights, "status, last_error") == [("failed", "550 no such user")]
+    assert log(mailing, "status, last_error") == [("failed", "550 no such user")]
 
 
 def test_resync_makes_failed_reminders_due(here: Certjob, facts: Facts) -> None:

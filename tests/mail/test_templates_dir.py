@@ -10,7 +10,7 @@ from certjob.errors import TemplateError
 from certjob.mail.message import OutgoingMessage
 from certjob.mail.messages.templates import Templates
 from tests.conftest import Certjob
-from tests.mail.conftest import Nights
+from tests.mail.conftest import Mailing
 from tests.mail.written import written_reminder
 from tests.support.command_line import today
 from tests.support.docs import read_section
@@ -145,9 +145,9 @@ def test_messages_page_names_every_variable(message: str) -> None:
     assert words == set(re.findall(r"`(\w+)`", paragraph)) - {"subject"}
 
 
-def test_broken_template_does_not_stop_a_run(here: Certjob, nights: Nights, folder: Path, tmp_path: Path) -> None:
+def test_broken_template_does_not_stop_a_run(here: Certjob, mailing: Mailing, folder: Path, tmp_path: Path) -> None:
     """The run sends certjob's own text, names the file and exits with 3. The preview exits with 2."""
-    nights.certified(until=(today() - TODAY).days + 20, member_no="M1042")
+    mailing.certified(until=(today() - TODAY).days + 20, member_no="M1042")
     settings = {"CERTJOB_TEMPLATES_DIR": str(folder), "CERTJOB_NOTIFY_URL": f"maildir:{tmp_path / 'mail'}"}
     write(folder, "reminder.nb.txt", GOOD_TEXT)
     assert "\nSubject: Hallo fra NHF\n" in here("preview", "M1042", **settings).stdout

@@ -6,12 +6,9 @@ from uuid import UUID, uuid4
 import pytest
 
 from certjob.outbox.claims import Answer
-from tests.conftest import Certjob
 from tests.support.command_line import today
-from tests.support.facts import Facts
 from tests.support.nights import review
 from tests.support.portal_answers import Behaviour, error, ok, reset
-from tests.support.portal_server import PortalServer
 from tests.support.scene import Scene
 
 CONTACT = UUID("6f9619ff-8b86-4d01-b42d-00cf4fc964ff")
@@ -43,26 +40,19 @@ def run(scene: Scene) -> list[str]:
     return scene.night(scene.portal, today=today()).reasons
 
 
-def test_lost_later_day_is_an_alert_when_the_certificate_is_shortened(
-    facts: Facts, here: Certjob, portal: PortalServer
-) -> None:
+def test_lost_later_day_is_an_alert_when_the_certificate_is_shortened(scene: Scene, shown: UUID) -> None:
     """The portal took the later day and lost the answer. After the shortened day, the mentor is still shown."""
-    portal.until = {}
-    hlf = facts.organisation(thresholds=())
-    facts.certified_mentor(hlf, SOON, member_no="M1042", contact_id=CONTACT, portal_visible=None)
-    settings = {"CERTJOB_PORTAL_URL": portal.url, "CERTJOB_PORTAL_KEY": portal.key}
-    here("run", **settings)
-    portal.default = LOST
-    facts.connection.execute("UPDATE certificates SET expires_on = %s", (LATER,))
-    assert here("run", **settings).returncode == 0
-    assert portal.until == {CONTACT: str(LATER)}
+    scene.portal.default = LOST
+    end_on(scene, LATER)
+    assert run(scene) == []
+    assert scene.portal.until == {CONTACT: str(LATER)}
 
-    portal.default = DOWN
-    facts.connection.execute("UPDATE certificates SET expires_on = %s", (SOON,))
+    scene.portal.default = DOWN
+    end_on(scene, SOON)
 
-    assert (here("run", **settings).returncode, here("alerts").returncode) == (3, 3)
-    assert facts.rows(ALERTS) == [("may_be_visible", "later_day_on_portal", LATER)]
-    assert facts.rows(UNHIDDEN, AFTER) == [(1,)]
+    assert run(scene) == ["1 mentor may still be visible on the portal; see `certjob alerts`"]
+    assert scene.rows(ALERTS) == [("may_be_visible", "later_day_on_portal", LATER)]
+    assert scene.rows(UNHIDDEN, AFTER) == [(1,)]
 
 
 def test_later_day_of_a_killed_process_is_urgent_and_ends_with_a_confirmation(scene: Scene, shown: UUID) -> None:

@@ -15,7 +15,6 @@ from certjob.redaction import spreadsheet_text
 from certjob.reports.listing import COLUMNS, Filter, ListedCertificate, list_certificates, list_page
 from certjob.sorting import SortedRows
 from tests.conftest import Certjob
-from tests.support.command_line import today
 from tests.support.facts import TODAY, Facts
 from tests.support.programmes import random_programme
 
@@ -136,22 +135,6 @@ def test_csv_is_rfc_4180(capsys: pytest.CaptureFixture[str]) -> None:
 def test_spreadsheet_computes_no_text_of_the_csv(text: str, written: str) -> None:
     """An apostrophe precedes each formula, also if a spreadsheet splits cells at other separators."""
     assert spreadsheet_text(text) == written
-
-
-def test_list_has_the_certificates_of_a_period(here: Certjob, facts: Facts) -> None:
-    """Both days are in it. A mistaken order is rejected."""
-    organisation, now = facts.organisation(), today()
-    for days in (-1, 0, 3, 4):
-        facts.certified_mentor(organisation, now + days * DAY, member_no=f"M{days}")
-
-    def numbers(*options: object) -> list[str]:
-        lines = here("list", *map(str, options)).stdout.splitlines()[1:]
-        return [line.split(",")[1] for line in lines]
-
-    assert numbers("--from", now, "--to", now + 3 * DAY) == ["M0", "M3"]
-    assert numbers("--to", now) == ["M-1", "M0"]
-    assert numbers("--from", now + 3 * DAY) == ["M3", "M4"]
-    assert here("list", "--from", "2027-05-31", "--to", "2027-05-01").returncode == 2
 
 
 def test_list_without_a_terminal_is_csv_in_utf_8(certjob: Certjob, facts: Facts) -> None:

@@ -46,16 +46,17 @@ MAIL_ANSWERS: Mapping[str, Mapping[str, Answer]] = {
 }
 REPEAT_LINE = "You may have received this reminder before"
 
-APP_TABLES = """
+APP_TABLES = b"""
 CREATE TABLE public.clubs (id serial PRIMARY KEY, slug text UNIQUE);
 CREATE TABLE public.profiles (
     id uuid PRIMARY KEY DEFAULT gen_random_uuid(), club_id integer REFERENCES public.clubs, member_number text,
-    name text DEFAULT 'Kari', email text, crm_contact uuid, deactivated_at timestamptz,
-    is_mentor boolean NOT NULL DEFAULT true, language text DEFAULT 'en'
+    name text DEFAULT 'Kari', email text, language text, crm_contact uuid DEFAULT gen_random_uuid(),
+    deactivated_at timestamptz, is_mentor boolean NOT NULL DEFAULT true
 );
 CREATE TABLE public.certifications (
-    id uuid PRIMARY KEY DEFAULT gen_random_uuid(), profile_id uuid REFERENCES public.profiles ON DELETE CASCADE,
-    course text, passed_on date, valid_until date, withdrawn_at timestamptz
+    profile_id uuid REFERENCES public.profiles ON DELETE CASCADE, course text DEFAULT 'likeperson',
+    passed_on date DEFAULT '2024-01-01', valid_until date, withdrawn_at timestamptz,
+    id uuid PRIMARY KEY DEFAULT gen_random_uuid()
 );
 INSERT INTO public.clubs (slug) VALUES ('hlf'), ('nhf');
 """
@@ -195,7 +196,7 @@ class World:
         )
 
     def install_mirror(self) -> None:
-        self.owner.execute(APP_TABLES.encode())
+        self.owner.execute(APP_TABLES)
         self.owner.execute(read("docs/examples/mirror.sql").encode())
 
     def rows(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
