@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Final, TypeVar
@@ -41,6 +41,9 @@ class Coordinator:
     locale: str | None = None
     """The language of the mail; None keeps the stored one, which is ``nb`` at first."""
 
+    def __str__(self) -> str:
+        return f"{self.full_name or ''} <{self.email}> {self.locale} ({self.id})".strip()
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OrganisationDetails:
@@ -64,11 +67,20 @@ class OrganisationDetails:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OptionChange:
+    """A changed option, with its values as printed. Of coordinators, those who were removed and added."""
+
+    option: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OrganisationChange:
     """The result of ``set_organisation``."""
 
     created: bool
-    changed: bool
+    changes: Sequence[OptionChange]
     open_hides: int
     """With ``portal="none"``: the number of hides that certjob will withdraw."""
 
@@ -179,12 +191,13 @@ def set_organisation(
         with database.transaction(connection, lock_timeout_ms=_LOCK_TIMEOUT_MS):
             created = database.execute(connection, "insert_organisation", {"slug": slug, "name": values["name"]}) > 0
             organisation_id: UUID = database.fetch_value(connection, "lock_organisation", {"slug": slug})
-            written = database.execute(connection, "update_organisation", values | {"slug": slug})
+            (before,) = read_organisation_details(connection, slug)
+            database.execute(connection, "update_organisation", values | {"slug": slug})
             for person in people:
-                written += _set_coordinator(connection, person, organisation_id)
+                _set_coordinator(connection, person, organisation_id)
             for text in remove_coordinators:
                 _remove_coordinator(connection, text.strip(), slug=slug, organisation_id=organisation_id)
-                written += 1
+            (after,) = read_organisation_details(connection, slug)
             if database.fetch_value(connection, "no_kind_counts", {"slug": slug}):
                 message = f"every kind of certificate in {slug} would be optional, so no mentor could be shown"
                 raise ConfigurationError(message, next_step="leave out the kind that mentors need")
@@ -193,7 +206,7 @@ def set_organisation(
     except CONTENTION:
         message = f"organisation {slug}: another session has locked it or its mentors"
         raise MentorBusyError(message, next_step="nothing was changed; try again") from None
-    return OrganisationChange(created=created, changed=created or written > 0, open_hides=open_hides)
+    return OrganisationChange(created=created, changes=list(_changes(before, after)), open_hides=open_hides)
 
 
 def read_organisation_details(connection: Connection, slug: str | None = None) -> list[OrganisationDetails]:
@@ -212,6 +225,23 @@ def read_organisation_details(connection: Connection, slug: str | None = None) -
     return [replace(each, coordinators=people[each.id]) for each in found]
 
 
+def value_words(value: object) -> str:
+    """Return the value of an option as it is printed."""
+    words = ",".join(map(str, value)) if isinstance(value, list) else value
+    return NONE if words in (None, "") else str(words)
+
+
+def _changes(before: OrganisationDetails, after: OrganisationDetails) -> Iterator[OptionChange]:
+    values = {name: (getattr(before, name), getattr(after, name)) for name in (*_READERS, "optional_kinds")}
+    removed, added = (
+        [each for each in one.coordinators if each not in other.coordinators]
+        for one, other in ((before, after), (after, before))
+    )
+    for name, (old, new) in (values | {"coordinator": (removed, added)}).items():
+        if old != new:
+            yield OptionChange(option=name.replace("_", "-"), old=value_words(old), new=value_words(new))
+
+
 def _read(option: str, text: str, read: Callable[[str], Value]) -> Value:
     """Return the value of an option. Raises ConfigurationError with its name and the reason."""
     try:
@@ -224,8 +254,8 @@ def _read(option: str, text: str, read: Callable[[str], Value]) -> Value:
     raise ConfigurationError(message, next_step="nothing was changed")
 
 
-def _set_coordinator(connection: Connection, person: Coordinator, organisation_id: UUID) -> int:
-    """Insert or change a coordinator, and return the number of written rows."""
+def _set_coordinator(connection: Connection, person: Coordinator, organisation_id: UUID) -> None:
+    """Insert or change a coordinator."""
     values = asdict(person) | {"organisation_id": organisation_id}
     found = dict(database.fetch(connection, "lock_coordinators", values))
     if found.get(person.id, organisation_id) != organisation_id:
@@ -234,11 +264,11 @@ def _set_coordinator(connection: Connection, person: Coordinator, organisation_i
     by_email = next((each for each in found if each != person.id), None)
     known = person.id if person.id in found else by_email
     if known is None:
-        return database.execute(connection, "insert_coordinator", values)
-    written = 0
+        database.execute(connection, "insert_coordinator", values)
+        return
     if by_email not in (None, known):  # the same person with an old and a new address
-        written += database.execute(connection, "delete_coordinator", {"id": by_email})
-    return written + database.execute(connection, "update_coordinator", values | {"known_id": known})
+        database.execute(connection, "delete_coordinator", {"id": by_email})
+    database.execute(connection, "update_coordinator", values | {"known_id": known})
 
 
 def _remove_coordinator(connection: Connection, text: str, *, slug: str, organisation_id: UUID) -> None:

@@ -85,9 +85,10 @@ def test_organisation_show_has_every_option_of_set(here: Certjob) -> None:
     first, again = (document_of(here("organisation", "set", "hlf", *options, "--json")) for _ in range(2))
     (shown,) = document_of(here("organisation", "show", "hlf", "--json"))["organisations"]
 
-    about = {"outcome": "ok", "organisation": "hlf", "created": True, "changed": True}
+    about = {"outcome": "ok", "organisation": "hlf", "created": True, "changes": first["changes"]}
     assert first == about | {"open_hides": 0, "hidden_by_hand": 0, "coming_reminders": 0}
-    assert (again["created"], again["changed"]) == (False, False)
+    assert first["changes"][1] == {"option": "thresholds", "old": "60,30,14,7,1,-1", "new": "30,7"}
+    assert (again["created"], again["changes"]) == (False, [])
     (coordinator,) = shown.pop("coordinators")
     assert (coordinator["full_name"], coordinator["email"], coordinator["locale"]) == ("Kari", "kari@hlf.example", "nn")
     contact = ["post@hlf.example", "22 63", "https://hlf.example", "HLF <x@hlf.example>"]

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from datetime import date, timedelta
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -18,7 +19,7 @@ from certjob.facts.organisations import (
     set_organisation,
 )
 from tests.conftest import Certjob
-from tests.support.command_line import today
+from tests.support.command_line import flat, on_terminal, today, without_escapes
 from tests.support.facts import TODAY, Facts
 from tests.support.nights import CollectingChannel, night
 
@@ -27,6 +28,11 @@ USER = UUID("5f0c1f9e-9d0b-4f0f-9a55-0d9c3b6f8a21")
 
 def change(facts: Facts, slug: str = "hlf", **values: Any) -> OrganisationChange:
     return set_organisation(facts.connection, slug, **values)
+
+
+def values(changed: OrganisationChange) -> list[tuple[str, str, str]]:
+    """Return the changed options with their old and new values."""
+    return [(each.option, each.old, each.new) for each in changed.changes]
 
 
 def coordinate(facts: Facts, *people: str, slug: str = "hlf") -> list[tuple[object, ...]]:
@@ -59,13 +65,21 @@ def test_set_changes_only_the_given_values(facts: Facts) -> None:
 
     assert shown == replace(shown, slug="hlf", mentors=1, thresholds=[90, 7], **given)
     assert [person.email for person in shown.coordinators] == ["per@hlf.example"]
-    assert changed == OrganisationChange(created=False, changed=True, open_hides=0)
+    assert (changed.created, changed.open_hides) == (False, 0)
+    assert values(changed) == [
+        ("name", given["name"], "HLF Norge"),
+        ("portal", "dynamics", "none"),
+        ("thresholds", "90,7", "none"),
+        ("contact-phone", given["contact_phone"], "none"),
+        ("sender", given["sender"], "none"),
+        ("optional-kinds", "førstehjelp,kurs", "none"),
+    ]
     without: dict[str, Any] = {"thresholds": [], "optional_kinds": [], "contact_phone": None, "sender": None}
     assert after == replace(shown, name="HLF Norge", portal=None, **without)
 
 
 def test_new_organisation_gets_defaults(facts: Facts) -> None:
-    assert change(facts) == OrganisationChange(created=True, changed=True, open_hides=0)
+    assert change(facts) == OrganisationChange(created=True, changes=[], open_hides=0)
 
     (shown,) = read_organisation_details(facts.connection)
     assert (shown.name, shown.portal, shown.thresholds) == ("HLF", None, [60, 30, 14, 7, 1, -1])
@@ -79,8 +93,8 @@ def test_repeated_set_writes_nothing_and_a_new_rule_causes_reviews(facts: Facts)
     facts.connection.execute("INSERT INTO mentors (organisation_id, member_no) SELECT id, 'M1' FROM organisations")
     facts.connection.execute("UPDATE mentors SET review_on = '2026-12-01'")
 
-    assert change(facts, thresholds="30,7", **given) == OrganisationChange(created=False, changed=False, open_hides=0)
-    assert change(facts, name="HLF Norge").changed
+    assert change(facts, thresholds="30,7", **given) == OrganisationChange(created=False, changes=[], open_hides=0)
+    assert values(change(facts, name="HLF Norge")) == [("name", "HLF", "HLF Norge")]
     assert facts.rows("SELECT review_on FROM mentors") == [(date(2026, 12, 1),)]
     change(facts, thresholds="30")
     assert facts.rows("SELECT review_on = '-infinity' FROM mentors") == [(True,)]
@@ -113,7 +127,9 @@ def test_coordinator_is_removed_by_mail_or_user_id(facts: Facts, text: str) -> N
     coordinate(facts, "ola@hlf.example", f"{USER} <kari@hlf.example>")
     facts.insert("coordinator_digests", coordinator_id=USER, digest_on=TODAY)
 
-    assert change(facts, remove_coordinators=[text]).changed
+    removed = change(facts, remove_coordinators=[text])
+
+    assert values(removed) == [("coordinator", f"<kari@hlf.example> nb ({USER})", "none")]
 
     assert facts.rows("SELECT email FROM coordinators ORDER BY 1") == [("kari@hlf.example",), ("ola@hlf.example",)]
     assert facts.rows("SELECT FROM coordinator_digests") == []
@@ -188,6 +204,16 @@ def test_new_thresholds_announce_what_the_next_run_queues(here: Certjob, facts: 
     report = night(facts.connection, today()).to_document()
     assert (report["reminders"]["queued"], len(report["held"])) == (1, 1)
     assert json.loads(said.stdout)["coming_reminders"] == 1
+
+
+def test_a_terminal_shows_each_changed_option(facts: Facts, environment: dict[str, str], tmp_path: Path) -> None:
+    facts.organisation(thresholds=(30, 7))
+    command = ["organisation", "set", "hlf", "--thresholds", "60,30,7", "--sender", "HLF <x@hlf.example>"]
+
+    code, shown = on_terminal(command, environment=environment, folder=tmp_path)
+
+    assert code == 0
+    assert "hlf: thresholds 30,7 → 60,30,7; sender none → HLF <x@hlf.example>" in flat(without_escapes(shown))
 
 
 def test_portal_none_reports_the_open_hides(here: Certjob, facts: Facts) -> None:

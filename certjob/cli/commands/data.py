@@ -188,7 +188,8 @@ def organisation_set(
     open_hides = 0 if hidden_by_hand else done.open_hides
     document = {"outcome": "attention" if open_hides else "ok", "organisation": slug} | asdict(done)
     document |= {"open_hides": open_hides, "hidden_by_hand": by_hand, "coming_reminders": reminders}
-    words = [f"{slug}: {'created' if done.created else 'changed' if done.changed else 'nothing to change'}"]
+    changed = "; ".join(f"{each.option} {each.old} → {each.new}" for each in done.changes)
+    words = [f"{slug}: {'created' if done.created else changed or 'nothing to change'}"]
     if reminders:
         words.append(f"the next run will queue {number(reminders, 'reminder')}")
     if by_hand:
@@ -238,14 +239,14 @@ def _to_document(details: "OrganisationDetails") -> dict[str, Any]:
 
 def _lines(details: "OrganisationDetails", *, mail_from: str | None) -> Iterator[Line]:
     """Yield each value with its name."""
+    from certjob.facts.organisations import value_words
+
     sender = details.sender or f"{mail_from or 'none'} (CERTJOB_MAIL_FROM)"
     for name, value in (_to_document(details) | {"sender": sender}).items():
         if name not in ("organisation_id", "organisation", "coordinators"):
-            words = ",".join(map(str, value)) if isinstance(value, list) else value
-            yield Line("none" if words in (None, "") else str(words), head=f"{name.replace('_', '-')}: ")
+            yield Line(value_words(value), head=f"{name.replace('_', '-')}: ")
     for person in details.coordinators:
-        text = f"{person.full_name or ''} <{person.email}> {person.locale} ({person.id})".strip()
-        yield Line(text, head="coordinator: ")
+        yield Line(str(person), head="coordinator: ")
 
 
 app.add_typer(organisation, name="organisation", rich_help_panel="Data")
