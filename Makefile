@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DIST ?= dist
-PAGE := docs/examples/dashboard/dashboard.js $(wildcard tests/dashboard/*.ts)
+PAGE := docs/examples/dashboard/dashboard.js docs/examples/coordinator.ts $(wildcard tests/dashboard/*.ts)
 DENO := DENO_NO_UPDATE_CHECK=1 $(CURDIR)/$(BIN)/deno
 
 .PHONY: demo test test-wheel outside chaos lint bench looks dist lock clean

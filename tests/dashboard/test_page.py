@@ -1,7 +1,6 @@
 """The coordinators' page in a real browser. Without Chromium or a package registry the tests are skipped."""
 
 import os
-import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ from tests.dashboard.browser import Browser, Page
 from tests.database import supabase
 from tests.looks.contrast import CONTRASTS
 from tests.support.command_line import run_in_process, today
-from tests.support.docs import ROOT, read
+from tests.support.docs import ROOT
 from tests.support.facts import Facts
 from tests.support.own_server import Cluster, data_folder
 from tests.support.portal_answers import Behaviour, error, ok
@@ -524,14 +523,13 @@ export type Database = { certjob: Certjob & { Functions: { request_portal_resync
 """
 
 
-def test_typescript_of_the_documents_is_valid(programs: Path, tmp_path: Path) -> None:
+def test_typescript_of_the_examples_is_valid(programs: Path, tmp_path: Path) -> None:
     """With the supabase-js of the page, and types as Supabase generates them."""
-    (snippet,) = re.findall(r"^```ts\n(.*?)^```$", read("docs/dashboard.md"), re.MULTILINE | re.DOTALL)
     folder = shutil.copytree(programs, tmp_path / "snippet", symlinks=True, ignore=shutil.ignore_patterns("profile"))
-    (folder / "snippet.ts").write_text(snippet, encoding="utf-8")
+    shutil.copy(ROOT / "docs/examples/coordinator.ts", folder)
     (folder / "database.types.ts").write_text(TYPES)
 
-    command = [deno.find_deno_bin(), "check", "--quiet", "--frozen", "snippet.ts"]
+    command = [deno.find_deno_bin(), "check", "--quiet", "--frozen", "coordinator.ts"]
     done = subprocess.run(command, cwd=folder, env=os.environ | {"NO_COLOR": "1"}, check=False, capture_output=True)
 
     assert done.returncode == 0, done.stderr.decode()
