@@ -4,12 +4,17 @@ import re
 from datetime import timedelta
 
 import psycopg
+import pytest
 
+from certjob import database
 from certjob.database import Connection
+from certjob.jobs import runs
+from certjob.mail.message import OutgoingMessage
+from tests.conftest import fresh_database
 from tests.support.command_line import today
 from tests.support.docs import read
 from tests.support.facts import Facts
-from tests.support.nights import CollectingChannel, night
+from tests.support.nights import CollectingChannel, delivery, new_job, night
 from tests.support.portal_server import PortalServer
 
 PAGE = read("docs/runbook.md")
@@ -22,22 +27,45 @@ def statement(beginning: str) -> bytes:
     return str(found).encode()
 
 
-def test_no_reminder_is_sent_twice_after_a_restore(facts: Facts, connection: Connection, portal: PortalServer) -> None:
-    """The backup does not contain the last night, which sent three of the four reminders."""
-    day = today()
-    organisation = facts.organisation()
-    for days in (29, 6, -2, 30):
-        facts.certified_mentor(organisation, day + timedelta(days=days))
-    channel, later = CollectingChannel(), CollectingChannel()
-    night(connection, day, deliver=False)
-    connection.execute(statement("UPDATE certjob.cert_notification_log\n"))
-    night(connection, day, portal=portal, channel=channel)
-    connection.execute("UPDATE mentors SET review_on = '-infinity'")
-    night(connection, day, portal=portal, channel=channel)
-    assert list(portal.visible.values()) == [False]
-    night(connection, day + timedelta(days=16), portal=portal, channel=later)
+@pytest.mark.parametrize("is_mailed", [False, True], ids=["before the run of today", "after the run of today"])
+def test_restore_sends_no_mail_twice_and_loses_none(server_url: str, database_url: str, *, is_mailed: bool) -> None:
+    """The lost database of two days sent the same mails as the restored one, which follows the page, sends or skips."""
+    days = {number: today() + timedelta(days=number) for number in range(-2, 2)}
+    expected, after = CollectingChannel(), CollectingChannel()
+    with database.connect(database_url) as lost:
+        facts = Facts(lost)
+        hlf = facts.organisation(portal=None)
+        for address in ("eva@example.org", "per@example.org"):
+            facts.insert("coordinators", organisation_id=hlf, email=address)
+        for number in (-2, -1, 0, 1, *range(27, 33)):
+            facts.certified_mentor(hlf, days[0] + timedelta(days=number))
+        night(lost, days[-2], channel=CollectingChannel())
+    backup = psycopg.conninfo.conninfo_to_dict(database_url)["dbname"]
+    for url in fresh_database(server_url, str(backup)):
+        with database.connect(database_url) as lost, database.connect(url) as restored:
+            night(lost, days[-1], channel=expected)
+            before = list(expected.sent)
+            night(lost, days[0], channel=expected)
+            before = list(expected.sent) if is_mailed else before
+            night(lost, days[1], channel=expected)
 
-    assert (len(channel.sent), len(later.sent)) == (1, 3)
+            night(restored, days[0])
+            restored.execute(statement("UPDATE certjob.cert_notification_log\n"))
+            if is_mailed:
+                runs.deliver(new_job(restored, days[0], ways_out=delivery(channel=CollectingChannel())))
+            night(restored, days[0], channel=after)
+            night(restored, days[1], channel=after)
+
+    def sent(kind: str, mails: list[OutgoingMessage]) -> list[tuple[str, str]]:
+        return sorted((mail.to, mail.subject) for mail in mails if mail.kind == kind)
+
+    reminders, digests = sent("reminder", before + after.sent), sent("digest", before + after.sent)
+    number = len(sent("reminder", after.sent))
+    assert (number, reminders) == (2 if is_mailed else 5, sent("reminder", expected.sent))
+    if is_mailed:
+        assert digests == sent("digest", expected.sent)
+    else:  # the digest of today repeats the news since the backup
+        assert [to for to, _ in digests] == ["eva@example.org"] * 3 + ["per@example.org"] * 3
 
 
 def test_owner_and_job_find_the_blocking_session(
