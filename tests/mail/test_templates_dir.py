@@ -13,7 +13,7 @@ from tests.conftest import Certjob
 from tests.mail.conftest import Mailing
 from tests.mail.written import written_reminder
 from tests.support.command_line import today
-from tests.support.docs import read_section
+from tests.support.docs import read
 from tests.support.facts import TODAY
 from tests.support.samples import SAMPLES
 
@@ -136,10 +136,10 @@ def test_error_with_a_mentors_data_does_not_contain_them(folder: Path, line: str
 
 
 @pytest.mark.parametrize("message", sorted(SAMPLES))
-def test_messages_page_names_every_variable(message: str) -> None:
+def test_comment_of_a_template_names_every_variable(message: str) -> None:
     """And no other, also of the entries in a list."""
-    section = read_section("docs/messages.md", "Your own templates")
-    paragraph = section.partition(f"A {message} has")[2].partition("\n\n")[0]
+    comment = read(f"certjob/mail/messages/{message}.txt").partition("#}")[0]
+    paragraph = comment.partition(f"A {message} has")[2].partition("\n\n")[0]
 
     words = set(re.findall(r"'(\w+)':", str(next(SAMPLES[message]("nb")))))
     assert words == set(re.findall(r"`(\w+)`", paragraph)) - {"subject"}
