@@ -4,7 +4,8 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+CONTRACT = ROOT / "supabase/functions/hlf-dynamics-sync/README.md"
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", CONTRACT, *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def read(name: str) -> str:
