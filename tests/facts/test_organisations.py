@@ -114,10 +114,12 @@ def test_coordinator_is_found_by_mail_in_any_case(facts: Facts) -> None:
 
 
 def test_coordinator_with_a_new_mail_stays_one_row(facts: Facts) -> None:
-    """If another row has this mail, the two rows become one."""
+    """If another row has this mail, the two rows become one. A user id has one organisation."""
     coordinate(facts, f"{USER} Kari <kari@hlf.example> nn", "new@hlf.example")
 
     assert coordinate(facts, f"{USER} <new@hlf.example> en") == [(USER, "Kari", "new@hlf.example", "en")]
+    with pytest.raises(ConfigurationError, match="already coordinates another organisation"):
+        coordinate(facts, f"{USER} <kari@lhl.example>", slug="lhl")
 
 
 @pytest.mark.parametrize("text", ["KARI@hlf.example", str(USER).upper()])

@@ -21,6 +21,7 @@ from tests.conftest import Certjob
 from tests.support.command_line import today
 from tests.support.facts import TODAY
 from tests.support.nights import FlakyPortal, delivery, new_job
+from tests.support.portal_answers import error
 from tests.support.portal_server import PortalServer
 from tests.support.scene import NEXT_YEAR, YESTERDAY, Scene
 
@@ -288,18 +289,19 @@ def test_own_pause_is_lifted_only_if_certjob_would_not_open_it_again(scene: Scen
 
 
 def test_commands_work_as_the_worker(here: Certjob, scene: Scene, portal: PortalServer) -> None:
-    """The document has the pause; the page has both states."""
+    """The document has the pause; the page has both states. The portal rejects the hide."""
     organisation = scene.facts.organisation()
     scene.facts.certified_mentor(organisation, today() + timedelta(days=300), member_no="M1042", full_name="Kari")
 
+    portal.then(error(404, "contact_not_found"))
     address = {"CERTJOB_PORTAL_URL": portal.url, "CERTJOB_PORTAL_KEY": portal.key}
     paused = here("pause", "M1042", "--because", "complaint", "--json", **address)
     lifted = here("unpause", "kari", **address)
 
-    assert (paused.returncode, lifted.returncode, lifted.stderr) == (0, 0, "")
+    assert (paused.returncode, lifted.returncode, lifted.stderr) == (3, 0, "")
     assert '"pause": {' in paused.stdout
     before, after = lifted.stdout.splitlines()
-    assert "paused: complaint" in before
+    assert "paused: complaint; portal wanted hidden, confirmed unknown, push blocked" in before
     assert "not paused; portal wanted visible, confirmed visible" in after
     assert [request.json["visible"] for request in portal.requests] == [False, True]
 
