@@ -240,7 +240,9 @@ def test_corrected_address_sends_the_reminder(mailing: Mailing, email: str, reas
         assert mailing.report.reasons == ["1 reminder was not delivered; see `certjob alerts`"]
     ((error, *row),) = log(mailing, "last_error, status, failure_code, attempts")
     assert (reason in str(error), row) == (True, ["failed", code, 0])
+    mailing.execute("UPDATE cert_notification_log SET queued_at = now() - interval '2 days'")
     mailing.execute("UPDATE mentors SET email = ' kari@example.org ', full_name = 'Kari Hansen'")
+    assert read_alerts(mailing.connection, today=day(2)) == []
 
     (message,) = mailing.mails(2)
     assert (message.to, message.repeat, "Kari Hansen" in message.text) == ("kari@example.org", False, True)
