@@ -260,14 +260,15 @@ def test_contact_that_a_mentor_loses_is_an_alert_at_once(scene: Scene, new_conta
 
 
 def test_contact_that_moves_to_another_mentor_or_was_hidden_is_no_alert(scene: Scene) -> None:
-    """Two mentors swap their contacts, as an app does that corrects a mistake."""
+    """Two mentors swap their contacts, as an app does that corrects a mistake. Another is hidden by the last day."""
     one, other = uuid4(), uuid4()
     first, second = scene.certified(contact_id=one), scene.certified(contact_id=other)
-    hidden = scene.expired()
+    hidden, ended = scene.expired(), scene.certified(TODAY)
+    scene.portal.until = {}
     scene.run_sql("UPDATE mentors SET portal_visible = NULL")
     scene.night(scene.portal)
 
-    scene.run_sql("UPDATE mentors SET dynamics_contact_id = NULL WHERE id IN (%s, %s)", first, hidden)
+    scene.run_sql("UPDATE mentors SET dynamics_contact_id = NULL WHERE id IN (%s, %s, %s)", first, hidden, ended)
     scene.run_sql("UPDATE mentors SET dynamics_contact_id = %s WHERE id = %s", one, second)
     scene.run_sql("UPDATE mentors SET dynamics_contact_id = %s WHERE id = %s", other, first)
 
