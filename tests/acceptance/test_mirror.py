@@ -15,7 +15,8 @@ from certjob.jobs.report import RunReport
 from tests.conftest import Certjob
 from tests.support.docs import read
 from tests.support.facts import TODAY, Facts
-from tests.support.nights import CollectingChannel, FlakyPortal, night
+from tests.support.nights import CollectingChannel, night
+from tests.support.portal_server import PortalServer
 from tests.support.programme_world import APP_TABLES
 
 MIRROR = read("docs/examples/mirror.sql").encode()
@@ -44,9 +45,8 @@ EXPECTED = """
 class App:
     """The app's database, as the owner, and the job's login."""
 
-    def __init__(self, owner: psycopg.Connection[Any], worker: psycopg.Connection[Any]) -> None:
-        self.owner, self.worker = owner, worker
-        self.portal = FlakyPortal()
+    def __init__(self, owner: psycopg.Connection[Any], worker: psycopg.Connection[Any], portal: PortalServer) -> None:
+        self.owner, self.worker, self.portal = owner, worker, portal
 
     def rows(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
         cursor = self.owner.execute(statement.encode(), values)
@@ -75,7 +75,7 @@ class App:
 
 
 @pytest.fixture
-def app(facts: Facts, database_url: str, worker_url: str) -> Iterator[App]:
+def app(facts: Facts, database_url: str, worker_url: str, portal: PortalServer) -> Iterator[App]:
     """An app with the club ``hlf``; the mirror is installed."""
     facts.organisation("hlf")
     with (
@@ -84,7 +84,7 @@ def app(facts: Facts, database_url: str, worker_url: str) -> Iterator[App]:
     ):
         owner.execute(APP_TABLES)
         owner.execute(MIRROR)
-        yield App(owner, worker)
+        yield App(owner, worker, portal)
 
 
 def test_sync_makes_the_facts_equal_and_a_second_call_changes_nothing(app: App) -> None:
@@ -471,10 +471,10 @@ def test_language_of_the_app_is_copied(app: App) -> None:
     assert app.rows("SELECT locale FROM certjob.mentors ORDER BY member_no") == [("nn",), ("nb",), ("nb",)]
 
 
-@pytest.mark.parametrize("portal", ["dynamics", None])
-def test_profile_that_is_no_mentor_for_some_nights_gets_no_mail_twice(app: App, portal: str | None) -> None:
+@pytest.mark.parametrize("kind", ["dynamics", None])
+def test_profile_that_is_no_mentor_for_some_nights_gets_no_mail_twice(app: App, kind: str | None) -> None:
     """Meanwhile certjob keeps the mentor without name, address and contact, and hides them, until `db prune`."""
-    app.rows("UPDATE certjob.organisations SET portal = %s", portal)
+    app.rows("UPDATE certjob.organisations SET portal = %s", kind)
     app.profiles("M0")
     (profile,) = app.profiles("M1", ends_in_days=7)
     mentor = "certjob.mentors WHERE member_no ^@ 'M1'"
@@ -487,7 +487,7 @@ def test_profile_that_is_no_mentor_for_some_nights_gets_no_mail_twice(app: App, 
         app.run()
     ((number, *person),) = app.rows(f"SELECT member_no, full_name, email, dynamics_contact_id FROM {mentor}")
     assert (number, person) == (f"M1 (deleted {profile})", [None, None, None])
-    assert False in app.portal.visible.values() or portal is None
+    assert False in app.portal.visible.values() or kind is None
     quiet = app.rows(f"SELECT xmin::text FROM {mentor}")
     app.sync()
     assert app.rows(f"SELECT xmin::text FROM {mentor}") == quiet

@@ -15,9 +15,9 @@ from certjob.database import Connection
 from certjob.mail.message import OutgoingMessage
 from tests.support.command_line import started
 from tests.support.facts import TODAY, Facts
-from tests.support.nights import CollectingChannel, FlakyPortal, night
+from tests.support.nights import CollectingChannel, night
 from tests.support.own_server import Cluster
-from tests.support.portal_answers import hang
+from tests.support.portal_answers import during, hang, ok
 from tests.support.portal_server import PortalServer
 
 
@@ -53,26 +53,27 @@ def rows(url: str, statement: str) -> list[tuple[Any, ...]]:
 
 
 @pytest.mark.parametrize("interrupted", ["push", "reminder", "digest"])
-def test_restart_during_a_run_loses_nothing_and_repeats_no_mail(url: str, cluster: Cluster, interrupted: str) -> None:
+def test_restart_during_a_run_loses_nothing_and_repeats_no_mail(
+    url: str, cluster: Cluster, portal: PortalServer, interrupted: str
+) -> None:
     """The next start keeps the outcome of the second push or reminder, or of the digest, that was in flight."""
     sent: list[str] = []
 
-    def on_push(number: int) -> None:
-        if interrupted == "push" and number == 2:
-            cluster.restart()
+    if interrupted == "push":
+        portal.then(ok(), during(cluster.restart))
 
     def on_send(message: OutgoingMessage) -> None:
         sent.append(message.kind)
         if message.kind == interrupted and len(sent) in (2, 4):
             cluster.restart()
 
-    portal, channel = FlakyPortal(on_push), CollectingChannel(on_send=on_send)
+    channel = CollectingChannel(on_send=on_send)
 
     lost_night(url, portal=portal, channel=channel)
     night_of_a_new_process(url, portal=portal, channel=channel)
 
     assert rows(url, "SELECT count(*), count(DISTINCT mentor_id) FROM mentor_pauses") == [(3, 3)]
-    assert len(portal.calls) == len(portal.visible) == 3
+    assert len(portal.pushes) == len(portal.visible) == 3
     assert sent == ["reminder", "reminder", "reminder", "digest"]
     assert rows(url, "SELECT status, count(*) FROM portal_sync_events GROUP BY 1") == [("delivered", 3)]
     assert rows(url, "SELECT DISTINCT status, maybe_sent FROM cert_notification_log") == [("sent", False)]
@@ -118,11 +119,10 @@ END_ONE_SESSION = b"""
 """
 
 
-def test_review_that_lost_its_session_is_done_by_the_next_start(url: str) -> None:
+def test_review_that_lost_its_session_is_done_by_the_next_start(url: str, portal: PortalServer) -> None:
     """The session ends within the transaction, which is rolled back."""
     with database.connect(url) as connection:
         connection.execute(END_ONE_SESSION)
-    portal = FlakyPortal()
 
     lost_night(url, portal=portal)
     night_of_a_new_process(url, portal=portal)

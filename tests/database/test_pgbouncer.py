@@ -23,8 +23,9 @@ from certjob.facts import reading
 from certjob.jobs.report import RunReport
 from tests.database.everything import assert_every_command_works
 from tests.support.facts import TODAY, Facts
-from tests.support.nights import CollectingChannel, FlakyPortal, night
+from tests.support.nights import CollectingChannel, night
 from tests.support.own_server import Cluster, data_folder
+from tests.support.portal_server import PortalServer
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.real_pgbouncer
@@ -117,9 +118,11 @@ def test_all_commands_work_through_pgbouncer(
     assert len(seen) > 1, "the pooler gave every transaction the same session"
 
 
-def test_restart_behind_pgbouncer_is_survived_by_the_next_start(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_restart_behind_pgbouncer_is_survived_by_the_next_start(
+    monkeypatch: pytest.MonkeyPatch, portal: PortalServer
+) -> None:
     """The server stops in the middle of a chunk, while the pooler continues to accept connections."""
-    read, portal = reading.read, FlakyPortal()
+    read = reading.read
     with data_folder("pooled") as folder, Cluster(folder) as cluster, cluster.fresh_database("pooled") as url:
         with database.connect(url) as connection:
             facts = Facts(connection)
@@ -148,6 +151,6 @@ def test_restart_behind_pgbouncer_is_survived_by_the_next_start(monkeypatch: pyt
             report = job()
 
         assert report.to_document()["outcome"] == "ok"
-        assert len(portal.calls) == 4
+        assert len(portal.pushes) == 4
         with database.connect(url) as connection:
             assert Facts(connection).rows("SELECT DISTINCT status FROM cert_notification_log") == [("sent",)]

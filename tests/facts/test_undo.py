@@ -107,24 +107,6 @@ def test_departure_at_an_impossible_time_stays_one(here: Certjob, facts: Facts, 
     assert facts.rows("SELECT count(left_at) FROM mentors") == [(2,)]
 
 
-def test_two_people_with_one_number_are_both_rejected(here: Certjob, facts: Facts, load: LoadRows) -> None:
-    """In the trial they were merged, and an uncertified mentor was visible for 83 days."""
-    enter_mentors(facts, mentors=4)
-    rows = export(here)
-    stranger = {"full_name": "Ola", "email": "ola@example.org", "dynamics_contact_id": str(uuid4())}
-    stranger |= {"issued_on": str(today()), "expires_on": str(today() + timedelta(days=700))}
-    before = all_facts(facts)
-
-    loaded = load([*rows, rows[0] | stranger])
-
-    assert loaded.returncode == 3
-    reason = "another line of this member number has another contact ID"
-    assert loaded.stderr.splitlines()[:2] == [
-        f"certjob load: line {line} skipped: {rows[0]['member_no']}: dynamics_contact_id: {reason}" for line in (2, 6)
-    ]
-    assert all_facts(facts) == before
-
-
 def test_days_shifted_by_one_row_are_seen_and_undone(here: Certjob, facts: Facts, load: LoadRows) -> None:
     """Each mentor gets the certificate of the next row. In the trial, seven expired mentors were shown."""
     enter_mentors(facts)

@@ -5,18 +5,18 @@ from datetime import timedelta
 import pytest
 
 from certjob.domain.alert_kinds import A_MONTH, A_YEAR, WORDS, Kind
-from certjob.errors import PermanentPortalError, UsageError
+from certjob.errors import UsageError
 from certjob.jobs.acknowledge import acknowledge
 from certjob.reports.alerts import read_alerts
 from certjob.reports.status import read_status
 from tests.conftest import Certjob
 from tests.support.command_line import assert_one_line, today
 from tests.support.facts import TODAY
-from tests.support.nights import FlakyPortal
+from tests.support.portal_answers import error, ok
 from tests.support.scene import YESTERDAY, Scene
 
 DAY = timedelta(days=1)
-REJECTED = FlakyPortal(failures=999, error=lambda: PermanentPortalError("404", code=None))
+REJECTED = error(422, "dynamics_rejected")
 
 
 @pytest.fixture
@@ -24,7 +24,8 @@ def unshown(scene: Scene) -> Scene:
     """Dynamics rejects the show of a certified mentor, which is an alert."""
     scene.certified(member_no="M1001")
     scene.run_sql("UPDATE mentors SET portal_visible = NULL")
-    scene.night(REJECTED, channel=None)
+    scene.portal.default = REJECTED
+    scene.night(scene.portal, channel=None)
     assert len(ids(scene)) == 1
     return scene
 
@@ -58,7 +59,8 @@ def test_no_one_can_mute_that_a_mentor_may_be_visible() -> None:
 
 def test_push_that_must_hide_cannot_be_acknowledged(scene: Scene) -> None:
     scene.expired(member_no="M1001")
-    scene.night(REJECTED, channel=None)
+    scene.portal.default = REJECTED
+    scene.night(scene.portal, channel=None)
 
     with pytest.raises(UsageError, match="no one can acknowledge hlf:may_be_visible:M1001:"):
         acknowledge_it(scene)
@@ -71,13 +73,13 @@ def test_acknowledged_alert_is_in_no_list_and_no_exit_code(unshown: Scene) -> No
     known, other = (f"3d6d4b0e-0000-4000-8000-00000000000{number}" for number in (1, 2))
     for contact in (known, other):
         unshown.facts.insert("portal_unknown_contacts", contact_id=contact)
-    unshown.night(REJECTED)
+    unshown.night(unshown.portal)
     unshown.run_sql("INSERT INTO coordinators (organisation_id, email, locale) VALUES (%s, 'e@x', 'en')", unshown.hlf)
 
     muted = [each for each in ids(unshown) if other not in each]
     for alert_id in muted:
         acknowledge(unshown.connection, alert_id, because="on leave", until=TODAY, today=TODAY)
-    report = unshown.night(REJECTED)
+    report = unshown.night(unshown.portal)
 
     assert report.to_document()["acknowledged"] == 3
     assert (len(ids(unshown)), sorted(ids(unshown, acknowledged=True))) == (1, sorted(muted))
@@ -87,7 +89,7 @@ def test_acknowledged_alert_is_in_no_list_and_no_exit_code(unshown: Scene) -> No
     listed = [words in page.text for words in ("May still be hidden", "were not delivered", known, other)]
     assert listed == [False, False, False, True]
     unshown.run_sql("DELETE FROM portal_unknown_contacts")
-    quiet = unshown.night(REJECTED)
+    quiet = unshown.night(unshown.portal)
     assert (quiet.outcome, quiet.news) == ("ok", [])
 
 
@@ -102,7 +104,7 @@ def test_acknowledged_show_returns_with_another_contact(unshown: Scene) -> None:
     acknowledge_it(unshown)
 
     unshown.run_sql("UPDATE mentors SET dynamics_contact_id = NULL")
-    unshown.night(REJECTED)
+    unshown.night(unshown.portal)
 
     assert len(ids(unshown)) == 1
 
@@ -110,7 +112,7 @@ def test_acknowledged_show_returns_with_another_contact(unshown: Scene) -> None:
 def test_retry_ends_acknowledgements_of_what_it_makes_due(unshown: Scene) -> None:
     acknowledge_it(unshown)
 
-    unshown.retry_all(REJECTED)
+    unshown.retry_all(unshown.portal)
 
     assert len(ids(unshown)) == 1
 
@@ -119,12 +121,14 @@ def test_acknowledgement_ends_with_its_push(unshown: Scene) -> None:
     """The mentor is shown, hidden, and then rejected again: another push, and another alert."""
     first = acknowledge_it(unshown, days=31)
     unshown.run_sql("UPDATE mentors SET dynamics_contact_id = gen_random_uuid()")  # opens the rejected push
-    unshown.night(FlakyPortal())
+    unshown.portal.default = ok()
+    unshown.night(unshown.portal)
     unshown.run_sql("UPDATE certificates SET expires_on = %s", YESTERDAY)
-    unshown.night(FlakyPortal())
+    unshown.night(unshown.portal)
 
+    unshown.portal.default = REJECTED
     unshown.run_sql("UPDATE certificates SET expires_on = %s", TODAY + 300 * DAY)
-    unshown.night(REJECTED)
+    unshown.night(unshown.portal)
 
     (second,) = ids(unshown)
     assert second != first

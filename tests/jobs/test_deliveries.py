@@ -4,6 +4,7 @@ import subprocess
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -12,12 +13,13 @@ from certjob.errors import StoppedBySignalError
 from certjob.jobs import job_runs, runs
 from certjob.outbox import claims
 from certjob.portal import stage
+from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
 from certjob.portal.sync import PortalSyncService
 from certjob.stopping import StopFlag
 from tests.conftest import Certjob, installed_command
 from tests.support.facts import TODAY
-from tests.support.nights import FlakyPortal, delivery, new_job, pushes
-from tests.support.portal_answers import Behaviour, Exchange, error, ok
+from tests.support.nights import delivery, new_job, pushes
+from tests.support.portal_answers import Behaviour, during, error, ok
 from tests.support.scene import Scene
 
 
@@ -40,7 +42,9 @@ def test_portal_comes_first_then_reminders_then_digests(due: Scene) -> None:
     happened: list[str] = []
     due.channel.on_send = lambda message: happened.append(message.kind)
 
-    due.night(FlakyPortal(lambda _number: happened.append("push")))
+    due.portal.then(during(lambda: happened.append("push")))
+
+    due.night(due.portal)
 
     assert happened == ["push", "reminder", "digest"]
 
@@ -58,11 +62,7 @@ def test_portal_has_three_quarters_of_the_time(
     clock.monotonic = lambda: clock.now
     monkeypatch.setattr(stage, "time", clock)
 
-    def answer(exchange: Exchange) -> None:
-        clock.now += 50
-        ok()(exchange)
-
-    scene.portal.default = answer
+    scene.portal.default = during(lambda: setattr(clock, "now", clock.now + 50))
 
     with pushes(concurrency=1):
         result = here(command, CERTJOB_PORTAL_URL=scene.portal.url, CERTJOB_PORTAL_KEY=scene.portal.key)
@@ -77,7 +77,7 @@ def test_run_of_one_organisation_leaves_the_others(due: Scene) -> None:
     due.facts.insert("coordinators", organisation_id=nhf, full_name="Ola", email="ola@example.org")
     mentor = due.facts.certified_mentor(nhf, TODAY - timedelta(days=40))
 
-    due.night(FlakyPortal(), organisation="nhf")
+    due.night(due.portal, organisation="nhf")
 
     assert due.rows("SELECT mentor_id FROM mentor_pauses") == [(mentor,)]
     assert [message.to for message in due.channel.sent] == ["ola@example.org"]
@@ -86,24 +86,24 @@ def test_run_of_one_organisation_leaves_the_others(due: Scene) -> None:
 def test_signal_queues_the_digests_about_the_stopped_run(due: Scene) -> None:
     """The next run may be stopped, too."""
     stop = StopFlag()
-    portal = FlakyPortal(lambda _number: stop.set())
+    due.portal.then(during(stop.set))
 
     with pytest.raises(StoppedBySignalError):
-        runs.run(new_job(due.connection, stop=stop, ways_out=delivery(portal=portal)), accept_date=TODAY)
+        runs.run(new_job(due.connection, stop=stop, ways_out=delivery(portal=due.portal)), accept_date=TODAY)
 
     assert due.rows("SELECT status FROM coordinator_digests") == [("pending",)]
 
 
-def test_crash_of_the_portal_stage_does_not_stop_the_mail(due: Scene) -> None:
+def test_crash_of_the_portal_stage_does_not_stop_the_mail(due: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run has failed, and the open hide is an alert. A delivery repeats the reason of a crash each time."""
-    portal = FlakyPortal(lambda _number: LookupError())
+    monkeypatch.setattr(HLFDynamicsSyncService, "update_portal_visibility", mock.AsyncMock(side_effect=LookupError))
 
-    report = due.night(portal)
+    report = due.night(due.portal)
 
     assert (report.outcome, mailed(due)) == ("failed", ["reminder", "digest"])
     assert due.rows("SELECT failure_code FROM dynamics_sync_failures") == [("portal_stopped",)]
     due.expire_leases()
-    delivered = due.deliver(portal, channel=due.channel)
+    delivered = due.deliver(due.portal, channel=due.channel)
     assert "LookupError" in " ".join(delivered.reasons)
     assert "LookupError" in delivered.to_document()["error"]["message"]
 
@@ -116,7 +116,7 @@ def test_locked_table_ends_the_portal_stage_and_not_the_mail(due: Scene, monkeyp
     due.app.execute("LOCK TABLE portal_sync_events IN ACCESS EXCLUSIVE MODE")
     due.channel.on_send = lambda _message: due.app.rollback()  # the end of the run reads the table
 
-    report = due.night(ways_out=delivery(portal=FlakyPortal(), channel=due.channel))
+    report = due.night(ways_out=delivery(portal=due.portal, channel=due.channel))
 
     assert report.outcome == "attention"
     assert [(stop.stage, stop.code) for stop in report.stopped] == [("portal", "locked")]
@@ -127,7 +127,7 @@ def test_crash_of_the_reminders_does_not_stop_the_digests(due: Scene) -> None:
     """The digests report it."""
     due.channel.on_send = lambda message: LookupError() if message.kind == "reminder" else None
 
-    report = due.night(FlakyPortal())
+    report = due.night(due.portal)
 
     assert mailed(due) == ["digest"]
     assert [(stop.stage, stop.code) for stop in report.stopped] == [("mail", "crash")]
@@ -144,7 +144,7 @@ def test_run_that_cannot_read_the_alerts_needs_attention(due: Scene, monkeypatch
 
     due.channel.on_send = lock
 
-    report = due.night(FlakyPortal())
+    report = due.night(due.portal)
     due.app.rollback()
 
     assert (report.outcome, report.mail.reminders.sent) == ("attention", 1)

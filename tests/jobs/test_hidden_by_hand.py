@@ -5,13 +5,12 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from certjob.errors import PermanentPortalError, UsageError
+from certjob.errors import UsageError
 from certjob.jobs.acknowledge import confirm_hidden
 from certjob.reports.alerts import read_alerts
 from tests.conftest import Certjob
 from tests.support.command_line import assert_one_line
 from tests.support.facts import TODAY
-from tests.support.nights import FlakyPortal
 from tests.support.portal_answers import Exchange, error, ok
 from tests.support.scene import YESTERDAY, Scene
 
@@ -156,7 +155,8 @@ def test_hide_by_hand_needs_an_open_hide(scene: Scene) -> None:
     """A show is none, and neither is a hide that the portal has confirmed."""
     mentor = scene.certified()
     scene.run_sql("UPDATE mentors SET portal_visible = NULL")
-    scene.night(FlakyPortal(failures=99, error=lambda: PermanentPortalError("404")))
+    scene.portal.default = error(404, "contact_not_found")
+    scene.night(scene.portal)
 
     with pytest.raises(UsageError, match="no hide is open"):
         confirm(scene, mentor)

@@ -6,7 +6,6 @@ import pytest
 
 from certjob.errors import DynamicsSyncException, TransientPortalError
 from tests.support.facts import TODAY
-from tests.support.nights import FlakyPortal
 from tests.support.portal_answers import error, ok, reset
 from tests.support.scene import NEXT_YEAR, YESTERDAY, Scene
 
@@ -75,15 +74,17 @@ def test_run_counts_a_failed_push_and_resync_ends_in_dynamics_sync_exception(
     scene: Scene, expired_mentor: UUID
 ) -> None:
     """Requirement 5: a run goes on with other mentors. The error of a resync names mentor, event, calls and cause."""
-    document = scene.night(FlakyPortal(failures=99)).to_document()
-    error = scene.resync(expired_mentor, FlakyPortal(failures=99)).error
+    scene.portal.default = error(503, "dynamics_unavailable")
+
+    document = scene.night(scene.portal).to_document()
+    ended = scene.resync(expired_mentor, scene.portal).error
 
     ((event_id,),) = scene.rows("SELECT id FROM portal_sync_events")
     assert (document["outcome"], document["portal"]["failed"]) == ("attention", 1)
-    assert isinstance(error, DynamicsSyncException)
-    assert (error.mentor_id, error.event_id, error.attempts, error.exit_code) == (expired_mentor, event_id, 3, 3)
-    assert isinstance(error.cause, TransientPortalError)
-    assert "M1042" in str(error)
+    assert isinstance(ended, DynamicsSyncException)
+    assert (ended.mentor_id, ended.event_id, ended.attempts, ended.exit_code) == (expired_mentor, event_id, 3, 3)
+    assert isinstance(ended.cause, TransientPortalError)
+    assert "M1042" in str(ended)
     assert scene.rows(FAILURES) == [(False, "transient", 6, False)]
 
 

@@ -4,13 +4,13 @@ from collections import Counter
 from datetime import timedelta
 
 from certjob.domain.alert_kinds import Kind
-from certjob.errors import PermanentPortalError
 from certjob.reports.alerts import read_alerts
 from certjob.reports.status import read_status
 from tests.support.facts import TODAY
-from tests.support.nights import FlakyPortal
+from tests.support.portal_answers import error
 from tests.support.scene import YESTERDAY, Scene
 
+REJECTED = error(404, "contact_not_found")
 UNREPORTED = """
     SELECT a.alert_id
     FROM current_alerts(%s) AS a
@@ -35,9 +35,9 @@ def test_run_alerts_status_and_digests_have_the_same_alerts(scene: Scene) -> Non
         scene.facts.certified_mentor(hlf, TODAY + timedelta(days=7), email=None)
     for _ in range(30):
         scene.facts.certified_mentor(nhf, YESTERDAY)
-    portal = FlakyPortal(failures=99, error=lambda: PermanentPortalError("404 contact_not_found"))
+    scene.portal.default = REJECTED
 
-    report = scene.night(portal)
+    report = scene.night(scene.portal)
 
     counts = Counter(str(alert.kind) for alert in read_alerts(scene.connection, today=TODAY))
     assert counts == {"may_be_visible": 1, "held": 1, "never_reviewed": 1, "failed_reminders": 2}
@@ -68,13 +68,12 @@ def test_repeated_run_prints_only_new_problems(scene: Scene) -> None:
 def test_first_full_run_of_a_day_prints_every_alert(scene: Scene) -> None:
     """A delivery or a run of one organisation prints only what no command of the day has printed."""
     scene.expired()
-    scene.night(FlakyPortal(failures=99, error=lambda: PermanentPortalError("404")))
+    scene.portal.default = REJECTED
+    scene.night(scene.portal)
     tomorrow = TODAY + timedelta(days=1)
-    line = "1 mentor may still be visible on the portal: Dynamics rejected the change; see `certjob alerts`"
+    line = "1 mentor may still be visible on the portal: Dynamics has no contact with this ID; see `certjob alerts`"
 
-    of_one, full, again = (
-        scene.night(FlakyPortal(), today=tomorrow, organisation=slug) for slug in ("hlf", None, None)
-    )
+    of_one, full, again = (scene.night(scene.portal, today=tomorrow, organisation=slug) for slug in ("hlf", None, None))
 
     assert (of_one.news, full.news, again.news) == ([line], [line], [])
     assert {report.outcome for report in (of_one, full, again)} == {"attention"}
@@ -111,12 +110,13 @@ def test_runs_that_never_finish_are_an_alert(scene: Scene) -> None:
 def test_failing_show_that_becomes_a_failing_hide_is_news(scene: Scene) -> None:
     """The push has failed since before the first report of the day, but people see another alert."""
     scene.expired(member_no="M1")
-    scene.night(FlakyPortal())
+    scene.night(scene.portal)
+    scene.portal.default = error(503, "dynamics_unavailable")
     scene.run_sql("UPDATE certificates SET expires_on = %s", TODAY + timedelta(days=300))
-    first = scene.night(FlakyPortal(failures=99)).news
+    first = scene.night(scene.portal).news
     scene.run_sql("UPDATE certificates SET revoked_at = now()")
 
-    second = scene.night(FlakyPortal(failures=99)).news
+    second = scene.night(scene.portal).news
 
     why = "the portal did not answer or could not make the change"
     assert first == [f"1 mentor may still be hidden on the portal: {why}; see `certjob alerts`"]

@@ -20,7 +20,7 @@ from certjob.jobs.resync import PauseDone, Resync
 from tests.conftest import Certjob
 from tests.support.command_line import today
 from tests.support.facts import TODAY
-from tests.support.nights import FlakyPortal, delivery, new_job
+from tests.support.nights import delivery, new_job
 from tests.support.portal_answers import error
 from tests.support.portal_server import PortalServer
 from tests.support.scene import NEXT_YEAR, YESTERDAY, Scene
@@ -57,7 +57,7 @@ def shown(scene: Scene) -> UUID:
     """A mentor who is certified, and visible on the portal."""
     organisation = scene.facts.organisation()
     mentor = scene.facts.certified_mentor(organisation, NEXT_YEAR, contact_id=CONTACT, member_no="M1042")
-    scene.night(FlakyPortal())
+    scene.night(scene.portal)
     return mentor
 
 
@@ -72,43 +72,40 @@ def done(*, is_new: bool) -> PauseDone:
     return PauseDone(reason="complaint", by="cli:eva", is_new=is_new)
 
 
-def pause(scene: Scene, mentor: UUID, portal: FlakyPortal, **options: Any) -> Resync:
-    job = new_job(scene.connection, ways_out=delivery(portal=portal))
+def pause(scene: Scene, mentor: UUID, **options: Any) -> Resync:
+    job = new_job(scene.connection, ways_out=delivery(portal=scene.portal))
     return pauses.pause(job, mentor, **{"because": "complaint", "accept_date": TODAY, **options})
 
 
-def unpause(scene: Scene, mentor: UUID, portal: FlakyPortal, **options: Any) -> Resync:
-    job = new_job(scene.connection, ways_out=delivery(portal=portal))
+def unpause(scene: Scene, mentor: UUID, **options: Any) -> Resync:
+    job = new_job(scene.connection, ways_out=delivery(portal=scene.portal))
     return pauses.unpause(job, mentor, **{"accept_date": TODAY, **options})
 
 
 def test_pause_hides_the_mentor_now_and_names_the_person(scene: Scene, shown: UUID) -> None:
     """A second one with the same reason opens no second pause, but hides again."""
-    portal = FlakyPortal()
-
-    first, again = (pause(scene, shown, portal) for _ in range(2))
+    first, again = (pause(scene, shown) for _ in range(2))
 
     assert (first.pause, again.pause) == (done(is_new=True), done(is_new=False))
     assert (first.before.pauses, first.after.pauses) == ([], ["complaint"])
-    assert (portal.values, first.after.acknowledged) == ([False, False], False)
+    assert (scene.portal.values, first.after.acknowledged) == ([False, False], False)
     assert scene.rows(PAUSES) == [("complaint", "cli:eva", True, None)]
     assert scene.rows("SELECT command, outcome FROM job_runs WHERE command <> 'run'") == [("pause", "ok")] * 2
-    assert scene.night(FlakyPortal()).outcome == "ok"
+    assert scene.night(scene.portal).outcome == "ok"
 
 
 def test_rejected_date_stops_the_review_but_not_the_pause_and_its_hide(scene: Scene, shown: UUID) -> None:
     """A full run was for a later day, so one of the clocks is wrong."""
     scene.run_sql(LATER_RUN, TODAY + timedelta(days=6))
-    portal = FlakyPortal()
 
-    result = pause(scene, shown, portal, accept_date=None)
+    result = pause(scene, shown, accept_date=None)
 
     assert isinstance(result.not_reviewed, ConfigurationError)
-    assert (portal.values, portal.visible) == ([False], {CONTACT: False})
+    assert (scene.portal.values, scene.portal.visible) == ([False], {CONTACT: False})
     assert scene.rows(PAUSES) == [("complaint", "cli:eva", True, None)]
     with pytest.raises(ConfigurationError):
-        unpause(scene, shown, portal, accept_date=None)
-    assert (portal.values, scene.rows(PAUSES)) == ([False], [("complaint", "cli:eva", True, None)])
+        unpause(scene, shown, accept_date=None)
+    assert (scene.portal.values, scene.rows(PAUSES)) == ([False], [("complaint", "cli:eva", True, None)])
 
 
 @pytest.mark.usefixtures("impatient")
@@ -116,31 +113,29 @@ def test_pause_behind_a_transaction_of_the_app_says_that_the_mentor_is_visible(s
     """A change of a certificate locks the mentor. So the pause cannot be stored, and neither can it be lifted."""
     scene.facts.pause(shown, reason="illness", actor="kari")
     scene.app.execute("UPDATE certificates SET expires_on = %s", (NEXT_YEAR + timedelta(days=1),))
-    portal = FlakyPortal()
 
     with pytest.raises(
         MentorBusyError, match=r"^M1042 was NOT paused and may still be visible: .*; try again; if .* hide"
     ):
-        pause(scene, shown, portal)
+        pause(scene, shown)
     with pytest.raises(MentorBusyError, match=r"^the pause of M1042 was not lifted: .*; try again$"):
-        unpause(scene, shown, portal)
+        unpause(scene, shown)
 
-    assert (portal.values, scene.rows(PAUSES)) == ([], [("illness", "kari", True, None)])
+    assert (scene.portal.values, scene.rows(PAUSES)) == ([], [("illness", "kari", True, None)])
     scene.app.rollback()
-    assert pause(scene, shown, portal).pause == done(is_new=True)
+    assert pause(scene, shown).pause == done(is_new=True)
 
 
 @pytest.mark.usefixtures("impatient")
 def test_lock_stops_the_review_but_not_the_pause_and_its_hide(scene: Scene, shown: UUID) -> None:
     """The app edits a certificate of the mentor."""
     scene.app.execute("SELECT FROM certificates FOR UPDATE")
-    portal = FlakyPortal()
 
-    result = pause(scene, shown, portal)
+    result = pause(scene, shown)
 
     assert isinstance(result.not_reviewed, MentorBusyError)
     assert str(result.not_reviewed).endswith("(waited 0.1 s); the next run reviews the mentor")
-    assert (portal.visible, result.after.pauses) == ({CONTACT: False}, ["complaint"])
+    assert (scene.portal.visible, result.after.pauses) == ({CONTACT: False}, ["complaint"])
 
 
 @pytest.mark.parametrize(
@@ -155,14 +150,14 @@ def test_failed_review_does_not_stop_the_hide(scene: Scene, shown: UUID, obstacl
     """The data of the mentor, or the app's own constraints, prevent the review. The result has both errors."""
     with scene.connection.transaction():
         scene.connection.execute(obstacle.encode())
-    portal = FlakyPortal()
 
-    result = pause(scene, shown, portal)
-    failed = pause(scene, shown, FlakyPortal(failures=9))
+    result = pause(scene, shown)
+    scene.portal.default = error(503, "dynamics_unavailable")
+    failed = pause(scene, shown)
 
     assert type(result.not_reviewed) is type(expected)
     assert str(expected) in str(result.not_reviewed)
-    assert (portal.visible, result.error) == ({CONTACT: False}, None)
+    assert (scene.portal.visible, result.error) == ({CONTACT: False}, None)
     assert result.after.pauses == ["complaint"]
     assert (failed.not_reviewed is None, failed.error is None) == (False, False)
 
@@ -173,21 +168,22 @@ def test_lift_is_reported_and_its_show_waits_for_the_review_that_failed(scene: S
     scene.queue(shown, visible=True)
     scene.facts.pause(shown, reason="illness", actor="kari")
     scene.app.execute("SELECT FROM certificates FOR UPDATE")
-    portal = FlakyPortal()
 
-    result = unpause(scene, shown, portal)
+    result = unpause(scene, shown)
 
     assert isinstance(result.not_reviewed, MentorBusyError)
     assert str(result.not_reviewed).endswith("(waited 0.1 s); the next run reviews the mentor")
-    assert (portal.values, result.error, result.after.pauses, result.after.open_push) == ([], None, [], "pending")
+    assert (scene.portal.values, result.error, result.after.pauses, result.after.open_push) == ([], None, [], "pending")
     scene.app.rollback()
-    scene.night(portal)
-    assert portal.visible == {CONTACT: True}
+    scene.night(scene.portal)
+    assert scene.portal.visible == {CONTACT: True}
 
 
 def test_failed_hide_of_a_pause_is_retried(scene: Scene, shown: UUID) -> None:
     """The pause stays, the error has the next attempt, and the next delivery hides."""
-    result = pause(scene, shown, FlakyPortal(failures=9))
+    scene.portal.default = error(503, "dynamics_unavailable")
+
+    result = pause(scene, shown)
 
     assert result.error is not None
     assert result.after.open_push == "pending"
@@ -197,11 +193,10 @@ def test_failed_hide_of_a_pause_is_retried(scene: Scene, shown: UUID) -> None:
 def test_mentor_who_was_never_on_the_portal_is_paused_without_a_push(scene: Scene) -> None:
     """A hide without a contact ID would only be an alert."""
     mentor = scene.facts.mentor(scene.facts.organisation(), contact_id=None)
-    portal = FlakyPortal()
 
-    result = pause(scene, mentor, portal)
+    result = pause(scene, mentor)
 
-    assert (portal.values, result.after.open_push, result.after.pauses) == ([], None, ["complaint"])
+    assert (scene.portal.values, result.after.open_push, result.after.pauses) == ([], None, ["complaint"])
 
 
 def test_pause_of_a_mentor_without_a_contact_id_who_was_shown_is_an_alert(scene: Scene, shown: UUID) -> None:
@@ -209,7 +204,7 @@ def test_pause_of_a_mentor_without_a_contact_id_who_was_shown_is_an_alert(scene:
     scene.run_sql("UPDATE mentors SET dynamics_contact_id = NULL")
     scene.run_sql(LATER_RUN, TODAY + timedelta(days=6))  # a review would queue the hide as well
 
-    result = pause(scene, shown, FlakyPortal(), accept_date=None)
+    result = pause(scene, shown, accept_date=None)
 
     assert (result.after.open_push, result.after.pauses) == ("blocked", ["complaint"])
     assert ("may_be_visible", "no_contact_id") in scene.rows("SELECT kind, cause FROM alerts")
@@ -218,7 +213,7 @@ def test_pause_of_a_mentor_without_a_contact_id_who_was_shown_is_an_alert(scene:
 @pytest.mark.parametrize("reason", ["", " ", "x" * 201, "certification_expired"])
 def test_reason_of_a_pause_is_a_text_of_a_person(scene: Scene, shown: UUID, reason: str) -> None:
     with pytest.raises(UsageError):
-        pause(scene, shown, FlakyPortal(), because=reason)
+        pause(scene, shown, because=reason)
 
     assert scene.rows(PAUSES) == []
 
@@ -226,17 +221,16 @@ def test_reason_of_a_pause_is_a_text_of_a_person(scene: Scene, shown: UUID, reas
 def test_unpause_lifts_the_only_pause_and_shows_the_mentor(scene: Scene, shown: UUID) -> None:
     """Also one that a coordinator has opened in the app."""
     scene.facts.pause(shown, reason="illness", actor="kari")
-    scene.night(FlakyPortal())
-    portal = FlakyPortal()
+    scene.night(scene.portal)
 
-    result = unpause(scene, shown, portal)
+    result = unpause(scene, shown)
 
     assert (result.before.pauses, result.after.pauses) == (["illness"], [])
     assert result.pause == PauseDone(reason="illness", by="cli:eva", is_new=True)
-    assert portal.values == [True]
+    assert scene.portal.values == [False, True]
     assert scene.rows(PAUSES) == [("illness", "kari", False, "cli:eva")]
     with pytest.raises(UsageError, match="M1042 has no open pause"):
-        unpause(scene, shown, portal)
+        unpause(scene, shown)
 
 
 def test_one_of_several_pauses_must_be_named(scene: Scene, shown: UUID) -> None:
@@ -249,11 +243,11 @@ def test_one_of_several_pauses_must_be_named(scene: Scene, shown: UUID) -> None:
     scene.run_sql("UPDATE mentor_pauses SET paused_at = '-infinity'")
 
     with pytest.raises(UsageError, match=r"(?s)several open pauses: .*a  b\nc \(by kari since -infinity\)"):
-        unpause(scene, shown, FlakyPortal())
+        unpause(scene, shown)
     with pytest.raises(UsageError, match=r"(?s)no such open pause, but .*complaint"):
-        unpause(scene, shown, FlakyPortal(), reason="leave")
+        unpause(scene, shown, reason="leave")
 
-    assert unpause(scene, shown, FlakyPortal(), reason="a b c").after.pauses == ["complaint"]
+    assert unpause(scene, shown, reason="a b c").after.pauses == ["complaint"]
 
 
 def test_name_and_reason_with_strange_bytes_are_stored_as_one_line(
@@ -262,7 +256,7 @@ def test_name_and_reason_with_strange_bytes_are_stored_as_one_line(
     """A name in Latin-1 must not prevent the pause."""
     monkeypatch.setenv("SUDO_USER", "j\udcf8rn\nx")
 
-    result = pause(scene, shown, FlakyPortal(), because="bad\x1b[2J  \udcff")
+    result = pause(scene, shown, because="bad\x1b[2J  \udcff")
 
     by = "cli:j\N{REPLACEMENT CHARACTER}rn x"
     reason = "bad\N{REPLACEMENT CHARACTER}[2J \N{REPLACEMENT CHARACTER}"
@@ -273,17 +267,17 @@ def test_name_and_reason_with_strange_bytes_are_stored_as_one_line(
 def test_own_pause_is_lifted_only_if_certjob_would_not_open_it_again(scene: Scene) -> None:
     """Otherwise the next run would, and the message says what helps. A certificate of someone else was deleted here."""
     mentor = scene.expired(contact_id=CONTACT, member_no="M1042")
-    scene.night(FlakyPortal())
+    scene.night(scene.portal)
 
     for departure in (None, YESTERDAY):  # also if the mentor comes back later
         scene.run_sql("UPDATE mentors SET left_at = %s", departure)
         with pytest.raises(UsageError, match=r"would pause M1042 again: .*ended.*; enter a certificate"):
-            unpause(scene, mentor, FlakyPortal())
+            unpause(scene, mentor)
     scene.run_sql("UPDATE mentors SET left_at = NULL")
     assert scene.rows(PAUSES) == [("certification_expired", "certjob", True, None)]
 
     scene.run_sql("DELETE FROM certificates WHERE expires_on = %s", YESTERDAY)
-    unpause(scene, mentor, FlakyPortal())
+    unpause(scene, mentor)
 
     assert scene.rows(PAUSES) == [("certification_expired", "certjob", False, "cli:eva")]
 

@@ -6,7 +6,6 @@ from certjob.errors import Cause, MailRejectedError, RecipientRejectedError
 from tests.conftest import Certjob
 from tests.support.command_line import assert_one_line
 from tests.support.facts import TODAY
-from tests.support.nights import FlakyPortal
 from tests.support.portal_answers import error, ok
 from tests.support.scene import Scene
 
@@ -46,15 +45,15 @@ def test_undelivered_mail_is_due(scene: Scene) -> None:
     wrong = RecipientRejectedError("550 5.1.1 no", code=Cause.WRONG_ADDRESS)
     refused = MailRejectedError("550 5.7.1 no", may_be_address=False)
     scene.channel.on_send = lambda message: refused if message.to == "m1@example.org" else wrong
-    scene.night(FlakyPortal(), channel=scene.channel)
+    scene.night(scene.portal, channel=scene.channel)
     scene.channel.on_send = None
     assert scene.rows(UNDELIVERED) == [("failed", True), ("failed", True), ("pending", False)]
 
-    report = scene.retry_all(FlakyPortal())
+    report = scene.retry_all(scene.portal)
 
     assert scene.rows(UNDELIVERED) == [("pending", True)] * 3
     assert (report.mail_reopened, report.to_document()["mail"]) == (3, {"reopened": 3})
-    scene.deliver(FlakyPortal(), channel=scene.channel)
+    scene.deliver(scene.portal, channel=scene.channel)
     assert len(scene.channel.sent) == 3
 
 

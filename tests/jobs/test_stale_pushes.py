@@ -11,7 +11,8 @@ from certjob.jobs import job_runs, runs
 from certjob.review import certification
 from tests.support import nights
 from tests.support.facts import TODAY
-from tests.support.nights import FlakyPortal, delivery
+from tests.support.nights import delivery
+from tests.support.portal_answers import error
 from tests.support.scene import NEXT_YEAR, Scene
 
 PAUSE = "INSERT INTO mentor_pauses (mentor_id, reason, actor) VALUES (%s, 'complaint', 'anna')"
@@ -36,11 +37,10 @@ def queue_show(scene: Scene) -> UUID:
 def test_outdated_show_becomes_a_hide(scene: Scene, start: Callable[..., Any], change: str) -> None:
     """A coordinator has changed the facts since the show was queued."""
     scene.run_sql(change, queue_show(scene))
-    portal = FlakyPortal()
 
-    report = start(scene, portal)
+    report = start(scene, scene.portal)
 
-    assert (portal.values, report.outcome) == ([False], "ok")
+    assert (scene.portal.values, report.outcome) == ([False], "ok")
 
 
 def test_outdated_hide_becomes_a_show(scene: Scene) -> None:
@@ -48,11 +48,10 @@ def test_outdated_hide_becomes_a_show(scene: Scene) -> None:
     mentor = scene.expired()
     scene.night(deliver=False)
     scene.facts.certificate(mentor, NEXT_YEAR, issued_on=TODAY)
-    portal = FlakyPortal()
 
-    scene.deliver(portal)
+    scene.deliver(scene.portal)
 
-    assert portal.values == [True]
+    assert scene.portal.values == [True]
     assert scene.rows("SELECT lifted_at IS NOT NULL FROM mentor_pauses") == [(True,)]
 
 
@@ -65,11 +64,10 @@ def test_locked_table_does_not_stop_the_deliveries(scene: Scene, monkeypatch: py
     scene.run_sql(PAUSE, queue_show(scene))
     scene.queue(scene.expired(), visible=False)
     scene.app.execute("LOCK TABLE mentor_pauses")
-    portal = FlakyPortal()
 
-    report = scene.deliver(portal)
+    report = scene.deliver(scene.portal)
 
-    assert (portal.values, report.outcome) == ([False], "attention")
+    assert (scene.portal.values, report.outcome) == ([False], "attention")
 
 
 def test_deliver_reviews_only_mentors_with_an_open_push(scene: Scene) -> None:
@@ -77,7 +75,7 @@ def test_deliver_reviews_only_mentors_with_an_open_push(scene: Scene) -> None:
     scene.run_sql(PAUSE, queue_show(scene))
     scene.expired()
 
-    scene.deliver(FlakyPortal())
+    scene.deliver(scene.portal)
 
     assert scene.rows("SELECT count(*) FROM mentor_pauses WHERE actor = 'certjob'") == [(0,)]
 
@@ -96,14 +94,13 @@ def test_show_before_a_due_review_is_not_claimed(scene: Scene) -> None:
 def test_run_sends_no_show_of_yesterday_after_midnight(scene: Scene) -> None:
     """The certificate ends with the day on which the run began."""
     scene.run_sql("UPDATE mentors SET portal_visible = false WHERE id = %s", scene.certified(TODAY))
-    portal = FlakyPortal()
-    after_midnight = delivery(portal=portal, present_day=lambda: TODAY + timedelta(days=1))
+    after_midnight = delivery(portal=scene.portal, present_day=lambda: TODAY + timedelta(days=1))
 
-    scene.night(portal, ways_out=after_midnight)
+    scene.night(scene.portal, ways_out=after_midnight)
 
-    assert portal.calls == []
-    scene.night(portal, today=TODAY + timedelta(days=1))
-    assert portal.values == [False]
+    assert scene.portal.pushes == []
+    scene.night(scene.portal, today=TODAY + timedelta(days=1))
+    assert scene.portal.values == [False]
 
 
 def test_deliver_holds_a_wrong_import_and_sends_open_hides(scene: Scene) -> None:
@@ -113,11 +110,10 @@ def test_deliver_holds_a_wrong_import_and_sends_open_hides(scene: Scene) -> None
         scene.certified()
     nights.review(scene.connection)
     scene.run_sql("UPDATE certificates SET expires_on = expires_on + 730")
-    portal = FlakyPortal()
 
-    first, second = scene.deliver(portal), scene.deliver(portal)
+    first, second = scene.deliver(scene.portal), scene.deliver(scene.portal)
 
-    assert portal.values == [False] * 30
+    assert scene.portal.values == [False] * 30
     assert [report.outcome for report in (first, second)] == ["attention", "ok"]
     assert first.reasons[0].startswith("hlf: 30 mentors are held back (30 reinstated)")
 
@@ -136,7 +132,7 @@ def test_deliver_reports_a_hold_although_the_review_fails_later(scene: Scene, mo
         raise LookupError
 
     monkeypatch.setattr(certification.CertificationManagementService, "_pass", fail)
-    report = scene.deliver(FlakyPortal())
+    report = scene.deliver(scene.portal)
 
     assert report.reasons[0].startswith("hlf: 30 mentors are held back (30 reinstated)")
 
@@ -148,9 +144,9 @@ def test_held_change_stays_held_although_the_mentor_has_an_open_push(scene: Scen
     scene.run_sql("UPDATE mentors SET portal_visible = false WHERE member_no <= 'M1015'")
     scene.night(deliver=False)
     scene.run_sql("UPDATE certificates SET expires_on = expires_on - 730")
-    portal_is_down = FlakyPortal(failures=999)
+    scene.portal.default = error(503, "dynamics_unavailable")
 
-    scene.night(portal_is_down)
-    scene.deliver(portal_is_down)
+    scene.night(scene.portal)
+    scene.deliver(scene.portal)
 
     assert scene.rows("SELECT count(*) FROM mentor_pauses") == [(0,)]

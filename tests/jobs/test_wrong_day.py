@@ -16,7 +16,7 @@ from certjob.errors import ClocksDisagreeError
 from tests.conftest import Certjob
 from tests.support.command_line import Finished, assert_one_line, today
 from tests.support.facts import Facts
-from tests.support.nights import FlakyPortal, night
+from tests.support.nights import night
 from tests.support.portal_server import PortalServer
 from tests.support.scene import YESTERDAY, Scene
 
@@ -118,11 +118,10 @@ def test_deliver_before_the_date_of_a_run_sends_only_hides(scene: Scene) -> None
     scene.night()
     scene.queue(scene.expired(), visible=False)
     scene.queue(scene.certified(), visible=True)
-    portal = FlakyPortal()
 
-    report = scene.deliver(portal, today=YESTERDAY)
+    report = scene.deliver(scene.portal, today=YESTERDAY)
 
-    assert portal.values == [False]
+    assert scene.portal.values == [False]
     assert [stop.code for stop in report.stopped] == ["clocks_disagree"]
 
 

@@ -28,7 +28,8 @@ from certjob.stopping import StopFlag
 from tests.mail.channels import reminder_mail
 from tests.support import nights as support
 from tests.support.facts import TODAY, Facts
-from tests.support.nights import CollectingChannel, FlakyPortal, night
+from tests.support.nights import CollectingChannel, night
+from tests.support.portal_server import PortalServer
 
 DOWN = ChannelDownError("gone")
 DEFERRED = RecipientDeferredError("450 greylisted")
@@ -58,8 +59,8 @@ class Mailing:
     """Of the last mail stage that ran alone. ``sent`` has its messages."""
     sent: Messages
 
-    def __init__(self, facts: Facts, *, home: UUID) -> None:
-        self.facts, self.home = facts, home
+    def __init__(self, facts: Facts, *, home: UUID, portal: PortalServer | None = None) -> None:
+        self.facts, self.home, self.portal = facts, home, portal
         self.connection, self.rows = facts.connection, facts.rows
         self.channel = CollectingChannel()
 
@@ -96,7 +97,7 @@ class Mailing:
     ) -> Messages:
         """Run a night and return its mails. An error that ``on_send`` returns is the outcome of a message."""
         before, self.channel.on_send = len(self.channel.sent), on_send
-        ways: dict[str, Any] = {"portal": FlakyPortal(), "channel": self.channel}
+        ways: dict[str, Any] = {"portal": self.portal, "channel": self.channel}
         self.report = night(self.connection, day(number), **ways | options)
         return self.channel.sent[before:]
 
@@ -137,9 +138,9 @@ def mailing(facts: Facts) -> Mailing:
 
 
 @pytest.fixture
-def desk(facts: Facts) -> Mailing:
+def desk(facts: Facts, portal: PortalServer) -> Mailing:
     """An organisation with a portal and without reminders, and its coordinator Berit."""
-    desk = Mailing(facts, home=facts.organisation(thresholds=()))
+    desk = Mailing(facts, home=facts.organisation(thresholds=()), portal=portal)
     desk.coordinator()
     return desk
 

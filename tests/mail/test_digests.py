@@ -9,7 +9,6 @@ import pytest
 
 from certjob import database
 from certjob.database import statements
-from certjob.errors import PermanentPortalError
 from certjob.jobs import runs
 from certjob.mail import steps
 from certjob.mail.digests import QueuedDigest
@@ -19,7 +18,9 @@ from tests.mail.channels import digest_mail
 from tests.mail.conftest import CUT, DOWN, REFUSED, REJECTED, Mailing, Messages, day, reject_reminders
 from tests.mail.written import breakable
 from tests.support.facts import TODAY
-from tests.support.nights import FlakyPortal, delivery, new_job, night
+from tests.support.nights import delivery, new_job, night
+from tests.support.portal_answers import error
+from tests.support.portal_server import PortalServer
 
 NAMES = ("Kari", "Ola", "Pia", "Tor")
 
@@ -31,14 +32,14 @@ def named(messages: Messages) -> list[str]:
 
 def queue(desk: Mailing, number: int = 0) -> None:
     """Run a night without deliveries."""
-    night(desk.connection, day(number), portal=FlakyPortal(), deliver=False)
+    night(desk.connection, day(number), deliver=False)
 
 
 def deliver(desk: Mailing, number: int = 0) -> Messages:
     """Run `certjob deliver`, and return its digests."""
     before = len(desk.channel.sent)
     desk.channel.on_send = None
-    ways_out = delivery(portal=FlakyPortal(), channel=desk.channel)
+    ways_out = delivery(portal=desk.portal, channel=desk.channel)
     runs.deliver(new_job(desk.connection, day(number), ways_out=ways_out))
     return [message for message in desk.channel.sent[before:] if message.kind == "digest"]
 
@@ -73,16 +74,14 @@ def test_digest_names_paused_and_reinstated_mentors_with_the_reason(desk: Mailin
     assert "Noen hadde avsluttet pausen" in reopened.text
 
 
-def test_open_push_is_news_once_a_week(desk: Mailing) -> None:
+def test_open_push_is_news_once_a_week(desk: Mailing, portal: PortalServer) -> None:
     """It is also in each digest with other news."""
     desk.ended("Kari")
     desk.certified("Ola", until=2)
     desk.execute("UPDATE coordinators SET locale = 'en'")
-    rejecting = FlakyPortal(failures=99, error=lambda: PermanentPortalError("404 contact_not_found"))
+    portal.default = error(422, "dynamics_rejected")
 
-    (first,), nothing, (other_news,), (next_week,) = (
-        desk.digests(number, portal=rejecting) for number in (0, 1, 3, 10)
-    )
+    (first,), nothing, (other_news,), (next_week,) = (desk.digests(number) for number in (0, 1, 3, 10))
 
     assert first.subject.startswith("Urgent: 1 peer mentor may still be visible on the portal")
     assert "Dynamics did not accept" in first.text
@@ -91,17 +90,17 @@ def test_open_push_is_news_once_a_week(desk: Mailing) -> None:
     assert named([next_week]) == ["Kari", "Ola"]
 
 
-def test_subject_is_the_news_and_not_the_oldest_problem(desk: Mailing) -> None:
+def test_subject_is_the_news_and_not_the_oldest_problem(desk: Mailing, portal: PortalServer) -> None:
     """A mentor may be visible since the first day. Another cause of that is news again."""
     desk.execute("UPDATE coordinators SET locale = 'en'")
     desk.ended("Kari")
-    rejecting = FlakyPortal(failures=99, error=lambda: PermanentPortalError("404"))
-    (first,) = desk.digests(portal=rejecting)
+    portal.default = error(422, "dynamics_rejected")
+    (first,) = desk.digests()
 
     desk.certified("Pia", until=31)
-    (about_pia,) = desk.digests(1, portal=rejecting)
+    (about_pia,) = desk.digests(1)
     desk.execute("UPDATE dynamics_sync_failures SET failure_code = 'contact_not_found'")
-    (about_kari,) = desk.digests(2, portal=FlakyPortal())
+    (about_kari,) = desk.digests(2)
 
     may_be_visible = "Urgent: 1 peer mentor may still be visible on the portal"
     assert first.subject.startswith(may_be_visible)

@@ -7,15 +7,16 @@ import psycopg
 import pytest
 
 from certjob import database
-from certjob.errors import PermanentPortalError, PortalCallError, TransientPortalError
 from certjob.outbox.claims import Answer
 from certjob.portal.push import Push, PushOutcome
 from certjob.portal.sync import PortalCounts, PortalSyncService
 from tests.support.facts import TODAY
-from tests.support.nights import FlakyPortal, claim, in_background, night
+from tests.support.nights import claim, in_background, night
+from tests.support.portal_answers import Behaviour, during, error, ok
 from tests.support.scene import Scene
 from tests.support.waiting import until, waits_for_a_lock
 
+DOWN = error(503, "dynamics_unavailable")
 CORRECT_ALL = "UPDATE mentors SET dynamics_contact_id = %s"
 CORRECT = f"{CORRECT_ALL} WHERE id = %s"
 
@@ -32,20 +33,20 @@ def test_run_shows_a_new_mentor_with_a_contact(scene: Scene) -> None:
     assert scene.rows("SELECT mentor_id FROM portal_sync_events") == [(with_contact,)]
 
 
-@pytest.mark.parametrize("error", [PermanentPortalError("404"), TransientPortalError("503")], ids=["blocked", "failed"])
-def test_open_push_goes_to_a_corrected_contact_at_once(scene: Scene, error: PortalCallError) -> None:
+@pytest.mark.parametrize("answer", [error(404, "contact_not_found"), DOWN], ids=["blocked", "failed"])
+def test_open_push_goes_to_a_corrected_contact_at_once(scene: Scene, answer: Behaviour) -> None:
     """It has another key, because a portal that knows the old key might ignore the push."""
     scene.expired()
-    portal = FlakyPortal(failures=99, error=lambda: error)
-    scene.night(portal)
-    portal.failures = 0
+    scene.portal.default = answer
+    scene.night(scene.portal)
+    scene.portal.default = ok()
     corrected = uuid4()
     scene.run_sql(CORRECT_ALL, corrected)
 
-    scene.deliver(portal)
+    scene.deliver(scene.portal)
 
-    assert portal.visible == {corrected: False}
-    *earlier_keys, key = [key for _, _, key in portal.calls]
+    assert scene.portal.visible == {corrected: False}
+    *earlier_keys, key = [push.idempotency_key for push in scene.portal.pushes]
     assert key not in earlier_keys
 
 
@@ -100,22 +101,19 @@ def test_contact_replaced_during_its_show_is_an_alert(scene: Scene, is_killed: b
 def test_contact_with_a_call_in_flight_gets_no_second_call(scene: Scene) -> None:
     """During a show, the contact moves to a mentor who must be hidden. The hide comes after the show."""
     first, second = scene.certified(contact_id=(contact := uuid4())), scene.expired()
-    scene.night(FlakyPortal())
+    scene.night(scene.portal)
     scene.queue(first, visible=True)
 
-    def move_and_run(number: int) -> Exception | None:
-        if number > 1:
-            return None
+    def move_and_run() -> None:
         move = "UPDATE mentors SET dynamics_contact_id = CASE id WHEN %s THEN %s ELSE %s END"
         scene.other.execute(move, (second, contact, uuid4()))
-        night(scene.other, portal=portal)
-        return TransientPortalError("reset")
+        night(scene.other, portal=scene.portal)
 
-    portal = FlakyPortal(move_and_run)
+    scene.portal.then(during(move_and_run, DOWN))
 
-    reports = [scene.deliver(portal) for _ in range(2)]
+    reports = [scene.deliver(scene.portal) for _ in range(2)]
 
-    assert (portal.overlaps, portal.visible[contact]) == ([], False)
+    assert (scene.portal.overlaps, scene.portal.visible[contact]) == ([], False)
     assert [report.portal.lost for report in reports] == [0, 0]
 
 
@@ -153,42 +151,42 @@ def test_mentor_is_not_deleted_while_a_call_may_be_in_flight(scene: Scene) -> No
 
 def test_removed_contact_that_is_hidden_needs_no_push(scene: Scene) -> None:
     """The portal has confirmed the hide, so the mentor can be deleted."""
-    mentor, portal = scene.expired(), FlakyPortal()
-    scene.night(portal)
+    mentor = scene.expired()
+    scene.night(scene.portal)
     scene.run_sql(CORRECT, None, mentor)
 
-    assert scene.night(portal).outcome == "ok"
+    assert scene.night(scene.portal).outcome == "ok"
 
-    assert portal.values == [False]
+    assert scene.portal.values == [False]
     scene.run_sql("DELETE FROM mentors WHERE id = %s", mentor)
 
 
 def test_removed_contact_that_may_be_visible_is_an_alert(scene: Scene) -> None:
     """The alert ends when another mentor has the contact."""
     contact, alerts = uuid4(), "SELECT cause FROM alerts WHERE kind = 'may_be_visible'"
-    first, second, portal = scene.certified(contact_id=contact), scene.certified(contact_id=None), FlakyPortal()
+    first, second = scene.certified(contact_id=contact), scene.certified(contact_id=None)
     scene.run_sql("UPDATE mentors SET portal_visible = NULL WHERE id = %s", first)
-    scene.night(portal)
+    scene.night(scene.portal)
 
     scene.run_sql("UPDATE mentors SET dynamics_contact_id = NULL, left_at = now() WHERE id = %s", first)
-    scene.night(portal)
+    scene.night(scene.portal)
     assert scene.rows(alerts) == [("no_contact_id",)]
     scene.run_sql(CORRECT, contact, second)
-    scene.night(portal)
+    scene.night(scene.portal)
 
     assert scene.rows(alerts) == []
-    assert portal.visible == {contact: True}
+    assert scene.portal.visible == {contact: True}
 
 
 def test_removed_contact_that_a_mentor_without_a_portal_has_is_an_alert(scene: Scene) -> None:
     """No push would ever reach it through that organisation. So the first mentor cannot be deleted either."""
-    contact, portal = uuid4(), FlakyPortal()
+    contact = uuid4()
     first = scene.certified(contact_id=contact, portal_visible=None)
-    scene.night(portal)
+    scene.night(scene.portal)
     scene.run_sql("UPDATE mentors SET dynamics_contact_id = NULL, left_at = now() WHERE id = %s", first)
 
     scene.facts.mentor(scene.facts.organisation("drammen", portal=None), contact_id=contact)
-    scene.night(portal)
+    scene.night(scene.portal)
 
     assert scene.rows("SELECT cause FROM alerts WHERE kind = 'may_be_visible'") == [("no_contact_id",)]
     with pytest.raises(psycopg.errors.RestrictViolation, match="may still be shown"):
@@ -199,10 +197,11 @@ def test_claim_without_a_contact_keeps_that_of_the_last_call(scene: Scene) -> No
     """The hide failed before the contact was removed. So the alert ends when another mentor has the contact."""
     contact = uuid4()
     first, second = scene.expired(contact_id=contact), scene.certified(contact_id=None)
-    scene.night(FlakyPortal(failures=99))
+    scene.portal.then(*[DOWN] * 3)
+    scene.night(scene.portal)
     scene.run_sql(CORRECT, None, first)
     scene.make_due()
-    scene.night(FlakyPortal())
+    scene.night(scene.portal)
     assert scene.rows("SELECT cause FROM alerts WHERE mentor_id = %s", first) == [("no_contact_id",)]
 
     scene.run_sql(CORRECT, contact, second)

@@ -4,6 +4,7 @@ import time
 from collections import Counter
 from dataclasses import replace
 from datetime import date
+from unittest import mock
 from uuid import uuid4
 
 import psycopg
@@ -12,11 +13,12 @@ import pytest
 from certjob.errors import Outcome, StoppedBySignalError
 from certjob.outbox import calls
 from certjob.outbox.retry import RetryPolicy
+from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
 from certjob.portal.sync import PortalCounts, PortalSyncService
 from certjob.stopping import StopFlag
 from tests.support.facts import TODAY
-from tests.support.nights import FlakyPortal, in_background, pushes, quick_policy
-from tests.support.portal_answers import Behaviour, PortalRequest, delay, error, hang, ok
+from tests.support.nights import in_background, pushes, quick_policy
+from tests.support.portal_answers import Behaviour, PortalRequest, delay, during, error, hang, ok
 from tests.support.scene import Scene
 
 DEAD, REJECTED = error(500, "dynamics_unavailable"), error(404, "contact_not_found")
@@ -254,13 +256,14 @@ def test_slow_call_delays_no_other(scene: Scene) -> None:
     assert scene.counts == PortalCounts(delivered=13)
 
 
-def test_unexpected_error_leaves_one_outcome_unknown(scene: Scene) -> None:
+def test_unexpected_error_leaves_one_outcome_unknown(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     """That event keeps its lease. The run has failed, and the hides are alerts."""
     scene.backlog(10)
-    portal = FlakyPortal(lambda number: LookupError("a bug") if number == 2 else None)
+    second_fails = mock.AsyncMock(side_effect=[False, LookupError("a bug"), False])
+    monkeypatch.setattr(HLFDynamicsSyncService, "update_portal_visibility", second_fails)
 
     with pushes(concurrency=3):
-        report = scene.night(portal)
+        report = scene.night(scene.portal)
 
     assert (report.outcome, report.portal.delivered) == (Outcome.FAILED, 2)
     assert (scene.rows(UNTOUCHED), scene.rows(CLAIMED)) == ([(7,)], [(1,)])
@@ -270,12 +273,11 @@ def test_unexpected_error_leaves_one_outcome_unknown(scene: Scene) -> None:
 def test_push_of_a_lost_database_connection_is_settled(scene: Scene) -> None:
     """This needs a new connection. The job ends."""
     scene.backlog(1)
-
-    def lose_connection(_number: int) -> None:
-        scene.app.execute("SELECT pg_terminate_backend(%s)", (scene.connection.info.backend_pid,))
+    lose_connection = "SELECT pg_terminate_backend(%s)", (scene.connection.info.backend_pid,)
+    scene.portal.then(during(lambda: scene.app.execute(*lose_connection)))
 
     with pytest.raises(psycopg.errors.AdminShutdown):
-        scene.run_stage(FlakyPortal(lose_connection))
+        scene.run_stage()
 
     assert scene.other.execute("SELECT status FROM portal_sync_events").fetchone() == ("delivered",)
 

@@ -3,21 +3,17 @@
 from datetime import timedelta
 
 from certjob import database
-from certjob.errors import PermanentPortalError, PortalStageError, TransientPortalError
 from certjob.jobs.acknowledge import acknowledge
 from certjob.reports.alerts import Alert, read_alerts
 from certjob.reports.status import read_status
 from tests.conftest import Certjob
 from tests.support.command_line import today
 from tests.support.facts import TODAY
-from tests.support.nights import FlakyPortal
+from tests.support.portal_answers import error
 from tests.support.scene import Scene
 
-KEY_REFUSED = FlakyPortal(
-    failures=999, error=lambda: PortalStageError("the portal answered 401; check CERTJOB_PORTAL_KEY")
-)
-REJECTED = FlakyPortal(failures=999, error=lambda: PermanentPortalError("404"))
-DOWN = FlakyPortal(failures=999, error=lambda: TransientPortalError("503"))
+KEY_REFUSED, REJECTED = error(401, "unauthorized"), error(422, "dynamics_rejected")
+DOWN = error(503, "dynamics_unavailable")
 LATE = "UPDATE job_runs SET finished_at = now() - interval '27 hours'"
 """The last full run ended 27 hours ago."""
 NO_FULL_RUN = "No full run since 10 March 2026"
@@ -33,21 +29,25 @@ def alerts(scene: Scene) -> list[Alert]:
 def test_rejected_key_becomes_the_cause_of_a_push_that_failed_before(scene: Scene) -> None:
     """After the outage, the cause is another one. A push that the portal rejected keeps its own cause."""
     scene.expired(member_no="rejected")
-    scene.night(REJECTED, channel=None)
+    scene.portal.default = REJECTED
+    scene.night(scene.portal, channel=None)
     scene.expired(member_no="outage")
-    scene.night(DOWN, channel=None)
+    scene.portal.default = DOWN
+    scene.night(scene.portal, channel=None)
     scene.make_due()
 
-    scene.night(KEY_REFUSED, channel=None)
+    scene.portal.default = KEY_REFUSED
+    scene.night(scene.portal, channel=None)
 
-    found = {alert.member_no: (alert.cause, "401; check" in str(alert.error)) for alert in alerts(scene)}
+    found = {alert.member_no: (alert.cause, "401 unauthorized" in str(alert.error)) for alert in alerts(scene)}
     assert found == {"outage": ("portal_stopped", True), "rejected": ("change_refused", False)}
 
 
 def test_next_step_names_the_mentor_and_the_organisation(scene: Scene) -> None:
     """Member numbers are unique only within an organisation, and may have spaces."""
     scene.expired(member_no="M 1")
-    scene.night(REJECTED, channel=None)
+    scene.portal.default = REJECTED
+    scene.night(scene.portal, channel=None)
 
     (alert,) = alerts(scene)
 
@@ -57,11 +57,12 @@ def test_next_step_names_the_mentor_and_the_organisation(scene: Scene) -> None:
 def test_open_hide_stays_an_alert_when_the_organisation_loses_its_portal(scene: Scene, here: Certjob) -> None:
     """certjob makes no call for it, so someone must hide the mentor by hand, until the mentor is certified again."""
     mentor = scene.expired(member_no="M1")
-    scene.night(DOWN, channel=None)
+    scene.portal.default = DOWN
+    scene.night(scene.portal, channel=None)
     scene.run_sql("UPDATE organisations SET portal = NULL")
     before = here("alerts")
 
-    scene.night(FlakyPortal())
+    scene.night(scene.portal)
     after = here("alerts")
 
     assert (before.returncode, after.returncode) == (3, 3)
@@ -69,7 +70,7 @@ def test_open_hide_stays_an_alert_when_the_organisation_loses_its_portal(scene: 
         assert "certjob can no longer hide this contact; what to do: Hide it in Dynamics" in page.stdout
     assert "run `certjob resync M1 --organisation hlf --hidden-by-hand --because TEXT`" in after.stdout
     scene.facts.certificate(mentor, TODAY + timedelta(days=300), issued_on=TODAY)
-    scene.night(FlakyPortal())
+    scene.night(scene.portal)
     assert alerts(scene) == []
 
 
@@ -79,7 +80,7 @@ def test_open_hide_stays_an_alert_when_the_organisation_loses_its_portal(scene: 
 def test_portal_that_was_never_read_is_an_alert_after_three_days(scene: Scene, here: Certjob) -> None:
     """The three days begin with the first delivered push."""
     scene.expired()
-    scene.night(FlakyPortal(), channel=None)
+    scene.night(scene.portal, channel=None)
     scene.run_sql("UPDATE portal_sync_events SET delivered_at = now() - interval '71 hours'")
     assert alerts(scene) == []
 
@@ -96,7 +97,7 @@ def test_overdue_run_is_an_alert_with_the_number_of_mentors_who_may_be_visible(s
     """A full run is overdue after 26 hours."""
     for _ in range(2):
         scene.certified(TODAY + timedelta(days=3))
-    scene.night(FlakyPortal(), channel=None)
+    scene.night(scene.portal, channel=None)
     scene.run_sql("UPDATE job_runs SET finished_at = now() - interval '25 hours'")
     later = TODAY + timedelta(days=5)
     assert read_alerts(scene.connection, today=later) == []
@@ -114,14 +115,14 @@ def test_overdue_run_counts_everyone_whose_hide_is_not_confirmed(scene: Scene) -
     Only a review knows the consequence of a revocation.
     """
     paused, revoked, left, hidden = (scene.certified(member_no=f"M{number}") for number in range(4))
-    scene.night(FlakyPortal(), channel=None)
+    scene.night(scene.portal, channel=None)
     scene.run_sql(LATE)
 
     for mentor in (paused, hidden):
         scene.facts.pause(mentor)
     scene.run_sql("UPDATE certificates SET revoked_at = now() WHERE mentor_id = %s", revoked)
     scene.run_sql("UPDATE mentors SET left_at = now() WHERE id = %s", left)
-    scene.resync(hidden, FlakyPortal())
+    scene.resync(hidden, scene.portal)
 
     (alert,) = alerts(scene)
     assert (alert.kind, alert.number) == ("no_full_run", 2)
@@ -134,7 +135,7 @@ def test_overdue_run_counts_everyone_whose_hide_is_not_confirmed(scene: Scene) -
 def test_revoked_mentor_whose_removal_is_held_is_in_every_number(scene: Scene) -> None:
     """The alert of an overdue run, the exposures, and a coordinator's digest."""
     mentor = scene.certified(member_no="M1")
-    scene.night(FlakyPortal(), channel=None)
+    scene.night(scene.portal, channel=None)
     scene.facts.insert("portal_sync_events", mentor_id=mentor, visible=True, status="delivered")
     scene.run_sql("UPDATE certificates SET revoked_at = now()")
     scene.facts.insert("still_due", mentor_id=mentor, what="held", reason="revoked", as_of=TODAY)
@@ -152,7 +153,7 @@ def test_overdue_run_does_not_count_whom_the_portal_hides_on_its_day(scene: Scen
     """Only a portal with a date column does. A pause is not in that column."""
     ended, paused = (scene.certified(last_day) for last_day in (TODAY + timedelta(days=3), TODAY + timedelta(days=9)))
     scene.run_sql("UPDATE mentors SET portal_visible = NULL")
-    scene.night(FlakyPortal(), channel=None)
+    scene.night(scene.portal, channel=None)
     scene.run_sql(LATE)
     scene.facts.pause(paused)
     until = "UPDATE portal_sync_events SET shown_until = coalesce(%s, 'infinity'::date) WHERE mentor_id = %s"
@@ -167,7 +168,7 @@ def test_overdue_run_does_not_count_whom_the_portal_hides_on_its_day(scene: Scen
 
 
 def test_overdue_run_is_told_by_alerts_status_and_check(scene: Scene, here: Certjob) -> None:
-    scene.night(FlakyPortal(), channel=None)
+    scene.night(scene.portal, channel=None)
     scene.run_sql(LATE + ", as_of = current_date - 1")
     said = f"No full run since {today() - timedelta(days=1):%-d %B %Y}"
 
@@ -181,32 +182,32 @@ def test_overdue_run_is_told_by_alerts_status_and_check(scene: Scene, here: Cert
 def test_run_of_one_organisation_is_not_a_full_run(scene: Scene) -> None:
     """The digests of the organisation do not report it for 26 hours."""
     scene.certified()
-    scene.night(FlakyPortal(), channel=None)
+    scene.night(scene.portal, channel=None)
     scene.run_sql(LATE)
 
-    scene.night(FlakyPortal(), channel=None, organisation="hlf")
+    scene.night(scene.portal, channel=None, organisation="hlf")
 
     assert [alert.kind for alert in alerts(scene)] == ["no_full_run"]
     about = {"organisation_id": scene.hlf, "today": TODAY}
     for hours, lines in ((25, 0), (27, 1)):
         scene.run_sql(f"UPDATE job_runs SET finished_at = now() - interval '{hours} h' WHERE organisation = 'hlf'")
         assert len(database.fetch(scene.connection, "read_missing_run", about)) == lines
-    scene.night(FlakyPortal(), channel=None)
+    scene.night(scene.portal, channel=None)
     assert alerts(scene) == []
 
 
 def test_deliver_tells_an_overdue_run_once_a_day(scene: Scene) -> None:
     """It runs every 15 minutes, and is the only job that is left. Its exit code says it each time."""
-    scene.night(FlakyPortal(), channel=None)
+    scene.night(scene.portal, channel=None)
     scene.run_sql(LATE)
 
-    first, second = scene.deliver(FlakyPortal()), scene.deliver(FlakyPortal())
+    first, second = scene.deliver(scene.portal), scene.deliver(scene.portal)
 
     assert (first.outcome, second.outcome) == ("attention", "attention")
     line = f"{NO_FULL_RUN}; run `certjob run`, then check cron"
     assert (first.news, second.news) == ([line], [])
     scene.run_sql("UPDATE job_runs SET as_of = as_of - 1")
-    assert scene.deliver(FlakyPortal()).news == [line.replace("10", "9")]
+    assert scene.deliver(scene.portal).news == [line.replace("10", "9")]
 
 
 def test_digest_names_mentors_without_a_certificate_and_a_missing_run(scene: Scene) -> None:
@@ -215,11 +216,12 @@ def test_digest_names_mentors_without_a_certificate_and_a_missing_run(scene: Sce
     scene.mentor(member_no="M9", contact_id=None)
     scene.certified(member_no="M1")
     scene.run_sql("UPDATE mentors SET portal_visible = NULL WHERE member_no = 'M1'")
-    scene.night(REJECTED, channel=None)
+    scene.portal.default = REJECTED
+    scene.night(scene.portal, channel=None)
     ((alert_id,),) = scene.rows("SELECT alert_id FROM alerts")
     acknowledge(scene.connection, alert_id, because="x", until=TODAY, today=TODAY)
     scene.run_sql(LATE)
-    scene.deliver(FlakyPortal(), channel=scene.channel)
+    scene.deliver(scene.portal, channel=scene.channel)
 
     (page,) = scene.channel.sent
 

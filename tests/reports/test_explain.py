@@ -9,12 +9,13 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from certjob.domain import holds
-from certjob.errors import Cause, PermanentPortalError
 from certjob.page import Line
 from certjob.reports.explain import Explanation, Next, explain, explain_page
 from tests.support.command_line import assert_in_order
 from tests.support.facts import TODAY, Facts
-from tests.support.nights import EVERYTHING, CollectingChannel, FlakyPortal, make_due, night, review
+from tests.support.nights import EVERYTHING, CollectingChannel, make_due, night, review
+from tests.support.portal_answers import Behaviour, error
+from tests.support.portal_server import PortalServer
 from tests.support.programmes import changes_by_mentor, random_programme
 
 OSLO = ZoneInfo("Europe/Oslo")
@@ -39,10 +40,10 @@ def page(facts: Facts, mentor_id: UUID, today: date = TODAY) -> str:
     return "\n".join(f"{part.indent.lstrip()}{part.head}{part.text}" for part in parts if isinstance(part, Line))
 
 
-def run(facts: Facts, day: date = TODAY, **options: Any) -> None:
+def run(facts: Facts, day: date = TODAY, *, answer: Behaviour | None = None, **options: Any) -> None:
     """Run a night with a portal, and with a mail server that accepts everything."""
-    given: dict[str, Any] = {"portal": FlakyPortal(), "channel": CollectingChannel(), **options}
-    night(facts.connection, day, **given)
+    with PortalServer(default=answer) as portal:
+        night(facts.connection, day, portal=portal, channel=CollectingChannel(), **options)
 
 
 # What happens next.
@@ -134,7 +135,7 @@ def test_open_push_is_followed_until_the_portal_confirms(facts: Facts) -> None:
     assert queued.when == "today, with the next `certjob run` or `certjob deliver`"
     assert queued.what[0] == "the portal is asked to hide the mentor"
 
-    run(facts, portal=FlakyPortal(failures=99))
+    run(facts, answer=error(503, "dynamics_unavailable"))
     ((retry_at,),) = facts.connection.execute("SELECT next_attempt_at FROM portal_sync_events").fetchall()
     local = retry_at.astimezone(OSLO)
     failed = coming(facts, mentor, local.date())
@@ -154,8 +155,7 @@ def test_push_that_no_run_can_make_has_no_date(facts: Facts) -> None:
     """A blocked push has a command, and a missing contact ID a warning."""
     organisation = facts.organisation()
     blocked = facts.certified_mentor(organisation, TODAY - 100 * DAY)
-    rejection = PermanentPortalError("the portal answered 404 contact_not_found", code=Cause.CONTACT_NOT_FOUND)
-    run(facts, portal=FlakyPortal(failures=9, error=lambda: rejection))
+    run(facts, answer=error(404, "contact_not_found"))
     missing = facts.certified_mentor(organisation, YESTERDAY, contact_id=None)
     run(facts)
 

@@ -7,7 +7,6 @@ from uuid import UUID
 
 import pytest
 
-from certjob.domain import holds
 from certjob.jobs.report import RunReport
 from certjob.review import certification
 from certjob.review.guards import MassChangeGuard
@@ -21,13 +20,6 @@ HELD_MENTORS = "SELECT mentor_id, reason FROM still_due WHERE what = 'held' ORDE
 PAUSED = "SELECT mentor_id FROM mentor_pauses WHERE lifted_at IS NULL"
 HIDDEN = "SELECT id FROM mentors WHERE NOT portal_visible"
 TWO_YEARS_BACK = "issued_on = issued_on - 730, expires_on = expires_on - 730"
-
-
-def lower_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the guards allow 2 mentors, or a seventh of the certified ones, and review 2 mentors in a chunk."""
-    monkeypatch.setattr(holds, "LEAST", 2)
-    monkeypatch.setattr(holds, "MOST_RETURNS", 2)
-    monkeypatch.setattr(certification, "CHUNK_SIZE", 2)
 
 
 def count_only_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ from tests.review.guarding import (
     run,
 )
 from tests.support.facts import TODAY
-from tests.support.nights import FlakyPortal, in_background
+from tests.support.nights import in_background
 from tests.support.scene import NEXT_YEAR, YESTERDAY, Scene
 from tests.support.waiting import until, waits_for_a_lock
 
@@ -400,7 +400,7 @@ def test_resync_permits_the_change_of_one_mentor(scene: Scene) -> None:
     run(scene)
     change(scene, mentors[2:], "revoked_at = now()")
 
-    scene.resync(mentors[2], FlakyPortal())
+    scene.resync(mentors[2], scene.portal)
 
     assert hidden(scene) == set(mentors)
 
@@ -410,7 +410,7 @@ def test_resync_permits_the_held_reminders_of_a_mentor(scene: Scene) -> None:
     run(scene)
     ((mentor,), *_) = scene.rows("SELECT mentor_id FROM cert_notification_log")
 
-    scene.resync(mentor, FlakyPortal())
+    scene.resync(mentor, scene.portal)
 
     assert scene.rows(LOG) == [("held",), ("held",), ("pending",)]
 

@@ -1,4 +1,4 @@
-"""Nights and parts of a night in the process of the test, with doubles for the portal and the mail channel."""
+"""Nights and parts of a night in the process of the test, with a portal over real HTTP and collected mails."""
 
 import asyncio
 import dataclasses
@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import date
-from typing import Any, Self
+from typing import Any
 from unittest import mock
 from uuid import UUID, uuid4
 
 from certjob.database import Connection
-from certjob.errors import PortalCallError, TransientPortalError
 from certjob.facts.lookup import find_organisation
 from certjob.jobs import reconcile, runs
 from certjob.jobs.job import Job
@@ -32,61 +31,6 @@ from tests.support.facts import TODAY, Facts
 from tests.support.portal_server import PortalServer
 
 
-class FlakyPortal(HLFDynamicsSyncService):
-    """A double of HLFDynamicsSyncService that fails some times, then confirms, and records overlapping calls.
-
-    ``during`` gets the number of the call, 1, 2, …; an error that it raises or returns is the outcome.
-    """
-
-    def __init__(
-        self,
-        during: Callable[[int], object] = lambda _number: None,
-        *,
-        failures: int = 0,
-        error: Callable[[], PortalCallError] | None = None,
-    ) -> None:
-        self.during = during
-        self.failures = failures
-        self.error = error or (lambda: TransientPortalError("connection reset"))
-        self.calls: list[tuple[UUID, bool, str]] = []
-        self.visible: dict[UUID, bool] = {}
-        self.until: dict[UUID, date | None] = {}
-        """The last visible day of each contact."""
-        self.dates = True
-        """Whether the portal has a column for this day."""
-        self.overlaps: list[UUID] = []
-        self._in_flight: list[UUID] = []
-
-    async def update_portal_visibility(
-        self, contact_id: UUID, *, visible: bool, visible_until: date | None, idempotency_key: str
-    ) -> bool:
-        self.calls.append((contact_id, visible, idempotency_key))
-        self.overlaps += [contact_id] if contact_id in self._in_flight else []
-        self._in_flight.append(contact_id)
-        try:
-            outcome = await asyncio.to_thread(self.during, len(self.calls))
-            if self.failures > 0:
-                self.failures -= 1
-                outcome = self.error()
-            if isinstance(outcome, Exception):
-                raise outcome
-            self.visible[contact_id], self.until[contact_id] = visible, visible_until
-        finally:
-            self._in_flight.remove(contact_id)
-        return self.dates
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        pass
-
-    @property
-    def values(self) -> list[bool]:
-        """The pushed values, in order."""
-        return [visible for _, visible, _ in self.calls]
-
-
 class _AnyNumber(dict[str, int]):
     def __missing__(self, slug: str) -> int:
         return 1_000_000
@@ -95,7 +39,7 @@ class _AnyNumber(dict[str, int]):
 EVERYTHING: Mapping[str, int] = _AnyNumber()
 """Permits every change that a guard would hold."""
 
-Portal = FlakyPortal | PortalServer | None
+Portal = PortalServer | None
 
 
 class CollectingChannel:
@@ -132,13 +76,11 @@ WaysOut = dict[str, Any]
 
 
 def delivery(*, portal: Portal = None, channel: Channel | None = None, **options: Any) -> WaysOut:
-    """Return the ways to a double, or over real HTTP to a PortalServer, with one call at a time."""
+    """Return the ways to a portal over real HTTP and to a mail channel."""
 
     def make_portal() -> HLFDynamicsSyncService:
-        if isinstance(portal, PortalServer):
-            return HLFDynamicsSyncService(portal.url, portal.key, deadline_seconds=5)
         assert portal is not None
-        return portal
+        return HLFDynamicsSyncService(portal.url, portal.key, deadline_seconds=20)
 
     given: dict[str, Any] = {"deadline_seconds": 60.0} | options
     return {"make_portal": make_portal if portal is not None else None, "channel": channel, **given}

@@ -202,6 +202,16 @@ def hang(then: Behaviour | None = None, *, applied: bool = False) -> Behaviour:
     return behave
 
 
+def during(act: Callable[[], object], then: Behaviour | None = None) -> Behaviour:
+    """Do something while the caller waits, ``then`` behave (default: ``ok()``)."""
+
+    def behave(exchange: Exchange) -> None:
+        act()
+        (then or ok())(exchange)
+
+    return behave
+
+
 def delay(seconds: float, then: Behaviour | None = None) -> Behaviour:
     """Wait, ``then`` behave (default: ``ok()``)."""
 

@@ -57,6 +57,16 @@ class PortalServer:
         return f"http://127.0.0.1:{self._server.server_address[1]}/functions/v1/hlf-dynamics-sync"
 
     @property
+    def pushes(self) -> list[PortalRequest]:
+        """The requests that are not readings."""
+        return [request for request in self.requests if request.method == "POST"]
+
+    @property
+    def values(self) -> list[bool | None]:
+        """The pushed values, in order."""
+        return [request.visible for request in self.pushes]
+
+    @property
     def is_idle(self) -> bool:
         """Whether it works on no request, not even on one of a dead caller."""
         return not self._in_flight

@@ -13,7 +13,6 @@ import psycopg
 
 from certjob import database
 from certjob.database import Connection
-from certjob.errors import PortalCallError
 from certjob.jobs import runs
 from certjob.jobs.job_runs import note_told
 from certjob.jobs.reconcile import reconcile
@@ -22,23 +21,17 @@ from certjob.jobs.resync import Resync, resync
 from certjob.mail.message import Channel
 from certjob.outbox.calls import Calls, run_alone
 from certjob.outbox.claims import Answer
-from certjob.portal import push as pushing
-from certjob.portal.hlf_dynamics import HLFDynamicsSyncService
-from certjob.portal.push import PortalEvent, Push
+from certjob.portal.push import PortalEvent, Push, push_once
 from certjob.portal.stage import deliver_pushes
 from certjob.portal.sync import PortalCounts, PortalSyncService, Wish
 from certjob.stopping import StopFlag
 from tests.support import nights
 from tests.support.facts import TODAY, Facts
-from tests.support.nights import FlakyPortal, Portal, delivery, new_job
+from tests.support.nights import Portal, delivery, new_job
+from tests.support.portal_answers import Behaviour, ok
 from tests.support.portal_server import PortalServer
 
 YESTERDAY, NEXT_YEAR = TODAY - timedelta(days=1), TODAY + timedelta(days=365)
-
-
-def push_once(event: PortalEvent, portal: HLFDynamicsSyncService) -> Push:
-    """Push one event without a stage."""
-    return run_alone(pushing.push_once(event, portal=portal, stopped=asyncio.Event()))
 
 
 class Scene:
@@ -111,13 +104,16 @@ class Scene:
     def claim(self) -> list[PortalEvent]:
         return nights.claim(self.connection)
 
-    def push(self, error: PortalCallError | None = None, *, event: PortalEvent | None = None) -> Answer:
-        """Claim the only event, push it (with ``error``: in vain), and settle it."""
+    def push(self, answer: Behaviour | None = None, *, event: PortalEvent | None = None) -> Answer:
+        """Claim the only event, push it (with this answer of the portal), and settle it."""
         if event is None:
             (event,) = self.claim()
-        portal = FlakyPortal(failures=99 if error else 0, error=(lambda: error) if error else None)
-        self.counts = PortalCounts()
-        return self.service.settle(push_once(event, portal), self.counts)
+        self.portal.default, self.counts = answer or ok(), PortalCounts()
+        return self.service.settle(run_alone(self._push(event)), self.counts)
+
+    async def _push(self, event: PortalEvent) -> Push:
+        async with delivery(portal=self.portal)["make_portal"]() as client:
+            return await push_once(event, portal=client, stopped=asyncio.Event())
 
     def make_due(self) -> None:
         nights.make_due(self.facts)
@@ -155,7 +151,6 @@ class Scene:
 
     def run_stage(
         self,
-        target: FlakyPortal | None = None,
         *,
         seconds: float = 60,
         service: PortalSyncService | None = None,
@@ -165,7 +160,7 @@ class Scene:
         """Run a portal stage; return the code of an early end."""
         stop, counts = stop or StopFlag(), PortalCounts()
         service = service or PortalSyncService(self.connection, run_id=uuid4())
-        make_portal = delivery(portal=target or self.portal)["make_portal"]
+        make_portal = delivery(portal=self.portal)["make_portal"]
         self.counts = counts
         with Calls(stop) as calls:
             given: dict[str, Any] = {"make_portal": make_portal, **options}
