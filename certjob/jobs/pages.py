@@ -104,18 +104,29 @@ def _differences(
     names = find_names([each.mentor_id for each in corrections]) if corrections else {}
     rows: list[dict[str, object]] = []
     for each in corrections:
+        if each.what == "first_day":
+            continue
         name = names.get(each.mentor_id)
         rows.append(asdict(each) | {"full_name": name and name.full_name, "correction": _CORRECTIONS[each.what]})
     rows += [{"contact_id": contact_id, "correction": "belongs to no mentor"} for contact_id in comparison.unknown]
     if rows:
         yield from (heading("Differences on the portal"), Table([_EMPTY | row for row in rows], _DIFFERENCES), GAP)
+    if words := _dated_words(corrections):
+        yield from (Line(words), GAP)
 
 
-def correction_words(report: Report) -> str | None:
-    """Return the corrections of a reading in one line, or None."""
+def correction_words(report: Report) -> Iterator[str]:
+    """Yield the corrections of a reading in one line, and the mentors whom the portal now hides by itself in another."""
     counts = Counter[str](difference.what for difference in report.corrections)
-    parts = ", ".join(f"{counts[what]:,} {text}" for what, text in _CORRECTIONS.items() if counts[what])
-    return f"corrected {number(counts.total(), 'difference')} on the portal: {parts}" if parts else None
+    if parts := [f"{counts[what]:,} {text}" for what, text in _CORRECTIONS.items() if counts[what]]:
+        corrected = number(counts.total() - counts["first_day"], "difference")
+        yield f"corrected {corrected} on the portal: {', '.join(parts)}"
+    yield from filter(None, [_dated_words(report.corrections)])
+
+
+def _dated_words(corrections: Sequence[Difference]) -> str | None:
+    dated = sum(each.what == "first_day" for each in corrections)
+    return f"the portal now hides {number(dated, 'mentor')} by itself after the last day" if dated else None
 
 
 def _totals(report: Report) -> Iterator[tuple[str, str]]:

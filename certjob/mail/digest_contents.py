@@ -21,6 +21,7 @@ FIRST_DIGEST_DAYS = 30
 """How far a coordinator's first digest looks back."""
 OVERLAP_DAYS = 2
 """A digest covers these days before the last one again, because a pause is committed later than it is dated."""
+_ONLY_NEWS = ("paused", "reinstated", "corrected", "dated")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,11 +122,13 @@ def _read_digest(connection: Connection, coordinator: DigestRecipient, *, today:
         "hidden": [row for row in pushes if row["is_show"]],
         "undelivered": read("read_undelivered_reminders"),
     }
+    corrected = read("read_corrected_mentors")
     sections = {
         **is_open,
         "paused": [row | {"lapses": _lapses(mentors.get(row["id"]), today=today)} for row in paused],
         "reinstated": read("read_reinstated_mentors"),
-        "corrected": read("read_corrected_mentors"),
+        "corrected": [row for row in corrected if row["what"] != "first_day"],
+        "dated": [row for row in corrected if row["what"] == "first_day"],
         "by_hand": read("read_hidden_by_hand"),
         "uncertified": read("read_uncertified_mentors"),
         "expiring": sorted(_expiring(expiring, mentors, today=today), key=lambda row: tuple(row.values())),
@@ -142,7 +145,7 @@ def _read_digest(connection: Connection, coordinator: DigestRecipient, *, today:
     return Digest(
         coordinator=coordinator,
         acknowledged=(number, returns_on),
-        sections=sections | {name: news[name] for name in ("paused", "reinstated", "corrected")} | {"unknown": unknown},
+        sections=sections | {name: news[name] for name in _ONLY_NEWS} | {"unknown": unknown},
         news=news,
         keys=keys,
         has_news=any(news.values()) or (is_week_over and any(is_open.values())),

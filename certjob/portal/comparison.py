@@ -52,11 +52,13 @@ class Difference:
         return self.wanted_until is None or self.wanted_until < self.read_until
 
     @property
-    def what(self) -> Literal["hidden", "shown", "last_day"]:
-        """Return the correction in a word."""
+    def what(self) -> Literal["hidden", "shown", "last_day", "first_day"]:
+        """Return the correction in a word. The portal had no last day before the ``first_day``."""
         if not self.visible:
             return "hidden"
-        return "shown" if self.read_until == NOT_CERTIFIED else "last_day"
+        if self.read_until == NOT_CERTIFIED:
+            return "shown"
+        return "first_day" if self.read_until == date.max else "last_day"
 
     def to_wish(self) -> Wish:
         """Return the value to push."""
@@ -124,6 +126,7 @@ class Comparison:
             "shown_wrongly": number["hidden"],
             "hidden_wrongly": number["shown"],
             "with_another_day": number["last_day"],
+            "without_day": number["first_day"],
             "unknown": len(self.unknown),
             "acknowledged": len(self.acknowledged),
         }

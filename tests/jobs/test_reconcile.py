@@ -78,7 +78,7 @@ def test_wrong_days_are_corrected(scene: Scene) -> None:
     right, early, late = (str(NEXT_YEAR + timedelta(days=days)) for days in (0, -1, 1))
     scene.portal.until = dict(zip(contacts, (right, early, late, None), strict=True))
 
-    assert differences(scene) == {"with_another_day": 3}
+    assert differences(scene) == {"with_another_day": 2, "without_day": 1}
 
     assert scene.portal.until == dict.fromkeys(contacts, right)
     assert differences(scene) == {}
@@ -490,6 +490,23 @@ def test_command_names_the_corrections(facts: Facts, here: Certjob, portal: Port
     assert "certjob reconcile: corrected 2 differences on the portal: 1 hidden, 1 shown\n" in done.stderr
     assert "corrected" not in here("reconcile", **settings).stderr
     assert (portal.visible[expired], portal.visible[certified]) == (False, True)
+
+
+def test_first_filling_of_the_date_column_is_one_line(facts: Facts, here: Certjob, portal: PortalServer) -> None:
+    """Not a correction of each mentor."""
+    hlf = facts.organisation()
+    contacts = [uuid4() for _ in range(3)]
+    for contact in contacts:
+        facts.certified_mentor(hlf, today() + timedelta(days=400), contact_id=contact, portal_visible=None)
+    settings = {"CERTJOB_PORTAL_URL": portal.url, "CERTJOB_PORTAL_KEY": portal.key}
+    here("run", **settings)
+    portal.until = dict.fromkeys(contacts)
+
+    planned, done = here("reconcile", "--dry-run", **settings).stdout, here("reconcile", **settings).stderr
+
+    assert planned.splitlines()[0] == "the portal now hides 3 mentors by itself after the last day"
+    assert done == "certjob reconcile: the portal now hides 3 mentors by itself after the last day\n"
+    assert here("reconcile", **settings).stderr == ""
 
 
 def test_page_has_the_names_and_contacts(scene: Scene) -> None:

@@ -369,3 +369,27 @@ def test_next_digest_names_the_corrections_on_the_portal(desk: Mailing) -> None:
 
     assert "var skjult, men skal være synlig" in digest.text
     assert later == []
+
+
+def test_first_last_days_on_the_portal_are_one_line(desk: Mailing) -> None:
+    """They are no corrections, and no one has to do anything."""
+    mentors = [str(desk.certified(until=400)) for _ in range(3)]
+    assert desk.digests(0) == []
+    counts = json.dumps({"corrected": {"first_day": mentors}})
+    desk.facts.insert("job_runs", id=uuid4(), command="reconcile", as_of=day(0), host="h", version="1", counts=counts)
+
+    (digest,), later = desk.digests(1), desk.digests(2)
+
+    assert "Portalen skjuler nå 3 likepersoner selv når sertifikatet går ut" in digest.text
+    assert ("Rettet" in digest.text, "Kari" in digest.text) == (False, False)
+    assert later == []
+
+
+def test_mentor_whose_certificate_begins_later_has_its_first_day(desk: Mailing) -> None:
+    desk.ended("Pia")
+    desk.facts.certificate(desk.facts.mentor(desk.home, full_name="Ola"), day(400), issued_on=day(40))
+    desk.facts.mentor(desk.home, full_name="Tor")
+
+    (digest,) = desk.digests()
+
+    assert "* Ola (M1002), begynner 19. april\n* Tor (M1003)\n" in breakable(digest.text)

@@ -72,7 +72,8 @@ def sample_digests(language: str) -> Iterator[Words]:
             language=language,
             name=_NAME if complete else None,
             organisation="Hørselshjelpen",
-            has_portal=complete or any(sections[section] for section in ("visible", "hidden", "unknown", "corrected")),
+            has_portal=complete
+            or any(sections[section] for section in ("visible", "hidden", "unknown", "corrected", "dated")),
             acknowledged=(len(sections["unreviewed"]), _TODAY if complete else None),
             zone=UTC,
             is_first=not complete,
@@ -127,6 +128,7 @@ def _sections() -> dict[str, list[Words]]:
         ],
         "reinstated": [named | {"still_paused": False}, unnamed | {"still_paused": True}],
         "corrected": [named | {"what": "hidden"}, unnamed | {"what": "shown"}, named | {"what": "last_day"}],
+        "dated": [named, unnamed],
         "undelivered": [
             named | ends_in(12) | {"cause": Cause.WRONG_ADDRESS},
             named | ends_in(-14) | {"cause": Cause.WRONG_ADDRESS},
@@ -134,7 +136,7 @@ def _sections() -> dict[str, list[Words]]:
             named | ends_in(12) | {"cause": Cause.MAIL_DELAYED},
             named | ends_in(12) | {"cause": Cause.MAIL_STOPPED},
         ],
-        "uncertified": [named, unnamed],
+        "uncertified": [named | {"begins": _TODAY + timedelta(days=40)}, unnamed | {"begins": None}],
         "expiring": [named | ends_in(days) | {"kind": "likeperson"} for days in (12, 1, 0)],
     }
 

@@ -307,8 +307,8 @@ def _report_on(call: Call, report: "Report") -> int:
     is_watched = call.output.on_terminal or call.output.interactive
     # cron mails the output: the first run of a day prints every problem, later runs print new ones
     exit_code = call.end(report.outcome, report.reasons if is_watched else report.news)
-    if not (is_watched or report.dry_run or call.json or call.quiet) and (words := correction_words(report)):
-        call.say(words, "note")
+    for line in () if is_watched or report.dry_run or call.json or call.quiet else correction_words(report):
+        call.say(line, "note")
     for line in report.confirmed:
         call.say(line, "note")
     if not report.dry_run and stderr_is_complete():

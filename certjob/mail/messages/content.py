@@ -17,7 +17,7 @@ from certjob.redaction import one_line
 LANGUAGES = {"nb": "nb", "nn": "nn", "en": "en_GB"}
 """The languages of the templates, each with the locale for its dates. Mentors and coordinators have no other locale."""
 
-NO_ACTION = frozenset({"by_hand", "paused", "reinstated", "corrected", "expiring"})
+NO_ACTION = frozenset({"by_hand", "paused", "reinstated", "corrected", "dated", "expiring"})
 """The sections of a digest that require no action of the coordinator."""
 LONGEST_LIST = 25
 """Lines of one list; the digest then says how many more there are. Gmail shows nine lists of this length."""

@@ -152,8 +152,13 @@ WHERE kind = 'facts_missing'
 
 -- name: read_uncertified_mentors
 -- Active mentors who have never had a certificate of a kind that counts. They are hidden and get no reminders.
-SELECT coalesce(m.full_name, m.member_no) AS name, m.member_no, 'uncertified:' || m.id AS key
+SELECT coalesce(m.full_name, m.member_no) AS name, m.member_no, 'uncertified:' || m.id AS key, (
+        SELECT min(c.issued_on)
+        FROM certificates AS c
+        WHERE c.mentor_id = m.id AND c.kind <> ALL (o.optional_kinds) AND c.issued_on > %(today)s
+    ) AS begins
 FROM mentors AS m
+JOIN organisations AS o ON o.id = m.organisation_id
 WHERE m.organisation_id = %(organisation_id)s AND m.without_certificate AND m.left_at IS NULL
 ORDER BY name, m.member_no
 
