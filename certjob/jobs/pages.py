@@ -116,7 +116,7 @@ def _differences(
 
 
 def correction_words(report: Report) -> Iterator[str]:
-    """Yield the corrections of a reading in one line, and the mentors whom the portal now hides by itself in another."""
+    """Yield one line with the corrections of a reading, and one about the mentors who have got a last day there."""
     counts = Counter[str](difference.what for difference in report.corrections)
     if parts := [f"{counts[what]:,} {text}" for what, text in _CORRECTIONS.items() if counts[what]]:
         corrected = number(counts.total() - counts["first_day"], "difference")

@@ -151,7 +151,8 @@ def test_digest_marks_what_is_urgent_and_nothing_else(language: str) -> None:
 @in_each_language
 def test_digest_does_not_mention_a_portal_that_does_not_exist(language: str) -> None:
     """Mentors are paused, but no one can be visible."""
-    words = full(language, has_portal=False, urgent=[], visible=[], hidden=[], by_hand=[], unknown=[], corrected=[], dated=[])
+    about_portal = ("urgent", "visible", "hidden", "by_hand", "unknown", "corrected", "dated")
+    words = full(language, has_portal=False, **{section: [] for section in about_portal})
     held = [row for row in words["held"] if row["what"] not in ("portal", "contacts")]
     assert "portal" not in all_of(digest(words | {"held": held})).lower()
 
