@@ -20,6 +20,7 @@ FAR, NEAR = date(2095, 1, 1), date(2090, 1, 1)
 ALERTS = "SELECT kind, cause, action, day FROM alerts"
 EVENT = "SELECT is_urgent, sure_until::text, shown_until::text, status FROM portal_sync_events ORDER BY id DESC LIMIT 1"
 DOWN, REJECTED = error(503, "dynamics_unavailable"), error(422, "dynamics_rejected")
+WRONG_KEY = error(401, "unauthorized")
 
 
 @pytest.fixture
@@ -47,16 +48,24 @@ def test_delivered_event_keeps_what_the_portal_has_confirmed(scene: Scene, shown
     assert scene.rows(EVENT) == [(False, "infinity", "infinity", "delivered")]
 
 
-@pytest.mark.parametrize(("answer", "action"), [(DOWN, "retry"), (REJECTED, "check_contact")], ids=["503", "422"])
-def test_earlier_last_day_that_fails_is_an_alert(scene: Scene, shown: UUID, answer: Behaviour, action: str) -> None:
-    """Without certjob, the portal would show the mentor until the later day."""
+@pytest.mark.parametrize(
+    ("answer", "kind", "action"),
+    [(DOWN, "transient", "retry"), (REJECTED, "permanent", "check_contact"), (WRONG_KEY, "stage", "tell_operator")],
+    ids=["503", "422", "401"],
+)
+def test_earlier_last_day_that_fails_is_an_alert(
+    scene: Scene, shown: UUID, answer: Behaviour, kind: str, action: str
+) -> None:
+    """Without certjob, the portal would show the mentor until the later day. A stage that ends early records it."""
     move(scene, NEAR)
     scene.portal.default = answer
 
     report = scene.night(scene.portal)
 
-    assert report.reasons == ["1 mentor may still be visible on the portal; see `certjob alerts`"]
+    line = "1 mentor may still be visible on the portal; see `certjob alerts`"
+    assert (report.reasons[-1], len(report.reasons)) == (line, 2 if answer is WRONG_KEY else 1)
     assert scene.rows(ALERTS) == [("may_be_visible", "later_day_on_portal", action, FAR)]
+    assert scene.rows("SELECT mentor_id, kind FROM dynamics_sync_failures") == [(shown, kind)]
     assert scene.rows(EVENT) == [(True, str(NEAR), str(FAR), "blocked" if answer is REJECTED else "pending")]
 
 
@@ -75,11 +84,12 @@ def test_earlier_day_of_a_mentor_whom_certjob_never_pushed_is_an_alert(scene: Sc
     assert scene.rows(ALERTS) == [("may_be_visible", "later_day_on_portal", "check_contact", FAR)]
 
 
-def test_earlier_day_on_a_read_portal_without_the_column_is_no_alert(scene: Scene) -> None:
-    """Such a portal hides mentors only after a push."""
-    scene.certified(FAR, contact_id=CONTACT, member_no="M1042")
+@pytest.mark.parametrize("portal_visible", [True, None], ids=["read", "pushed"])
+def test_earlier_day_on_a_portal_without_the_column_is_no_alert(scene: Scene, portal_visible: bool | None) -> None:
+    """Such a portal hides mentors only after a push, so no day on it can be wrong."""
+    scene.certified(FAR, contact_id=CONTACT, member_no="M1042", portal_visible=portal_visible)
     scene.portal.visible = {CONTACT: True}
-    review(scene.connection)
+    scene.night(scene.portal)
     scene.reconcile()
     move(scene, NEAR)
     scene.portal.default = DOWN
@@ -110,16 +120,6 @@ def test_later_last_day_that_fails_is_no_alert(scene: Scene, shown: UUID) -> Non
     assert scene.night(scene.portal).reasons == []
 
     assert scene.rows(EVENT) == [(False, str(FAR), str(FAR + timedelta(days=30)), "pending")]
-
-
-def test_portal_without_the_column_does_not_need_the_earlier_day(scene: Scene, shown: UUID) -> None:
-    """Such a portal hides mentors only after a push, so no day on it can be wrong."""
-    scene.portal.until = None
-    scene.resync(shown, scene.portal)
-    move(scene, NEAR)
-    scene.portal.default = DOWN
-
-    assert scene.night(scene.portal).reasons == []
 
 
 def test_earlier_day_alerts_for_an_hour_that_no_one_pushes_it(scene: Scene, shown: UUID) -> None:
@@ -206,17 +206,6 @@ def test_later_day_that_someone_has_entered_is_pushed_like_a_hide(scene: Scene, 
     alerts = read_alerts(scene.connection, today=TODAY)
     assert [(alert.cause, alert.day and alert.day.isoformat()) for alert in alerts] == [("later_day_on_portal", day)]
     assert scene.rows("SELECT dates FROM portal_last_reading") == [(True,)]
-
-
-def test_stage_that_ends_early_records_the_earlier_day(scene: Scene, shown: UUID) -> None:
-    """A wrong key is a reason that someone must know, as for a hide."""
-    move(scene, NEAR)
-    scene.portal.default = error(401, "unauthorized")
-
-    scene.night(scene.portal)
-
-    assert scene.rows("SELECT mentor_id, kind FROM dynamics_sync_failures") == [(shown, "stage")]
-    assert scene.rows(ALERTS) == [("may_be_visible", "later_day_on_portal", "tell_operator", FAR)]
 
 
 def test_command_names_the_day_and_asks_no_one_to_hide(facts: Facts, here: Certjob, portal: PortalServer) -> None:
