@@ -51,6 +51,7 @@ VISIBLE, SINCE = "Dynamics sync pending — mentor may still be visible on porta
 ALERTS = [
     {"alert_id": name, "full_name": name, "member_no": number, "mentor_id": number, "kind": kind, "sentence": VISIBLE}
     | {"cause": cause, "action": action, "state": "waiting", "since": SINCE, "next_attempt_at": "2026-03-10T02:25:00Z"}
+    | {"can_confirm_hidden": kind == "may_be_visible"}
     for name, number, kind, cause, action in (
         ("Kari Nordmann", "M1001", "may_be_visible", "contact_not_found", "correct_contact_id"),
         ("Ola Hansen", "M1002", "may_be_visible", "portal_down", "retry"),
