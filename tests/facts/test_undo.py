@@ -107,6 +107,26 @@ def test_departure_at_an_impossible_time_stays_one(here: Certjob, facts: Facts, 
     assert facts.rows("SELECT count(left_at) FROM mentors") == [(2,)]
 
 
+def test_two_people_with_one_number_are_seen_and_undone(here: Certjob, facts: Facts, load: LoadRows) -> None:
+    """In the trial they were merged, and an uncertified mentor was visible. The other lines of the file are loaded."""
+    enter_mentors(facts)
+    rows, before = export(here), all_facts(facts)
+    new = {name: str(today() + timedelta(days=days)) for name, days in (("issued_on", 0), ("expires_on", 700))}
+    kari = rows[0] | new | {"full_name": "Ola Hansen", "email": "ola@example.org", "dynamics_contact_id": str(uuid4())}
+    both = [rows[1] | new, rows[1] | new | {"full_name": "Rada Ali", "email": "rada@example.org"}]
+
+    loaded = load([kari, *both, rows[2] | new])
+
+    said = loaded.stderr.splitlines()
+    assert (loaded.returncode, said[-1]) == (3, "certjob load: next run: 1 reinstated and shown (M02 Kari 2)")
+    assert said[0].startswith(
+        "certjob load: line 2 skipped: M00: member_no: the mentor with this number has another name"
+    )
+    assert [line.split(": ")[1:3] for line in said[1:3]] == [[f"line {number} skipped", "M01"] for number in (3, 4)]
+    assert here("load", "--undo").returncode == 0
+    assert all_facts(facts) == before
+
+
 def test_days_shifted_by_one_row_are_seen_and_undone(here: Certjob, facts: Facts, load: LoadRows) -> None:
     """Each mentor gets the certificate of the next row. In the trial, seven expired mentors were shown."""
     enter_mentors(facts)
