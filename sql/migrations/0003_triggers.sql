@@ -266,11 +266,12 @@ $$;
 CREATE TRIGGER coordinator_updated AFTER UPDATE OF email ON certjob.coordinators
     FOR EACH ROW WHEN (OLD.email IS DISTINCT FROM NEW.email) EXECUTE FUNCTION certjob_private.coordinator_updated();
 
--- Returns the facts of a mentor or certificate, without the derived columns.
+-- Returns the facts of a mentor or certificate.
 CREATE FUNCTION certjob_private.facts(of_row anyelement) RETURNS jsonb
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT to_jsonb(of_row) - '{portal_visible,certified_until,decided_visible,without_certificate,seen_certificates,review_on,
-        reviewed_contact_id,status}'::text[]
+    SELECT jsonb_object_agg(f.key, f.value) FROM jsonb_each(to_jsonb(of_row)) AS f
+    WHERE f.key = ANY ('{id,organisation_id,member_no,full_name,email,locale,dynamics_contact_id,left_at,mentor_id,kind,issued_on,
+        expires_on,revoked_at}')
 $$;
 
 -- Records what `certjob load` changes. The command sets certjob.load_id in its transaction.
