@@ -99,15 +99,6 @@ def test_mentor_is_paused_on_the_day_after_the_last_day() -> None:
     assert decide(ends(-1), pauses=[OWN_PAUSE]).pause is None
 
 
-@pytest.mark.parametrize(("begins", "last_day"), [(30, 365), (31, 365), (32, 30)])
-def test_certified_until_ends_with_a_gap_of_one_day(begins: int, last_day: int) -> None:
-    """The next certificate must begin by the day after the last day. The reminders follow the same rule."""
-    first, second = ends(30), ends(365, begins=begins)
-
-    assert rules.certified_until(mentor(first, second), TODAY) == day(last_day)
-    assert bool(decide(first, second).reminders) is (last_day == 30)
-
-
 def test_mentor_is_paused_when_any_held_kind_ends() -> None:
     """An optional kind pauses no one, and does not replace a kind that counts."""
     assert decide(ends(YEAR), ends(-1, kind="first_aid")).pause is PauseChange.OPEN

@@ -3,12 +3,14 @@
 from dataclasses import replace
 from datetime import date, timedelta
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from certjob.domain import projection, rules
 from certjob.domain.models import NOT_CERTIFIED, OWN_PAUSE_REASON, Certificate, Mentor, Reminder, Status
 from tests.domain.strategies import days, mentors, ordinarily, thoroughly
+from tests.support.facts import TODAY
+from tests.support.people import certificate, expiring_in, mentor
 
 
 def counting(person: Mentor) -> list[Certificate]:
@@ -36,8 +38,17 @@ def pause_reasons(person: Mentor) -> list[str]:
     return sorted(pause.reason for pause in person.open_pauses)
 
 
+def with_gap(days: int) -> Mentor:
+    """Return a mentor whose second certificate begins so many days after the last day of the first."""
+    begins = TODAY + timedelta(days=30 + days)
+    return mentor(expiring_in(30), certificate(begins + timedelta(days=300), issued_on=begins))
+
+
 @thoroughly
 @given(mentors(), days)
+@example(with_gap(0), TODAY)
+@example(with_gap(1), TODAY)
+@example(with_gap(2), TODAY)
 def test_certified_until_is_the_last_certified_day(person: Mentor, today: date) -> None:
     """It depends on the certificates alone, not on pauses, the portal or a departure."""
     day = today
