@@ -8,12 +8,11 @@ import pytest
 
 from certjob.errors import TemplateError
 from certjob.mail.message import OutgoingMessage
-from certjob.mail.messages.templates import Templates
+from certjob.mail.messages.templates import OUR_FOLDER, Templates
 from tests.conftest import Certjob
 from tests.mail.conftest import Mailing
 from tests.mail.written import written_reminder
 from tests.support.command_line import today
-from tests.support.docs import read
 from tests.support.facts import TODAY
 from tests.support.samples import SAMPLES
 
@@ -138,7 +137,7 @@ def test_error_with_a_mentors_data_does_not_contain_them(folder: Path, line: str
 @pytest.mark.parametrize("message", sorted(SAMPLES))
 def test_comment_of_a_template_names_every_variable(message: str) -> None:
     """And no other, also of the entries in a list."""
-    comment = read(f"certjob/mail/messages/{message}.txt").partition("#}")[0]
+    comment = (OUR_FOLDER / f"{message}.txt").read_text(encoding="utf-8").partition("#}")[0]
     paragraph = comment.partition(f"A {message} has")[2].partition("\n\n")[0]
 
     words = set(re.findall(r"'(\w+)':", str(next(SAMPLES[message]("nb")))))
