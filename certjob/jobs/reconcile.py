@@ -20,7 +20,6 @@ from certjob.portal.comparison import Comparison, Reading
 from certjob.portal.hlf_dynamics import VisiblePage
 from certjob.portal.push import PORTAL_POLICY
 from certjob.review.days import reject_wrong_day
-from certjob.review.held import store_portal_holds
 
 
 def reconcile(
@@ -58,7 +57,6 @@ def reconcile(
         found = compare(beating)
         if found is not None:
             comparison.store(connection, found)
-            store_portal_holds(connection, found.held)
             comparison.raise_events(connection, found, today=today, run_id=run_id, stop=job.stop)
             push(beating, report, seconds=job.deadline_seconds)
     return report

@@ -147,12 +147,18 @@ class Report:
         """Return the numbers of failures; of ``pushes`` instead of all failed ones, if given."""
         pushes = self.portal.failed if pushes is None else pushes
         why = why_pushes_fail(self.portal.causes)
-        lines = _counted(pushes, f"portal push failed{why}{see}", f"portal pushes failed{why}{see}")
-        return lines + _tally(f"failed{see}", f"failed{see}", 0, self.mail.reminders.failed, self.mail.digests.failed)
+        return [
+            *_counted(pushes, f"portal push failed{why}{see}", f"portal pushes failed{why}{see}"),
+            *_counted(self.mail.reminders.failed, f"reminder failed{see}", f"reminders failed{see}"),
+            *_counted(self.mail.digests.failed, f"digest failed{see}", f"digests failed{see}"),
+        ]
 
     def _lost(self) -> list[str]:
-        numbers = self.portal.lost, self.mail.reminders.lost, self.mail.digests.lost
-        return _tally("lost its lease", "lost their lease", *numbers)
+        return [
+            *_counted(self.portal.lost, "portal push lost its lease", "portal pushes lost their lease"),
+            *_counted(self.mail.reminders.lost, "reminder lost its lease", "reminders lost their lease"),
+            *_counted(self.mail.digests.lost, "digest lost its lease", "digests lost their lease"),
+        ]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -327,16 +333,6 @@ def _listed(names: Sequence[object], singular: str, plural: str) -> list[str]:
     few = ", ".join(map(str, names[:_MOST_NAMES]))
     more = f" and {len(names) - _MOST_NAMES:,} more" if len(names) > _MOST_NAMES else ""
     return [f"{count}: {few}{more}" for count in _counted(len(names), singular, plural)]
-
-
-def _tally(singular: str, plural: str, *numbers: int) -> list[str]:
-    """Return a line for the pushes, the reminders and the digests of these numbers."""
-    names = ("portal push", "portal pushes"), ("reminder", "reminders"), ("digest", "digests")
-    return [
-        line
-        for (one, many), number in zip(names, numbers, strict=True)
-        for line in _counted(number, f"{one} {singular}", f"{many} {plural}")
-    ]
 
 
 def _reviewed(review: ReviewCounts) -> dict[str, Any]:

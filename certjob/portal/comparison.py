@@ -223,7 +223,7 @@ def raise_events(connection: Connection, comparison: Comparison, *, today: date,
 
 
 def store(connection: Connection, comparison: Comparison) -> None:
-    """Store the reading and its unknown contacts. Contacts that it does not list are gone, unless it is doubtful."""
+    """Store the reading, its unknown contacts and its holds. Unless it is doubtful, contacts that it lacks are gone."""
     reading = comparison.reading
     parameters = {
         "read_at": reading.read_at,
@@ -233,12 +233,15 @@ def store(connection: Connection, comparison: Comparison) -> None:
         "is_doubtful": comparison.is_doubtful,
     }
     contacts = {"read_at": reading.read_at, "contacts": [*comparison.unknown, *comparison.acknowledged]}
+    holds = comparison.held
+    held = {"held": [each.organisation_id for each in holds], "mentors": [each.mentors for each in holds]}
 
     def write() -> None:
         database.execute(connection, "store_portal_reading", parameters)
         if not reading.dates:
             database.execute(connection, "forget_days_on_portal", {"read_at": reading.read_at})
         database.execute(connection, "store_unknown_contacts", contacts)
+        database.execute(connection, "store_portal_holds", held)
         if not comparison.is_doubtful:
             database.execute(connection, "note_gone_contacts", {"read_at": reading.read_at})
 

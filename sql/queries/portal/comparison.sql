@@ -110,3 +110,12 @@ WHERE u.last_seen_at > now()
 UPDATE portal_unknown_contacts
 SET gone_at = %(read_at)s
 WHERE gone_at IS NULL AND (last_seen_at < %(read_at)s OR last_seen_at > now())
+
+-- name: store_portal_holds
+-- The holds of a complete reading, without those of earlier readings. A repeated hold keeps its "since".
+WITH gone AS (
+    DELETE FROM portal_holds WHERE organisation_id <> ALL (%(held)b::uuid[])
+)
+INSERT INTO portal_holds AS h (organisation_id, mentors)
+SELECT n.organisation_id, n.mentors FROM unnest(%(held)b::uuid[], %(mentors)b::int[]) AS n (organisation_id, mentors)
+ON CONFLICT (organisation_id) DO UPDATE SET mentors = excluded.mentors

@@ -17,13 +17,3 @@ SELECT a.kind, count(*) FILTER (WHERE NOT a.is_acknowledged) AS number,
     ) AS single
 FROM current_alerts(%(today)s) AS a
 GROUP BY a.kind
-
--- name: store_portal_hold
--- A repeated hold keeps its "since".
-INSERT INTO portal_holds AS h (organisation_id, mentors)
-VALUES (%(organisation_id)s, %(mentors)s)
-ON CONFLICT (organisation_id) DO UPDATE SET mentors = excluded.mentors
-
--- name: forget_portal_holds
--- After a complete reading of the portal, delete the holds that it has not repeated.
-DELETE FROM portal_holds WHERE organisation_id <> ALL (%(held)b::uuid[])
