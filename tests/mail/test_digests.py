@@ -165,6 +165,7 @@ def test_digest_has_everything_since_the_last_one(desk: Mailing) -> None:
     desk.ended("Pia")
     desk.digests(2, on_send=lambda _message: DOWN)
     assert desk.report.to_document()["digests"] == {"sent": 0, "failed": 0, "pending": 1}
+    assert desk.rows("SELECT attempts FROM coordinator_digests WHERE status = 'pending'") == [(0,)]
     desk.make_due()
     desk.ended("Tor")
 
