@@ -205,7 +205,7 @@ def scene(connection: database.Connection, request: pytest.FixtureRequest) -> It
 def delivery_settings(portal: "PortalServer", tmp_path: Path) -> dict[str, str]:
     """The settings for the portal and for the Maildir ``mail``."""
     mail = {"CERTJOB_NOTIFY_URL": f"maildir:{tmp_path / 'mail'}", "CERTJOB_MAIL_FROM": "HLF <post@hlf.example>"}
-    return {"CERTJOB_PORTAL_URL": portal.url, "CERTJOB_PORTAL_KEY": portal.key} | mail
+    return portal.settings | mail
 
 
 @pytest.fixture

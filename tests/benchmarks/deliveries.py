@@ -52,7 +52,7 @@ def _pushes(bench: Bench, *, delay_ms: int) -> list[tuple[float, float]]:
             populate(connection, number)
             connection.execute(_A_PUSH_FOR_EVERYONE)
             connection.execute("VACUUM ANALYZE")
-        settings = {"CERTJOB_PORTAL_URL": portal.url, "CERTJOB_PORTAL_KEY": portal.key}
+        settings = portal.settings
         contacts = [str(uuid.uuid4()) for _ in range(number)]
         return [
             in_turns(

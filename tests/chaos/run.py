@@ -126,11 +126,9 @@ class ChaosRun:
         altered: dict[str, Any] = {"attempts": command.attempts, "at_once": command.concurrency}
         if any(fault.manner == "silent" for fault in command.mail_script):
             altered |= _SHORT_MAIL_TIMES
-        environment = {
+        environment = self.portal.settings | {
             "HOME": str(self.cluster.folder),
             "PATH": "/usr/bin:/bin",
-            "CERTJOB_PORTAL_URL": self.portal.url,
-            "CERTJOB_PORTAL_KEY": self.portal.key,
             "CERTJOB_NOTIFY_URL": f"smtp://127.0.0.1:{self.mail_server.port}",
             "CERTJOB_MAIL_FROM": "certjob@example.org",
         }

@@ -106,7 +106,7 @@ def site(cluster: Cluster, programs: Path, portal: PortalServer, tmp_path: Path)
     with cluster.fresh_database(name, template="template0") as url, database.connect(url) as connection:
         supabase.set_up(connection)
         environment = {"CERTJOB_DATABASE_URL": url, "HOME": str(tmp_path), "PATH": os.environ["PATH"]}
-        environment |= {"CERTJOB_PORTAL_URL": portal.url, "CERTJOB_PORTAL_KEY": portal.key}
+        environment |= portal.settings
 
         def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
             return run_in_process(*arguments, environment=environment, folder=tmp_path)

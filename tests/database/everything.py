@@ -61,13 +61,8 @@ def assert_every_command_works(url: str, *, facts: Facts, environment: Mapping[s
 
     report = b""
     with PortalServer([error(503, "dynamics_unavailable")] * 3) as portal:
-        settings = {
-            "CERTJOB_DATABASE_URL": url,
-            "CERTJOB_PORTAL_URL": portal.url,
-            "CERTJOB_PORTAL_KEY": portal.key,
-            "CERTJOB_NOTIFY_URL": f"maildir:{folder / 'mail'}",
-            "CERTJOB_MAIL_FROM": "post@hlf.example",
-        }
+        mail = {"CERTJOB_NOTIFY_URL": f"maildir:{folder / 'mail'}", "CERTJOB_MAIL_FROM": "post@hlf.example"}
+        settings = portal.settings | mail | {"CERTJOB_DATABASE_URL": url}
         for code, command in steps:
             if command == "list":
                 facts.connection.execute(

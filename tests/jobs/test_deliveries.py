@@ -65,7 +65,7 @@ def test_portal_has_three_quarters_of_the_time(
     scene.portal.default = during(lambda: setattr(clock, "now", clock.now + 50))
 
     with pushes(concurrency=1):
-        result = here(command, CERTJOB_PORTAL_URL=scene.portal.url, CERTJOB_PORTAL_KEY=scene.portal.key)
+        result = here(command, **scene.portal.settings)
 
     assert "the time for deliveries is over" in result.stderr
     assert len(scene.portal.requests) == calls

@@ -288,9 +288,8 @@ def test_commands_work_as_the_worker(here: Certjob, scene: Scene, portal: Portal
     scene.facts.certified_mentor(organisation, today() + timedelta(days=300), member_no="M1042", full_name="Kari")
 
     portal.then(error(404, "contact_not_found"))
-    address = {"CERTJOB_PORTAL_URL": portal.url, "CERTJOB_PORTAL_KEY": portal.key}
-    paused = here("pause", "M1042", "--because", "complaint", "--json", **address)
-    lifted = here("unpause", "kari", **address)
+    paused = here("pause", "M1042", "--because", "complaint", "--json", **portal.settings)
+    lifted = here("unpause", "kari", **portal.settings)
 
     assert (paused.returncode, lifted.returncode, lifted.stderr) == (3, 0, "")
     assert '"pause": {' in paused.stdout

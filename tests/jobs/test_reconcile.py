@@ -288,8 +288,10 @@ def test_last_day_of_the_client_secret_is_an_alert_thirty_days_before(
 
     found = [alert.alert_id for alert in read_alerts(scene.connection, today=TODAY)]
     assert found == [f"all:secret_ends:{last_day}"] * number
-    portal = {"CERTJOB_PORTAL_URL": scene.portal.url, "CERTJOB_PORTAL_KEY": scene.portal.key}
-    warned = f"warn  client secret: its last day is {last_day}; create a second one" in here("check", **portal).stdout
+    warned = (
+        f"warn  client secret: its last day is {last_day}; create a second one"
+        in here("check", **scene.portal.settings).stdout
+    )
     assert warned == bool(number)
     assert ("Create a second secret in Entra" in here("alerts").stdout) == bool(number)
 
@@ -305,8 +307,7 @@ def test_unusable_last_day_of_the_client_secret_is_named(scene: Scene, here: Cer
     setting = "AZURE_CLIENT_SECRET_UNTIL of the function is not a day"
     assert report.reasons == [f"client secret: {setting} such as 2027-03-10; correct it"]
     assert list(scene.portal.visible.values()) == [False]
-    portal = {"CERTJOB_PORTAL_URL": scene.portal.url, "CERTJOB_PORTAL_KEY": scene.portal.key}
-    assert f"warn  client secret: {setting}; set it to a day" in here("check", **portal).stdout
+    assert f"warn  client secret: {setting}; set it to a day" in here("check", **scene.portal.settings).stdout
 
 
 def acknowledge_contact(scene: Scene) -> None:
@@ -475,12 +476,11 @@ def test_command_names_the_corrections(facts: Facts, here: Certjob, portal: Port
     facts.certified_mentor(hlf, today() - timedelta(days=5), member_no="M1", contact_id=expired)
     facts.certified_mentor(hlf, today() + timedelta(days=400), member_no="M2", contact_id=certified)
     facts.connection.execute("UPDATE mentors SET portal_visible = NULL")
-    settings = {"CERTJOB_PORTAL_URL": portal.url, "CERTJOB_PORTAL_KEY": portal.key}
-    here("run", **settings)
+    here("run", **portal.settings)
     portal.visible |= {expired: True, certified: False, unknown: True}
 
-    planned = here("reconcile", "--dry-run", **settings).stdout.splitlines()
-    done = here("reconcile", **settings)
+    planned = here("reconcile", "--dry-run", **portal.settings).stdout.splitlines()
+    done = here("reconcile", **portal.settings)
 
     assert planned[2:5] == [
         f"hlf,M1,Kari Nordmann,{expired},hidden",
@@ -488,7 +488,7 @@ def test_command_names_the_corrections(facts: Facts, here: Certjob, portal: Port
         f",,,{unknown},belongs to no mentor",
     ]
     assert "certjob reconcile: corrected 2 differences on the portal: 1 hidden, 1 shown\n" in done.stderr
-    assert "corrected" not in here("reconcile", **settings).stderr
+    assert "corrected" not in here("reconcile", **portal.settings).stderr
     assert (portal.visible[expired], portal.visible[certified]) == (False, True)
 
 
@@ -498,15 +498,17 @@ def test_first_filling_of_the_date_column_is_one_line(facts: Facts, here: Certjo
     contacts = [uuid4() for _ in range(3)]
     for contact in contacts:
         facts.certified_mentor(hlf, today() + timedelta(days=400), contact_id=contact, portal_visible=None)
-    settings = {"CERTJOB_PORTAL_URL": portal.url, "CERTJOB_PORTAL_KEY": portal.key}
-    here("run", **settings)
+    here("run", **portal.settings)
     portal.until = dict.fromkeys(contacts)
 
-    planned, done = here("reconcile", "--dry-run", **settings).stdout, here("reconcile", **settings).stderr
+    planned, done = (
+        here("reconcile", "--dry-run", **portal.settings).stdout,
+        here("reconcile", **portal.settings).stderr,
+    )
 
     assert planned.splitlines()[0] == "the portal now hides 3 mentors by itself after the last day"
     assert done == "certjob reconcile: the portal now hides 3 mentors by itself after the last day\n"
-    assert here("reconcile", **settings).stderr == ""
+    assert here("reconcile", **portal.settings).stderr == ""
 
 
 def test_page_has_the_names_and_contacts(scene: Scene) -> None:

@@ -140,13 +140,18 @@ def test_mentor_who_has_no_certificate_now_is_exposed_since_the_hide_was_queued(
     assert scene.rows(overdue, TODAY) == [(shown,)]
 
 
+def shown_until_yesterday(scene: Scene, *, since: datetime) -> UUID:
+    """Show a mentor on a portal with a date column."""
+    scene.portal.until = {}
+    mentor = scene.certified(YESTERDAY, portal_visible=None)
+    scene.night(scene.portal, today=YESTERDAY)
+    scene.run_sql("UPDATE portal_sync_events SET delivered_at = %s", since)
+    return mentor
+
+
 def test_portal_that_hides_on_time_exposes_no_one(scene: Scene) -> None:
     """The confirmed day ends with the certificate. The hide that follows later does not count either."""
-    scene.portal.until = {}
-    scene.certified(YESTERDAY)
-    scene.run_sql("UPDATE mentors SET portal_visible = NULL")
-    scene.night(scene.portal, today=YESTERDAY)
-    scene.run_sql("UPDATE portal_sync_events SET delivered_at = %s", OSLO_MIDNIGHT - HOUR)
+    shown_until_yesterday(scene, since=OSLO_MIDNIGHT - HOUR)
 
     for answer in (DOWN, ok()):
         scene.portal.default = answer
@@ -157,11 +162,7 @@ def test_portal_that_hides_on_time_exposes_no_one(scene: Scene) -> None:
 
 def test_departure_before_the_confirmed_day_lasts_until_that_day_has_passed(scene: Scene) -> None:
     """The portal hides the mentor then, before certjob does."""
-    scene.portal.until = {}
-    mentor = scene.certified(YESTERDAY)
-    scene.run_sql("UPDATE mentors SET portal_visible = NULL")
-    scene.night(scene.portal, today=YESTERDAY)
-    scene.run_sql("UPDATE portal_sync_events SET delivered_at = %s", OSLO_MIDNIGHT - 12 * HOUR)
+    mentor = shown_until_yesterday(scene, since=OSLO_MIDNIGHT - 12 * HOUR)
     left_at = OSLO_MIDNIGHT - 2 * HOUR
     scene.run_sql("UPDATE mentors SET left_at = %s WHERE id = %s", left_at, mentor)
     scene.night(scene.portal)

@@ -214,12 +214,11 @@ def test_command_names_the_day_and_asks_no_one_to_hide(facts: Facts, here: Certj
     portal.until = {}
     mentor = facts.certified_mentor(facts.organisation(), far, member_no="M1042", contact_id=CONTACT)
     facts.connection.execute("UPDATE mentors SET portal_visible = NULL")
-    settings = {"CERTJOB_PORTAL_URL": portal.url, "CERTJOB_PORTAL_KEY": portal.key}
-    here("run", **settings)
+    here("run", **portal.settings)
     facts.connection.execute("UPDATE certificates SET expires_on = %s WHERE mentor_id = %s", (near, mentor))
     portal.default = DOWN
 
-    result = here("run", **settings)
+    result = here("run", **portal.settings)
     page = here("alerts").stdout
 
     assert (result.returncode, "1 mentor may still be visible on the portal" in result.stderr) == (3, True)

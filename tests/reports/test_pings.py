@@ -111,8 +111,7 @@ def test_stopped_run_makes_its_ping_in_time(environment: dict[str, str], facts: 
     """A monitor that does not answer has one second, here after a grace of half a second."""
     facts.certified_mentor(facts.organisation(), LONG_AGO)
     with PortalServer(default=hang()) as portal, ping_host([None]) as host:
-        environment |= {"CERTJOB_PORTAL_URL": portal.url, "CERTJOB_PORTAL_KEY": portal.key}
-        environment |= {"CERTJOB_PING_URL": host.url}
+        environment |= portal.settings | {"CERTJOB_PING_URL": host.url}
         with started("run", environment=environment, folder=tmp_path, grace=0.5) as child:
             portal.wait_until(lambda: len(portal.requests) == 1, timeout_seconds=60)
             result = child.stop_within(6)

@@ -57,6 +57,11 @@ class PortalServer:
         return f"http://127.0.0.1:{self._server.server_address[1]}/functions/v1/hlf-dynamics-sync"
 
     @property
+    def settings(self) -> dict[str, str]:
+        """The settings of a command that calls it."""
+        return {"CERTJOB_PORTAL_URL": self.url, "CERTJOB_PORTAL_KEY": self.key}
+
+    @property
     def pushes(self) -> list[PortalRequest]:
         """The requests that are not readings."""
         return [request for request in self.requests if request.method == "POST"]
