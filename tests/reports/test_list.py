@@ -15,6 +15,7 @@ from certjob.redaction import spreadsheet_text
 from certjob.reports.listing import COLUMNS, Filter, ListedCertificate, list_certificates, list_page
 from certjob.sorting import SortedRows
 from tests.conftest import Certjob
+from tests.support.command_line import today
 from tests.support.facts import TODAY, Facts
 from tests.support.programmes import random_programme
 
@@ -136,6 +137,17 @@ def test_csv_is_rfc_4180(capsys: pytest.CaptureFixture[str]) -> None:
 def test_spreadsheet_computes_no_text_of_the_csv(text: str, written: str) -> None:
     """An apostrophe precedes each formula, also if a spreadsheet splits cells at other separators."""
     assert spreadsheet_text(text) == written
+
+
+def test_command_lists_the_certificates_of_a_period(here: Certjob, facts: Facts) -> None:
+    """Both days are in it."""
+    organisation, now = facts.organisation(), today()
+    for days in (-1, 0, 3, 4):
+        facts.certified_mentor(organisation, now + days * DAY, member_no=f"M{days}")
+
+    lines = here("list", "--from", str(now), "--to", str(now + 3 * DAY)).stdout.splitlines()[1:]
+
+    assert [line.split(",")[1] for line in lines] == ["M0", "M3"]
 
 
 def test_list_without_a_terminal_is_csv_in_utf_8(certjob: Certjob, facts: Facts) -> None:
