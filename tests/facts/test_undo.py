@@ -241,7 +241,7 @@ def test_undo_lifts_the_pause_because_of_a_certificate_that_it_deletes(
 def test_added_mentor_is_deleted_unless_certjob_has_shown_or_mailed_them(
     here: Certjob, facts: Facts, load: LoadRows
 ) -> None:
-    """Otherwise the mentor stays without a certificate, and the next run hides them."""
+    """Otherwise the mentor stays without a certificate, and the next run hides them. Earlier loads stay."""
     facts.organisation(thresholds=[30])
     days = {"organisation": "hlf", "kind": "likeperson", "issued_on": str(today() - timedelta(days=9))}
     soon, late = str(today() + timedelta(days=20)), str(today() + timedelta(days=200))
@@ -250,6 +250,10 @@ def test_added_mentor_is_deleted_unless_certjob_has_shown_or_mailed_them(
         {"member_no": "mailed", "email": "m@example.org", "expires_on": soon},
         {"member_no": "nothing", "expires_on": late},
     ]
+    bare, kept = ({"member_no": name, "expires_on": late} | days for name in ("bare", "kept"))
+    load([bare, kept])
+    load([kept | {"full_name": "Kari"}])
+    facts.connection.execute("DELETE FROM certificates USING mentors m WHERE m.id = mentor_id AND m.member_no = 'bare'")
     load([person | days for person in people])
     planned = json.loads(here("load", "--undo", "--dry-run", "--json").stdout)
     night(facts.connection, today(), channel=CollectingChannel(), deliver=True)
@@ -259,8 +263,9 @@ def test_added_mentor_is_deleted_unless_certjob_has_shown_or_mailed_them(
     why = "has been shown, mailed or changed since"
     assert planned["kept"] == []
     assert [(each["member_no"], each["why"]) for each in undone["kept"]] == [("mailed", why), ("shown", why)]
-    assert facts.rows("SELECT member_no FROM mentors ORDER BY 1") == [("mailed",), ("shown",)]
-    assert facts.rows("SELECT FROM certificates") == []
+    stored = facts.rows("SELECT member_no, full_name FROM mentors ORDER BY 1")
+    assert stored == [("bare", None), ("kept", "Kari"), ("mailed", None), ("shown", None)]
+    assert facts.rows("SELECT FROM certificates") == [()]
     assert [(each["member_no"], each["what"]) for each in undone["next_run"]] == [
         ("mailed", "hidden"),
         ("shown", "hidden"),
