@@ -202,7 +202,7 @@ def set_organisation(
                 message = f"every kind of certificate in {slug} would be optional, so no mentor could be shown"
                 raise ConfigurationError(message, next_step="leave out the kind that mentors need")
             none = options.get("portal") == NONE
-            open_hides = database.fetch_value(connection, "count_open_hides", {"slug": slug}) if none else 0
+            open_hides = len(database.fetch(connection, "list_open_hides", {"slug": slug})) if none else 0
     except CONTENTION:
         message = f"organisation {slug}: another session has locked it or its mentors"
         raise MentorBusyError(message, next_step="nothing was changed; try again") from None

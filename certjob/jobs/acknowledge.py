@@ -9,7 +9,7 @@ import psycopg
 
 from certjob import database
 from certjob.database import Connection, persist
-from certjob.domain.alert_kinds import WORDS, Kind
+from certjob.domain.alert_kinds import A_MONTH, WORDS, Kind
 from certjob.errors import UsageError
 from certjob.redaction import printed_line
 
@@ -29,7 +29,8 @@ def acknowledge(connection: Connection, alert_id: str, *, because: str, until: d
     if not found:
         message = f"no alert has the id {alert_id[:300]!r}"
         raise UsageError(message, next_step="`certjob alerts` prints the ids")
-    longest_days = WORDS[Kind(found[0][0])].longest_days
+    kind, was_shown = found[0]
+    longest_days = A_MONTH if was_shown else WORDS[Kind(kind)].longest_days
     if not longest_days:
         message = f"no one can acknowledge {alert_id}, because someone may be visible who must not be"
         raise UsageError(message, next_step="`certjob alerts` says what to do")

@@ -92,14 +92,16 @@ class PortalSyncService:
         parameters = {"run_id": self._run_id}
         return persist(self._connection, lambda: database.execute(self._connection, "reopen_portal_events", parameters))
 
-    def withdraw(self, mentor_ids: Sequence[UUID]) -> set[UUID]:
+    def withdraw(self, mentor_ids: Sequence[UUID], *, hidden: Sequence[UUID], today: date) -> set[UUID]:
         """Withdraw the open events of mentors whose organisation has no portal, in the caller's transaction.
 
         Returns the mentors who had an open event. A withdrawn hide stays an alert, because someone must hide by hand.
+        Those in ``hidden`` must not be visible. They get one if a former portal may still show them.
         """
         if not mentor_ids:
             return set()
-        rows = database.fetch(self._connection, "withdraw_portal_events", {"mentor_ids": list(mentor_ids)})
+        asked = {"mentor_ids": list(mentor_ids), "hidden": list(hidden), "today": today, "run_id": self._run_id}
+        rows = database.fetch(self._connection, "withdraw_portal_events", asked)
         withdrawn = sorted(mentor_id for (mentor_id,) in rows)
         if withdrawn:
             self._resolve(withdrawn)

@@ -49,7 +49,9 @@ def write_decisions(connection: Connection, admitted: Admitted, *, today: date, 
     queued, held = reminders.queue([d for d in decisions if d.reminders], held=admitted.held_reminders)
     cancel_outdated_reminders(connection, [d.mentor_id for d in decisions], today=today)
     portal.queue([Wish.of(d) for d in decisions if d.push])
-    withdrawn = portal.withdraw([d.mentor_id for d in decisions if not d.organisation.has_portal])
+    without_portal = [d for d in decisions if not d.organisation.has_portal]
+    hidden = [d.mentor_id for d in without_portal if not d.visible]
+    withdrawn = portal.withdraw([d.mentor_id for d in without_portal], hidden=hidden, today=today)
     columns: dict[str, object] = {
         "ids": [d.mentor_id for d in decisions],
         "certified_until": [d.certified_until for d in decisions],

@@ -203,7 +203,13 @@ BEGIN
     IF OLD.portal_visible IS DISTINCT FROM false
         AND (OLD.portal_visible IS NULL OR OLD.dynamics_contact_id IS NOT NULL  -- otherwise there never was a contact
             OR EXISTS (SELECT FROM certjob.portal_sync_events WHERE mentor_id = OLD.id))
-        AND EXISTS (SELECT FROM certjob.organisations WHERE id = OLD.organisation_id AND portal IS NOT NULL)
+        AND (
+            EXISTS (SELECT FROM certjob.organisations WHERE id = OLD.organisation_id AND portal IS NOT NULL)
+            OR (  -- a former portal may show the mentor
+                SELECT e.visible AND e.claim_contact_id IS NOT NULL AND e.shown_until >= current_date
+                FROM certjob.portal_sync_events AS e WHERE e.mentor_id = OLD.id ORDER BY e.id DESC LIMIT 1
+            )
+        )
     THEN
         RAISE EXCEPTION 'mentor % may still be shown on the portal', OLD.id
             USING ERRCODE = 'restrict_violation', HINT = 'set left_at, let certjob run, then delete';

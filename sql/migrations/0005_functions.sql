@@ -65,6 +65,14 @@ BEGIN
 END
 $$;
 
+-- Returns whether a person may say that a hide was made by hand: it is not confirmed, or this was said of it, and since then a
+-- reading has listed the contact, or there was no reading for 31 days.
+CREATE FUNCTION certjob_private.waits_for_a_person(e certjob.portal_sync_events) RETURNS boolean
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT NOT e.visible AND (e.status <> 'delivered' OR (e.hidden_by IS NOT NULL AND coalesce(
+        certjob_private.is_listed(e.claim_contact_id, e.delivered_at), e.delivered_at < now() - interval '31 days')))
+$$;
+
 -- Settles the last hide of each mentor, because a person has hidden the contact by hand; returns their number. Only a reading
 -- of the portal that begins later counts more.
 CREATE FUNCTION certjob_private.settle_by_hand(mentor_ids uuid[], because text, who text) RETURNS integer
@@ -101,7 +109,7 @@ BEGIN
         WHERE l.mentor_id = ANY (mentor_ids)
         ORDER BY l.mentor_id, l.id DESC
     ) AS last
-    WHERE e.id = last.id AND NOT e.visible AND (e.status <> 'delivered' OR e.hidden_by IS NOT NULL);
+    WHERE e.id = last.id AND certjob_private.waits_for_a_person(e);
     GET DIAGNOSTICS number = ROW_COUNT;
     IF number = 0 THEN
         RAISE EXCEPTION 'no hide is open' USING ERRCODE = 'no_data_found',

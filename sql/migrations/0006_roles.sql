@@ -43,7 +43,9 @@ FROM (VALUES
         certjob_private.no_full_run_alert(date),"certjob_private.unhidden_mentors(date, text)",
         "certjob_private.must_be_hidden(certjob.mentors, date)",
         "certjob_private.exposures(timestamptz, date, text)",
-        certjob_private.contact_is_taken(uuid),        "certjob_private.is_listed(uuid, timestamptz)","certjob_private.settle_by_hand(uuid[], text, text)",
+        certjob_private.contact_is_taken(uuid),"certjob_private.is_listed(uuid, timestamptz)",
+        "certjob_private.settle_by_hand(uuid[], text, text)",
+        certjob_private.waits_for_a_person(certjob.portal_sync_events),
         certjob_private.days_on_portal(certjob.mentors),certjob_private.facts(anyelement)}', NULL),
 
     -- The app's server writes no derived columns. It may set ids and keys, because an upsert names them.

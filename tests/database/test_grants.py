@@ -45,6 +45,7 @@ CALLABLE = {
     "prune": [WORKER],
     "request_portal_resync": [COORDINATOR],
     "user_id": [COORDINATOR],
+    "waits_for_a_person": [WORKER],
 }
 """Functions that someone other than their owner may call."""
 

@@ -1,6 +1,7 @@
 """`certjob acknowledge`: lists, exit codes and digests leave out one alert until a day."""
 
 from datetime import timedelta
+from uuid import uuid4
 
 import pytest
 
@@ -55,6 +56,18 @@ def test_no_one_can_mute_that_a_mentor_may_be_visible() -> None:
     ]
     assert [kind for kind, days in longest.items() if days == A_YEAR] == [Kind.UNKNOWN_CONTACTS]
     assert set(longest.values()) == {0, A_MONTH, A_YEAR}
+
+
+def test_contact_that_certjob_has_shown_for_a_mentor_is_muted_for_a_month_at_most(scene: Scene) -> None:
+    """It may be that of an expired mentor, whose contact ID someone has replaced."""
+    scene.certified(contact_id=uuid4())
+    scene.run_sql("UPDATE mentors SET portal_visible = NULL")
+    scene.night(scene.portal)
+    scene.run_sql("UPDATE mentors SET dynamics_contact_id = gen_random_uuid()")
+
+    with pytest.raises(UsageError, match="must be between"):
+        acknowledge_it(scene, days=32)
+    assert ":unknown_contacts:" in acknowledge_it(scene, days=31)
 
 
 def test_push_that_must_hide_cannot_be_acknowledged(scene: Scene) -> None:

@@ -4,9 +4,10 @@ from datetime import timedelta
 from uuid import UUID, uuid4
 
 import pytest
+from psycopg.errors import RestrictViolation
 
 from certjob.errors import UsageError
-from certjob.jobs.acknowledge import confirm_hidden
+from certjob.jobs.acknowledge import confirm_all_hidden, confirm_hidden
 from certjob.reports.alerts import read_alerts
 from tests.conftest import Certjob
 from tests.support.command_line import assert_one_line
@@ -153,6 +154,50 @@ def test_mentor_who_may_be_visible_again_needs_no_hide(scene: Scene, withdrawn: 
     assert kinds(scene) == []
 
 
+@pytest.mark.parametrize(
+    "leave",
+    [
+        "UPDATE organisations SET portal = NULL WHERE slug = 'hlf'",
+        "UPDATE mentors SET organisation_id = (SELECT id FROM organisations WHERE slug = 'lhl')",
+    ],
+    ids=["the organisation", "the mentor"],
+)
+def test_mentor_whom_a_former_portal_shows_is_an_alert_when_the_certificate_ends(scene: Scene, leave: str) -> None:
+    """certjob cannot hide the contact. Before the alert ends, the mentor cannot be deleted."""
+    scene.facts.organisation("lhl", portal=None)
+    mentor = scene.certified(TODAY, contact_id=CONTACT)
+    scene.run_sql("UPDATE mentors SET portal_visible = NULL")
+    scene.night(scene.portal)
+    scene.run_sql(leave)
+    scene.night(scene.portal)
+    assert kinds(scene) == []
+    with pytest.raises(RestrictViolation, match="may still be shown on the portal"):
+        scene.run_sql("DELETE FROM mentors")
+    scene.run_sql("UPDATE certificates SET expires_on = %s", YESTERDAY)
+
+    for _ in range(2):
+        assert scene.night(scene.portal).outcome == "attention"
+        assert kinds(scene) == ["may_be_visible"]
+
+    assert scene.portal.visible[CONTACT]
+    confirm(scene, mentor)
+    assert kinds(scene) == []
+    assert scene.night(scene.portal).outcome == "ok"
+    scene.run_sql("DELETE FROM mentors")
+
+
+def test_hide_by_hand_is_confirmed_again_only_when_it_is_an_alert_again(scene: Scene, withdrawn: UUID) -> None:
+    """Otherwise a coordinator could postpone the alert for ever."""
+    confirm(scene, withdrawn)
+    with pytest.raises(UsageError, match="no hide is open"):
+        confirm(scene, withdrawn)
+    scene.run_sql("UPDATE portal_sync_events SET delivered_at = now() - interval '32 days' WHERE hidden_by IS NOT NULL")
+
+    assert confirm_all_hidden(scene.connection, "hlf", because="in Dynamics") == 1
+
+    assert kinds(scene) == []
+
+
 def test_hide_by_hand_needs_an_open_hide(scene: Scene) -> None:
     """A show is none, and neither is a hide that the portal has confirmed."""
     mentor = scene.certified()
@@ -189,9 +234,11 @@ def test_hide_by_hand_waits_for_a_call_in_flight(scene: Scene) -> None:
 def test_command_stores_a_hide_by_hand(scene: Scene, rejected: UUID, here: Certjob) -> None:
     """With a reason. `status` and `explain` name it until a reading confirms it."""
     assert here("resync", "M1", "--because", "x").returncode == 2
+    (alert,) = (line for line in here("explain", "M1").stdout.splitlines() if "hlf:may_be_visible:M1:" in line)
     missing = here("resync", "M1", "--hidden-by-hand")
     done = here("resync", "M1", "--hidden-by-hand", "--because", "in Dynamics")
 
+    assert "what to do: " in alert
     assert_one_line(missing, "the reason must have 1 to 1,000 characters", code=2, command="certjob resync")
     assert (done.returncode, kinds(scene)) == (0, [])
     for page in (here("status").stdout, here("explain", "M1").stdout):

@@ -146,7 +146,8 @@ def test_mentor_is_not_deleted_while_a_call_may_be_in_flight(scene: Scene) -> No
         scene.run_sql("DELETE FROM mentors")
 
     scene.expire_leases()
-    scene.run_sql("DELETE FROM mentors")
+    with pytest.raises(psycopg.errors.RestrictViolation, match="may still be shown on the portal"):
+        scene.run_sql("DELETE FROM mentors")
 
 
 def test_removed_contact_that_is_hidden_needs_no_push(scene: Scene) -> None:

@@ -67,11 +67,3 @@ SELECT o.portal IS NOT NULL
     )
 FROM organisations AS o
 WHERE o.slug = %(slug)s
-
--- name: count_open_hides
--- The next review withdraws them, because certjob pushes nothing for an organisation without a portal.
-SELECT count(*)
-FROM portal_sync_events AS e
-JOIN mentors AS m ON m.id = e.mentor_id
-JOIN organisations AS o ON o.id = m.organisation_id
-WHERE o.slug = %(slug)s AND NOT e.visible AND e.status IN ('pending', 'blocked')

@@ -1,5 +1,12 @@
 -- name: read_alert_kind
-SELECT kind FROM current_alerts(%(today)s) WHERE alert_id = %(alert_id)s
+-- "was_shown": certjob has shown this contact for a mentor, whom people may find there.
+SELECT a.kind, EXISTS (
+        SELECT
+        FROM portal_sync_events AS e
+        WHERE e.visible AND a.alert_id LIKE 'all:unknown_contacts:' || e.claim_contact_id || ':%%'
+    ) AS was_shown
+FROM current_alerts(%(today)s) AS a
+WHERE a.alert_id = %(alert_id)s
 
 -- name: acknowledge_alert
 INSERT INTO acknowledgements (alert_id, because, until, acknowledged_by)
@@ -18,11 +25,11 @@ SELECT certjob_private.settle_by_hand(%(mentor_ids)s::uuid[], %(because)s, %(who
 
 -- name: list_open_hides
 -- The mentors of an organisation with a hide that a person may confirm.
-SELECT DISTINCT e.mentor_id
+SELECT e.mentor_id
 FROM portal_sync_events AS e
 JOIN mentors AS m ON m.id = e.mentor_id
 JOIN organisations AS o ON o.id = m.organisation_id
 WHERE o.slug = %(slug)s
-    AND NOT e.visible
-    AND e.status <> 'delivered'
+    AND certjob_private.waits_for_a_person(e)
+    AND (e.status IN ('pending', 'blocked') OR certjob_private.must_be_hidden(m, current_date))
     AND NOT EXISTS (SELECT FROM portal_sync_events AS l WHERE l.mentor_id = e.mentor_id AND l.id > e.id)

@@ -55,12 +55,31 @@ WHERE e.id = open.id
 -- name: withdraw_portal_events
 -- Withdraw the open events of mentors in an organisation without a portal. The order of the mentors prevents
 -- deadlocks. A call in flight keeps its lease. If the mentor gets a portal again, the next call waits for its end.
+-- %(hidden)s must not be visible. If the portal may still show one, a withdrawn hide is the alert that asks a person.
 WITH open AS MATERIALIZED (
     SELECT id
     FROM portal_sync_events
     WHERE mentor_id = ANY (%(mentor_ids)b::uuid[]) AND status IN ('pending', 'blocked')
     ORDER BY mentor_id
     FOR NO KEY UPDATE
+), shown AS (
+    INSERT INTO portal_sync_events (mentor_id, visible, status, sure_until, shown_until, run_id)
+    SELECT m.id, false, 'withdrawn', call.sure_until, call.shown_until, %(run_id)s
+    FROM mentors AS m
+    CROSS JOIN LATERAL (
+        SELECT e.visible FROM portal_sync_events AS e WHERE e.mentor_id = m.id ORDER BY e.id DESC LIMIT 1
+    ) AS last
+    CROSS JOIN LATERAL (
+        SELECT e.sure_until, e.shown_until, e.delivered_at
+        FROM portal_sync_events AS e
+        WHERE e.mentor_id = m.id AND e.claim_contact_id = m.dynamics_contact_id
+        ORDER BY e.id DESC
+        LIMIT 1
+    ) AS call
+    WHERE m.id = ANY (%(hidden)b::uuid[])
+        AND last.visible
+        AND call.shown_until >= %(today)s
+        AND certjob_private.is_listed(m.dynamics_contact_id, call.delivered_at) IS NOT FALSE
 )
 UPDATE portal_sync_events AS e
 SET status = 'withdrawn',
