@@ -189,7 +189,7 @@ HELD_REASONS: Final[Mapping[str, str]] = {
     "ends_soon": "would end soon",
     "ends_earlier": "would end earlier",
     "new_contact": "has a new contact ID",
-    "reinstated": "would be shown or reinstated",
+    "returns": "would be active or visible again",
     "reminder": "would get a reminder",
 }
 """The words for ``still_due.reason`` of a held mentor, and for a mentor with held reminders."""

@@ -18,7 +18,7 @@ MOST: Final = 50
 MOST_RETURNS: Final = 10
 """The limit for returns of mentors who were not certified, without a recent certificate."""
 MOST_SHOWS: Final = 20
-"""`certjob reconcile` shows so many mentors although the portal lists none of those who should be visible."""
+"""`certjob reconcile` shows so many mentors although the portal lists fewer than half of them."""
 
 CHANGES: Final = "changes"
 PORTAL: Final = "portal"

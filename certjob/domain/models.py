@@ -69,7 +69,7 @@ class Effect(StrEnum):
     """The last certified day moves earlier, to within SOON_DAYS."""
     ENDS_EARLIER = "ends_earlier"
     NEW_CONTACT = "new_contact"
-    REINSTATED = "reinstated"
+    RETURNS = "returns"
     REMINDER = "reminder"
 
 

@@ -370,7 +370,7 @@ def _visibility_change(
         was_certified = stored is not None and stored >= today
         is_free = was_certified or _has_recent_certificate(mentor, today)
         change = Change.VISIBILITY if is_free else Change.RETURN
-        return change, Effect.REINSTATED, mentor.due_by_calendar and not has_new_contact
+        return change, Effect.RETURNS, mentor.due_by_calendar and not has_new_contact
     if has_new_contact:
         return Change.VISIBILITY, Effect.NEW_CONTACT, False
     if stored is not None and today <= last_day < stored and not mentor.left:

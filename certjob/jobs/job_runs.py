@@ -17,7 +17,7 @@ from certjob.database import Connection
 from certjob.domain.alert_kinds import Kind
 from certjob.errors import CertjobError, DatabaseUnavailableError, Outcome, StageEnd
 from certjob.jobs.job import Advance, Job
-from certjob.jobs.report import DeliverReport, Report, RunReport
+from certjob.jobs.report import DeliverReport, ReconcileReport, Report, RunReport
 from certjob.outbox.claims import StageStop
 from certjob.outbox.open_work import read_open_work
 from certjob.redaction import printed_line, without_secrets
@@ -94,7 +94,7 @@ def recorded(
         try:
             with database.transaction(connection, lock_timeout_ms=_LOCK_TIMEOUT_MS):
                 report.open_work = read_open_work(connection)
-                if isinstance(report, RunReport | DeliverReport):
+                if isinstance(report, RunReport | DeliverReport | ReconcileReport):
                     _read_alerts(connection, report, is_full_run=report.command == "run" and organisation is None)
         except database.CONTENTION:
             report.stopped.append(StageStop(stage="alerts", code=StageEnd.LOCKED, reason=_NOT_READ))
@@ -109,11 +109,15 @@ def recorded(
     database.persist(connection, lambda: _record_end(connection, report, report.outcome, lines=report.lines()))
 
 
-def _read_alerts(connection: Connection, report: RunReport | DeliverReport, *, is_full_run: bool) -> None:
-    """Add the alerts, and the printed lines of this day's commands. The first full run prints everything."""
+def _read_alerts(
+    connection: Connection, report: RunReport | DeliverReport | ReconcileReport, *, is_full_run: bool
+) -> None:
+    """Add the printed lines of this day's commands, and the alerts. The first full run prints everything."""
     printed = database.fetch(connection, "read_told", {"today": report.today})
     if not (is_full_run and not any(is_full for _, is_full in printed)):
         report.told = frozenset(key for keys, _ in printed for key in keys)
+    if isinstance(report, ReconcileReport):
+        return
     attention = read_attention(connection, today=report.today)
     if isinstance(report, DeliverReport):
         report.overdue = dict.fromkeys(attention.keys(Kind.NO_FULL_RUN), attention.overdue)

@@ -287,7 +287,12 @@ class ReconcileReport(Report):
     def lines(self, told: Set[str] = NOTHING) -> list[str]:
         """Return the lines, in a dry run only those about the reading."""
         differences = [] if self.comparison is None or self.dry_run else _differing(self.comparison)
-        return [*self.held, *self._stops(told), *differences, *self._failed(), *self._lost()]
+        found = [line for line in (*self.held, *differences) if line not in told]
+        return [*found, *self._stops(told), *self._failed(), *self._lost()]
+
+    def keys(self) -> list[str]:
+        """Return the keys of the stops, and the lines about the reading, because cron starts it twice a night."""
+        return [*Report.keys(self), *self.lines()]
 
     @property
     def corrections(self) -> Sequence[Difference]:

@@ -147,19 +147,19 @@ def compare(
         unknown=[contact_id for contact_id, is_known in others if not is_known],
         acknowledged=[contact_id for contact_id, is_known in others if is_known],
         is_doubtful=2 * found < wanted,
-        held=[] if found else _hold_shows(differences, wanted=wanted, allow=allow),
+        held=_hold_shows(differences, wanted=wanted, found=found, allow=allow) if 2 * found < wanted else [],
     )
 
 
-def _hold_shows(differences: Sequence[Difference], *, wanted: int, allow: Mapping[str, int]) -> list[Hold]:
-    """Hold the shows, because the portal lists none of the ``wanted`` mentors: a wrong column or another Dynamics.
+def _hold_shows(differences: Sequence[Difference], *, wanted: int, found: int, allow: Mapping[str, int]) -> list[Hold]:
+    """Hold the shows, because the portal lists few of the ``wanted`` mentors: a wrong column or another Dynamics.
 
     Up to 20 mentors are not held, because someone may have cleared the portal of a small programme by hand.
     """
     if wanted <= MOST_SHOWS:
         return []
     shows = Counter((each.organisation, each.organisation_id) for each in differences if not each.is_urgent)
-    reason = f"the portal lists none of the {wanted:,} mentors who should be visible; no one was shown, hides continue"
+    reason = f"the portal lists {found:,} of the {wanted:,} mentors who should be visible, so `reconcile` only hides"
     return [
         Hold(
             organisation_id=organisation_id,

@@ -245,7 +245,7 @@ CREATE TABLE certjob.still_due (
     certified_until date  -- of a held mentor the value that a review would store
 );
 
--- Shows that `certjob reconcile` holds, because the portal lists none of the mentors who should be visible.
+-- Shows that `certjob reconcile` holds, because the portal lists fewer than half of the mentors who should be visible.
 CREATE TABLE certjob.portal_holds (
     organisation_id uuid PRIMARY KEY REFERENCES certjob.organisations (id) ON DELETE CASCADE,
     since           timestamptz NOT NULL DEFAULT now(),

@@ -96,7 +96,7 @@ CREATE VIEW certjob_private.held_names WITH (security_invoker = true) AS
 SELECT m.organisation_id, h.mentor_id, m.member_no, coalesce(m.full_name, m.member_no) AS full_name, h.reason, h.since,
     row_number() OVER (
         PARTITION BY m.organisation_id
-        ORDER BY array_position('{revoked,left,ended,ends_soon,ends_earlier,new_contact,reinstated}', h.reason), m.member_no
+        ORDER BY array_position('{revoked,left,ended,ends_soon,ends_earlier,new_contact,returns}', h.reason), m.member_no
     ) AS place, nullif(m.certified_until, '0001-01-01') AS old_last_day,
     nullif(coalesce(h.certified_until, m.certified_until), '0001-01-01') AS new_last_day
 FROM (
@@ -138,7 +138,7 @@ FROM (
     GROUP BY r.organisation_id
     UNION ALL
     SELECT p.organisation_id, 'portal', p.since, p.mentors,
-        'the portal lists none of the mentors who should be visible; no one was shown, hides continue'
+        'the portal lists fewer than half of the mentors who should be visible, so `reconcile` only hides'
     FROM certjob.portal_holds AS p
     JOIN certjob.organisations AS o ON o.id = p.organisation_id AND o.portal IS NOT NULL
 ) AS h;

@@ -122,7 +122,7 @@ def test_plan_is_cut_on_a_terminal_only(capsys: pytest.CaptureFixture[str]) -> N
     decisions = [rules.decide(person, TODAY) for person in (back, *ended)]
     report = RunReport(today=TODAY, dry_run=True)
     for each in decisions:  # the report sorts them: the held one, then pauses by member number
-        held_because = Effect.REINSTATED if each is decisions[0] else None
+        held_because = Effect.RETURNS if each is decisions[0] else None
         report.changes.append(PlannedChange(decision=each, new_reminders=each.reminders, held_because=held_because))
     report.review.held_back = 1
     output, shown = terminal(120)
@@ -137,11 +137,11 @@ def test_plan_is_cut_on_a_terminal_only(capsys: pytest.CaptureFixture[str]) -> N
 
     _, header, first, *_ = whole.splitlines()
     assert header.startswith("organisation,member_no,full_name,certificates,pause,reminders,portal,held_because")
-    reason = "would be shown or reinstated: last day none → 14 April 2027"
+    reason = "would be active or visible again: last day none → 14 April 2027"
     assert first == f"hlf,M1001,Kari Nordmann,valid,ends,,show,{reason}"
     assert "hlf,N9,Kari Nordmann,expired,starts,1 d after,hide,\n" in whole
     assert whole.count("hlf,N") == 59
-    assert "M1001 Kari Nordmann valid ends show would be shown or" in cut
+    assert "M1001 Kari Nordmann valid ends show would be active or" in cut
     assert ("N54" in cut, "N55" in cut) == (True, False)
     assert "… and 10 more; --json lists all of them `certjob resync MENTOR` permits the held changes of" in cut
 

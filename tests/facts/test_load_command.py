@@ -190,7 +190,7 @@ def test_load_announces_held_renewals_with_the_command_that_permits_them(load: L
 
     first = ", ".join(f"M{number} Kari {number}" for number in (0, 1, *range(10, 18)))
     assert foreseen == f"certjob load: next run: 24 reinstated and shown, held back ({first}, …)"
-    assert held.startswith("certjob load: the next run will hold back hlf: 24 mentors are held back (24 reinstated)")
+    assert held.startswith("certjob load: the next run will hold back hlf: 24 mentors are held back (24 returns)")
     assert held.endswith("then `certjob run --allow hlf=24`")
 
 

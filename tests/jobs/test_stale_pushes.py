@@ -115,7 +115,7 @@ def test_deliver_holds_a_wrong_import_and_sends_open_hides(scene: Scene) -> None
 
     assert scene.portal.values == [False] * 30
     assert [report.outcome for report in (first, second)] == ["attention", "ok"]
-    assert first.reasons[0].startswith("hlf: 30 mentors are held back (30 reinstated)")
+    assert first.reasons[0].startswith("hlf: 30 mentors are held back (30 returns)")
 
 
 def test_deliver_reports_a_hold_although_the_review_fails_later(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +134,7 @@ def test_deliver_reports_a_hold_although_the_review_fails_later(scene: Scene, mo
     monkeypatch.setattr(certification.CertificationManagementService, "_pass", fail)
     report = scene.deliver(scene.portal)
 
-    assert report.reasons[0].startswith("hlf: 30 mentors are held back (30 reinstated)")
+    assert report.reasons[0].startswith("hlf: 30 mentors are held back (30 returns)")
 
 
 def test_held_change_stays_held_although_the_mentor_has_an_open_push(scene: Scene) -> None:

@@ -230,7 +230,7 @@ def test_revoked_mentors_are_hidden_while_returns_are_held(scene: Scene) -> None
 
     report = run(scene)
 
-    assert held(report) == ["hlf: 3 mentors are held back (3 reinstated)"]
+    assert held(report) == ["hlf: 3 mentors are held back (3 returns)"]
     assert hidden(scene) == set(mentors[:5])
 
 
@@ -292,7 +292,7 @@ def test_permission_is_for_one_organisation_and_one_run(scene: Scene) -> None:
     assert held(run(scene, allow=3)) == ["nhf: 3 mentors are held back (3 ended)"]
     change(scene, mentors, f"expires_on = '{NEXT_YEAR}'")
     assert sorted(held(run(scene))) == [
-        "hlf: 3 mentors are held back (3 reinstated)",
+        "hlf: 3 mentors are held back (3 returns)",
         "nhf: 3 mentors are held back (3 ended)",
     ]
 
@@ -486,7 +486,7 @@ def test_dry_run_and_run_agree_after_a_run_on_a_wrong_date(scene: Scene) -> None
     planned, report = (run(scene, today=TODAY + DAY, dry_run=dry_run) for dry_run in (True, False))
 
     assert planned.held == report.held
-    assert held(report) == ["hlf: 3 mentors are held back (3 reinstated)"]
+    assert held(report) == ["hlf: 3 mentors are held back (3 returns)"]
 
 
 # Mentors whom the run cannot review.

@@ -183,7 +183,7 @@ def test_lifts_by_edited_certificates_are_held(scene: Scene, portal: str | None,
 
     report = run(scene)
 
-    assert held(report) == (["nhf: 3 mentors are held back (3 reinstated)"] if is_held else [])
+    assert held(report) == (["nhf: 3 mentors are held back (3 returns)"] if is_held else [])
     own = "SELECT count(*) FROM mentor_pauses WHERE lifted_at IS NULL AND actor = 'certjob'"
     assert scene.rows(own) == [(3 if is_held else 0,)]
 
@@ -285,7 +285,7 @@ def test_departed_mentors_do_not_come_back_unasked(scene: Scene, event: str) -> 
 
     report = run(scene)
 
-    assert [line.partition(": ")[2] for line in held(report)] == ["3 mentors are held back (3 reinstated)"]
+    assert [line.partition(": ")[2] for line in held(report)] == ["3 mentors are held back (3 returns)"]
 
 
 def test_mentor_who_was_never_reviewed_does_not_return(scene: Scene) -> None:
@@ -381,7 +381,7 @@ def test_open_hide_of_a_held_mentor_is_sent_and_shows_and_mails_wait(scene: Scen
     report = run(scene)
     scene.deliver(scene.portal)
 
-    assert held(report) == ["nhf: 6 mentors are held back (4 revoked, 2 reinstated)"]
+    assert held(report) == ["nhf: 6 mentors are held back (4 revoked, 2 returns)"]
     assert sorted(scene.rows(pushes)[before:]) == sorted((mentor, False) for mentor in hides)
     assert scene.rows("SELECT DISTINCT mentor_id FROM cert_notification_log WHERE status <> 'pending'") == []
     assert scene.channel.sent == []

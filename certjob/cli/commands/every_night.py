@@ -90,7 +90,7 @@ def run(
                 everybody=everybody,
             )
         call.ping_body.update(report.to_ping())
-        return _report_on(call, report)
+        return _report_on(call, report, allowed=bool(allow))
 
 
 @app.command(examples=("certjob deliver",))
@@ -205,9 +205,9 @@ def reconcile(
 ) -> int:
     """Read the visible contacts of the portal, and push the differences from the desired visibility.
 
-    Run it every night after `certjob run`. If the portal lists none of more than 20 mentors who should be visible, it
-    shows no one. It reports visible contacts of no mentor until they are hidden or acknowledged. Exits with 3 if a
-    change was held back or someone has to act.
+    Run it every night after `certjob run`. If more than 20 mentors should be visible and the portal lists fewer than
+    half of them, it shows no one. It reports visible contacts of no mentor until they are hidden or acknowledged. Exits
+    with 3 if a change was held back or someone has to act.
     """
     from certjob.jobs import reconcile as reconciling
 
@@ -216,7 +216,7 @@ def reconcile(
             report = reconciling.reconcile(
                 call.job(progress), dry_run=dry_run, allow=parse_allowed(allow), accept_date=accept_date
             )
-        return _report_on(call, report)
+        return _report_on(call, report, allowed=bool(allow))
 
 
 @app.command(examples=("certjob bounces < report.eml",))
@@ -292,8 +292,8 @@ def _report_on_one(call: Call, mentor_id: UUID, result: "Resync") -> int:
     return 3 if errors else call.end(result.report.outcome, result.report.reasons)
 
 
-def _report_on(call: Call, report: "Report") -> int:
-    """Print a run's report and return its exit code."""
+def _report_on(call: Call, report: "Report", *, allowed: bool = False) -> int:
+    """Print a run's report and return its exit code. After ``--allow``, each hold is news."""
     from certjob.cli.documents import add_names
     from certjob.cli.output import stderr_is_complete
     from certjob.facts.lookup import name_mentors
@@ -306,7 +306,7 @@ def _report_on(call: Call, report: "Report") -> int:
     call.show(document, page if report.dry_run or call.output.interactive else ())
     is_watched = call.output.on_terminal or call.output.interactive
     # cron mails the output: the first run of a day prints every problem, later runs print new ones
-    exit_code = call.end(report.outcome, report.reasons if is_watched else report.news)
+    exit_code = call.end(report.outcome, report.reasons if is_watched or allowed else report.news)
     for line in () if is_watched or report.dry_run or call.json or call.quiet else correction_words(report):
         call.say(line, "note")
     for line in report.confirmed:
