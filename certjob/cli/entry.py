@@ -142,7 +142,7 @@ def _of_the_database(error: "psycopg.Error") -> CertjobError:
     from certjob.database import is_lost
     from certjob.database.connection_errors import explain_late_rejection
 
-    cause = without_people(error.diag.message_primary or str(error))
+    cause = without_people(error.diag.message_primary or str(error)).rstrip(".\n")
     step = "committed work is kept; run it again"
     if isinstance(error, psycopg.errors.InsufficientPrivilege):
         right = "grant it or use another user"

@@ -132,12 +132,12 @@ def _dated_words(corrections: Sequence[Difference]) -> str | None:
 def _totals(report: Report) -> Iterator[tuple[str, str]]:
     """Yield the parts of a report with their figures that are not 0."""
     document = report.to_document()
-    for part in _PARTS:
-        figures = dict(document.get(part) or {})
+    for part in (each for each in _PARTS if document.get(each) is not None):
+        figures = dict(document[part])
         if isinstance(report, RunReport):
             figures |= {"held back": _held_back(report).get(part, 0)}
-        if words := ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in figures.items() if count):
-            yield part, words
+        words = [f"{count:,} {name.replace('_', ' ')}" for name, count in figures.items() if count]
+        yield part, ", ".join(words).replace("1 pages,", "1 page,") or "nothing"
     if document.get("acknowledged"):
         yield "acknowledged", f"{document['acknowledged']:,} of the alerts"
 

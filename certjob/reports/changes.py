@@ -11,6 +11,7 @@ from certjob import database
 from certjob.database import Connection
 from certjob.domain.explanations import day_words, moment_words, reason_words, threshold_words
 from certjob.page import Line, Table
+from certjob.reports.exposure import Exposure
 
 _ORDER: Final = ("exposed", "revoked", "expired", "renewed", "paused", "pause_lifted", "hidden", "shown")
 """The order of changes of the same time."""
@@ -99,9 +100,9 @@ def _text(stored: dict[str, Any], today: date, zone: tzinfo) -> str:
 
 
 def changes_page(
-    people: Iterable[ChangedPerson], *, since: datetime, today: date, zone: tzinfo, csv: bool
+    people: Iterable[ChangedPerson], *, since: datetime, today: date, zone: tzinfo, exposure: Exposure, csv: bool
 ) -> Iterator[Line | Table]:
-    """Yield a line for each person, or one table."""
+    """Yield a line for each person and the sum of the exposures, or one table."""
     if csv:
         yield Table((each.row() for each in people), {}, keys=COLUMNS)
         return
@@ -109,3 +110,4 @@ def changes_page(
     lines = (each.line(today=today, zone=zone) for each in people)
     yield next(lines, Line("No mentor was changed."))
     yield from lines
+    yield Line(exposure.words, head="exposure: ")

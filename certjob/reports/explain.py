@@ -28,7 +28,7 @@ from certjob.errors import BrokenMentorError, UnknownMentorError
 from certjob.facts import reading
 from certjob.mail.reminders import find_new_reminders
 from certjob.page import GAP, Line, Table, heading
-from certjob.reports.alerts import Alert, alerts_page, read_alerts
+from certjob.reports.alerts import Alert, alert_lines, alerts_page, read_alerts
 from certjob.reports.logged_reminders import LoggedReminder, read_logged_reminders
 from certjob.review.days import last_run_date, looks_at_everybody
 from certjob.review.guards import MassChangeGuard
@@ -319,8 +319,8 @@ _Moment = Callable[[datetime], str]
 _item, _detail = partial(Line, indent="  - "), partial(Line, indent="    ")
 
 
-def explain_page(explained: Explanation, *, zone: tzinfo) -> Iterator[Line | Table]:
-    """Yield the lines of the page, with times in ``zone``."""
+def explain_page(explained: Explanation, *, zone: tzinfo, in_pipe: bool) -> Iterator[Line | Table | str]:
+    """Yield the lines of the page, with times in ``zone``. In a pipe, each alert is one line."""
     person, today, coming = explained.mentor, explained.today, explained.next
 
     def moment(at: datetime) -> str:
@@ -334,7 +334,7 @@ def explain_page(explained: Explanation, *, zone: tzinfo) -> Iterator[Line | Tab
     yield from (GAP, Line(_next_words(coming) if coming else "no change, unless the data changes.", head="Next: "))
     if explained.alerts:
         yield GAP
-        yield from alerts_page(explained.alerts, now=explained.now.astimezone(zone))
+        yield from (alert_lines if in_pipe else alerts_page)(explained.alerts, now=explained.now.astimezone(zone))
     for topic, lines in (
         ("Certificates", _certificate_lines(explained)),
         ("Pauses", _pause_lines(explained, moment)),
@@ -441,6 +441,10 @@ def _reminder_lines(explained: Explanation, moment: _Moment) -> Iterator[Line]:
         kind = kinds.get(row.certificate_id, "a deleted certificate")
         which = f"{kind} until {day_words(row.expires_on, today)}, {threshold_words(row.threshold_days)}"
         yield _item(f"{which}: {_outcome(row, moment)}")
+        for former in row.earlier:
+            until = day_words(date.fromisoformat(former["expires_on"]), today)
+            sent = f", {moment(datetime.fromisoformat(former['sent_at']))}" if former["sent_at"] else ""
+            yield _detail(f"earlier, for {kind} until {until}: {former['status']}{sent}")
     for each in explained.certificates:
         if each.no_reminder_because is not None:
             until = day_words(each.expires_on, today)
@@ -465,6 +469,8 @@ def _outcome(row: LoggedReminder, moment: _Moment) -> str:
             return f"queued {moment(row.queued_at)}{tried}{error}"
         case "superseded":
             return "never sent: a more urgent one took its place"
+        case "held":
+            return "held back by a guard; `certjob alerts` says why"
     return f"cancelled: {row.error or 'it no longer applied'}"
 
 

@@ -12,6 +12,7 @@ from certjob.domain.alert_kinds import Kind, summarize
 from certjob.domain.explanations import duration_words, number
 from certjob.outbox.open_work import OpenWork, read_open_work
 from certjob.page import GAP, Line, Table
+from certjob.reports.exposure import Exposure, read_exposure
 from certjob.review.attention import read_attention
 
 RUNS_PER_COMMAND = 5
@@ -69,22 +70,6 @@ class ReviewDay:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Exposure:
-    """How long someone was, or may have been, visible who must not be, in the last EXPOSURE_DAYS days."""
-
-    mentors: int
-    open: int
-    """Exposures that last."""
-    seconds: int
-    """In all, in these days."""
-    longest_seconds: int | None
-    longest: str | None
-    """The mentor of the longest one, such as ``hlf M1003``."""
-    cause: str | None
-    """The last failure of that mentor's push, or None."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class SystemStatus:
     """The content of `certjob status`. docs/json.md describes the fields."""
 
@@ -137,9 +122,10 @@ def read_status(connection: Connection, *, today: date, zone: tzinfo = UTC, max_
         until = {"today": today, "until": today + timedelta(days=COMING_DAYS)}
         reviews = dict(database.fetch(connection, "count_coming_reviews", until))
         limits = {"silence": SILENCE, "limit": RUNS_PER_COMMAND}
-        exposures = {"days": EXPOSURE_DAYS, "today": today, "zone": str(zone)}
+        now = database.clock(connection)
+        month = now - timedelta(days=EXPOSURE_DAYS)
         return SystemStatus(
-            now=database.clock(connection),
+            now=now,
             today=today,
             max_age_seconds=int(max_age.total_seconds()),
             last_good_run=good_runs[0] if good_runs else None,
@@ -152,7 +138,7 @@ def read_status(connection: Connection, *, today: date, zone: tzinfo = UTC, max_
             without_certificate=without_certificate[0][1] if without_certificate else 0,
             first_without_certificate=[name for name, _ in without_certificate],
             hidden_by_hand=database.fetch(connection, "list_hidden_by_hand", into=dict),
-            exposure=database.fetch(connection, "read_exposure", exposures, into=Exposure)[0],
+            exposure=read_exposure(connection, since=month, today=today, zone=str(zone)),
         )
 
 
@@ -206,20 +192,9 @@ def _figures(status: SystemStatus, zone: tzinfo) -> Iterator[tuple[str, str]]:
     for hidden in status.hidden_by_hand:
         yield "hidden by hand", f"{hidden['mentor']}, confirmed by {hidden['by']}, not read since"
     if status.exposure.mentors:
-        yield "exposure", _exposure_words(status.exposure)
+        yield "exposure", f"{status.exposure.words} (last {EXPOSURE_DAYS} days)"
     if status.acknowledged:
         yield "acknowledged", f"{number(status.acknowledged, 'alert')}; see `certjob alerts --acknowledged`"
-
-
-def _exposure_words(exposure: Exposure) -> str:
-    """Return how long someone was visible who must not be, in the last days."""
-    words = [f"{number(exposure.mentors, 'mentor')}, {duration_words(exposure.seconds)} in all"]
-    if exposure.longest is not None and exposure.longest_seconds is not None:
-        words.append(f"the longest {duration_words(exposure.longest_seconds)}: {exposure.longest}")
-    if exposure.cause:
-        words.append(exposure.cause.replace("_", " "))
-    still = f"; {exposure.open:,} {'lasts' if exposure.open == 1 else 'last'}" if exposure.open else ""
-    return f"{', '.join(words)} (last {EXPOSURE_DAYS} days){still}"
 
 
 def _moment(at: datetime, zone: tzinfo) -> str:

@@ -151,6 +151,7 @@ def test_every_output_is_harmless_and_documents_have_the_exact_text(
         "certificates",
         "reminders",
         "portal",
+        "digests",
     ]
     assert len(alerts.stdout.splitlines()) == 2 * len(TEXTS)
     assert ORDERS_TO_A_TERMINAL.findall(ORDERS_OF_RICH.sub("", shown)) == []

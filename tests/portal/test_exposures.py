@@ -201,5 +201,5 @@ def test_status_sums_up_the_exposures(scene: Scene, shown: UUID, here: Certjob) 
 
     assert "exposure: 1 mentor, 1 h" in page
     assert ", the longest 1 h" in page
-    assert ": hlf M1001, portal down (last 30 days); 1 lasts" in page
+    assert ": hlf M1001, portal down; 1 lasts (last 30 days)" in page
     assert (exposure.mentors, exposure.open, exposure.seconds // 3600) == (1, 1, 1)

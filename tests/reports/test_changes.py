@@ -11,6 +11,7 @@ import pytest
 from psycopg.types.json import Json
 
 from certjob.reports.changes import COLUMNS, Change, ChangedPerson, changes_page, find_beginning, read_changes
+from certjob.reports.exposure import Exposure, read_exposure
 from tests.conftest import Certjob
 from tests.support.command_line import flat, terminal, today
 from tests.support.facts import TODAY
@@ -19,6 +20,7 @@ from tests.support.scene import NEXT_YEAR, YESTERDAY, Scene
 
 OSLO = ZoneInfo("Europe/Oslo")
 LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
+NO_EXPOSURE = Exposure(mentors=0, open=0, seconds=0, longest_seconds=None, longest=None, cause=None)
 
 
 def changed(scene: Scene, *, since: datetime = LONG_AGO, **options: Any) -> list[ChangedPerson]:
@@ -102,6 +104,12 @@ def test_exposures_have_their_end(scene: Scene) -> None:
         "ended": ["wrongly visible until today 06:00", "hidden"],
         "lasts": ["wrongly visible until now"],
     }
+    found = read_exposure(scene.connection, since=since, today=TODAY, zone="Europe/Oslo")
+    lasts = int((datetime.now(UTC) - since).total_seconds())
+    assert (found.mentors, found.open, found.longest) == (2, 1, "hlf lasts")
+    assert lasts + 2 * 3600 - 60 < found.seconds <= lasts + 2 * 3600 + 60
+    other = read_exposure(scene.connection, since=since, today=TODAY, zone="Europe/Oslo", organisation_id=uuid4())
+    assert other == NO_EXPOSURE
 
 
 def test_mail_about_a_former_last_day_was_sent_too(scene: Scene) -> None:
@@ -202,20 +210,21 @@ def test_page_has_a_line_for_each_person_with_the_days(width: int) -> None:
     ]
     output, shown = terminal(width)
 
-    output.show(changes_page(people, since=at, today=TODAY, zone=OSLO, csv=False), zone=OSLO)
+    output.show(changes_page(people, since=at, today=TODAY, zone=OSLO, exposure=NO_EXPOSURE, csv=False), zone=OSLO)
     text = shown.getvalue()
 
     assert max(map(len, text.splitlines())) <= width
     assert flat(text) == (
         "Changes since today 05:05 Kari Nordmann (hlf M1): 8 March: likeperson ended; paused; today: hidden"
-        " Kari Nordmann (hlf M2): hidden hidden"
+        " Kari Nordmann (hlf M2): hidden hidden exposure: none"
     )
 
 
 def test_page_without_changes_says_so() -> None:
     output, shown = terminal(80)
 
-    output.show(changes_page([], since=LONG_AGO, today=TODAY, zone=OSLO, csv=False))
+    output.show(changes_page([], since=LONG_AGO, today=TODAY, zone=OSLO, exposure=NO_EXPOSURE, csv=False))
 
     assert "Changes since 1 January 2020 01:00" in shown.getvalue()
     assert "No mentor was changed." in shown.getvalue()
+    assert "exposure: none" in shown.getvalue()

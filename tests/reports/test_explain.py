@@ -36,7 +36,7 @@ def coming(facts: Facts, mentor_id: UUID, today: date = TODAY) -> Next:
 
 def page(facts: Facts, mentor_id: UUID, today: date = TODAY) -> str:
     """Return the page without indents."""
-    parts = explain_page(explained(facts, mentor_id, today), zone=OSLO)
+    parts = explain_page(explained(facts, mentor_id, today), zone=OSLO, in_pipe=False)
     return "\n".join(f"{part.indent.lstrip()}{part.head}{part.text}" for part in parts if isinstance(part, Line))
 
 
@@ -122,6 +122,8 @@ def test_held_changes_are_named_with_the_guards_line(facts: Facts, monkeypatch: 
         page(facts, ended), f"A guard holds changes back: {line}", "held back by a guard: ", "certjob pauses the mentor"
     )
     assert (status.startswith("held back: "), reminder.startswith("held back: ")) == (False, True)
+    run(facts)
+    assert "30 days before the last day: held back by a guard; `certjob alerts` says why" in page(facts, reminded)
 
 
 # Deliveries.

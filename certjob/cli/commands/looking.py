@@ -2,7 +2,7 @@
 
 from dataclasses import asdict
 from datetime import date, datetime, timedelta
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -117,20 +117,17 @@ def changes(
     """
     from certjob.facts.lookup import find_organisation
     from certjob.reports.changes import changes_page, find_beginning, read_changes
+    from certjob.reports.exposure import read_exposure
 
     with call.session(interruptible=True):
         connection, zone, today = call.connection, call.settings.zone, call.settings.today
         beginning = find_beginning(connection, since=since, today=today, zone=zone)
-        found = read_changes(
-            connection,
-            since=beginning,
-            today=today,
-            zone=call.settings.time_zone,
-            organisation_id=find_organisation(connection, organisation) if organisation else None,
-        )
-        document = {"since": beginning, "people": map(asdict, found)}
+        asked: Any = {"since": beginning, "today": today, "zone": call.settings.time_zone}
+        asked["organisation_id"] = find_organisation(connection, organisation) if organisation else None
+        exposure, found = read_exposure(connection, **asked), read_changes(connection, **asked)
+        document = {"since": beginning, "exposure": asdict(exposure), "people": map(asdict, found)}
         as_csv = csv or not call.output.on_terminal
-        page = changes_page(found, since=beginning, today=today, zone=zone, csv=as_csv)
+        page = changes_page(found, since=beginning, today=today, zone=zone, exposure=exposure, csv=as_csv)
         call.show(document, page, zone=zone, csv=as_csv)
     return 0
 
@@ -153,7 +150,8 @@ def explain(
         mentor_id = find_mentor(call.connection, mentor, organisation=organisation)
         settings = call.settings
         explained = report.explain(call.connection, mentor_id, today=settings.today, zone=settings.zone)
-    call.show(explained.to_document(), report.explain_page(explained, zone=settings.zone), zone=settings.zone)
+    page = report.explain_page(explained, zone=settings.zone, in_pipe=not call.output.on_terminal)
+    call.show(explained.to_document(), page, zone=settings.zone)
     return 0
 
 

@@ -51,11 +51,13 @@ WHERE review_on < %(until)s
 GROUP BY greatest(review_on, %(today)s::date)
 
 -- name: read_exposure
--- The exposures of the last %(days)s days: the part of each that lies in them.
+-- The sum of the exposures since a moment: the part of each that lies in this time.
 WITH recent AS MATERIALIZED (
-    SELECT x.mentor_id, x.began_at, x.ended_at, extract(epoch FROM coalesce(x.ended_at, now())
-        - greatest(x.began_at, now() - make_interval(days => %(days)s))) AS seconds
-    FROM certjob_private.exposures(now() - make_interval(days => %(days)s), %(today)s, %(zone)s) AS x
+    SELECT x.mentor_id, x.began_at, x.ended_at,
+        extract(epoch FROM coalesce(x.ended_at, now()) - greatest(x.began_at, %(since)s)) AS seconds
+    FROM certjob_private.exposures(%(since)s, %(today)s, %(zone)s) AS x
+    WHERE %(organisation_id)s::uuid IS NULL
+        OR EXISTS (SELECT FROM mentors AS m WHERE m.id = x.mentor_id AND m.organisation_id = %(organisation_id)s)
 )
 SELECT (SELECT count(DISTINCT mentor_id) FROM recent)::integer AS mentors,
     (SELECT count(*) FROM recent WHERE ended_at IS NULL)::integer AS open,
