@@ -32,17 +32,29 @@ TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?\+00:00")
 LONGEST = 160
 """Characters of a text in a sample."""
 
+PLAIN_KEYS = """
+acknowledged_because acknowledged_until actor age_seconds applied[] attempts cancelled certificate_id
+certificates_added certificates_changed certified_because[] check command confirmed_at contact_email
+contact_phone created days_left deleted delivered dry_run duration_seconds email failed finished_at folder host
+id is_warning last_error last_failed_at last_run_on last_seen_at left_at lifted_at lifted_by loaded_at loaded_by
+max_age_seconds mentors_added mentors_changed message name next_attempt_at next_step no_reminder_because now
+older_than_day older_than_hour oldest_at optional optional_kinds[] organisation_name pages paused_at queued
+queued_at read_at reason renewal_url resolved_failures review_is_due revoked_at row_id sent sent_at since stale
+started_at thresholds[] today undone_at undone_by version what_to_do
+"""
+"""Keys that the page leaves out."""
+
 
 def rows(text: str) -> Iterator[str]:
-    """Yield the keys in the first columns of tables; ``a.{b,c}`` is two keys."""
-    for keys in re.findall(r"^\| (`[^|]+`) \|", text, flags=re.MULTILINE):
+    """Yield the keys before the colons of lists; ``a.{b,c}`` is two keys."""
+    for keys in re.findall(r"^\* (`[^:]+`):", text, flags=re.MULTILINE):
         for key in re.findall("`([^`]+)`", keys):
             for words in itertools.product(*(piece.split(",") for piece in re.split(r"[{}]", key))):
                 yield "".join(words)
 
 
 def meanings(command: str) -> set[str]:
-    """Return the keys with a meaning in the sections of a command and in the first table."""
+    """Return the keys with a meaning in the sections of a command and in the first list."""
     own = "".join(text for title, text in SECTIONS.items() if f"`certjob {command}`" in title)
     return {*rows(own), *rows(read("docs/json.md").partition("\n## ")[0])}
 
@@ -256,9 +268,9 @@ def write_samples(printed: dict[str, Any]) -> list[str]:
 
 def differences(printed: dict[str, Any]) -> tuple[set[str], set[str]]:
     """Return the printed keys without a meaning on the page, and the keys of the page that no command prints."""
-    unexplained, unused = set(), {*rows(read("docs/json.md"))}
+    unexplained, unused = set(), {*rows(read("docs/json.md")), *PLAIN_KEYS.split()}
     for command, document in printed.items():
-        found, known = {*paths(document)}, meanings(command)
+        found, known = {*paths(document)}, meanings(command) | {*PLAIN_KEYS.split()}
         for path in found:
             keys = {key for key in known if f".{path}".endswith(f".{key}")}
             unused -= keys
