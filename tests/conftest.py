@@ -1,5 +1,6 @@
 """Fixtures of all tests: a database, the builder of facts, the command and the portal."""
 
+import functools
 import os
 import shutil
 import socket
@@ -55,6 +56,7 @@ def server_url(testrun_uid: str) -> Iterator[str]:
     given = os.environ.get(SERVER_URL)
     if given:
         yield given
+        administration(given).close()
         return
     folder = data_parent() / f"certjob-tests-{testrun_uid}"
     folder.mkdir(mode=0o755, exist_ok=True)
@@ -65,8 +67,15 @@ def server_url(testrun_uid: str) -> Iterator[str]:
             admin.execute("ALTER SYSTEM SET file_copy_method = clone")  # a copy of a database takes half the time
             admin.execute("SELECT pg_reload_conf()")
         yield url
+        administration(url).close()
     if not (folder / "postgresql" / "postmaster.pid").exists():
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@functools.cache
+def administration(server_url: str) -> psycopg.Connection[tuple[object, ...]]:
+    """The session that creates and drops databases."""
+    return psycopg.connect(server_url, autocommit=True)
 
 
 @pytest.fixture(scope="session")
@@ -107,14 +116,13 @@ def empty_database_url(server_url: str) -> Iterator[str]:
 
 def fresh_database(server_url: str, template: str, name: str = "certjob_test") -> Iterator[str]:
     """Yield the URL of a copy of a database, which is dropped at the end."""
-    name = f"{name}_{uuid.uuid4().hex}"
-    with psycopg.connect(server_url, autocommit=True) as admin:
-        # The other strategy writes every page to the log, which takes thirteen times as long.
-        statement = sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY FILE_COPY")
-        admin.execute(statement.format(sql.Identifier(name), sql.Identifier(template)))
-        admin.execute(sql.SQL("ALTER DATABASE {} SET search_path = certjob, public").format(sql.Identifier(name)))
-        yield database_of(server_url, name)
-        admin.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+    name, admin = f"{name}_{uuid.uuid4().hex}", administration(server_url)
+    # The other strategy writes every page to the log, which takes thirteen times as long.
+    statement = sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY FILE_COPY")
+    admin.execute(statement.format(sql.Identifier(name), sql.Identifier(template)))
+    admin.execute(sql.SQL("ALTER DATABASE {} SET search_path = certjob, public").format(sql.Identifier(name)))
+    yield database_of(server_url, name)
+    admin.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
 def database_of(url: str, name: str) -> str:

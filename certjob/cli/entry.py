@@ -1,6 +1,7 @@
 """The entry point: signals in, exit codes out, every error as one line (or one JSON document)."""
 
 import errno
+import functools
 import os
 import signal
 import sys
@@ -34,6 +35,7 @@ WORKS_READ_ONLY = (
 )
 
 
+@functools.cache
 def _commands() -> Any:
     from certjob.cli.app import app
 

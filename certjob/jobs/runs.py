@@ -27,7 +27,7 @@ from certjob.jobs.mirror import copy_facts
 from certjob.jobs.planning import plan_run
 from certjob.jobs.report import DeliverReport, Report, RetryReport, RunReport
 from certjob.mail.digests import DigestMail, queue_digests, reopen_digests
-from certjob.mail.messages.templates import Templates
+from certjob.mail.messages.templates import OUR_TEMPLATES, Templates
 from certjob.mail.reminder_mail import ReminderMail
 from certjob.mail.reminders import reopen_reminders
 from certjob.mail.stage import send_mails
@@ -217,7 +217,7 @@ def _send_mail(job: Job, report: Report, *, queue: Callable[[], object], ends_at
         with stage(job, report, "mail") as missing:
             missing.ended = _missing_channel(job)
         return
-    templates = Templates(job.templates_dir)
+    templates = Templates(job.templates_dir) if job.templates_dir else OUR_TEMPLATES
     reminders = ReminderMail(job.connection, today=job.today, templates=templates)
     digests = DigestMail(
         job.connection,

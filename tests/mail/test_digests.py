@@ -338,25 +338,24 @@ def test_death_of_a_process_loses_no_news_and_marks_repeats(
     assert rows(desk) == [(1, "sent")]
 
 
-@pytest.mark.parametrize(("portal", "number"), [("dynamics", 1), (None, 0)])
-def test_digest_names_contacts_of_no_mentor_to_users_of_the_portal(
-    desk: Mailing, portal: str | None, number: int
-) -> None:
-    """When it appears, and weekly, also if other news comes every day."""
-    desk.connection.execute("UPDATE organisations SET portal = %s", (portal,))
+def test_digest_names_contacts_of_no_mentor_to_users_of_the_portal(desk: Mailing) -> None:
+    """When it appears, and weekly, also if other news comes in between. Organisations without a portal do not care."""
+    nhf = desk.facts.organisation("nhf", portal=None, thresholds=())
+    desk.coordinator("ola@example.org", of=nhf)
     contact = uuid4()
-    desk.facts.insert("portal_unknown_contacts", contact_id=contact)
-
-    desk.connection.execute("UPDATE portal_unknown_contacts SET first_seen_at = %s", (TODAY,))
+    desk.facts.insert("portal_unknown_contacts", contact_id=contact, first_seen_at=TODAY)
     named_on = []
-    for number_of_day in range(9):
-        desk.certified(until=30 + number_of_day)
-        (digest,) = desk.digests(number_of_day)
-        if str(contact) in digest.text and str(contact) in digest.html:
-            assert "Kontakter uten likeperson (1)" in digest.text
-            named_on.append(number_of_day)
 
-    assert named_on == [0, 7] * number
+    for number in (0, 1, 6, 7, 8):
+        for organisation in (desk.home, nhf):
+            desk.facts.certified_mentor(organisation, day(30 + number))
+        for digest in desk.digests(number):
+            if str(contact) in digest.text and str(contact) in digest.html:
+                assert "Kontakter uten likeperson (1)" in digest.text
+                named_on.append((digest.to, number))
+
+    assert named_on == [("berit@example.org", 0), ("berit@example.org", 7)]
+    assert len(desk.channel.sent) == 10
 
 
 def test_next_digest_names_the_corrections_on_the_portal(desk: Mailing) -> None:
