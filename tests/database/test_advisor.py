@@ -18,7 +18,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from tests.acceptance.test_mirror import MIRROR
-from tests.support.docs import read_section
+from tests.support.docs import read
 from tests.support.own_server import data_folder
 from tests.support.programme_world import APP_TABLES
 from tests.support.proxy import Proxy
@@ -42,8 +42,7 @@ NEWER = {"pg_graphql_authenticated_table_exposed", "authenticated_security_defin
 
 def listed() -> set[tuple[str, str]]:
     """Return the findings on the page, with their objects."""
-    section = read_section("docs/database-roles.md", "What Supabase's advisor reports")
-    rows = re.findall(r"^\| `(\w+)` \| (.+?) \|", section, re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+)` \| (.+?) \|", read("docs/samples/advisor.md"), re.MULTILINE)
     return {(name, found) for name, objects in rows for found in re.findall(r"`([\w.]+)`", objects)}
 
 

@@ -66,7 +66,7 @@ NEEDED_BY_COORDINATORS = {
     "is_listed",
     "request_portal_resync",
 }
-"""Functions that coordinators call with the rights of the owner; docs/database-roles.md gives the reasons."""
+"""Functions that coordinators call with the rights of the owner; docs/samples/advisor.md gives the reasons."""
 
 _RELATIONS = """
 SELECT c.relname, c.relkind::text, c.relrowsecurity, coalesce(c.reloptions, '{}') @> '{security_invoker=true}',
