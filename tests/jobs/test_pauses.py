@@ -159,7 +159,7 @@ def test_failed_review_does_not_stop_the_hide(scene: Scene, shown: UUID, obstacl
     assert str(expected) in str(result.not_reviewed)
     assert (scene.portal.visible, result.error) == ({CONTACT: False}, None)
     assert result.after.pauses == ["complaint"]
-    assert (failed.not_reviewed is None, failed.error is None) == (False, False)
+    assert (failed.not_reviewed is None, failed.error is None, failed.after.open_push) == (False, False, "pending")
 
 
 @pytest.mark.usefixtures("impatient")
@@ -177,17 +177,6 @@ def test_lift_is_reported_and_its_show_waits_for_the_review_that_failed(scene: S
     scene.app.rollback()
     scene.night(scene.portal)
     assert scene.portal.visible == {CONTACT: True}
-
-
-def test_failed_hide_of_a_pause_is_retried(scene: Scene, shown: UUID) -> None:
-    """The pause stays, the error has the next attempt, and the next delivery hides."""
-    scene.portal.default = error(503, "dynamics_unavailable")
-
-    result = pause(scene, shown)
-
-    assert result.error is not None
-    assert result.after.open_push == "pending"
-    assert scene.rows(PAUSES) == [("complaint", "cli:eva", True, None)]
 
 
 def test_mentor_who_was_never_on_the_portal_is_paused_without_a_push(scene: Scene) -> None:

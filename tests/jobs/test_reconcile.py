@@ -59,8 +59,8 @@ def test_agreement_costs_only_reads(scene: Scene) -> None:
     assert (report.outcome, report.to_document()["read"]) == ("ok", {"pages": 3, "visible": 7})
 
 
-def test_manual_changes_are_corrected_hides_first(scene: Scene) -> None:
-    """The second correction has a new idempotency key, because the portal would ignore the old one."""
+def test_manual_changes_are_corrected_hides_first(scene: Scene, here: Certjob) -> None:
+    """The second one has a new idempotency key, because the portal would ignore the old one. `explain` has both."""
     contacts = reconciled(scene, 9, expired=2)
 
     for _ in range(2):
@@ -69,7 +69,9 @@ def test_manual_changes_are_corrected_hides_first(scene: Scene) -> None:
         assert (report.outcome, report.portal.delivered) == ("ok", 2)
 
     assert pushes(scene) == [(contacts[0], False), (contacts[5], True)] * 2
-    assert len({request.idempotency_key for request in scene.portal.requests if request.method == "POST"}) == 4
+    assert len({request.idempotency_key for request in scene.portal.pushes}) == 4
+    assert "the mentor was visible" in here("explain", "M1001").stdout
+    assert "the mentor was not visible" in here("explain", "M1006").stdout
 
 
 def test_wrong_days_are_corrected(scene: Scene) -> None:
@@ -320,40 +322,26 @@ def test_unusable_last_day_of_the_client_secret_is_named(scene: Scene, here: Cer
     assert f"warn  client secret: {setting}; set it to a day" in here("check", **scene.portal.settings).stdout
 
 
-def acknowledge_contact(scene: Scene) -> None:
-    """Mute the alert about the only contact of no mentor for a year."""
-    ((alert_id,),) = scene.rows("SELECT alert_id FROM current_alerts(%s) WHERE kind = 'unknown_contacts'", TODAY)
-    acknowledge(scene.connection, alert_id, because="office", until=TODAY + timedelta(days=365), today=TODAY)
-
-
-def test_acknowledgement_of_a_contact_ends_when_a_mentor_gets_it(scene: Scene) -> None:
-    """After the mentor has lost the contact, it is a new alert."""
-    contact = uuid4()
+def test_acknowledgement_of_a_contact_ends_when_a_mentor_gets_it_or_no_reading_lists_it(scene: Scene) -> None:
+    """After that, someone must decide again."""
+    contact, mentor = uuid4(), scene.mentor(contact_id=None)
     scene.portal.visible[contact] = True
     scene.reconcile()
 
-    acknowledge_contact(scene)
+    def acknowledge_it() -> None:
+        ((alert_id,),) = scene.rows("SELECT alert_id FROM current_alerts(%s) WHERE kind = 'unknown_contacts'", TODAY)
+        acknowledge(scene.connection, alert_id, because="office", until=TODAY + timedelta(days=365), today=TODAY)
 
+    acknowledge_it()
     assert scene.reconcile().outcome == "ok"
     assert differences(scene) == {"acknowledged": 1}
-    mentor = scene.mentor(contact_id=contact)
-    assert differences(scene) == {}
-    scene.run_sql("UPDATE mentors SET dynamics_contact_id = NULL WHERE id = %s", mentor)
-    assert (differences(scene), pushes(scene)) == ({"unknown": 1}, [])
-
-
-def test_acknowledgement_of_a_contact_ends_when_a_reading_does_not_list_it(scene: Scene) -> None:
-    """If the contact is visible again, someone must decide again."""
-    contact = uuid4()
-    scene.portal.visible[contact] = True
-    scene.reconcile()
-    acknowledge_contact(scene)
-    scene.portal.visible[contact] = False
-    scene.reconcile()
-
-    scene.portal.visible[contact] = True
-
-    assert differences(scene) == {"unknown": 1}
+    for holder, found in ((contact, {}), (None, {"unknown": 1})):
+        scene.run_sql("UPDATE mentors SET dynamics_contact_id = %s WHERE id = %s", holder, mentor)
+        assert (differences(scene), pushes(scene)) == (found, [])
+    acknowledge_it()
+    for is_shown, found in ((False, {}), (True, {"unknown": 1})):
+        scene.portal.visible[contact] = is_shown
+        assert differences(scene) == found
 
 
 def test_hide_queued_after_the_comparison_is_not_replaced(scene: Scene) -> None:
@@ -442,41 +430,28 @@ def test_locked_mentor_is_reported(scene: Scene, monkeypatch: pytest.MonkeyPatch
     assert report.reasons == [locked]
 
 
-def test_explain_has_what_the_last_reading_showed(scene: Scene, here: Certjob) -> None:
-    """Reconcile has already corrected it."""
-    contacts = reconciled(scene, 2, expired=1)
-    scene.portal.visible |= {contacts[0]: True, contacts[1]: False}
-
-    scene.reconcile()
-
-    assert "the mentor was visible" in here("explain", "M1001").stdout
-    assert "the mentor was not visible" in here("explain", "M1002").stdout
-
-
-def edited(scene: Scene) -> tuple[UUID, UUID, UUID]:
-    """Show an expired mentor by hand, hide a certified one, and show a contact of no mentor; return the contacts."""
+def test_report_has_the_corrections_and_a_dry_run_only_reads(scene: Scene) -> None:
+    """The run stores the ids of the mentors. The page, on a terminal, has their names."""
     expired, certified = reconciled(scene, 2, expired=1)
     unknown = uuid4()
     scene.portal.visible |= {expired: True, certified: False, unknown: True}
-    return expired, certified, unknown
-
-
-def test_report_has_the_corrections_and_a_dry_run_only_reads(scene: Scene) -> None:
-    """The run stores the ids of the mentors."""
-    expired, certified, unknown = edited(scene)
     ids = dict(scene.rows("SELECT dynamics_contact_id, id FROM mentors"))
     before = all_rows(scene.facts)
 
     planned = scene.reconcile(dry_run=True).to_document()
     assert (pushes(scene), all_rows(scene.facts)) == ([], before)
-    done = scene.reconcile().to_document()
+    report = scene.reconcile()
+    output, shown = terminal(160)
+    output.show(report_page(report, find_names=partial(name_mentors, scene.connection)))
 
-    for document in (planned, done):
+    for document in (planned, report.to_document()):
         changes = [(each["organisation"], each["contact_id"], each["what"]) for each in document["changes"]]
         assert changes == [("hlf", str(expired), "hidden"), ("hlf", str(certified), "shown")]
         assert (document["unknown_contacts"], document["differences"]["unknown"]) == ([str(unknown)], 1)
     stored = "SELECT counts -> 'corrected' FROM job_runs WHERE command = 'reconcile'"
     assert scene.rows(stored) == [({"hidden": [str(ids[expired])], "shown": [str(ids[certified])]},)]
+    assert f"hlf M1001 Kari Nordmann {expired} hidden" in flat(shown.getvalue())
+    assert f"{unknown} belongs to no mentor" in flat(shown.getvalue())
 
 
 def test_command_names_the_corrections(facts: Facts, here: Certjob, portal: PortalServer) -> None:
@@ -522,16 +497,3 @@ def test_first_filling_of_the_date_column_is_one_line(facts: Facts, here: Certjo
     assert planned.splitlines()[0] == "the portal now hides 3 mentors by itself after the last day"
     assert done == "certjob reconcile: the portal now hides 3 mentors by itself after the last day\n"
     assert here("reconcile", **portal.settings).stderr == ""
-
-
-def test_page_has_the_names_and_contacts(scene: Scene) -> None:
-    """On a terminal, also without --dry-run."""
-    expired, _, unknown = edited(scene)
-    report = scene.reconcile()
-    output, shown = terminal(160)
-
-    output.show(report_page(report, find_names=partial(name_mentors, scene.connection)))
-
-    page = flat(shown.getvalue())
-    assert f"hlf M1001 Kari Nordmann {expired} hidden" in page
-    assert f"{unknown} belongs to no mentor" in page

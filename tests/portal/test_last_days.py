@@ -112,16 +112,6 @@ def test_certificate_without_an_end_is_shown_until_the_last_day_of_the_portals_f
     assert [request.method for request in scene.portal.requests] == ["POST", "GET"]
 
 
-def test_later_last_day_that_fails_is_no_alert(scene: Scene, shown: UUID) -> None:
-    """The portal shows the mentor until the earlier day, which is more than a week away."""
-    move(scene, FAR + timedelta(days=30))
-    scene.portal.default = DOWN
-
-    assert scene.night(scene.portal).reasons == []
-
-    assert scene.rows(EVENT) == [(False, str(FAR), str(FAR + timedelta(days=30)), "pending")]
-
-
 def test_earlier_day_alerts_for_an_hour_that_no_one_pushes_it(scene: Scene, shown: UUID) -> None:
     """So does a hide. The day of a due mentor may be wrong as well."""
     move(scene, NEAR)
@@ -181,17 +171,6 @@ def test_new_values_of_an_open_earlier_day(scene: Scene, shown: UUID) -> None:
     scene.facts.pause(shown)
     review(scene.connection)
     assert scene.rows(EVENT)[0][0] is True
-
-
-def test_new_contact_is_not_urgent(scene: Scene, shown: UUID) -> None:
-    """The portal has no known day for it."""
-    move(scene, NEAR)
-    scene.portal.default = DOWN
-    scene.night(scene.portal)
-
-    scene.run_sql("UPDATE mentors SET dynamics_contact_id = gen_random_uuid()")
-
-    assert scene.rows(EVENT)[0][:3] == (False, str(date.min), "infinity")
 
 
 @pytest.mark.parametrize("day", [(FAR + timedelta(days=9)).isoformat(), None], ids=["a later day", "no day"])
