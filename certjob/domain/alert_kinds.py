@@ -82,6 +82,7 @@ WORDS: Final[Mapping[Kind, KindWords]] = {
         many="contacts on the portal do not belong to any mentor",
         longest_days=A_YEAR,
         meaning="certjob reads the portal every night, but never hides a contact that belongs to no mentor.",
+        section="unknown",
     ),
     Kind.PORTAL_NOT_READ: KindWords(
         one="portal was not read for three days",

@@ -85,7 +85,7 @@ def run(
             on_progress=on_progress,
         )
         return report
-    queue = partial(queue_digests, connection, today=today, organisation_id=organisation_id)
+    queue = partial(queue_digests, connection, today=today, organisation=organisation)
     with recorded(
         job, report, organisation=organisation, organisation_id=organisation_id, everybody=everybody
     ) as beating:

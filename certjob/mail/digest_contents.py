@@ -10,6 +10,8 @@ from uuid import UUID
 from certjob import database
 from certjob.database import Connection
 from certjob.domain import rules
+from certjob.domain.alert_kinds import WORDS, Kind
+from certjob.domain.holds import CHANGES
 from certjob.domain.models import Mentor
 from certjob.facts import reading
 from certjob.mail.messages.content import Words, digest_words
@@ -22,6 +24,8 @@ FIRST_DIGEST_DAYS = 30
 OVERLAP_DAYS = 2
 """A digest covers these days before the last one again, because a pause is committed later than it is dated."""
 _ONLY_NEWS = ("paused", "reinstated", "corrected", "dated")
+_DANGERS = ("revoked", "left", "ended", "new_contact")
+"""The reasons of a hold because of which someone may be visible who must not be."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,22 +81,21 @@ class Digest:
         )
 
 
-def read_digests(
+def read_recipients(
     connection: Connection,
     *,
     today: date,
     coordinator_id: UUID | None = None,
     email: str | None = None,
     slug: str | None = None,
-) -> list[Digest]:
-    """Return the present digest of each coordinator with this address, of one organisation or of all."""
+) -> list[DigestRecipient]:
+    """Return the coordinators with this address, of one organisation or of all."""
     about = {"id": coordinator_id, "email": email, "slug": slug, "today": today}
-    found = database.fetch(connection, "read_digest_coordinators", about, into=DigestRecipient)
-    return [_read_digest(connection, coordinator, today=today) for coordinator in found]
+    return database.fetch(connection, "read_digest_coordinators", about, into=DigestRecipient)
 
 
-def _read_digest(connection: Connection, coordinator: DigestRecipient, *, today: date) -> Digest:
-    """Return the contents of a coordinator's digest."""
+def read_digest(connection: Connection, coordinator: DigestRecipient, *, today: date) -> Digest:
+    """Return the present contents of a coordinator's digest."""
     last = coordinator.last_digest_on
     window = {
         "organisation_id": coordinator.organisation_id,
@@ -109,19 +112,31 @@ def _read_digest(connection: Connection, coordinator: DigestRecipient, *, today:
     def new(rows: Sequence[Words]) -> list[Words]:
         return [row for row in rows if not reported.issuperset(_keys(row))]
 
-    pushes, paused, expiring = read("read_pending_pushes"), read("read_paused_mentors"), read("read_expiring_mentors")
+    is_open: dict[str, list[Words]] = {words.section: [] for words in WORDS.values() if words.section}
+    acknowledged = list[date]()
+    for alert in read("read_digest_alerts"):
+        section = WORDS[Kind(alert["alert_kind"])].section
+        if section is None or (section == "unknown" and not coordinator.has_portal):
+            continue
+        if alert["is_acknowledged"]:
+            acknowledged.append(alert["acknowledged_until"])
+        else:
+            is_open[section].append(alert)
+    is_open["not_run"] = [
+        alert | {"since": alert["day"], "visible": visible}
+        for alert in is_open["not_run"]
+        if alert["day"] and (visible := database.fetch_value(connection, "count_unhidden_mentors", window)) is not None
+    ]
+    named = read("read_held_names") if is_open["held"] else []
+    is_danger = bool(named) and named[0]["reason"] in _DANGERS
+    for alert in is_open["held"]:
+        is_changes = alert["cause"] == CHANGES
+        alert |= {"what": alert["cause"], "named": named if is_changes else [], "is_danger": is_changes and is_danger}
+    for alert in is_open["undelivered"]:
+        alert |= {"expires_on": alert["day"], "days_left": (alert["day"] - today).days}
+    paused, expiring = read("read_paused_mentors"), read("read_expiring_mentors")
     ids = [row["id"] for row in (*paused, *expiring)]
     mentors = {mentor.id: mentor for mentor in reading.read(connection, ids, lock=False).mentors}
-    is_open = {
-        "not_run": read("read_missing_run"),
-        "held": [row | {"named": list(map(_held, row["named"]))} for row in read("read_held_back")],
-        "facts_missing": read("read_missing_facts"),
-        "unreviewed": read("read_unreviewed_mentors"),
-        "visible": [row for row in pushes if not row["is_show"]],
-        "unknown": read("read_unknown_contacts"),
-        "hidden": [row for row in pushes if row["is_show"]],
-        "undelivered": read("read_undelivered_reminders"),
-    }
     corrected = read("read_corrected_mentors")
     sections = {
         **is_open,
@@ -141,10 +156,9 @@ def _read_digest(connection: Connection, coordinator: DigestRecipient, *, today:
         for row in sections["unknown"]
         if row in news["unknown"] or is_week_over or (today - row["since"].date()).days % REPORTED_AGAIN_AFTER_DAYS == 0
     ]
-    ((number, returns_on),) = database.fetch(connection, "count_acknowledged_of", window)
     return Digest(
         coordinator=coordinator,
-        acknowledged=(number, returns_on),
+        acknowledged=(len(acknowledged), min(acknowledged) + timedelta(days=1) if acknowledged else None),
         sections=sections | {name: news[name] for name in _ONLY_NEWS} | {"unknown": unknown},
         news=news,
         keys=keys,
@@ -153,15 +167,9 @@ def _read_digest(connection: Connection, coordinator: DigestRecipient, *, today:
 
 
 def _keys(row: Words) -> Sequence[str]:
-    """Return the keys of a row: of a problem those of its alert. A hide by hand has none, because it is no news."""
+    """Return the keys of a row: of a problem those of its alert. Rows that are no news have none."""
     keys: Sequence[str] = row.get("keys") or list(filter(None, [row.get("key")]))
     return keys
-
-
-def _held(named: Words) -> Words:
-    """Return a held mentor of a JSON document with dates."""
-    days = {name: named[name] and date.fromisoformat(named[name]) for name in ("old_on", "new_on")}
-    return named | days
 
 
 def _lapses(mentor: Mentor | None, *, today: date) -> list[Words]:

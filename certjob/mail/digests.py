@@ -1,7 +1,7 @@
 """Coordinators' digests: at most one mail a day with recent changes and open problems.
 
-A digest is queued if something may have happened since the last sent one, and written when it is sent. After three
-nights without a mail server, the coordinator gets one digest. If a run dies before it queues, the next run queues.
+A digest is queued if there is news since the last sent one, and written when it is sent. After three nights without a
+mail server, the coordinator gets one digest. If a run dies before it queues, the next run queues.
 """
 
 from dataclasses import dataclass
@@ -11,33 +11,28 @@ from uuid import UUID
 
 from certjob import database
 from certjob.database import persist
-from certjob.mail.digest_contents import (
-    EXPIRING_WITHIN_DAYS,
-    FIRST_DIGEST_DAYS,
-    OVERLAP_DAYS,
-    Digest,
-    read_digests,
-)
+from certjob.mail.digest_contents import Digest, read_digest, read_recipients
 from certjob.mail.message import OutgoingMessage, sign_key
 from certjob.mail.messages.templates import Draft, Templates
 from certjob.mail.steps import ClaimedMail, Mails
 
 
-def queue_digests(connection: database.Connection, *, today: date, organisation_id: UUID | None = None) -> int:
-    """Queue today's digest for each coordinator who may have news, of one organisation or of all; commit.
+def queue_digests(connection: database.Connection, *, today: date, organisation: str | None = None) -> int:
+    """Queue today's digest for each coordinator with news, of one organisation (a slug) or of all; commit.
 
-    Returns the number of queued digests.
+    Returns the number of queued digests. A coordinator gets one a day.
     """
-    if not database.fetch(connection, "list_coordinators", {"slug": None}):
-        return 0  # planning the statement takes longer than the rest of a night without changes
-    parameters = {
-        "today": today,
-        "organisation_id": organisation_id,
-        "overlap_days": OVERLAP_DAYS,
-        "first_digest_days": FIRST_DIGEST_DAYS,
-        "within_days": EXPIRING_WITHIN_DAYS,
-    }
-    return persist(connection, lambda: database.execute(connection, "queue_digests", parameters))
+
+    def queue() -> int:
+        due = (
+            each
+            for each in read_recipients(connection, today=today, slug=organisation)
+            if each.last_digest_on is None or each.last_digest_on < today
+        )
+        ids = [each.id for each in due if read_digest(connection, each, today=today).has_news]
+        return database.execute(connection, "queue_digests", {"ids": ids, "today": today}) if ids else 0
+
+    return persist(connection, queue)
 
 
 def reopen_digests(connection: database.Connection) -> int:
@@ -81,10 +76,10 @@ class DigestMail(Mails[QueuedDigest]):
 
         A run that queues the row again waits until this is committed.
         """
-        digests = read_digests(self.connection, today=self.today, coordinator_id=item.coordinator_id)
-        if not digests:
+        recipients = read_recipients(self.connection, today=self.today, coordinator_id=item.coordinator_id)
+        if not recipients:
             return None
-        (digest,) = digests
+        digest = read_digest(self.connection, recipients[0], today=self.today)
         if not digest.has_news:
             return "nothing to tell"
         reported = {"id": item.id, "token": item.claim_token, "keys": sorted(digest.keys)}

@@ -13,7 +13,7 @@ from certjob.domain import rules
 from certjob.domain.models import OWN_PAUSE_REASON, Mentor, Reminder
 from certjob.domain.projection import after
 from certjob.errors import ConfigurationError, UnknownMentorError
-from certjob.mail.digest_contents import read_digests
+from certjob.mail.digest_contents import read_digest, read_recipients
 from certjob.mail.digests import draft_digest
 from certjob.mail.message import OutgoingMessage
 from certjob.mail.messages.templates import Templates
@@ -98,13 +98,13 @@ def preview_digest(
     Raises TemplateError, and ConfigurationError if no coordinator or several have this address.
     """
     with database.read_only_snapshot(connection):
-        found = read_digests(connection, email=email, slug=organisation, today=today)
-    if len(found) != 1:
-        slugs = ", ".join(digest.coordinator.organisation_slug for digest in found)
+        found = read_recipients(connection, email=email, slug=organisation, today=today)
+        digest = read_digest(connection, found[0], today=today) if len(found) == 1 else None
+    if digest is None:
+        slugs = ", ".join(coordinator.organisation_slug for coordinator in found)
         text = f"several coordinators have this address: {slugs}" if found else "no coordinator has this address"
         step = "name one with --organisation" if found else "see `certjob organisation show SLUG`"
         raise ConfigurationError(text, next_step=step)
-    (digest,) = found
     message = draft_digest(digest, key="preview", repeat=False, **setting).write(templates)
     if templates.broken is not None:
         raise templates.broken

@@ -135,7 +135,7 @@ def run_until_delivery(
         job, report, organisation=organisation, organisation_id=organisation_id, everybody=everybody
     ) as beating:
         runs.review(beating, report, organisation_id=organisation_id, allow=allow)
-        queue_digests(job.connection, today=job.today, organisation_id=organisation_id)
+        queue_digests(job.connection, today=job.today, organisation=organisation)
     return report
 
 

@@ -37,7 +37,7 @@ _BY_HARM = (
     Cause.MAIL_DELAYED,
 )
 """The causes in the order of a section: first those that last until a person acts. Any other cause comes last."""
-_NOT_FOR_TEMPLATES = frozenset({"id", "key", "keys", "is_show"})
+_NOT_FOR_TEMPLATES = frozenset({"id", "key", "keys", "alert_kind", "day", "is_acknowledged", "acknowledged_until"})
 
 Words = dict[str, Any]
 """Variables of a template by name. No value can break a line or change the direction of the text."""
