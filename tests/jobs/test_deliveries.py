@@ -153,7 +153,7 @@ def test_run_that_cannot_read_the_alerts_needs_attention(due: Scene, monkeypatch
 
 
 def test_deliver_prints_only_new_failures(scene: Scene) -> None:
-    """It starts every 15 minutes. New are another mentor, another cause, or a return. The exit code has each."""
+    """New are another mentor, another cause, a hide after a show, or a return. The exit code has each."""
 
     def reasons(answer: Behaviour) -> list[str]:
         scene.make_due()
@@ -172,6 +172,10 @@ def test_deliver_prints_only_new_failures(scene: Scene) -> None:
     assert reasons(bad_gateway) == [f"1 portal push failed: {down}; see `certjob alerts`"]
 
     assert reasons(error(404, "contact_not_found")) == [f"2 portal pushes failed: {not_found}; see `certjob alerts`"]
+
+    for visible in (True, False):
+        scene.queue(mentor, visible=visible)
+        assert reasons(error(404, "contact_not_found")) == [f"1 portal push failed: {not_found}; see `certjob alerts`"]
 
     scene.portal.default = ok()
     scene.retry_all(scene.portal)
