@@ -27,7 +27,7 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     mentor record;
 BEGIN
-    SELECT m.id, m.portal_visible, m.dynamics_contact_id, o.name, o.portal, d.sure_until, d.shown_until INTO mentor
+    SELECT m.id, m.portal_visible, m.dynamics_contact_id, o.name, o.portal, d.shown_until INTO mentor
     FROM certjob.mentors AS m
     JOIN certjob.organisations AS o ON o.id = m.organisation_id
     CROSS JOIN LATERAL certjob_private.days_on_portal(m) AS d
@@ -53,10 +53,11 @@ BEGIN
             USING HINT = 'the next `certjob run` decides and pushes; `certjob resync` does so at once';
     END IF;
 
-    INSERT INTO certjob.portal_sync_events AS e (mentor_id, visible, sure_until, shown_until, attempts)
-    VALUES (mentor.id, coalesce(mentor.portal_visible, false), mentor.sure_until, mentor.shown_until, 1)
+    -- Someone doubts what the portal shows, so sure_until is not known.
+    INSERT INTO certjob.portal_sync_events AS e (mentor_id, visible, shown_until, attempts)
+    VALUES (mentor.id, coalesce(mentor.portal_visible, false), mentor.shown_until, 1)
     ON CONFLICT (mentor_id) WHERE status IN ('pending', 'blocked') DO UPDATE
-    SET version = e.version + 1, status = 'pending', run_id = NULL,
+    SET version = e.version + 1, status = 'pending', run_id = NULL, sure_until = DEFAULT,
         claim_token = CASE WHEN e.next_attempt_at > now() THEN e.claim_token END,
         next_attempt_at = CASE WHEN e.claim_token IS NULL THEN now() ELSE greatest(e.next_attempt_at, now()) END
     RETURNING e.id, e.version, e.visible, e.claim_token IS NOT NULL

@@ -40,6 +40,15 @@ def run(scene: Scene) -> list[str]:
     return scene.night(scene.portal, today=today()).reasons
 
 
+def ask_for_a_push(scene: Scene, mentor: UUID) -> None:
+    """Call ``request_portal_resync`` as a coordinator."""
+    scene.run_sql("CREATE SCHEMA IF NOT EXISTS auth")
+    scene.run_sql("CREATE FUNCTION auth.uid() RETURNS uuid LANGUAGE sql AS $$ SELECT id FROM certjob.coordinators $$")
+    coordinator = {"organisation_id": scene.hlf, "email": "eva@example.org"}
+    scene.facts.insert("coordinators", **coordinator)
+    scene.run_sql("SELECT certjob.request_portal_resync(%s)", mentor)
+
+
 def test_lost_later_day_is_an_alert_when_the_certificate_is_shortened(scene: Scene, shown: UUID) -> None:
     """The portal took the later day and lost the answer. After the shortened day, the mentor is still shown."""
     scene.portal.default = LOST
@@ -87,17 +96,23 @@ def test_later_day_of_a_call_in_flight_is_urgent(scene: Scene, shown: UUID) -> N
 
 def test_later_day_that_the_app_has_asked_for_again_is_remembered(scene: Scene, shown: UUID) -> None:
     """Its push continues the days of the last one."""
-    scene.run_sql("CREATE SCHEMA IF NOT EXISTS auth")
-    scene.run_sql("CREATE FUNCTION auth.uid() RETURNS uuid LANGUAGE sql AS $$ SELECT id FROM certjob.coordinators $$")
-    coordinator = {"organisation_id": scene.hlf, "email": "eva@example.org"}
-    scene.facts.insert("coordinators", **coordinator)
-    scene.run_sql("SELECT certjob.request_portal_resync(%s)", shown)
+    ask_for_a_push(scene, shown)
     scene.portal.default = DOWN
 
     end_on(scene, today() + timedelta(days=9))
     run(scene)
 
     assert scene.rows(ALERTS) == [("may_be_visible", "later_day_on_portal", SOON)]
+
+
+def test_failed_push_that_a_coordinator_asked_for_is_an_alert(scene: Scene, shown: UUID) -> None:
+    """The portal has confirmed that it shows the mentor, but someone doubts it."""
+    ask_for_a_push(scene, shown)
+    scene.portal.default = DOWN
+
+    run(scene)
+
+    assert [row[:2] for row in scene.rows(ALERTS)] == [("may_be_hidden", "portal_down")]
 
 
 def test_lost_later_day_without_the_column_is_not_urgent(scene: Scene, shown: UUID) -> None:
