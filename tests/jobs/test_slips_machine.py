@@ -379,7 +379,7 @@ class SlipsMachine(RuleBasedStateMachine):
         if memory.is_fresh and arguments[0] in ("run", "reconcile"):
             complaints += [*self.wrong_on_portal(after), *self.wrong_in_app(after)]
         if arguments[0] == "run":
-            complaints += [*self.missing_mails(after), *self.wrong_exit(after)]
+            complaints += [*self.missing_mails(after), *self.wrong_exit(after, permits="--allow" in arguments)]
         assert not complaints, "\n".join([f"after {result.args[0]}:", *complaints, result.stderr])
         if after.alerts or arguments[0] in ("run", "reconcile"):
             active = {each.member_no for each in after.mentors if each.must_be_active(world.day)}
@@ -455,7 +455,7 @@ class SlipsMachine(RuleBasedStateMachine):
         for due in self.all_due(after):
             is_sent = due in self.memory.mails or any(
                 (each.member_no, each.kind, each.last) == (due.member_no, due.kind, due.last)
-                and any(due.last - due.threshold <= day <= self.world.day for day in days)
+                and any(due.last - due.threshold <= day for day in days)
                 for each, days in self.memory.mails.items()
             )
             is_waiting = (due.member_no, due.threshold, due.last) in waiting
@@ -463,8 +463,8 @@ class SlipsMachine(RuleBasedStateMachine):
             if not (is_sent or is_waiting or is_held or due.member_no in named):
                 yield f"3: never sent, and no alert says so: {due}"
 
-    def wrong_exit(self, after: After) -> Iterator[str]:
-        """Invariant 4."""
+    def wrong_exit(self, after: After, *, permits: bool) -> Iterator[str]:
+        """Invariant 4. A run that a person starts to permit changes prints every alert."""
         seen = {each["alert_id"]: (each["cause"], each["all_held"]) for each in after.alerts}
         told = {(self.world.day, alert_id) for alert_id in seen}
         has_other = after.document["stopped"] or after.document["problems"]
@@ -472,7 +472,7 @@ class SlipsMachine(RuleBasedStateMachine):
             yield f"4: exit code {after.exit_code}, alerts {[*seen]}, stops {has_other}"
         if (untold := told - self.memory.told) and not after.said:
             yield f"4: never printed: {untold}"
-        if seen == self.memory.last_alerts and not has_other and after.said:
+        if seen == self.memory.last_alerts and not (has_other or permits) and after.said:
             yield f"4: printed twice: {after.said}"
         self.memory.told |= told
         self.memory.last_alerts = seen

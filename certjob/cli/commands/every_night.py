@@ -293,7 +293,7 @@ def _report_on_one(call: Call, mentor_id: UUID, result: "Resync") -> int:
 
 
 def _report_on(call: Call, report: "Report", *, allowed: bool = False) -> int:
-    """Print a run's report and return its exit code. After ``--allow``, each hold is news."""
+    """Print a run's report and return its exit code. With ``--allow``, someone reads it, so it has every problem."""
     from certjob.cli.documents import add_names
     from certjob.cli.output import stderr_is_complete
     from certjob.facts.lookup import name_mentors
