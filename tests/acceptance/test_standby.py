@@ -57,9 +57,5 @@ def test_command_that_writes_asks_for_the_primary(here: Certjob, portal: PortalS
     name = command.split(maxsplit=1)[0]
     assert_one_line(result, reason, "use the primary", entry.WORKS_READ_ONLY, code=1, command=f"certjob {name}")
     assert portal.requests == []
-
-
-def test_migrate_asks_for_the_primary(here: Certjob) -> None:
     said = "the database is read-only; migrate on the primary"
-
     assert_one_line(here("db", "migrate"), said, code=1, command="certjob db migrate")

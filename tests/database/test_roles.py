@@ -52,7 +52,9 @@ def test_every_command_works_as_worker_with_unusual_settings(
 
 
 def test_worker_cannot_do_more_than_certjob_does(login_url: str, facts: Facts) -> None:
-    """This limits a stolen login."""
+    """This limits a stolen login. The role itself cannot log in."""
+    rights = "SELECT rolcanlogin, rolsuper, rolbypassrls, rolcreaterole, rolcreatedb FROM pg_roles WHERE rolname = %s"
+    assert facts.rows(rights, "certjob_worker") == [(False,) * 5]
     furnish(facts.connection, "hlf", api=facts.connection)
     facts.connection.execute("CREATE TABLE diary (secret text)")
     with database.connect(login_url) as worker:
@@ -81,13 +83,6 @@ def test_worker_deletes_only_finished_rows(login_url: str, facts: Facts) -> None
             assert worker.execute(f"DELETE FROM {table}".encode()).rowcount == 0, table
             worker.execute(f"UPDATE {table} SET {closed}".encode())
             assert worker.execute(f"DELETE FROM {table}".encode()).rowcount == 1, table
-
-
-def test_worker_cannot_log_in_or_change_roles(connection: database.Connection) -> None:
-    """`db migrate` creates the role."""
-    rights = "SELECT rolcanlogin, rolsuper, rolbypassrls, rolcreaterole, rolcreatedb FROM pg_roles WHERE rolname = %s"
-
-    assert connection.execute(rights, ("certjob_worker",)).fetchall() == [(False,) * 5]
 
 
 def test_migrate_grants_to_supabases_roles_that_came_later(connection: database.Connection) -> None:
