@@ -34,13 +34,8 @@ class CertificationReminderService:
             return 0, 0
         adopt_reminders(self._connection, due)
         about = _arrays(due) | {"run_id": self._run_id, "held": [each in held for each in due]}
-        queued = database.fetch(self._connection, "queue_reminders", about)
-        if queued:
-            columns = [list(column) for column in zip(*queued, strict=True)]
-            more_urgent = dict(zip(("mentor_ids", "thresholds", "cert_ids"), columns, strict=False))
-            database.execute(self._connection, "supersede_reminders", more_urgent)
-        statuses = [status for *_, status in queued]
-        return statuses.count("pending"), statuses.count("held")
+        ((pending, held_back),) = database.fetch(self._connection, "queue_reminders", about)
+        return pending, held_back
 
 
 def cancel_outdated_reminders(connection: database.Connection, mentor_ids: Sequence[UUID], *, today: date) -> None:

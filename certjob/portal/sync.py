@@ -167,7 +167,12 @@ class PortalSyncService:
         ``correlation_id`` is that of the answer that ended the stage, if any.
         """
         parameters = {"error": reason, "code": end.cause, "mentor_id": mentor_id, "correlation_id": correlation_id}
-        persist(self._connection, lambda: database.execute(self._connection, "record_stage_failures", parameters))
+
+        def store() -> None:
+            with database.transaction(self._connection, by_index=True):
+                database.execute(self._connection, "record_stage_failures", parameters)
+
+        persist(self._connection, store)
 
     def _record_failure(self, push: Push) -> bool:
         """Record the failure in the caller's transaction; return whether it is news.

@@ -66,23 +66,24 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     )
 $$;
 
--- Returns whether a reminder need not be sent, because a mail about this certificate or another one of its kind has said the
--- same; see has_mailed.
-CREATE FUNCTION certjob_private.is_mailed(
+-- Returns the mails because of which a reminder need not be sent: about this certificate or another one of its kind, and they
+-- have said the same; see has_mailed. Its call for each row would cost more than the look-up.
+CREATE FUNCTION certjob_private.same_mails(
     of_mentor uuid, certificate_id uuid, last_day date, threshold integer
-) RETURNS boolean
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT EXISTS (
-        SELECT
-        FROM certjob.cert_notification_log AS l
-        WHERE l.mentor_id = of_mentor
-            AND (l.expires_on = last_day OR l.history <> '[]')
-            AND (
-                l.cert_id = certificate_id
-                OR l.kind = (SELECT c.kind FROM certjob.certificates AS c WHERE c.id = certificate_id)
-            )
-            AND certjob_private.has_mailed(l, last_day, threshold)
-    )
+) RETURNS TABLE (id bigint)
+LANGUAGE sql STABLE AS $$
+    SELECT l.id
+    FROM certjob.cert_notification_log AS l
+    WHERE l.mentor_id = of_mentor
+        AND (l.expires_on = last_day OR l.history <> '[]')
+        AND (
+            l.cert_id = certificate_id
+            OR l.kind = (SELECT c.kind FROM certjob.certificates AS c WHERE c.id = certificate_id)
+        )
+        AND CASE l.history
+            WHEN '[]' THEN l.status = 'sent' AND (l.threshold_days = threshold OR l.attempted_on >= last_day - threshold)
+            ELSE certjob_private.has_mailed(l, last_day, threshold)
+        END
 $$;
 
 -- Returns the id under which the mails of a deleted mentor are kept, so that none is sent twice if the mentor is entered

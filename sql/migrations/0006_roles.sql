@@ -39,7 +39,7 @@ FROM (VALUES
     ('certjob_worker', '{INSERT,UPDATE}', 'TABLE', '{certjob.portal_last_reading,certjob.facts_last_copy}', NULL),
     ('certjob_worker', '{EXECUTE}', 'FUNCTION', '{"certjob.prune(timestamptz, integer)",certjob.current_alerts(date),
         "certjob_private.has_mailed(certjob.cert_notification_log, date, integer)",
-        "certjob_private.is_mailed(uuid, uuid, date, integer)",
+        "certjob_private.same_mails(uuid, uuid, date, integer)",
         certjob_private.no_full_run_alert(date),"certjob_private.unhidden_mentors(date, text)",
         "certjob_private.must_be_hidden(certjob.mentors, date)",
         "certjob_private.exposures(timestamptz, date, text)",

@@ -41,7 +41,7 @@ CALLABLE = {
     "must_be_hidden": [WORKER, SERVER, COORDINATOR],
     "coordinator_organisation_id": [COORDINATOR],
     "has_mailed": [WORKER],
-    "is_mailed": [WORKER],
+    "same_mails": [WORKER],
     "prune": [WORKER],
     "request_portal_resync": [COORDINATOR],
     "user_id": [COORDINATOR],
@@ -55,6 +55,7 @@ INLINED = {
     "exposures",
     "must_be_hidden",
     "no_full_run_alert",
+    "same_mails",
     "unhidden_mentors",
 }
 """Functions without a search_path, because it would prevent that the planner inlines them. They name each schema."""

@@ -96,6 +96,30 @@ def test_review_of_a_new_database_reads_no_whole_table(connection: Connection, p
     )  # a join of all mentors touches MENTORS²
 
 
+def test_night_of_many_changes_reads_no_row_for_each_other_row(
+    connection: Connection, plans: dict[str, list[Plan]]
+) -> None:
+    """The statistics say that no reminder or push is open, and the night adds one for nearly everyone."""
+    run_script(connection, "population.sql", mentors=MENTORS, today=today())
+    connection.execute("UPDATE organisations SET portal = 'dynamics'")
+    night(connection, today(), deliver=False, allow=EVERYTHING)
+    connection.execute(
+        "UPDATE cert_notification_log SET status = 'sent';"
+        "UPDATE portal_sync_events SET status = 'delivered';"
+        "UPDATE mentors SET dynamics_contact_id = gen_random_uuid();"
+        "UPDATE certificates SET revoked_at = NULL, issued_on = current_date - 1000, expires_on = current_date + 7"
+        " WHERE kind = 'likeperson' AND status IN ('valid', 'expiring', 'expired')"
+    )
+    connection.execute("VACUUM ANALYZE")
+    plans.clear()
+
+    night(connection, today(), deliver=False, allow=EVERYTHING)
+
+    assert {"queue_reminders", "queue_portal_events"} <= plans.keys()
+    for name, executions in plans.items():
+        assert max(map(rows_touched, executions)) <= 50 * MENTORS, name
+
+
 def test_claim_and_settle_read_only_their_batch(connection: Connection, plans: dict[str, list[Plan]]) -> None:
     """This does not depend on a backlog, old rows, or the age of the statistics."""
     run_script(connection, "population.sql", mentors=MENTORS, today=today())

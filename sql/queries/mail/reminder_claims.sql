@@ -55,7 +55,9 @@ FOR NO KEY UPDATE
 -- name: read_reminded_certificate
 -- A review may have moved a claimed reminder to a certificate that was entered again. Another reminder may have said the
 -- same since this one was queued.
-SELECT cert_id, certjob_private.is_mailed(mentor_id, cert_id, expires_on, threshold_days) AS is_mailed
+SELECT cert_id, EXISTS (
+        SELECT FROM certjob_private.same_mails(mentor_id, cert_id, expires_on, threshold_days)
+    ) AS is_mailed
 FROM cert_notification_log
 WHERE id = %(id)s AND claim_token = %(token)s
 

@@ -27,7 +27,9 @@ LEFT JOIN LATERAL (
     LIMIT 1
 ) AS l ON true
 WHERE (l.id IS NULL OR l.expires_on <> n.expires_on OR l.status IN ('cancelled', 'superseded'))
-    AND NOT certjob_private.is_mailed(n.mentor_id, n.cert_id, n.expires_on, n.threshold_days)
+    AND NOT EXISTS (
+        SELECT FROM certjob_private.same_mails(n.mentor_id, n.cert_id, n.expires_on, n.threshold_days)
+    )
 
 -- name: find_without_address
 -- Mentors without an address; as in read_recipient.
@@ -106,45 +108,68 @@ WHERE l.id = pair.id
 -- One row per mentor, threshold and certificate.
 --   same last day           no change, but a cancelled or superseded reminder is queued again
 --   new last day            queued again, and the earlier values go to the history
---   is_mailed says so       no change, and no row
--- A held one waits for a permission, and so does a more urgent one about the same last day. If a mail about the same last day may have been sent, the new one says that it may be a repeat. Rows are locked in the
--- order of mentors, as in all statements that lock several, which prevents deadlocks.
-INSERT INTO cert_notification_log AS l (mentor_id, threshold_days, cert_id, kind, expires_on, status, run_id)
-SELECT n.mentor_id, n.threshold_days, n.cert_id, (SELECT c.kind FROM certificates AS c WHERE c.id = n.cert_id),
-    n.expires_on, CASE
-        WHEN n.held OR EXISTS (
-            SELECT
-            FROM cert_notification_log AS h
-            WHERE h.mentor_id = n.mentor_id AND h.cert_id = n.cert_id AND h.expires_on = n.expires_on AND h.status = 'held'
-        ) THEN 'held'
-        ELSE 'pending'
-    END, %(run_id)s
-FROM unnest(
-    %(mentor_ids)b::uuid[], %(thresholds)b::int[], %(cert_ids)b::uuid[], %(expiries)b::date[], %(held)b::boolean[]
-) AS n (mentor_id, threshold_days, cert_id, expires_on, held)
-WHERE NOT certjob_private.is_mailed(n.mentor_id, n.cert_id, n.expires_on, n.threshold_days)
-ORDER BY n.mentor_id, n.threshold_days, n.cert_id
-ON CONFLICT (mentor_id, threshold_days, cert_id) DO UPDATE
-SET expires_on = excluded.expires_on,
-    kind = excluded.kind,
-    status = excluded.status,
-    attempts = 0,
-    next_attempt_at = now(),
-    claim_token = NULL,
-    queued_at = now(),
-    sent_at = NULL,
-    last_error = NULL,
-    failure_code = NULL,
-    run_id = excluded.run_id,
-    history = l.history || jsonb_build_array(jsonb_build_object(
-        'expires_on', l.expires_on, 'status', l.status, 'queued_at', l.queued_at, 'sent_at', l.sent_at,
-        'attempted_on', l.attempted_on,
-        'attempts', l.attempts, 'maybe_sent', l.maybe_sent OR l.claim_token IS NOT NULL, 'last_error', l.last_error
-    )),
-    maybe_sent = (l.expires_on = excluded.expires_on AND (l.maybe_sent OR l.claim_token IS NOT NULL))
-        OR l.history @> jsonb_build_array(jsonb_build_object('expires_on', excluded.expires_on, 'maybe_sent', true))
-WHERE l.expires_on <> excluded.expires_on OR l.status IN ('cancelled', 'superseded')
-RETURNING l.mentor_id, l.threshold_days, l.cert_id, l.status
+--   same_mails has one      no change, and no row
+-- A held one waits for a permission, and so does a more urgent one about the same last day. If a mail about the same last day
+-- may have been sent, the new one says that it may be a repeat. Rows are locked in the order of mentors, as in all statements
+-- that lock several, which prevents deadlocks. A more urgent reminder supersedes older unsent ones about the same certificate.
+WITH queued AS (
+    INSERT INTO cert_notification_log AS l (mentor_id, threshold_days, cert_id, kind, expires_on, status, run_id)
+    SELECT n.mentor_id, n.threshold_days, n.cert_id, (SELECT c.kind FROM certificates AS c WHERE c.id = n.cert_id),
+        n.expires_on, CASE
+            WHEN n.held OR EXISTS (
+                SELECT
+                FROM cert_notification_log AS h
+                WHERE h.mentor_id = n.mentor_id AND h.cert_id = n.cert_id AND h.expires_on = n.expires_on AND h.status = 'held'
+            ) THEN 'held'
+            ELSE 'pending'
+        END, %(run_id)s
+    FROM unnest(
+        %(mentor_ids)b::uuid[], %(thresholds)b::int[], %(cert_ids)b::uuid[], %(expiries)b::date[], %(held)b::boolean[]
+    ) AS n (mentor_id, threshold_days, cert_id, expires_on, held)
+    WHERE NOT EXISTS (
+            SELECT FROM certjob_private.same_mails(n.mentor_id, n.cert_id, n.expires_on, n.threshold_days)
+        )
+    ORDER BY n.mentor_id, n.threshold_days, n.cert_id
+    ON CONFLICT (mentor_id, threshold_days, cert_id) DO UPDATE
+    SET expires_on = excluded.expires_on,
+        kind = excluded.kind,
+        status = excluded.status,
+        attempts = 0,
+        next_attempt_at = now(),
+        claim_token = NULL,
+        queued_at = now(),
+        sent_at = NULL,
+        last_error = NULL,
+        failure_code = NULL,
+        run_id = excluded.run_id,
+        history = l.history || jsonb_build_array(jsonb_build_object(
+            'expires_on', l.expires_on, 'status', l.status, 'queued_at', l.queued_at, 'sent_at', l.sent_at,
+            'attempted_on', l.attempted_on,
+            'attempts', l.attempts, 'maybe_sent', l.maybe_sent OR l.claim_token IS NOT NULL, 'last_error', l.last_error
+        )),
+        maybe_sent = (l.expires_on = excluded.expires_on AND (l.maybe_sent OR l.claim_token IS NOT NULL))
+            OR l.history @> jsonb_build_array(jsonb_build_object('expires_on', excluded.expires_on, 'maybe_sent', true))
+    WHERE l.expires_on <> excluded.expires_on OR l.status IN ('cancelled', 'superseded')
+    RETURNING l.mentor_id, l.threshold_days, l.cert_id, l.status
+), superseded AS (
+    -- An array, because a join would compare each new reminder with all unsent ones. A claimed one is checked under its claim.
+    UPDATE cert_notification_log AS l
+    SET status = 'superseded', claim_token = NULL, maybe_sent = l.maybe_sent OR l.claim_token IS NOT NULL
+    WHERE l.id = ANY (ARRAY(
+            SELECT older.id
+            FROM queued AS q
+            CROSS JOIN LATERAL (
+                SELECT o.id
+                FROM cert_notification_log AS o
+                WHERE o.mentor_id = q.mentor_id AND o.threshold_days > q.threshold_days AND o.cert_id = q.cert_id
+                OFFSET 0
+            ) AS older
+        ))
+        AND l.status IN ('pending', 'failed', 'held')
+        AND NOT (l.claim_token IS NOT NULL AND l.next_attempt_at > now())
+)
+SELECT count(*) FILTER (WHERE q.status = 'pending') AS pending, count(*) FILTER (WHERE q.status = 'held') AS held
+FROM queued AS q
 
 -- name: read_stopped_reminders
 SELECT id, mentor_id, cert_id, threshold_days, expires_on
@@ -197,14 +222,3 @@ WHERE id IN (
     ORDER BY mentor_id, id
     FOR NO KEY UPDATE
 )
-
--- name: supersede_reminders
--- A more urgent reminder supersedes older unsent ones about the same certificate. A claimed one is checked under its claim.
-UPDATE cert_notification_log AS l
-SET status = 'superseded', claim_token = NULL, maybe_sent = l.maybe_sent OR l.claim_token IS NOT NULL
-FROM unnest(%(mentor_ids)b::uuid[], %(thresholds)b::int[], %(cert_ids)b::uuid[]) AS n (mentor_id, threshold_days, cert_id)
-WHERE l.mentor_id = n.mentor_id
-    AND l.cert_id = n.cert_id
-    AND l.threshold_days > n.threshold_days
-    AND l.status IN ('pending', 'failed', 'held')
-    AND NOT (l.claim_token IS NOT NULL AND l.next_attempt_at > now())

@@ -28,11 +28,11 @@ RETURNING NOT EXISTS (
 ) AS is_news
 
 -- name: record_stage_failures
--- Record the reason of an early end for every urgent push. It replaces the reason of an older end. It also replaces the mentor's own failure if the push was reopened since,
--- or if no push can succeed, because someone must act on that first. Rows with the same reason are left as they are,
--- because there may be thousands. Locked events are skipped, because a row could otherwise outlive the delivery that
--- should resolve it. last_failed_at keeps the value that was read: a failure that was stored in the meantime is not
--- replaced.
+-- Record the reason of an early end for every urgent push. It replaces the reason of an older end. It also replaces the
+-- mentor's own failure if the push was reopened since, or if no push can succeed, because someone must act on that first.
+-- Rows with the same reason are left as they are, because there may be thousands. Locked events are skipped, because a row
+-- could otherwise outlive the delivery that should resolve it. last_failed_at keeps the value that was read: a failure that
+-- was stored in the meantime is not replaced. OFFSET 0, because a join would read the new rows for each push.
 INSERT INTO dynamics_sync_failures AS f (mentor_id, event_id, visible, kind, attempts, error, failure_code,
     correlation_id, last_failed_at)
 SELECT e.mentor_id, e.id, e.visible, 'stage', 0, %(error)s, %(code)s, %(correlation_id)s,
@@ -40,7 +40,12 @@ SELECT e.mentor_id, e.id, e.visible, 'stage', 0, %(error)s, %(code)s, %(correlat
 FROM portal_sync_events AS e
 JOIN mentors AS m ON m.id = e.mentor_id
 JOIN organisations AS o ON o.id = m.organisation_id AND o.portal IS NOT NULL
-LEFT JOIN dynamics_sync_failures AS known ON known.mentor_id = e.mentor_id AND known.resolved_at IS NULL
+LEFT JOIN LATERAL (
+    SELECT k.id, k.kind, k.error, k.last_failed_at
+    FROM dynamics_sync_failures AS k
+    WHERE k.mentor_id = e.mentor_id AND k.resolved_at IS NULL
+    OFFSET 0
+) AS known ON true
 WHERE e.status IN ('pending', 'blocked')
     AND e.is_urgent
     AND (%(mentor_id)s::uuid IS NULL OR e.mentor_id = %(mentor_id)s)
