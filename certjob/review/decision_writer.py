@@ -62,7 +62,6 @@ def write_decisions(connection: Connection, admitted: Admitted, *, today: date, 
         "without_certificate": [d.without_certificate for d in decisions],
         "withdrawn": [d.mentor_id in withdrawn for d in decisions],
     }
-    database.execute(connection, "forget_still_due", {"ids": columns["ids"]})
     database.execute(connection, "update_mentors", columns)
     return Written(admitted=admitted, queued=queued, held=held, has_new_holds=has_new_holds or held > 0)
 
@@ -78,6 +77,4 @@ def _write_certificates(connection: Connection, decisions: Sequence[Decision], *
             "today": today,
             "run_id": run_id,
         }
-        updated = {"ids": columns["certificate_ids"], "statuses": columns["to_statuses"]}
-        database.execute(connection, "update_certificates", updated)
-        database.execute(connection, "insert_transitions", columns)
+        database.execute(connection, "change_statuses", columns)

@@ -59,24 +59,22 @@ SELECT m.id, m.member_no, m.organisation_id, m.left_at IS NOT NULL AS "left", m.
     m.dynamics_contact_id IS NOT NULL AS has_contact,
     coalesce(m.dynamics_contact_id <> m.reviewed_contact_id, false) AS contact_replaced, m.certified_until,
     m.decided_visible, m.seen_certificates, m.review_on > '-infinity' AS due_by_calendar,
-    CASE
-        WHEN EXISTS (SELECT FROM certificates AS c WHERE c.mentor_id = m.id OFFSET 200)
-            THEN 'more than 200 certificates; delete some of them'
-        WHEN EXISTS (SELECT FROM certificates AS c WHERE c.mentor_id = m.id AND length(c.kind) > 200 OFFSET 0)
-            THEN 'a certificate kind of more than 200 characters; shorten it'
-        WHEN EXISTS (
-            SELECT
-            FROM mentor_pauses AS p
-            WHERE p.mentor_id = m.id AND p.lifted_at IS NULL AND p.reason <> 'certification_expired'
-            OFFSET 200
-        ) THEN 'more than 200 open pauses; delete some of them'
-        WHEN EXISTS (
-            SELECT
-            FROM mentor_pauses AS p
-            WHERE p.mentor_id = m.id AND p.lifted_at IS NULL AND length(p.reason) > 200
-            OFFSET 0
-        ) THEN 'a pause reason of more than 200 characters; shorten it'
-    END AS beyond_bounds
+    coalesce((
+        SELECT CASE
+            WHEN count(*) > 200 THEN 'more than 200 certificates; delete some of them'
+            WHEN max(length(c.kind)) > 200 THEN 'a certificate kind of more than 200 characters; shorten it'
+        END
+        FROM certificates AS c
+        WHERE c.mentor_id = m.id
+    ), (
+        SELECT CASE
+            WHEN count(*) FILTER (WHERE p.reason <> 'certification_expired') > 200
+                THEN 'more than 200 open pauses; delete some of them'
+            WHEN max(length(p.reason)) > 200 THEN 'a pause reason of more than 200 characters; shorten it'
+        END
+        FROM mentor_pauses AS p
+        WHERE p.mentor_id = m.id AND p.lifted_at IS NULL
+    )) AS beyond_bounds
 FROM mentors AS m
 WHERE m.id = ANY (%(ids)b::uuid[])
 

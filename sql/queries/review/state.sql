@@ -1,27 +1,25 @@
--- name: update_certificates
--- This transaction has locked the rows already.
-UPDATE certificates AS c
-SET status = n.status
-FROM unnest(%(ids)b::uuid[], %(statuses)b::text[]) AS n (id, status)
-WHERE c.id = n.id
-
--- name: insert_transitions
--- The audit, in the transaction of the change.
+-- name: change_statuses
+-- With the audit. This transaction has locked the rows already.
+WITH changed AS MATERIALIZED (
+    SELECT n.certificate_id, n.mentor_id, n.from_status, n.to_status
+    FROM unnest(%(certificate_ids)b::uuid[], %(mentor_ids)b::uuid[], %(from_statuses)b::text[], %(to_statuses)b::text[])
+        AS n (certificate_id, mentor_id, from_status, to_status)
+), updated AS (
+    UPDATE certificates AS c SET status = n.to_status FROM changed AS n WHERE c.id = n.certificate_id
+)
 INSERT INTO certificate_transitions (certificate_id, mentor_id, from_status, to_status, as_of, run_id)
 SELECT n.certificate_id, n.mentor_id, n.from_status, n.to_status, %(today)s, %(run_id)s
-FROM unnest(%(certificate_ids)b::uuid[], %(mentor_ids)b::uuid[], %(from_statuses)b::text[], %(to_statuses)b::text[])
-    AS n (certificate_id, mentor_id, from_status, to_status)
+FROM changed AS n
 
 -- name: open_pauses
 -- certjob's own pause. A unique index prevents a second open one.
 INSERT INTO mentor_pauses (mentor_id, reason, actor, lapsed_kinds)
-SELECT n.mentor_id, 'certification_expired', 'certjob',
-    ARRAY(SELECT kind FROM jsonb_array_elements_text(n.kinds::jsonb) AS kind)
+SELECT n.mentor_id, 'certification_expired', 'certjob', n.kinds::text[]
 FROM unnest(%(mentor_ids)b::uuid[], %(lapsed_kinds)b::text[]) AS n (mentor_id, kinds)
 
 -- name: update_lapsed_kinds
 UPDATE mentor_pauses AS p
-SET lapsed_kinds = ARRAY(SELECT kind FROM jsonb_array_elements_text(n.kinds::jsonb) AS kind)
+SET lapsed_kinds = n.kinds::text[]
 FROM unnest(%(ids)b::uuid[], %(lapsed_kinds)b::text[]) AS n (id, kinds)
 WHERE p.id = n.id
 
@@ -33,6 +31,9 @@ WHERE id = ANY (%(ids)b::uuid[]) AND lifted_at IS NULL AND actor = 'certjob'
 
 -- name: update_mentors
 -- The last statement of a review: the mentor stays due until then.
+WITH forgotten AS (
+    DELETE FROM still_due WHERE mentor_id = ANY (%(ids)b::uuid[])
+)
 UPDATE mentors AS m
 SET certified_until = n.certified_until,
     decided_visible = n.visible,
@@ -74,7 +75,3 @@ ORDER BY n.mentor_id
 ON CONFLICT (mentor_id) DO UPDATE
 SET what = excluded.what, reason = excluded.reason, as_of = excluded.as_of
 WHERE s.what <> 'held' OR s.mentor_id = ANY (%(broken)b::uuid[])
-
--- name: forget_still_due
--- In the transaction that writes the decisions about these mentors.
-DELETE FROM still_due WHERE mentor_id = ANY (%(ids)b::uuid[])
