@@ -33,14 +33,14 @@ LONGEST = 160
 """Characters of a text in a sample."""
 
 PLAIN_KEYS = """
-acknowledged_because acknowledged_until actor age_seconds applied[] attempts cancelled certificate_id
-certificates_added certificates_changed certified_because[] check command confirmed_at contact_email
-contact_phone created days_left deleted delivered dry_run duration_seconds email failed finished_at folder host
-id is_warning last_error last_failed_at last_run_on last_seen_at left_at lifted_at lifted_by loaded_at loaded_by
+acknowledged_because acknowledged_until actor age_seconds applied[] attempts by cancelled certificate_id
+certificates_added certificates_changed certified_because[] check command configuration confirmed_at contact_email
+contact_phone created days_left deleted delivered dry_run duration_seconds email failed finished_at folder host id
+is_warning last_error last_failed_at last_run_on last_seen_at left_at lifted_at lifted_by loaded_at loaded_by
 max_age_seconds mentors_added mentors_changed message name next_attempt_at next_step no_reminder_because now
-older_than_day older_than_hour oldest_at optional optional_kinds[] organisation_name pages paused_at queued
-queued_at read_at reason renewal_url resolved_failures review_is_due revoked_at row_id sent sent_at since stale
-started_at thresholds[] today undone_at undone_by version what_to_do
+older_than_day older_than_hour oldest_at optional optional_kinds[] organisation_name pages paused_at queued queued_at
+read_at reason renewal_url resolved_failures review_is_due revoked_at row_id sent sent_at since sql stale started_at
+thresholds[] today undone_at undone_by until version what_to_do
 """
 """Keys that the page leaves out."""
 
