@@ -1,11 +1,15 @@
 """Wrong inputs in an ordinary programme, with the limits of production."""
 
+from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
 
+from certjob import database
+from tests.conftest import fresh_database
 from tests.review.guarding import held, hidden, run
-from tests.support.facts import TODAY
+from tests.support.facts import TODAY, Facts
+from tests.support.nights import EVERYTHING, night
 from tests.support.scene import Scene
 
 PROGRAMME = f"""
@@ -58,30 +62,31 @@ WRONG_INPUTS = {
 }
 
 
-@pytest.fixture
-def programme(scene: Scene) -> Scene:
-    """A programme after its first run."""
-    scene.facts.organisation("hlf")
-    for statement in PROGRAMME.split(";"):
-        scene.run_sql(statement)
-    assert run(scene, allow=1000).held == []
-    return scene
+@pytest.fixture(scope="module")
+def template(server_url: str, template: str) -> Iterator[str]:
+    """The name of a database with the programme after its first run, which each test copies."""
+    for url in fresh_database(server_url, template, "certjob_programme"):
+        with database.connect(url) as connection:
+            Facts(connection).organisation("hlf")
+            connection.execute(PROGRAMME.encode())
+            assert night(connection, deliver=False, allow=EVERYTHING).held == []
+            name = connection.info.dbname
+        yield name
 
 
 @pytest.mark.parametrize(("statements", "effects"), WRONG_INPUTS.values(), ids=WRONG_INPUTS)
-def test_wrong_input_is_held_by_the_first_run(programme: Scene, statements: str, effects: str) -> None:
-    for statement in statements.split(";"):
-        programme.run_sql(statement)
+def test_wrong_input_is_held_by_the_first_run(scene: Scene, statements: str, effects: str) -> None:
+    scene.connection.execute(statements.encode())
 
-    report = run(programme, today=TODAY + timedelta(days=1))
+    report = run(scene, today=TODAY + timedelta(days=1))
 
     number = sum(int(word) for word in effects.split() if word.isdigit())
     assert held(report) == [f"hlf: {number} mentors are held back ({effects})"]
 
 
 @pytest.mark.parametrize(("days", "ended"), [(6, 0), (365, 91)])
-def test_clock_ahead_is_held_if_many_certificates_end(programme: Scene, days: int, ended: int) -> None:
-    report = run(programme, today=TODAY + timedelta(days=1 + days))
+def test_clock_ahead_is_held_if_many_certificates_end(scene: Scene, days: int, ended: int) -> None:
+    report = run(scene, today=TODAY + timedelta(days=1 + days))
 
     assert held(report) == ([f"hlf: {ended} mentors are held back ({ended} ended)"] if ended else [])
 
@@ -93,9 +98,9 @@ def test_clock_ahead_is_held_if_many_certificates_end(programme: Scene, days: in
         pytest.param("UPDATE organisations SET reminder_thresholds = '{600}'", id="threshold of 600 days"),
     ],
 )
-def test_wrong_input_that_changes_no_visibility_is_not_held(programme: Scene, statement: str) -> None:
-    programme.run_sql(statement)
+def test_wrong_input_that_changes_no_visibility_is_not_held(scene: Scene, statement: str) -> None:
+    scene.run_sql(statement)
 
-    report = run(programme, today=TODAY + timedelta(days=1))
+    report = run(scene, today=TODAY + timedelta(days=1))
 
-    assert (report.held, len(hidden(programme))) == ([], 59)
+    assert (report.held, len(hidden(scene))) == ([], 59)
