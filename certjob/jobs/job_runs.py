@@ -21,7 +21,7 @@ from certjob.jobs.report import DeliverReport, ReconcileReport, Report, RunRepor
 from certjob.outbox.claims import StageStop
 from certjob.outbox.open_work import read_open_work
 from certjob.redaction import printed_line, without_secrets
-from certjob.review.attention import read_attention
+from certjob.review.attention import Count, read_attention
 from certjob.review.days import looks_at_everybody, make_everybody_due
 
 logger = logging.getLogger(__name__)
@@ -122,6 +122,8 @@ def _read_alerts(
     if isinstance(report, DeliverReport):
         report.overdue = dict.fromkeys(attention.keys(Kind.NO_FULL_RUN), attention.overdue)
         return
+    if is_full_run:  # which ends now
+        attention = replace(attention, counts={**attention.counts, Kind.NO_FULL_RUN: Count()}, overdue="")
     report.attention = attention
     report.held = list(attention.held)
     if is_full_run:

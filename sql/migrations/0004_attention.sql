@@ -426,10 +426,7 @@ LANGUAGE sql STABLE AS $$
         SELECT count(*) AS number FROM certjob.mentors AS m
         WHERE m.review_on = '-infinity' AND first_run.started_at IS NOT NULL
     ) AS unseen
-    WHERE coalesce(last_run.finished_at, first_run.started_at) < now() - interval '26 hours' AND NOT EXISTS (
-        SELECT FROM certjob.job_runs AS r  -- a full run that is at work
-        WHERE r.command = 'run' AND r.organisation IS NULL AND r.as_of = today AND r.finished_at IS NULL
-            AND r.last_seen_at > now() - interval '15 minutes');
+    WHERE coalesce(last_run.finished_at, first_run.started_at) < now() - interval '26 hours';
 $$;
 
 -- Contacts that the last reading has shown, or that a mentor had until now. The contact may belong to a mentor of an

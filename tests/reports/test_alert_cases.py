@@ -1,6 +1,7 @@
 """Each alert has its current cause, and stays until the problem is over."""
 
 from datetime import timedelta
+from uuid import uuid4
 
 from certjob import database
 from certjob.jobs.acknowledge import acknowledge
@@ -177,6 +178,22 @@ def test_overdue_run_is_told_by_alerts_status_and_check(scene: Scene, here: Cert
     assert (listed.returncode, said in listed.stdout) == (3, True)
     assert (status.returncode, said in status.stderr) == (3, True)
     assert f"warn  last run: {said}; run `certjob run`, then check cron\n" in check.stdout
+
+
+def test_run_at_work_does_not_end_the_alert_about_a_missing_run(scene: Scene) -> None:
+    """It may have been killed. At its end, neither its lines nor its digests have the alert."""
+    scene.facts.insert("coordinators", organisation_id=scene.hlf, email="eva@example.org", locale="en")
+    scene.night(scene.portal, channel=None)
+    scene.run_sql(LATE)
+    scene.facts.insert("job_runs", id=uuid4(), command="run", as_of=TODAY, host="night-1", version="1.0.0")
+    assert [alert.kind for alert in alerts(scene)] == ["no_full_run"]
+    scene.run_sql("DELETE FROM job_runs WHERE finished_at IS NULL")
+    scene.certified(TODAY - timedelta(days=1))
+
+    report = scene.night(scene.portal, channel=scene.channel)
+
+    assert (report.outcome, report.reasons) == ("ok", [])
+    assert ["We have not checked" in mail.text for mail in scene.channel.sent if mail.kind == "digest"] == [False]
 
 
 def test_run_of_one_organisation_is_not_a_full_run(scene: Scene) -> None:
