@@ -1,7 +1,9 @@
-"""The SQL statements of docs/runbook.md, and those that it links, work."""
+"""What docs/runbook.md says: its SQL statements, and how a person gets their data and is erased."""
 
+import json
 import re
 from datetime import timedelta
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -10,8 +12,8 @@ from certjob import database
 from certjob.database import Connection
 from certjob.jobs import runs
 from certjob.mail.message import OutgoingMessage
-from tests.conftest import fresh_database
-from tests.support.command_line import today
+from tests.conftest import Certjob, fresh_database
+from tests.support.command_line import Finished, today
 from tests.support.docs import read
 from tests.support.facts import Facts
 from tests.support.nights import CollectingChannel, delivery, new_job, night
@@ -116,3 +118,36 @@ def test_statements_name_the_schema(connection: Connection) -> None:
     for each in (WRONG_CLOCK, *queries, *typed):
         plan = connection.execute(b"EXPLAIN " + each.replace("'…'".encode(), b"gen_random_uuid()"))
         assert plan.fetchone(), each
+
+
+NAME, ADDRESS = "Åse Ødegård", "ase@oedegaard.example"
+
+
+def test_a_person_gets_their_data_and_is_erased(
+    certjob: Certjob, delivery_settings: dict[str, str], facts: Facts, portal: PortalServer
+) -> None:
+    """`explain --json` prints everything. After left_at, a resync and a DELETE no table names the person."""
+    organisation, contact_id = facts.organisation(), uuid4()
+    facts.insert("coordinators", organisation_id=organisation, email="ola@hlf.example")
+    mentor_id = facts.mentor(organisation, member_no="M4711", full_name=NAME, email=ADDRESS, contact_id=contact_id)
+    facts.certificate(mentor_id, today() + timedelta(days=7))
+    facts.pause(mentor_id, reason="illness", actor="eva")
+
+    def run(*words: str) -> Finished:
+        result = certjob(*words, **delivery_settings)
+        assert result.returncode == 0, result
+        return result
+
+    run("run")
+    exported = json.loads(run("explain", "M4711", "--json").stdout)
+    facts.connection.execute("UPDATE mentors SET left_at = now() WHERE id = %s", (mentor_id,))
+    run("resync", "M4711")
+    facts.connection.execute("DELETE FROM mentors WHERE id = %s", (mentor_id,))
+    run("run")
+
+    assert (exported["mentor"]["full_name"], exported["mentor"]["email"]) == (NAME, ADDRESS)
+    assert all(exported[part] for part in ("certificates", "pauses", "reminders", "portal"))
+    assert portal.visible == {contact_id: False}
+    for (table,) in facts.rows("SELECT tablename FROM pg_tables WHERE schemaname = 'certjob'"):
+        words = "|".join([NAME, ADDRESS, "M4711", str(mentor_id)])
+        assert facts.rows(f"SELECT FROM {table} AS t WHERE t::text ~ %s", words) == [], table

@@ -1,4 +1,4 @@
-"""The registry of alert kinds: the digests and the documents have the same kinds."""
+"""Kinds and causes of alerts: the digests and the documents have the same, each with its advice."""
 
 import re
 from typing import Any
@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 
 from certjob.domain.alert_kinds import WORDS, Kind
+from certjob.domain.causes import advise_on_message, advise_on_push
+from certjob.errors import Cause
 from certjob.mail.messages.content import LANGUAGES
 from certjob.mail.messages.templates import OUR_TEMPLATES
 from tests.support.docs import read_section
@@ -41,3 +43,36 @@ def test_digest_has_a_heading_for_each_section(language: str) -> None:
         pages.add(OUR_TEMPLATES.render("digest", words=words | empty | {section: words[section][:1]}).subject)
 
     assert len(pages) == len(sections)
+
+
+@pytest.mark.parametrize("cause", Cause)
+def test_cause_has_a_sentence_and_an_action(cause: Cause) -> None:
+    advice = advise_on_message(cause)
+    action = advice.advise(resync="`certjob resync M1`", next_try="at 03:15", message="digest")
+
+    assert (advice.cause, advice.why[-1], action.rstrip("`")[-1]) == (cause, ".", ".")
+    assert "{" not in action
+    assert ("at 03:15" in action) == ("{next_try}" in advice.action)
+
+
+@pytest.mark.parametrize("language", ["nb", "nn", "en"])
+def test_digest_has_a_sentence_for_each_cause(language: str) -> None:
+    words = dict(next(iter(SAMPLES["digest"](language))))
+    pages = set()
+    for cause in Cause:
+        words["visible"] = [{"name": "Kari", "member_no": "M1", "since": "today", "sentence": "", "cause": cause}]
+        pages.add(OUR_TEMPLATES.try_out("digest", words=words).html)
+
+    assert len(pages) == len(Cause)
+
+
+def test_push_that_no_delivery_tried_has_its_own_advice() -> None:
+    """The fault is in cron, not in the portal."""
+    assert "check that cron" in advise_on_push(Cause.PORTAL_STOPPED, error=None).action.lower()
+    assert "cron" not in advise_on_push(Cause.PORTAL_STOPPED, error="401").action
+
+
+def test_unknown_cause_has_the_advice_for_operators() -> None:
+    """Another version of certjob may have stored it."""
+    assert advise_on_push("a newer cause", error="x").cause is Cause.PORTAL_STOPPED
+    assert advise_on_message("a newer cause").cause is Cause.MAIL_STOPPED

@@ -199,10 +199,10 @@ def test_pause_of_a_mentor_without_a_contact_id_who_was_shown_is_an_alert(scene:
     assert ("may_be_visible", "no_contact_id") in scene.rows("SELECT kind, cause FROM alerts")
 
 
-@pytest.mark.parametrize("reason", ["", " ", "x" * 201, "certification_expired"])
-def test_reason_of_a_pause_is_a_text_of_a_person(scene: Scene, shown: UUID, reason: str) -> None:
-    with pytest.raises(UsageError):
-        pause(scene, shown, because=reason)
+def test_reason_of_a_pause_is_a_text_of_a_person(scene: Scene, shown: UUID) -> None:
+    for reason in ("", " ", "x" * 201, "certification_expired"):
+        with pytest.raises(UsageError):
+            pause(scene, shown, because=reason)
 
     assert scene.rows(PAUSES) == []
 
@@ -288,8 +288,7 @@ def test_commands_work_as_the_worker(here: Certjob, scene: Scene, portal: Portal
     assert [request.json["visible"] for request in portal.requests] == [False, True]
 
 
-@pytest.mark.parametrize("who", ["eva", "cli:", "cli: "])
-def test_pause_needs_a_signature(scene: Scene, shown: UUID, who: str) -> None:
+def test_pause_needs_a_signature(scene: Scene, shown: UUID) -> None:
     """Also from a program that has the rights of the worker."""
     scene.facts.pause(shown, reason="illness", actor="kari")
     scene.connection.execute("SET ROLE certjob_worker")
@@ -298,7 +297,8 @@ def test_pause_needs_a_signature(scene: Scene, shown: UUID, who: str) -> None:
         "INSERT INTO mentor_pauses (mentor_id, reason, actor) SELECT id, 'x', %s FROM mentors",
         "UPDATE mentor_pauses SET lifted_at = now(), lifted_by = %s",
     ):
-        with pytest.raises(psycopg.errors.InsufficientPrivilege):
-            scene.run_sql(statement, who)
+        for who in ("eva", "cli:", "cli: "):
+            with pytest.raises(psycopg.errors.InsufficientPrivilege):
+                scene.run_sql(statement, who)
 
     assert scene.rows(PAUSES) == [("illness", "kari", True, None)]

@@ -1,8 +1,10 @@
 """`certjob list`: certificates and their holders, as a table, CSV and JSON."""
 
+import random
+import tracemalloc
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -158,3 +160,35 @@ def test_list_without_a_terminal_is_csv_in_utf_8(certjob: Certjob, facts: Facts)
 
     header, line = result.stdout.splitlines()
     assert (header, "Ærlig Ødegård" in line) == (",".join(COLUMNS), True)
+
+
+# Rows that do not fit comfortably into memory.
+
+
+def test_rows_come_in_the_order_of_the_key_and_equal_ones_as_they_were_added() -> None:
+    """As ``sorted`` returns them, with one run or several, and again after more rows."""
+    chance = random.Random(1)
+    for number in (0, 1, 250, 9_999, 10_000, 25_123):
+        rows = [(chance.randint(0, 50), place) for place in range(number)]
+        kept = SortedRows[tuple[int, int]](lambda pair: pair[0])
+        for place, pair in enumerate(rows):
+            kept.append(pair)
+            if place == number // 2:
+                assert next(iter(kept)) == min(rows[: place + 1], key=lambda pair: pair[0])
+
+        assert (list(kept), len(kept)) == (sorted(rows, key=lambda pair: pair[0]), number)
+        assert list(kept) == list(kept)
+
+
+def test_rows_of_12_000_certificates_take_4_mb() -> None:
+    """A list of them takes 6 MB. With 200,000 mentors, Kubernetes would end the command."""
+    tracemalloc.start()
+    kept = SortedRows[ListedCertificate](lambda each: each.expires_on)
+    for number in range(12_000):
+        kept.append(row(member_no=f"M{number}", expires_on=TODAY + number % 730 * DAY, certificate_id=uuid4()))
+    counted = sum(1 for _ in kept)
+    megabytes = tracemalloc.get_traced_memory()[0] / 2**20
+    tracemalloc.stop()
+
+    assert counted == 12_000
+    assert megabytes < 4

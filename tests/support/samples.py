@@ -6,14 +6,14 @@ from datetime import UTC, date, datetime, timedelta
 from uuid import UUID
 
 from certjob.domain.causes import HELD_REASONS
-from certjob.domain.models import Certificate, Mentor, Organisation, Reminder
+from certjob.domain.models import Reminder
 from certjob.errors import Cause
 from certjob.mail.messages.content import LONGEST_LIST, Recipient, Words, digest_words, reminder_words
+from tests.support import people
 
 _TODAY = date(2027, 1, 31)
 _SINCE = datetime(2027, 1, 31, 3, 15, tzinfo=UTC)
 _NAME = "Kari «Ea» O'Nordmann & <Sønn>"
-_ID = UUID(int=1)
 
 
 def sample_reminders(language: str) -> Iterator[Words]:
@@ -22,20 +22,9 @@ def sample_reminders(language: str) -> Iterator[Words]:
         (60, 1, 0, -1, -14), (True, False), (True, False), (False, True), (True, False)
     ):
         kind, expires_on = "likeperson" if complete else "", _TODAY + timedelta(days=days_left)
-        optional = frozenset([] if pauses else [kind])
-        organisation = Organisation(id=_ID, slug="", has_portal=False, reminder_thresholds=(), optional_kinds=optional)
-        certificate = Certificate(id=_ID, kind=kind, issued_on=_TODAY, expires_on=expires_on, revoked=False)
-        mentor = Mentor(
-            id=_ID,
-            member_no="M1001",
-            organisation=organisation,
-            left=False,
-            portal_visible=None,
-            has_contact=True,
-            certified_until=None,
-            due_by_calendar=True,
-            certificates=(certificate,),
-            open_pauses=(),
+        certificate = people.certificate(expires_on, issued_on=_TODAY, kind=kind)
+        mentor = people.mentor(
+            certificate, organisation=people.organisation(has_portal=False, optional_kinds=[] if pauses else [kind])
         )
         recipient = Recipient(
             mentor=mentor,
@@ -49,7 +38,7 @@ def sample_reminders(language: str) -> Iterator[Words]:
             renewal_url="https://example.org/forny?a=1&b=2" if complete else None,
             sender=None,
         )
-        due = Reminder(cert_id=_ID, threshold_days=days_left, expires_on=expires_on)
+        due = Reminder(cert_id=certificate.id, threshold_days=days_left, expires_on=expires_on)
         yield reminder_words(due, recipient, today=_TODAY, repeat=repeat)
 
 
