@@ -281,7 +281,7 @@ def test_queued_reminder_is_cancelled_if_its_threshold_is_not_reached() -> None:
 
 
 def test_next_review_is_on_the_next_day_with_a_change() -> None:
-    """test_projection shows that no day is missing."""
+    """test_rules_properties shows that no day is missing."""
     assert decide(ends(60)).review_on == day(30)
     assert decide(ends(45), ends(YEAR, begins=46)).review_on == day(46)
     assert decide(ends(50), left=True).review_on == day(51)

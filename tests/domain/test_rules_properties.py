@@ -1,16 +1,97 @@
-"""Properties of the rules, for mentors and days that hypothesis chooses. The expected values come from the dates."""
+"""Properties of the rules and of the coming nights, for mentors and days that hypothesis chooses."""
 
+import os
 from dataclasses import replace
 from datetime import date, timedelta
+from uuid import UUID
 
-from hypothesis import example, given
+import pytest
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from certjob.domain import projection, rules
-from certjob.domain.models import NOT_CERTIFIED, OWN_PAUSE_REASON, Certificate, Mentor, Reminder, Status
-from tests.domain.strategies import days, mentors, ordinarily, thoroughly
+from certjob.domain import explanations, projection, rules
+from certjob.domain.models import (
+    NOT_CERTIFIED,
+    OWN_PAUSE_REASON,
+    Certificate,
+    Decision,
+    Mentor,
+    OpenPause,
+    Reminder,
+    Status,
+)
+from certjob.domain.projection import coming_runs
 from tests.support.facts import TODAY
-from tests.support.people import certificate, expiring_in, mentor
+from tests.support.people import certificate, expiring_in, mentor, organisation
+
+is_random = "CERTJOB_RANDOM_EXAMPLES" in os.environ
+ordinarily = settings(max_examples=60, deadline=None, derandomize=not is_random, database=None, print_blob=True)
+"""A fixed number of examples, which are the same on every machine; `make chaos` draws others."""
+
+thoroughly = settings(ordinarily, max_examples=40)
+"""For properties that check 600 days in each example."""
+
+KINDS = ("likeperson", "first_aid", "driver")
+
+days = st.dates(TODAY - timedelta(days=120), TODAY + timedelta(days=120))
+any_day = st.dates()
+
+
+@st.composite
+def certificates(draw: st.DrawFn, dates: st.SearchStrategy[date]) -> tuple[Certificate, ...]:
+    """Draw up to six certificates of one mentor, with unique pairs of kind and first day, as in the database."""
+    keys = draw(st.lists(st.tuples(st.sampled_from(KINDS), dates), max_size=6, unique=True))
+    rows = []
+    for number, (kind, issued_on) in enumerate(keys, start=1):
+        last_possible = min(date.max.toordinal(), issued_on.toordinal() + 300)
+        expires_on = date.fromordinal(draw(st.integers(issued_on.toordinal(), last_possible)))
+        rows.append(
+            Certificate(
+                id=UUID(int=number),
+                kind=kind,
+                issued_on=issued_on,
+                expires_on=expires_on,
+                revoked=draw(st.integers(0, 5)) == 0,
+                status=draw(st.sampled_from(Status)),
+                unseen=draw(st.booleans()),
+            )
+        )
+    return tuple(rows)
+
+
+@st.composite
+def open_pauses(draw: st.DrawFn) -> tuple[OpenPause, ...]:
+    """Draw up to three pauses; certjob's own has lapsed kinds."""
+    reasons = draw(st.lists(st.sampled_from([OWN_PAUSE_REASON, "illness", "leave"]), max_size=3, unique=True))
+    return tuple(
+        OpenPause(
+            id=UUID(int=100 + number),
+            reason=reason,
+            lapsed_kinds=draw(st.frozensets(st.sampled_from(KINDS))) if reason == OWN_PAUSE_REASON else frozenset(),
+        )
+        for number, reason in enumerate(reasons)
+    )
+
+
+@st.composite
+def mentors(draw: st.DrawFn, dates: st.SearchStrategy[date] = days) -> Mentor:
+    """Draw any mentor that the database can store."""
+    return mentor(
+        *draw(certificates(dates)),
+        organisation=organisation(
+            has_portal=draw(st.booleans()),
+            thresholds=draw(st.lists(st.integers(-20, 90), max_size=6)),
+            optional_kinds=draw(st.sets(st.sampled_from(KINDS), max_size=2)),
+        ),
+        pauses=draw(open_pauses()),
+        left=draw(st.integers(0, 5)) == 0,
+        portal_visible=draw(st.sampled_from([True, False, None])),
+        has_contact=draw(st.booleans()),
+        certified_until=draw(st.none() | dates),
+        decided_visible=draw(st.sampled_from([True, False, None])),
+        due_by_calendar=draw(st.booleans()),
+        contact_replaced=draw(st.booleans()),
+    )
 
 
 def counting(person: Mentor) -> list[Certificate]:
@@ -157,3 +238,79 @@ def test_each_question_about_a_certificate_has_one_answer(person: Mentor, today:
         for days_before in person.organisation.reminder_thresholds:
             reminder = Reminder(cert_id=row.id, threshold_days=days_before, expires_on=row.expires_on)
             assert (rules.cancel_reason(reminder, person, today) is None) == (reminder in due)
+
+
+# The coming nights and the explanations agree with the rules.
+
+
+Work = tuple[date, object, object, bool | None, frozenset[Reminder]]
+
+
+def work(day: date, decision: Decision, reminders: frozenset[Reminder]) -> Work | None:
+    """Return the change that a night makes, or None."""
+    done = (decision.transitions, decision.pause, decision.visible if decision.push else None, reminders)
+    return (day, *done) if decision.push or any(done) else None
+
+
+@thoroughly
+@given(mentors(), days)
+def test_coming_nights_are_those_of_a_daily_review(person: Mentor, today: date) -> None:
+    """So no day is missing in ``review_on``."""
+    nights = list(coming_runs(person, first=today))
+
+    told = [work(each.day, each.decision, frozenset(each.reminders)) for each in nights]
+    assert [each.does_something for each in nights] == [each is not None for each in told]
+
+    daily, known = [], frozenset[Reminder]()
+    for day in (today + timedelta(days=number) for number in range(600)):
+        decision = rules.decide(person, day)
+        daily.append(work(day, decision, frozenset(decision.reminders) - known))
+        known |= frozenset(decision.reminders)
+        person = projection.after(person, decision)
+    assert list(filter(None, told)) == list(filter(None, daily))
+
+
+def test_night_that_only_pauses_does_something() -> None:
+    ended = certificate(TODAY - timedelta(days=1), status=Status.EXPIRED)
+    person = mentor(ended, organisation=organisation(has_portal=False, thresholds=[]))
+
+    (first, *_) = coming_runs(person, first=TODAY)
+
+    assert first.does_something
+
+
+@thoroughly
+@given(mentors(any_day), any_day)
+def test_every_date_of_the_calendar_has_coming_nights(person: Mentor, today: date) -> None:
+    """From 0001-01-01 to 9999-12-31 they come in order and end, and explanations can state them."""
+    nights = [each.day for each in coming_runs(person, first=today)]
+
+    assert nights == sorted(set(nights))
+    assert all(explanations.why_status(row, person, today) for row in person.certificates)
+    assert list(explanations.why_certified(person, today)) or not person.certificates
+
+
+@pytest.mark.parametrize(
+    ("days_left", "text"),
+    [
+        (61, "its last day is 10 May, in 61 days, before the 60-day reminder period"),
+        (60, "its last day is 9 May, in 60 days, within the 60-day reminder period"),
+        (0, "its last day is 10 March, today, within the 60-day reminder period"),
+        (-1, "its last day was 9 March, 1 day ago"),
+    ],
+)
+def test_status_is_explained_with_the_last_day(days_left: int, text: str) -> None:
+    row = expiring_in(days_left)
+
+    assert explanations.why_status(row, mentor(row), TODAY) == text
+
+
+def test_status_is_explained_with_the_later_certificate() -> None:
+    old = certificate(TODAY + timedelta(days=20), issued_on=date(2025, 1, 1))
+    new = certificate(date(2028, 1, 31), issued_on=date(2026, 2, 1))
+    upcoming = certificate(date(2029, 1, 31), issued_on=date(2026, 4, 1), kind="first_aid")
+    person = mentor(old, new, upcoming)
+
+    replaced = "it was replaced by a later certificate (1 February to 31 January 2028)"
+    assert explanations.why_status(old, person, TODAY) == replaced
+    assert explanations.why_status(upcoming, person, TODAY) == "it begins on 1 April, in 22 days"

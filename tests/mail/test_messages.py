@@ -10,7 +10,6 @@ import pytest
 from certjob.mail.message import OutgoingMessage
 from certjob.mail.messages.content import LANGUAGES, RenderedMessage
 from certjob.mail.messages.templates import OUR_TEMPLATES
-from tests.looks.pictures import FOLDER, SOURCES, source_hash, stored_hash
 from tests.mail.written import breakable, links, visible_text, written_reminder
 from tests.support.samples import SAMPLES, sample_digests
 
@@ -232,11 +231,3 @@ def test_reminder_says_why_someone_gets_it(language: str) -> None:
     }
 
     assert why[language] in written_reminder(locale=language).text
-
-
-@pytest.mark.parametrize("name", SOURCES)
-def test_a_picture_was_drawn_from_the_present_files(name: str) -> None:
-    """After a change of a template or a page, `make looks` draws the pictures anew; look at them before you commit."""
-    assert stored_hash(FOLDER / f"{name}.png") == source_hash(name), (
-        f"docs/pictures/{name}.png is old: run `make looks`"
-    )
