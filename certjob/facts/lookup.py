@@ -64,7 +64,7 @@ def name_mentors(connection: Connection, mentor_ids: Collection[UUID]) -> dict[U
 
 def find_organisation(connection: Connection, slug: str) -> UUID:
     """Return the id of an organisation. Raises ConfigurationError naming the slug."""
-    organisation_id: UUID | None = database.fetch_value(connection, "find_organisation", {"slug": slug})
+    organisation_id: UUID | None = dict(database.fetch(connection, "list_organisation_ids")).get(slug)
     if organisation_id is None:
         message = f"no organisation {slug!r}"
         raise ConfigurationError(message, next_step="see `certjob organisation show`")

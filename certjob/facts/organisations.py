@@ -267,7 +267,7 @@ def _set_coordinator(connection: Connection, person: Coordinator, organisation_i
         database.execute(connection, "insert_coordinator", values)
         return
     if by_email not in (None, known):  # the same person with an old and a new address
-        database.execute(connection, "delete_coordinator", {"id": by_email})
+        database.execute(connection, "remove_coordinator", values | {"email_or_id": str(by_email)})
     database.execute(connection, "update_coordinator", values | {"known_id": known})
 
 

@@ -37,6 +37,7 @@ from certjob.outbox.open_work import MAIL_KINDS, PORTAL_KINDS, read_open_work
 from certjob.portal.stage import deliver_pushes
 from certjob.portal.sync import PortalSyncService
 from certjob.redaction import without_people
+from certjob.review.attention import read_attention
 from certjob.review.certification import CertificationManagementService
 from certjob.review.days import reject_wrong_day, why_wrong_day
 from certjob.review.guards import MassChangeGuard
@@ -121,7 +122,7 @@ def deliver(job: Job, *, accept_date: date | None = None) -> DeliverReport:
     def queue() -> None:
         """Queue digests only if a full run is overdue."""
         with database.transaction(job.connection, lock_timeout_ms=_LOCK_TIMEOUT_MS):
-            is_overdue = database.fetch_value(job.connection, "is_full_run_overdue", {"today": job.today})
+            is_overdue = read_attention(job.connection, today=job.today).overdue
         if is_overdue:
             queue_digests(job.connection, today=job.today)
 

@@ -137,11 +137,6 @@ def read_alerts(
     return list(collect_alerts(connection, today=today, acknowledged=acknowledged, mentor_id=mentor_id))
 
 
-def count_acknowledged(connection: Connection, *, today: date) -> int:
-    """Return the number of acknowledged alerts."""
-    return int(database.fetch_value(connection, "count_acknowledged", {"today": today}))
-
-
 def resync_command(member_no: str, organisation: str, *, more: str = "") -> str:
     """Return the command that pushes one mentor now, in backquotes.
 

@@ -86,11 +86,11 @@ def test_unknown_names_are_printed(here: Certjob, facts: Facts) -> None:
 
     run = here("run", "--organisation", "hfl")
     resync = here("resync", "nobody@example.org")
-    latin_1 = here("run", "--organisation", b"bl\xe5".decode("utf-8", "surrogateescape"))
+    latin_1 = here("resync", b"bl\xe5".decode("utf-8", "surrogateescape"))
 
     assert_one_line(run, "no organisation 'hfl'", "`certjob organisation show`", code=2)
     assert_one_line(resync, "no mentor matches 'nobody@example.org'", code=2, command="certjob resync")
-    assert_one_line(latin_1, "UTF-8", code=2)
+    assert_one_line(latin_1, "UTF-8", code=2, command="certjob resync")
 
 
 def test_missing_setting_is_named_only_if_it_is_needed(here: Certjob, facts: Facts) -> None:

@@ -66,7 +66,7 @@ def alerts(
 
     Exits with 3 while there are any.
     """
-    from certjob.reports.alerts import alert_lines, alerts_page, collect_alerts, count_acknowledged, held_mentors
+    from certjob.reports.alerts import alert_lines, alerts_page, collect_alerts, held_mentors
 
     if acknowledged and retry_all:
         message = "--acknowledged cannot be combined with --retry-all"
@@ -80,7 +80,7 @@ def alerts(
                 report = runs.retry_all(call.job(progress))
         today = call.settings.today
         found = collect_alerts(call.connection, today=today, acknowledged=acknowledged)
-        number = 0 if acknowledged else count_acknowledged(call.connection, today=today)
+        number = 0 if acknowledged else len(collect_alerts(call.connection, today=today, acknowledged=True))
         outcome = Outcome.ATTENTION if found and not acknowledged else Outcome.OK
         if report is not None and report.outcome is not Outcome.OK:
             outcome = report.outcome

@@ -25,10 +25,6 @@ WHERE id = %(known_id)s
         coalesce(%(locale)s::text, locale)
     )
 
--- name: delete_coordinator
--- Delete the second row of a person; the row with the app's user id stays.
-DELETE FROM coordinators WHERE id = %(id)s
-
 -- name: remove_coordinator
 -- Deletes the person's digests as well.
 DELETE FROM coordinators

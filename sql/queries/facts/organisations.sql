@@ -1,6 +1,3 @@
--- name: find_organisation
-SELECT id FROM organisations WHERE slug = %(slug)s
-
 -- name: list_organisation_ids
 SELECT slug, id FROM organisations
 

@@ -35,6 +35,3 @@ WHERE NOT e.visible
         WHERE r.command = 'run' AND r.organisation IS NULL AND r.told IS NOT NULL AND r.started_at > e.delivered_at
     )
 ORDER BY e.delivered_at, m.member_no
-
--- name: is_full_run_overdue
-SELECT EXISTS (SELECT FROM current_alerts(%(today)s) WHERE kind = 'no_full_run')

@@ -14,6 +14,3 @@ FROM current_alerts(%(today)s) AS a
 JOIN certjob_private.held_names AS h ON h.organisation_id = a.organisation_id
 WHERE a.kind = 'held' AND a.cause = 'changes'
 ORDER BY a.since, a.alert_id, h.place
-
--- name: count_acknowledged
-SELECT count(*) FROM current_alerts(%(today)s) WHERE is_acknowledged
