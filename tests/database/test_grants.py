@@ -136,7 +136,10 @@ def test_each_role_has_only_the_listed_rights(owner: Connection) -> None:
 
 
 def test_tables_have_row_level_security_and_views_their_readers_rights(owner: Connection) -> None:
-    """Materialised views and foreign tables are not allowed, because they cannot have policies."""
+    """Materialised views and foreign tables are not allowed, because they cannot have policies.
+
+    A policy for PUBLIC would be evaluated for each role, and apply to roles that someone creates later.
+    """
     open_to_all = [
         name
         for name, kind, is_secured, is_invoker, has_policy in owner.execute(_RELATIONS).fetchall()
@@ -144,12 +147,7 @@ def test_tables_have_row_level_security_and_views_their_readers_rights(owner: Co
     ]
 
     assert open_to_all == []
-
-
-def test_policies_name_their_roles(owner: Connection) -> None:
-    """A policy for PUBLIC is evaluated for each role, and applies to roles that someone creates later."""
     policies = owner.execute("SELECT tablename, policyname, roles::text[] FROM pg_policies").fetchall()
-
     assert {role for _, _, roles in policies for role in roles} == {WORKER, COORDINATOR}
     assert all(len(roles) == 1 for _, _, roles in policies)
 
