@@ -112,28 +112,7 @@ def read_digest(connection: Connection, coordinator: DigestRecipient, *, today: 
     def new(rows: Sequence[Words]) -> list[Words]:
         return [row for row in rows if not reported.issuperset(_keys(row))]
 
-    is_open: dict[str, list[Words]] = {words.section: [] for words in WORDS.values() if words.section}
-    acknowledged = list[date]()
-    for alert in read("read_digest_alerts"):
-        section = WORDS[Kind(alert["alert_kind"])].section
-        if section is None or (section == "unknown" and not coordinator.has_portal):
-            continue
-        if alert["is_acknowledged"]:
-            acknowledged.append(alert["acknowledged_until"])
-        else:
-            is_open[section].append(alert)
-    is_open["not_run"] = [
-        alert | {"since": alert["day"], "visible": visible}
-        for alert in is_open["not_run"]
-        if alert["day"] and (visible := database.fetch_value(connection, "count_unhidden_mentors", window)) is not None
-    ]
-    named = read("read_held_names") if is_open["held"] else []
-    is_danger = bool(named) and named[0]["reason"] in _DANGERS
-    for alert in is_open["held"]:
-        is_changes = alert["cause"] == CHANGES
-        alert |= {"what": alert["cause"], "named": named if is_changes else [], "is_danger": is_changes and is_danger}
-    for alert in is_open["undelivered"]:
-        alert |= {"expires_on": alert["day"], "days_left": (alert["day"] - today).days}
+    is_open, acknowledged = _read_problems(connection, coordinator, window)
     paused, expiring = read("read_paused_mentors"), read("read_expiring_mentors")
     ids = [row["id"] for row in (*paused, *expiring)]
     mentors = {mentor.id: mentor for mentor in reading.read(connection, ids, lock=False).mentors}
@@ -158,12 +137,41 @@ def read_digest(connection: Connection, coordinator: DigestRecipient, *, today: 
     ]
     return Digest(
         coordinator=coordinator,
-        acknowledged=(len(acknowledged), min(acknowledged) + timedelta(days=1) if acknowledged else None),
+        acknowledged=acknowledged,
         sections=sections | {name: news[name] for name in _ONLY_NEWS} | {"unknown": unknown},
         news=news,
         keys=keys,
         has_news=any(news.values()) or (is_week_over and any(is_open.values())),
     )
+
+
+def _read_problems(
+    connection: Connection, coordinator: DigestRecipient, about: Mapping[str, Any]
+) -> tuple[dict[str, list[Words]], tuple[int, date | None]]:
+    """Return the open alerts by section, the number of acknowledged ones, and the day on which the first returns."""
+    today, acknowledged = about["today"], list[date]()
+    is_open: dict[str, list[Words]] = {words.section: [] for words in WORDS.values() if words.section}
+    for alert in database.fetch(connection, "read_digest_alerts", about, into=dict):
+        section = WORDS[Kind(alert["alert_kind"])].section
+        if section is None or (section == "unknown" and not coordinator.has_portal):
+            continue
+        if alert["is_acknowledged"]:
+            acknowledged.append(alert["acknowledged_until"])
+        else:
+            is_open[section].append(alert)
+    is_open["not_run"] = [
+        alert | {"since": alert["day"], "visible": visible}
+        for alert in is_open["not_run"]
+        if alert["day"] and (visible := database.fetch_value(connection, "count_unhidden_mentors", about)) is not None
+    ]
+    named = database.fetch(connection, "read_held_names", about, into=dict) if is_open["held"] else []
+    for alert in is_open["held"]:
+        of_mentors = named if alert["cause"] == CHANGES else []
+        is_danger = bool(of_mentors) and of_mentors[0]["reason"] in _DANGERS
+        alert |= {"what": alert["cause"], "named": of_mentors, "is_danger": is_danger}
+    for alert in is_open["undelivered"]:
+        alert |= {"expires_on": alert["day"], "days_left": (alert["day"] - today).days}
+    return is_open, (len(acknowledged), min(acknowledged) + timedelta(days=1) if acknowledged else None)
 
 
 def _keys(row: Words) -> Sequence[str]:
