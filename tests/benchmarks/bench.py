@@ -1,7 +1,6 @@
 """A server with durable commits, databases with many mentors, and processes."""
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -9,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import uuid4
@@ -72,25 +72,24 @@ class Bench:
             raise RuntimeError(ended.stderr)
         return Measured(seconds, json.loads(ended.stdout) if "--json" in arguments else {})
 
-    def template(self, *, mentors: int, due_percent: int) -> str:
-        """Return the name of a kept database in which so many mentors are due for the first time, and no others."""
-        name = f"template_{mentors}_{due_percent}"
+    def template(self, *, mentors: int, due_percent: int, is_known: bool = True) -> str:
+        """Return the name of a kept database in which so many mentors are due, because a certificate ended yesterday.
+
+        ``is_known``: a review has seen it. The others are reviewed, and nothing is left to deliver.
+        """
+        name = f"template_{mentors}_{due_percent}_{is_known}"
         with self.connect("postgres") as admin:
             if admin.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,)).fetchone():
                 return name
-        if due_percent == 100:
-            self.cluster.make(name, TEMPLATE)
-            with self.connect(name) as connection:
-                populate(connection, mentors)
-            return name
-        self.cluster.make(name, self.template(mentors=mentors, due_percent=0 if due_percent else 100))
+        self.cluster.make(name, TEMPLATE)
         with self.connect(name) as connection:
-            if due_percent:
-                run_script(connection, "forget.sql", percent=due_percent)
-            else:  # run a night for everyone, and deliver everything
-                set_based_night(connection)
-                connection.execute("UPDATE cert_notification_log SET status = 'sent', sent_at = now()")
-                connection.execute("UPDATE portal_sync_events SET status = 'delivered', delivered_at = now()")
+            populate(connection, mentors, due_percent=due_percent)
+            if is_known:
+                populate(connection, mentors, due_percent=due_percent, is_due=True)
+            set_based_night(connection, today() - timedelta(days=1) if due_percent else today())
+            run_script(connection, "deliver.sql", due=due_percent, today=today())
+            if not is_known:
+                populate(connection, mentors, due_percent=due_percent, is_due=True)
             connection.execute("VACUUM FULL ANALYZE")  # removes old row versions
         return name
 
@@ -104,30 +103,28 @@ def run_script(connection: Connection, name: str, **parameters: object) -> None:
                 cursor.execute(statement.encode(), parameters or None)
 
 
-def populate(connection: Connection, mentors: int) -> None:
-    run_script(connection, "population.sql", mentors=mentors, today=today())
+def populate(connection: Connection, mentors: int, *, due_percent: int = 0, is_due: bool = False) -> None:
+    """Add the mentors with a certificate that ended yesterday, or the others."""
+    run_script(connection, "population.sql", mentors=mentors, due=due_percent, is_due=is_due, today=today())
     connection.execute("VACUUM ANALYZE")
 
 
-def set_based_night(connection: Connection) -> None:
+def set_based_night(connection: Connection, day: date) -> None:
     """Run one night for all due mentors in one transaction."""
     run_id = uuid4()
-    job_run = "INSERT INTO job_runs (id, command, as_of, host, version) VALUES (%s, 'run', %s, 'bench', 'set-based')"
-    connection.execute(job_run, (run_id, today()))
+    job_run = (
+        "INSERT INTO job_runs (id, command, as_of, host, version, finished_at, outcome)"
+        " VALUES (%s, 'run', %s, 'bench', 'set-based', now(), 'ok')"
+    )
+    connection.execute(job_run, (run_id, day))
     with connection.transaction():
-        connection.execute("SET LOCAL work_mem = '128MB'")
-        run_script(connection, "set_based_night.sql", run_id=run_id, today=today())
+        connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        run_script(connection, "set_based_night.sql", run_id=run_id, today=day)
 
 
 @contextmanager
 def durable_cluster(folder: Path) -> Iterator[Cluster]:
-    """Yield a server with durable commits, and a quarter of the memory for shared_buffers, as its manual advises.
-
-    A million mentors do not fit into the default of 128 MB. Then nearly every step would read and write a page.
-    """
-    memory_mb = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2**20
-    buffers = {"shared_buffers": f"{min(max(memory_mb // 4, 128), 4_096)}MB"}
+    """Yield a server with durable commits and PostgreSQL's default memory."""
     # No checkpoint starts during a measurement, because each copy of a template makes one before.
-    with Cluster(folder, max_wal_size="8GB", checkpoint_timeout="1h", **buffers) as cluster:
-        cluster.restart()  # shared_buffers needs it
+    with Cluster(folder, max_wal_size="8GB", checkpoint_timeout="1h") as cluster:
         yield cluster

@@ -12,6 +12,7 @@ import httpx
 
 from tests.benchmarks.bench import Bench, populate, set_based_night
 from tests.benchmarks.figures import Figure, in_turns
+from tests.support.command_line import today
 from tests.support.portal_answers import delay
 from tests.support.portal_server import PortalServer
 
@@ -111,7 +112,7 @@ def run_mails(bench: Bench) -> list[Figure]:
         Thread(target=server.serve_forever, daemon=True).start()
         with bench.connect(template) as connection:
             populate(connection, 20 * number)
-            set_based_night(connection)
+            set_based_night(connection, today())
             connection.execute("UPDATE portal_sync_events SET status = 'delivered'")
             kept = f"SELECT id FROM cert_notification_log ORDER BY id LIMIT {number}"
             connection.execute(f"DELETE FROM cert_notification_log WHERE id NOT IN ({kept})".encode())

@@ -22,6 +22,7 @@ from tests.support.nights import EVERYTHING, night
 TOKEN = UUID(int=7)
 MENTORS = 1_200
 """More than a chunk."""
+POPULATION: dict[str, object] = {"mentors": MENTORS, "due": 0, "is_due": False, "today": today()}
 
 OPEN_AND_OLD_ROWS = """
     UPDATE organisations SET portal = 'dynamics';
@@ -86,7 +87,7 @@ def plans(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Plan]]:
 
 def test_review_of_a_new_database_reads_no_whole_table(connection: Connection, plans: dict[str, list[Plan]]) -> None:
     """The tables have no statistics and grow during the run."""
-    run_script(connection, "population.sql", mentors=MENTORS, today=today())
+    run_script(connection, "population.sql", **POPULATION)
 
     night(connection, today(), deliver=False, allow=EVERYTHING)
 
@@ -102,7 +103,7 @@ def test_night_of_many_changes_reads_no_row_for_each_other_row(
     connection: Connection, plans: dict[str, list[Plan]]
 ) -> None:
     """The statistics say that no reminder or push is open, and the night adds one for nearly everyone."""
-    run_script(connection, "population.sql", mentors=MENTORS, today=today())
+    run_script(connection, "population.sql", **POPULATION)
     connection.execute("UPDATE organisations SET portal = 'dynamics'")
     night(connection, today(), deliver=False, allow=EVERYTHING)
     connection.execute(
@@ -124,7 +125,7 @@ def test_night_of_many_changes_reads_no_row_for_each_other_row(
 
 def test_claim_and_settle_read_only_their_batch(connection: Connection, plans: dict[str, list[Plan]]) -> None:
     """This does not depend on a backlog, old rows, or the age of the statistics."""
-    run_script(connection, "population.sql", mentors=MENTORS, today=today())
+    run_script(connection, "population.sql", **POPULATION)
     mentors = [row[0] for row in connection.execute("SELECT id FROM mentors ORDER BY id LIMIT 50").fetchall()]
 
     for change in (OPEN_AND_OLD_ROWS, "VACUUM ANALYZE"):

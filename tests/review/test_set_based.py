@@ -11,9 +11,10 @@ from tests.support.nights import EVERYTHING, night
 
 
 def test_first_night_writes_the_same_rows_as_set_based_sql(server_url: str, database_url: str) -> None:
-    """1,500 mentors with one to three certificates, in two copies of a database."""
+    """1,500 mentors with one to three certificates, in two copies of a database. For a tenth one ended yesterday."""
     with database.connect(database_url) as connection:
-        populate(connection, 1_500)
+        for is_due in (False, True):
+            populate(connection, 1_500, due_percent=10, is_due=is_due)
         name = connection.info.dbname
 
     with (
@@ -22,6 +23,6 @@ def test_first_night_writes_the_same_rows_as_set_based_sql(server_url: str, data
         database.connect(copied_url) as reference,
     ):
         night(ours, today(), deliver=False, allow=EVERYTHING)
-        set_based_night(reference)
+        set_based_night(reference, today())
 
         assert compare_states(ours, reference) > 5_000

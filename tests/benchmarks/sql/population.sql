@@ -1,36 +1,45 @@
--- %(mentors)s mentors in five organisations, the first with a portal. Certificates last two years, and some end on each
--- day from two months ago on. Some are renewed or revoked, every third mentor has a second kind, and a few mentors are ill
--- or have left. IDs are random, as in the app. The triggers are off, because every mentor is due by default.
+-- Of %(mentors)s mentors in four organisations, two with a portal, those whose first certificate ends yesterday (%(due)s of
+-- 100), or the others. Certificates last two years, and some of the others end on each day from two months ago on. Some are
+-- renewed or revoked, every third mentor has a second kind, and a few mentors are ill or have left. IDs are random, as in the
+-- app. The triggers are off, because every mentor is due by default.
 ALTER TABLE certificates DISABLE TRIGGER USER;
 ALTER TABLE mentor_pauses DISABLE TRIGGER USER;
 
 INSERT INTO organisations (slug, name, portal)
-SELECT 'org' || number, 'Organisation ' || number, CASE WHEN number = 1 THEN 'dynamics' END
-FROM generate_series(1, 5) AS number;
+SELECT 'org' || number, 'Organisation ' || number, CASE WHEN number <= 2 THEN 'dynamics' END
+FROM generate_series(1, 4) AS number
+ON CONFLICT DO NOTHING;
 
-INSERT INTO mentors (organisation_id, member_no, full_name, email, dynamics_contact_id, portal_visible, left_at)
-SELECT o.id, 'M' || n, 'Mentor ' || n, 'm' || n || '@example.org',
-    CASE WHEN o.portal IS NOT NULL THEN gen_random_uuid() END, true,
-    CASE WHEN n %% 100 = 7 THEN now() - interval '90 days' END
+CREATE TEMPORARY TABLE people AS
+SELECT gen_random_uuid() AS id, n AS number, CASE WHEN %(is_due)s THEN %(today)s::date - 1 ELSE %(today)s::date - 60 + n %% 727 END
+    AS last_day
 FROM generate_series(1, %(mentors)s) AS n
-JOIN organisations AS o ON o.slug = 'org' || (n %% 5 + 1)
-ORDER BY n;
+WHERE (n / 4 %% 100 < %(due)s) = %(is_due)s;
+
+INSERT INTO mentors (id, organisation_id, member_no, full_name, email, dynamics_contact_id, left_at)
+SELECT p.id, o.id, 'M' || p.number, 'Mentor ' || p.number, 'm' || p.number || '@example.org',
+    CASE WHEN o.portal IS NOT NULL THEN gen_random_uuid() END,
+    CASE WHEN p.number %% 100 = 7 THEN now() - interval '90 days' END
+FROM people AS p
+JOIN organisations AS o ON o.slug = 'org' || (p.number %% 4 + 1)
+ORDER BY p.number;
 
 INSERT INTO certificates (mentor_id, kind, issued_on, expires_on, revoked_at)
-SELECT m.id, held.kind, held.expires_on - 730, held.expires_on,
-    CASE WHEN m.number %% 200 = 9 THEN now() - interval '30 days' END
-FROM (SELECT id, substr(member_no, 2)::integer AS number FROM mentors) AS m
+SELECT p.id, held.kind, held.expires_on - 730, held.expires_on,
+    CASE WHEN p.number %% 200 = 9 THEN now() - interval '30 days' END
+FROM people AS p
 CROSS JOIN LATERAL (
     VALUES
-        ('likeperson', %(today)s::date - 60 + m.number %% 727, true),
-        ('likeperson', %(today)s::date - 60 + m.number %% 727 - 700, m.number %% 5 = 2),
-        ('first aid', %(today)s::date - 10 + m.number %% 719, m.number %% 3 = 0)
+        ('likeperson', p.last_day, true),
+        ('likeperson', p.last_day - 700, p.number %% 5 = 2),
+        ('first aid', %(today)s::date - 10 + p.number %% 719, p.number %% 3 = 0)
 ) AS held (kind, expires_on, is_held)
 WHERE held.is_held
-ORDER BY m.number;
+ORDER BY p.number;
 
 INSERT INTO mentor_pauses (mentor_id, reason, actor)
-SELECT id, 'illness', 'coordinator' FROM mentors WHERE substr(member_no, 2)::integer %% 100 = 11;
+SELECT id, 'illness', 'coordinator' FROM people WHERE number %% 100 = 11;
 
+DROP TABLE people;
 ALTER TABLE certificates ENABLE TRIGGER USER;
 ALTER TABLE mentor_pauses ENABLE TRIGGER USER;
