@@ -198,7 +198,8 @@ class MassChangeGuard:
         return Counter(change for change in changes if change is not None)
 
     def _find_new(self, decisions: Iterable[Decision]) -> frozenset[tuple[UUID, Reminder]]:
-        surprising = [d for d in decisions if d.surprise.reminders]
+        """Return the new reminders of the mentors without a surprising change of visibility, which counts first."""
+        surprising = [d for d in decisions if d.surprise.reminders and self._visibility_change(d) is None]
         return frozenset(find_new_reminders(self._connection, surprising))
 
     def _lock(self, counts: Mapping[Organisation, Counter[Change]]) -> dict[UUID, Counter[Change]]:
