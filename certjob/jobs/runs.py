@@ -37,7 +37,6 @@ from certjob.outbox.open_work import MAIL_KINDS, PORTAL_KINDS, read_open_work
 from certjob.portal.stage import deliver_pushes
 from certjob.portal.sync import PortalSyncService
 from certjob.redaction import without_people
-from certjob.review.attention import read_attention
 from certjob.review.certification import CertificationManagementService
 from certjob.review.days import reject_wrong_day, why_wrong_day
 from certjob.review.guards import MassChangeGuard
@@ -120,10 +119,10 @@ def deliver(job: Job, *, accept_date: date | None = None) -> DeliverReport:
     wrong_day = why_wrong_day(job.connection, job.today, zone=job.zone, accept_date=accept_date)
 
     def queue() -> None:
-        """Queue digests only if a full run is overdue."""
+        """Queue digests only if a full run is overdue and not at work."""
         with database.transaction(job.connection, lock_timeout_ms=_LOCK_TIMEOUT_MS):
-            is_overdue = read_attention(job.connection, today=job.today).overdue
-        if is_overdue:
+            is_missing = database.fetch_value(job.connection, "is_full_run_missing", {"today": job.today})
+        if is_missing:
             queue_digests(job.connection, today=job.today)
 
     with recorded(job, report) as beating:

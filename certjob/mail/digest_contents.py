@@ -49,6 +49,10 @@ class DigestRecipient:
     reported: Sequence[str]
     """The keys of the last sent digest."""
 
+    def may_get_one(self, today: date) -> bool:
+        """Return whether no digest of today or of a later run has been sent."""
+        return self.last_digest_on is None or self.last_digest_on < today
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Digest:

@@ -24,11 +24,7 @@ def queue_digests(connection: database.Connection, *, today: date, organisation:
     """
 
     def queue() -> int:
-        due = (
-            each
-            for each in read_recipients(connection, today=today, slug=organisation)
-            if each.last_digest_on is None or each.last_digest_on < today
-        )
+        due = (each for each in read_recipients(connection, today=today, slug=organisation) if each.may_get_one(today))
         ids = [each.id for each in due if read_digest(connection, each, today=today).has_news]
         return database.execute(connection, "queue_digests", {"ids": ids, "today": today}) if ids else 0
 
@@ -80,7 +76,7 @@ class DigestMail(Mails[QueuedDigest]):
         if not recipients:
             return None
         digest = read_digest(self.connection, recipients[0], today=self.today)
-        if not digest.has_news:
+        if not (digest.has_news and digest.coordinator.may_get_one(self.today)):
             return "nothing to tell"
         reported = {"id": item.id, "token": item.claim_token, "keys": sorted(digest.keys)}
         if not database.execute(self.connection, "note_reported", reported):

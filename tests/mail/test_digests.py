@@ -270,6 +270,18 @@ def test_claimed_digest_belongs_to_its_claim(desk: Mailing) -> None:
     assert steps.prepare(digest_mail(desk.connection), first) is None
 
 
+def test_second_digest_of_a_day_is_not_sent(desk: Mailing) -> None:
+    """Another run has sent the first one after this one was queued."""
+    desk.ended("Kari")
+    assert len(desk.digests()) == 1
+    desk.ended("Ola")
+    desk.review()
+    desk.execute("INSERT INTO coordinator_digests (coordinator_id, digest_on) SELECT id, %s FROM coordinators", TODAY)
+
+    assert deliver(desk) == []
+    assert named(desk.digests(1)) == ["Ola"]
+
+
 def test_coordinator_who_was_deleted_after_the_claim_gets_no_digest(desk: Mailing) -> None:
     """The digest was deleted, too."""
     desk.ended("Kari")

@@ -64,6 +64,18 @@ def test_lost_later_day_is_an_alert_when_the_certificate_is_shortened(scene: Sce
     assert scene.rows(UNHIDDEN, AFTER) == [(1,)]
 
 
+def test_deliver_prints_an_earlier_day_after_a_later_one(scene: Scene, shown: UUID) -> None:
+    """Both fail with the same cause, but only the earlier day is an alert."""
+    scene.portal.default = DOWN
+    end_on(scene, LATER)
+    assert run(scene) == []
+    scene.make_due()
+
+    end_on(scene, SOON - timedelta(days=1))
+
+    assert len(scene.deliver(scene.portal, today=today()).news) == 1
+
+
 def test_later_day_of_a_killed_process_is_urgent_and_ends_with_a_confirmation(scene: Scene, shown: UUID) -> None:
     """It was killed between the call and the settle."""
     end_on(scene, LATER)

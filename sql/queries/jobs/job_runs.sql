@@ -21,6 +21,15 @@ SELECT told, command = 'run' AND organisation IS NULL AS is_full_run
 FROM job_runs
 WHERE as_of = %(today)s AND told IS NOT NULL
 
+-- name: is_full_run_missing
+-- Whether a full run is overdue and none of today is at work, which queues digests itself.
+SELECT EXISTS (SELECT FROM current_alerts(%(today)s) WHERE kind = 'no_full_run') AND NOT EXISTS (
+    SELECT
+    FROM job_runs
+    WHERE command = 'run' AND organisation IS NULL AND as_of = %(today)s AND finished_at IS NULL
+        AND last_seen_at > now() - interval '15 minutes'
+)
+
 -- name: read_confirmed_by_coordinators
 -- Hides that coordinators have confirmed, and that no full run has printed.
 SELECT o.slug, m.member_no, e.hidden_by, e.delivered_at

@@ -85,14 +85,14 @@ ORDER BY h.since, m.member_no
 
 -- name: count_unhidden_mentors
 -- The number of mentors who must not be visible and may still be; null if a run of the organisation has finished in the
--- last 26 hours, or the full run of today is at work, because it writes digests itself.
+-- last 26 hours, or one of today is at work, because it sends digests itself.
 SELECT CASE WHEN NOT EXISTS (
         SELECT
         FROM job_runs AS r
         LEFT JOIN organisations AS o ON o.slug = r.organisation
         WHERE r.command = 'run' AND (
             (o.id = %(organisation_id)s AND r.outcome IN ('ok', 'attention') AND r.finished_at > now() - interval '26 hours')
-            OR (r.organisation IS NULL AND r.as_of = %(today)s AND r.finished_at IS NULL
+            OR ((r.organisation IS NULL OR o.id = %(organisation_id)s) AND r.as_of = %(today)s AND r.finished_at IS NULL
                 AND r.last_seen_at > now() - interval '15 minutes')
         )
     ) THEN (

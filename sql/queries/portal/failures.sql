@@ -1,8 +1,8 @@
 -- name: record_sync_failure
 -- Each mentor has at most one unresolved row. Every failed round updates it and adds its calls to `attempts`. The
 -- foreign key needs a lock on the mentor. While another session has that lock, no row is written, because the settle
--- must not wait. `is_news` is false if the same cause was known for the same value; the subquery still sees the old row.
--- The cause is also known if an early end of the stage has recorded it.
+-- must not wait. `is_news` is false if the same cause was known since the value was requested; the subquery still sees the
+-- old row. The cause is also known if an early end of the stage has recorded it.
 INSERT INTO dynamics_sync_failures AS f (mentor_id, event_id, visible, kind, attempts, error, failure_code, correlation_id)
 SELECT e.mentor_id, e.id, %(visible)s, %(kind)s, %(attempts)s, %(error)s, %(code)s, %(correlation_id)s
 FROM portal_sync_events AS e
@@ -24,7 +24,7 @@ RETURNING NOT EXISTS (
     WHERE known.mentor_id = f.mentor_id
         AND known.resolved_at IS NULL
         AND known.failure_code = %(code)s
-        AND known.visible = %(visible)s
+        AND known.last_failed_at >= (SELECT e.wanted_at FROM portal_sync_events AS e WHERE e.id = %(event_id)s)
 ) AS is_news
 
 -- name: record_stage_failures
