@@ -122,7 +122,7 @@ def _read_alerts(
     if isinstance(report, DeliverReport):
         report.overdue = dict.fromkeys(attention.keys(Kind.NO_FULL_RUN), attention.overdue)
         return
-    if is_full_run:  # which ends now
+    if is_full_run and not report.crashed:  # it ends now
         attention = replace(attention, counts={**attention.counts, Kind.NO_FULL_RUN: Count()}, overdue="")
     report.attention = attention
     report.held = list(attention.held)

@@ -119,7 +119,7 @@ def deliver(job: Job, *, accept_date: date | None = None) -> DeliverReport:
     wrong_day = why_wrong_day(job.connection, job.today, zone=job.zone, accept_date=accept_date)
 
     def queue() -> None:
-        """Queue digests only if a full run is overdue and not at work."""
+        """Queue digests only if a full run is overdue and no run is at work."""
         with database.transaction(job.connection, lock_timeout_ms=_LOCK_TIMEOUT_MS):
             is_missing = database.fetch_value(job.connection, "is_full_run_missing", {"today": job.today})
         if is_missing:

@@ -97,12 +97,15 @@ def test_signal_queues_the_digests_about_the_stopped_run(due: Scene) -> None:
 
 
 def test_crash_of_the_portal_stage_does_not_stop_the_mail(due: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The run has failed, and the open hide is an alert. A delivery repeats the reason of a crash each time."""
+    """The run has failed, and the open hide and an overdue run are alerts. A delivery repeats the reason each time."""
+    died = "INSERT INTO job_runs (id, command, as_of, host, version, started_at) VALUES (gen_random_uuid(), 'run', %s,"
+    due.run_sql(f"{died} 'night-1', '1.0.0', now() - interval '27 hours')", TODAY - timedelta(days=1))
     monkeypatch.setattr(HLFDynamicsSyncService, "update_portal_visibility", mock.AsyncMock(side_effect=LookupError))
 
     report = due.night(due.portal)
 
     assert (report.outcome, mailed(due)) == ("failed", ["reminder", "digest"])
+    assert report.to_document()["alerts"]["no_full_run"] == 1
     assert due.rows("SELECT failure_code FROM dynamics_sync_failures") == [("portal_stopped",)]
     due.expire_leases()
     delivered = due.deliver(due.portal, channel=due.channel)

@@ -342,6 +342,8 @@ def test_acknowledgement_of_a_contact_ends_when_a_mentor_gets_it_or_no_reading_l
     for is_shown, found in ((False, {}), (True, {"unknown": 1})):
         scene.portal.visible[contact] = is_shown
         assert differences(scene) == found
+    acknowledged = "SELECT is_acknowledged FROM current_alerts(%s) WHERE kind = 'unknown_contacts'"
+    assert scene.rows(acknowledged, TODAY) == [(False,)]
 
 
 def test_hide_queued_after_the_comparison_is_not_replaced(scene: Scene) -> None:

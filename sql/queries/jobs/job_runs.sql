@@ -22,12 +22,11 @@ FROM job_runs
 WHERE as_of = %(today)s AND told IS NOT NULL
 
 -- name: is_full_run_missing
--- Whether a full run is overdue and none of today is at work, which queues digests itself.
+-- Whether a full run is overdue and no run of today is at work, which queues digests itself.
 SELECT EXISTS (SELECT FROM current_alerts(%(today)s) WHERE kind = 'no_full_run') AND NOT EXISTS (
     SELECT
     FROM job_runs
-    WHERE command = 'run' AND organisation IS NULL AND as_of = %(today)s AND finished_at IS NULL
-        AND last_seen_at > now() - interval '15 minutes'
+    WHERE command = 'run' AND as_of = %(today)s AND finished_at IS NULL AND last_seen_at > now() - interval '15 minutes'
 )
 
 -- name: read_confirmed_by_coordinators
