@@ -270,6 +270,14 @@ def test_claimed_digest_belongs_to_its_claim(desk: Mailing) -> None:
     assert steps.prepare(digest_mail(desk.connection), first) is None
 
 
+def test_deliver_queues_no_digest_unless_a_full_run_is_missing(desk: Mailing) -> None:
+    desk.digests()
+    desk.ended("Kari")
+    desk.review(1)
+
+    assert deliver(desk, 1) == []
+
+
 def test_second_digest_of_a_day_is_not_sent(desk: Mailing) -> None:
     """Another run has sent the first one after this one was queued."""
     desk.ended("Kari")

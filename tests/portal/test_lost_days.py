@@ -117,10 +117,14 @@ def test_later_day_that_the_app_has_asked_for_again_is_remembered(scene: Scene, 
     assert scene.rows(ALERTS) == [("may_be_visible", "later_day_on_portal", SOON)]
 
 
-def test_failed_push_that_a_coordinator_asked_for_is_an_alert(scene: Scene, shown: UUID) -> None:
+@pytest.mark.parametrize("is_open", [False, True], ids=["no open push", "open later day"])
+def test_failed_push_that_a_coordinator_asked_for_is_an_alert(scene: Scene, shown: UUID, *, is_open: bool) -> None:
     """The portal has confirmed that it shows the mentor, but someone doubts it."""
-    ask_for_a_push(scene, shown)
     scene.portal.default = DOWN
+    if is_open:
+        end_on(scene, LATER)
+        assert run(scene) == []
+    ask_for_a_push(scene, shown)
 
     run(scene)
 
