@@ -1,7 +1,7 @@
 """``certjob reconcile``: the portal is read, and only the differences are pushed."""
 
 from collections import Counter
-from datetime import timedelta
+from datetime import UTC, timedelta
 from functools import partial
 from uuid import UUID, uuid4
 
@@ -292,7 +292,7 @@ def test_last_day_of_the_client_secret_is_an_alert_thirty_days_before(
     scene: Scene, here: Certjob, days: int, number: int
 ) -> None:
     """The function tells it in each reading. `check` reads it itself."""
-    last_day = today() + timedelta(days=days)
+    last_day = database.clock(scene.connection).astimezone(UTC).date() + timedelta(days=days)
     scene.certified()
     scene.portal.secret_until = str(last_day)
 

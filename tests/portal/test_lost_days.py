@@ -162,9 +162,8 @@ def test_reading_without_the_column_is_newer_than_a_confirmed_day(scene: Scene, 
 
 def test_contact_that_is_lost_after_its_day_is_an_alert_without_the_column(scene: Scene, shown: UUID) -> None:
     """With the column, the portal would have hidden it."""
-    yesterday = today() - timedelta(days=1)
     unknown = "SELECT contact_id FROM portal_unknown_contacts"
-    scene.run_sql("UPDATE portal_sync_events SET sure_until = %s, shown_until = %s", yesterday, yesterday)
+    scene.run_sql("UPDATE portal_sync_events SET sure_until = current_date - 1, shown_until = current_date - 1")
     with scene.connection.transaction(force_rollback=True):
         scene.run_sql("UPDATE mentors SET dynamics_contact_id = NULL")
         assert scene.rows(unknown) == []

@@ -173,8 +173,9 @@ def test_overdue_run_does_not_count_whom_the_portal_hides_on_its_day(scene: Scen
 
 def test_overdue_run_is_told_by_alerts_status_and_check(scene: Scene, here: Certjob) -> None:
     scene.night(scene.portal, channel=None)
-    scene.run_sql(LATE + ", as_of = current_date - 1")
-    said = f"No full run since {today() - timedelta(days=1):%-d %B %Y}"
+    yesterday = today() - timedelta(days=1)
+    scene.run_sql(LATE + ", as_of = %s", yesterday)
+    said = f"No full run since {yesterday:%-d %B %Y}"
 
     listed, status, check = here("alerts"), here("status", "-q"), here("check")
 
