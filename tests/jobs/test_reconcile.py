@@ -291,7 +291,7 @@ def test_contact_that_moves_to_another_mentor_or_was_hidden_is_no_alert(scene: S
 def test_last_day_of_the_client_secret_is_an_alert_thirty_days_before(
     scene: Scene, here: Certjob, days: int, number: int
 ) -> None:
-    """The function tells it in each reading. `check` reads it itself."""
+    """The function tells it in each reading, and the date is the database's. `check` reads it itself, on its date."""
     last_day = database.clock(scene.connection).astimezone(UTC).date() + timedelta(days=days)
     scene.certified()
     scene.portal.secret_until = str(last_day)
@@ -300,6 +300,8 @@ def test_last_day_of_the_client_secret_is_an_alert_thirty_days_before(
 
     found = [alert.alert_id for alert in read_alerts(scene.connection, today=TODAY)]
     assert found == [f"all:secret_ends:{last_day}"] * number
+    last_day = today() + timedelta(days=days)
+    scene.portal.secret_until = str(last_day)
     warned = (
         f"warn  client secret: its last day is {last_day}; create a second one"
         in here("check", **scene.portal.settings).stdout
