@@ -202,12 +202,13 @@ def persist(
     write: Callable[[], Result],
     *,
     lock_timeout_ms: int | None = None,
+    by_index: bool = False,
     tries: int = _WRITE_TRIES,
 ) -> Result:
     """Run ``write`` in a transaction, and repeat it up to ``tries`` times if another session's locks prevent it."""
     while True:
         try:
-            with transaction(connection, lock_timeout_ms=lock_timeout_ms or LOCK_TIMEOUT_MS):
+            with transaction(connection, lock_timeout_ms=lock_timeout_ms or LOCK_TIMEOUT_MS, by_index=by_index):
                 return write()
         except CONTENTION:
             tries -= 1

@@ -1,6 +1,6 @@
 """Read mentors with all facts that a decision needs: without locks for the plan, with locks for apply."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from uuid import UUID
@@ -38,36 +38,10 @@ def read(connection: database.Connection, ids: Sequence[UUID], *, lock: bool) ->
     broken = {row[0]: row[-1] for row in rows.values() if row[-1] is not None}
     for mentor_id in broken:
         del rows[mentor_id]
-    readable = {"ids": list(rows)}
-    locked_elsewhere: set[UUID] = set()
-    certificates: dict[UUID, list[Certificate]] = {}
     seen = {mentor_id: frozenset[str](row[9]) for mentor_id, row in rows.items()}
-    for mentor_id, row_id, kind, issued_on, expires_on, revoked, status in database.fetch(
-        connection, "lock_certificates" if lock else "read_certificates", readable
-    ):
-        if row_id is None:
-            locked_elsewhere.add(mentor_id)
-            continue
-        certificate = Certificate(
-            id=row_id,
-            kind=kind,
-            issued_on=issued_on,
-            expires_on=expires_on,
-            revoked=revoked,
-            status=_STATUSES[status],
-            unseen=seen_key(kind, expires_on) not in seen[mentor_id],
-        )
-        certificates.setdefault(mentor_id, []).append(certificate)
-    pauses: dict[UUID, list[OpenPause]] = {}
-    for mentor_id, row_id, reason, lapsed_kinds in database.fetch(
-        connection, "lock_open_pauses" if lock else "read_open_pauses", readable
-    ):
-        if row_id is None:
-            locked_elsewhere.add(mentor_id)
-        else:
-            pause = OpenPause(id=row_id, reason=reason, lapsed_kinds=frozenset(lapsed_kinds))
-            pauses.setdefault(mentor_id, []).append(pause)
-    for mentor_id in locked_elsewhere:
+    certificates, locked = _read_certificates(connection, seen, lock=lock)
+    pauses, also_locked = _read_pauses(connection, list(rows), lock=lock)
+    for mentor_id in locked | also_locked:
         del rows[mentor_id]
     mentors = [
         Mentor(
@@ -89,6 +63,46 @@ def read(connection: database.Connection, ids: Sequence[UUID], *, lock: bool) ->
         if row is not None
     ]
     return FactsRead(mentors=mentors, broken=broken)
+
+
+def _read_certificates(
+    connection: database.Connection, seen: Mapping[UUID, frozenset[str]], *, lock: bool
+) -> tuple[dict[UUID, list[Certificate]], set[UUID]]:
+    """Return the certificates of these mentors, and the mentors with one that another session has locked."""
+    certificates, locked = dict[UUID, list[Certificate]](), set[UUID]()
+    statement = "lock_certificates" if lock else "read_certificates"
+    for mentor_id, row_id, kind, issued_on, expires_on, revoked, status in database.fetch(
+        connection, statement, {"ids": list(seen)}
+    ):
+        if row_id is None:
+            locked.add(mentor_id)
+            continue
+        certificate = Certificate(
+            id=row_id,
+            kind=kind,
+            issued_on=issued_on,
+            expires_on=expires_on,
+            revoked=revoked,
+            status=_STATUSES[status],
+            unseen=seen_key(kind, expires_on) not in seen[mentor_id],
+        )
+        certificates.setdefault(mentor_id, []).append(certificate)
+    return certificates, locked
+
+
+def _read_pauses(
+    connection: database.Connection, ids: Sequence[UUID], *, lock: bool
+) -> tuple[dict[UUID, list[OpenPause]], set[UUID]]:
+    """Return the open pauses of these mentors, and the mentors with one that another session has locked."""
+    pauses, locked = dict[UUID, list[OpenPause]](), set[UUID]()
+    statement = "lock_open_pauses" if lock else "read_open_pauses"
+    for mentor_id, row_id, reason, lapsed_kinds in database.fetch(connection, statement, {"ids": ids}):
+        if row_id is None:
+            locked.add(mentor_id)
+        else:
+            pause = OpenPause(id=row_id, reason=reason, lapsed_kinds=frozenset(lapsed_kinds))
+            pauses.setdefault(mentor_id, []).append(pause)
+    return pauses, locked
 
 
 def read_due(

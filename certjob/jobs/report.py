@@ -1,6 +1,7 @@
 """The reports of the commands: a JSON document with fixed keys, and one line for each reason for attention."""
 
 import time
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field
@@ -43,7 +44,7 @@ NO_PARTS: Mapping[str, Any] = {}
 
 
 @dataclass(slots=True, kw_only=True)
-class Report:
+class Report(ABC):
     """The common parts of every report. Each command has its own class for the other parts."""
 
     command: str
@@ -109,9 +110,9 @@ class Report:
         counts = {name: document[name] for name in parts if name in document}
         return counts | ({"corrected": corrected} if corrected else {})
 
+    @abstractmethod
     def to_document(self) -> dict[str, Any]:
         """Return the JSON document, with only the parts that the command has."""
-        raise NotImplementedError
 
     def _document(
         self, *, before: Mapping[str, Any] = NO_PARTS, portal: Mapping[str, int], after: Mapping[str, Any] = NO_PARTS

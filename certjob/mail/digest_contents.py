@@ -172,9 +172,9 @@ def _read_problems(
     for alert in is_open["held"]:
         of_mentors = named if alert["cause"] == CHANGES else []
         is_danger = bool(of_mentors) and of_mentors[0]["reason"] in _DANGERS
-        alert |= {"what": alert["cause"], "named": of_mentors, "is_danger": is_danger}
+        alert.update(what=alert["cause"], named=of_mentors, is_danger=is_danger)
     for alert in is_open["undelivered"]:
-        alert |= {"expires_on": alert["day"], "days_left": (alert["day"] - today).days}
+        alert.update(expires_on=alert["day"], days_left=(alert["day"] - today).days)
     return is_open, (len(acknowledged), min(acknowledged) + timedelta(days=1) if acknowledged else None)
 
 

@@ -3,6 +3,7 @@
 ``Mails`` has what differs between reminders and digests.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import date
@@ -42,7 +43,7 @@ class ClaimedMail(ClaimedRow):
 Item = TypeVar("Item", bound=ClaimedMail)
 
 
-class Mails(Generic[Item]):
+class Mails(ABC, Generic[Item]):
     """Reminders or digests: their statements, and the drafts of their texts."""
 
     item: type[Item]
@@ -69,12 +70,12 @@ class Mails(Generic[Item]):
         """The key of the Message-IDs."""
         return read_secret(self.connection)
 
+    @abstractmethod
     def draft(self, item: Item) -> Draft | str | None:
         """Read the facts while the recipient is locked, and return a draft, or the reason to cancel the mail.
 
         Returns None if the row was deleted or another process has claimed it.
         """
-        raise NotImplementedError
 
 
 def read_secret(connection: Connection) -> bytes:

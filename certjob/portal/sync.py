@@ -8,6 +8,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date
+from functools import partial
 from typing import Self
 from uuid import UUID
 
@@ -167,12 +168,8 @@ class PortalSyncService:
         ``correlation_id`` is that of the answer that ended the stage, if any.
         """
         parameters = {"error": reason, "code": end.cause, "mentor_id": mentor_id, "correlation_id": correlation_id}
-
-        def store() -> None:
-            with database.transaction(self._connection, by_index=True):
-                database.execute(self._connection, "record_stage_failures", parameters)
-
-        persist(self._connection, store)
+        record = partial(database.execute, self._connection, "record_stage_failures", parameters)
+        persist(self._connection, record, by_index=True)
 
     def _record_failure(self, push: Push) -> bool:
         """Record the failure in the caller's transaction; return whether it is news.

@@ -73,9 +73,9 @@ class Bench:
         return Measured(seconds, json.loads(ended.stdout) if "--json" in arguments else {})
 
     def template(self, *, mentors: int, due_percent: int, is_known: bool = True) -> str:
-        """Return the name of a kept database in which so many mentors are due, because a certificate ended yesterday.
+        """Return the name of a database in which so many mentors are due, because a certificate ended yesterday.
 
-        ``is_known``: a review has seen it. The others are reviewed, and nothing is left to deliver.
+        With ``is_known``, a review has seen this certificate. The other mentors are reviewed, and no delivery is open.
         """
         name = f"template_{mentors}_{due_percent}_{is_known}"
         with self.connect("postgres") as admin:
