@@ -4,10 +4,10 @@ All values come from one snapshot, without locks. docs/json.md describes the fie
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import date, datetime, tzinfo
 from functools import partial
-from typing import Any, Final
+from typing import Any
 from uuid import UUID
 
 from certjob import database
@@ -15,23 +15,20 @@ from certjob.database import Connection
 from certjob.domain import explanations, rules
 from certjob.domain.explanations import (
     day_words,
-    distance_words,
     moment_words,
     number,
     reason_words,
     threshold_words,
     whole_date,
 )
-from certjob.domain.models import OWN_PAUSE_REASON, Mentor, PauseChange, Status
-from certjob.domain.projection import ComingRun, coming_runs
+from certjob.domain.models import OWN_PAUSE_REASON, Mentor, Status
 from certjob.errors import BrokenMentorError, UnknownMentorError
 from certjob.facts import reading
-from certjob.mail.reminders import find_new_reminders
 from certjob.page import GAP, Line, Table, heading
 from certjob.reports.alerts import Alert, alert_lines, alerts_page, read_alerts
 from certjob.reports.logged_reminders import LoggedReminder, read_logged_reminders
-from certjob.review.days import last_run_date, looks_at_everybody
-from certjob.review.guards import MassChangeGuard
+from certjob.reports.next_change import HELD_BACK, Next, OpenPush, find_next
+from certjob.review.days import last_run_date
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,17 +88,6 @@ class LoadedRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OpenPush:
-    """A push that the portal has not confirmed yet."""
-
-    visible: bool
-    status: str
-    rounds: int
-    is_claimed: bool
-    next_attempt_at: datetime
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Portal:
     """The desired visibility, the last confirmed one, and the last one that ``reconcile`` read."""
 
@@ -119,17 +105,6 @@ class Portal:
     was_shown: bool | None
     resolved_failures: int
     push: OpenPush | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Next:
-    """The next run or delivery with a change, if no fact changes."""
-
-    on: date
-    at: datetime | None
-    """The time of a retry, or None for the run of that day or the next delivery."""
-    when: str
-    what: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,24 +157,16 @@ def explain(connection: Connection, mentor_id: UUID, *, today: date, zone: tzinf
             **database.fetch(connection, "read_portal_history", parameters, into=dict)[0],
         )
         now, reminders = database.clock(connection), read_logged_reminders(connection, mentor_id)
-        everybody = looks_at_everybody(connection, today)
-        first = today if everybody or person.review_is_due else person.review_on
-        run = _find_next_run(connection, mentor, today=today, first=first)
-        held: _Held = (None, None)
-        occasions = []
-        if run is not None:
-            when = _TODAY
-            if run.day == today:
-                held = _ask_guard(connection, mentor, today=today, everybody=everybody)
-            else:
-                when = f"on {day_words(run.day, today)}, {distance_words(run.day, today)}"
-            what = list(_run_words(run, mentor=mentor, today=today, held=held))
-            occasions.append(Next(on=run.day, at=None, when=when, what=what))
-        if first == today and portal.push and not portal.has_portal and not held[0]:
-            what = ["the queued push is withdrawn, because the organisation has no portal"]
-            occasions.append(Next(on=today, at=None, when=_TODAY, what=what))
-        if not any(each.on == today for each in occasions):  # a run today replaces or delivers the queued work
-            occasions += _find_deliveries(mentor, portal, reminders, today=today, now=now.astimezone(zone))
+        coming, held = find_next(
+            connection,
+            mentor,
+            today=today,
+            now=now.astimezone(zone),
+            review_on=today if person.review_is_due else person.review_on,
+            has_portal=portal.has_portal,
+            push=portal.push,
+            reminders=reminders,
+        )
         without_certificate = rules.has_had_no_kind(mentor, today)
         return Explanation(
             today=today,
@@ -209,8 +176,8 @@ def explain(connection: Connection, mentor_id: UUID, *, today: date, zone: tzinf
             without_certificate=without_certificate,
             certified_because=list(explanations.why_certified(mentor, today)),
             last_run_on=last_run_date(connection),
-            held=list(dict.fromkeys(filter(None, held))),
-            next=_first(occasions),
+            held=held,
+            next=coming,
             alerts=read_alerts(connection, today=today, mentor_id=mentor_id),
             certificates=list(_explain_certificates(connection, mentor, today=today, zone=zone)),
             pauses=database.fetch(connection, "read_pause_history", parameters, into=Pause),
@@ -234,85 +201,6 @@ def _explain_certificates(
             because=explanations.why_status(certificate, mentor, today, revoked_on=revoked_on),
             no_reminder_because=explanations.why_no_reminder(certificate, mentor, today),
         )
-
-
-HELD_BACK: Final = "held back: "
-"""The beginning of the text about a change that a guard holds back."""
-_TODAY = "today, when `certjob run` runs"
-_Held = tuple[str | None, str | None]
-"""Why a run today holds the changes of this mentor, and the new reminders."""
-
-
-def _ask_guard(connection: Connection, mentor: Mentor, *, today: date, everybody: bool) -> _Held:
-    guard = MassChangeGuard(connection, today=today, everybody=everybody)
-    guard.examine(mentor.organisation.id)
-    decision = rules.decide(replace(mentor, due_by_calendar=mentor.due_by_calendar and not everybody), today)
-    new, hold = find_new_reminders(connection, [decision]), guard.held.get(mentor.organisation.id)
-    line = hold.line if hold else None
-    return line if guard.hold_of(decision) else None, line if guard.held_reminders_of(decision, new) else None
-
-
-def _find_next_run(connection: Connection, mentor: Mentor, *, today: date, first: date | None) -> ComingRun | None:
-    """Return the first run with a change, without the reminders that are in the log already."""
-    runs = list(coming_runs(mentor, first=first)) if first else []
-    decisions = [replace(run.decision, reminders=run.reminders) for run in runs]
-    new = {reminder for _, reminder in find_new_reminders(connection, decisions)}
-    told = (replace(run, reminders=tuple(reminder for reminder in run.reminders if reminder in new)) for run in runs)
-    return next((run for run in told if run.does_something), None)
-
-
-def _run_words(run: ComingRun, *, mentor: Mentor, today: date, held: _Held) -> Iterator[str]:
-    """Yield the changes of a run, in its order."""
-    certificates, decision = {certificate.id: certificate for certificate in mentor.certificates}, run.decision
-    changes = [
-        explanations.transition_words(change, certificates[change.certificate_id], today)
-        for change in decision.transitions
-    ]
-    if decision.pause is not None:
-        changes.append("certjob pauses the mentor" if decision.pause is PauseChange.OPEN else "certjob lifts its pause")
-    if decision.new_last_day:
-        changes.append(f"the portal gets the new last day, {day_words(decision.certified_until, today)}")
-    elif decision.push:
-        changes.append(f"the portal is asked to {'show' if decision.visible else 'hide'} the mentor")
-    for text in changes:
-        yield f"{HELD_BACK}{text}" if held[0] else text
-    for reminder in run.reminders:
-        text = explanations.reminder_name(reminder, today)
-        yield f"{HELD_BACK}{text}" if any(held) else text
-
-
-def _find_deliveries(
-    mentor: Mentor, portal: Portal, reminders: Sequence[LoggedReminder], *, today: date, now: datetime
-) -> Iterator[Next]:
-    """Yield the delivery of the open push and of the queued reminders."""
-
-    def delivery(row: OpenPush | LoggedReminder, text: str) -> Next:
-        at = row.next_attempt_at.astimezone(now.tzinfo)
-        if row.is_claimed or at <= now:
-            when = "today, with the next `certjob run` or `certjob deliver`"
-            return Next(on=today, at=None, when=when, what=[text])
-        on = max(at.date(), today)
-        day = "today" if on == today else f"on {day_words(on, today)}"
-        return Next(on=on, at=at, when=f"{day}, at {at:%H:%M} or soon after", what=[text])
-
-    if portal.has_portal and portal.push is not None and portal.push.status == "pending":
-        again, verb = " again" if portal.push.rounds else "", "show" if portal.push.visible else "hide"
-        yield delivery(portal.push, f"the portal is asked{again} to {verb} the mentor")
-    for row in reminders:
-        if row.status == "pending":
-            queued = delivery(row, f"the queued {explanations.reminder_name(row.reminder, today)}")
-            cancelled = rules.cancel_reason(row.reminder, mentor, queued.on)
-            outcome = f"is cancelled: {cancelled}" if cancelled else "is sent"
-            yield replace(queued, what=[f"{queued.what[0]} {outcome}"])
-
-
-def _first(occasions: Sequence[Next]) -> Next | None:
-    """Return the first occasion, with the changes of all that happen at the same time."""
-    if not occasions:
-        return None
-    first = min(occasions, key=lambda each: (each.on, each.at.timestamp() if each.at else 0))
-    together = (each.what for each in occasions if (each.on, each.at) == (first.on, first.at))
-    return replace(first, what=[text for what in together for text in what])
 
 
 _Moment = Callable[[datetime], str]

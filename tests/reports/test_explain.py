@@ -10,7 +10,8 @@ import pytest
 
 from certjob.domain import holds
 from certjob.page import Line
-from certjob.reports.explain import Explanation, Next, explain, explain_page
+from certjob.reports.explain import Explanation, explain, explain_page
+from certjob.reports.next_change import Next
 from tests.support.command_line import assert_in_order
 from tests.support.facts import TODAY, Facts
 from tests.support.nights import EVERYTHING, CollectingChannel, make_due, night, review

@@ -158,9 +158,7 @@ def organisation_set(
     """
     from certjob.domain.explanations import number
     from certjob.facts import organisations
-    from certjob.facts.lookup import find_organisation
     from certjob.jobs.acknowledge import confirm_all_hidden
-    from certjob.jobs.planning import plan_next_run
 
     if (hidden_by_hand or because) and not (hidden_by_hand and because.strip() and portal == organisations.NONE):
         message = "--hidden-by-hand requires --because and --portal none"
@@ -181,10 +179,7 @@ def organisation_set(
             sender=sender,
         )
         by_hand = confirm_all_hidden(call.connection, slug, because=because) if hidden_by_hand else 0
-        if thresholds is not None:
-            organisation_id = find_organisation(call.connection, slug)
-            plan = plan_next_run(call.connection, today=call.settings.today, organisation_id=organisation_id)
-        reminders = plan.review.reminders_queued if thresholds is not None else 0
+        reminders = _coming_reminders(call, slug) if thresholds is not None else 0
     open_hides = 0 if hidden_by_hand else done.open_hides
     document = {"outcome": "attention" if open_hides else "ok", "organisation": slug} | asdict(done)
     document |= {"open_hides": open_hides, "hidden_by_hand": by_hand, "coming_reminders": reminders}
@@ -200,6 +195,16 @@ def organisation_set(
     step = "hide these mentors by hand, then repeat it with --hidden-by-hand --because TEXT"
     call.say(f"{slug}: hides that the portal has not confirmed: {open_hides:,}; {step}")
     return 3
+
+
+def _coming_reminders(call: Call, slug: str) -> int:
+    """Return the number of reminders that the next run of an organisation will queue."""
+    from certjob.facts.lookup import find_organisation
+    from certjob.jobs.planning import plan_next_run
+
+    organisation_id = find_organisation(call.connection, slug)
+    plan = plan_next_run(call.connection, today=call.settings.today, organisation_id=organisation_id)
+    return plan.review.reminders_queued
 
 
 @organisation.command("show", examples=("certjob organisation show", "certjob organisation show hlf"))
